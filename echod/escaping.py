@@ -1,0 +1,55 @@
+"""Bytes and text on their way to a log, a terminal or an error message, and back.
+
+Whatever a client sent may hold control characters: a carriage return forges a log line, an
+escape sequence drives a terminal.  Everything that came from outside passes through `escape`
+(or `escape_lines`) before it is shown; `unescape` reads the same notation in a setting's value.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+_CONTROL_EXCEPT_LAYOUT = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_CONTROL = re.compile(f"{_CONTROL_EXCEPT_LAYOUT.pattern}|[\t\n]")
+_NAMED = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
+
+
+def escape(value: bytes | str) -> str:
+    r"""Return `value` as one printable line.
+
+    Control characters (C0, DEL, C1, line separators, direction overrides) and bytes that are not
+    UTF-8 come back as ``\n``, ``\x1b``, ``\u2028`` and the like; all else is left as it is.
+    """
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+    return _CONTROL.sub(_escape_one, text)
+
+
+def escape_lines(text: str) -> str:
+    """Escape `text` as `escape` does, but leave its newlines and tabs: for tracebacks."""
+    return _CONTROL_EXCEPT_LAYOUT.sub(_escape_one, text)
+
+
+def unescape(text: str) -> bytes:
+    r"""Return the bytes that a setting's `text` stands for: ``\r\n`` is two of them.
+
+    Python's escapes for bytes are read (``\n``, ``\t``, ``\x1b``, ``\\``); other characters are
+    encoded as UTF-8.
+
+    Raises:
+        ValueError: an escape is not complete, as in ``\x1``.
+    """
+    raw = text.encode("utf-8", "surrogateescape")
+    decoded, _ = codecs.escape_decode(raw)
+    assert isinstance(decoded, bytes)
+    return decoded
+
+
+def _escape_one(match: re.Match[str]) -> str:
+    character = match[0]
+    if character in _NAMED:
+        return _NAMED[character]
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -1,0 +1,265 @@
+"""How a byte stream is cut into messages, and how replies are put back on it.
+
+Pure: bytes in, messages out, no I/O.  A `Framing` is the rule, shared by all connections; a
+`Framer` is that rule at work on the input of one connection.  A framer is pulled
+(`next_message`), not pushed, so that whoever answers messages also decides how many of them
+exist at once: a read of 64 KiB that holds 65,536 empty lines costs 64 KiB, not 65,536 objects.
+
+Sizes are enforced here: a message longer than the framing's `max_message` raises
+`MessageTooLong` as soon as that is known, before it is buffered whole.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+
+class FramingError(ValueError):
+    """The peer's bytes break the framing; the text of the error is fit to send to the peer."""
+
+
+class MessageTooLong(FramingError):
+    """A message is longer than the framing allows."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"Message too long: the limit is {limit} bytes")
+
+
+class MessageCutShort(FramingError):
+    """The stream ended inside a message whose length had been announced."""
+
+    def __init__(self, missing: int) -> None:
+        super().__init__(f"Message cut short: the stream ended {missing} bytes before its end")
+
+
+class Framer(Protocol):
+    """The input of one connection on its way to being messages."""
+
+    @property
+    def buffered(self) -> int:
+        """What is held, in bytes of memory rather than of payload."""
+
+    def feed(self, data: bytes) -> None:
+        """Take what one read gave; `data` is not empty."""
+
+    def end(self) -> None:
+        """Learn that the stream has ended: nothing will be fed any more."""
+
+    def next_message(self) -> bytes | None:
+        """Return the next message, or None where more input is needed for one.
+
+        Raises:
+            MessageTooLong, MessageCutShort: nothing after this point can be understood.
+        """
+
+
+class Framing(Protocol):
+    """One rule of framing: makes a framer for each connection, and frames replies."""
+
+    @property
+    def max_message(self) -> int:
+        """The longest message, in bytes."""
+
+    def framer(self) -> Framer:
+        """Return the framer of a new connection."""
+
+    def encode(self, reply: bytes) -> bytes:
+        """Return `reply` as it goes on the wire."""
+
+    def encode_line(self, text: bytes) -> bytes:
+        """Return a line of the daemon's own (a banner, an error) as it goes on the wire.
+
+        Args:
+            text: the line, without an end.
+        """
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A message is what one read gave, cut into pieces of at most `max_message` bytes.
+
+    The default is the size of the `recv(1024)` that every first server is written with.
+    """
+
+    max_message: int = 1024
+
+    def framer(self) -> ChunkFramer:
+        return ChunkFramer(self.max_message)
+
+    def encode(self, reply: bytes) -> bytes:
+        return reply
+
+    def encode_line(self, text: bytes) -> bytes:
+        return text + b"\n"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A message is a line, without its delimiter; a reply gets one unless it ends in one.
+
+    What follows the last delimiter when the stream ends is a message too: `printf happy | nc`
+    gets its answer.
+    """
+
+    delimiter: bytes = b"\n"
+    # Long enough for any line a person types or a log holds; short enough that a client which
+    # never sends a delimiter costs less than one read does.
+    max_message: int = 16 * 1024
+
+    def __post_init__(self) -> None:
+        if not self.delimiter:
+            raise ValueError("a delimiter has at least one byte")
+
+    def framer(self) -> LineFramer:
+        return LineFramer(self.delimiter, self.max_message)
+
+    def encode(self, reply: bytes) -> bytes:
+        return reply if reply.endswith(self.delimiter) else reply + self.delimiter
+
+    def encode_line(self, text: bytes) -> bytes:
+        return text + self.delimiter
+
+
+@dataclass(frozen=True)
+class Length:
+    """A message, and a reply, follows its length in bytes: 32 bits, unsigned, big-endian."""
+
+    # Room for a record of any usual protocol, while a whole message, a read and the replies
+    # still fit in what one connection may cost.
+    max_message: int = 32 * 1024
+
+    HEADER: ClassVar[struct.Struct] = struct.Struct("!I")
+
+    def framer(self) -> LengthFramer:
+        return LengthFramer(self.max_message)
+
+    def encode(self, reply: bytes) -> bytes:
+        return self.HEADER.pack(len(reply)) + reply
+
+    def encode_line(self, text: bytes) -> bytes:
+        return self.encode(text + b"\n")
+
+
+class ChunkFramer:
+    """Keeps reads apart: what came in two reads comes out as two messages at least."""
+
+    __slots__ = ("_max_message", "_offset", "_reads", "buffered")
+
+    # A bytes object and its place in the deque: one-byte reads must count for what they cost.
+    _OVERHEAD = 64
+
+    def __init__(self, max_message: int) -> None:
+        self._max_message = max_message
+        self._reads: deque[bytes] = deque()
+        self._offset = 0
+        self.buffered = 0
+
+    def feed(self, data: bytes) -> None:
+        self._reads.append(data)
+        self.buffered += len(data) + self._OVERHEAD
+
+    def end(self) -> None:
+        pass
+
+    def next_message(self) -> bytes | None:
+        if not self._reads:
+            return None
+        read = self._reads[0]
+        start = self._offset
+        if len(read) - start > self._max_message:
+            self._offset = start + self._max_message
+            return read[start : self._offset]
+        self._reads.popleft()
+        self._offset = 0
+        self.buffered -= len(read) + self._OVERHEAD
+        return read[start:] if start else read
+
+
+class LineFramer:
+    """Looks at each byte once, however the line was cut into segments."""
+
+    __slots__ = ("_buffer", "_delimiter", "_ended", "_max_message", "_searched")
+
+    def __init__(self, delimiter: bytes, max_message: int) -> None:
+        self._delimiter = delimiter
+        self._max_message = max_message
+        self._buffer = bytearray()
+        self._searched = 0
+        self._ended = False
+
+    @property
+    def buffered(self) -> int:
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def end(self) -> None:
+        self._ended = True
+
+    def next_message(self) -> bytes | None:
+        buffer, delimiter, limit = self._buffer, self._delimiter, self._max_message
+        at = buffer.find(delimiter, self._searched, limit + len(delimiter))
+        if at >= 0:
+            message = bytes(buffer[:at])
+            del buffer[: at + len(delimiter)]
+            self._searched = 0
+            return message
+        if len(buffer) >= limit + len(delimiter) or (self._ended and len(buffer) > limit):
+            raise MessageTooLong(limit)
+        if self._ended and buffer:
+            message = bytes(buffer)
+            buffer.clear()
+            self._searched = 0
+            return message
+        # The delimiter's first bytes may be the last ones here.
+        self._searched = max(0, len(buffer) - len(delimiter) + 1)
+        return None
+
+
+class LengthFramer:
+    """Refuses a message by its header, before any of it is buffered."""
+
+    __slots__ = ("_buffer", "_ended", "_max_message")
+
+    def __init__(self, max_message: int) -> None:
+        self._max_message = max_message
+        self._buffer = bytearray()
+        self._ended = False
+
+    @property
+    def buffered(self) -> int:
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def end(self) -> None:
+        self._ended = True
+
+    def next_message(self) -> bytes | None:
+        buffer, header = self._buffer, Length.HEADER
+        wanted = header.size
+        if len(buffer) >= wanted:
+            (length,) = header.unpack_from(buffer)
+            if length > self._max_message:
+                raise MessageTooLong(self._max_message)
+            wanted += length
+            if len(buffer) >= wanted:
+                message = bytes(buffer[header.size : wanted])
+                del buffer[:wanted]
+                return message
+        if self._ended and buffer:
+            raise MessageCutShort(wanted - len(buffer))
+        return None
+
+
+# The names that settings use.
+FRAMINGS: dict[str, type[Chunk] | type[Line] | type[Length]] = {
+    "chunk": Chunk,
+    "line": Line,
+    "length": Length,
+}

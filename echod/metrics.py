@@ -1,0 +1,40 @@
+"""What the daemon counts.  Plain integers, no I/O: whoever wants to show them reads them.
+
+Written in the reactor thread only; a connection's own figures are added when it ends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Metrics:
+    """Counters since the start, over all connections; sizes in bytes."""
+
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)
+    messages: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+
+    @property
+    def open(self) -> int:
+        """How many connections there are now."""
+        return self.accepted - self.ended.total()
+
+    def end(self, reason: str, *, messages: int, received: int, sent: int) -> None:
+        """Count the end of one connection, and what it had moved.
+
+        Args:
+            reason: why it ended, one of a fixed few.
+            messages: how many messages it was handed.
+            received: bytes from the client.
+            sent: bytes to the client.
+        """
+        self.ended[reason] += 1
+        self.messages += messages
+        self.bytes_received += received
+        self.bytes_sent += sent
