@@ -1,0 +1,56 @@
+"""Handlers: the contract, the built-in ones, and their look-up by name."""
+
+from echod.handlers.builtin import BANNER, PREFIX, Count, Echo, reverse, upper
+from echod.handlers.contract import (
+    Client,
+    Close,
+    ConcurrencyModel,
+    Handler,
+    HandlerError,
+    Kind,
+    Reply,
+    connection_handler,
+    is_request_handler,
+    kind_of,
+    message_handler,
+)
+from echod.handlers.lookup import (
+    HandlerPlugin,
+    HandlerSpec,
+    IHandlerPlugin,
+    InstalledHandler,
+    ResolvedHandler,
+    adopt,
+    installed,
+    parse,
+    resolve,
+)
+
+__all__ = [
+    "BANNER",
+    "PREFIX",
+    "Client",
+    "Close",
+    "ConcurrencyModel",
+    "Count",
+    "Echo",
+    "Handler",
+    "HandlerError",
+    "HandlerPlugin",
+    "HandlerSpec",
+    "IHandlerPlugin",
+    "InstalledHandler",
+    "Kind",
+    "Reply",
+    "ResolvedHandler",
+    "adopt",
+    "connection_handler",
+    "installed",
+    "is_request_handler",
+    "kind_of",
+    "message_handler",
+    "parse",
+    "resolve",
+    "reverse",
+    "upper",
+]

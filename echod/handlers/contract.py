@@ -1,0 +1,228 @@
+"""The handler contract: what echod calls, when, where, and what each answer means.
+
+A handler is your code.  There are two kinds:
+
+* A **message handler** is called once a message and returns the reply.  A plain function will do::
+
+      def shout(message: bytes) -> bytes:
+          return message.upper()
+
+  `async def` functions, and functions that return a Deferred, do too, in the event loop.  Where
+  state per connection is needed, a class: see `Handler`.
+
+* A **connection handler** is called once a connection, in a thread of its own, and owns the
+  connection, a real blocking `socket.socket`, until it returns::
+
+      def clientthread(conn):
+          while data := conn.recv(1024):
+              conn.sendall(b"OK..." + data)
+
+  `socketserver` request-handler classes are connection handlers, unchanged.
+
+Which kind an unmarked function is depends on the concurrency model: a connection handler under
+`thread-per-connection`, else a message handler.  The annotation of its first parameter (`bytes`
+or `socket.socket`) or a decorator (`@message_handler`, `@connection_handler`) settles it.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import socket
+import socketserver
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+
+class ConcurrencyModel(enum.StrEnum):
+    """Where a handler runs."""
+
+    REACTOR = "reactor"
+    DEFER_TO_THREAD = "defer-to-thread"
+    THREAD_PER_CONNECTION = "thread-per-connection"
+    SERIAL = "serial"
+
+
+class Kind(enum.StrEnum):
+    """What a handler is called with: each message, or the whole connection."""
+
+    MESSAGE = "message"
+    CONNECTION = "connection"
+
+
+class HandlerError(ValueError):
+    """A handler cannot be had, or cannot run so; the text says which, why, and what would do."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who is at the other end of a connection.
+
+    Attributes:
+        peer: the client's address: "127.0.0.1:60225", "[::1]:60225"; a UNIX socket's path, or
+            "" where it has none.  Escaped: fit for a log.
+        local: the address it came to, in the same form.
+        listener: the endpoint string that it came by, as in "tcp:8888".
+        tls: whether the connection is encrypted.
+    """
+
+    peer: str
+    local: str = ""
+    listener: str = ""
+    tls: bool = False
+
+
+@dataclass(frozen=True)
+class Close:
+    """A reply that is the last one: `reply` is sent, then the connection closes."""
+
+    reply: bytes = b""
+
+
+# What a message handler may return; in the event loop also a coroutine or Deferred of these.
+Reply = bytes | Close | None
+
+
+class Handler:
+    """A message handler with state: one instance a connection.
+
+    Subclassing is a convenience; any class with these methods will do.  All three run in the
+    same place, by the concurrency model: in the event loop (`reactor`, `serial`), in a pool
+    thread (`defer-to-thread`: maybe another one each time), or in the connection's own thread
+    (`thread-per-connection`).  They never run at the same time for one connection, so an
+    instance needs no lock for its own state.
+
+    An exception from any of them is logged once with its traceback and ends the connection,
+    after the replies before it; no other connection is touched.
+    """
+
+    def opened(self, client: Client) -> bytes | None:
+        """Once, first; the connection is open.
+
+        Returns:
+            A greeting to send, or None.  `--banner` and `--no-banner` overrule it, and in
+            `serial` nobody is greeted.
+        """
+        return None
+
+    def received(self, message: bytes) -> Reply:
+        """Once a message, in order; the next one waits until this returns.
+
+        The client may be gone by now; then the reply goes nowhere, and `closed` is next.
+
+        Args:
+            message: what the framing made of the input; never changed, never decoded.
+
+        Returns:
+            `bytes` to send them (framed as the messages are), None to send nothing,
+            `Close(b"...")` to send a last reply and close.  In the event loop a coroutine or a
+            Deferred of one of these too; it is cancelled if the client goes away.
+        """
+        raise NotImplementedError
+
+    def closed(self, reason: str) -> None:
+        """Once, last, if `opened` returned; the connection is no longer open.
+
+        Args:
+            reason: why it ended: one of the values of `echod.EndReason`.
+        """
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def message_handler(function: F) -> F:
+    """Mark a function as called once a message, under every concurrency model."""
+    function.__echod_kind__ = Kind.MESSAGE  # type: ignore[attr-defined]
+    return function
+
+
+def connection_handler(function: F) -> F:
+    """Mark a function as called once a connection, with its socket."""
+    function.__echod_kind__ = Kind.CONNECTION  # type: ignore[attr-defined]
+    return function
+
+
+def kind_of(target: object) -> Kind | None:
+    """Return the kind that `target` says it is, or None for a plain unmarked function.
+
+    Raises:
+        HandlerError: `target` is nothing that could be called.
+    """
+    marked = getattr(target, "__echod_kind__", None)
+    if marked is not None:
+        return Kind(marked)
+    if is_request_handler(target):
+        return Kind.CONNECTION
+    if callable(getattr(target, "received", None)):
+        return Kind.MESSAGE
+    if not callable(target):
+        raise HandlerError(f"{target!r} is not callable, nor has it a method `received`")
+    if inspect.isclass(target):
+        raise HandlerError(
+            f"the class {target.__qualname__} has no method `received`, "
+            "nor is it a socketserver request handler"
+        )
+    return Kind.MESSAGE if is_async(target) else _kind_by_annotation(target)
+
+
+def is_request_handler(target: object) -> bool:
+    """Return whether `target` is a `socketserver` request-handler class for streams."""
+    return (
+        isinstance(target, type)
+        and issubclass(target, socketserver.BaseRequestHandler)
+        and not issubclass(target, socketserver.DatagramRequestHandler)
+    )
+
+
+def is_async(target: object) -> bool:
+    """Return whether `target`, or its method `received`, is an `async def`."""
+    function = getattr(target, "received", target)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - the method itself is what is asked about
+    )
+
+
+def models_for(target: object) -> tuple[ConcurrencyModel, ...]:
+    """Return the concurrency models that `target` can run in."""
+    if kind_of(target) is Kind.CONNECTION:
+        return (ConcurrencyModel.THREAD_PER_CONNECTION,)
+    if is_async(target):
+        return (ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL)
+    return tuple(ConcurrencyModel)
+
+
+def _kind_by_annotation(function: Callable[..., Any]) -> Kind | None:
+    parameter = _first_parameter(function)
+    if parameter is None or parameter.annotation is parameter.empty:
+        return None
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        annotation = _evaluate(annotation, function)
+    if annotation is bytes:
+        return Kind.MESSAGE
+    if isinstance(annotation, type) and issubclass(annotation, socket.socket):
+        return Kind.CONNECTION
+    return None
+
+
+def _first_parameter(function: Callable[..., Any]) -> inspect.Parameter | None:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return None
+    return next(iter(parameters.values()), None)
+
+
+def _evaluate(annotation: str, function: Callable[..., Any]) -> object:
+    """Return what a postponed annotation names, or the text itself where that is not known."""
+    plain = inspect.unwrap(function)
+    owner = plain if isinstance(plain, types.FunctionType) else type(plain).__call__
+    try:
+        hints = typing.get_type_hints(owner)
+    except (NameError, AttributeError, TypeError):
+        return annotation
+    return next((hint for name, hint in hints.items() if name != "return"), annotation)

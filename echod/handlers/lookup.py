@@ -1,0 +1,308 @@
+"""From the text of `--handler` to a handler that can be run.
+
+`--handler NAME[:key=value,...]`, where NAME is, in this order:
+
+1. `module:object`, imported;
+2. an entry point in the group `echod.handlers`;
+3. a Twisted plugin that provides `IHandlerPlugin`.
+
+A plugin that is broken is an error where it is asked for, and a line in the list of what is
+installed; it hides no other.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from operator import attrgetter
+from typing import Any, cast
+
+from twisted.plugin import IPlugin, getPlugins
+from zope.interface import Attribute, Interface, implementer
+
+from echod.escaping import escape, unescape
+from echod.handlers.contract import (
+    ConcurrencyModel,
+    Handler,
+    HandlerError,
+    Kind,
+    is_async,
+    is_request_handler,
+    kind_of,
+    models_for,
+)
+
+GROUP = "echod.handlers"
+
+
+class IHandlerPlugin(Interface):
+    """A handler that is offered as a Twisted plugin (a dropin in `twisted/plugins`)."""
+
+    name = Attribute("What `--handler` calls it (`str`).")
+    target = Attribute("Where it is, as `module:object` (`str`); imported when asked for.")
+
+
+@implementer(IPlugin, IHandlerPlugin)
+@dataclass(frozen=True)
+class HandlerPlugin:
+    """A declaration for a dropin: `shout = HandlerPlugin("shout", "shouting:shout")`."""
+
+    name: str
+    target: str
+
+
+@dataclass(frozen=True)
+class HandlerSpec:
+    """What `--handler` said, taken apart."""
+
+    name: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ResolvedHandler:
+    """A handler, found and checked against the concurrency model it will run in.
+
+    Attributes:
+        name: what it was asked for as.
+        kind: what it is called with.
+        target: the function, or class, itself.
+        arguments: keyword arguments, converted to what `target` declares.
+    """
+
+    name: str
+    kind: Kind
+    target: Callable[..., Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def message_handler(self) -> Handler:
+        """Return the handler of one connection; a class is instantiated.
+
+        Raises:
+            Exception: whatever the class's constructor raises.
+        """
+        if inspect.isclass(self.target):
+            return cast(Handler, self.target(**self.arguments))
+        if hasattr(self.target, "received"):  # an instance that serves every connection
+            return cast(Handler, self.target)
+        return _FunctionHandler(self.target, self.arguments)
+
+
+class _FunctionHandler(Handler):
+    """A plain function as a message handler without state."""
+
+    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        # An attribute of the instance, so that a call costs what the function costs.
+        self.received = (  # type: ignore[method-assign]
+            (lambda message: function(message, **arguments)) if arguments else function
+        )
+
+
+@dataclass(frozen=True)
+class InstalledHandler:
+    """A line of `echod handlers`; `error` where it could not be loaded."""
+
+    name: str
+    summary: str
+    models: tuple[ConcurrencyModel, ...]
+    origin: str
+    error: str = ""
+
+
+def parse(text: str) -> HandlerSpec:
+    r"""Take `NAME[:key=value,...]` apart; `\,` is a comma within a value.
+
+    Raises:
+        HandlerError: the text has another form.
+    """
+    match = re.fullmatch(
+        r"(?P<name>[^:=,]+(?::[^:=,]+)?)(?::(?P<arguments>[^:=,]+=.*))?", text, re.DOTALL
+    )
+    if match is None:
+        raise HandlerError(
+            f"{escape(text)!r} is not of the form NAME[:key=value,...] "
+            "(NAME: an installed name, or module:object)"
+        )
+    arguments: dict[str, str] = {}
+    for item in re.split(r"(?<!\\),", match["arguments"] or "") if match["arguments"] else ():
+        key, equals, value = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise HandlerError(f"{escape(item)!r} is not of the form key=value")
+        if key in arguments:
+            raise HandlerError(f"{key!r} is given twice")
+        arguments[key] = value.replace("\\,", ",")
+    return HandlerSpec(match["name"], arguments)
+
+
+def resolve(spec: HandlerSpec, model: ConcurrencyModel) -> ResolvedHandler:
+    """Find the handler that `spec` names, and check that it can run in `model`.
+
+    Raises:
+        HandlerError: there is none of that name, it cannot be imported, it does not take the
+            arguments, or it cannot run in that model.
+    """
+    return adopt(find(spec.name), model, spec.name, spec.arguments)
+
+
+def adopt(
+    target: object,
+    model: ConcurrencyModel,
+    name: str = "",
+    arguments: Mapping[str, str] | None = None,
+) -> ResolvedHandler:
+    """Return `target` as a handler, checked against the model it will run in.
+
+    Args:
+        target: a function, class or instance by the handler contract.
+        model: where it will run.
+        name: how errors call it; its own name unless given.
+        arguments: texts for its keyword parameters.
+
+    Raises:
+        HandlerError: it cannot run in that model, or does not take the arguments.
+    """
+    name = name or getattr(target, "__name__", type(target).__name__)
+    kind = kind_of(target)
+    able = models_for(target)
+    if model not in able:
+        what = "an async handler" if is_async(target) else f"a {kind} handler"
+        raise HandlerError(
+            f"{name} is {what}: it runs with --concurrency {' or '.join(able)}, not {model}"
+        )
+    if kind is None:
+        threaded = model is ConcurrencyModel.THREAD_PER_CONNECTION
+        kind = Kind.CONNECTION if threaded else Kind.MESSAGE
+    converted = convert_arguments(name, target, arguments or {})
+    return ResolvedHandler(name, kind, target, converted)  # type: ignore[arg-type]
+
+
+def find(name: str) -> object:
+    """Return the object that `name` stands for.
+
+    Raises:
+        HandlerError: there is none, two claim the name, or it cannot be imported.
+    """
+    if ":" in name:
+        return _import_target(name, name)
+    offers = [offer for offer in _offers() if offer.name == name]
+    claims = [offer for offer in offers if not offer.is_dropin] or offers
+    if not claims:
+        raise HandlerError(
+            f"no handler is named {escape(name)!r}; installed: {', '.join(_names())} "
+            "(or give module:object)"
+        )
+    if len(claims) > 1:
+        origins = ", ".join(offer.origin for offer in claims)
+        raise HandlerError(f"{name!r} is claimed by several: {origins}; give module:object")
+    return claims[0].load()
+
+
+def installed() -> Iterator[InstalledHandler]:
+    """Yield what is installed, by name; what is broken too, with its error."""
+    for offer in sorted(_offers(), key=lambda offer: (offer.name, offer.origin)):
+        try:
+            target = offer.load()
+            yield InstalledHandler(offer.name, _summary(target), models_for(target), offer.origin)
+        except HandlerError as error:
+            yield InstalledHandler(offer.name, "", (), offer.origin, error=str(error))
+
+
+def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return `texts` as what the parameters of `target` are annotated with.
+
+    Raises:
+        HandlerError: there is no such parameter, one is missing, or a text does not convert.
+    """
+    parameters = _settable_parameters(target)
+    unknown = sorted(set(texts) - set(parameters))
+    if unknown:
+        takes = ", ".join(parameters) or "none"
+        raise HandlerError(f"{name} takes no argument {escape(unknown[0])!r}; it takes: {takes}")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in texts:
+            raise HandlerError(f"{name} needs the argument {key!r}: {name}:{key}=...")
+    return {key: _convert(name, key, text, parameters[key]) for key, text in texts.items()}
+
+
+def _settable_parameters(target: object) -> dict[str, inspect.Parameter]:
+    """Return the parameters of `target` beyond those that echod itself fills."""
+    filled = 1  # the message, or the connection
+    if inspect.isclass(target):
+        filled = 3 if is_request_handler(target) else 0
+    elif hasattr(target, "received"):
+        return {}
+    assert callable(target)
+    try:
+        parameters = list(inspect.signature(target, eval_str=True).parameters.values())
+    except (NameError, TypeError, ValueError):  # a builtin, or an annotation that names nothing
+        return {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p for p in parameters[filled:] if p.kind in named}
+
+
+def _convert(handler: str, name: str, text: str, parameter: inspect.Parameter) -> object:
+    wanted = parameter.annotation
+    if wanted is parameter.empty and parameter.default not in (parameter.empty, None):
+        wanted = type(parameter.default)
+    try:
+        if wanted is bytes:
+            return unescape(text)
+        if wanted is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
+                text.lower()
+            ]
+        if wanted in (int, float):
+            return wanted(text)
+    except (ValueError, KeyError):
+        raise HandlerError(
+            f"{handler}: {name}={escape(text)} is not of type {wanted.__name__}"
+        ) from None
+    return text
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """Something installed that says it is a handler."""
+
+    name: str
+    target: str
+    distribution: str = ""
+    is_dropin: bool = False
+
+    @property
+    def origin(self) -> str:
+        return f"{self.target} ({self.distribution})" if self.distribution else self.target
+
+    def load(self) -> object:
+        return _import_target(self.target, self.name)
+
+
+def _offers() -> list[_Offer]:
+    return [
+        _Offer(entry.name, entry.value, entry.dist.name if entry.dist else "")
+        for entry in entry_points(group=GROUP)
+    ] + [
+        _Offer(plugin.name, plugin.target, is_dropin=True) for plugin in getPlugins(IHandlerPlugin)
+    ]
+
+
+def _import_target(target: str, name: str) -> object:
+    module, _, attribute = target.partition(":")
+    try:
+        return attrgetter(attribute)(import_module(module))
+    except Exception as error:  # a plugin may do anything when it is imported
+        raise HandlerError(
+            f"{escape(name)} cannot be imported: {type(error).__name__}: {escape(str(error))}"
+        ) from error
+
+
+def _names() -> list[str]:
+    return sorted({offer.name for offer in _offers()})
+
+
+def _summary(target: object) -> str:
+    return (inspect.getdoc(target) or "").partition("\n")[0]
