@@ -1,0 +1,494 @@
+"""The four concurrency models: where a handler's code runs.
+
+Guarantees:
+
+* A model is used from the reactor thread only; handler code runs where the model says.
+* `call` either returns the result, or raises, or returns `PENDING` and calls `done` later, once,
+  in the reactor thread, never before `call` has returned.
+* Pool threads are daemons and are never joined: a handler that blocks for ever cannot keep the
+  process from ending.  No call waits for a thread; a pool that is busy queues.
+* The pool is echod's own: the reactor's pool, which resolves names, is left alone.
+
+How the pool keeps its promises without a lock: the reactor thread alone decides which worker gets
+which task, with one exception: a worker that has finished takes the next task of the backlog
+itself (`deque.popleft` is atomic).  A worker that found the backlog empty says so in the same
+entry as its result; it is idle only once the reactor has read that entry, and the reactor looks
+at the backlog again then.  So no task is left waiting beside an idle worker.
+"""
+
+from __future__ import annotations
+
+import inspect
+import queue
+import threading
+import types
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from echod.connection import ConnectionSocket
+from echod.framing import Framing, FramingError
+from echod.handlers import (
+    Client,
+    Close,
+    ConcurrencyModel,
+    Handler,
+    ResolvedHandler,
+    is_request_handler,
+)
+from echod.session import EndReason, Session
+
+log = Logger()
+
+# What `call` returns when the result will come through `done`.
+PENDING = object()
+
+# Called in the reactor thread with what the handler returned, or a Failure.
+Done = Callable[[Any], None]
+
+
+class Busy(Exception):
+    """A connection cannot be taken now; the text is fit to send to the client."""
+
+
+class Model(Protocol):
+    """Where a handler runs."""
+
+    @property
+    def name(self) -> ConcurrencyModel:
+        """What `--concurrency` calls it."""
+
+    @property
+    def greets(self) -> bool:
+        """Whether clients get a greeting."""
+
+    @property
+    def max_messages(self) -> int | None:
+        """How many messages of a connection are answered; None: all."""
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        """Let a new connection start: call `start` now, or when its turn comes.
+
+        Raises:
+            Busy: it is refused.
+        """
+
+    def leave(self, connection: object) -> None:
+        """Learn that a connection that entered needs its place no longer; again is harmless."""
+
+    def overdue(self, connection: object, now: float) -> bool:
+        """Whether a silent connection has kept its place too long.
+
+        Args:
+            connection: one that has started, and has sent nothing yet.
+            now: the reactor's time, in seconds.
+        """
+
+    def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run handler code: see the module's guarantees."""
+
+    def stop(self) -> None:
+        """Run nothing more."""
+
+
+class InReactor:
+    """`reactor`: in the event loop; coroutines and Deferreds are waited for."""
+
+    name = ConcurrencyModel.REACTOR
+    greets = True
+    max_messages: int | None = None
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        start()
+
+    def leave(self, connection: object) -> None:
+        pass
+
+    def overdue(self, connection: object, now: float) -> bool:
+        return False
+
+    def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        result = function(*arguments)
+        if result.__class__ is bytes or result is None:
+            return result
+        if inspect.iscoroutine(result):
+            result = Deferred.fromCoroutine(result)
+        return _wait(done, result) if isinstance(result, Deferred) else result
+
+    def stop(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What `InReactor.call` returns for a Deferred that has not fired: it can be cancelled."""
+
+    deferred: Deferred[Any]
+
+
+def _wait(done: Done, deferred: Deferred[Any]) -> Any:
+    """Return the result of `deferred` if it has one, else what will become one."""
+    results: list[Any] = []
+    returned = False
+
+    def arrived(result: Any) -> None:
+        if returned:
+            done(result)
+        else:
+            results.append(result)
+
+    deferred.addBoth(arrived)
+    returned = True
+    if not results:
+        return Pending(deferred)
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
+
+
+class Serial(InReactor):
+    """`serial`: one client at a time, one message each, as a single-threaded accept loop does.
+
+    Unlike such a loop, a silent client holds the turn for `patience` seconds at most once
+    another one waits, and at most `queue_size` may wait.
+    """
+
+    name = ConcurrencyModel.SERIAL
+    greets = False
+    max_messages = 1
+
+    def __init__(self, seconds: Callable[[], float], *, patience: float, queue_size: int) -> None:
+        """Set up an empty queue.
+
+        Args:
+            seconds: the reactor's clock.
+            patience: seconds that a silent client may keep others waiting; 0: for ever.
+            queue_size: how many connections may wait.
+        """
+        self._seconds = seconds
+        self._patience = patience
+        self._queue_size = queue_size
+        self._holder: object = None
+        self._waiting: dict[object, Callable[[], None]] = {}
+        self._contended_since = 0.0
+        self._advancing = False
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        if self._holder is None:
+            self._holder = connection
+            start()
+            return
+        if len(self._waiting) >= self._queue_size:
+            raise Busy(f"Server busy: {self._queue_size} clients are waiting already")
+        if not self._waiting:
+            self._contended_since = self._seconds()
+        self._waiting[connection] = start
+
+    def leave(self, connection: object) -> None:
+        self._waiting.pop(connection, None)
+        if connection is not self._holder:
+            return
+        self._holder = None
+        if self._advancing:
+            return  # a successor left as soon as it had started: the loop below goes on
+        self._advancing = True
+        while self._holder is None and self._waiting:
+            self._holder, start = next(iter(self._waiting.items()))
+            del self._waiting[self._holder]
+            self._contended_since = self._seconds()
+            start()
+        self._advancing = False
+
+    def overdue(self, connection: object, now: float) -> bool:
+        return bool(
+            self._patience
+            and self._waiting
+            and connection is self._holder
+            and now - self._contended_since >= self._patience
+        )
+
+
+class InPool:
+    """`defer-to-thread`: in a pool of threads, with the event loop free meanwhile."""
+
+    name = ConcurrencyModel.DEFER_TO_THREAD
+    greets = True
+    max_messages: int | None = None
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        start()
+
+    def leave(self, connection: object) -> None:
+        pass
+
+    def overdue(self, connection: object, now: float) -> bool:
+        return False
+
+    def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        self._pool.submit(done, function, arguments)
+        return PENDING
+
+    def stop(self) -> None:
+        self._pool.stop()
+
+
+class ThreadPerConnection(InPool):
+    """`thread-per-connection`: each connection has a thread until its handler returns.
+
+    With every thread taken, a client is refused at once, with a line that says so.  A queue
+    would be worse: a conversation lasts as long as its client likes, so nobody could say how
+    long the wait will be, and a client cannot tell a queue from a server that hangs; refused, it
+    or its load balancer can try elsewhere.
+    """
+
+    name = ConcurrencyModel.THREAD_PER_CONNECTION
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        if self._pool.available == 0:
+            raise Busy(f"Server busy: all {self._pool.size} threads are in use, try again later")
+        start()
+
+
+@dataclass
+class _Task:
+    done: Done
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+_Inbox = queue.SimpleQueue["_Task | None"]
+
+
+class WorkerPool:
+    """At most `size` daemon threads that run tasks; results go back to the reactor in batches.
+
+    Threads are started when first needed, and the one that was idle last is used first, so that
+    a lightly loaded pool keeps few stacks warm.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        call_from_thread: Callable[[Callable[[], None]], object],
+        *,
+        name: str = "echod",
+    ) -> None:
+        """Set up a pool without threads.
+
+        Args:
+            size: how many threads there may be.
+            call_from_thread: runs a function in the reactor thread, soon; safe in any thread.
+            name: what the threads' names start with.
+        """
+        self.size = size
+        self._call_from_thread = call_from_thread
+        self._name = name
+        self._threads = 0
+        self._idle: list[_Inbox] = []
+        self._backlog: deque[_Task] = deque()
+        self._results: deque[tuple[Done, Any, _Inbox | None]] = deque()
+        self._waking = False
+        self._stopped = False
+
+    @property
+    def available(self) -> int:
+        """How many tasks could start at once."""
+        return 0 if self._stopped else self.size - self._threads + len(self._idle)
+
+    def submit(self, done: Done, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """Run `function(*arguments)` in a thread, and `done(result or Failure)` in the reactor.
+
+        After `stop` it is dropped.
+        """
+        if self._stopped:
+            return
+        task = _Task(done, function, arguments)
+        if self._idle:
+            self._idle.pop().put(task)
+        elif self._threads < self.size:
+            self._start(task)
+        else:
+            self._backlog.append(task)
+
+    def stop(self) -> None:
+        """Drop what has not begun; idle threads end now, busy ones when they can."""
+        self._stopped = True
+        self._backlog.clear()
+        for inbox in self._idle:
+            inbox.put(None)
+        self._idle.clear()
+
+    def _start(self, task: _Task) -> None:
+        inbox: _Inbox = queue.SimpleQueue()
+        inbox.put(task)
+        thread = threading.Thread(
+            target=self._work, args=(inbox,), name=f"{self._name}-{self._threads}", daemon=True
+        )
+        thread.start()
+        self._threads += 1
+
+    def _work(self, inbox: _Inbox) -> None:
+        """Live as a worker thread."""
+        while (task := inbox.get()) is not None:
+            following: _Task | None = task
+            while following is not None:
+                following = self._run(following, inbox)
+            # Nothing of the last task may stay alive while this thread waits.
+            del task
+
+    def _run(self, task: _Task, inbox: _Inbox) -> _Task | None:
+        """Run a task, hand back its result, and return the next one from the backlog."""
+        try:
+            result = task.function(*task.arguments)
+        except BaseException:  # whatever it is, it ends one connection and not this thread
+            result = Failure()
+        try:
+            following = self._backlog.popleft()
+        except IndexError:
+            following = None
+        self._results.append((task.done, result, inbox if following is None else None))
+        # The flag goes up after the append and down before the reading: a result may cause one
+        # wake-up too many, never one too few.
+        if not self._waking:
+            self._waking = True
+            self._call_from_thread(self._deliver)
+        return following
+
+    def _deliver(self) -> None:
+        """In the reactor thread: pass on what has come, and find idle workers new work."""
+        self._waking = False
+        for _ in range(len(self._results)):
+            done, result, idle = self._results.popleft()
+            if idle is not None:
+                self._recycle(idle)
+            try:
+                done(result)
+            except Exception:  # one connection's trouble must not keep the others' results
+                log.failure("A result could not be delivered")
+
+    def _recycle(self, inbox: _Inbox) -> None:
+        if self._stopped:
+            inbox.put(None)
+        elif self._backlog:
+            inbox.put(self._backlog.popleft())
+        else:
+            self._idle.append(inbox)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a thread needs to hold one connection's whole conversation.
+
+    Attributes:
+        handler: the handler, of either kind.
+        framing: how messages are cut, for a message handler.
+        client: who is at the other end.
+        banner: sent instead of the handler's greeting, as it is; None: the handler's own is.
+    """
+
+    handler: ResolvedHandler
+    framing: Framing
+    client: Client
+    banner: bytes | None = None
+    # What `socketserver` handlers find as `self.server`.
+    server: object = field(default_factory=lambda: types.SimpleNamespace())
+
+    def own_socket(self, conn: ConnectionSocket) -> EndReason:
+        """Hand `conn` to a connection handler, until it returns."""
+        if self.banner:
+            conn.sendall(self.banner)
+        run: Callable[..., object] = self.handler.target
+        if is_request_handler(run):
+            run(conn, conn.getpeername(), self.server, **self.handler.arguments)
+        else:
+            run(conn, **self.handler.arguments)
+        return EndReason.HANDLER
+
+    def answer_messages(self, conn: ConnectionSocket) -> EndReason:
+        """Read `conn`, and give its messages to a message handler: the obvious loop."""
+        handler = self.handler.message_handler()
+        session = Session(self.framing.framer())
+        greeting = call_opened(handler, self.client)
+        reason = EndReason.HANDLER_ERROR
+        try:
+            if self.banner is not None:
+                conn.sendall(self.banner)
+            elif greeting:
+                self._send(conn, greeting)
+            reason = self._loop(conn, handler, session)
+        except OSError as error:
+            if error is conn.error:
+                reason = EndReason.LOST
+            raise
+        finally:
+            conn.messages = session.messages
+            call_closed(handler, reason)
+        return reason
+
+    def _loop(self, conn: ConnectionSocket, handler: Handler, session: Session) -> EndReason:
+        received, reason = handler.received, EndReason.CLIENT
+        size = max(self.framing.max_message, 1024)
+        while not session.finished:
+            try:
+                message = session.next_message()
+            except FramingError as error:
+                conn.sendall(self.framing.encode_line(str(error).encode()))
+                return EndReason.FRAMING_ERROR
+            if message is not None:
+                reply = received(message)
+                if isinstance(reply, Close):
+                    session.close()
+                    reason, reply = EndReason.HANDLER, reply.reply or None
+                if reply is not None:
+                    self._send(conn, reply)
+                session.answered()
+            elif not session.finished:
+                data = conn.recv(size)
+                if data:
+                    session.receive(data)
+                else:
+                    session.end_input(cut_off=conn.draining)
+        return reason
+
+    def _send(self, conn: ConnectionSocket, reply: bytes) -> None:
+        if data := self.framing.encode(checked(reply)):
+            conn.sendall(data)
+
+
+def checked(reply: object) -> bytes:
+    """Return `reply`.
+
+    Raises:
+        TypeError: it is not bytes.
+    """
+    if not isinstance(reply, bytes):
+        raise TypeError(f"a handler returns bytes, None or Close, not {type(reply).__name__}")
+    return reply
+
+
+def overridden(handler: Handler, hook: str) -> Callable[..., Any] | None:
+    """Return `handler`'s method `hook` if it has one that does anything."""
+    method = getattr(handler, hook, None)
+    return None if getattr(method, "__func__", None) is getattr(Handler, hook) else method
+
+
+def call_opened(handler: Handler, client: Client) -> bytes | None:
+    """Call `handler.opened` if there is one, and return its greeting."""
+    opened = overridden(handler, "opened")
+    greeting: bytes | None = opened(client) if opened else None
+    return greeting
+
+
+def call_closed(handler: Handler, reason: EndReason) -> None:
+    """Call `handler.closed` if there is one."""
+    closed = overridden(handler, "closed")
+    if closed:
+        closed(reason.value)

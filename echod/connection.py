@@ -1,0 +1,146 @@
+"""The blocking socket that a connection handler gets.
+
+A real `socket.socket`, so that code written for one runs unchanged: `recv`, `sendall`,
+`makefile`, `settimeout`, `shutdown`, `select`.  Beyond that it keeps a few figures for the
+reactor to read, written by the handler's thread only, plain integers, so no lock is needed:
+
+* `activity` changes whenever bytes move, and `in_call` is true while the thread waits for the
+  client: the idle time-out looks at both;
+* `received_bytes`, `sent_bytes`, `messages` are for the metrics;
+* `error` is the last error of the connection itself, so that "the client went away" can be told
+  from an error of the handler's.
+
+`draining` is the one thing the reactor writes: the end of stream that comes next is the daemon's
+doing, not the client's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+
+class ConnectionSocket(socket.socket):
+    """One client's connection, blocking, owned by one thread.
+
+    Closing it, or returning from the handler, ends the connection gently: what was sent is
+    delivered, then the client sees the end of the stream.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Take over a connected stream socket.
+
+        Args:
+            descriptor: its file descriptor, which belongs to this object from now on.
+        """
+        super().__init__(fileno=descriptor)
+        self.setblocking(True)
+        self.activity = 0
+        self.in_call = False
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self.messages = 0
+        self.error: OSError | None = None
+        self.draining = False
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        self.in_call = True
+        try:
+            data = super().recv(bufsize, flags)
+        except OSError as error:
+            self.error = error
+            raise
+        finally:
+            self.in_call = False
+        self.activity += 1
+        self.received_bytes += len(data)
+        return data
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0, /) -> int:
+        self.in_call = True
+        try:
+            count = super().recv_into(buffer, nbytes, flags)
+        except OSError as error:
+            self.error = error
+            raise
+        finally:
+            self.in_call = False
+        self.activity += 1
+        self.received_bytes += count
+        return count
+
+    def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
+        self.in_call = True
+        try:
+            count = super().send(data, flags)
+        except OSError as error:
+            self.error = error
+            raise
+        finally:
+            self.in_call = False
+        self.activity += 1
+        self.sent_bytes += count
+        return count
+
+    def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
+        self.in_call = True
+        try:
+            super().sendall(data, flags)
+        except OSError as error:
+            self.error = error
+            raise
+        finally:
+            self.in_call = False
+        self.activity += 1
+        self.sent_bytes += memoryview(data).nbytes
+
+    def release(self) -> None:
+        """Close for good, even if files made from this socket are still open."""
+        self.close()
+        if self.fileno() != -1:
+            self._shut_down_writing()
+            os.close(self.detach())
+
+    def _real_close(self, *arguments: Any) -> None:
+        # `close` comes here once the last file made from this socket is closed too.  The reactor
+        # keeps a descriptor of its own for this connection, so the FIN has to be asked for.
+        self._shut_down_writing()
+        super()._real_close(*arguments)  # type: ignore[misc]
+
+    def _shut_down_writing(self) -> None:
+        with contextlib.suppress(OSError):  # the client was faster, or the handler
+            self.shutdown(socket.SHUT_WR)
+
+
+class RelayedSocket(ConnectionSocket):
+    """One end of a socket pair whose other end the reactor relays: for TLS and the like.
+
+    It gives the client's addresses as its own, and ignores options meant for a TCP socket.
+    """
+
+    def __init__(self, descriptor: int, *, peer: Any, local: Any) -> None:
+        """Take over one end of a socket pair.
+
+        Args:
+            descriptor: as for `ConnectionSocket`.
+            peer: what `getpeername` returns: the client's address.
+            local: what `getsockname` returns.
+        """
+        super().__init__(descriptor)
+        self._peer = peer
+        self._local = local
+
+    def getpeername(self) -> Any:
+        return self._peer
+
+    def getsockname(self) -> Any:
+        return self._local
+
+    def setsockopt(self, level: int, *arguments: Any) -> None:
+        if level not in (socket.IPPROTO_TCP, socket.IPPROTO_IP, socket.IPPROTO_IPV6):
+            super().setsockopt(level, *arguments)
