@@ -1,0 +1,245 @@
+"""thread-per-connection: a connection goes to a thread as a blocking socket, and comes back.
+
+Over plain TCP and UNIX sockets the thread gets the accepted socket itself (a duplicate of its
+descriptor), and the transport lies idle meanwhile: no byte passes through the reactor.  Elsewhere
+(TLS, a PROXY header before the data) it gets one end of a socket pair, and the reactor relays.
+
+Guarantees, either way:
+
+* While the thread owns the socket the reactor neither reads from it nor writes to it; it shuts it
+  down where a deadline or a drain asks for that, which wakes a thread that is blocked in it.
+* When the daemon drains, the thread reads what had been received, then sees the end of the stream.
+* When the handler has returned the reactor closes the connection gently; the thread is free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.concurrency import Conversation
+from echod.connection import ConnectionSocket, RelayedSocket
+from echod.handlers import Kind
+from echod.lifecycle import ConnectionProtocol, log_failure
+from echod.session import EndReason
+
+if TYPE_CHECKING:
+    from echod.protocol import EchoFactory
+
+
+class SocketProtocol(ConnectionProtocol):
+    """Hands the connection to a thread, and closes it afterwards."""
+
+    def __init__(self, home: EchoFactory) -> None:
+        super().__init__(home)
+        self.reactor = home.reactor
+        self._conn: ConnectionSocket | None = None
+        self._channel: _Direct | _Relay | None = None
+        self._verdict: EndReason | None = None
+
+    def _start(self) -> None:
+        handle = plain_socket(self.transport)
+        self._channel = _Direct(self.transport, handle) if handle else _Relay(self)
+        self._conn = conn = self._channel.connect()
+        home = self._home
+        conversation = Conversation(home.handler, home.framing, self.client, home.banner)
+        whole = home.handler.kind is Kind.CONNECTION
+        talk = conversation.own_socket if whole else conversation.answer_messages
+        self._model.call(self._returned, _converse, talk, conn)
+
+    def _returned(self, result: object) -> None:
+        """The handler has returned: `result` is the reason to close, or a Failure."""
+        assert self._channel is not None and self._conn is not None
+        if isinstance(result, Failure):
+            lost = result.value is self._conn.error
+            if not lost:
+                log_failure(result, self.client)
+            result = EndReason.LOST if lost else EndReason.HANDLER_ERROR
+        assert isinstance(result, EndReason)
+        self._verdict = self._verdict or result
+        if self._verdict is EndReason.CLIENT and self._draining:
+            self._verdict = EndReason.DRAINED
+        if not self._lost and self._channel.returned():
+            self.close(self._verdict)
+
+    def relay_ended(self) -> None:
+        """The handler's end of the socket pair is closed, and everything it wrote is relayed."""
+        self.close(self._verdict or EndReason.HANDLER)
+
+    # The client's side.
+
+    def dataReceived(self, data: bytes) -> None:
+        if isinstance(self._channel, _Relay) and self._reason is None:
+            self._channel.forward(data)
+
+    def _client_finished(self) -> None:
+        assert self._channel is not None
+        self._channel.end_input()
+
+    def _cut_input(self) -> None:
+        assert self._channel is not None and self._conn is not None
+        self._conn.draining = True
+        self._channel.end_input()
+
+    def _time_out(self, reason: EndReason) -> None:
+        assert self._channel is not None
+        self._verdict = reason
+        self._deadline = self._home.seconds() + self._limits.linger
+        self._channel.wake()
+
+    def abort(self, reason: EndReason) -> None:
+        if self._channel is not None:
+            self._channel.wake()
+        super().abort(reason)
+
+    def _finish(self) -> None:
+        if self._channel is not None:
+            self._channel.wake()
+
+    # For the sweep and the metrics.
+
+    @property
+    def figures(self) -> tuple[int, int, int]:
+        conn = self._conn
+        return (conn.messages, conn.received_bytes, conn.sent_bytes) if conn else (0, 0, 0)
+
+    @property
+    def _activity(self) -> int:
+        return self._conn.activity if self._conn else 0
+
+    @property
+    def _busy(self) -> bool:
+        return self._conn is not None and not self._conn.in_call
+
+
+def _converse(talk: Callable[[ConnectionSocket], EndReason], conn: ConnectionSocket) -> EndReason:
+    """In the thread: hold the conversation, and give the socket up whatever happens."""
+    try:
+        return talk(conn)
+    finally:
+        conn.release()
+
+
+class _Direct:
+    """The thread has the accepted socket itself."""
+
+    def __init__(self, transport: Any, handle: socket.socket) -> None:
+        self._transport = transport
+        self._handle = handle
+
+    def connect(self) -> ConnectionSocket:
+        """Return the thread's socket."""
+        self._transport.pauseProducing()
+        return ConnectionSocket(os.dup(self._handle.fileno()))
+
+    def returned(self) -> bool:
+        """Take the socket back; return whether the connection may be closed now."""
+        # Blocking or not is a property of the open file, which both descriptors share.
+        self._handle.setblocking(False)
+        return True
+
+    def end_input(self) -> None:
+        """Let the thread read what was received, and then the end of the stream."""
+        self._shutdown(socket.SHUT_RD)
+
+    def wake(self) -> None:
+        """Let a thread that is blocked in the socket fail."""
+        self._shutdown(socket.SHUT_RDWR)
+
+    def _shutdown(self, how: int) -> None:
+        with contextlib.suppress(OSError):  # it is shut down already
+            self._handle.shutdown(how)
+
+
+@implementer(IHalfCloseableProtocol)
+class _Relay(Protocol):
+    """The reactor's end of a socket pair; each side pauses the other where it cannot keep up."""
+
+    transport: Any
+
+    def __init__(self, owner: SocketProtocol) -> None:
+        self._owner = owner
+
+    def connect(self) -> ConnectionSocket:
+        """Return the thread's end."""
+        client = self._owner.transport
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            self._owner.reactor.adoptStreamConnection(
+                ours.fileno(), socket.AF_UNIX, _Factory(self)
+            )
+        client.registerProducer(self.transport, True)
+        self.transport.registerProducer(client, True)
+        return RelayedSocket(
+            theirs.detach(),
+            peer=_socket_address(client.getPeer()),
+            local=_socket_address(client.getHost()),
+        )
+
+    def forward(self, data: bytes) -> None:
+        """Pass on what the client sent."""
+        self.transport.write(data)
+
+    def returned(self) -> bool:
+        """Return whether the connection may be closed: not before all has been relayed."""
+        return False
+
+    def end_input(self) -> None:
+        """Let the thread read what was received, and then the end of the stream."""
+        self.transport.loseWriteConnection()
+
+    def wake(self) -> None:
+        """Let a thread that is blocked in the socket fail."""
+        self.transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._owner.transport.write(data)
+
+    def readConnectionLost(self) -> None:
+        self._owner.relay_ended()
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        pass
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._owner.relay_ended()
+
+
+class _Factory(Factory):
+    """`adoptStreamConnection` asks a factory for the protocol that exists already."""
+
+    noisy = False
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+
+    def buildProtocol(self, addr: object) -> Protocol:
+        return self._protocol
+
+
+def plain_socket(transport: Any) -> socket.socket | None:
+    """Return the socket under `transport` if what it carries is what the client sends."""
+    if isinstance(transport, ProtocolWrapper) or ISSLTransport.providedBy(transport):
+        return None
+    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+    return handle if isinstance(handle, socket.socket) else None
+
+
+def _socket_address(address: Any) -> Any:
+    """Return a Twisted address as the `socket` module has it."""
+    if isinstance(address, UNIXAddress):
+        return os.fsdecode(address.name or b"")
+    return (address.host, address.port)

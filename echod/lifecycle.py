@@ -1,0 +1,284 @@
+"""What every connection's protocol does: admission, deadlines, drain, and the one way to close.
+
+`ConnectionProtocol` is the base of both kinds (`echod.protocol.EchoProtocol`, which gives messages
+to a handler, and `echod.handover.SocketProtocol`, which gives the socket to a thread).  What it
+keeps for them:
+
+* one way to close, `close` (gently) or `abort` (at once); the first reason given is the one that
+  counts;
+* one last callback, `connectionLost`, after which the factory has forgotten the connection;
+* deadlines are numbers, looked at by the factory's sweep; no connection has a timer.
+
+Closing gently is: write what is left, send FIN, read and discard until the client's FIN or a
+deadline.  A socket that is closed with unread input sends RST instead, and RST destroys the
+reply on its way.  TLS has no half-close in Twisted: there, close_notify is sent and the deadline
+does the rest (https://github.com/twisted/twisted/issues/7926).
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import math
+import socket
+import termios
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.concurrency import Busy
+from echod.escaping import escape, escape_lines
+from echod.handlers import Client
+from echod.session import EndReason
+
+if TYPE_CHECKING:
+    from echod.protocol import EchoFactory
+
+log = Logger()
+
+
+@implementer(IHalfCloseableProtocol)
+class ConnectionProtocol(Protocol):
+    """One connection's life, whoever answers it."""
+
+    # Twisted's transports have more methods than ITransport names; the interfaces that say so
+    # (ITCPTransport, IConsumer, IPushProducer) cannot be one type.
+    transport: Any
+
+    def __init__(self, home: EchoFactory) -> None:
+        """Set up for one connection.
+
+        Args:
+            home: the factory, where the connection is registered from its beginning to its end.
+        """
+        self._home = home
+        self._model = home.model
+        self._limits = home.limits
+        self._entered = False
+        self._draining = False
+        self._input_ended = False
+        self._reason: EndReason | None = None
+        self._lost = False
+        self._deadline = math.inf
+        self._idle_since = 0.0
+        self._seen_activity = -1
+        self.client = Client("")
+
+    # What a kind of connection adds.
+
+    def _start(self) -> None:
+        """Begin the conversation, now that the concurrency model lets the connection in."""
+        raise NotImplementedError
+
+    def _client_finished(self) -> None:
+        """The client has sent its last byte; replies may still go out."""
+        raise NotImplementedError
+
+    def _cut_input(self) -> None:
+        """Answer what has been received, and no more, then close: the daemon drains."""
+        raise NotImplementedError
+
+    def _stop(self) -> None:
+        """Hand out no more work: the connection begins to close."""
+
+    def _finish(self) -> None:
+        """Clean up: the connection is lost."""
+
+    @property
+    def figures(self) -> tuple[int, int, int]:
+        """Messages handed to the handler, bytes received, bytes sent."""
+        raise NotImplementedError
+
+    @property
+    def _activity(self) -> int:
+        """A number that changes whenever the client does something."""
+        raise NotImplementedError
+
+    @property
+    def _busy(self) -> bool:
+        """Whether silence is not the client's: a handler is at work."""
+        raise NotImplementedError
+
+    # From Twisted.
+
+    def makeConnection(self, transport: Any) -> None:
+        try:
+            super().makeConnection(transport)
+        except Exception:  # else the socket would stay open, and nobody would own it
+            log_failure(Failure(), self.client)
+            self.abort(EndReason.HANDLER_ERROR)
+
+    def connectionMade(self) -> None:
+        self.client = client_of(self.transport, self._home.listener)
+        self._home.opened(self)
+        log.info("Connected with {peer}", peer=shown(self.client))
+        try:
+            self._model.enter(self, self._enter)
+        except Busy as busy:
+            self._home.metrics.refused[self._model.name] += 1
+            log.warn("Refused {peer}: {why}", peer=shown(self.client), why=str(busy))
+            self.refuse(EndReason.REFUSED, str(busy))
+        if not self._entered and self._reason is None:
+            self.transport.pauseProducing()
+
+    def _enter(self) -> None:
+        self._entered = True
+        self._idle_since = self._home.seconds()
+        try:
+            self._start()
+        except Exception:
+            self.fail(Failure())
+        if self._draining and self._reason is None:
+            self._cut_input()
+
+    def readConnectionLost(self) -> None:
+        self._input_ended = True
+        if self._reason is None:
+            self._client_finished()
+        else:
+            self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        # Our FIN is out, behind everything written: now wait for the client's.
+        self._deadline = self._home.seconds() + self._limits.linger
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._lost = True
+        if self._reason is None:
+            clean = reason.check(ConnectionDone) is not None
+            self._reason = EndReason.CLIENT if clean else EndReason.LOST
+            self._stop()
+        self._model.leave(self)
+        self._finish()
+        self._home.forget(self, self._reason)
+        log.info(
+            "Disconnected from {peer}: {reason}",
+            peer=shown(self.client),
+            reason=self._reason.value,
+        )
+
+    # The one way to close.
+
+    def close(self, reason: EndReason) -> None:
+        """Send what has been written, then close gently.  Again is harmless."""
+        if self._reason is not None:
+            return
+        self._reason = reason
+        self._stop()
+        self._model.leave(self)
+        self._deadline = self._home.seconds() + (self._limits.write_timeout or math.inf)
+        self.transport.unregisterProducer()
+        if self._input_ended:
+            self.transport.loseConnection()
+            return
+        if ISSLTransport.providedBy(self.transport):
+            self.transport.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
+        self.transport.resumeProducing()
+
+    def abort(self, reason: EndReason) -> None:
+        """Close at once, dropping what has not been sent.  Again is harmless."""
+        if self._reason is None:
+            self._reason = reason
+            self._stop()
+        if not self._lost:
+            self.transport.abortConnection()
+
+    def refuse(self, reason: EndReason, why: str) -> None:
+        """Tell the client `why`, in one line, and close."""
+        if self._reason is None:
+            self.transport.write(self._home.framing.encode_line(why.encode()))
+            self.close(reason)
+
+    def fail(self, failure: Failure) -> None:
+        """Log a handler's error with its traceback, and close."""
+        log_failure(failure, self.client)
+        self.close(EndReason.HANDLER_ERROR)
+
+    # Deadlines and drain.
+
+    def sweep(self, now: float) -> None:
+        """Close if a deadline has passed.
+
+        Args:
+            now: the reactor's time, in seconds.
+        """
+        if now >= self._deadline:
+            self.abort(EndReason.STALLED)
+        elif self._reason is None and self._entered:
+            self._sweep_silence(now)
+
+    def _sweep_silence(self, now: float) -> None:
+        if self._busy:
+            self._idle_since = now
+        elif self._model.overdue(self, now):
+            self._time_out(EndReason.TURN_TAKEN)
+        elif self._activity != self._seen_activity:
+            self._seen_activity = self._activity
+            self._idle_since = now
+        elif self._limits.idle_timeout and now - self._idle_since >= self._limits.idle_timeout:
+            self._time_out(EndReason.IDLE)
+
+    def _time_out(self, reason: EndReason) -> None:
+        self.close(reason)
+
+    def drain(self) -> None:
+        """Answer what has been received, and close; now, or when the connection's turn comes."""
+        if not self._draining:
+            self._draining = True
+            if self._entered and self._reason is None:
+                self._cut_input()
+
+
+def client_of(transport: Any, listener: str) -> Client:
+    """Return who is at the other end of `transport`, come by the endpoint `listener`."""
+    return Client(
+        peer=_shown_address(transport.getPeer()),
+        local=_shown_address(transport.getHost()),
+        listener=listener,
+        tls=ISSLTransport.providedBy(transport),
+    )
+
+
+def shown(client: Client) -> str:
+    """Return how logs name `client`."""
+    return client.peer or "a client without an address"
+
+
+def log_failure(failure: Failure, client: Client) -> None:
+    """Log a traceback; whatever the client got into it is escaped."""
+    log.error(
+        "Error while serving {peer}:\n{traceback}",
+        peer=shown(client),
+        traceback=escape_lines(failure.getTraceback().rstrip()),
+    )
+
+
+def unread(transport: Any) -> int:
+    """Return how many bytes the kernel has received for `transport` that were not read yet."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+    if not isinstance(handle, socket.socket) or handle.fileno() < 0:
+        return 0
+    count = array.array("i", [0])
+    fcntl.ioctl(handle, termios.FIONREAD, count)
+    return count[0]
+
+
+def _shown_address(address: object) -> str:
+    if isinstance(address, IPv4Address):
+        return f"{address.host}:{address.port}"
+    if isinstance(address, IPv6Address):
+        return f"[{address.host}]:{address.port}"
+    if isinstance(address, UNIXAddress):
+        return escape(address.name or b"")
+    return escape(str(address))

@@ -1,0 +1,404 @@
+"""The Twisted glue: one protocol for each connection, one factory for each listener.
+
+`EchoFactory` picks a connection's protocol once, when it is accepted: `EchoProtocol` gives
+messages to a handler, in the event loop or the pool (its session says which and when, the
+concurrency model where); `echod.handover.SocketProtocol` gives the socket to a thread.
+
+Both work in any Twisted program::
+
+    endpoints.serverFromString(reactor, "tcp:8888").listen(EchoFactory(reactor))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IAddress, IPushProducer
+from twisted.internet.protocol import Factory
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.concurrency import PENDING, InReactor, Model, Pending, checked, overridden
+from echod.framing import Chunk, Framing, FramingError
+from echod.handlers import (
+    Client,
+    Close,
+    ConcurrencyModel,
+    Echo,
+    ResolvedHandler,
+    adopt,
+)
+from echod.handover import SocketProtocol
+from echod.lifecycle import ConnectionProtocol, log_failure, unread
+from echod.limits import Limits
+from echod.metrics import Metrics
+from echod.session import EndReason, Session
+
+# How often deadlines are looked at, in seconds: one timer for all connections.
+SWEEP_INTERVAL = 0.5
+
+
+@implementer(IPushProducer)
+class EchoProtocol(ConnectionProtocol):
+    """Gives each message to a handler and sends its reply, in order."""
+
+    def __init__(self, home: EchoFactory | None = None) -> None:
+        """Set up for one connection.
+
+        Args:
+            home: the factory whose handler, framing, model and limits apply; None for an
+                `EchoFactory` of the defaults, so that `Factory.forProtocol(EchoProtocol)` works.
+        """
+        super().__init__(EchoFactory() if home is None else home)
+        home = self._home
+        self._handler = home.handler.message_handler()
+        self._received = self._handler.received
+        self._call = home.model.call
+        self._encode = home.framing.encode
+        self._session = Session(home.framing.framer(), max_messages=home.model.max_messages)
+        self._pending: Deferred[Any] | None = None
+        self._reading = True
+        self._handler_open = False
+        self._reads = 0
+        self._bytes_received = 0
+        self._bytes_sent = 0
+        self._drain_left = 0
+
+    # From Twisted.
+
+    def dataReceived(self, data: bytes) -> None:
+        self._reads += 1
+        self._bytes_received += len(data)
+        self._session.receive(data)
+        self._answer_messages()
+        if self._draining and self._reason is None:
+            self._drain_left -= len(data)
+            self._cut_input_when_read()
+
+    def pauseProducing(self) -> None:
+        """The transport has more to write than it likes to hold."""
+        self._session.blocked = True
+        self._deadline = self._home.seconds() + (self._limits.write_timeout or math.inf)
+        self._update_reading()
+
+    def resumeProducing(self) -> None:
+        """The transport has written everything."""
+        self._session.blocked = False
+        self._deadline = math.inf
+        self._answer_messages()
+
+    def stopProducing(self) -> None:
+        """The transport will write no more; `connectionLost` follows."""
+
+    # The conversation.
+
+    def _start(self) -> None:
+        if not self._reading:  # the connection had to wait
+            self.transport.resumeProducing()
+        self._reading = True
+        self.transport.registerProducer(self, True)
+        opened = overridden(self._handler, "opened")
+        if opened is None:
+            self._opened(None)
+            return
+        self._session.in_flight = True
+        result = self._call(self._opened, opened, self.client)
+        if not self._is_pending(result):
+            self._opened(result)
+
+    def _opened(self, greeting: object) -> None:
+        """The handler's `opened` has returned `greeting`, or failed with it."""
+        self._pending = None
+        self._session.in_flight = False
+        self._handler_open = not isinstance(greeting, Failure)
+        try:
+            if isinstance(greeting, Failure):
+                self._handler_failed(greeting)
+            elif self._reason is None:
+                self._greet(greeting)
+        except Exception:
+            self.fail(Failure())
+        self._go_on()
+
+    def _greet(self, greeting: object) -> None:
+        if self._model.greets:
+            banner = self._home.banner
+            if banner is not None:
+                self._write(banner)
+            elif greeting:
+                self._write(self._encode(checked(greeting)))
+
+    def _answer_messages(self) -> None:
+        """Hand out messages for as long as the session allows; then read on, or close."""
+        session, call, received = self._session, self._call, self._received
+        while True:
+            try:
+                message = session.next_message()
+            except FramingError as error:
+                self.refuse(EndReason.FRAMING_ERROR, str(error))
+                break
+            if message is None:
+                break
+            try:
+                result = call(self._answered, received, message)
+                if result.__class__ is bytes:
+                    self._write(self._encode(result))
+                elif result is not None:
+                    if self._is_pending(result):
+                        break
+                    self._reply(result)
+            except Exception:
+                self.fail(Failure())
+            session.answered()
+        self._settle()
+
+    def _is_pending(self, result: object) -> bool:
+        """Return whether `result` is yet to come; keep what could be cancelled."""
+        if isinstance(result, Pending):
+            self._pending = result.deferred
+            return True
+        return result is PENDING
+
+    def _answered(self, result: object) -> None:
+        """The message in flight has its result at last: a reply, or a Failure."""
+        self._pending = None
+        try:
+            if isinstance(result, Failure):
+                self._handler_failed(result)
+            elif result is not None and self._reason is None:
+                self._reply(result)
+        except Exception:
+            self.fail(Failure())
+        self._session.answered()
+        self._go_on()
+
+    def _handler_failed(self, failure: Failure) -> None:
+        if not (self._lost and failure.check(CancelledError)):  # cancelled by `_finish`
+            self.fail(failure)
+
+    def _reply(self, result: object) -> None:
+        if isinstance(result, Close):
+            if result.reply:
+                self._write(self._encode(checked(result.reply)))
+            self.close(EndReason.HANDLER)
+        else:
+            self._write(self._encode(checked(result)))
+
+    def _write(self, data: bytes) -> None:
+        self._bytes_sent += len(data)
+        self.transport.write(data)
+
+    def _go_on(self) -> None:
+        """Handler code has returned: the next message is due, or its `closed`."""
+        if self._lost:
+            self._close_handler()
+        else:
+            self._answer_messages()
+
+    def _settle(self) -> None:
+        """Nothing can be answered now: close if that is for good, else read if that helps."""
+        if self._reason is None:
+            if self._session.finished:
+                self.close(self._why_finished())
+            else:
+                self._update_reading()
+
+    def _why_finished(self) -> EndReason:
+        if self._session.closed:
+            return EndReason.SERVED
+        return EndReason.CLIENT if self._input_ended else EndReason.DRAINED
+
+    def _update_reading(self) -> None:
+        wanted = self._session.wants_input
+        if wanted is not self._reading and self._reason is None and not self._input_ended:
+            self._reading = wanted
+            if wanted:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()
+
+    def _client_finished(self) -> None:
+        self._session.end_input()
+        self._answer_messages()
+
+    # The end.
+
+    def _stop(self) -> None:
+        self._session.close()
+
+    def _finish(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+        if not self._session.in_flight:
+            self._close_handler()
+
+    def _close_handler(self) -> None:
+        """Tell the handler, where handler code runs, that its connection is gone."""
+        closed = overridden(self._handler, "closed")
+        if closed is None or not self._handler_open:
+            return
+        self._handler_open = False
+        assert self._reason is not None
+        try:
+            self._call(self._closed, closed, self._reason.value)
+        except Exception:
+            self.fail(Failure())
+
+    def _closed(self, result: object) -> None:
+        if isinstance(result, Failure):
+            log_failure(result, self.client)
+
+    # Drain: take what the kernel holds for us at that moment, and no more.
+
+    def _cut_input(self) -> None:
+        self._drain_left = unread(self.transport)
+        self._cut_input_when_read()
+
+    def _cut_input_when_read(self) -> None:
+        if not self._input_ended and (self._drain_left <= 0 or not unread(self.transport)):
+            self._session.end_input(cut_off=True)
+            self._answer_messages()
+
+    # For the sweep and the metrics.
+
+    @property
+    def figures(self) -> tuple[int, int, int]:
+        return self._session.messages, self._bytes_received, self._bytes_sent
+
+    @property
+    def _activity(self) -> int:
+        return self._reads
+
+    @property
+    def _busy(self) -> bool:
+        # A client that does not read has a deadline of its own.
+        return self._session.in_flight or self._session.blocked
+
+
+class EchoFactory(Factory):
+    """Makes a protocol for each accepted connection, and knows those that are open.
+
+    Attributes:
+        connections: the protocols of the connections that are open.
+        metrics: what has been counted.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        reactor: Any = None,
+        *,
+        handler: ResolvedHandler | Callable[..., Any] = Echo,
+        framing: Framing | None = None,
+        model: Model | None = None,
+        limits: Limits | None = None,
+        banner: bytes | None = None,
+        metrics: Metrics | None = None,
+        listener: str = "",
+    ) -> None:
+        """Set up a factory; everything may be left out.
+
+        Args:
+            reactor: the reactor, for its clock and timers; None for Twisted's global one.
+            handler: a function or class by the handler contract, or one looked up already.
+            framing: how input is cut into messages; `Chunk()` unless given.
+            model: where the handler runs; in the event loop unless given.  A pool that it uses
+                is the caller's to stop.
+            limits: what a client may take.
+            banner: what to greet with, as it goes on the wire, b"" for nothing; None leaves the
+                greeting to the handler.
+            metrics: where to count; several factories may share one.
+            listener: the endpoint string, for `Client.listener`.
+
+        Raises:
+            HandlerError: `handler` cannot run in `model`.
+        """
+        self._reactor = reactor
+        self.model = InReactor() if model is None else model
+        if not isinstance(handler, ResolvedHandler):
+            handler = adopt(handler, self.model.name)
+        self.handler = handler
+        self.framing = Chunk() if framing is None else framing
+        self.limits = Limits() if limits is None else limits
+        self.banner = banner
+        self.metrics = Metrics() if metrics is None else metrics
+        self.listener = listener
+        self.connections: set[ConnectionProtocol] = set()
+        self._drained: Deferred[None] | None = None
+        self._sweeper: LoopingCall | None = None
+        threaded = self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION
+        self.protocol = SocketProtocol if threaded else EchoProtocol
+
+    @property
+    def reactor(self) -> Any:
+        """The reactor; looked up when first needed, so that importing echod installs none."""
+        if self._reactor is None:
+            from twisted.internet import reactor
+
+            self._reactor = reactor
+        return self._reactor
+
+    def seconds(self) -> float:
+        """Return the reactor's time, in seconds."""
+        now: float = self.reactor.seconds()
+        return now
+
+    def buildProtocol(self, addr: IAddress | None) -> ConnectionProtocol | None:
+        # An exception would leave the accepted socket open; None closes it.
+        try:
+            protocol: ConnectionProtocol = self.protocol(self)  # type: ignore[assignment,misc]
+            protocol.factory = self
+        except Exception:
+            log_failure(Failure(), Client(str(addr)))
+            return None
+        return protocol
+
+    def opened(self, connection: ConnectionProtocol) -> None:
+        """Register a connection: it is counted from here to `forget`."""
+        self.metrics.accepted += 1
+        self.connections.add(connection)
+        if self._sweeper is None:
+            self._sweeper = LoopingCall(self._sweep)
+            self._sweeper.clock = self.reactor
+            self._sweeper.start(SWEEP_INTERVAL, now=False)
+
+    def forget(self, connection: ConnectionProtocol, reason: EndReason) -> None:
+        """Count a connection out; the last one takes the sweep's timer with it."""
+        messages, received, sent = connection.figures
+        self.metrics.end(reason.value, messages=messages, received=received, sent=sent)
+        self.connections.discard(connection)
+        if not self.connections and self._sweeper is not None:
+            self._sweeper.stop()
+            self._sweeper = None
+        if not self.connections and self._drained is not None:
+            drained, self._drained = self._drained, None
+            drained.callback(None)
+
+    def drain(self) -> Deferred[None]:
+        """Answer what has been received on every connection, and close it.
+
+        Returns:
+            Fires when there is none left; it has no deadline (see `abort`).
+        """
+        for connection in list(self.connections):
+            connection.drain()
+        if not self.connections:
+            return succeed(None)
+        if self._drained is None:
+            self._drained = Deferred()
+        return self._drained
+
+    def abort(self) -> None:
+        """Close every connection at once."""
+        for connection in list(self.connections):
+            connection.abort(EndReason.ABORTED)
+
+    def _sweep(self) -> None:
+        now = self.seconds()
+        for connection in list(self.connections):
+            connection.sweep(now)
