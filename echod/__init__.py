@@ -1,0 +1,44 @@
+"""echod: you write a handler, echod makes it a service."""
+
+from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection, WorkerPool
+from echod.connection import ConnectionSocket
+from echod.framing import Chunk, Length, Line
+from echod.handlers import (
+    Client,
+    Close,
+    Handler,
+    HandlerPlugin,
+    Reply,
+    connection_handler,
+    message_handler,
+)
+from echod.limits import Limits
+from echod.metrics import Metrics
+from echod.protocol import EchoFactory, EchoProtocol
+from echod.session import EndReason
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chunk",
+    "Client",
+    "Close",
+    "ConnectionSocket",
+    "EchoFactory",
+    "EchoProtocol",
+    "EndReason",
+    "Handler",
+    "HandlerPlugin",
+    "InPool",
+    "InReactor",
+    "Length",
+    "Limits",
+    "Line",
+    "Metrics",
+    "Reply",
+    "Serial",
+    "ThreadPerConnection",
+    "WorkerPool",
+    "connection_handler",
+    "message_handler",
+]
