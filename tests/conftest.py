@@ -1,0 +1,113 @@
+"""What every test gets: the log, and the proof that it left nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet import reactor, task
+from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
+
+# The reactor runs beside the test, so a slow example is the machine's doing; and a fixture that
+# is shared by the examples of one test is meant to be.
+settings.register_profile(
+    "echod",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("echod")
+
+# How long what a test has stopped may take to be gone, in seconds.
+PATIENCE = 10.0
+
+
+class Log:
+    """The events that were logged since the test began."""
+
+    def __init__(self) -> None:
+        self.events: list[LogEvent] = []
+
+    @property
+    def text(self) -> str:
+        """The events as twistd would write them, without times."""
+        return "\n".join(
+            eventAsText(event, includeTimestamp=False, includeSystem=False)
+            for event in self.events
+        )
+
+    @property
+    def errors(self) -> list[str]:
+        """The events that are errors, as text."""
+        return [eventAsText(event) for event in self.events if _is_error(event)]
+
+    def take_errors(self) -> list[str]:
+        """Return the errors, which the test has expected, and forget them."""
+        errors = self.errors
+        self.events = [event for event in self.events if not _is_error(event)]
+        return errors
+
+
+def _is_error(event: LogEvent) -> bool:
+    return event.get("log_level", LogLevel.info) >= LogLevel.error or bool(event.get("isError"))
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """The log of this test."""
+    kept = Log()
+    observer = kept.events.append
+    globalLogPublisher.addObserver(observer)
+    yield kept
+    globalLogPublisher.removeObserver(observer)
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[int(entry.name)] = os.readlink(entry)  # noqa: PTH115 - of a socket, not a path
+        except OSError:
+            continue
+    return found
+
+
+def _left(before: tuple[dict[int, str], set[threading.Thread], set[object]]) -> list[str]:
+    descriptors, threads, calls = before
+    left = [
+        f"descriptor {number}: {what}"
+        for number, what in _descriptors().items()
+        if number not in descriptors and not what.startswith("/proc")
+    ]
+    left += [
+        f"thread {thread.name}" for thread in threading.enumerate() if thread not in threads
+    ]
+    left += [f"delayed call {call}" for call in reactor.getDelayedCalls() if call not in calls]
+    return left
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm() -> None:
+    """Let hypothesis and the reactor open what they open once, before a test is watched."""
+    given(st.binary())(lambda data: None)()
+    pytest_twisted.blockon(task.deferLater(reactor, 0))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, log: Log) -> Iterator[None]:
+    """Fail a test that leaves an error in the log, a descriptor, a thread or a delayed call."""
+    before = _descriptors(), set(threading.enumerate()), set(reactor.getDelayedCalls())
+    yield
+    deadline = reactor.seconds() + PATIENCE
+    while (left := _left(before)) and reactor.seconds() < deadline:
+        gc.collect()
+        pytest_twisted.blockon(task.deferLater(reactor, 0.01))
+    assert not left
+    assert not log.errors
