@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from twisted.logger import globalLogBeginner
+
 from echod import __version__
 from echod.handlers import ConcurrencyModel, InstalledHandler, installed
 
@@ -20,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parsed = _parser().parse_args(arguments)
+    # What Twisted logs about plugins that are broken, the command says itself.
+    globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     code: int = parsed.run()
     return code
 

@@ -19,9 +19,13 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from operator import attrgetter
+from pathlib import PurePath
+from traceback import walk_tb
 from typing import Any, cast
 
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.plugin import IPlugin, getPlugins
+from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
 
 from echod.escaping import escape, unescape
@@ -209,6 +213,8 @@ def installed() -> Iterator[InstalledHandler]:
             yield InstalledHandler(offer.name, _summary(target), models_for(target), offer.origin)
         except HandlerError as error:
             yield InstalledHandler(offer.name, "", (), offer.origin, error=str(error))
+    for failure in _dropins()[1]:
+        yield _broken_dropin(failure)
 
 
 def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> dict[str, Any]:
@@ -285,9 +291,30 @@ def _offers() -> list[_Offer]:
     return [
         _Offer(entry.name, entry.value, entry.dist.name if entry.dist else "")
         for entry in entry_points(group=GROUP)
-    ] + [
-        _Offer(plugin.name, plugin.target, is_dropin=True) for plugin in getPlugins(IHandlerPlugin)
-    ]
+    ] + [_Offer(plugin.name, plugin.target, is_dropin=True) for plugin in _dropins()[0]]
+
+
+def _dropins() -> tuple[list[Any], list[Failure]]:
+    """Return the Twisted plugins that are handlers, and why other dropins could not be imported."""
+    failures: list[Failure] = []
+
+    def observe(event: LogEvent) -> None:  # Twisted says it in the log, and nowhere else
+        if "log_failure" in event:
+            failures.append(event["log_failure"])
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        return list(getPlugins(IHandlerPlugin)), failures
+    finally:
+        globalLogPublisher.removeObserver(observe)
+
+
+def _broken_dropin(failure: Failure) -> InstalledHandler:
+    error = failure.value
+    frames = list(walk_tb(failure.getTracebackObject()))
+    origin = getattr(error, "filename", None) or frames[-1][0].f_code.co_filename
+    why = f"cannot be imported: {type(error).__name__}: {escape(str(error))}"
+    return InstalledHandler(PurePath(origin).stem, "", (), escape(origin), error=why)
 
 
 def _import_target(target: str, name: str) -> object:

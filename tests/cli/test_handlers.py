@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from echod import cli
+from echod.handlers import ConcurrencyModel, InstalledHandler
+
+ECHOD = Path(sys.executable).parent / "echod"
+
+
+def test_the_command_lists_each_handler_on_a_line_with_the_models_it_can_run_in() -> None:
+    done = subprocess.run(
+        [ECHOD, "handlers"], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert "upper    Sends back what it gets in capital letters. [every model]" in (
+        done.stdout.splitlines()
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "count",
+        "echo",
+        "reverse",
+        "upper",
+    ]
+
+
+def test_a_broken_handler_is_named_and_the_exit_code_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [
+        InstalledHandler("fine", "Fine.", (ConcurrencyModel.REACTOR,), "fine:fine"),
+        InstalledHandler("bad", "", (), "bad:bad (bad-package)", error="no good"),
+    ]
+    monkeypatch.setattr(cli, "installed", lambda: iter(found))
+    assert cli.list_handlers() == 1
+    printed = capsys.readouterr()
+    assert printed.out == "fine  Fine. [reactor]\nbad   broken: no good\n"
+    assert printed.err == "echod: bad:bad (bad-package): no good\n"
+
+
+def test_main_runs_the_command_that_was_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.globalLogBeginner, "beginLoggingTo", lambda *_, **__: None)
+    assert cli.main(["handlers"]) == 0
+    assert "echo " in capsys.readouterr().out
+
+
+def test_a_wrong_command_is_refused() -> None:
+    done = subprocess.run([ECHOD, "nonsense"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert "invalid choice: 'nonsense'" in done.stderr

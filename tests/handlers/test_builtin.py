@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echod.handlers import Client, Close, Count, Echo, reverse, upper
+
+CLIENT = Client("127.0.0.1:60225")
+
+
+def test_echo_greets_and_answers_behind_ok() -> None:
+    echo = Echo()
+    assert echo.opened(CLIENT) == b"Welcome to the server. Type something and hit enter\n"
+    assert echo.received(b"happy\n") == b"OK...happy\n"
+
+
+def test_echos_banner_and_prefix_are_settings() -> None:
+    echo = Echo(banner=b"", prefix=b">")
+    assert not echo.opened(CLIENT)
+    assert echo.received(b"\x00\xff\r\n") == b">\x00\xff\r\n"
+
+
+def test_upper_answers_in_capitals() -> None:
+    assert upper(b"happy\n") == b"HAPPY\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "reply"),
+    [(b"happy\n", b"yppah\n"), (b"happy\r\n", b"yppah\r\n"), (b"ab", b"ba"), (b"\n", b"\n")],
+)
+def test_reverse_leaves_the_line_ending_where_it_is(message: bytes, reply: bytes) -> None:
+    assert reverse(message) == reply
+
+
+@given(st.binary())
+def test_reverse_is_its_own_inverse(message: bytes) -> None:
+    assert reverse(reverse(message)) == message or message.rstrip(b"\r\n")[:1] in (b"\r", b"\n")
+
+
+def test_count_numbers_each_clients_messages_until_quit() -> None:
+    count = Count()
+    assert [count.received(b"a\n"), count.received(b"b\n")] == [b"1: a\n", b"2: b\n"]
+    assert count.received(b"quit\n") == Close(b"2 messages\n")
+    assert Count(start=7).received(b"a") == b"7: a"

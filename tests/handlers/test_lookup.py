@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from twisted import plugins
+
+from echod.handlers import (
+    ConcurrencyModel,
+    Count,
+    Echo,
+    Handler,
+    HandlerError,
+    HandlerSpec,
+    Kind,
+    adopt,
+    installed,
+    lookup,
+    parse,
+    resolve,
+)
+from tests.conftest import Log
+
+REACTOR = ConcurrencyModel.REACTOR
+OWN_THREAD = ConcurrencyModel.THREAD_PER_CONNECTION
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's, on the path."""
+    (tmp_path / "users_handlers.py").write_text(
+        dedent(
+            '''
+            from __future__ import annotations
+
+            class Inner:
+                @staticmethod
+                def shout(message: bytes, times: int = 1, loud: bool = False) -> bytes:
+                    """Shouts."""
+                    return message.upper() * times + (b"!" if loud else b"")
+
+            def conversation(conn): ...
+
+            def tag(message, *, name, gap: bytes = b" ", rate=1.5):
+                return name.encode() + gap + message
+
+            instance = Inner()
+            instance.received = lambda message: message
+            nothing = None
+            '''
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "users_handlers", raising=False)
+    return "users_handlers"
+
+
+@pytest.fixture
+def dropin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> Path:
+    """A folder of Twisted plugins with a handler in it."""
+    folder = tmp_path / "dropins"
+    folder.mkdir()
+    (folder / "users_dropin.py").write_text(
+        "from echod.handlers import HandlerPlugin\n"
+        f"shout = HandlerPlugin('dropped', '{module}:Inner.shout')\n"
+    )
+    monkeypatch.setattr(plugins, "__path__", [*plugins.__path__, str(folder)])
+    monkeypatch.delitem(sys.modules, "twisted.plugins.users_dropin", raising=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "arguments"),
+    [
+        ("echo", "echo", {}),
+        ("my.module:object", "my.module:object", {}),
+        ("my.module:Class.method", "my.module:Class.method", {}),
+        ("echo:prefix=>>", "echo", {"prefix": ">>"}),
+        ("echo:banner=Hi: there,prefix=a=b", "echo", {"banner": "Hi: there", "prefix": "a=b"}),
+        (r"echo:prefix=a\,b", "echo", {"prefix": "a,b"}),
+        ("echo:prefix=", "echo", {"prefix": ""}),
+        ("m:f:times=2", "m:f", {"times": "2"}),
+    ],
+)
+def test_a_handler_is_named_with_its_arguments(
+    text: str, name: str, arguments: dict[str, str]
+) -> None:
+    assert parse(text) == HandlerSpec(name, arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "not of the form NAME"),
+        ("echo:", "not of the form NAME"),
+        ("a:b:c", "not of the form NAME"),
+        ("echo:prefix=1,banner", "'banner' is not of the form key=value"),
+        ("echo:prefix=1,prefix=2", "'prefix' is given twice"),
+        ("\x1b[2J=", r"\\x1b\[2J"),
+    ],
+)
+def test_a_handler_that_is_named_wrongly_is_refused(text: str, why: str) -> None:
+    with pytest.raises(HandlerError, match=why):
+        parse(text)
+
+
+def test_a_built_in_handler_is_found_by_name() -> None:
+    handler = resolve(parse("echo:prefix=\\x3e"), REACTOR)
+    assert (handler.kind, handler.target) == (Kind.MESSAGE, Echo)
+    assert handler.message_handler().received(b"x") == b">x"
+
+
+def test_each_connection_has_an_instance_of_its_own() -> None:
+    handler = resolve(parse("count:start=5"), REACTOR)
+    one, other = handler.message_handler(), handler.message_handler()
+    assert one.received(b"a") == b"5: a"
+    assert other.received(b"a") == b"5: a"
+
+
+def test_a_handler_is_found_as_module_and_object(module: str) -> None:
+    handler = resolve(parse(f"{module}:Inner.shout:times=2,loud=yes"), REACTOR)
+    assert handler.message_handler().received(b"ab") == b"ABAB!"
+    plain = resolve(parse(f"{module}:Inner.shout"), REACTOR)
+    assert plain.message_handler().received(b"ab") == b"AB"
+
+
+def test_a_handler_is_found_as_a_twisted_plugin(dropin: Path) -> None:
+    assert resolve(parse("dropped"), REACTOR).message_handler().received(b"ab") == b"AB"
+
+
+def test_an_instance_serves_every_connection(module: str) -> None:
+    handler = resolve(parse(f"{module}:instance"), REACTOR)
+    assert handler.message_handler() is handler.message_handler()
+    with pytest.raises(HandlerError, match="takes no argument 'a'; it takes: none"):
+        resolve(parse(f"{module}:instance:a=b"), REACTOR)
+
+
+def test_an_unmarked_function_is_what_the_model_makes_of_it(module: str) -> None:
+    spec = parse(f"{module}:conversation")
+    assert resolve(spec, REACTOR).kind is Kind.MESSAGE
+    assert resolve(spec, OWN_THREAD).kind is Kind.CONNECTION
+
+
+def test_arguments_become_what_the_parameters_are_annotated_with(module: str) -> None:
+    handler = resolve(parse(rf"{module}:tag:name=n,gap=\t,rate=2"), REACTOR)
+    assert handler.arguments == {"name": "n", "gap": b"\t", "rate": 2.0}
+    assert handler.message_handler().received(b"m") == b"n\tm"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("nosuch", r"no handler is named 'nosuch'; installed: count, echo, reverse, upper"),
+        ("no.such:thing", "no.such:thing cannot be imported: ModuleNotFoundError"),
+        ("echod:nothing", "echod:nothing cannot be imported: AttributeError"),
+        ("users_handlers:nothing", "None is not callable"),
+        ("echo:colour=red", "echo takes no argument 'colour'; it takes: banner, prefix"),
+        ("upper:x=1", "upper takes no argument 'x'; it takes: none"),
+        ("count:start=soon", "count: start=soon is not of type int"),
+        ("users_handlers:Inner.shout:loud=perhaps", "loud=perhaps is not of type bool"),
+        ("users_handlers:tag", "needs the argument 'name': users_handlers:tag:name=..."),
+    ],
+)
+def test_what_cannot_be_had_says_why(module: str, text: str, why: str) -> None:
+    with pytest.raises(HandlerError, match=why):
+        resolve(parse(text), REACTOR)
+
+
+def test_a_handler_that_cannot_run_in_the_model_says_where_it_can() -> None:
+    async def wait(message: bytes) -> bytes:
+        return message
+
+    with pytest.raises(
+        HandlerError,
+        match="wait is an async handler: it runs with --concurrency reactor or serial, not def",
+    ):
+        adopt(wait, ConcurrencyModel.DEFER_TO_THREAD)
+
+
+def test_a_broken_plugin_is_named_and_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entries = lookup.entry_points(group=lookup.GROUP)
+    broken = EntryPoint("broken", "echod.nowhere:thing", lookup.GROUP)
+    monkeypatch.setattr(lookup, "entry_points", lambda group: [*entries, broken])
+    found = {handler.name: handler for handler in installed()}
+    assert set(found) == {"broken", "count", "echo", "reverse", "upper"}
+    assert "broken cannot be imported: ModuleNotFoundError" in found["broken"].error
+    assert found["upper"].summary == "Sends back what it gets in capital letters."
+    with pytest.raises(HandlerError, match="broken cannot be imported"):
+        resolve(parse("broken"), REACTOR)
+
+
+def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) -> None:
+    (dropin / "users_broken_dropin.py").write_text("raise RuntimeError('no good')\n")
+    *found, broken = installed()
+    assert [handler.name for handler in found] == ["count", "dropped", "echo", "reverse", "upper"]
+    assert broken.name == "users_broken_dropin"
+    assert broken.origin == str(dropin / "users_broken_dropin.py")
+    assert broken.error == "cannot be imported: RuntimeError: no good"
+    assert "no good" in "".join(log.take_errors())
+
+
+def test_a_name_that_two_claim_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = lookup.entry_points(group=lookup.GROUP)
+    rival = EntryPoint("echo", "rival:echo", lookup.GROUP)
+    monkeypatch.setattr(lookup, "entry_points", lambda group: [*entries, rival])
+    with pytest.raises(HandlerError, match=r"'echo' is claimed by several: .*rival:echo"):
+        resolve(parse("echo"), REACTOR)
+
+
+def test_a_builtin_without_a_signature_takes_no_arguments() -> None:
+    class NoSignature:
+        __signature__ = "none"
+
+        def __call__(self, message: bytes) -> bytes:
+            return message
+
+    assert adopt(NoSignature(), REACTOR).kind is Kind.MESSAGE
+
+
+def test_a_function_handler_is_a_handler() -> None:
+    handler = adopt(bytes.upper, REACTOR).message_handler()
+    assert isinstance(handler, Handler)
+    assert handler.received(b"a") == b"A"
+    assert isinstance(adopt(Count, REACTOR).message_handler(), Count)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from echod.connection import ConnectionSocket, RelayedSocket
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[ConnectionSocket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    conn = ConnectionSocket(ours.detach())
+    theirs.settimeout(10)
+    yield conn, theirs
+    theirs.close()
+    conn.release()
+
+
+def test_it_is_a_real_blocking_socket_that_counts(
+    pair: tuple[ConnectionSocket, socket.socket],
+) -> None:
+    conn, peer = pair
+    assert isinstance(conn, socket.socket)
+    assert conn.getblocking()
+    peer.sendall(b"happy days")
+    assert conn.recv(5) == b"happy"
+    buffer = bytearray(5)
+    assert conn.recv_into(buffer) == 5
+    conn.sendall(b"OK...")
+    assert conn.send(b"!") == 1
+    assert peer.recv(100) == b"OK...!"
+    assert (conn.received_bytes, conn.sent_bytes, conn.activity) == (10, 6, 4)
+    assert not conn.in_call
+
+
+def test_files_made_from_it_count_too(pair: tuple[ConnectionSocket, socket.socket]) -> None:
+    conn, peer = pair
+    peer.sendall(b"happy\n")
+    with conn.makefile("rwb") as file:
+        assert file.readline() == b"happy\n"
+        file.write(b"OK\n")
+    assert peer.recv(100) == b"OK\n"
+    assert (conn.received_bytes, conn.sent_bytes) == (6, 3)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda conn: conn.recv(1),
+        lambda conn: conn.recv_into(bytearray(1)),
+        lambda conn: conn.send(b"x"),
+        lambda conn: conn.sendall(b"x"),
+    ],
+)
+def test_an_error_of_the_connection_is_remembered(call) -> None:  # type: ignore[no-untyped-def]
+    with socket.socket() as unconnected:
+        conn = ConnectionSocket(unconnected.detach())
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is the kernel's choice
+        call(conn)
+    assert conn.error is caught.value
+    assert not conn.in_call
+    conn.release()
+
+
+def test_closing_it_ends_the_stream_though_another_descriptor_is_open(
+    pair: tuple[ConnectionSocket, socket.socket],
+) -> None:
+    conn, peer = pair
+    with conn.dup():
+        conn.sendall(b"bye")
+        conn.close()
+        assert peer.recv(100) == b"bye"
+        assert peer.recv(100) == b""
+
+
+def test_it_is_released_though_a_file_is_open(
+    pair: tuple[ConnectionSocket, socket.socket],
+) -> None:
+    conn, peer = pair
+    file = conn.makefile("rb")
+    conn.release()
+    assert conn.fileno() == -1
+    assert peer.recv(100) == b""
+    file.close()
+
+
+def test_a_relayed_socket_gives_the_clients_addresses() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        conn = RelayedSocket(ours.detach(), peer=("127.0.0.1", 60225), local=("127.0.0.1", 8888))
+        assert conn.getpeername() == ("127.0.0.1", 60225)
+        assert conn.getsockname() == ("127.0.0.1", 8888)
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        conn.release()

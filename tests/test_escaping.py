@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echod.escaping import escape, escape_lines, unescape
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (b"happy\r\n", r"happy\r\n"),
+        (b"\x1b[2Jgone\x00", r"\x1b[2Jgone\x00"),
+        (b"\xff\xfe", r"\xff\xfe"),
+        ("caf\u00e9", "caf\u00e9"),
+        ("\x9b31m", r"\x9b31m"),
+        ("a\u2028b\u202ec", r"a\u2028b\u202ec"),
+        ("{peer} %s", "{peer} %s"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_what_could_harm_a_terminal_or_a_log_is_escaped(value: bytes | str, shown: str) -> None:
+    assert escape(value) == shown
+
+
+@given(st.one_of(st.binary(), st.text()))
+def test_what_is_escaped_is_one_printable_line(value: bytes | str) -> None:
+    shown = escape(value)
+    assert len(shown.splitlines()) <= 1
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
+    shown.encode()
+
+
+def test_a_traceback_keeps_its_lines() -> None:
+    assert escape_lines("one\n\ttwo\r\x1b[0m\u2028") == "one\n\ttwo" + r"\r\x1b[0m\u2028"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [(r"\r\n", b"\r\n"), (r"\x00", b"\0"), (r"a\\n", rb"a\n"), ("é", "é".encode()), ("", b"")],
+)
+def test_settings_may_be_written_with_escapes(text: str, value: bytes) -> None:
+    assert unescape(text) == value
+
+
+def test_an_escape_that_is_cut_short_is_an_error() -> None:
+    with pytest.raises(ValueError, match="x"):
+        unescape(r"\x1")

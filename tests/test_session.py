@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echod.framing import Chunk, Length, Line, MessageCutShort, MessageTooLong
+from echod.session import Session
+
+
+def lines(**options: int) -> Session:
+    return Session(Line(max_message=100).framer(), **options)
+
+
+def answer_all(session: Session) -> list[bytes]:
+    answered = []
+    while (message := session.next_message()) is not None:
+        answered.append(message)
+        session.answered()
+    return answered
+
+
+def test_no_message_is_handed_out_while_one_is_in_flight() -> None:
+    session = lines()
+    session.receive(b"one\ntwo\n")
+    assert session.next_message() == b"one"
+    assert session.next_message() is None
+    session.answered()
+    assert session.next_message() == b"two"
+
+
+def test_no_message_is_handed_out_while_replies_are_blocked() -> None:
+    session = lines()
+    session.blocked = True
+    session.receive(b"one\n")
+    assert session.next_message() is None
+    session.blocked = False
+    assert session.next_message() == b"one"
+
+
+def test_input_is_wanted_up_to_the_read_ahead() -> None:
+    session = lines(read_ahead=10)
+    session.receive(b"one\n")
+    assert session.next_message() == b"one"
+    session.receive(b"12345678\n")
+    assert session.wants_input
+    session.receive(b"9\n")
+    assert not session.wants_input
+    session.answered()
+    assert answer_all(session) == [b"12345678", b"9"]
+    assert session.wants_input
+
+
+def test_input_is_wanted_beyond_the_read_ahead_while_a_message_is_incomplete() -> None:
+    session = lines(read_ahead=10)
+    session.receive(b"x" * 50)
+    assert session.next_message() is None
+    assert session.wants_input
+
+
+def test_no_input_is_wanted_while_replies_are_blocked() -> None:
+    session = lines()
+    session.blocked = True
+    assert not session.wants_input
+
+
+def test_a_session_is_finished_once_all_before_the_end_of_input_is_answered() -> None:
+    session = lines()
+    session.receive(b"one\ntwo")
+    session.end_input()
+    assert not session.finished
+    assert session.next_message() == b"one"
+    session.answered()
+    assert not session.finished
+    assert session.next_message() == b"two"
+    assert session.next_message() is None
+    assert not session.finished
+    session.answered()
+    assert answer_all(session) == []
+    assert session.finished
+    assert not session.wants_input
+
+
+def test_a_message_that_the_daemon_cut_off_is_neither_answered_nor_an_error() -> None:
+    for framing in (Line(), Length()):
+        session = Session(framing.framer())
+        session.receive(b"\0\0")
+        session.end_input(cut_off=True)
+        assert answer_all(session) == []
+        assert session.finished
+
+
+def test_a_message_that_the_client_cut_short_is_an_error() -> None:
+    session = Session(Length().framer())
+    session.receive(b"\0\0")
+    session.end_input()
+    with pytest.raises(MessageCutShort):
+        session.next_message()
+
+
+def test_messages_before_an_overlong_one_are_handed_out_first() -> None:
+    session = Session(Line(max_message=5).framer())
+    session.receive(b"one\ntwo\nmuch too long\n")
+    assert session.next_message() == b"one"
+    session.answered()
+    assert session.next_message() == b"two"
+    session.answered()
+    with pytest.raises(MessageTooLong):
+        session.next_message()
+
+
+def test_after_close_nothing_is_handed_out_or_taken() -> None:
+    session = lines()
+    session.receive(b"one\n")
+    session.close()
+    session.receive(b"two\n")
+    assert session.next_message() is None
+    assert session.finished
+    assert not session.wants_input
+
+
+def test_a_close_waits_for_the_message_in_flight() -> None:
+    session = lines()
+    session.receive(b"one\n")
+    assert session.next_message() == b"one"
+    session.close()
+    assert not session.finished
+    session.answered()
+    assert session.finished
+
+
+def test_a_session_of_one_message_closes_after_it() -> None:
+    session = lines(max_messages=1)
+    session.receive(b"one\ntwo\n")
+    assert answer_all(session) == [b"one"]
+    assert session.closed
+    assert session.finished
+    assert session.messages == 1
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(min_size=1, max_size=3000), st.sampled_from(["answer", "block", "unblock"])
+        ),
+        max_size=60,
+    )
+)
+def test_every_byte_is_handed_out_once_in_order_whatever_happens_meanwhile(
+    events: list[bytes | str],
+) -> None:
+    session = Session(Chunk().framer())
+    sent, got = b"", b""
+
+    def pull() -> None:
+        nonlocal got
+        while (message := session.next_message()) is not None:
+            got += message
+
+    for event in events:
+        match event:
+            case bytes():
+                sent += event
+                session.receive(event)
+            case "answer":
+                if session.in_flight:
+                    session.answered()
+            case _:
+                session.blocked = event == "block"
+        pull()
+        assert sent.startswith(got)
+    session.blocked = False
+    session.end_input()
+    while not session.finished:
+        pull()
+        if session.in_flight:
+            session.answered()
+    assert got == sent
