@@ -99,6 +99,10 @@ class ConnectionSocket(socket.socket):
         self.activity += 1
         self.sent_bytes += memoryview(data).nbytes
 
+    def dup(self) -> socket.socket:  # type: ignore[override]
+        """Return a plain socket for the same connection; it is the caller's to close."""
+        return socket.socket(fileno=os.dup(self.fileno()))
+
     def release(self) -> None:
         """Close for good, even if files made from this socket are still open."""
         self.close()

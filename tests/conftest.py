@@ -86,9 +86,7 @@ def _left(before: tuple[dict[int, str], set[threading.Thread], set[object]]) -> 
         for number, what in _descriptors().items()
         if number not in descriptors and not what.startswith("/proc")
     ]
-    left += [
-        f"thread {thread.name}" for thread in threading.enumerate() if thread not in threads
-    ]
+    left += [f"thread {thread.name}" for thread in threading.enumerate() if thread not in threads]
     left += [f"delayed call {call}" for call in reactor.getDelayedCalls() if call not in calls]
     return left
 

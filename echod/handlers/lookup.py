@@ -23,7 +23,7 @@ from pathlib import PurePath
 from traceback import walk_tb
 from typing import Any, cast
 
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.plugin import IPlugin, getPlugins
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
@@ -192,12 +192,13 @@ def find(name: str) -> object:
     """
     if ":" in name:
         return _import_target(name, name)
-    offers = [offer for offer in _offers() if offer.name == name]
-    claims = [offer for offer in offers if not offer.is_dropin] or offers
+    offers, _ = _offers()
+    named = [offer for offer in offers if offer.name == name]
+    claims = [offer for offer in named if not offer.is_dropin] or named
     if not claims:
+        names = ", ".join(sorted({offer.name for offer in offers}))
         raise HandlerError(
-            f"no handler is named {escape(name)!r}; installed: {', '.join(_names())} "
-            "(or give module:object)"
+            f"no handler is named {escape(name)!r}; installed: {names} (or give module:object)"
         )
     if len(claims) > 1:
         origins = ", ".join(offer.origin for offer in claims)
@@ -207,13 +208,14 @@ def find(name: str) -> object:
 
 def installed() -> Iterator[InstalledHandler]:
     """Yield what is installed, by name; what is broken too, with its error."""
-    for offer in sorted(_offers(), key=lambda offer: (offer.name, offer.origin)):
+    offers, failures = _offers()
+    for offer in sorted(offers, key=lambda offer: (offer.name, offer.origin)):
         try:
             target = offer.load()
             yield InstalledHandler(offer.name, _summary(target), models_for(target), offer.origin)
         except HandlerError as error:
             yield InstalledHandler(offer.name, "", (), offer.origin, error=str(error))
-    for failure in _dropins()[1]:
+    for failure in failures:
         yield _broken_dropin(failure)
 
 
@@ -287,26 +289,28 @@ class _Offer:
         return _import_target(self.target, self.name)
 
 
-def _offers() -> list[_Offer]:
-    return [
+def _offers() -> tuple[list[_Offer], list[Failure]]:
+    """Return what is installed, and why some Twisted plugins could not even be imported."""
+    offers = [
         _Offer(entry.name, entry.value, entry.dist.name if entry.dist else "")
         for entry in entry_points(group=GROUP)
-    ] + [_Offer(plugin.name, plugin.target, is_dropin=True) for plugin in _dropins()[0]]
-
-
-def _dropins() -> tuple[list[Any], list[Failure]]:
-    """Return the Twisted plugins that are handlers, and why other dropins could not be imported."""
+    ]
     failures: list[Failure] = []
 
+    @implementer(ILogObserver)
     def observe(event: LogEvent) -> None:  # Twisted says it in the log, and nowhere else
-        if "log_failure" in event:
-            failures.append(event["log_failure"])
+        if "failure" in event:
+            failures.append(event["failure"])
 
     globalLogPublisher.addObserver(observe)
     try:
-        return list(getPlugins(IHandlerPlugin)), failures
+        offers += [
+            _Offer(plugin.name, plugin.target, is_dropin=True)
+            for plugin in getPlugins(IHandlerPlugin)
+        ]
     finally:
         globalLogPublisher.removeObserver(observe)
+    return offers, failures
 
 
 def _broken_dropin(failure: Failure) -> InstalledHandler:
@@ -325,10 +329,6 @@ def _import_target(target: str, name: str) -> object:
         raise HandlerError(
             f"{escape(name)} cannot be imported: {type(error).__name__}: {escape(str(error))}"
         ) from error
-
-
-def _names() -> list[str]:
-    return sorted({offer.name for offer in _offers()})
 
 
 def _summary(target: object) -> str:

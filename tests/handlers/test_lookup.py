@@ -6,7 +6,6 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from twisted import plugins
 
 from echod.handlers import (
     ConcurrencyModel,
@@ -23,6 +22,7 @@ from echod.handlers import (
     resolve,
 )
 from tests.conftest import Log
+from twisted import plugins
 
 REACTOR = ConcurrencyModel.REACTOR
 OWN_THREAD = ConcurrencyModel.THREAD_PER_CONNECTION
