@@ -10,6 +10,8 @@ reactor to read, written by the handler's thread only, plain integers, so no loc
 * `error` is the last error of the connection itself, so that "the client went away" can be told
   from an error of the handler's.
 
+`writing_ended` says that the handler itself has sent the FIN.
+
 `draining` is the one thing the reactor writes: the end of stream that comes next is the daemon's
 doing, not the client's.
 """
@@ -47,6 +49,8 @@ class ConnectionSocket(socket.socket):
         self.messages = 0
         self.error: OSError | None = None
         self.draining = False
+        self.writing_ended = False
+        self._released = False
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         self.in_call = True
@@ -103,22 +107,27 @@ class ConnectionSocket(socket.socket):
         """Return a plain socket for the same connection; it is the caller's to close."""
         return socket.socket(fileno=os.dup(self.fileno()))
 
+    def shutdown(self, how: int, /) -> None:
+        super().shutdown(how)
+        self.writing_ended = self.writing_ended or how != socket.SHUT_RD
+
     def release(self) -> None:
-        """Close for good, even if files made from this socket are still open."""
+        """Give the descriptor up, even if files made from this socket are still open.
+
+        The connection itself goes on: the reactor, which has a descriptor of its own, ends it.
+        """
+        self._released = True
         self.close()
         if self.fileno() != -1:
-            self._shut_down_writing()
             os.close(self.detach())
 
     def _real_close(self, *arguments: Any) -> None:
-        # `close` comes here once the last file made from this socket is closed too.  The reactor
-        # keeps a descriptor of its own for this connection, so the FIN has to be asked for.
-        self._shut_down_writing()
+        # The handler's `close` comes here once the last file made from this socket is closed.
+        # The reactor's descriptor keeps the connection open, so the FIN has to be asked for.
+        if not self._released:
+            with contextlib.suppress(OSError):  # the client was faster, or the handler
+                self.shutdown(socket.SHUT_WR)
         super()._real_close(*arguments)  # type: ignore[misc]
-
-    def _shut_down_writing(self) -> None:
-        with contextlib.suppress(OSError):  # the client was faster, or the handler
-            self.shutdown(socket.SHUT_WR)
 
 
 class RelayedSocket(ConnectionSocket):

@@ -72,6 +72,14 @@ class SocketProtocol(ConnectionProtocol):
         if not self._lost and self._channel.returned():
             self.close(self._verdict)
 
+    def _end_writing(self) -> None:
+        conn = self._conn
+        if conn is not None and conn.writing_ended and isinstance(self._channel, _Direct):
+            # Done by the handler; Twisted would write to see, and take EPIPE for a lost client.
+            self.writeConnectionLost()
+        else:
+            super()._end_writing()
+
     def relay_ended(self) -> None:
         """The handler's end of the socket pair is closed, and everything it wrote is relayed."""
         self.close(self._verdict or EndReason.HANDLER)

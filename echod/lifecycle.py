@@ -178,11 +178,15 @@ class ConnectionProtocol(Protocol):
         if self._input_ended:
             self.transport.loseConnection()
             return
+        self._end_writing()
+        self.transport.resumeProducing()
+
+    def _end_writing(self) -> None:
+        """Let the client see the end of our stream, behind all that was written."""
         if ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
-        self.transport.resumeProducing()
 
     def abort(self, reason: EndReason) -> None:
         """Close at once, dropping what has not been sent.  Again is harmless."""
@@ -241,8 +245,8 @@ class ConnectionProtocol(Protocol):
 def client_of(transport: Any, listener: str) -> Client:
     """Return who is at the other end of `transport`, come by the endpoint `listener`."""
     return Client(
-        peer=_shown_address(transport.getPeer()),
-        local=_shown_address(transport.getHost()),
+        peer=shown_address(transport.getPeer()),
+        local=shown_address(transport.getHost()),
         listener=listener,
         tls=ISSLTransport.providedBy(transport),
     )
@@ -258,7 +262,7 @@ def log_failure(failure: Failure, client: Client) -> None:
     log.error(
         "Error while serving {peer}:\n{traceback}",
         peer=shown(client),
-        traceback=escape_lines(failure.getTraceback().rstrip()),
+        traceback=escape_lines(failure.getTraceback().rstrip("\n")),
     )
 
 
@@ -274,7 +278,7 @@ def unread(transport: Any) -> int:
     return count[0]
 
 
-def _shown_address(address: object) -> str:
+def shown_address(address: object) -> str:
     if isinstance(address, IPv4Address):
         return f"{address.host}:{address.port}"
     if isinstance(address, IPv6Address):

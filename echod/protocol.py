@@ -33,7 +33,7 @@ from echod.handlers import (
     adopt,
 )
 from echod.handover import SocketProtocol
-from echod.lifecycle import ConnectionProtocol, log_failure, unread
+from echod.lifecycle import ConnectionProtocol, log_failure, shown_address, unread
 from echod.limits import Limits
 from echod.metrics import Metrics
 from echod.session import EndReason, Session
@@ -354,7 +354,7 @@ class EchoFactory(Factory):
             protocol: ConnectionProtocol = self.protocol(self)  # type: ignore[assignment,misc]
             protocol.factory = self
         except Exception:
-            log_failure(Failure(), Client(str(addr)))
+            log_failure(Failure(), Client(shown_address(addr)))
             return None
         return protocol
 

@@ -13,6 +13,7 @@ import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor, task
+from twisted.internet.protocol import Factory
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 
 # The reactor runs beside the test, so a slow example is the machine's doing; and a fixture that
@@ -95,7 +96,8 @@ def _left(before: tuple[dict[int, str], set[threading.Thread], set[object]]) -> 
 def _warm() -> None:
     """Let hypothesis and the reactor open what they open once, before a test is watched."""
     given(st.binary())(lambda data: None)()
-    pytest_twisted.blockon(task.deferLater(reactor, 0))
+    port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
+    pytest_twisted.blockon(port.stopListening())
 
 
 @pytest.fixture(autouse=True)

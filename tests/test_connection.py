@@ -73,6 +73,7 @@ def test_closing_it_ends_the_stream_though_another_descriptor_is_open(
         conn.close()
         assert peer.recv(100) == b"bye"
         assert peer.recv(100) == b""
+        assert conn.writing_ended
 
 
 def test_it_is_released_though_a_file_is_open(
@@ -80,8 +81,12 @@ def test_it_is_released_though_a_file_is_open(
 ) -> None:
     conn, peer = pair
     file = conn.makefile("rb")
-    conn.release()
-    assert conn.fileno() == -1
+    with conn.dup() as reactors:
+        conn.release()
+        assert conn.fileno() == -1
+        assert not conn.writing_ended
+        reactors.sendall(b"the connection goes on")
+        assert peer.recv(100) == b"the connection goes on"
     assert peer.recv(100) == b""
     file.close()
 

@@ -1,0 +1,197 @@
+"""A factory that listens, and clients of it, in the test's own reactor."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, connectProtocol
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import deferLater
+from twisted.internet.threads import blockingCallFromThread
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.concurrency import (
+    InPool,
+    InReactor,
+    Model,
+    Serial,
+    ThreadPerConnection,
+    WorkerPool,
+)
+from echod.handlers import ConcurrencyModel
+from echod.limits import Limits
+from echod.protocol import EchoFactory
+
+BANNER = b"Welcome to the server. Type something and hit enter\n"
+
+# How long a condition may take to come true, in seconds.
+PATIENCE = 20.0
+
+
+def make_model(name: ConcurrencyModel | str, threads: int = 4) -> Model:
+    """Return a model on the test's reactor."""
+    limits = Limits()
+    match ConcurrencyModel(name):
+        case ConcurrencyModel.REACTOR:
+            return InReactor()
+        case ConcurrencyModel.SERIAL:
+            return Serial(reactor.seconds, patience=limits.serial_timeout, queue_size=3)
+        case ConcurrencyModel.DEFER_TO_THREAD:
+            return InPool(WorkerPool(threads, reactor.callFromThread))
+        case ConcurrencyModel.THREAD_PER_CONNECTION:
+            return ThreadPerConnection(WorkerPool(threads, reactor.callFromThread))
+
+
+@implementer(IHalfCloseableProtocol)
+class Talker(Protocol):
+    """A client that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.ended = False
+        self.reason: Failure | None = None
+        self._waiting: list[tuple[Callable[[], bool], Deferred[None]]] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+        self._look()
+
+    def readConnectionLost(self) -> None:
+        self.ended = True
+        self._look()
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        pass
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.ended = True
+        self.reason = reason
+        self._look()
+
+    def _look(self) -> None:
+        for waiting in list(self._waiting):
+            if waiting[0]():
+                self._waiting.remove(waiting)
+                waiting[1].callback(None)
+
+    def until(self, condition: Callable[[], bool]) -> Deferred[None]:
+        """Fire once `condition` holds; fail if it does not in time."""
+        deferred: Deferred[None] = Deferred()
+        self._waiting.append((condition, deferred))
+        self._look()
+        return deferred.addTimeout(PATIENCE, reactor)
+
+    async def receive(self, data: bytes) -> None:
+        """Wait for exactly `data`, and forget it."""
+        await self.until(lambda: self.ended or len(self.data) >= len(data))
+        assert self.data[: len(data)] == data
+        del self.data[: len(data)]
+
+    async def receive_all(self) -> bytes:
+        """Wait for the end of the stream; return what came before it."""
+        await self.until(lambda: self.reason is not None)
+        return bytes(self.data)
+
+    @property
+    def clean(self) -> bool:
+        """Whether the connection ended without a reset."""
+        assert self.reason is not None
+        return self.reason.check(ConnectionDone) is not None
+
+    def send(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def finish(self) -> None:
+        """Shut down writing."""
+        self.transport.loseWriteConnection()
+
+    def reset(self) -> None:
+        """Vanish with RST."""
+        self.transport.getHandle().setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        self.transport.abortConnection()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds; fail if it does not in time."""
+    deadline = reactor.seconds() + PATIENCE
+    while not condition():
+        assert reactor.seconds() < deadline, "this has not come true in time"
+        await deferLater(reactor, 0.005)
+
+
+class Server:
+    """A listening factory."""
+
+    def __init__(self, factory: EchoFactory, interface: str = "127.0.0.1") -> None:
+        self.factory = factory
+        self.port = reactor.listenTCP(0, factory, interface=interface)
+        self.clients: list[Talker] = []
+
+    @property
+    def number(self) -> int:
+        return int(self.port.getHost().port)
+
+    async def connect(self) -> Talker:
+        endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{self.number}")
+        client = await connectProtocol(endpoint, Talker())
+        self.clients.append(client)
+        return client
+
+    async def stop(self) -> None:
+        await self.port.stopListening()
+        self.factory.abort()
+        for client in self.clients:
+            if client.reason is None:
+                client.transport.abortConnection()
+        await eventually(lambda: not self.factory.connections)
+        await eventually(lambda: all(client.reason for client in self.clients))
+        self.factory.model.stop()
+
+
+@asynccontextmanager
+async def serving(
+    model: ConcurrencyModel | str = "reactor", *, threads: int = 4, **options: Any
+) -> AsyncIterator[Server]:
+    """Serve with an `EchoFactory` of these options."""
+    server = Server(EchoFactory(reactor, model=make_model(model, threads), **options))
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def in_thread(function: Callable[[], None]) -> Deferred[None]:
+    """Run `function` in a thread of its own; there `run` may be called.
+
+    Hypothesis calls a test many times and knows no Deferred; the reactor's thread cannot wait.
+    """
+    done: Deferred[None] = Deferred()
+
+    def work() -> None:
+        result = None
+        try:
+            function()
+        except BaseException:
+            result = Failure()
+        reactor.callFromThread(done.callback, result)
+
+    threading.Thread(target=work).start()
+    return done
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in the reactor, from another thread, and wait for it."""
+    return blockingCallFromThread(reactor, Deferred.fromCoroutine, coroutine)
