@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import select
+import socket
+import socketserver
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_twisted
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from twisted.internet import reactor, ssl
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+from twisted.internet.protocol import ClientFactory
+from twisted.internet.task import deferLater
+
+from echod import EchoFactory, Limits, Line
+from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
+from tests.conftest import Log
+from tests.serving import BANNER, Server, Talker, eventually, make_model, serving
+
+MODEL = ConcurrencyModel.THREAD_PER_CONNECTION
+
+
+def clientthread(conn):  # type: ignore[no-untyped-def]
+    """The server that every tutorial has, unchanged."""
+    conn.send(b"Welcome to the server. Type something and hit enter\n")
+    while True:
+        data = conn.recv(1024)
+        if not data:
+            break
+        conn.sendall(b"OK..." + data)
+    conn.close()
+
+
+class Shouter(socketserver.StreamRequestHandler):
+    """A socketserver handler, unchanged."""
+
+    disable_nagle_algorithm = True
+
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(b"%s:%s" % (self.client_address[0].encode(), line.upper()))
+
+
+@pytest.fixture(scope="module")
+def certificate() -> ssl.PrivateCertificate:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ) + signed.public_bytes(serialization.Encoding.PEM)
+    return ssl.PrivateCertificate.loadPEM(pem)
+
+
+class SecureServer(Server):
+    """The same over TLS: the handler's socket is relayed."""
+
+    def __init__(self, factory: EchoFactory, certificate: ssl.PrivateCertificate) -> None:
+        self.factory = factory
+        self.port = reactor.listenSSL(0, factory, certificate.options(), interface="127.0.0.1")
+        self.clients: list[Talker] = []
+
+    async def connect(self) -> Talker:
+        talker = Talker()
+        connected: Deferred[None] = Deferred()
+        talker.connectionMade = lambda: connected.callback(None)  # type: ignore[method-assign]
+        client = ClientFactory()
+        client.noisy = False
+        client.buildProtocol = lambda addr: talker
+        reactor.connectSSL("127.0.0.1", self.number, client, ssl.CertificateOptions())
+        await connected
+        self.clients.append(talker)
+        return talker
+
+
+@asynccontextmanager
+async def both(
+    kind: str, certificate: ssl.PrivateCertificate, threads: int = 4, **options: Any
+) -> AsyncIterator[Server]:
+    """Serve directly or relayed."""
+    factory = EchoFactory(reactor, model=make_model(MODEL, threads), **options)
+    server = Server(factory) if kind == "direct" else SecureServer(factory, certificate)
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+WAYS = pytest.mark.parametrize("way", ["direct", "relayed"])
+Certificate = ssl.PrivateCertificate
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_an_unchanged_client_thread_owns_its_socket(
+    way: str, certificate: Certificate
+) -> None:
+    async with both(way, certificate, handler=clientthread) as server:
+        clients = [await server.connect() for _ in range(3)]
+        for client in clients:
+            await client.receive(BANNER)
+        for word in (b"happy\n", b"days\n"):
+            for client in clients:
+                client.send(word)
+            for client in clients:
+                await client.receive(b"OK..." + word)
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_an_unchanged_socketserver_handler_runs(way: str, certificate: Certificate) -> None:
+    async with both(way, certificate, handler=Shouter) as server:
+        client = await server.connect()
+        client.send(b"happy\n")
+        await client.receive(b"127.0.0.1:HAPPY\n")
+        assert server.factory.handler.kind is Kind.CONNECTION
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_the_socket_is_what_a_socket_is(way: str, certificate: Certificate) -> None:
+    seen: dict[str, Any] = {}
+
+    def look(conn: socket.socket) -> None:
+        seen["peer"], seen["local"] = conn.getpeername()[:2], conn.getsockname()[:2]
+        seen["readable"] = select.select([conn], [], [], 10)[0] == [conn]
+        conn.settimeout(0.01)
+        seen["data"] = conn.recv(100)
+        try:
+            conn.recv(100)
+        except TimeoutError:
+            seen["timed out"] = True
+        conn.settimeout(None)
+        with conn.makefile("rw", newline="\n") as file:
+            print("bye", file=file)
+
+    async with both(way, certificate, handler=look) as server:
+        client = await server.connect()
+        host = client.transport.getHost()
+        client.send(b"happy\n")
+        assert await client.receive_all() == b"bye\n"
+        assert client.clean
+        assert seen == {
+            "peer": (host.host, host.port),
+            "local": ("127.0.0.1", server.number),
+            "readable": True,
+            "data": b"happy\n",
+            "timed out": True,
+        }
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_a_megabyte_goes_both_ways(way: str, certificate: Certificate) -> None:
+    data = b"happy days\n" * 100_000
+
+    def mirror(conn: socket.socket) -> None:
+        while chunk := conn.recv(65536):
+            conn.sendall(chunk)
+            if chunk.endswith(b"\0"):
+                return
+
+    async with both(way, certificate, handler=mirror) as server:
+        client = await server.connect()
+        client.send(data + b"\0")
+        assert await client.receive_all() == data + b"\0"
+        assert client.clean
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda conn: conn.close(),
+        lambda conn: conn.shutdown(socket.SHUT_WR),
+        lambda conn: conn.shutdown(socket.SHUT_RDWR),
+        lambda conn: (conn.shutdown(socket.SHUT_WR), conn.close()),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_handler_may_end_the_stream_itself_before_it_returns(
+    end: Callable[[socket.socket], object],
+) -> None:
+    leave = threading.Event()
+
+    def handler(conn: socket.socket) -> None:
+        conn.recv(5)
+        conn.sendall(b"x" * 100_000)
+        end(conn)
+        leave.wait(10)
+
+    async with serving(MODEL, handler=handler) as server:
+        for _ in range(5):
+            leave.clear()
+            client = await server.connect()
+            client.send(b"quit\n" * 20_000)
+            await client.until(lambda client=client: len(client.data) == 100_000)
+            leave.set()
+            assert await client.receive_all() == b"x" * 100_000
+        await eventually(lambda: not server.factory.connections)
+        assert server.factory.metrics.ended == {"handler closed": 5}
+
+
+@pytest_twisted.ensureDeferred
+async def test_above_max_threads_a_client_gets_a_line_and_a_close() -> None:
+    async with serving(MODEL, threads=2, handler=clientthread) as server:
+        served = [await server.connect() for _ in range(2)]
+        for client in served:
+            await client.receive(BANNER)
+        refused = await server.connect()
+        assert await refused.receive_all() == (
+            b"Server busy: all 2 threads are in use, try again later\n"
+        )
+        assert refused.clean
+        assert server.factory.metrics.refused == {"thread-per-connection": 1}
+        served[0].finish()
+        await served[0].receive_all()
+        await eventually(lambda: len(server.factory.connections) == 1)
+        await (await server.connect()).receive(BANNER)
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_a_banner_that_was_asked_for_precedes_the_handler(
+    way: str, certificate: Certificate
+) -> None:
+    def handler(conn: socket.socket) -> None:
+        conn.sendall(b"hello\n")
+
+    async with both(way, certificate, handler=handler, banner=b"Hi\n") as server:
+        assert await (await server.connect()).receive_all() == b"Hi\nhello\n"
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_raises_is_logged_once(
+    way: str, certificate: Certificate, log: Log
+) -> None:
+    def handler(conn: socket.socket) -> None:
+        raise RuntimeError(conn.recv(100).decode())
+
+    async with both(way, certificate, handler=handler) as server:
+        client = await server.connect()
+        client.send(b"\x1b[31m {peer}")
+        assert await client.receive_all() == b""
+        await eventually(lambda: not server.factory.connections)
+        (error,) = log.take_errors()
+        assert r"RuntimeError: \x1b[31m {peer}" in error
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_a_silent_client_is_disconnected_but_a_busy_handler_is_not(
+    way: str, certificate: Certificate
+) -> None:
+    leave = threading.Event()
+
+    def handler(conn: socket.socket) -> None:
+        if conn.recv(100) == b"work\n":
+            leave.wait(10)
+            conn.sendall(b"done\n")
+
+    limits = Limits(idle_timeout=0.6, linger=0.2)
+    async with both(way, certificate, handler=handler, limits=limits) as server:
+        silent, working = await server.connect(), await server.connect()
+        working.send(b"work\n")
+        assert await silent.receive_all() == b""
+        await eventually(lambda: len(server.factory.connections) == 1)
+        assert server.factory.metrics.ended == {"idle": 1}
+        leave.set()
+        assert await working.receive_all() == b"done\n"
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_an_abort_wakes_a_thread_that_is_blocked_in_its_socket(
+    way: str, certificate: Certificate
+) -> None:
+    async with both(way, certificate, handler=clientthread) as server:
+        reading, writing = await server.connect(), await server.connect()
+        await reading.receive(BANNER)
+        await writing.receive(BANNER)
+        writing.transport.pauseProducing()
+        writing.send(b"x" * 5_000_000)
+        await deferLater(reactor, 0.1)
+        server.factory.abort()
+        await eventually(lambda: not server.factory.connections)
+        await eventually(lambda: server.factory.model._pool.available == 4)  # type: ignore[attr-defined]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thread_that_is_blocked_elsewhere_does_not_hold_an_abort() -> None:
+    leave = threading.Event()
+    async with serving(MODEL, handler=lambda conn: leave.wait(10)) as server:
+        client = await server.connect()
+        await eventually(lambda: server.factory.metrics.accepted == 1)
+        server.factory.abort()
+        await client.receive_all()
+        assert not server.factory.connections
+        leave.set()
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_a_drain_lets_the_thread_read_what_was_received_and_then_the_end(
+    way: str, certificate: Certificate
+) -> None:
+    go_on = threading.Event()
+
+    def handler(conn: socket.socket) -> None:
+        conn.sendall(b"ready\n")
+        go_on.wait(10)
+        while data := conn.recv(4):
+            conn.sendall(data.upper())
+        conn.sendall(b"end")
+
+    async with both(way, certificate, handler=handler) as server:
+        client = await server.connect()
+        await client.receive(b"ready\n")
+        client.send(b"happy days")
+        await deferLater(reactor, 0.1)
+        drained = server.factory.drain()
+        go_on.set()
+        assert await client.receive_all() == b"HAPPY DAYSend"
+        await drained
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_vanishes_from_a_relay_is_forgotten(
+    certificate: Certificate,
+) -> None:
+    async with both("relayed", certificate, handler=clientthread) as server:
+        client = await server.connect()
+        await client.receive(BANNER)
+        client.transport.abortConnection()
+        await eventually(lambda: server.factory.metrics.accepted == 1)
+        await eventually(lambda: not server.factory.connections)
+
+
+@pytest_twisted.ensureDeferred
+async def test_unix_sockets_are_handed_over_too(tmp_path: Any) -> None:
+    path = str(tmp_path / "echod.sock")
+    factory = EchoFactory(reactor, handler=clientthread, model=make_model(MODEL))
+    port = reactor.listenUNIX(path, factory)
+    client = await connectProtocol(UNIXClientEndpoint(reactor, path), Talker())
+    await client.receive(BANNER)
+    client.send(b"happy\n")
+    await client.receive(b"OK...happy\n")
+    (connection,) = factory.connections
+    assert connection.client.local == path
+    client.finish()
+    assert await client.receive_all() == b""
+    await port.stopListening()
+    factory.model.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_handler_has_framing_and_state_in_its_thread(
+    certificate: Certificate,
+) -> None:
+    handler = ResolvedHandler("upper", Kind.MESSAGE, bytes.upper)
+    async with both("relayed", certificate, handler=handler, framing=Line()) as server:
+        client = await server.connect()
+        client.send(b"happy\nda")
+        await client.receive(b"HAPPY\n")
+        client.send(b"ys\n")
+        await client.receive(b"DAYS\n")
