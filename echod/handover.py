@@ -84,6 +84,10 @@ class SocketProtocol(ConnectionProtocol):
         """The handler's end of the socket pair is closed, and everything it wrote is relayed."""
         self.close(self._verdict or EndReason.HANDLER)
 
+    def _stop(self) -> None:
+        if isinstance(self._channel, _Relay):
+            self.transport.unregisterProducer()
+
     # The client's side.
 
     def dataReceived(self, data: bytes) -> None:

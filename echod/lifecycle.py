@@ -61,6 +61,7 @@ class ConnectionProtocol(Protocol):
         self._home = home
         self._model = home.model
         self._limits = home.limits
+        self._waiting = False
         self._entered = False
         self._draining = False
         self._input_ended = False
@@ -126,10 +127,13 @@ class ConnectionProtocol(Protocol):
             log.warn("Refused {peer}: {why}", peer=shown(self.client), why=str(busy))
             self.refuse(EndReason.REFUSED, str(busy))
         if not self._entered and self._reason is None:
+            self._waiting = True
             self.transport.pauseProducing()
 
     def _enter(self) -> None:
         self._entered = True
+        if self._waiting:
+            self.transport.resumeProducing()
         self._idle_since = self._home.seconds()
         try:
             self._start()
@@ -174,7 +178,6 @@ class ConnectionProtocol(Protocol):
         self._stop()
         self._model.leave(self)
         self._deadline = self._home.seconds() + (self._limits.write_timeout or math.inf)
-        self.transport.unregisterProducer()
         if self._input_ended:
             self.transport.loseConnection()
             return

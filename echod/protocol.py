@@ -97,9 +97,6 @@ class EchoProtocol(ConnectionProtocol):
     # The conversation.
 
     def _start(self) -> None:
-        if not self._reading:  # the connection had to wait
-            self.transport.resumeProducing()
-        self._reading = True
         self.transport.registerProducer(self, True)
         opened = overridden(self._handler, "opened")
         if opened is None:
@@ -229,6 +226,8 @@ class EchoProtocol(ConnectionProtocol):
 
     def _stop(self) -> None:
         self._session.close()
+        if self._entered:
+            self.transport.unregisterProducer()
 
     def _finish(self) -> None:
         if self._pending is not None:

@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from echod import EchoFactory, EchoProtocol, EndReason, Handler, Limits, Line, Serial
+from echod.protocol import SWEEP_INTERVAL
+from tests.conftest import Log
+from tests.serving import BANNER, eventually, serving
+
+
+class Transport(StringTransport):
+    """A transport in memory that can half-close, and says when it was aborted."""
+
+    half_closed = False
+    aborting = False
+
+    def abortConnection(self) -> None:
+        self.aborting = True
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
+
+
+def connect(factory: EchoFactory) -> tuple[EchoProtocol, Transport]:
+    protocol = factory.buildProtocol(None)
+    transport = Transport()
+    assert isinstance(protocol, EchoProtocol)
+    protocol.makeConnection(transport)
+    return protocol, transport
+
+
+def lose(protocol: EchoProtocol) -> None:
+    protocol.connectionLost(Failure(ConnectionLost()))
+
+
+def test_the_protocol_works_in_any_factory() -> None:
+    factory = Factory.forProtocol(EchoProtocol)
+    protocol = factory.buildProtocol(None)
+    transport = Transport()
+    protocol.makeConnection(transport)
+    assert transport.value() == BANNER
+    transport.clear()
+    protocol.dataReceived(b"happy\r\n")
+    assert transport.value() == b"OK...happy\r\n"
+    lose(protocol)
+
+
+def test_importing_echod_installs_no_reactor() -> None:
+    code = (
+        "import sys, echod, echod.service, twisted.plugins.echod_plugin; "
+        "sys.exit('twisted.internet.reactor' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_factory_sweeps_only_while_it_has_connections() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock)
+    assert not clock.getDelayedCalls()
+    one, other = connect(factory)[0], connect(factory)[0]
+    assert len(clock.getDelayedCalls()) == 1
+    lose(one)
+    lose(other)
+    assert not clock.getDelayedCalls()
+
+
+def test_reading_pauses_while_replies_pile_up_and_messages_wait() -> None:
+    factory = EchoFactory(Clock(), banner=b"")
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"one")
+    protocol.pauseProducing()
+    assert transport.producerState == "paused"
+    protocol.dataReceived(b"two")
+    assert transport.value() == b"OK...one"
+    protocol.resumeProducing()
+    assert transport.value() == b"OK...oneOK...two"
+    assert transport.producerState == "producing"
+    lose(protocol)
+
+
+def test_a_client_that_does_not_read_is_aborted_in_time() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=Limits(write_timeout=30))
+    protocol, transport = connect(factory)
+    protocol.pauseProducing()
+    clock.pump([SWEEP_INTERVAL] * 59)
+    assert not transport.aborting
+    clock.pump([SWEEP_INTERVAL] * 2)
+    assert transport.aborting
+    lose(protocol)
+    assert factory.metrics.ended == {"client did not read": 1}
+
+
+def test_a_client_that_reads_again_is_not_aborted() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=Limits(write_timeout=30))
+    protocol, transport = connect(factory)
+    protocol.pauseProducing()
+    protocol.resumeProducing()
+    clock.pump([SWEEP_INTERVAL] * 100)
+    assert not transport.aborting
+    lose(protocol)
+
+
+def test_a_silent_client_is_disconnected_and_one_that_talks_is_not() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=Limits(idle_timeout=10))
+    silent, silent_transport = connect(factory)
+    talking, talking_transport = connect(factory)
+    for _ in range(24):
+        clock.advance(SWEEP_INTERVAL)
+        talking.dataReceived(b"x")
+    assert silent_transport.half_closed
+    assert not talking_transport.half_closed
+    silent.writeConnectionLost()
+    clock.pump([SWEEP_INTERVAL] * 6)
+    assert silent_transport.aborting
+    lose(silent)
+    lose(talking)
+    assert factory.metrics.ended == {"idle": 1, "connection lost": 1}
+
+
+def test_a_handler_at_work_is_not_silence() -> None:
+    clock = Clock()
+    waiting: list[Deferred[bytes]] = []
+
+    def handler(message: bytes) -> Any:
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    factory = EchoFactory(clock, handler=handler, limits=Limits(idle_timeout=10))
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"x")
+    clock.pump([1.0] * 100)
+    assert not transport.half_closed
+    waiting[0].callback(b"at last")
+    assert transport.value() == b"at last"
+    lose(protocol)
+
+
+def test_time_outs_of_zero_are_never() -> None:
+    clock = Clock()
+    limits = Limits(idle_timeout=0, write_timeout=0)
+    protocol, transport = connect(EchoFactory(clock, limits=limits))
+    protocol.pauseProducing()
+    clock.pump([1000.0] * 100)
+    protocol.resumeProducing()
+    clock.pump([1000.0] * 100)
+    assert not transport.aborting
+    assert not transport.half_closed
+    lose(protocol)
+
+
+def test_messages_wait_for_the_deferred_of_the_one_before() -> None:
+    waiting: dict[bytes, Deferred[bytes]] = {}
+
+    def handler(message: bytes) -> Any:
+        waiting[message] = Deferred()
+        return waiting[message]
+
+    factory = EchoFactory(Clock(), handler=handler, framing=Line())
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"a\nb\n")
+    assert list(waiting) == [b"a"]
+    waiting[b"a"].callback(b"A")
+    assert list(waiting) == [b"a", b"b"]
+    protocol.readConnectionLost()
+    assert not transport.disconnecting
+    waiting[b"b"].callback(b"B")
+    assert transport.value() == b"A\nB\n"
+    assert transport.disconnecting
+    lose(protocol)
+
+
+def test_many_deferreds_that_have_fired_need_no_deep_stack() -> None:
+    async def handler(message: bytes) -> bytes:
+        return message
+
+    factory = EchoFactory(Clock(), handler=handler, framing=Line())
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"x\n" * 20_000)
+    assert transport.value() == b"x\n" * 20_000
+    lose(protocol)
+
+
+def test_input_beyond_the_read_ahead_pauses_reading_while_a_handler_is_at_work() -> None:
+    waiting: list[Deferred[bytes]] = []
+
+    def handler(message: bytes) -> Any:
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    protocol, transport = connect(EchoFactory(Clock(), handler=handler, framing=Line()))
+    protocol.dataReceived(b"x" * 100 + b"\n")
+    protocol.dataReceived(b"y" * 10_000 + b"\n")
+    assert transport.producerState == "producing"
+    protocol.dataReceived((b"z" * 10_000 + b"\n") * 6)
+    assert transport.producerState == "paused"
+    for _ in range(8):
+        waiting[-1].callback(b"")
+    assert transport.producerState == "producing"
+    lose(protocol)
+
+
+@pytest.mark.parametrize("result", [RuntimeError("no good"), "text"])
+def test_a_deferred_that_brings_no_reply_ends_the_connection(result: Any, log: Log) -> None:
+    waiting: Deferred[Any] = Deferred()
+    protocol, transport = connect(EchoFactory(Clock(), handler=lambda message: waiting))
+    protocol.dataReceived(b"x")
+    (waiting.errback if isinstance(result, Exception) else waiting.callback)(result)
+    assert transport.half_closed
+    assert len(log.take_errors()) == 1
+    lose(protocol)
+
+
+def test_a_deferred_is_cancelled_when_the_client_is_gone() -> None:
+    cancelled: list[Deferred[bytes]] = []
+    calls: list[str] = []
+
+    class Waiting(Handler):
+        def received(self, message: bytes) -> Any:
+            return Deferred(cancelled.append)
+
+        def closed(self, reason: str) -> None:
+            calls.append(reason)
+
+    factory = EchoFactory(Clock(), handler=Waiting)
+    protocol, _ = connect(factory)
+    protocol.dataReceived(b"x")
+    lose(protocol)
+    assert len(cancelled) == 1
+    assert calls == ["connection lost"]
+
+
+def test_a_handler_that_fails_after_the_client_is_gone_is_logged(log: Log) -> None:
+    class Waiting(Handler):
+        async def received(self, message: bytes) -> bytes:  # type: ignore[override]
+            try:
+                await Deferred()
+            finally:
+                raise RuntimeError("while cleaning up")
+
+    protocol, _ = connect(EchoFactory(Clock(), handler=Waiting))
+    protocol.dataReceived(b"x")
+    lose(protocol)
+    (error,) = log.take_errors()
+    assert "while cleaning up" in error
+
+
+def test_opened_may_return_a_deferred_and_messages_wait_for_it() -> None:
+    greeting: Deferred[bytes] = Deferred()
+
+    class Greeter(Handler):
+        def opened(self, client: Any) -> Any:
+            return greeting
+
+        def received(self, message: bytes) -> bytes:
+            return message
+
+    protocol, transport = connect(EchoFactory(Clock(), handler=Greeter))
+    protocol.dataReceived(b"x")
+    assert transport.value() == b""
+    greeting.callback(b"Hello ")
+    assert transport.value() == b"Hello x"
+    lose(protocol)
+
+
+def test_closed_is_not_called_where_opened_failed(log: Log) -> None:
+    class Failing(Handler):
+        def opened(self, client: Any) -> bytes:
+            raise RuntimeError("no good")
+
+        def closed(self, reason: str) -> None:
+            pytest.fail("it was never open")
+
+    protocol, _ = connect(EchoFactory(Clock(), handler=Failing))
+    lose(protocol)
+    assert len(log.take_errors()) == 1
+
+
+def test_an_exception_in_connection_made_closes_the_connection(log: Log) -> None:
+    class Broken(EchoProtocol):
+        def connectionMade(self) -> None:
+            super().connectionMade()
+            raise RuntimeError("no good")
+
+    factory = EchoFactory(Clock())
+    factory.protocol = Broken
+    protocol, transport = connect(factory)
+    assert transport.aborting
+    assert len(log.take_errors()) == 1
+    lose(protocol)
+    assert not factory.connections
+
+
+def test_the_first_reason_to_close_is_the_one_that_counts() -> None:
+    factory = EchoFactory(Clock())
+    protocol, transport = connect(factory)
+    protocol.close(EndReason.IDLE)
+    protocol.close(EndReason.HANDLER)
+    protocol.refuse(EndReason.REFUSED, "too late")
+    protocol.abort(EndReason.ABORTED)
+    assert b"too late" not in transport.value()
+    lose(protocol)
+    protocol.abort(EndReason.ABORTED)
+    assert factory.metrics.ended == {"idle": 1}
+
+
+def test_a_pool_handlers_failing_closed_is_logged(log: Log) -> None:
+    class Failing(Handler):
+        async def closed(self, reason: str) -> None:  # type: ignore[override]
+            await deferLater(clock, 1)
+            raise RuntimeError("no good")
+
+        def received(self, message: bytes) -> bytes:
+            return message
+
+    clock = Clock()
+    protocol, _ = connect(EchoFactory(clock, handler=Failing))
+    lose(protocol)
+    clock.advance(1)
+    assert len(log.take_errors()) == 1
+
+
+def serial(clock: Clock, **limits: float) -> EchoFactory:
+    model = Serial(clock.seconds, patience=5, queue_size=2)
+    return EchoFactory(clock, model=model, limits=Limits(**limits))
+
+
+def test_serial_greets_nobody_and_answers_one_message_each_in_turn() -> None:
+    factory = serial(Clock())
+    (first, one), (second, other) = connect(factory), connect(factory)
+    assert other.producerState == "paused"
+    first.dataReceived(b"a\n")
+    assert one.value() == b"OK...a\n"
+    assert one.half_closed
+    assert other.producerState == "producing"
+    second.dataReceived(b"x" * 2000)
+    assert other.value() == b"OK..." + b"x" * 1024
+    lose(first)
+    lose(second)
+    assert factory.metrics.ended == {"served": 2}
+
+
+def test_serial_refuses_beyond_its_queue() -> None:
+    factory = serial(Clock())
+    connections = [connect(factory) for _ in range(4)]
+    assert connections[-1][1].value() == b"Server busy: 2 clients are waiting already\n"
+    assert connections[-1][1].half_closed
+    for protocol, _ in reversed(connections):
+        lose(protocol)
+    assert factory.metrics.refused == {"serial": 1}
+
+
+def test_serial_is_not_held_by_a_silent_client_nor_by_one_that_trickles() -> None:
+    clock = Clock()
+    factory = EchoFactory(
+        clock, model=Serial(clock.seconds, patience=5, queue_size=2), framing=Line()
+    )
+    (silent, one), (trickling, two), (last, three) = (connect(factory) for _ in range(3))
+    clock.pump([SWEEP_INTERVAL] * 11)
+    assert one.half_closed
+    for _ in range(11):
+        trickling.dataReceived(b"x")
+        clock.advance(SWEEP_INTERVAL)
+    assert two.half_closed
+    last.dataReceived(b"hello\n")
+    assert three.value() == b"OK...hello\n"
+    for protocol in (silent, trickling, last):
+        lose(protocol)
+    assert factory.metrics.ended == {"kept others waiting": 2, "served": 1}
+
+
+def test_serial_at_drain_closes_those_who_have_sent_nothing() -> None:
+    factory = serial(Clock())
+    connections = [connect(factory) for _ in range(3)]
+    drained = factory.drain()
+    assert all(transport.half_closed for _, transport in connections)
+    for protocol, _ in connections:
+        lose(protocol)
+    assert drained.called
+    assert factory.metrics.ended == {"drained": 3}
+
+
+@pytest_twisted.ensureDeferred
+async def test_serial_at_drain_answers_those_who_have_sent_something() -> None:
+    async with serving("serial") as server:
+        clients = [await server.connect() for _ in range(3)]
+        clients[1].send(b"first\n")
+        clients[2].send(b"second\n")
+        await eventually(lambda: len(server.factory.connections) == 3)
+        await deferLater(reactor, 0.05)
+        drained = server.factory.drain()
+        assert [await client.receive_all() for client in clients] == [
+            b"",
+            b"OK...first\n",
+            b"OK...second\n",
+        ]
+        await drained
+
+
+def test_a_second_drain_waits_for_the_same_end() -> None:
+    factory = EchoFactory(Clock())
+    assert factory.drain().called
+    protocol, _ = connect(factory)
+    drained = factory.drain()
+    assert factory.drain() is drained
+    lose(protocol)
+    assert drained.called
+
+
+@pytest_twisted.ensureDeferred
+async def test_build_protocol_that_raises_closes_the_socket(log: Log) -> None:
+    class Broken(Handler):
+        def __init__(self) -> None:
+            raise RuntimeError("no good")
+
+    async with serving(handler=Broken) as server:
+        client = await server.connect()
+        assert await client.receive_all() == b""
+        assert not server.factory.connections
+        assert len(log.take_errors()) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_ipv6_and_hostile_addresses_are_shown_escaped(log: Log) -> None:
+    from twisted.internet.address import IPv6Address, UNIXAddress
+
+    from echod.lifecycle import shown_address
+
+    assert shown_address(IPv6Address("TCP", "::1", 60225)) == "[::1]:60225"
+    assert shown_address(UNIXAddress(b"/tmp/a\x1bb")) == r"/tmp/a\x1bb"
+    assert shown_address(UNIXAddress(None)) == ""
+    assert shown_address("x\r") == r"x\r"
+
+
+def test_connections_are_logged_in_these_words(log: Log) -> None:
+    protocol, _ = connect(EchoFactory(Clock()))
+    lose(protocol)
+    assert "Connected with 192.168.1.1:54321" in log.text.splitlines()
+    assert "Disconnected from 192.168.1.1:54321: connection lost" in log.text.splitlines()
