@@ -282,6 +282,7 @@ def unread(transport: Any) -> int:
 
 
 def shown_address(address: object) -> str:
+    """Return a Twisted address as logs show it, escaped."""
     if isinstance(address, IPv4Address):
         return f"{address.host}:{address.port}"
     if isinstance(address, IPv6Address):

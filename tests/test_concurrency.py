@@ -120,12 +120,14 @@ def test_the_thread_that_was_idle_last_is_used_first(loop: Loop) -> None:
     for gate in gates:
         pool.submit(names.append, lambda g: (g(), threading.current_thread().name)[1], (gate,))
     for gate in (gates[1], gates[0], gates[2]):
+        seen = len(names)
         gate.leave.set()
-        loop.until(lambda seen=len(names): len(names) > seen)
+        loop.until(lambda seen=seen: len(names) > seen)
     last = names[-1]
     for _ in range(5):
+        seen = len(names)
         pool.submit(names.append, lambda: threading.current_thread().name, ())
-        loop.until(lambda seen=len(names): len(names) > seen)
+        loop.until(lambda seen=seen: len(names) > seen)
         assert names[-1] == last
     pool.stop()
 

@@ -168,7 +168,11 @@ async def test_replies_are_framed_as_messages_are(
 @pytest.mark.parametrize(
     ("framing", "sent", "answer"),
     [
-        (Line(max_message=5), b"ok\nlonger\nok\n", b"OK\nMessage too long: the limit is 5 bytes\n"),
+        (
+            Line(max_message=5),
+            b"ok\nlonger\nok\n",
+            b"OK\nMessage too long: the limit is 5 bytes\n",
+        ),
         (Length(), b"\0\0\0\1a\xff\0\0\0", b"\0\0\0\1A\0\0\0\x2bMessage too long: the limit is"),
         (Length(), b"\0\0\0\1a\0\0\0\5ab", b"\0\0\0\1A\0\0\0\x3bMessage cut short: the stream"),
     ],
@@ -219,7 +223,9 @@ async def test_a_class_is_opened_then_receives_then_is_closed_once(model: str) -
 
 
 @pytest_twisted.ensureDeferred
-@pytest.mark.parametrize(("banner", "greeting"), [(b"Hi\n", b"Hi\n"), (b"", b""), (None, b"Hello\n")])
+@pytest.mark.parametrize(
+    ("banner", "greeting"), [(b"Hi\n", b"Hi\n"), (b"", b""), (None, b"Hello\n")]
+)
 async def test_a_banner_overrules_the_handlers_greeting(
     model: str, banner: bytes | None, greeting: bytes
 ) -> None:

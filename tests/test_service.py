@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, connectProtocol
+from twisted.internet.error import CannotListenError
+from twisted.internet.task import Clock
+
+from echod import service as module
+from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection
+from echod.handlers import HandlerSpec
+from echod.service import (
+    EchoService,
+    Options,
+    StartError,
+    Stopper,
+    bind_error,
+    build_service,
+    makeService,
+)
+from echod.settings import Settings
+from tests.conftest import Log
+from tests.serving import BANNER, Talker, eventually
+
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+
+
+def settings(**values: Any) -> Settings:
+    return Settings(**{"listen": (LOOPBACK,), **values})
+
+
+async def connect(service: EchoService, listener: int = 0) -> Talker:
+    address = service.listeners[listener].address
+    endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{address.port}")
+    return await connectProtocol(endpoint, Talker())
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_service_listens_says_so_and_serves(log: Log) -> None:
+    service = build_service(settings(listen=(LOOPBACK, LOOPBACK)), reactor)
+    service.privilegedStartService()
+    service.startService()
+    assert [line for line in log.text.splitlines() if line.startswith("Socket")] == [
+        "Socket created",
+        "Socket bind complete",
+        "Socket now listening",
+    ] * 2
+    clients = [await connect(service, number) for number in (0, 1)]
+    for client in clients:
+        await client.receive(BANNER)
+        client.finish()
+        await client.receive_all()
+    await service.stopService()
+    assert service.listeners[0].address is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_start_alone_listens_too() -> None:
+    service = build_service(settings(), reactor)
+    service.startService()
+    client = await connect(service)
+    await client.receive(BANNER)
+    await service.stopService()
+    assert await client.receive_all() == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("reactor", InReactor),
+        ("defer-to-thread", InPool),
+        ("thread-per-connection", ThreadPerConnection),
+        ("serial", Serial),
+    ],
+)
+def test_the_concurrency_model_is_the_one_that_was_asked_for(name: str, kind: type) -> None:
+    model = module.make_model(settings(concurrency=name), reactor)
+    assert type(model) is kind
+    assert model.name == name
+    model.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_port_that_is_taken_stops_the_start(log: Log) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        endpoint = f"tcp:{port}:interface=127.0.0.1"
+        service = build_service(settings(listen=(LOOPBACK, endpoint)), reactor)
+        line = "Bind failed. Error Code : 98 Message Address already in use"
+        with pytest.raises(StartError, match=f"{endpoint}: {line}"):
+            service.privilegedStartService()
+        assert line in log.take_errors()[0]
+        await eventually(lambda: service.listeners[0].address is None)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.EACCES, "x"), "Error Code : 13 Message Permission denied"),
+        (CannotListenError("", 1, OSError(98, "x")), "Error Code : 98 Message Address already"),
+        (CannotListenError("", 1, "odd\x1b"), r"Error Code : 22 Message odd\x1b"),
+        (ValueError("odd"), "Error Code : 22 Message odd"),
+    ],
+)
+def test_why_listening_failed_is_told_in_the_words_of_every_first_server(
+    error: Exception, text: str
+) -> None:
+    assert bind_error(error).startswith(f"Bind failed. {text}")
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"handler": HandlerSpec("nosuch")}, "--handler: no handler is named 'nosuch'"),
+        ({"prefix": "x", "handler": HandlerSpec("upper")}, "upper takes no argument 'prefix'"),
+        ({"listen": ("nosuch:1",)}, "--listen nosuch:1: Unknown endpoint type: 'nosuch'"),
+        ({"listen": ("tcp:http",)}, "--listen tcp:http: "),
+        ({"listen": ("tcp",)}, "--listen tcp: "),
+    ],
+)
+def test_what_cannot_start_says_why(values: dict[str, Any], why: str) -> None:
+    with pytest.raises(StartError, match=why):
+        build_service(settings(**values), reactor)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_that_fails_late_stops_the_daemon(log: Log) -> None:
+    class SlowEndpoint:
+        def __init__(self) -> None:
+            self.listening: Deferred[Any] = Deferred()
+
+        def listen(self, factory: object) -> Deferred[Any]:
+            return self.listening
+
+    class StoppableReactor(Clock):
+        triggers: list[tuple[Any, ...]] = []  # noqa: RUF012
+        stopped = False
+
+        def addSystemEventTrigger(self, *arguments: Any) -> None:
+            self.triggers.append(arguments)
+
+        def stop(self) -> None:
+            self.stopped = True
+
+    service = build_service(settings(), reactor)
+    stoppable, endpoint = StoppableReactor(), SlowEndpoint()
+    service._reactor, service.listeners[0]._endpoint = stoppable, endpoint  # type: ignore[assignment]
+    service.privilegedStartService()
+    assert not stoppable.stopped
+    endpoint.listening.errback(OSError(errno.EADDRINUSE, "x"))
+    assert stoppable.stopped
+    assert stoppable.triggers == [("after", "shutdown", os._exit, 1)]
+    assert "Bind failed" in log.take_errors()[0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_drain_has_a_deadline(log: Log) -> None:
+    leave = threading.Event()
+    entered = threading.Event()
+
+    def handler(message: bytes) -> bytes:
+        entered.set()
+        leave.wait(20)
+        return message
+
+    service = build_service(
+        settings(concurrency="defer-to-thread", drain_timeout=0.3, no_banner=True), reactor
+    )
+    service.listeners[0].factory.handler = module.resolve(
+        HandlerSpec("upper"), service._model.name
+    )
+    object.__setattr__(service.listeners[0].factory.handler, "target", handler)
+    service.startService()
+    client = await connect(service)
+    client.send(b"happy\n")
+    await eventually(entered.is_set)
+    began = time.monotonic()
+    await service.stopService()
+    assert 0.2 < time.monotonic() - began < 2
+    await client.receive_all()
+    assert "Draining 1 connections, for 0.3 seconds at most" in log.text
+    assert "Drain time-out: aborting 1 connections" in log.text
+    leave.set()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_abort_ends_a_drain() -> None:
+    service = build_service(settings(drain_timeout=20.0), reactor)
+    service.startService()
+    client = await connect(service)
+    await client.receive(BANNER)
+    client.transport.pauseProducing()
+    client.send(b"x" * 10_000_000)
+    (connection,) = service.listeners[0].factory.connections
+    await eventually(lambda: connection._session.blocked)  # type: ignore[attr-defined]
+    stopped = service.stopService()
+    service.abort()
+    await stopped
+    client.transport.resumeProducing()
+    await client.receive_all()
+
+
+class FakeReactor:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def callFromThread(self, function: Any) -> None:
+        self.calls.append(function)
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where os._exit would have ended the process."""
+    codes: list[int] = []
+    monkeypatch.setattr(module.os, "_exit", codes.append)
+    monkeypatch.setattr(module, "GRACE", 0.05)
+    return codes
+
+
+def join_stopper() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "echod-stopper":
+            thread.join(10)
+
+
+def test_the_first_signal_goes_to_the_reactor_and_the_second_aborts(exits: list[int]) -> None:
+    seen: list[int] = []
+    original = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    looped = FakeReactor()
+    stopper = Stopper(looped, str, patience=20)
+    try:
+        stopper.install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+        assert looped.calls == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+        assert looped.calls == [str]
+        join_stopper()
+        assert exits == [128 + signal.SIGTERM]
+    finally:
+        stopper.uninstall()
+        signal.signal(signal.SIGTERM, original)
+
+
+def test_a_process_that_does_not_end_in_time_is_ended(exits: list[int]) -> None:
+    stopper = Stopper(FakeReactor(), str, patience=0.05)
+    stopper._previous[signal.SIGTERM] = lambda number, frame: None
+    stopper._on_signal(signal.SIGTERM, None)
+    join_stopper()
+    assert exits == [128 + signal.SIGTERM]
+
+
+def test_signals_are_left_alone_outside_the_main_thread() -> None:
+    stopper = Stopper(FakeReactor(), str, patience=1)
+    thread = threading.Thread(target=stopper.install)
+    thread.start()
+    thread.join()
+    assert not stopper._previous
+
+
+@pytest.fixture
+def globals_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What makeService changes in the process is put back."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(reactor, "seconds", reactor.seconds, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("globals_kept")
+def test_make_service_builds_what_the_flags_ask_for(tmp_path: Path) -> None:
+    (tmp_path / "beside_me.py").write_text("def shout(message: bytes): return message.upper()\n")
+    options = Options()
+    options.parseOptions(["--listen", LOOPBACK, "--handler", "beside_me:shout"])
+    service = makeService(options)
+    assert isinstance(service, EchoService)
+    assert service.stopper is not None
+    assert sys.path[-1] == str(tmp_path)
+    assert service.listeners[0].factory.handler.message_handler().received(b"a") == b"A"
+    makeService(options)
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+@pytest.mark.usefixtures("globals_kept")
+def test_make_service_refuses_in_one_line() -> None:
+    options = Options()
+    options.parseOptions(["--handler", "nosuch"])
+    with pytest.raises(SystemExit, match=r"^echod: --handler: no handler is named 'nosuch'"):
+        makeService(options)
+
+
+@pytest.mark.usefixtures("globals_kept")
+def test_a_start_error_is_shown_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: seen.append(kind))
+    monkeypatch.setattr(sys, "__stderr__", sys.stderr)
+    module._show_start_errors_in_one_line()
+    sys.excepthook(StartError, StartError("tcp:1: Bind failed."), None)
+    assert capsys.readouterr().err == "echod: tcp:1: Bind failed.\n"
+    sys.excepthook(ValueError, ValueError(), None)
+    assert seen == [ValueError]
+
+
+def test_timers_follow_the_monotonic_clock_once_it_is_safe() -> None:
+    clock = Clock()
+    module._follow_the_monotonic_clock(clock)
+    assert clock.seconds is time.monotonic
+    busy = Clock()
+    busy.callLater(1, str)
+    module._follow_the_monotonic_clock(busy)
+    assert busy.seconds() == 0.0
