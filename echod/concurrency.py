@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -92,6 +92,9 @@ class Model(Protocol):
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run handler code: see the module's guarantees."""
 
+    def drain(self) -> Deferred[None]:
+        """Return what fires once no handler code runs or waits to run; `stop` fires it too."""
+
     def stop(self) -> None:
         """Run nothing more."""
 
@@ -119,6 +122,9 @@ class InReactor:
         if inspect.iscoroutine(result):
             result = Deferred.fromCoroutine(result)
         return _wait(done, result) if isinstance(result, Deferred) else result
+
+    def drain(self) -> Deferred[None]:
+        return succeed(None)
 
     def stop(self) -> None:
         pass
@@ -236,6 +242,9 @@ class InPool:
         self._pool.submit(done, function, arguments)
         return PENDING
 
+    def drain(self) -> Deferred[None]:
+        return self._pool.drain()
+
     def stop(self) -> None:
         self._pool.stop()
 
@@ -297,6 +306,7 @@ class WorkerPool:
         self._results: deque[tuple[Done, Any, _Inbox | None]] = deque()
         self._waking = False
         self._stopped = False
+        self._drained: Deferred[None] | None = None
 
     @property
     def available(self) -> int:
@@ -318,6 +328,14 @@ class WorkerPool:
         else:
             self._backlog.append(task)
 
+    def drain(self) -> Deferred[None]:
+        """Return what fires once no task runs or waits, at once where that is so, or at `stop`."""
+        if self._drained is None:
+            self._drained = Deferred()
+        drained = self._drained
+        self._tell_if_drained()
+        return drained
+
     def stop(self) -> None:
         """Drop what has not begun; idle threads end now, busy ones when they can."""
         self._stopped = True
@@ -325,6 +343,12 @@ class WorkerPool:
         for inbox in self._idle:
             inbox.put(None)
         self._idle.clear()
+        self._tell_if_drained()
+
+    def _tell_if_drained(self) -> None:
+        if self._drained is not None and (self._stopped or len(self._idle) == self._threads):
+            drained, self._drained = self._drained, None
+            drained.callback(None)
 
     def _start(self, task: _Task) -> None:
         inbox: _Inbox = queue.SimpleQueue()
@@ -373,6 +397,7 @@ class WorkerPool:
                 done(result)
             except Exception:  # one connection's trouble must not keep the others' results
                 log.failure("A result could not be delivered")
+        self._tell_if_drained()
 
     def _recycle(self, inbox: _Inbox) -> None:
         if self._stopped:

@@ -262,6 +262,7 @@ class EchoService(Service):
         """Close every connection at once; a drain under way ends."""
         for listener in self.listeners:
             listener.factory.abort()
+        self._model.stop()
 
     def _stop_listening(self) -> Deferred[Any]:
         self._listening = False
@@ -277,6 +278,8 @@ class EchoService(Service):
                 seconds=self._drain_timeout,
             )
         deadline = self._reactor.callLater(self._drain_timeout, self._give_up)
+        # What handlers have to do once their connections are gone is within the deadline too.
+        drained.addCallback(lambda _: self._model.drain())
         return drained.addCallback(lambda _: self._drained(deadline))
 
     def _give_up(self) -> None:

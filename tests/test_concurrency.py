@@ -176,6 +176,33 @@ def test_a_stopped_pool_drops_what_has_not_begun_and_takes_nothing(loop: Loop) -
     assert results == ["begun"]
 
 
+def test_a_pool_is_drained_once_nothing_runs_or_waits(loop: Loop) -> None:
+    pool = WorkerPool(1, loop.call_from_thread)
+    assert pool.drain().called
+    gate, results = Gate(), []  # type: ignore[var-annotated]
+    pool.submit(results.append, gate, ("running",))
+    pool.submit(results.append, str, ("waiting",))
+    drained = pool.drain()
+    assert pool.drain() is drained
+    assert not drained.called
+    gate.leave.set()
+    loop.until(lambda: drained.called)
+    assert results == ["running", "waiting"]
+    pool.stop()
+
+
+def test_a_stop_ends_a_drain(loop: Loop) -> None:
+    pool = WorkerPool(1, loop.call_from_thread)
+    gate = Gate()
+    pool.submit(str, gate, ())
+    drained = pool.drain()
+    pool.stop()
+    assert drained.called
+    assert pool.drain().called
+    gate.leave.set()
+    loop.turn()
+
+
 def test_the_pool_model_answers_later(loop: Loop) -> None:
     model = InPool(WorkerPool(1, loop.call_from_thread))
     results: list[Any] = []
@@ -188,6 +215,7 @@ def test_the_pool_model_answers_later(loop: Loop) -> None:
     loop.until(lambda: results == [b"HAPPY"])
     assert not model.overdue(connection, 1e9)
     model.leave(connection)
+    assert model.drain().called
     model.stop()
 
 

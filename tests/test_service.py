@@ -20,7 +20,7 @@ from twisted.internet.task import Clock
 
 from echod import service as module
 from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection
-from echod.handlers import HandlerSpec
+from echod.handlers import Handler, HandlerSpec, adopt
 from echod.service import (
     EchoService,
     Options,
@@ -178,10 +178,7 @@ async def test_a_drain_has_a_deadline(log: Log) -> None:
     service = build_service(
         settings(concurrency="defer-to-thread", drain_timeout=0.3, no_banner=True), reactor
     )
-    service.listeners[0].factory.handler = module.resolve(
-        HandlerSpec("upper"), service._model.name
-    )
-    object.__setattr__(service.listeners[0].factory.handler, "target", handler)
+    service.listeners[0].factory.handler = adopt(handler, service._model.name)
     service.startService()
     client = await connect(service)
     client.send(b"happy\n")
@@ -193,6 +190,35 @@ async def test_a_drain_has_a_deadline(log: Log) -> None:
     assert "Draining 1 connections, for 0.3 seconds at most" in log.text
     assert "Drain time-out: aborting 1 connections" in log.text
     leave.set()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_drain_waits_for_the_handlers_last_calls() -> None:
+    closing, leave, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Tidy(Handler):
+        def received(self, message: bytes) -> bytes:
+            return message
+
+        def closed(self, reason: str) -> None:
+            closing.set()
+            leave.wait(10)
+            closed.set()
+
+    service = build_service(settings(concurrency="defer-to-thread"), reactor)
+    service.listeners[0].factory.handler = adopt(Tidy, service._model.name)
+    service.startService()
+    client = await connect(service)
+    client.send(b"happy\n")
+    await client.receive(b"happy\n")
+    ends: list[str] = []
+    stopped = service.stopService().addCallback(lambda _: ends.append("stopped"))
+    await client.receive_all()
+    await eventually(closing.is_set)
+    assert not ends
+    leave.set()
+    await stopped
+    assert closed.is_set()
 
 
 @pytest_twisted.ensureDeferred
