@@ -116,7 +116,10 @@ class InReactor:
         return False
 
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
-        result = function(*arguments)
+        return self.settle(done, function(*arguments))
+
+    def settle(self, done: Done, result: Any) -> Any:
+        """Do what `call` does once the handler's code has returned `result`."""
         if result.__class__ is bytes or result is None:
             return result
         if inspect.iscoroutine(result):

@@ -12,7 +12,6 @@ Sizes are enforced here: a message longer than the framing's `max_message` raise
 from __future__ import annotations
 
 import struct
-from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -148,12 +147,14 @@ class ChunkFramer:
 
     __slots__ = ("_max_message", "_offset", "_reads", "buffered")
 
-    # A bytes object and its place in the deque: one-byte reads must count for what they cost.
+    # A bytes object and its place in the list: one-byte reads must count for what they cost.
     _OVERHEAD = 64
 
     def __init__(self, max_message: int) -> None:
         self._max_message = max_message
-        self._reads: deque[bytes] = deque()
+        # A list, though it is taken from at its front: it is short, and an empty one costs a
+        # tenth of what an empty deque does, in each idle connection.
+        self._reads: list[bytes] = []
         self._offset = 0
         self.buffered = 0
 
@@ -172,7 +173,7 @@ class ChunkFramer:
         if len(read) - start > self._max_message:
             self._offset = start + self._max_message
             return read[start : self._offset]
-        self._reads.popleft()
+        del self._reads[0]
         self._offset = 0
         self.buffered -= len(read) + self._OVERHEAD
         return read[start:] if start else read

@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 class SocketProtocol(ConnectionProtocol):
     """Hands the connection to a thread, and closes it afterwards."""
 
+    __slots__ = ("_channel", "_conn", "_verdict")
+
     def __init__(self, home: EchoFactory) -> None:
         super().__init__(home)
-        self.reactor = home.reactor
         self._conn: ConnectionSocket | None = None
         self._channel: _Direct | _Relay | None = None
         self._verdict: EndReason | None = None
@@ -55,7 +56,7 @@ class SocketProtocol(ConnectionProtocol):
         conversation = Conversation(home.handler, home.framing, self.client, home.banner)
         whole = home.handler.kind is Kind.CONNECTION
         talk = conversation.own_socket if whole else conversation.answer_messages
-        self._model.call(self._returned, _converse, talk, conn)
+        self._home.model.call(self._returned, _converse, talk, conn)
 
     def _returned(self, result: object) -> None:
         """The handler has returned: `result` is the reason to close, or a Failure."""
@@ -71,6 +72,10 @@ class SocketProtocol(ConnectionProtocol):
             self._verdict = EndReason.DRAINED
         if not self._lost and self._channel.returned():
             self.close(self._verdict)
+
+    def adopt(self, ours: socket.socket, factory: Factory) -> None:
+        """Give the reactor's end of the socket pair to the reactor."""
+        self._home.reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
 
     def _end_writing(self) -> None:
         conn = self._conn
@@ -106,7 +111,7 @@ class SocketProtocol(ConnectionProtocol):
     def _time_out(self, reason: EndReason) -> None:
         assert self._channel is not None
         self._verdict = reason
-        self._deadline = self._home.seconds() + self._limits.linger
+        self._deadline = self._home.seconds() + self._home.limits.linger
         self._channel.wake()
 
     def abort(self, reason: EndReason) -> None:
@@ -188,9 +193,7 @@ class _Relay(Protocol):
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)
-            self._owner.reactor.adoptStreamConnection(
-                ours.fileno(), socket.AF_UNIX, _Factory(self)
-            )
+            self._owner.adopt(ours, _Factory(self))
         client.registerProducer(self.transport, True)
         self.transport.registerProducer(client, True)
         return RelayedSocket(

@@ -43,10 +43,32 @@ if TYPE_CHECKING:
 
 log = Logger()
 
+# Until the transport can be asked.
+NOBODY = Client("")
+
 
 @implementer(IHalfCloseableProtocol)
 class ConnectionProtocol(Protocol):
     """One connection's life, whoever answers it."""
+
+    # Ten thousand idle connections are ten thousand of these: without a dictionary each is less
+    # than half the size.  Twisted's own attributes are among the slots for that reason.
+    __slots__ = (
+        "_deadline",
+        "_draining",
+        "_entered",
+        "_home",
+        "_idle_since",
+        "_input_ended",
+        "_lost",
+        "_reason",
+        "_seen_activity",
+        "_waiting",
+        "client",
+        "connected",
+        "factory",
+        "transport",
+    )
 
     # Twisted's transports have more methods than ITransport names; the interfaces that say so
     # (ITCPTransport, IConsumer, IPushProducer) cannot be one type.
@@ -58,9 +80,10 @@ class ConnectionProtocol(Protocol):
         Args:
             home: the factory, where the connection is registered from its beginning to its end.
         """
+        self.connected = 0
+        self.factory = None
+        self.transport = None
         self._home = home
-        self._model = home.model
-        self._limits = home.limits
         self._waiting = False
         self._entered = False
         self._draining = False
@@ -70,7 +93,7 @@ class ConnectionProtocol(Protocol):
         self._deadline = math.inf
         self._idle_since = 0.0
         self._seen_activity = -1
-        self.client = Client("")
+        self.client = NOBODY
 
     # What a kind of connection adds.
 
@@ -121,9 +144,9 @@ class ConnectionProtocol(Protocol):
         self._home.opened(self)
         log.info("Connected with {peer}", peer=shown(self.client))
         try:
-            self._model.enter(self, self._enter)
+            self._home.model.enter(self, self._enter)
         except Busy as busy:
-            self._home.metrics.refused[self._model.name] += 1
+            self._home.metrics.refused[self._home.model.name] += 1
             log.warn("Refused {peer}: {why}", peer=shown(self.client), why=str(busy))
             self.refuse(EndReason.REFUSED, str(busy))
         if not self._entered and self._reason is None:
@@ -151,7 +174,7 @@ class ConnectionProtocol(Protocol):
 
     def writeConnectionLost(self) -> None:
         # Our FIN is out, behind everything written: now wait for the client's.
-        self._deadline = self._home.seconds() + self._limits.linger
+        self._deadline = self._home.seconds() + self._home.limits.linger
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
@@ -159,7 +182,7 @@ class ConnectionProtocol(Protocol):
             clean = reason.check(ConnectionDone) is not None
             self._reason = EndReason.CLIENT if clean else EndReason.LOST
             self._stop()
-        self._model.leave(self)
+        self._home.model.leave(self)
         self._finish()
         self._home.forget(self, self._reason)
         log.info(
@@ -176,8 +199,8 @@ class ConnectionProtocol(Protocol):
             return
         self._reason = reason
         self._stop()
-        self._model.leave(self)
-        self._deadline = self._home.seconds() + (self._limits.write_timeout or math.inf)
+        self._home.model.leave(self)
+        self._deadline = self._home.seconds() + (self._home.limits.write_timeout or math.inf)
         if self._input_ended:
             self.transport.loseConnection()
             return
@@ -226,12 +249,15 @@ class ConnectionProtocol(Protocol):
     def _sweep_silence(self, now: float) -> None:
         if self._busy:
             self._idle_since = now
-        elif self._model.overdue(self, now):
+        elif self._home.model.overdue(self, now):
             self._time_out(EndReason.TURN_TAKEN)
         elif self._activity != self._seen_activity:
             self._seen_activity = self._activity
             self._idle_since = now
-        elif self._limits.idle_timeout and now - self._idle_since >= self._limits.idle_timeout:
+        elif (
+            self._home.limits.idle_timeout
+            and now - self._idle_since >= self._home.limits.idle_timeout
+        ):
             self._time_out(EndReason.IDLE)
 
     def _time_out(self, reason: EndReason) -> None:

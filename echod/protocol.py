@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IAddress, IPushProducer
@@ -36,7 +36,7 @@ from echod.handover import SocketProtocol
 from echod.lifecycle import ConnectionProtocol, log_failure, shown_address, unread
 from echod.limits import Limits
 from echod.metrics import Metrics
-from echod.session import EndReason, Session
+from echod.session import READ_AHEAD, EndReason, Session
 
 # How often deadlines are looked at, in seconds: one timer for all connections.
 SWEEP_INTERVAL = 0.5
@@ -45,6 +45,19 @@ SWEEP_INTERVAL = 0.5
 @implementer(IPushProducer)
 class EchoProtocol(ConnectionProtocol):
     """Gives each message to a handler and sends its reply, in order."""
+
+    __slots__ = (
+        "_bytes_received",
+        "_bytes_sent",
+        "_drain_left",
+        "_handler",
+        "_handler_open",
+        "_pending",
+        "_reading",
+        "_reads",
+        "_received",
+        "_session",
+    )
 
     def __init__(self, home: EchoFactory | None = None) -> None:
         """Set up for one connection.
@@ -57,8 +70,6 @@ class EchoProtocol(ConnectionProtocol):
         home = self._home
         self._handler = home.handler.message_handler()
         self._received = self._handler.received
-        self._call = home.model.call
-        self._encode = home.framing.encode
         self._session = Session(home.framing.framer(), max_messages=home.model.max_messages)
         self._pending: Deferred[Any] | None = None
         self._reading = True
@@ -82,7 +93,7 @@ class EchoProtocol(ConnectionProtocol):
     def pauseProducing(self) -> None:
         """The transport has more to write than it likes to hold."""
         self._session.blocked = True
-        self._deadline = self._home.seconds() + (self._limits.write_timeout or math.inf)
+        self._deadline = self._home.seconds() + (self._home.limits.write_timeout or math.inf)
         self._update_reading()
 
     def resumeProducing(self) -> None:
@@ -103,7 +114,7 @@ class EchoProtocol(ConnectionProtocol):
             self._opened(None)
             return
         self._session.in_flight = True
-        result = self._call(self._opened, opened, self.client)
+        result = self._home.model.call(self._opened, opened, self.client)
         if not self._is_pending(result):
             self._opened(result)
 
@@ -122,36 +133,42 @@ class EchoProtocol(ConnectionProtocol):
         self._go_on()
 
     def _greet(self, greeting: object) -> None:
-        if self._model.greets:
+        if self._home.model.greets:
             banner = self._home.banner
             if banner is not None:
                 self._write(banner)
             elif greeting:
-                self._write(self._encode(checked(greeting)))
+                self._write(self._home.framing.encode(checked(greeting)))
 
     def _answer_messages(self) -> None:
         """Hand out messages for as long as the session allows; then read on, or close."""
-        session, call, received = self._session, self._call, self._received
-        while True:
-            try:
-                message = session.next_message()
-            except FramingError as error:
-                self.refuse(EndReason.FRAMING_ERROR, str(error))
-                break
-            if message is None:
-                break
+        session, call, received = self._session, self._home.model.call, self._received
+        while (message := self._next_message()) is not None:
             try:
                 result = call(self._answered, received, message)
-                if result.__class__ is bytes:
-                    self._write(self._encode(result))
-                elif result is not None:
-                    if self._is_pending(result):
-                        break
-                    self._reply(result)
+                if not self._take(result):
+                    break
             except Exception:
                 self.fail(Failure())
             session.answered()
         self._settle()
+
+    def _next_message(self) -> bytes | None:
+        try:
+            return self._session.next_message()
+        except FramingError as error:
+            self.refuse(EndReason.FRAMING_ERROR, str(error))
+            return None
+
+    def _take(self, result: Any) -> bool:
+        """Send a reply; return False if it is yet to come."""
+        if result.__class__ is bytes:
+            self._write(self._home.framing.encode(result))
+        elif result is not None:
+            if self._is_pending(result):
+                return False
+            self._reply(result)
+        return True
 
     def _is_pending(self, result: object) -> bool:
         """Return whether `result` is yet to come; keep what could be cancelled."""
@@ -180,10 +197,10 @@ class EchoProtocol(ConnectionProtocol):
     def _reply(self, result: object) -> None:
         if isinstance(result, Close):
             if result.reply:
-                self._write(self._encode(checked(result.reply)))
+                self._write(self._home.framing.encode(checked(result.reply)))
             self.close(EndReason.HANDLER)
         else:
-            self._write(self._encode(checked(result)))
+            self._write(self._home.framing.encode(checked(result)))
 
     def _write(self, data: bytes) -> None:
         self._bytes_sent += len(data)
@@ -243,7 +260,7 @@ class EchoProtocol(ConnectionProtocol):
         self._handler_open = False
         assert self._reason is not None
         try:
-            self._call(self._closed, closed, self._reason.value)
+            self._home.model.call(self._closed, closed, self._reason.value)
         except Exception:
             self.fail(Failure())
 
@@ -278,15 +295,123 @@ class EchoProtocol(ConnectionProtocol):
         return self._session.in_flight or self._session.blocked
 
 
+class DirectProtocol(EchoProtocol):
+    """The hot path: chunk framing, and a handler in the event loop.
+
+    While nothing is held or awaited, input needs no framer and no session: it is cut, handled
+    and answered on the spot.  `_direct` says whether that is so.  It is taken back wherever the
+    state changes, and given again by `_settle` alone, when the session is idle.
+    """
+
+    __slots__ = ("_direct", "_direct_messages", "_piece")
+
+    def __init__(self, home: EchoFactory) -> None:
+        super().__init__(home)
+        self._direct = False
+        self._direct_messages = 0
+        self._piece = home.framing.max_message
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self._direct:
+            super().dataReceived(data)
+        elif len(data) <= self._piece:
+            # All that most messages cost; hence no call that could be spared.
+            self._bytes_received += len(data)
+            self._direct_messages += 1
+            try:
+                reply = self._received(data)
+            except Exception:
+                self.fail(Failure())
+                return
+            if reply.__class__ is bytes:
+                self._bytes_sent += len(reply)
+                self.transport.write(reply)
+            elif reply is not None:
+                self._take_directly(reply)
+        else:
+            self._bytes_received += len(data)
+            self._answer_pieces(data)
+
+    def _answer_pieces(self, data: bytes) -> None:
+        """Answer a long read; small replies leave together."""
+        size, received, replies, held = self._piece, self._received, [], 0
+        try:
+            for start in range(0, len(data), size):
+                if not self._direct:
+                    self._hold(data[start:])
+                    return
+                self._direct_messages += 1
+                reply = received(data[start : start + size])
+                if reply.__class__ is bytes:
+                    replies.append(reply)
+                    held += len(reply)
+                if reply.__class__ is not bytes or held >= READ_AHEAD:
+                    self._write_all(replies)
+                    replies, held = [], 0
+                    if reply is not None and reply.__class__ is not bytes:
+                        self._take_directly(reply)
+        except Exception:
+            self._write_all(replies)
+            self.fail(Failure())
+            return
+        self._write_all(replies)
+
+    def _hold(self, data: bytes) -> None:
+        """Leave the rest of a read to the session."""
+        self._session.receive(data)
+        self._answer_messages()
+
+    def _write_all(self, replies: list[bytes]) -> None:
+        if replies:
+            self._write(b"".join(replies))
+
+    def _take_directly(self, result: object) -> None:
+        """Take what is not plain bytes: `Close`, or something to wait for."""
+        try:
+            settled = cast(InReactor, self._home.model).settle(self._answered, result)
+            if not self._take(settled):
+                self._direct = False
+                self._session.in_flight = True
+        except Exception:
+            self.fail(Failure())
+
+    def pauseProducing(self) -> None:
+        self._direct = False
+        super().pauseProducing()
+
+    def _stop(self) -> None:
+        self._direct = False
+        super()._stop()
+
+    def _cut_input(self) -> None:
+        self._direct = False
+        super()._cut_input()
+
+    def _settle(self) -> None:
+        super()._settle()
+        self._direct = self._reason is None and self._session.idle and not self._draining
+
+    @property
+    def figures(self) -> tuple[int, int, int]:
+        messages, received, sent = super().figures
+        return messages + self._direct_messages, received, sent
+
+    @property
+    def _activity(self) -> int:
+        return self._reads + self._direct_messages
+
+
 class EchoFactory(Factory):
     """Makes a protocol for each accepted connection, and knows those that are open.
 
     Attributes:
         connections: the protocols of the connections that are open.
         metrics: what has been counted.
+        protocol: the class of the protocols that it makes; may be replaced by a subclass.
     """
 
     noisy = False
+    protocol: type[ConnectionProtocol]
 
     def __init__(
         self,
@@ -330,8 +455,13 @@ class EchoFactory(Factory):
         self.connections: set[ConnectionProtocol] = set()
         self._drained: Deferred[None] | None = None
         self._sweeper: LoopingCall | None = None
-        threaded = self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION
-        self.protocol = SocketProtocol if threaded else EchoProtocol
+        self.protocol = self._choose_protocol()
+
+    def _choose_protocol(self) -> type[ConnectionProtocol]:
+        if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
+            return SocketProtocol
+        in_loop = self.model.name is ConcurrencyModel.REACTOR
+        return DirectProtocol if in_loop and isinstance(self.framing, Chunk) else EchoProtocol
 
     @property
     def reactor(self) -> Any:
@@ -350,7 +480,7 @@ class EchoFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> ConnectionProtocol | None:
         # An exception would leave the accepted socket open; None closes it.
         try:
-            protocol: ConnectionProtocol = self.protocol(self)  # type: ignore[assignment,misc]
+            protocol = self.protocol(self)
             protocol.factory = self
         except Exception:
             log_failure(Failure(), Client(shown_address(addr)))

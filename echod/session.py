@@ -137,6 +137,17 @@ class Session:
         self.closed = True
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing is held or awaited: the next input may be answered as it comes."""
+        return not (
+            self.in_flight
+            or self.blocked
+            or self.closed
+            or self.input_ended
+            or self._framer.buffered
+        )
+
+    @property
     def finished(self) -> bool:
         """Whether every message that will be answered has been."""
         return not self.in_flight and (self.closed or (self.input_ended and self._starved))

@@ -11,6 +11,8 @@ PREFIX = b"OK..."
 class Echo(Handler):
     """Greets, and sends back what it gets behind `OK...`."""
 
+    __slots__ = ("_banner", "_prefix")
+
     def __init__(self, *, banner: bytes = BANNER, prefix: bytes = PREFIX) -> None:
         """Set up for one connection.
 

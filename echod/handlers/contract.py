@@ -57,7 +57,7 @@ class HandlerError(ValueError):
     """A handler cannot be had, or cannot run so; the text says which, why, and what would do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Client:
     """Who is at the other end of a connection.
 
@@ -98,6 +98,8 @@ class Handler:
     An exception from any of them is logged once with its traceback and ends the connection,
     after the replies before it; no other connection is touched.
     """
+
+    __slots__ = ()
 
     def opened(self, client: Client) -> bytes | None:
         """Once, first; the connection is open.

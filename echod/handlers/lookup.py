@@ -99,6 +99,8 @@ class ResolvedHandler:
 class _FunctionHandler(Handler):
     """A plain function as a message handler without state."""
 
+    __slots__ = ("received",)
+
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         # An attribute of the instance, so that a call costs what the function costs.
         self.received = (  # type: ignore[method-assign]
