@@ -180,27 +180,40 @@ class _Direct:
 
 @implementer(IHalfCloseableProtocol)
 class _Relay(Protocol):
-    """The reactor's end of a socket pair; each side pauses the other where it cannot keep up."""
+    """The reactor's end of a socket pair; each side pauses the other where it cannot keep up.
 
-    transport: Any
+    A reactor may take its time to adopt that end.  Until then the client is not read from, and
+    what is asked of the relay waits.
+    """
+
+    transport: Any = None
 
     def __init__(self, owner: SocketProtocol) -> None:
         self._owner = owner
+        self._asked: list[Callable[[], object]] = []
 
     def connect(self) -> ConnectionSocket:
         """Return the thread's end."""
         client = self._owner.transport
+        client.pauseProducing()
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)
             self._owner.adopt(ours, _Factory(self))
-        client.registerProducer(self.transport, True)
-        self.transport.registerProducer(client, True)
         return RelayedSocket(
             theirs.detach(),
             peer=_socket_address(client.getPeer()),
             local=_socket_address(client.getHost()),
         )
+
+    def connectionMade(self) -> None:
+        client = self._owner.transport
+        client.registerProducer(self.transport, True)
+        self.transport.registerProducer(client, True)
+        client.resumeProducing()
+        asked, self._asked = self._asked, []
+        for ask in asked:
+            ask()
 
     def forward(self, data: bytes) -> None:
         """Pass on what the client sent."""
@@ -212,11 +225,17 @@ class _Relay(Protocol):
 
     def end_input(self) -> None:
         """Let the thread read what was received, and then the end of the stream."""
-        self.transport.loseWriteConnection()
+        self._when_connected(lambda: self.transport.loseWriteConnection())
 
     def wake(self) -> None:
         """Let a thread that is blocked in the socket fail."""
-        self.transport.abortConnection()
+        self._when_connected(lambda: self.transport.abortConnection())
+
+    def _when_connected(self, ask: Callable[[], object]) -> None:
+        if self.transport is None:
+            self._asked.append(ask)
+        else:
+            ask()
 
     def dataReceived(self, data: bytes) -> None:
         self._owner.transport.write(data)
