@@ -32,7 +32,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.connection import ConnectionSocket
-from echod.framing import Framing, FramingError
+from echod.framing import Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
     Close,
@@ -450,7 +450,7 @@ class Conversation:
             if self.banner is not None:
                 conn.sendall(self.banner)
             elif greeting:
-                self._send(conn, greeting)
+                conn.sendall(encode_greeting(self.framing, checked(greeting)))
             reason = self._loop(conn, handler, session)
         except OSError as error:
             if error is conn.error:

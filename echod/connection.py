@@ -4,16 +4,16 @@ A real `socket.socket`, so that code written for one runs unchanged: `recv`, `se
 `makefile`, `settimeout`, `shutdown`, `select`.  Beyond that it keeps a few figures for the
 reactor to read, written by the handler's thread only, plain integers, so no lock is needed:
 
-* `activity` changes whenever bytes move, and `in_call` is true while the thread waits for the
-  client: the idle time-out looks at both;
+* `activity` changes whenever bytes move; `receiving` and `sending` are true while the thread waits
+  for the client to send or to read: the idle time-out looks at all three;
 * `received_bytes`, `sent_bytes`, `messages` are for the metrics;
 * `error` is the last error of the connection itself, so that "the client went away" can be told
   from an error of the handler's.
 
 `writing_ended` says that the handler itself has sent the FIN.
 
-`draining` is the one thing the reactor writes: the end of stream that comes next is the daemon's
-doing, not the client's.
+`drain` is called by the reactor: the thread then reads what had been received, and after it the
+end of the stream, which is the daemon's doing and not the client's.
 """
 
 from __future__ import annotations
@@ -43,63 +43,84 @@ class ConnectionSocket(socket.socket):
         super().__init__(fileno=descriptor)
         self.setblocking(True)
         self.activity = 0
-        self.in_call = False
+        self.receiving = False
+        self.sending = False
         self.received_bytes = 0
         self.sent_bytes = 0
         self.messages = 0
         self.error: OSError | None = None
         self.draining = False
+        self._allowance = 0
         self.writing_ended = False
         self._released = False
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        self.in_call = True
+        if self.draining and not (bufsize := min(bufsize, self._allowance)):
+            return b""
+        self.receiving = True
         try:
             data = super().recv(bufsize, flags)
         except OSError as error:
             self.error = error
             raise
         finally:
-            self.in_call = False
-        self.activity += 1
-        self.received_bytes += len(data)
+            self.receiving = False
+        self._count_received(len(data))
         return data
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0, /) -> int:
-        self.in_call = True
+        if self.draining:
+            nbytes = min(nbytes or memoryview(buffer).nbytes, self._allowance)
+            if not nbytes:
+                return 0
+        self.receiving = True
         try:
             count = super().recv_into(buffer, nbytes, flags)
         except OSError as error:
             self.error = error
             raise
         finally:
-            self.in_call = False
-        self.activity += 1
-        self.received_bytes += count
+            self.receiving = False
+        self._count_received(count)
         return count
 
+    def _count_received(self, count: int) -> None:
+        self.activity += 1
+        self.received_bytes += count
+        if self.draining:
+            self._allowance = max(0, self._allowance - count)
+
+    def drain(self, unread: int) -> None:
+        """Let the stream end after `unread` bytes more: what the kernel held at that moment.
+
+        The socket is not shut down for reading: after that and a FIN, Linux answers whatever the
+        client still sends with RST, which takes the reply with it.
+        """
+        self._allowance = unread
+        self.draining = True
+
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
-        self.in_call = True
+        self.sending = True
         try:
             count = super().send(data, flags)
         except OSError as error:
             self.error = error
             raise
         finally:
-            self.in_call = False
+            self.sending = False
         self.activity += 1
         self.sent_bytes += count
         return count
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
-        self.in_call = True
+        self.sending = True
         try:
             super().sendall(data, flags)
         except OSError as error:
             self.error = error
             raise
         finally:
-            self.in_call = False
+            self.sending = False
         self.activity += 1
         self.sent_bytes += memoryview(data).nbytes
 

@@ -258,6 +258,13 @@ class LengthFramer:
         return None
 
 
+def encode_greeting(framing: Framing, greeting: bytes) -> bytes:
+    """Return a handler's greeting as it goes on the wire; a line ends as the framing has it."""
+    if greeting.endswith(b"\n"):
+        return framing.encode_line(greeting[:-1])
+    return framing.encode(greeting)
+
+
 # The names that settings use.
 FRAMINGS: dict[str, type[Chunk] | type[Line] | type[Length]] = {
     "chunk": Chunk,

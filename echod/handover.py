@@ -8,7 +8,8 @@ Guarantees, either way:
 
 * While the thread owns the socket the reactor neither reads from it nor writes to it; it shuts it
   down where a deadline or a drain asks for that, which wakes a thread that is blocked in it.
-* When the daemon drains, the thread reads what had been received, then sees the end of the stream.
+* When the daemon drains, the thread reads what had been received, then sees the end of the stream
+  (see `ConnectionSocket.drain`); one that waits for a silent client is woken by SHUT_RD.
 * When the handler has returned the reactor closes the connection gently; the thread is free.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,7 @@ from zope.interface import implementer
 from echod.concurrency import Conversation
 from echod.connection import ConnectionSocket, RelayedSocket
 from echod.handlers import Kind
-from echod.lifecycle import ConnectionProtocol, log_failure
+from echod.lifecycle import ConnectionProtocol, log_failure, unread, unsent
 from echod.session import EndReason
 
 if TYPE_CHECKING:
@@ -105,8 +107,20 @@ class SocketProtocol(ConnectionProtocol):
 
     def _cut_input(self) -> None:
         assert self._channel is not None and self._conn is not None
-        self._conn.draining = True
-        self._channel.end_input()
+        self._conn.drain(self._channel.unread())
+        self._end_silence()
+
+    def _end_silence(self) -> None:
+        """While the daemon drains: wake a thread that waits for a client with nothing to say."""
+        assert self._channel is not None and self._conn is not None
+        if self._conn.receiving and self._channel.settled():
+            self._channel.end_input()
+
+    def sweep(self, now: float) -> None:
+        super().sweep(now)
+        if self._draining and self._entered and self._reason is None:
+            # A thread may have begun to wait since the drain began.
+            self._end_silence()
 
     def _time_out(self, reason: EndReason) -> None:
         assert self._channel is not None
@@ -136,7 +150,7 @@ class SocketProtocol(ConnectionProtocol):
 
     @property
     def _busy(self) -> bool:
-        return self._conn is not None and not self._conn.in_call
+        return self._conn is not None and not (self._conn.receiving or self._conn.sending)
 
 
 def _converse(talk: Callable[[ConnectionSocket], EndReason], conn: ConnectionSocket) -> EndReason:
@@ -165,8 +179,16 @@ class _Direct:
         self._handle.setblocking(False)
         return True
 
+    def unread(self) -> int:
+        """Return how many bytes the client has sent that the thread has not read."""
+        return unread(self._transport)
+
+    def settled(self) -> bool:
+        """Return whether nothing is under way either way, so that no RST can do harm."""
+        return not unread(self._transport) and not unsent(self._transport)
+
     def end_input(self) -> None:
-        """Let the thread read what was received, and then the end of the stream."""
+        """Let the thread see the end of the stream."""
         self._shutdown(socket.SHUT_RD)
 
     def wake(self) -> None:
@@ -217,14 +239,22 @@ class _Relay(Protocol):
 
     def forward(self, data: bytes) -> None:
         """Pass on what the client sent."""
-        self.transport.write(data)
+        self._when_connected(lambda: self.transport.write(data))
 
     def returned(self) -> bool:
         """Return whether the connection may be closed: not before all has been relayed."""
         return False
 
+    def unread(self) -> int:
+        """Return how much the thread may still read: all that will have been relayed."""
+        return sys.maxsize
+
+    def settled(self) -> bool:
+        """Return whether the end may come now: it comes behind what was relayed, at any time."""
+        return True
+
     def end_input(self) -> None:
-        """Let the thread read what was received, and then the end of the stream."""
+        """Let the thread read what was relayed, and then the end of the stream."""
         self._when_connected(lambda: self.transport.loseWriteConnection())
 
     def wake(self) -> None:

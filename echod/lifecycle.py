@@ -26,7 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    ISSLTransport,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
@@ -47,7 +51,7 @@ log = Logger()
 NOBODY = Client("")
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IHandshakeListener)
 class ConnectionProtocol(Protocol):
     """One connection's life, whoever answers it."""
 
@@ -57,9 +61,11 @@ class ConnectionProtocol(Protocol):
         "_deadline",
         "_draining",
         "_entered",
+        "_fin_sent",
         "_home",
         "_idle_since",
         "_input_ended",
+        "_left",
         "_lost",
         "_reason",
         "_seen_activity",
@@ -88,6 +94,8 @@ class ConnectionProtocol(Protocol):
         self._entered = False
         self._draining = False
         self._input_ended = False
+        self._fin_sent = False
+        self._left = 0
         self._reason: EndReason | None = None
         self._lost = False
         self._deadline = math.inf
@@ -143,6 +151,22 @@ class ConnectionProtocol(Protocol):
         self.client = client_of(self.transport, self._home.listener)
         self._home.opened(self)
         log.info("Connected with {peer}", peer=shown(self.client))
+        if self.client.tls:
+            # What is written before the handshake is over waits in the TLS layer, which then asks
+            # its producer to pause; and with reading paused the handshake never ends.
+            self._deadline = self._home.seconds() + (
+                self._home.limits.handshake_timeout or math.inf
+            )
+        else:
+            self._admit()
+
+    def handshakeCompleted(self) -> None:
+        """From the TLS layer: the stream is ready."""
+        if self._reason is None:
+            self._deadline = math.inf
+            self._admit()
+
+    def _admit(self) -> None:
         try:
             self._home.model.enter(self, self._enter)
         except Busy as busy:
@@ -173,8 +197,10 @@ class ConnectionProtocol(Protocol):
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        # Our FIN is out, behind everything written: now wait for the client's.
-        self._deadline = self._home.seconds() + self._home.limits.linger
+        # Our FIN is with the kernel, behind everything written: now wait for the client's.
+        self._fin_sent = True
+        self._left = unsent(self.transport)
+        self._idle_since = self._home.seconds()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
@@ -200,7 +226,7 @@ class ConnectionProtocol(Protocol):
         self._reason = reason
         self._stop()
         self._home.model.leave(self)
-        self._deadline = self._home.seconds() + (self._home.limits.write_timeout or math.inf)
+        self._expect_to_be_read()
         if self._input_ended:
             self.transport.loseConnection()
             return
@@ -241,10 +267,37 @@ class ConnectionProtocol(Protocol):
         Args:
             now: the reactor's time, in seconds.
         """
-        if now >= self._deadline:
-            self.abort(EndReason.STALLED)
+        if self._fin_sent:
+            self._look_after_fin(now)
+        elif now >= self._deadline:
+            self._deadline_passed(now)
         elif self._reason is None and self._entered:
             self._sweep_silence(now)
+
+    def _expect_to_be_read(self) -> None:
+        """Start the time in which the client has to read something."""
+        self._left = unsent(self.transport)
+        self._deadline = self._home.seconds() + (self._home.limits.write_timeout or math.inf)
+
+    def _deadline_passed(self, now: float) -> None:
+        if not self._entered and self._reason is None:
+            self.abort(EndReason.NO_HANDSHAKE)
+            return
+        before, self._left = self._left, unsent(self.transport)
+        if self._left != before:
+            # The client takes its time with what the kernel holds, but it does take it.
+            self._deadline = now + self._home.limits.write_timeout
+        else:
+            self.abort(EndReason.STALLED)
+
+    def _look_after_fin(self, now: float) -> None:
+        """With our FIN sent: the client has `linger` for its own once it has read everything."""
+        before, self._left = self._left, unsent(self.transport)
+        if self._left != before:
+            self._idle_since = now
+        patience = self._home.limits.write_timeout if self._left else self._home.limits.linger
+        if patience and now - self._idle_since >= patience:
+            self.abort(EndReason.STALLED)
 
     def _sweep_silence(self, now: float) -> None:
         if self._busy:
@@ -297,13 +350,22 @@ def log_failure(failure: Failure, client: Client) -> None:
 
 def unread(transport: Any) -> int:
     """Return how many bytes the kernel has received for `transport` that were not read yet."""
+    return _held_by_kernel(transport, termios.FIONREAD)
+
+
+def unsent(transport: Any) -> int:
+    """Return how many bytes the kernel holds that the client has not acknowledged yet."""
+    return _held_by_kernel(transport, termios.TIOCOUTQ)
+
+
+def _held_by_kernel(transport: Any, request: int) -> int:
     while isinstance(transport, ProtocolWrapper):
         transport = transport.transport
     handle = transport.getHandle() if hasattr(transport, "getHandle") else None
     if not isinstance(handle, socket.socket) or handle.fileno() < 0:
         return 0
     count = array.array("i", [0])
-    fcntl.ioctl(handle, termios.FIONREAD, count)
+    fcntl.ioctl(handle, request, count)
     return count[0]
 
 

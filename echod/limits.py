@@ -27,6 +27,8 @@ class Limits:
     # In `serial`, how many clients may wait: the kernel's own queue (SOMAXCONN) was 128 for
     # thirty years.
     serial_queue: int = 128
+    # A TLS handshake is two round trips: slow links included, this is patience enough.
+    handshake_timeout: float = 10.0
     # After our last byte and FIN, how long to wait for the client's: closing at once on input we
     # have not read would send RST, and RST takes the reply with it.
     linger: float = 2.0

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.concurrency import PENDING, InReactor, Model, Pending, checked, overridden
-from echod.framing import Chunk, Framing, FramingError
+from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
     Close,
@@ -36,10 +36,40 @@ from echod.handover import SocketProtocol
 from echod.lifecycle import ConnectionProtocol, log_failure, shown_address, unread
 from echod.limits import Limits
 from echod.metrics import Metrics
-from echod.session import READ_AHEAD, EndReason, Session
+from echod.session import EndReason, Session
 
 # How often deadlines are looked at, in seconds: one timer for all connections.
 SWEEP_INTERVAL = 0.5
+
+
+class ReplyBatch:
+    """Small replies on their way to one write: the transport keeps a list of what it is given,
+    and an entry there costs more than a small reply does.
+    """
+
+    __slots__ = ("_parts", "_size", "_write")
+
+    # In bytes, and in replies; one of them may be longer.
+    MOST = 16 * 1024
+    MOST_PARTS = 256
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, data: bytes) -> None:
+        """Keep `data` to be written soon."""
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size >= self.MOST or len(self._parts) >= self.MOST_PARTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added."""
+        if self._parts:
+            parts, self._parts, self._size = self._parts, [], 0
+            self._write(b"".join(parts))
 
 
 @implementer(IPushProducer)
@@ -93,7 +123,7 @@ class EchoProtocol(ConnectionProtocol):
     def pauseProducing(self) -> None:
         """The transport has more to write than it likes to hold."""
         self._session.blocked = True
-        self._deadline = self._home.seconds() + (self._home.limits.write_timeout or math.inf)
+        self._expect_to_be_read()
         self._update_reading()
 
     def resumeProducing(self) -> None:
@@ -138,25 +168,33 @@ class EchoProtocol(ConnectionProtocol):
             if banner is not None:
                 self._write(banner)
             elif greeting:
-                self._write(self._home.framing.encode(checked(greeting)))
+                self._write(encode_greeting(self._home.framing, checked(greeting)))
 
     def _answer_messages(self) -> None:
         """Hand out messages for as long as the session allows; then read on, or close."""
         session, call, received = self._session, self._home.model.call, self._received
-        while (message := self._next_message()) is not None:
+        encode, batch = self._home.framing.encode, ReplyBatch(self._write)
+        while (message := self._next_message(batch)) is not None:
             try:
                 result = call(self._answered, received, message)
-                if not self._take(result):
-                    break
+                if result.__class__ is bytes:
+                    batch.add(encode(result))
+                elif result is not None:
+                    batch.flush()
+                    if not self._take(result):
+                        break
             except Exception:
+                batch.flush()
                 self.fail(Failure())
             session.answered()
+        batch.flush()
         self._settle()
 
-    def _next_message(self) -> bytes | None:
+    def _next_message(self, batch: ReplyBatch) -> bytes | None:
         try:
             return self._session.next_message()
         except FramingError as error:
+            batch.flush()
             self.refuse(EndReason.FRAMING_ERROR, str(error))
             return None
 
@@ -334,36 +372,25 @@ class DirectProtocol(EchoProtocol):
 
     def _answer_pieces(self, data: bytes) -> None:
         """Answer a long read; small replies leave together."""
-        size, received, replies, held = self._piece, self._received, [], 0
+        size, received, batch = self._piece, self._received, ReplyBatch(self._write)
         try:
             for start in range(0, len(data), size):
                 if not self._direct:
-                    self._hold(data[start:])
+                    # Something waits: the session takes the rest.
+                    self._session.receive(data[start:])
+                    self._answer_messages()
                     return
                 self._direct_messages += 1
                 reply = received(data[start : start + size])
                 if reply.__class__ is bytes:
-                    replies.append(reply)
-                    held += len(reply)
-                if reply.__class__ is not bytes or held >= READ_AHEAD:
-                    self._write_all(replies)
-                    replies, held = [], 0
-                    if reply is not None and reply.__class__ is not bytes:
-                        self._take_directly(reply)
+                    batch.add(reply)
+                elif reply is not None:
+                    batch.flush()
+                    self._take_directly(reply)
         except Exception:
-            self._write_all(replies)
+            batch.flush()
             self.fail(Failure())
-            return
-        self._write_all(replies)
-
-    def _hold(self, data: bytes) -> None:
-        """Leave the rest of a read to the session."""
-        self._session.receive(data)
-        self._answer_messages()
-
-    def _write_all(self, replies: list[bytes]) -> None:
-        if replies:
-            self._write(b"".join(replies))
+        batch.flush()
 
     def _take_directly(self, result: object) -> None:
         """Take what is not plain bytes: `Close`, or something to wait for."""

@@ -31,6 +31,7 @@ class EndReason(enum.Enum):
     HANDLER_ERROR = "handler error"
     FRAMING_ERROR = "framing error"
     REFUSED = "refused"
+    NO_HANDSHAKE = "no TLS handshake"
     SERVED = "served"
     TURN_TAKEN = "kept others waiting"
     IDLE = "idle"

@@ -32,7 +32,7 @@ def test_it_is_a_real_blocking_socket_that_counts(
     assert conn.send(b"!") == 1
     assert peer.recv(100) == b"OK...!"
     assert (conn.received_bytes, conn.sent_bytes, conn.activity) == (10, 6, 4)
-    assert not conn.in_call
+    assert not (conn.receiving or conn.sending)
 
 
 def test_files_made_from_it_count_too(pair: tuple[ConnectionSocket, socket.socket]) -> None:
@@ -60,7 +60,7 @@ def test_an_error_of_the_connection_is_remembered(call) -> None:  # type: ignore
     with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is the kernel's choice
         call(conn)
     assert conn.error is caught.value
-    assert not conn.in_call
+    assert not (conn.receiving or conn.sending)
     conn.release()
 
 

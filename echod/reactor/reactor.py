@@ -1,0 +1,350 @@
+"""The reactor: Twisted's interfaces over one uvloop loop.
+
+Four things feed the loop:
+
+- Streams are uvloop's own transports (``transport.py``); they never pass through this module.
+- Listening stream sockets (``port.py``) are watched by uvloop.
+- Every other descriptor (UDP sockets, pipes, connecting sockets) is registered with one epoll
+  object, as in Twisted's epoll reactor, and that object is itself watched by uvloop. So their
+  behaviour is Twisted's own; ``loop.add_reader`` would end watching at the first error condition.
+- Timed calls and calls from threads: one armed uvloop timer for the earliest timed call, and one
+  wake-up for any number of calls from threads.
+
+Guarantees: time is monotonic (a clock step neither fires nor delays a timed call); only
+``callFromThread`` and ``wakeUp`` may be called from other threads.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextvars import Context
+from types import FrameType
+from typing import Any
+
+import uvloop
+from twisted.internet import process
+from twisted.internet.base import DelayedCall, ReactorBase
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.error import UnsupportedAddressFamily
+from twisted.internet.interfaces import IProtocolFactory, IReadDescriptor, IWriteDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from echod.reactor import logprefix
+from echod.reactor.connector import TCPConnector, UNIXConnector
+from echod.reactor.port import AcceptingPort, TCPPort, UNIXPort
+from echod.reactor.server import TCPServerTransport, UNIXServerTransport
+from echod.reactor.transport import StreamSocket, StreamTransport
+
+_log = Logger()
+
+# Seconds the timer sleeps at most; a call due later only has it armed once more.
+_LONGEST = 86400.0
+
+_SELF_WATCHED = (StreamTransport, AcceptingPort)
+
+# Added to the monotonic clock so that the few callers who format ``reactor.seconds()`` as a date
+# (twisted.web's access log) still get today's. Taken once, so later clock steps do not count.
+_EPOCH = time.time() - time.monotonic()
+
+
+def _seconds(_monotonic: Callable[[], float] = time.monotonic, _epoch: float = _EPOCH) -> float:
+    """Seconds on the monotonic clock, offset to be near the time of day at start."""
+    return _monotonic() + _epoch
+
+
+class _Signals:
+    """Twisted's signal handling, with a SIGCHLD handler that suits uvloop.
+
+    Twisted has the signal's arrival written to a descriptor of its own, but uvloop claims Python's
+    one wake-up descriptor while it runs, and then calls the handlers: so it is the handler that
+    has to act.
+    """
+
+    def __init__(self, basic: Any, reap: Callable[[int, FrameType | None], None]) -> None:
+        self._basic = basic
+        self._reap = reap
+        self._installed = False
+
+    def install(self) -> None:
+        self._basic.install()
+        self._installed = True
+        signal.signal(signal.SIGCHLD, self._reap)
+        signal.siginterrupt(signal.SIGCHLD, False)
+        # Children that ended before the handler was in place.
+        process.reapAllProcesses()
+
+    def uninstall(self) -> None:
+        if self._installed:
+            self._installed = False
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._basic.uninstall()
+
+
+class UvloopReactor(EPollReactor):
+    """Twisted's reactor interfaces over a uvloop loop.
+
+    :ivar loop: the uvloop loop; asyncio code may use it.
+    """
+
+    seconds = staticmethod(_seconds)
+
+    def __init__(self, loop: uvloop.Loop | None = None) -> None:
+        self.loop = uvloop.new_event_loop() if loop is None else loop
+        # Our own callbacks run in this empty context, or they would inherit the context of
+        # whichever connection happened to schedule them, and keep it alive.
+        self.context = Context()
+        self.streams: set[StreamTransport] = set()
+        self.ports: set[AcceptingPort] = set()  # those that accept, or rest from it
+        self._timer: Any = None
+        self._timer_due = math.inf
+        self._wakeup_sent = False
+        self._ending = False
+        super().__init__()
+        logprefix.install()
+        self.loop.set_exception_handler(self._loop_exception)
+        Context().run(self.loop.add_reader, self._poller.fileno(), self._descriptors_ready)
+
+    # Running and stopping
+
+    def mainLoop(self) -> None:
+        """Run until :meth:`crash`, which ends every orderly stop too."""
+        self._ending = False
+        self.wakeUp()
+        while self._started:
+            self.loop.run_forever()
+        self._ending = False
+        _log.info("Main loop terminated.")
+
+    def doIteration(self, delay: float | None) -> None:
+        """Run the loop for ``delay`` seconds (``None``: one turn)."""
+        self._ending = False
+        self._arm_timer()
+        if delay:
+            self.loop.call_later(delay, self.loop.stop, context=self.context)
+        else:
+            self.loop.call_soon(self.loop.stop, context=self.context)
+        self.loop.run_forever()
+
+    def stop(self) -> None:
+        super().stop()
+        # The shutdown event is fired by runUntilCurrent.
+        self.wakeUp()
+
+    def crash(self) -> None:
+        super().crash()
+        # uvloop closes what disconnectAll aborts in the next turn of the loop: stop after that
+        # one, but let nothing else happen in it.
+        self._ending = True
+        self.loop.call_soon(self.loop.stop, context=self.context)
+
+    def disconnectAll(self) -> None:
+        super().disconnectAll()
+        if not self.loop.is_running():
+            self._ending = True
+            self.loop.call_soon(self.loop.stop, context=self.context)
+            self.loop.run_forever()
+            self._ending = False
+
+    def _loop_exception(self, loop: Any, details: dict[str, Any]) -> None:
+        """Log what no code of ours has caught; a stream's error ends that stream."""
+        exception = details.get("exception")
+        stream = details.get("protocol")
+        if isinstance(stream, StreamTransport) and exception is not None:
+            stream.failed(exception)
+        elif exception is None:
+            _log.error("{message}", message=details.get("message"))
+        else:
+            failure = Failure(exception, type(exception), exception.__traceback__)
+            _log.failure("{message}", failure, message=details.get("message"))
+
+    # Signals
+
+    def _signalsFactory(self) -> Any:
+        return _Signals(ReactorBase._signalsFactory(self), self._reap)
+
+    def _reap(self, number: int, frame: FrameType | None) -> None:
+        self.loop.call_soon_threadsafe(process.reapAllProcesses, context=self.context)
+
+    # Descriptors; streams and their ports know themselves how to start and stop reading
+
+    def _descriptors_ready(self) -> None:
+        if self._selectables and not self._ending:
+            self.doPoll(0)
+
+    def addReader(self, reader: IReadDescriptor) -> None:
+        if isinstance(reader, _SELF_WATCHED):
+            reader.startReading()
+        else:
+            super().addReader(reader)
+
+    def removeReader(self, reader: IReadDescriptor) -> None:
+        if isinstance(reader, _SELF_WATCHED):
+            reader.stopReading()
+        else:
+            super().removeReader(reader)
+
+    def addWriter(self, writer: IWriteDescriptor) -> None:
+        if not isinstance(writer, _SELF_WATCHED):
+            super().addWriter(writer)
+
+    def removeWriter(self, writer: IWriteDescriptor) -> None:
+        if not isinstance(writer, _SELF_WATCHED):
+            super().removeWriter(writer)
+
+    def getReaders(self) -> list[Any]:
+        return [*super().getReaders(), *self.ports, *(s for s in self.streams if s.reading)]
+
+    def getWriters(self) -> list[Any]:
+        return [*super().getWriters(), *(s for s in self.streams if s.writing)]
+
+    def removeAll(self) -> list[Any]:
+        watched: list[Any] = [*self.ports, *self.streams]
+        for each in watched:
+            each.stopReading()
+        return [*super().removeAll(), *watched]
+
+    # Time
+
+    def callLater(
+        self, delay: float, callable: Callable[..., Any], *args: object, **kw: object
+    ) -> DelayedCall:
+        call = super().callLater(delay, callable, *args, **kw)
+        if call.time < self._timer_due:
+            self._arm(call.time)
+        return call
+
+    def _moveCallLaterSooner(self, delayedCall: DelayedCall) -> None:
+        super()._moveCallLaterSooner(delayedCall)
+        if delayedCall.time < self._timer_due:
+            self._arm(delayedCall.time)
+
+    def _arm(self, due: float) -> None:
+        """Have :meth:`_run_due` called at ``due``, instead of at what was armed before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = due
+        # uvloop counts whole milliseconds and rounds: rounded down, the timer would mostly fire
+        # early, and find nothing to do but to be armed again.
+        delay = math.ceil(min(due - self.seconds(), _LONGEST) * 1000) / 1000
+        self._timer = self.loop.call_later(delay, self._run_due, context=self.context)
+
+    def _arm_timer(self) -> None:
+        """Arm for the earliest timed call, if that is not done already."""
+        timeout = self.timeout()
+        if timeout is not None:
+            due = self.seconds() + timeout
+            if due < self._timer_due:
+                self._arm(due)
+
+    def _run_due(self) -> None:
+        self._timer = None
+        self._timer_due = math.inf
+        self._run_pending()
+
+    def _run_pending(self) -> None:
+        if not self._ending:
+            try:
+                self.runUntilCurrent()
+            finally:
+                self._arm_timer()
+
+    # Threads
+
+    def callFromThread(self, f: Callable[..., Any], *args: object, **kwargs: object) -> None:
+        assert callable(f), f"{f} is not callable"
+        self.threadCallQueue.append((f, args, kwargs))
+        if not self._wakeup_sent:
+            self.wakeUp()
+
+    def wakeUp(self) -> None:
+        # The flag is set before the wake-up and cleared before the queue is read, so a call that
+        # finds it set is in the queue that the coming wake-up reads.
+        self._wakeup_sent = True
+        self.loop.call_soon_threadsafe(self._woken, context=self.context)
+
+    def _woken(self) -> None:
+        self._wakeup_sent = False
+        self._run_pending()
+
+    def installWaker(self) -> None:
+        """Nothing to do: uvloop has its own."""
+
+    # Streams
+
+    def listenTCP(
+        self, port: Any, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
+    ) -> TCPPort:
+        listening = TCPPort(port, factory, backlog, interface, self)
+        listening.startListening()
+        return listening
+
+    def connectTCP(
+        self,
+        host: str,
+        port: int,
+        factory: Any,
+        timeout: float = 30.0,
+        bindAddress: Any = None,
+    ) -> TCPConnector:
+        connector = TCPConnector(host, port, factory, timeout, bindAddress, self)
+        connector.connect()
+        return connector
+
+    def listenUNIX(
+        self,
+        address: Any,
+        factory: IProtocolFactory,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> UNIXPort:
+        listening = UNIXPort(address, factory, backlog, mode, self, wantPID)
+        listening.startListening()
+        return listening
+
+    def connectUNIX(
+        self,
+        address: Any,
+        factory: Any,
+        timeout: float = 30,
+        checkPID: bool = False,
+    ) -> UNIXConnector:
+        connector = UNIXConnector(address, factory, timeout, self, checkPID)
+        connector.connect()
+        return connector
+
+    def adoptStreamPort(
+        self, fileDescriptor: int, addressFamily: int, factory: Any
+    ) -> TCPPort | UNIXPort:
+        self._check_family(addressFamily)
+        listening: TCPPort | UNIXPort
+        if addressFamily == socket.AF_UNIX:
+            listening = UNIXPort._fromListeningDescriptor(self, fileDescriptor, factory)
+        else:
+            listening = TCPPort._fromListeningDescriptor(
+                self, fileDescriptor, addressFamily, factory
+            )
+        listening.startListening()
+        return listening
+
+    def adoptStreamConnection(self, fileDescriptor: int, addressFamily: int, factory: Any) -> None:
+        """As in the interface; the protocol is built in this or the next turn of the loop."""
+        self._check_family(addressFamily)
+        skt = StreamSocket(addressFamily, socket.SOCK_STREAM, 0, os.dup(fileDescriptor))
+        kind = UNIXServerTransport if addressFamily == socket.AF_UNIX else TCPServerTransport
+        try:
+            skt.setblocking(False)
+            kind.adopted(skt, factory, self).attach()
+        except BaseException:
+            skt.close()
+            raise
+
+    def _check_family(self, family: int) -> None:
+        if family not in self._supportedAddressFamilies:
+            raise UnsupportedAddressFamily(family)

@@ -1,0 +1,137 @@
+"""The server's side of a connection: accepted by a port, or adopted from another process."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, Self
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IFileDescriptorReceiver, IProtocol
+from twisted.internet.unix import Server as DescriptorReceivingServer
+
+from echod.reactor.transport import StreamSocket, StreamTransport
+from echod.reactor.unix import DescriptorSender
+
+if TYPE_CHECKING:
+    from echod.reactor.port import TCPPort, UNIXPort
+    from echod.reactor.reactor import UvloopReactor
+
+
+class ServerTransport(StreamTransport):
+    """A connection that the other side opened.
+
+    :ivar server: the port that accepted it; ``None`` for an adopted connection.
+    :ivar client: the peer's address, as the socket module gives it.
+    """
+
+    sessionno = 0
+    _local: Any = None
+
+    def __init__(
+        self,
+        skt: StreamSocket,
+        client: Any,
+        factory: Any,
+        server: TCPPort | UNIXPort | None,
+        reactor: UvloopReactor,
+    ) -> None:
+        self.socket = skt
+        self.client = client
+        self.factory = factory
+        self.server = server
+        self.reactor = reactor
+
+    @classmethod
+    def adopted(cls, skt: StreamSocket, factory: Any, reactor: UvloopReactor) -> Self:
+        """A transport for a connection that was accepted elsewhere."""
+        raise NotImplementedError
+
+    def _build_protocol(self) -> IProtocol | None:
+        protocol: IProtocol | None = self.factory.buildProtocol(self._protocol_address())
+        if protocol is not None and self.server is not None:
+            self.sessionno = self.server.sessionno
+            self.server.sessionno += 1
+        return protocol
+
+    def _protocol_address(self) -> Any:
+        return self.getPeer()
+
+    def _whence(self) -> str:
+        return f"{self.sessionno},{self.hostname}"
+
+    @property
+    def hostname(self) -> Any:
+        """The peer's host."""
+        return self.client[0]
+
+    def __repr__(self) -> str:
+        where = self._local if self.server is None else self.server._realPortNumber
+        return f"<{self._name()} #{self.sessionno} on {where}>"
+
+
+class TCPServerTransport(ServerTransport):
+    """A TCP connection that a client opened."""
+
+    @classmethod
+    def adopted(cls, skt: StreamSocket, factory: Any, reactor: UvloopReactor) -> Self:
+        client = with_scope(skt.getpeername())
+        adopted = cls(skt, client, factory, None, reactor)
+        adopted.sessionno = client[1]
+        adopted._local = skt.getsockname()[1]
+        return adopted
+
+    def getHost(self) -> IPv4Address | IPv6Address:
+        return tcp_address(with_scope(self.socket.getsockname()))
+
+    def getPeer(self) -> IPv4Address | IPv6Address:
+        return tcp_address(self.client)
+
+
+class UNIXServerTransport(DescriptorSender, ServerTransport):
+    """A UNIX stream that a client opened."""
+
+    @classmethod
+    def adopted(cls, skt: StreamSocket, factory: Any, reactor: UvloopReactor) -> Self:
+        adopted = cls(skt, skt.getpeername(), factory, None, reactor)
+        adopted._local = skt.getsockname()
+        return adopted
+
+    def _begin(self, protocol: IProtocol) -> None:
+        if IFileDescriptorReceiver.providedBy(protocol):
+            # uvloop reads without looking for descriptors: Twisted's transport takes over.
+            skt = self._surrender()
+            protocol.makeConnection(
+                DescriptorReceivingServer(
+                    skt, protocol, self.client, self.server, self.sessionno, self.reactor
+                )
+            )
+        else:
+            super()._begin(protocol)
+
+    def getHost(self) -> UNIXAddress:
+        return UNIXAddress(self.socket.getsockname())
+
+    def getPeer(self) -> UNIXAddress:
+        return UNIXAddress(self.client or None)
+
+    def _protocol_address(self) -> UNIXAddress:
+        return self.getHost() if self.server is None else UNIXAddress(self.client)
+
+    @property
+    def hostname(self) -> Any:
+        return self._local if self.server is None else self.client
+
+
+def tcp_address(address: tuple[Any, ...]) -> IPv4Address | IPv6Address:
+    """Twisted's form of an address."""
+    if len(address) == 4:
+        return IPv6Address("TCP", *address)
+    return IPv4Address("TCP", *address)
+
+
+def with_scope(address: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same address, with a link-local host's interface in its text (RFC 4007, 11)."""
+    if len(address) == 4 and address[3]:
+        flags = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        return (socket.getnameinfo(address, flags)[0], *address[1:])
+    return address

@@ -1,0 +1,583 @@
+"""A stream as Twisted protocols see it, over uvloop's C transport.
+
+A :class:`StreamTransport` stands between the two: it is the Twisted transport of a Twisted
+protocol, and the asyncio protocol of a uvloop transport. On the way of a message it does next to
+nothing:
+
+- ``data_received`` looks up the protocol's ``dataReceived``, which may be replaced at any time;
+- ``write`` calls the uvloop transport's, unless it is diverted: to TLS, for a pull producer, for a
+  descriptor to send, or to nowhere once the connection has ended.
+
+(Binding them to the other side's methods outright gains less than 1 %, and goes wrong when someone
+has kept the bound method.)
+
+Differences from ``twisted.internet.tcp``, each for a reason:
+
+- A write is tried at once, not in the loop's next turn, and the producer is paused when the
+  kernel takes no more, not when a count of bytes is reached. Many small writes are best given to
+  ``writeSequence``.
+- When the peer ends its stream and the protocol is no ``IHalfCloseableProtocol``, what was written
+  is still delivered before the connection closes (``tcp`` drops it), for at most
+  :data:`FLUSH_TIMEOUT` seconds.
+- An exception in ``connectionMade`` ends the connection.
+- TCP_NODELAY is set, as uvloop does.
+- Closing does not shut down the socket for others who hold a duplicate of its descriptor.
+- Closing the *socket* (:meth:`getHandle`) takes the connection away from the reactor at once and
+  without a word: so a connection can be handed, as a duplicate of that socket, to a thread or to
+  another process.
+"""
+
+from __future__ import annotations
+
+import _socket
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import error, main
+from twisted.internet.interfaces import (
+    IConsumer,
+    IHalfCloseableProtocol,
+    ILoggingContext,
+    IProtocol,
+    IPushProducer,
+    ISystemHandle,
+    ITCPTransport,
+    ITLSTransport,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.reactor import logprefix
+
+try:
+    from twisted.internet import _newtls as newtls
+except ImportError:  # pyOpenSSL is not installed
+    newtls = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from echod.reactor.reactor import UvloopReactor
+
+_log = Logger()
+
+#: Seconds to deliver what was written before the peer's end of stream was seen.
+FLUSH_TIMEOUT = 30.0
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+# Shared by all connections, as in Twisted.
+_DONE = Failure(main.CONNECTION_DONE)
+_LOST = Failure(main.CONNECTION_LOST)
+
+
+def _ignore(data: bytes) -> None:
+    """Stands in for ``write`` once nothing can be written."""
+
+
+class StreamSocket(socket.socket):
+    """The socket of a stream: a real one, save that the stream ends when it is closed."""
+
+    __slots__ = ("stream",)
+
+    stream: StreamTransport | None
+
+    # Plain numbers: making enum members of them costs a microsecond each time uvloop asks.
+    family = _socket.socket.family  # type: ignore[assignment]
+    type = _socket.socket.type  # type: ignore[assignment]
+
+    def close(self) -> None:
+        """Release the connection: the reactor drops it, and the protocol hears no more."""
+        stream, self.stream = getattr(self, "stream", None), None
+        if stream is None:
+            super().close()
+        else:
+            stream._release()
+
+
+@implementer(
+    ITCPTransport, ITLSTransport, IPushProducer, IConsumer, ISystemHandle, ILoggingContext
+)
+class StreamTransport:
+    """One connected stream.
+
+    Subclasses say how the protocol is built (:meth:`_build_protocol`) and what the addresses are.
+
+    :ivar socket: the connection's socket. Duplicate it to keep it: its descriptor is -1 once the
+        connection is closed.
+    :ivar bufferSize: one ``writeSequence`` of more bytes pauses a streaming producer.
+    """
+
+    socket: StreamSocket
+
+    # Defaults live in the class: an idle connection stores only what differs.
+    connected = 0
+    disconnected = 0
+    disconnecting = 0
+    TLS = False
+    producer: Any = None
+    streamingProducer = False
+    producerPaused = False
+    bufferSize = 65536
+    protocol: Any = None
+    _divert: Callable[[bytes], None] | None = None
+    _reason: Failure | None = None
+    _aborting = False
+    _read_ended = False
+    _write_ending = False
+    _write_ended = False
+    _write_paused = False
+    _drain_scheduled = False
+    _flush_timer: Any = None
+    _tlsClientDefault = False
+
+    def __init__(self, skt: StreamSocket, reactor: UvloopReactor) -> None:
+        self.socket = skt
+        self.reactor = reactor
+
+    # From a connected socket to a running protocol
+
+    def attach(self) -> None:
+        """Give the socket to uvloop; :meth:`_build_protocol` follows in this turn of the loop.
+
+        :raise OSError: uvloop cannot take the socket, which stays the caller's.
+        """
+        loop = self.reactor.loop
+        attaching = loop.connect_accepted_socket(self._as_protocol, self.socket)
+        # The coroutine only waits for connection_made, which is now queued. Our callback is
+        # queued right behind it, so it finds it done: no task and no future callback is needed,
+        # and no read can come between the two.
+        attaching.send(None)
+        loop.call_soon(self._attached, attaching, context=self.reactor.context)
+
+    def _as_protocol(self) -> Any:
+        return self
+
+    def connection_made(self, uv: Any) -> None:
+        """Called by uvloop, in this connection's own context, as all its callbacks are."""
+        self._uv = uv
+        logprefix.current.set(self)
+
+    def _attached(self, attaching: Any) -> None:
+        try:
+            attaching.send(None)
+        except StopIteration:
+            pass
+        except Exception:
+            _log.failure("cannot attach {socket}", socket=self.socket)
+            return
+        self.connected = 1
+        self.socket.stream = self
+        self.reactor.streams.add(self)
+        try:
+            protocol = self._build_protocol()
+            if protocol is None:
+                self._refused()
+            else:
+                self._begin(protocol)
+        except BaseException:
+            self._fail("cannot start {stream}")
+
+    def _build_protocol(self) -> IProtocol | None:
+        raise NotImplementedError
+
+    def getHost(self) -> Any:
+        raise NotImplementedError
+
+    def getPeer(self) -> Any:
+        raise NotImplementedError
+
+    def _refused(self) -> None:
+        """The factory built no protocol: close, and tell nobody."""
+        self._release()
+
+    def _begin(self, protocol: IProtocol) -> None:
+        self.protocol = protocol
+        protocol.makeConnection(self)
+
+    # What uvloop calls
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.protocol.dataReceived(data)
+        except BaseException:
+            self._fail("dataReceived failed on {stream}")
+
+    def eof_received(self) -> bool:
+        """The peer ended its stream. True keeps the writing side open; it is ours to close."""
+        self._read_ended = True
+        half_closeable = IHalfCloseableProtocol(self.protocol, None)
+        if half_closeable is None:
+            self._close_after_flush()
+        else:
+            try:
+                half_closeable.readConnectionLost()
+            except BaseException:
+                self._fail("readConnectionLost failed on {stream}")
+        return True
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        if self.producer is not None and self.streamingProducer and not self.producerPaused:
+            self._pause_producer()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._drained()
+
+    def connection_lost(self, exception: BaseException | None) -> None:
+        if not self.disconnected:
+            self._finish(self._reason or self._reason_for(exception))
+        # The context is uvloop's transport's, and that is ours: a cycle, were it to go on.
+        logprefix.current.set(None)
+
+    # Closing
+
+    def _reason_for(self, exception: BaseException | None) -> Failure:
+        if self._aborting:
+            return Failure(error.ConnectionAborted())
+        if exception is None:
+            return _DONE
+        if isinstance(exception, OSError):
+            return _LOST
+        return Failure(exception)
+
+    def _finish(self, reason: Failure) -> None:
+        """The one place where a connection ends, whatever ended it."""
+        producer = self.producer
+        protocol = self.protocol
+        self._detach()
+        try:
+            if producer is not None:
+                producer.stopProducing()
+        except BaseException:
+            _log.failure("stopProducing failed on {stream}", stream=self)
+        try:
+            if protocol is not None:
+                protocol.connectionLost(reason)
+        except BaseException:
+            _log.failure("connectionLost failed on {stream}", stream=self)
+        self._lost(reason)
+
+    def _detach(self) -> None:
+        """Be disconnected, and drop all references that would keep others alive."""
+        self.connected = 0
+        self.disconnected = 1
+        self._divert = _ignore
+        self.socket.stream = None
+        self.reactor.streams.discard(self)
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self._protocol_name = _name(self.protocol)
+        self.producer = self.protocol = None
+
+    def _release(self) -> None:
+        """Drop the connection and tell nobody; a duplicate of the socket stays connected."""
+        self._detach()
+        self._uv.abort()
+
+    def _lost(self, reason: Failure) -> None:
+        """For subclasses: the protocol has been told that the connection is lost."""
+
+    def connectionLost(self, reason: Failure) -> None:
+        """End the connection here and now, as the reactor does when it stops."""
+        if not self.disconnected:
+            self._uv.abort()
+            self._finish(reason)
+
+    def _fail(self, message: str) -> None:
+        """Log the exception being handled, and end the connection with it."""
+        self._reason = Failure()
+        _log.failure(message, self._reason, stream=self)
+        self._uv.abort()
+
+    def failed(self, exception: BaseException) -> None:
+        """Take note of what uvloop caught from the protocol; it is closing the connection."""
+        self._reason = Failure(exception, type(exception), exception.__traceback__)
+        _log.failure("Unhandled error in {stream}", self._reason, stream=self)
+
+    def loseConnection(self) -> None:
+        if self.TLS:
+            if self.connected and not self.disconnecting:
+                self.protocol.loseConnection()
+        else:
+            self._lose_connection()
+
+    def _lose_connection(self) -> None:
+        if self.connected and not self.disconnecting:
+            self.disconnecting = 1
+            self._uv.pause_reading()
+            if self.producer is None:
+                self._uv.close()
+
+    def _close_after_flush(self) -> None:
+        producer, self.producer = self.producer, None
+        if producer is not None:
+            producer.stopProducing()
+        if self.connected:
+            self.disconnecting = 1
+            self._uv.close()
+            if self.writing:
+                loop = self.reactor.loop
+                self._flush_timer = loop.call_later(FLUSH_TIMEOUT, self._uv.abort)
+
+    def abortConnection(self) -> None:
+        if self.connected and not self._aborting:
+            self._aborting = True
+            self._divert = _ignore
+            with suppress(OSError):  # the connection is gone already
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._uv.abort()
+
+    # Half-close
+
+    def loseWriteConnection(self) -> None:
+        if self.connected and not self._write_ending:
+            self._write_ending = True
+            self._await_drain()
+
+    def _end_writing(self) -> None:
+        """All is written: tell the peer."""
+        self._write_ended = True
+        self._divert = _ignore
+        with suppress(OSError):  # the peer is gone; connection_lost is on its way
+            self.socket.shutdown(socket.SHUT_WR)
+        half_closeable = IHalfCloseableProtocol(self.protocol, None)
+        if half_closeable is not None:
+            try:
+                half_closeable.writeConnectionLost()
+            except BaseException:
+                self._fail("writeConnectionLost failed on {stream}")
+
+    # Writing
+
+    def write(self, data: bytes) -> None:
+        divert = self._divert
+        if divert is None:
+            self._uv.write(data)
+        else:
+            divert(data)
+
+    def _send(self, data: bytes) -> None:
+        """Write, whatever ``write`` is diverted to."""
+        self._uv.write(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        chunks = list(iovec)
+        for chunk in chunks:
+            if not isinstance(chunk, bytes):
+                raise TypeError("Data must be bytes")
+        data = b"".join(chunks)
+        self.write(data)
+        if len(data) > self.bufferSize and self.producer is not None and not self.TLS:
+            self._producer_overran()
+
+    def _producer_overran(self) -> None:
+        if self.streamingProducer and not self.producerPaused:
+            self._pause_producer()
+            self._await_drain()
+
+    def _await_drain(self) -> None:
+        """Have :meth:`_drained` called once all that was written is with the kernel."""
+        if self._uv.get_write_buffer_size():
+            self._uv.set_write_buffer_limits(0)
+        elif not self._drain_scheduled:
+            self._drain_scheduled = True
+            self.reactor.loop.call_soon(self._drained_later)
+
+    def _drained_later(self) -> None:
+        self._drain_scheduled = False
+        if not self.connected:
+            return
+        if self.writing:
+            self._await_drain()
+        else:
+            self._drained()
+
+    def _drained(self) -> None:
+        if self.producer is not None and self.streamingProducer:
+            self._uv.set_write_buffer_limits()
+        if self.producer is not None and (self.producerPaused or not self.streamingProducer):
+            self._resume_producer()
+        elif self._write_ending and not self._write_ended and not self.disconnecting:
+            if self.writing:
+                self._await_drain()
+            elif self.connected:
+                self._end_writing()
+
+    @property
+    def writing(self) -> bool:
+        """Whether something written is still waiting for the kernel."""
+        return bool(self.connected and self._uv.get_write_buffer_size())
+
+    # IConsumer
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        if self.TLS:
+            self.protocol.registerProducer(producer, streaming)
+        else:
+            self._register_producer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        if self.TLS and self.protocol is not None:
+            self.protocol.unregisterProducer()
+        else:
+            self._unregister_producer()
+
+    def _register_producer(self, producer: Any, streaming: bool) -> None:
+        if self.producer is not None:
+            raise RuntimeError(
+                f"Cannot register producer {producer}, because producer {self.producer} was "
+                "never unregistered."
+            )
+        if self.disconnected:
+            producer.stopProducing()
+            return
+        self.producer = producer
+        self.streamingProducer = streaming
+        self.producerPaused = False
+        if not streaming:
+            self._divert = self._pulled_write
+            producer.resumeProducing()
+            # It is asked again when what was written before is sent, as in tcp.
+            if self.connected:
+                self._await_drain()
+        elif self._write_paused:
+            self._pause_producer()
+
+    def _unregister_producer(self) -> None:
+        self.producer = None
+        if self.connected:
+            if not self.streamingProducer:
+                self._divert = None
+            if self.disconnecting:
+                self._uv.close()
+            elif self._write_ending:
+                self._await_drain()
+
+    def stopConsuming(self) -> None:
+        self.unregisterProducer()
+        self.loseConnection()
+
+    def _pulled_write(self, data: bytes) -> None:
+        """The ``write`` of a pull producer: it is asked for more when this is sent."""
+        self._send(data)
+        if self.connected:
+            self._await_drain()
+
+    def _pause_producer(self) -> None:
+        self.producerPaused = True
+        try:
+            self.producer.pauseProducing()
+        except BaseException:
+            self._fail("pauseProducing failed on {stream}")
+
+    def _resume_producer(self) -> None:
+        self.producerPaused = False
+        try:
+            self.producer.resumeProducing()
+        except BaseException:
+            self._fail("resumeProducing failed on {stream}")
+
+    # IPushProducer: reading
+
+    @property
+    def reading(self) -> bool:
+        """Whether the stream is read from."""
+        return bool(self.connected and self._uv.is_reading())
+
+    def pauseProducing(self) -> None:
+        if self.connected:
+            self._uv.pause_reading()
+
+    def resumeProducing(self) -> None:
+        if self.connected and not self.disconnecting and not self._read_ended:
+            self._uv.resume_reading()
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+    startReading = resumeProducing
+    stopReading = pauseProducing
+
+    # TLS
+
+    def startTLS(self, contextFactory: Any, normal: bool = True) -> None:
+        newtls.startTLS(self, contextFactory, normal, _BelowTLS)
+        if self.connected:
+            self._divert = self.protocol.write
+
+    # The socket
+
+    def getHandle(self) -> StreamSocket:
+        return self.socket
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def getTcpNoDelay(self) -> bool:
+        return bool(self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        with suppress(OSError):  # a hint, as in tcp: no reason to fail at the connection's end
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
+
+    def getTcpKeepAlive(self) -> bool:
+        return bool(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
+
+    # Names
+
+    @property
+    def logstr(self) -> str:
+        """The log prefix: the protocol's, and where the connection came from."""
+        return f"{self._prefix()},{self._whence()}"
+
+    def logPrefix(self) -> str:
+        return self.logstr
+
+    def _prefix(self) -> str:
+        if ILoggingContext.providedBy(self.protocol):
+            return str(self.protocol.logPrefix())
+        return self._name()
+
+    def _name(self) -> str:
+        return self._protocol_name if self.protocol is None else _name(self.protocol)
+
+    def _whence(self) -> str:
+        raise NotImplementedError
+
+    _protocol_name = "no protocol"
+
+
+def _name(protocol: Any) -> str:
+    return "no protocol" if protocol is None else type(protocol).__name__
+
+
+class _BelowTLS:
+    """The stream's own operations, for the TLS layer that took the place of its public ones."""
+
+    @staticmethod
+    def write(stream: StreamTransport, data: bytes) -> None:
+        if stream.connected and not stream._write_ended:
+            stream._send(data)
+
+    @staticmethod
+    def writeSequence(stream: StreamTransport, iovec: Iterable[bytes]) -> None:
+        _BelowTLS.write(stream, b"".join(iovec))
+
+    @staticmethod
+    def loseConnection(stream: StreamTransport) -> None:
+        stream._lose_connection()
+
+    @staticmethod
+    def registerProducer(stream: StreamTransport, producer: Any, streaming: bool) -> None:
+        stream._register_producer(producer, streaming)
+
+    @staticmethod
+    def unregisterProducer(stream: StreamTransport) -> None:
+        stream._unregister_producer()
