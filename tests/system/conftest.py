@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +21,10 @@ SCRIPTS = Path(sys.executable).parent
 
 # How long the daemon may take to say or do what it is waited for, in seconds.
 PATIENCE = 20.0
+
+MODELS = ("reactor", "defer-to-thread", "thread-per-connection", "serial")
+
+BANNER = b"Welcome to the server. Type something and hit enter\n"
 
 
 class Daemon:
@@ -37,6 +43,7 @@ class Daemon:
             errors="backslashreplace",
         )
         self.lines: list[str] = []
+        self._told = False
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -54,7 +61,7 @@ class Daemon:
         return "\n".join(self.lines)
 
     def wait_for(self, pattern: str, count: int = 1) -> list[str]:
-        """Wait until `count` lines match `pattern`; return what its first group, or all, matched."""
+        """Wait until `count` lines match `pattern`; return their first groups, or the matches."""
         found: list[str] = []
 
         def is_there() -> bool:
@@ -93,10 +100,16 @@ class Daemon:
         self._reader.join()
         return time.monotonic() - began
 
+    def tell(self) -> None:
+        """Send it SIGTERM, once."""
+        if not self._told and self.process.poll() is None:
+            self._told = True
+            self.signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """End it, however it is."""
         if self.process.poll() is None:
-            self.signal(signal.SIGTERM)
+            self.tell()
             try:
                 self.wait()
             except subprocess.TimeoutExpired:
@@ -108,22 +121,55 @@ class Daemon:
         self.process.stdout.close()
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """Start `twistd -n echod` with these arguments; `--port 0` unless others say where."""
+Start = Callable[..., Daemon]
+
+
+@contextlib.contextmanager
+def starting(directory: Path) -> Iterator[Start]:
+    """Give what starts daemons in `directory`; at the end they are stopped."""
     running: list[Daemon] = []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
 
     def start(*arguments: str, **options: object) -> Daemon:
         if not any(word.startswith(("--port", "--listen")) for word in arguments):
             arguments = ("--port", "0", *arguments)
-        started = Daemon(*arguments, **{"cwd": tmp_path, "env": environment, **options})  # type: ignore[arg-type]
+        started = Daemon(*arguments, **{"cwd": directory, "env": environment, **options})  # type: ignore[arg-type]
         running.append(started)
         return started
 
-    yield start
-    for started in running:
-        started.stop()
+    try:
+        yield start
+    finally:
+        with contextlib.ExitStack() as stack:
+            for started in running:
+                started.tell()
+                stack.callback(started.stop)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Start]:
+    """Start `twistd -n echod` with these arguments; `--port 0` unless others say where."""
+    with starting(tmp_path) as start:
+        yield start
+
+
+def warm_up(*daemons: Daemon) -> None:
+    """Let daemons open what they open once, before their descriptors are counted."""
+    for running in daemons:
+        with connect(running) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            receive_all(connection)
+        running.wait_for("Disconnected from")
+
+
+@contextlib.contextmanager
+def nothing_kept(*daemons: Daemon) -> Iterator[None]:
+    """Check that daemons which several tests share have as many descriptors after a test."""
+    before = [running.descriptors for running in daemons]
+    yield
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: [running.descriptors for running in daemons] == before)
+    assert [running.descriptors for running in daemons] == before
 
 
 def client(name: str) -> str:
@@ -133,3 +179,33 @@ def client(name: str) -> str:
         message = f"{name} is not installed (Debian: netcat-openbsd, ncat, socat)"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
     return path
+
+
+def connect(to: Daemon | int, **options: object) -> socket.socket:
+    """Connect to a daemon, or a port; whatever takes longer than `PATIENCE` fails."""
+    port = to if isinstance(to, int) else to.port
+    return socket.create_connection(("127.0.0.1", port), PATIENCE, **options)  # type: ignore[arg-type]
+
+
+def receive(connection: socket.socket, size: int) -> bytes:
+    """Read exactly `size` bytes, or what there is before the end."""
+    data = bytearray()
+    while len(data) < size and (piece := connection.recv(size - len(data))):
+        data += piece
+    return bytes(data)
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    """Read to the end of the stream."""
+    data = bytearray()
+    while piece := connection.recv(1 << 16):
+        data += piece
+    return bytes(data)
+
+
+def eventually(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
+    """Wait until `condition()` holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)

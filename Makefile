@@ -1,0 +1,56 @@
+# Everything happens in an environment of the project's own, .venv, which is made when it is needed
+# and brought up to date when setup.cfg or pyproject.toml has changed.
+
+PYTHON ?= python3
+PORT = 8888
+
+VENV = .venv
+BIN = $(VENV)/bin
+
+# bash, because `run` needs a background job that Ctrl-C reaches: see there.
+SHELL = bash
+
+# Two installations at a time into one environment would clash.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help run test check clean
+
+help: ## list the targets (the default)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+
+# The first Ctrl-C or `kill` drains, and is no error of make's.  So twistd runs behind a shell that
+# outlives both: Ctrl-C reaches twistd from the terminal (a background job would ignore it, but for
+# `trap - INT`), and a SIGTERM, which make sends to the shell alone, is passed on.
+run: $(VENV)/run.stamp ## run the daemon on port 8888 (or PORT=...); Ctrl-C ends it
+	@trap : INT; trap 'kill $$!' TERM; \
+	(trap - INT; exec $(BIN)/twistd -n --pidfile= echod --port $(PORT)) & \
+	while wait $$!; status=$$?; kill -0 $$! 2>/dev/null; do :; done; \
+	case $$status in 130 | 143) ;; *) exit $$status ;; esac
+
+test: $(VENV)/develop.stamp ## run all tests; branch coverage under 95% is a failure
+	$(BIN)/python -m pytest --cov
+
+check: $(VENV)/develop.stamp ## look for faults without running the daemon: style, types, imports, news
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/towncrier build --draft > /dev/null
+
+clean: ## remove all that these targets make
+	rm -rf $(VENV) build dist *.egg-info .coverage* htmlcov
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name .git -prune -o \( -name __pycache__ -o -name dropin.cache \) -exec rm -rf {} +
+
+$(VENV)/run.stamp: WHAT = .
+$(VENV)/develop.stamp: WHAT = .[test,check]
+$(VENV)/run.stamp $(VENV)/develop.stamp: setup.cfg pyproject.toml | $(VENV)/made.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(WHAT)'
+	@touch $@
+
+# An error of make's own, within the recipe: one line, and only where Python is needed.
+$(VENV)/made.stamp:
+	$(if $(filter True,$(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null)),, \
+	  $(error echod needs Python 3.11 or newer, which "$(PYTHON)" is not: try make PYTHON=python3.11))
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@

@@ -1,0 +1,672 @@
+"""Streams: what Twisted's own suites leave out."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import gc
+import os
+import socket
+import struct
+import termios
+import threading
+import time
+import tracemalloc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.interfaces import (
+    IConsumer,
+    IFileDescriptorReceiver,
+    IHalfCloseableProtocol,
+    ITCPTransport,
+    IUNIXTransport,
+)
+from twisted.internet.protocol import ClientFactory, Factory, Protocol
+from twisted.python import log
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from echod.reactor import transport as transport_module
+from echod.reactor.transport import StreamTransport
+
+from .conftest import Echo, Harness, dial, read_all
+
+
+class Remembers(Protocol):
+    """Records what happens to it, in the class."""
+
+    events: list[Any]
+
+    def dataReceived(self, data: bytes) -> None:
+        self.events.append(data)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.events.append(reason.type.__name__)
+
+
+def remembering() -> type[Remembers]:
+    return type("Remembering", (Remembers,), {"events": []})
+
+
+def test_interfaces(harness: Harness) -> None:
+    class Checks(Protocol):
+        def connectionMade(self) -> None:
+            assert verifyObject(ITCPTransport, self.transport)
+            assert verifyObject(IConsumer, self.transport)
+            assert self.transport.getHost().port == port
+            self.transport.write(b"fine")
+            self.transport.loseConnection()
+
+    port = harness.listen(Checks)
+    harness.run(lambda: check(read_all(dial(port)) == b"fine"))
+    assert harness.failures == []
+
+
+def check(truth: bool) -> None:
+    assert truth
+
+
+# Half-close
+
+
+@implementer(IHalfCloseableProtocol)
+class HalfClosingEcho(Echo):
+    def readConnectionLost(self) -> None:
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("protocol", [Echo, HalfClosingEcho])
+@pytest.mark.parametrize("size", [10, 1000, 65536, 1_000_000])
+def test_half_close_loses_nothing(harness: Harness, protocol: type[Echo], size: int) -> None:
+    port = harness.listen(protocol)
+    sent = os.urandom(size)
+
+    def client() -> None:
+        for _ in range(20):
+            connection = dial(port)
+            sender = threading.Thread(target=send, args=[connection])
+            sender.start()
+            assert read_all(connection) == sent
+            sender.join()
+            connection.close()
+
+    def send(connection: socket.socket) -> None:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+
+    harness.run(client)
+
+
+def test_write_side_half_close(harness: Harness) -> None:
+    @implementer(IHalfCloseableProtocol)
+    class SendsThenListens(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+
+        def connectionMade(self) -> None:
+            self.transport.write(b"x" * 3_000_000)
+            self.transport.loseWriteConnection()
+
+        def writeConnectionLost(self) -> None:
+            self.events.append("write lost")
+            self.transport.write(b"too late")
+
+        def readConnectionLost(self) -> None:
+            self.events.append("read lost")
+            self.transport.loseConnection()
+
+    port = harness.listen(SendsThenListens)
+
+    def client() -> None:
+        connection = dial(port)
+        assert len(read_all(connection)) == 3_000_000
+        connection.sendall(b"still here")
+        connection.close()
+
+    harness.run(client)
+    assert SendsThenListens.events == ["write lost", b"still here", "read lost", "ConnectionDone"]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_write_side_half_close_with_a_producer(harness: Harness, streaming: bool) -> None:
+    class Produces(Protocol):
+        left = 100
+
+        def connectionMade(self) -> None:
+            self.transport.registerProducer(self, streaming)
+            if streaming:
+                self.resumeProducing()
+
+        def resumeProducing(self) -> None:
+            self.producing = True
+            while self.left and self.producing:
+                self.left -= 1
+                self.transport.write(b"x" * 100_000)
+                self.producing = streaming and self.producing
+            if not self.left:
+                self.transport.loseWriteConnection()
+                self.transport.unregisterProducer()
+
+        def pauseProducing(self) -> None:
+            self.producing = False
+
+        def stopProducing(self) -> None:
+            pass
+
+    port = harness.listen(Produces)
+    harness.run(lambda: check(len(read_all(dial(port))) == 10_000_000))
+
+
+def test_a_peer_that_never_reads_is_given_up(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left to deliver after the peer's end of stream has a deadline."""
+
+    class Floods(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.write(b"x" * 50_000_000)
+
+    monkeypatch.setattr(transport_module, "FLUSH_TIMEOUT", 0.2)
+    port = harness.listen(Floods)
+
+    def client() -> None:
+        connection = dial(port)
+        connection.sendall(b"x")
+        connection.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)
+        assert Floods.events == []
+        time.sleep(0.4)
+        assert Floods.events == ["ConnectionDone"]
+        connection.close()
+
+    harness.run(client)
+
+
+# Exceptions
+
+
+def test_exception_in_build_protocol(harness: Harness) -> None:
+    def broken() -> Protocol:
+        raise ZeroDivisionError
+
+    port = harness.listen(broken)
+    harness.run(lambda: check(read_all(dial(port)) == b""))
+    assert len(harness.failures) == 1
+
+
+def test_exception_in_connection_made(harness: Harness) -> None:
+    protocol = remembering()
+    protocol.connectionMade = lambda self: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    port = harness.listen(protocol)
+    harness.run(lambda: check(read_all(dial(port)) == b""))
+    assert len(harness.failures) == 1
+    assert protocol.events == ["ZeroDivisionError"]
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, OSError, ConnectionResetError])
+def test_exception_in_data_received(harness: Harness, kind: type[Exception]) -> None:
+    protocol = remembering()
+
+    def fail_or_echo(self: Any, data: bytes) -> None:
+        if data == b"fail":
+            raise kind
+        self.transport.write(data)
+
+    protocol.dataReceived = fail_or_echo  # type: ignore[method-assign]
+    port = harness.listen(protocol)
+
+    def client() -> None:
+        other = dial(port)
+        failing = dial(port)
+        failing.sendall(b"fail")
+        assert read_all(failing) == b""
+        assert protocol.events == [kind.__name__]
+        other.sendall(b"still here")
+        assert other.recv(100) == b"still here"
+
+    harness.run(client)
+    assert len(harness.failures) == 1
+
+
+def test_refused_by_the_factory(harness: Harness) -> None:
+    port = harness.listen(Echo)
+    harness.port.factory.buildProtocol = lambda address: None
+    harness.run(lambda: check(read_all(dial(port)) == b""))
+    assert harness.failures == []
+
+
+# Reading
+
+
+def test_banner_is_seen_by_a_client(harness: Harness) -> None:
+    """The banner may arrive with the event that tells the client of its connection."""
+
+    class Banner(Protocol):
+        def connectionMade(self) -> None:
+            self.transport.write(b"hello")
+
+    class Reads(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            got.append(data)
+            self.transport.loseConnection()
+            if len(got) == 20:
+                harness.reactor.stop()
+            else:
+                connect()
+
+    got: list[bytes] = []
+    port = harness.listen(Banner)
+
+    def connect() -> None:
+        factory = ClientFactory.forProtocol(Reads)
+        factory.noisy = False
+        harness.reactor.connectTCP("127.0.0.1", port, factory)
+
+    harness.reactor.callWhenRunning(connect)
+    harness.run_until_stopped()
+    assert got == [b"hello"] * 20
+
+
+def test_data_received_may_be_replaced(harness: Harness) -> None:
+    class Changes(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            self.dataReceived = self.other  # type: ignore[method-assign]
+            self.transport.write(b"first")
+
+        def other(self, data: bytes) -> None:
+            self.transport.write(b"other")
+
+    port = harness.listen(Changes)
+
+    def client() -> None:
+        connection = dial(port)
+        for expected in b"first", b"other", b"other":
+            connection.sendall(b"x")
+            assert connection.recv(100) == expected
+
+    harness.run(client)
+
+
+def test_paused_from_the_start(harness: Harness) -> None:
+    class Late(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+
+        def connectionMade(self) -> None:
+            self.transport.pauseProducing()
+            self.transport.pauseProducing()
+            harness.reactor.callLater(0.1, self.resume)
+
+        def resume(self) -> None:
+            self.events.append("resumed")
+            self.transport.resumeProducing()
+            self.transport.resumeProducing()
+
+    port = harness.listen(Late)
+
+    def client() -> None:
+        connection = dial(port)
+        connection.sendall(b"x")
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection) == b""
+
+    harness.run(client)
+    assert Late.events == ["resumed", b"x", "ConnectionDone"]
+
+
+# Writing and closing
+
+
+class SavesTransport(Remembers):
+    transports: list[Any]
+
+    def connectionMade(self) -> None:
+        self.transports.append(self.transport)
+
+
+def test_everything_is_harmless_after_the_end(harness: Harness) -> None:
+    SavesTransport.transports, SavesTransport.events = [], []
+    port = harness.listen(SavesTransport)
+
+    def client() -> None:
+        dial(port).close()
+        while not SavesTransport.events:
+            time.sleep(0.01)
+        harness.reactor.callFromThread(afterwards)
+        time.sleep(0.1)
+
+    def afterwards() -> None:
+        [transport] = SavesTransport.transports
+        for act in (
+            lambda: transport.write(b"x"),
+            lambda: transport.writeSequence([b"x", b"y"]),
+            transport.pauseProducing,
+            transport.resumeProducing,
+            transport.loseWriteConnection,
+            transport.unregisterProducer,
+            transport.loseConnection,
+            transport.abortConnection,
+            transport.getPeer,
+        ):
+            act()
+        assert transport.fileno() == -1
+        assert "SavesTransport" in repr(transport)
+        done.append(True)
+
+    done: list[bool] = []
+    harness.run(client)
+    assert done == [True]
+    assert SavesTransport.events == ["ConnectionDone"]
+    assert harness.failures == []
+
+
+def test_abort_resets(harness: Harness) -> None:
+    class Aborts(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.write(b"x" * 10_000_000)
+            self.transport.abortConnection()
+
+    port = harness.listen(Aborts)
+
+    def client() -> None:
+        connection = dial(port)
+        connection.sendall(b"x")
+        with pytest.raises(ConnectionResetError):
+            read_all(connection)
+
+    harness.run(client)
+
+
+def test_lose_connection_waits_for_data_and_producer(harness: Harness) -> None:
+    class Streams(Protocol):
+        def connectionMade(self) -> None:
+            self.transport.write(b"x" * 5_000_000)
+            self.transport.registerProducer(self, True)
+            self.transport.loseConnection()
+            harness.reactor.callLater(0.1, self.finish)
+
+        def finish(self) -> None:
+            self.transport.write(b"end")
+            self.transport.unregisterProducer()
+
+        def pauseProducing(self) -> None:
+            pass
+
+        def resumeProducing(self) -> None:
+            pass
+
+        def stopProducing(self) -> None:
+            pass
+
+    port = harness.listen(Streams)
+    harness.run(lambda: check(read_all(dial(port)) == b"x" * 5_000_000 + b"end"))
+
+
+def test_pull_producer_is_asked_for_all(harness: Harness) -> None:
+    class Pulled(Protocol):
+        left = 300
+
+        def connectionMade(self) -> None:
+            self.transport.registerProducer(self, False)
+
+        def resumeProducing(self) -> None:
+            self.left -= 1
+            self.transport.write(b"x" * 10_000)
+            if self.left == 0:
+                self.transport.unregisterProducer()
+                self.transport.loseConnection()
+
+        def stopProducing(self) -> None:
+            pass
+
+    port = harness.listen(Pulled)
+    harness.run(lambda: check(len(read_all(dial(port))) == 3_000_000))
+
+
+def test_own_producer_bounds_memory(harness: Harness) -> None:
+    """A transport registered as its own producer reads no more than the peer takes back."""
+
+    class Bounded(Echo):
+        def connectionMade(self) -> None:
+            self.transport.registerProducer(self.transport, True)
+            transports.append(self.transport)
+
+    transports: list[Any] = []
+    port = harness.listen(Bounded)
+    buffered: list[int] = []
+
+    def client() -> None:
+        connection = dial(port)
+        connection.settimeout(0.3)
+        sent = 0
+        try:
+            while sent < 100_000_000:
+                sent += connection.send(b"x" * 65536)
+        except TimeoutError:
+            pass
+        buffered.append(transports[0]._uv.get_write_buffer_size())
+        connection.settimeout(10)
+        got = 0
+        while got < sent:
+            got += len(connection.recv(1_000_000))
+        connection.close()
+
+    harness.run(client)
+    assert buffered[0] < 1_000_000
+
+
+# The socket
+
+
+def test_handle_is_a_real_socket(harness: Harness) -> None:
+    class Peeks(Protocol):
+        def connectionMade(self) -> None:
+            self.transport.pauseProducing()
+            harness.reactor.callLater(0.1, self.peek)
+
+        def peek(self) -> None:
+            handle = self.transport.getHandle()
+            waiting = array.array("i", [0])
+            fcntl.ioctl(handle, termios.FIONREAD, waiting)
+            with handle.dup() as duplicate:
+                seen.extend([waiting[0], isinstance(handle, socket.socket)])
+                assert duplicate.getpeername()[:2] == handle.getpeername()[:2]
+            # Making a duplicate must not make the connection blocking.
+            seen.append(os.get_blocking(handle.fileno()))
+            self.transport.loseConnection()
+
+    seen: list[Any] = []
+    port = harness.listen(Peeks)
+
+    def client() -> None:
+        connection = dial(port)
+        connection.sendall(b"hello")
+        with pytest.raises(ConnectionResetError):  # "hello" was not read
+            read_all(connection)
+
+    harness.run(client)
+    assert seen == [5, True, False]
+
+
+def test_closing_the_handle_hands_the_connection_over(harness: Harness) -> None:
+    class HandsOver(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+
+        def connectionMade(self) -> None:
+            taken = self.transport.getHandle().dup()
+            self.transport.getHandle().close()
+            taken.setblocking(True)
+            threading.Thread(target=self.serve, args=[taken]).start()
+
+        @staticmethod
+        def serve(taken: socket.socket) -> None:
+            with taken:
+                while data := taken.recv(1024):
+                    time.sleep(0.05)
+                    taken.sendall(b"OK..." + data)
+
+    port = harness.listen(HandsOver)
+
+    def client() -> None:
+        connection = dial(port)
+        for _ in range(3):
+            connection.sendall(b"hello")
+            assert connection.recv(100) == b"OK...hello"
+        assert harness.reactor.streams == set()
+        connection.close()
+
+    harness.run(client)
+    assert HandsOver.events == []
+
+
+# UNIX streams
+
+
+def test_descriptors_over_unix(harness: Harness, tmp_path: Any) -> None:
+    class Sends(Protocol):
+        def connectionMade(self) -> None:
+            assert verifyObject(IUNIXTransport, self.transport)
+            assert isinstance(self.transport, StreamTransport)
+            self.transport.sendFileDescriptor(writer)
+            self.transport.write(b"with this")
+            self.transport.loseConnection()
+
+    @implementer(IFileDescriptorReceiver)
+    class Receives(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+
+        def fileDescriptorReceived(self, descriptor: int) -> None:
+            os.write(descriptor, b"hello")
+            os.close(descriptor)
+
+        def connectionLost(self, reason: Any = None) -> None:
+            super().connectionLost(reason)
+            harness.reactor.stop()
+
+    reader, writer = os.pipe()
+    path = str(tmp_path / "socket")
+    harness.reactor.listenUNIX(path, Factory.forProtocol(Sends))
+    harness.reactor.connectUNIX(path, ClientFactory.forProtocol(Receives))
+    harness.run_until_stopped()
+    assert os.read(reader, 100) == b"hello"
+    assert b"".join(Receives.events[:-1]) == b"with this"
+    assert Receives.events[-1] == "ConnectionDone"
+    os.close(reader)
+    os.close(writer)
+
+
+# Log
+
+
+def test_log_prefix_names_the_connection(harness: Harness) -> None:
+    class Logs(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            log.msg("within", marker=True)
+            harness.reactor.callLater(0, log.msg, "outside", marker=True)
+            harness.reactor.callLater(0, self.transport.loseConnection)
+
+    systems: list[str] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        if event.get("marker"):
+            systems.append(event["system"])
+
+    log.addObserver(observe)
+    port = harness.listen(Logs)
+
+    def client() -> None:
+        connection = dial(port)
+        connection.sendall(b"x")
+        read_all(connection)
+
+    harness.run(client)
+    log.removeObserver(observe)
+    assert systems == ["Logs,0,127.0.0.1", "-"]
+
+
+# Nothing is left, and little is used
+
+
+def test_nothing_is_left_of_a_connection(harness: Harness) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    class Kept(Echo):
+        def connectionMade(self) -> None:
+            kept.append(weakref.ref(self.transport))
+
+    port = harness.listen(Kept)
+    open_before = open_descriptors()
+    gc.collect()
+    gc.disable()  # a reference cycle would wait for it
+
+    def client() -> None:
+        for number in range(200):
+            connection = dial(port)
+            connection.sendall(b"x")
+            assert connection.recv(1) == b"x"
+            if number % 2:
+                linger = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            connection.close()
+        time.sleep(0.2)
+        left.extend(ref for ref in kept if ref() is not None)
+        # Running takes uvloop a pair of sockets.
+        left_open.append(open_descriptors() - 2)
+
+    left: list[Any] = []
+    left_open: list[int] = []
+    try:
+        harness.run(client)
+    finally:
+        gc.enable()
+    assert left == []
+    assert left_open[0] <= open_before
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_idle_connection_is_small(harness: Harness) -> None:
+    port = harness.listen(Echo)
+    count = 400
+    sizes: list[int] = []
+
+    def client() -> None:
+        def open_some() -> list[socket.socket]:
+            made = [dial(port) for _ in range(count)]
+            for connection in made:
+                connection.sendall(b"x")
+                assert connection.recv(1) == b"x"
+            return made
+
+        first = open_some()
+        clients = tracemalloc_of_clients()
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        second = open_some()
+        gc.collect()
+        sizes.append((tracemalloc.get_traced_memory()[0] - before) // count - clients)
+        for connection in first + second:
+            connection.close()
+
+    def tracemalloc_of_clients() -> int:
+        before = tracemalloc.get_traced_memory()[0]
+        made = [socket.socket() for _ in range(50)]
+        size = (tracemalloc.get_traced_memory()[0] - before) // len(made)
+        for connection in made:
+            connection.close()
+        return size
+
+    tracemalloc.start()
+    try:
+        harness.run(client)
+    finally:
+        tracemalloc.stop()
+    assert sizes[0] < 2560

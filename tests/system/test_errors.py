@@ -1,0 +1,229 @@
+"""A handler's error ends its own connection, is logged once, and touches no other."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import (
+    MODELS,
+    Daemon,
+    connect,
+    eventually,
+    nothing_kept,
+    receive,
+    starting,
+    warm_up,
+)
+
+TALKATIVE = MODELS[:3]
+
+HANDLERS = '''
+from pathlib import Path
+
+from echod import Handler
+
+
+class Faulty(Handler):
+    """Fails where a file of the current directory, or the message, says."""
+
+    def __init__(self):
+        if Path("fail in the constructor").exists():
+            raise RuntimeError("in the constructor")
+
+    def opened(self, client):
+        if Path("fail in opened").exists():
+            raise RuntimeError("in opened")
+        return b"hello\\n"
+
+    def received(self, message):
+        if message.startswith(b"raise "):
+            raise RuntimeError(message.removeprefix(b"raise ").decode("utf-8", "surrogateescape"))
+        if message.startswith(b"return "):
+            return message.decode()
+        return b"OK..." + message
+
+    def closed(self, reason):
+        if Path("fail in closed").exists():
+            raise RuntimeError("in closed")
+'''
+
+
+class Faulty:
+    """The daemon, and the switches of its handler."""
+
+    def __init__(self, running: Daemon, directory: Path, model: str) -> None:
+        self.running = running
+        self._directory = directory
+        self._greeting = b"" if model == "serial" else b"hello\n"
+        # One client at a time, there: nobody else is served as long as a connection is open.
+        self.serial = model == "serial"
+
+    @contextlib.contextmanager
+    def failing(self, place: str) -> Iterator[None]:
+        switch = self._directory / f"fail in {place}"
+        switch.touch()
+        yield
+        switch.unlink()
+
+    def greeted(self) -> socket.socket:
+        connection = connect(self.running)
+        assert receive(connection, len(self._greeting)) == self._greeting
+        return connection
+
+    def serves(self, connection: socket.socket | None = None) -> bool:
+        """Whether a connection, or else a new one, is served."""
+        with contextlib.ExitStack() as stack:
+            if connection is None:
+                connection = stack.enter_context(self.greeted())
+            connection.sendall(b"happy\n")
+            return receive(connection, 11) == b"OK...happy\n"
+
+    @property
+    def tracebacks(self) -> int:
+        return self.running.log.count("Traceback (most recent call last)")
+
+    @contextlib.contextmanager
+    def one_traceback(self) -> Iterator[None]:
+        """Others are served before, during and after; what is done within is logged once."""
+        before = self.tracebacks
+        with contextlib.ExitStack() as stack:
+            bystander = None if self.serial else stack.enter_context(self.greeted())
+            assert self.serves(bystander)
+            yield
+            eventually(lambda: self.tracebacks > before)
+            assert self.serves(bystander)
+        assert self.serves()
+        assert self.tracebacks == before + 1
+        assert "Unhandled" not in self.running.log
+
+
+def is_over(connection: socket.socket) -> bool:
+    """Return whether the connection ends within a second, by an end or a reset."""
+    connection.settimeout(1)
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def _faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Faulty]]:
+    with contextlib.ExitStack() as stack:
+        made = {}
+        for model in MODELS:
+            directory = tmp_path_factory.mktemp(model)
+            (directory / "served.py").write_text(HANDLERS)
+            start = stack.enter_context(starting(directory))
+            running = start("--concurrency", model, "--handler", "served:Faulty")
+            made[model] = Faulty(running, directory, model)
+        warm_up(*[each.running for each in made.values()])
+        yield made
+
+
+@pytest.fixture(params=MODELS)
+def faulty(request: pytest.FixtureRequest, _faulty: dict[str, Faulty]) -> Iterator[Faulty]:
+    """A daemon in each model whose handler fails when it is told to."""
+    with nothing_kept(_faulty[request.param].running):
+        yield _faulty[request.param]
+
+
+def test_a_handler_that_raises_ends_its_own_connection(faulty: Faulty) -> None:
+    with faulty.one_traceback(), faulty.greeted() as connection:
+        if not faulty.serial:
+            assert faulty.serves(connection)
+        connection.sendall(b"raise an objection")
+        assert is_over(connection)
+    assert any("RuntimeError: an objection" in line for line in faulty.running.lines)
+
+
+def test_a_handler_that_returns_no_bytes_ends_its_own_connection(faulty: Faulty) -> None:
+    with faulty.one_traceback(), faulty.greeted() as connection:
+        connection.sendall(b"return text")
+        assert is_over(connection)
+    assert any("a handler returns bytes" in line for line in faulty.running.lines)
+
+
+@pytest.mark.parametrize("place", ["constructor", "opened", "closed"])
+def test_a_handler_that_raises_elsewhere_ends_its_own_connection(
+    faulty: Faulty, place: str
+) -> None:
+    with faulty.one_traceback():
+        where = "the constructor" if place == "constructor" else place
+        with faulty.failing(where), connect(faulty.running) as connection:
+            if place == "closed":
+                connection.shutdown(socket.SHUT_WR)
+            assert is_over(connection)
+            eventually(lambda: f"RuntimeError: in {where}" in faulty.running.log)
+
+
+def test_messages_pipelined_behind_one_that_raises_are_not_answered(faulty: Faulty) -> None:
+    with faulty.one_traceback(), faulty.greeted() as connection:
+        connection.sendall(b"raise first")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20):
+                connection.sendall(b"raise again")
+        assert is_over(connection)
+
+
+def test_an_endless_pipeline_ends_where_the_handler_raises(faulty: Faulty) -> None:
+    over = threading.Event()
+
+    def go_on() -> None:
+        with contextlib.suppress(OSError):
+            while not over.is_set():
+                connection.sendall(b"x" * 65536)
+
+    with faulty.one_traceback(), faulty.greeted() as connection:
+        sender = threading.Thread(target=go_on)
+        connection.sendall(b"raise ")
+        sender.start()
+        began = time.monotonic()
+        try:
+            assert is_over(connection)
+            assert time.monotonic() - began < 1
+        finally:
+            over.set()
+            sender.join()
+
+
+HOSTILE = {
+    "\x1b]0;owned\x07": r"\x1b]0;owned\x07",
+    "a\rb": r"a\rb",
+    "a\0b": r"a\x00b",
+    "\x9b31m": r"\x9b31m",
+    "\u2028\u202e": r"\u2028\u202e",
+    "%s %d {0} {peer} {log_source} {": "%s %d {0} {peer} {log_source} {",
+    "\udcff": r"\udcff",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_what_a_client_gets_into_an_error_is_escaped_and_no_format(
+    faulty: Faulty, text: str
+) -> None:
+    with faulty.one_traceback(), faulty.greeted() as connection:
+        connection.sendall(b"raise " + text.encode("utf-8", "surrogateescape"))
+        assert is_over(connection)
+        faulty.running.wait_for("RuntimeError: ")
+        eventually(lambda: f"RuntimeError: {HOSTILE[text]}" in faulty.running.log)
+    assert set(faulty.running.log) & set("\x1b\r\0\x9b\u2028\u202e\udcff") == set()
+
+
+def test_a_client_cannot_forge_a_line_of_the_log(faulty: Faulty) -> None:
+    forged = "2026-01-01T00:00:00+0000 [echod.service#info] Stopped"
+    with faulty.one_traceback(), faulty.greeted() as connection:
+        connection.sendall(f"raise a\n{forged}".encode())
+        assert is_over(connection)
+        faulty.running.wait_for(forged.replace("+", r"\+").replace("[", r"\["))
+    assert not any(line.startswith(forged) for line in faulty.running.lines)

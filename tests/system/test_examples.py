@@ -1,0 +1,176 @@
+"""The examples run as their first lines say."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import BANNER, PATIENCE, Start, connect, receive, receive_all
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+REACTOR = ("--concurrency", "reactor")
+POOL = ("--concurrency", "defer-to-thread")
+THREAD = ("--concurrency", "thread-per-connection")
+LINES = ("--framing", "line")
+
+
+# The lessons.
+
+
+# Unbuffered, each write goes out by itself: lines that are written in two pieces run together.
+@pytest.mark.parametrize("options", [[], *[["-u"]] * 4])
+@pytest.mark.parametrize(
+    ("example", "lines"),
+    [
+        ("workers.py", ["Worker\n"] * 5),
+        ("numbered_workers.py", [f"Worker: {number}\n" for number in range(5)]),
+    ],
+)
+def test_each_of_five_workers_prints_its_line(
+    example: str, lines: list[str], options: list[str]
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, *options, example],
+        cwd=EXAMPLES,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert sorted(ran.stdout.splitlines(keepends=True)) == lines
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+# A Twisted program of one's own.
+
+
+@contextlib.contextmanager
+def standalone(port: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "standalone.py", port],
+        cwd=EXAMPLES,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_to(process: subprocess.Popen[str], text: str) -> str:
+    """Return the rest of the first line that holds `text`."""
+    assert process.stdout is not None
+    return next(line.partition(text)[2].strip() for line in process.stdout if text in line)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_the_factory_serves_without_twistd_and_answers_to_the_end(stop: signal.Signals) -> None:
+    with standalone("0") as process:
+        port = int(read_to(process, "Listening on port"))
+        with connect(port) as one, connect(port) as other:
+            for client in (one, other):
+                assert receive(client, len(BANNER)) == BANNER
+            one.sendall(b"happy\n")
+            assert receive(one, 11) == b"OK...happy\n"
+            process.send_signal(stop)
+            assert receive_all(one) == receive_all(other) == b""
+        assert process.wait(PATIENCE) == 0
+
+
+def test_the_standalone_program_says_why_it_cannot_listen() -> None:
+    with standalone("no port") as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert "ValueError: invalid literal for int() with base 10: 'no port'" in output
+    assert process.returncode == 1
+
+
+# Handlers.
+
+
+@pytest.mark.parametrize(
+    ("folder", "module"), [(EXAMPLES, "handlers"), (ROOT, "examples.handlers")]
+)
+@pytest.mark.parametrize(
+    ("handler", "options", "sent", "answer"),
+    [
+        ("shout", REACTOR, b"happy\n", b"HAPPY\n"),
+        ("repeat:times=3", REACTOR, b"happy\n", b"happy\n" * 3),
+        ("later:seconds=0.01", REACTOR, b"happy\n", b"Later: happy\n"),
+        ("slow:seconds=0.01", POOL, b"happy\n", b"Slow: happy\n"),
+        ("clientthread", THREAD, b"happy\n", BANNER + b"OK...happy\n"),
+        ("Lines", THREAD, b"happy\ndays\n", b"OK...happy\nOK...days\n"),
+        (
+            "Total:start=100",
+            LINES,
+            b"1\ntwo\n20\n\n300\n",
+            (
+                b"Numbers, please; an empty line ends it\n"
+                b"101 so far\nThat is not a number\n121 so far\nThe total is 121\n"
+            ),
+        ),
+    ],
+)
+def test_a_handler_answers(
+    daemon: Start,
+    folder: Path,
+    module: str,
+    handler: str,
+    options: tuple[str, ...],
+    sent: bytes,
+    answer: bytes,
+) -> None:
+    started = daemon("--handler", f"{module}:{handler}", *options, cwd=folder)
+    with connect(started) as client:
+        client.sendall(sent)
+        # What it says before the client's end of stream, and that it says nothing after it.
+        assert receive(client, len(answer)) == answer
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b""
+    started.wait_for("Disconnected from")
+
+
+def test_the_class_with_state_says_what_came_of_each_client(daemon: Start) -> None:
+    started = daemon("--handler", "handlers:Total", *LINES, cwd=EXAMPLES)
+    with connect(started) as one, connect(started) as other:
+        for client, number in ((one, b"1\n"), (other, b"2\n"), (one, b"10\n")):
+            client.sendall(number)
+        one.shutdown(socket.SHUT_WR)
+        assert receive_all(one).endswith(b"1 so far\n11 so far\n")
+        other.sendall(b"\n")
+        assert receive_all(other).endswith(b"2 so far\nThe total is 2\n")
+    assert sorted(started.wait_for(r"127\.0\.0\.1:\d+ had (.*)", count=2)) == [
+        "11: client closed",
+        "2: handler closed",
+    ]
+
+
+def test_a_connection_handler_in_the_wrong_model_is_refused(daemon: Start) -> None:
+    started = daemon("--handler", "handlers:Lines", cwd=EXAMPLES)
+    started.wait_for(
+        "^echod: --handler: handlers:Lines is a connection handler: "
+        "it runs with --concurrency thread-per-connection, not reactor$"
+    )
+    started.wait()
+    assert started.process.returncode == 1
+
+
+@pytest.fixture(autouse=True)
+def nothing_added() -> Iterator[None]:
+    """The examples' folder is as it was; what Python keeps of a module it imported may stay."""
+
+    def files() -> set[str]:
+        return {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"}
+
+    before = files()
+    yield
+    assert files() == before

@@ -1,0 +1,188 @@
+"""echod as it is installed: real wheels, by pip, in fresh virtual environments."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import BANNER, Daemon, Start, connect, receive_all
+
+ROOT = Path(__file__).parents[2]
+
+# The first test that needs an environment waits for pip to make it.
+pytestmark = pytest.mark.timeout(180)
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command that must succeed; return what it printed."""
+    done = subprocess.run(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        pytest.fail(f"{' '.join(map(str, command))} exited {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+def copy_source(to: Path) -> Path:
+    """Copy what git knows or would add: a build leaves traces, and they must not be left here."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():  # not one that is deleted, but not yet in git's eyes
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+    return to
+
+
+class Environment:
+    """A fresh virtual environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bin = folder / "bin"
+        # A pip of its own would double the time; this one installs there as well.
+        run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+
+    def install(self, *what: str | Path) -> None:
+        pip = sys.executable, "-m", "pip", "--python", self.bin / "python"
+        # Compiling all of Twisted would double it again.
+        run(*pip, "install", "--no-compile", *what, cwd=self.folder)
+
+    @property
+    def handlers(self) -> dict[str, str]:
+        """What `echod handlers` says of each handler."""
+        lines = run(self.bin / "echod", "handlers", cwd=self.folder).splitlines()
+        return {name: said.strip() for name, _, said in (line.partition(" ") for line in lines)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for what is built and installed: too much to be kept, as pytest would."""
+    made = tmp_path_factory.mktemp("packaging")
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def source(folder: Path) -> Path:
+    return copy_source(folder / "source")
+
+
+@pytest.fixture(scope="module")
+def wheel(folder: Path, source: Path) -> Path:
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, source, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(folder: Path, wheel: Path) -> Environment:
+    """echod's wheel, installed."""
+    environment = Environment(folder / "installed")
+    environment.install(wheel)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def extended(installed: Environment, source: Path) -> Environment:
+    """The same environment, with somebody else's package of handlers."""
+    installed.install(source / "examples" / "echod-shout")
+    return installed
+
+
+@pytest.fixture(scope="module")
+def editable(folder: Path) -> Environment:
+    """A copy of the source, installed as developers do."""
+    environment = Environment(folder / "editable")
+    environment.install("--editable", copy_source(folder / "edited"))
+    return environment
+
+
+def answer(daemon: Daemon, sent: bytes) -> bytes:
+    """Return all that the daemon says to a client that sends this and then no more."""
+    with connect(daemon) as client:
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        return receive_all(client)
+
+
+def test_the_wheel_has_the_plugin_the_marker_of_types_and_the_license(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+
+    assert "echod/py.typed" in names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    # An __init__.py beside it, or above, would stand in for Twisted's own.
+    assert [name for name in names if name.startswith("twisted/")] == [
+        "twisted/plugins/echod_plugin.py",
+        "twisted/plugins/echod_reactor_plugin.py",
+    ]
+
+
+def test_the_wheel_holds_every_module(source: Path, wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+
+    modules = {str(path.relative_to(source)) for path in source.glob("echod/**/*.py")}
+    assert modules
+    assert modules <= names
+
+
+def test_twistd_finds_echod_from_its_wheel(installed: Environment, daemon: Start) -> None:
+    started = daemon(twistd=installed.bin / "twistd")
+
+    assert answer(started, b"happy\n") == BANNER + b"OK...happy\n"
+
+
+def test_twist_finds_echod_from_its_wheel(
+    installed: Environment, daemon: Start, tmp_path: Path
+) -> None:
+    # The fixture says `-n --pidfile=` first, which `twist` does not know: it never daemonizes.
+    twist = tmp_path / "twist"
+    twist.write_text(f'#!/bin/sh\nshift 2\nexec "{installed.bin}/twist" "$@"\n')
+    twist.chmod(0o755)
+
+    started = daemon(twistd=twist)
+
+    assert answer(started, b"happy\n") == BANNER + b"OK...happy\n"
+
+
+def test_the_echod_command_lists_the_built_in_handlers(installed: Environment) -> None:
+    assert {"echo", "upper", "reverse", "count"} <= set(installed.handlers)
+
+
+def test_twistd_finds_echod_from_an_editable_install(editable: Environment, daemon: Start) -> None:
+    started = daemon(twistd=editable.bin / "twistd")
+
+    assert answer(started, b"happy\n") == BANNER + b"OK...happy\n"
+
+
+@pytest.mark.parametrize(
+    ("handler", "reply"),
+    [
+        ("shout", b"HAPPY!\n"),
+        ("shout:marks=3", b"HAPPY!!!\n"),
+        ("whisper", b"happy\n"),
+    ],
+)
+def test_handlers_of_an_installed_package_run_by_name(
+    extended: Environment, daemon: Start, handler: str, reply: bytes
+) -> None:
+    started = daemon("--handler", handler, twistd=extended.bin / "twistd")
+
+    assert answer(started, b"Happy\n") == reply
+
+
+def test_handlers_of_an_installed_package_are_listed(extended: Environment) -> None:
+    handlers = extended.handlers
+
+    assert handlers["shout"] == (
+        "Sends back what it gets in capital letters, with exclamation marks. [every model]"
+    )
+    assert handlers["whisper"] == "Sends back what it gets in small letters. [every model]"

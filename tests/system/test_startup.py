@@ -1,0 +1,350 @@
+"""How the daemon starts, says so, or says why it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from echod.settings import Settings
+from tests.system.conftest import (
+    BANNER,
+    PATIENCE,
+    SCRIPTS,
+    Daemon,
+    Start,
+    connect,
+    eventually,
+    receive,
+    receive_all,
+    starting,
+)
+
+TAKEN = "Bind failed. Error Code : 98 Message Address already in use"
+
+
+def run(directory: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command that is expected to end by itself."""
+    return subprocess.run(
+        command,
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A TCP port that somebody else listens on."""
+    with socket.create_server(("", 0)) as somebody:
+        yield somebody.getsockname()[1]
+
+
+@pytest.fixture
+def free() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.create_server(("", 0)) as somebody:
+        return somebody.getsockname()[1]
+
+
+@pytest.fixture
+def handlers(tmp_path: Path) -> Callable[[str], None]:
+    """Write a module `served` into the current directory of the daemons."""
+    return (tmp_path / "served.py").write_text
+
+
+# What it says.
+
+
+def test_the_log_tells_each_step_and_each_client(daemon: Start) -> None:
+    running = daemon()
+    with connect(running) as connection:
+        port = connection.getsockname()[1]
+        running.wait_for(rf"Connected with 127\.0\.0\.1:{port}$")
+    running.wait_for(rf"Disconnected from 127\.0\.0\.1:{port}: client closed$")
+    steps = ["Socket created", "Socket bind complete", "Socket now listening", "Connected with"]
+    said = [step for line in running.lines for step in steps if step in line]
+    assert said == steps
+
+
+def test_the_log_says_which_kind_of_handler_runs_in_which_model(
+    daemon: Start, handlers: Callable[[str], None]
+) -> None:
+    handlers("def either(thing):\n    return thing\n")
+    one = daemon("--handler", "served:either")
+    two = daemon("--handler", "served:either", "--concurrency", "thread-per-connection")
+    one.wait_for("Serving the message handler served:either, concurrency model reactor$")
+    two.wait_for(
+        "Serving the connection handler served:either, concurrency model thread-per-connection$"
+    )
+    assert one.port != two.port
+
+
+def test_help_mentions_every_setting(tmp_path: Path) -> None:
+    shown = run(tmp_path, SCRIPTS / "twistd", "echod", "--help")
+    assert shown.returncode == 0
+    for setting in dataclasses.fields(Settings):
+        assert f"--{setting.name.replace('_', '-')}" in shown.stdout
+
+
+# What keeps it from starting.
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "twistd -n echod --port={}",
+        "twistd -n echod --port=0 --listen=tcp:{}",
+        "twist echod --port={}",
+    ],
+)
+def test_a_port_that_is_taken_ends_it_with_one_line(
+    tmp_path: Path, taken: int, command: str
+) -> None:
+    program, *arguments = command.format(taken).split()
+    ended = run(tmp_path, SCRIPTS / program, *arguments)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith(f"echod: tcp:{taken}: {TAKEN}\n")
+    assert TAKEN in (ended.stdout or ended.stderr)  # what `twist` logs before it runs goes there
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert list(tmp_path.glob("*.pid")) == []
+
+
+def test_a_port_that_is_taken_keeps_it_from_going_into_the_background(
+    tmp_path: Path, taken: int
+) -> None:
+    ended = run(tmp_path, SCRIPTS / "twistd", "--logfile=log", "echod", f"--port={taken}")
+    assert ended.returncode == 1
+    assert TAKEN in ended.stderr
+    assert "Traceback" not in ended.stderr
+    said = (tmp_path / "log").read_text()
+    assert TAKEN in said
+    assert "Traceback" not in said
+    eventually(lambda: list(tmp_path.glob("*.pid")) == [])
+
+
+def test_when_the_second_port_is_taken_the_first_is_given_up(
+    tmp_path: Path, taken: int, free: int
+) -> None:
+    ended = run(tmp_path, SCRIPTS / "twistd", "-n", "echod", f"--port={free}", f"--port={taken}")
+    assert ended.returncode == 1
+    with pytest.raises(ConnectionRefusedError):
+        connect(free)
+
+
+REFUSED = {
+    "--bogus": "bogus",
+    "--port 65536": "--port: '65536' is not a whole number from 0 to 65535",
+    "--threads many": "--threads: 'many' is not",
+    "--handler nonesuch": "no handler is named 'nonesuch'; installed:",
+    "--handler broken:handler": "broken:handler cannot be imported: SyntaxError",
+    "--handler raising:handler": "raising:handler cannot be imported: RuntimeError",
+    "--handler served:talk": "it runs with --concurrency thread-per-connection",
+    "--banner Hi --no-banner": "--banner and --no-banner contradict",
+    "--listen carrier-pigeon:8888": "--listen carrier-pigeon:8888",
+    "--listen ssl:0:privateKey=none.pem": "--listen ssl:0:privateKey=none.pem",
+    "--listen unix:no/such/folder": "Bind failed. Error Code : 2 Message No such file",
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """How `twistd -n echod` ends with each of these arguments."""
+    directory = tmp_path_factory.mktemp("refusals")
+    (directory / "served.py").write_text(
+        "import socket\n\ndef talk(conn: socket.socket) -> None: pass\n"
+    )
+    (directory / "broken.py").write_text("def handler(message:\n")
+    (directory / "raising.py").write_text("raise RuntimeError('two\\nlines')\n")
+
+    def refusal(arguments: str) -> subprocess.CompletedProcess[str]:
+        return run(directory, SCRIPTS / "twistd", "-n", "echod", *arguments.split())
+
+    with ThreadPoolExecutor(3) as executor:
+        ended = dict(zip(REFUSED, executor.map(refusal, REFUSED), strict=True))
+    assert list(directory.glob("*.pid")) == []
+    return ended
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_what_cannot_start_says_why_in_one_line(
+    refusals: dict[str, subprocess.CompletedProcess[str]], arguments: str
+) -> None:
+    ended = refusals[arguments]
+    assert ended.returncode == 1
+    assert re.fullmatch(r"echod: [^\n]+\n", ended.stderr), ended.stderr
+    assert REFUSED[arguments] in ended.stderr
+    assert "Traceback" not in ended.stdout
+
+
+# Ways to start it.
+
+
+def test_twist_runs_it_too(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [SCRIPTS / "twist", "--log-format=text", "echod", "--port", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        try:
+            for line in process.stdout:
+                said += line
+                if "Socket now listening" in line:
+                    break
+            found = re.search(r"starting on (\d+)", said)
+            assert found, said
+            with connect(int(found[1])) as connection:
+                connection.sendall(b"happy\n")
+                assert receive(connection, len(BANNER) + 11) == BANNER + b"OK...happy\n"
+        finally:
+            process.terminate()
+        said += process.stdout.read()
+        assert process.wait(PATIENCE) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+        assert "Traceback" not in said
+
+
+@contextlib.contextmanager
+def background(directory: Path, *arguments: str) -> Iterator[int]:
+    """Run `twistd echod` as a daemon; give its process id; at the end, wait for its end."""
+    started = run(
+        directory, SCRIPTS / "twistd", "--pidfile=twistd.pid", "--logfile=log", "echod", *arguments
+    )
+    assert started.returncode == 0, started.stderr
+    assert started.stdout + started.stderr == ""
+    number = int((directory / "twistd.pid").read_text())
+    handle = os.pidfd_open(number)
+    try:
+        yield number
+        assert select.select([handle], [], [], PATIENCE)[0], "it is still there"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)  # nothing, where the test passed
+        os.close(handle)
+
+
+def test_in_the_background_it_serves_until_sigterm(tmp_path: Path) -> None:
+    with background(tmp_path, "--port", "0") as number:
+        log = tmp_path / "log"
+        eventually(lambda: log.exists() and "Socket now listening" in log.read_text())
+        found = re.search(r"starting on (\d+)", log.read_text())
+        assert found
+        with connect(int(found[1])) as connection:
+            connection.sendall(b"happy\n")
+            assert receive(connection, len(BANNER) + 11) == BANNER + b"OK...happy\n"
+            os.kill(number, signal.SIGTERM)
+            assert receive_all(connection) == b""
+    assert not (tmp_path / "twistd.pid").exists()
+    said = log.read_text()
+    assert "Server Shut Down" in said
+    assert "Traceback" not in said
+
+
+# Handlers from the current directory.
+
+
+HANDLERS = """
+
+import socketserver
+
+from twisted.internet import defer, reactor, task
+
+
+def shout(message):
+    return message.upper()
+
+
+async def slowly(message):
+    await task.deferLater(reactor, 0.001)
+    return b"slowly: " + message
+
+
+def later(message):
+    return task.deferLater(reactor, 0.001, lambda: b"later: " + message)
+
+
+def clientthread(conn):
+    conn.send(b"Welcome to the server. Type something and hit enter\\n")
+    while True:
+        data = conn.recv(1024)
+        if not data:
+            break
+        conn.sendall(b"OK..." + data)
+    conn.close()
+
+
+class Lines(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(b"%s says %s" % (self.client_address[0].encode(), line))
+
+
+class Talk:
+    def __init__(self, *, word="hello"):
+        self.word = word.encode()
+
+    def opened(self, client):
+        return self.word + b" " + client.peer.split(":")[0].encode() + b"\\n"
+
+    def received(self, message):
+        return self.word + b" " + message
+"""
+
+
+SERVED = {
+    ("shout", "reactor"): b"HAPPY\n",
+    ("shout", "defer-to-thread"): b"HAPPY\n",
+    ("slowly", "reactor"): b"slowly: happy\n",
+    ("later", "reactor"): b"later: happy\n",
+    ("clientthread", "thread-per-connection"): BANNER + b"OK...happy\n",
+    ("Lines", "thread-per-connection"): b"127.0.0.1 says happy\n",
+    ("Talk:word=hi", "reactor"): b"hi 127.0.0.1\nhi happy\n",
+    ("Talk:word=hi", "thread-per-connection"): b"hi 127.0.0.1\nhi happy\n",
+}
+
+
+@pytest.fixture(scope="module")
+def servers(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[tuple[str, str], Daemon]]:
+    """A daemon for each of these handlers and concurrency models."""
+    directory = tmp_path_factory.mktemp("served")
+    (directory / "served.py").write_text(HANDLERS)
+    with starting(directory) as start:
+        yield {
+            (handler, model): start("--handler", f"served:{handler}", "--concurrency", model)
+            for handler, model in SERVED
+        }
+
+
+@pytest.mark.parametrize(("handler", "model"), SERVED)
+def test_a_handler_in_the_current_directory_is_served(
+    servers: dict[tuple[str, str], Daemon], handler: str, model: str
+) -> None:
+    running, expected = servers[handler, model], SERVED[handler, model]
+    with connect(running) as connection:
+        connection.sendall(b"happy\n")
+        assert receive(connection, len(expected)) == expected
+        connection.shutdown(socket.SHUT_WR)
+        assert receive_all(connection) == b""
+    running.wait_for("Disconnected from")
+    assert "Traceback" not in running.log

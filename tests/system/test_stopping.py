@@ -1,0 +1,356 @@
+"""How the daemon stops: it finishes what it has begun, and it does stop."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import select
+import signal
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import (
+    BANNER,
+    MODELS,
+    Daemon,
+    Start,
+    connect,
+    receive,
+    receive_all,
+)
+
+HANDLERS = """
+import threading
+import time
+from pathlib import Path
+
+from twisted.internet import reactor, task
+
+from echod import message_handler
+
+
+def wait_for_gate():
+    print("a handler is at work")
+    while not Path("gate").exists():
+        time.sleep(0.01)
+
+
+@message_handler
+def gated(message):
+    wait_for_gate()
+    return b"done: " + message
+
+
+async def gated_in_the_loop(message):
+    print("a handler is at work")
+    while not Path("gate").exists():
+        await task.deferLater(reactor, 0.01)
+    return b"done: " + message
+
+
+@message_handler
+def blocked(message):
+    print("a handler is at work")
+    threading.Event().wait()
+
+
+def blocked_with_the_socket(conn):
+    conn.recv(1024)
+    print("a handler is at work")
+    threading.Event().wait()
+
+
+@message_handler
+def bulk(message):
+    print("a handler is at work")
+    return b"x" * int(message) if message.isdigit() else None
+
+
+@message_handler
+def spinning(message):
+    print("a handler is at work")
+    while True:
+        pass
+
+
+@message_handler
+def flooding(message):
+    print("a handler is at work")
+    return b"x" * 50_000_000
+"""
+
+TALKATIVE = MODELS[:3]
+
+# What a process that a signal has ended tells its parent, directly or as a shell would.
+TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
+
+STREAM = b"".join(b"%07d\n" % number for number in range(1_000_000))
+
+
+@pytest.fixture(autouse=True)
+def served(tmp_path: Path) -> None:
+    (tmp_path / "served.py").write_text(HANDLERS)
+
+
+def open_gate(directory: Path) -> None:
+    (directory / "gate").touch()
+
+
+# What was begun is finished.
+
+
+def test_sigint_stops_it_as_sigterm_does(daemon: Start, tmp_path: Path) -> None:
+    running = daemon("--concurrency", "defer-to-thread", "--handler", "served:gated")
+    with connect(running) as idle, connect(running) as busy:
+        busy.sendall(b"happy")
+        running.wait_for("a handler is at work")
+        running.signal(signal.SIGINT)
+        assert receive_all(idle) == b""
+        open_gate(tmp_path)
+        assert receive_all(busy) == b"done: happy"
+    assert running.wait() < 1
+    assert running.process.returncode in INTERRUPTED
+
+
+GATED = {
+    "reactor": "gated_in_the_loop",
+    "serial": "gated_in_the_loop",
+    "defer-to-thread": "gated",
+    "thread-per-connection": "gated",
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_messages_in_flight_are_answered_while_the_idle_see_the_end_and_no_one_is_let_in(
+    daemon: Start, tmp_path: Path, model: str
+) -> None:
+    handler = f"served:{GATED[model]}"
+    running = daemon("--concurrency", model, "--handler", handler, "--framing", "line")
+    with contextlib.ExitStack() as stack:
+        idle, *busy = [stack.enter_context(connect(running)) for _ in range(4)]
+        if model == "serial":  # there, the others only wait for their turn
+            idle, busy = busy[-1], [idle]
+        for number, connection in enumerate(busy):
+            connection.sendall(b"%d\nanother\n" % number)
+        running.wait_for("a handler is at work", len(busy))
+        running.wait_for("Connected with", 4)
+        began = time.monotonic()
+        running.signal()
+        if model != "serial":
+            assert receive_all(idle) == b""
+            assert time.monotonic() - began < 0.5
+        running.wait_for("Draining")
+        with pytest.raises(ConnectionRefusedError):
+            connect(running)
+        open_gate(tmp_path)
+        for number, connection in enumerate(busy):
+            expected = b"done: %d\n" % number
+            expected += b"" if model == "serial" else b"done: another\n"
+            assert receive_all(connection) == expected
+        assert receive_all(idle) == b""
+    assert running.wait() < 1
+    assert running.process.returncode in TERMINATED
+    assert "Server Shut Down" in running.log
+    assert "Traceback" not in running.log
+
+
+def test_messages_that_wait_for_a_pool_thread_are_answered(daemon: Start, tmp_path: Path) -> None:
+    running = daemon(
+        *("--concurrency", "defer-to-thread", "--threads", "2", "--handler", "served:gated")
+    )
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connect(running)) for _ in range(30)]
+        for number, connection in enumerate(connections):
+            connection.sendall(b"%d" % number)
+        running.wait_for("a handler is at work", 2)
+        running.wait_for("Connected with", len(connections))
+        running.signal()
+        running.wait_for("Draining")
+        open_gate(tmp_path)
+        for number, connection in enumerate(connections):
+            assert receive_all(connection) == b"done: %d" % number
+
+
+@pytest.mark.parametrize("model", TALKATIVE)
+def test_slow_readers_get_the_answer_to_all_that_was_received(daemon: Start, model: str) -> None:
+    running = daemon("--concurrency", model, "--drain-timeout", "20")
+    with contextlib.ExitStack() as stack:
+        readers = 4 if model == "thread-per-connection" else 1
+        connections = [stack.enter_context(connect(running)) for _ in range(readers)]
+        sent = [send_all_it_takes(connection, STREAM) for connection in connections]
+        assert min(sent) > 1_000_000
+        received = [
+            size - unacknowledged(connection)
+            for size, connection in zip(sent, connections, strict=True)
+        ]
+        running.signal()
+        running.wait_for("Draining")
+        for came, size in zip(read_slowly(connections, seconds=1), received, strict=True):
+            assert came.startswith(BANNER)
+            answered = came[len(BANNER) :].replace(b"OK...", b"")
+            assert answered == STREAM[: len(answered)]
+            assert len(answered) >= size
+    running.wait()
+    assert running.process.returncode in TERMINATED
+
+
+@pytest.mark.parametrize("model", TALKATIVE)
+def test_who_goes_on_sending_loses_nothing_of_the_answer_to_what_was_received(
+    daemon: Start, model: str
+) -> None:
+    running = daemon("--concurrency", model, "--handler", "served:bulk")
+    with connect(running) as connection:
+        connection.sendall(b"300000")
+        running.wait_for("a handler is at work")
+        running.signal()
+        running.wait_for("Draining")
+        for _ in range(10):
+            connection.send(b"more")
+            time.sleep(0.02)  # the pace of this client, not a wait
+        assert receive_all(connection) == b"x" * 300_000
+    running.wait()
+
+
+def test_a_very_slow_reader_gets_it_too(daemon: Start) -> None:
+    running = daemon("--drain-timeout", "20")
+    with connect(running) as connection:
+        sent = send_all_it_takes(connection, STREAM)
+        received = sent - unacknowledged(connection)
+        running.signal()
+        (came,) = read_slowly([connection], seconds=4)
+        answered = came[len(BANNER) :].replace(b"OK...", b"")
+        assert answered == STREAM[: len(answered)]
+        assert len(answered) >= received
+
+
+def test_in_serial_those_who_wait_for_their_turn_are_answered(daemon: Start) -> None:
+    running = daemon("--concurrency", "serial", "--serial-timeout", "0")
+    with connect(running) as silent, connect(running) as second, connect(running) as third:
+        second.sendall(b"second\n")
+        third.sendall(b"third\n")
+        running.wait_for("Connected with", 3)
+        running.signal()
+        assert receive_all(silent) == b""
+        assert receive_all(second) == b"OK...second\n"
+        assert receive_all(third) == b"OK...third\n"
+    assert running.wait() < 1
+
+
+@pytest.mark.parametrize("model", ["reactor", "thread-per-connection"])
+def test_a_client_that_never_stops_sending_does_not_keep_it_from_stopping(
+    daemon: Start, model: str
+) -> None:
+    running = daemon("--concurrency", model, "--drain-timeout", "20")
+    with connect(running) as connection:
+        assert receive(connection, len(BANNER)) == BANNER
+        sender = threading.Thread(target=send_for_ever, args=(connection,))
+        sender.start()
+        try:
+            assert len(receive(connection, 1_000_000)) == 1_000_000
+            running.signal()
+            with contextlib.suppress(ConnectionError):
+                receive_all(connection)
+            # The daemon reads on for a while, so that nothing on its way is lost to a reset.
+            assert running.wait() < 4
+        finally:
+            with contextlib.suppress(OSError):  # the daemon has done that
+                connection.shutdown(socket.SHUT_RDWR)
+            sender.join()
+    assert running.process.returncode in TERMINATED
+
+
+def send_for_ever(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection.sendall(STREAM[:65536])
+
+
+def read_slowly(connections: list[socket.socket], *, seconds: float) -> list[bytes]:
+    """Read to the end of each stream, at the pace of 4 MB in so many seconds."""
+    came = [b""] * len(connections)
+    while any(pieces := [receive(connection, 65536) for connection in connections]):
+        came = [before + piece for before, piece in zip(came, pieces, strict=True)]
+        time.sleep(seconds * len(pieces[0]) / 4_000_000)
+    return came
+
+
+def send_all_it_takes(connection: socket.socket, data: bytes) -> int:
+    """Send until nothing has been taken for a while; return how much was."""
+    sent = 0
+    connection.setblocking(False)
+    while sent < len(data) and select.select([], [connection], [], 0.3)[1]:
+        sent += connection.send(data[sent : sent + 65536])
+    connection.settimeout(20)
+    return sent
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """Return how many of the bytes sent the other end's kernel has not received."""
+    return struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))[0]
+
+
+# It stops, whatever is in its way.
+
+
+Situation = Callable[[Daemon], contextlib.AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def talking(running: Daemon, clients: int = 1) -> Iterator[None]:
+    """Clients that have sent a message each, and neither read nor leave."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(clients):
+            stack.enter_context(connect(running)).sendall(b"happy\n")
+        running.wait_for("Connected with", clients)
+        running.wait_for("a handler is at work")
+        yield
+
+
+SITUATIONS = {
+    "every pool thread is blocked for ever": (
+        ["--concurrency", "defer-to-thread", "--threads", "2", "--handler", "served:blocked"],
+        5,
+    ),
+    "threads that own a connection are blocked outside it for ever": (
+        ["--concurrency", "thread-per-connection", "--handler", "served:blocked_with_the_socket"],
+        3,
+    ),
+    "a handler spins in the event loop": (["--handler", "served:spinning"], 1),
+    "a handler spins in a pool thread": (
+        ["--concurrency", "defer-to-thread", "--handler", "served:spinning"],
+        1,
+    ),
+} | {
+    f"a client never reads, in {model}": (
+        ["--concurrency", model, "--handler", "served:flooding"],
+        1,
+    )
+    for model in ("reactor", "thread-per-connection")
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_it_ends_within_drain_timeout_and_at_once_at_a_second_signal_although(
+    daemon: Start, situation: str
+) -> None:
+    arguments, clients = SITUATIONS[situation]
+    patient = daemon(*arguments, "--drain-timeout", "0.5")
+    hurried = daemon(*arguments, "--drain-timeout", "60")
+    with talking(patient, clients), talking(hurried, clients):
+        hurried.signal()
+        hurried.wait_for("Received SIGTERM")
+        hurried.signal()
+        assert hurried.wait() < 0.9
+        patient.signal()
+        assert patient.wait() < 0.5 + 1
+    for ended in (patient, hurried):
+        assert ended.process.returncode in TERMINATED
+        assert "Traceback" not in ended.log
