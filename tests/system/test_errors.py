@@ -79,11 +79,15 @@ class Faulty:
 
     def serves(self, connection: socket.socket | None = None) -> bool:
         """Whether a connection, or else a new one, is served."""
-        with contextlib.ExitStack() as stack:
-            if connection is None:
-                connection = stack.enter_context(self.greeted())
-            connection.sendall(b"happy\n")
-            return receive(connection, 11) == b"OK...happy\n"
+        if connection is None:
+            with self.greeted() as connection:
+                port = connection.getsockname()[1]
+                served = self.serves(connection)
+            # Its handler is told of the end, which must not be what fails next.
+            self.running.wait_for(rf"Disconnected from 127\.0\.0\.1:{port}:")
+            return served
+        connection.sendall(b"happy\n")
+        return receive(connection, 11) == b"OK...happy\n"
 
     @property
     def tracebacks(self) -> int:
