@@ -12,8 +12,14 @@ import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twisted.internet import reactor, task
-from twisted.internet.protocol import Factory
+from twisted.application.reactors import installReactor
+
+# The whole suite runs on any reactor: TEST_REACTOR=uvloop make test.
+if "TEST_REACTOR" in os.environ:
+    installReactor(os.environ["TEST_REACTOR"])
+
+from twisted.internet import endpoints, reactor, task
+from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 
 # The reactor runs beside the test, so a slow example is the machine's doing; and a fixture that
@@ -96,7 +102,11 @@ def _left(before: tuple[dict[int, str], set[threading.Thread], set[object]]) -> 
 def _warm() -> None:
     """Let hypothesis and the reactor open what they open once, before a test is watched."""
     given(st.binary())(lambda data: None)()
-    port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
+    factory = Factory.forProtocol(Protocol)
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    endpoint = endpoints.clientFromString(reactor, f"tcp:127.0.0.1:{port.getHost().port}")
+    client = pytest_twisted.blockon(endpoint.connect(factory))
+    client.transport.abortConnection()
     pytest_twisted.blockon(port.stopListening())
 
 

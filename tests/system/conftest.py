@@ -19,6 +19,9 @@ import pytest
 
 SCRIPTS = Path(sys.executable).parent
 
+# The reactor that the tests themselves run on is the daemon's too.
+REACTOR = [f"--reactor={name}"] if (name := os.environ.get("TEST_REACTOR")) else []
+
 # How long the daemon may take to say or do what it is waited for, in seconds.
 PATIENCE = 20.0
 
@@ -34,7 +37,7 @@ class Daemon:
         self, *arguments: str, cwd: Path, twistd: Path = SCRIPTS / "twistd", env: dict[str, str]
     ) -> None:
         self.process = subprocess.Popen(
-            [twistd, "-n", "--pidfile=", "echod", *arguments],
+            [twistd, "-n", "--pidfile=", *REACTOR, "echod", *arguments],
             cwd=cwd,
             env=env,
             stdout=subprocess.PIPE,

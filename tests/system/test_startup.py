@@ -72,6 +72,7 @@ def handlers(tmp_path: Path) -> Callable[[str], None]:
 def test_the_log_tells_each_step_and_each_client(daemon: Start) -> None:
     running = daemon()
     with connect(running) as connection:
+        assert receive(connection, len(BANNER)) == BANNER  # unread, it would be a reset
         port = connection.getsockname()[1]
         running.wait_for(rf"Connected with 127\.0\.0\.1:{port}$")
     running.wait_for(rf"Disconnected from 127\.0\.0\.1:{port}: client closed$")
