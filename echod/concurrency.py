@@ -99,10 +99,9 @@ class Model(Protocol):
         """Run nothing more."""
 
 
-class InReactor:
-    """`reactor`: in the event loop; coroutines and Deferreds are waited for."""
+class _OpenHouse:
+    """What those models have in common that let everybody in, for as long as they like."""
 
-    name = ConcurrencyModel.REACTOR
     greets = True
     max_messages: int | None = None
 
@@ -114,6 +113,12 @@ class InReactor:
 
     def overdue(self, connection: object, now: float) -> bool:
         return False
+
+
+class InReactor(_OpenHouse):
+    """`reactor`: in the event loop; coroutines and Deferreds are waited for."""
+
+    name = ConcurrencyModel.REACTOR
 
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
         return self.settle(done, function(*arguments))
@@ -222,24 +227,13 @@ class Serial(InReactor):
         )
 
 
-class InPool:
+class InPool(_OpenHouse):
     """`defer-to-thread`: in a pool of threads, with the event loop free meanwhile."""
 
     name = ConcurrencyModel.DEFER_TO_THREAD
-    greets = True
-    max_messages: int | None = None
 
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
-
-    def enter(self, connection: object, start: Callable[[], None]) -> None:
-        start()
-
-    def leave(self, connection: object) -> None:
-        pass
-
-    def overdue(self, connection: object, now: float) -> bool:
-        return False
 
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
         self._pool.submit(done, function, arguments)

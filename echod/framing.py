@@ -179,16 +179,14 @@ class ChunkFramer:
         return read[start:] if start else read
 
 
-class LineFramer:
-    """Looks at each byte once, however the line was cut into segments."""
+class _BufferingFramer:
+    """What those framers have in common that put reads together."""
 
-    __slots__ = ("_buffer", "_delimiter", "_ended", "_max_message", "_searched")
+    __slots__ = ("_buffer", "_ended", "_max_message")
 
-    def __init__(self, delimiter: bytes, max_message: int) -> None:
-        self._delimiter = delimiter
+    def __init__(self, max_message: int) -> None:
         self._max_message = max_message
         self._buffer = bytearray()
-        self._searched = 0
         self._ended = False
 
     @property
@@ -200,6 +198,17 @@ class LineFramer:
 
     def end(self) -> None:
         self._ended = True
+
+
+class LineFramer(_BufferingFramer):
+    """Looks at each byte once, however the line was cut into segments."""
+
+    __slots__ = ("_delimiter", "_searched")
+
+    def __init__(self, delimiter: bytes, max_message: int) -> None:
+        super().__init__(max_message)
+        self._delimiter = delimiter
+        self._searched = 0
 
     def next_message(self) -> bytes | None:
         buffer, delimiter, limit = self._buffer, self._delimiter, self._max_message
@@ -221,25 +230,10 @@ class LineFramer:
         return None
 
 
-class LengthFramer:
+class LengthFramer(_BufferingFramer):
     """Refuses a message by its header, before any of it is buffered."""
 
-    __slots__ = ("_buffer", "_ended", "_max_message")
-
-    def __init__(self, max_message: int) -> None:
-        self._max_message = max_message
-        self._buffer = bytearray()
-        self._ended = False
-
-    @property
-    def buffered(self) -> int:
-        return len(self._buffer)
-
-    def feed(self, data: bytes) -> None:
-        self._buffer += data
-
-    def end(self) -> None:
-        self._ended = True
+    __slots__ = ()
 
     def next_message(self) -> bytes | None:
         buffer, header = self._buffer, Length.HEADER

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import select
 import socket
 import socketserver
@@ -12,9 +10,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet import reactor, ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
@@ -23,6 +18,7 @@ from twisted.internet.task import deferLater
 
 from echod import EchoFactory, Limits, Line
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
+from tests.certificates import self_signed_pem
 from tests.conftest import Log
 from tests.serving import BANNER, Server, Talker, eventually, make_model, serving
 
@@ -52,28 +48,7 @@ class Shouter(socketserver.StreamRequestHandler):
 
 @pytest.fixture(scope="module")
 def certificate() -> ssl.PrivateCertificate:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    ) + signed.public_bytes(serialization.Encoding.PEM)
-    return ssl.PrivateCertificate.loadPEM(pem)
+    return ssl.PrivateCertificate.loadPEM(self_signed_pem())
 
 
 class SecureServer(Server):
