@@ -237,6 +237,7 @@ class ConnectionProtocol(Protocol):
         """Let the client see the end of our stream, behind all that was written."""
         if ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()
+            self.writeConnectionLost()
         else:
             self.transport.loseWriteConnection()
 
@@ -322,6 +323,8 @@ class ConnectionProtocol(Protocol):
             self._draining = True
             if self._entered and self._reason is None:
                 self._cut_input()
+            elif not self._entered and not self._waiting:
+                self.abort(EndReason.DRAINED)  # still shaking hands: nothing was received
 
 
 def client_of(transport: Any, listener: str) -> Client:

@@ -18,9 +18,11 @@ from twisted.application.reactors import installReactor
 if "TEST_REACTOR" in os.environ:
     installReactor(os.environ["TEST_REACTOR"])
 
-from twisted.internet import endpoints, reactor, task
+from twisted.internet import endpoints, reactor, ssl, task
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
+
+from tests.certificates import self_signed_pem
 
 # The reactor runs beside the test, so a slow example is the machine's doing; and a fixture that
 # is shared by the examples of one test is meant to be.
@@ -74,6 +76,12 @@ def log() -> Iterator[Log]:
     globalLogPublisher.addObserver(observer)
     yield kept
     globalLogPublisher.removeObserver(observer)
+
+
+@pytest.fixture(scope="session")
+def certificate() -> ssl.PrivateCertificate:
+    """A certificate for servers on 127.0.0.1."""
+    return ssl.PrivateCertificate.loadPEM(self_signed_pem())
 
 
 def _descriptors() -> dict[int, str]:

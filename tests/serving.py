@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from twisted.internet import reactor
+from twisted.internet import reactor, ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.internet.threads import blockingCallFromThread
 from twisted.python.failure import Failure
@@ -159,6 +159,27 @@ class Server:
         await eventually(lambda: not self.factory.connections)
         await eventually(lambda: all(client.reason for client in self.clients))
         self.factory.model.stop()
+
+
+class SecureServer(Server):
+    """The same over TLS."""
+
+    def __init__(self, factory: EchoFactory, certificate: ssl.PrivateCertificate) -> None:
+        self.factory = factory
+        self.port = reactor.listenSSL(0, factory, certificate.options(), interface="127.0.0.1")
+        self.clients: list[Talker] = []
+
+    async def connect(self) -> Talker:
+        talker = Talker()
+        connected: Deferred[None] = Deferred()
+        talker.connectionMade = lambda: connected.callback(None)  # type: ignore[method-assign]
+        client = ClientFactory()
+        client.noisy = False
+        client.buildProtocol = lambda addr: talker
+        reactor.connectSSL("127.0.0.1", self.number, client, ssl.CertificateOptions())
+        await connected
+        self.clients.append(talker)
+        return talker
 
 
 @asynccontextmanager

@@ -11,16 +11,21 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor, ssl
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
-from twisted.internet.protocol import ClientFactory
 from twisted.internet.task import deferLater
 
 from echod import EchoFactory, Limits, Line
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
-from tests.certificates import self_signed_pem
 from tests.conftest import Log
-from tests.serving import BANNER, Server, Talker, eventually, make_model, serving
+from tests.serving import (
+    BANNER,
+    SecureServer,
+    Server,
+    Talker,
+    eventually,
+    make_model,
+    serving,
+)
 
 MODEL = ConcurrencyModel.THREAD_PER_CONNECTION
 
@@ -44,32 +49,6 @@ class Shouter(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         for line in self.rfile:
             self.wfile.write(b"%s:%s" % (self.client_address[0].encode(), line.upper()))
-
-
-@pytest.fixture(scope="module")
-def certificate() -> ssl.PrivateCertificate:
-    return ssl.PrivateCertificate.loadPEM(self_signed_pem())
-
-
-class SecureServer(Server):
-    """The same over TLS: the handler's socket is relayed."""
-
-    def __init__(self, factory: EchoFactory, certificate: ssl.PrivateCertificate) -> None:
-        self.factory = factory
-        self.port = reactor.listenSSL(0, factory, certificate.options(), interface="127.0.0.1")
-        self.clients: list[Talker] = []
-
-    async def connect(self) -> Talker:
-        talker = Talker()
-        connected: Deferred[None] = Deferred()
-        talker.connectionMade = lambda: connected.callback(None)  # type: ignore[method-assign]
-        client = ClientFactory()
-        client.noisy = False
-        client.buildProtocol = lambda addr: talker
-        reactor.connectSSL("127.0.0.1", self.number, client, ssl.CertificateOptions())
-        await connected
-        self.clients.append(talker)
-        return talker
 
 
 @asynccontextmanager

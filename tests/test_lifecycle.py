@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor, ssl
+from twisted.internet.task import deferLater
+
+from echod import EchoFactory, Limits
+from echod.handlers import ConcurrencyModel
+from tests.serving import (
+    BANNER,
+    SecureServer,
+    Server,
+    Talker,
+    eventually,
+    make_model,
+)
+
+
+@asynccontextmanager
+async def secure(
+    certificate: ssl.PrivateCertificate, model: str = "reactor", **options: Any
+) -> AsyncIterator[SecureServer]:
+    factory = EchoFactory(reactor, model=make_model(model), **options)
+    server = SecureServer(factory, certificate)
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+async def connect_in_clear(server: Server) -> Talker:
+    """A client that knows nothing of TLS."""
+    return await Server.connect(server)
+
+
+@pytest.mark.parametrize("model", ConcurrencyModel)
+@pytest_twisted.ensureDeferred
+async def test_over_tls_clients_are_greeted_and_answered(
+    certificate: ssl.PrivateCertificate, model: str
+) -> None:
+    async with secure(certificate, model) as server:
+        client = await server.connect()
+        if model != ConcurrencyModel.SERIAL:
+            await client.receive(BANNER)
+        client.send(b"happy\n")
+        await client.receive(b"OK...happy\n")
+        assert all(connection.client.tls for connection in server.factory.connections)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
+    certificate: ssl.PrivateCertificate,
+) -> None:
+    async with secure(certificate, limits=Limits(handshake_timeout=0.6)) as server:
+        silent = await connect_in_clear(server)
+        assert await silent.receive_all() == b""
+        await eventually(lambda: not server.factory.connections)
+        assert server.factory.metrics.ended == {"no TLS handshake": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_drain_does_not_wait_for_a_handshake(certificate: ssl.PrivateCertificate) -> None:
+    async with secure(certificate) as server:
+        await connect_in_clear(server)
+        await eventually(lambda: bool(server.factory.connections))
+        await server.factory.drain()
+        assert server.factory.metrics.ended == {"drained": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_ignores_the_end_of_tls_is_disconnected_in_time(
+    certificate: ssl.PrivateCertificate,
+) -> None:
+    async with secure(certificate, limits=Limits(linger=0.2)) as server:
+        client = await server.connect()
+        await client.receive(BANNER)
+        client.transport.pauseProducing()
+        (connection,) = server.factory.connections
+        drained = server.factory.drain()
+        await drained
+        assert connection.figures[2] == len(BANNER)
+        client.transport.resumeProducing()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_kernels_share_of_a_reply_is_waited_for() -> None:
+    factory = EchoFactory(reactor, limits=Limits(linger=0.3), banner=b"x" * 200_000)
+    server = Server(factory)
+    client = await server.connect()
+    client.transport.pauseProducing()
+    await eventually(lambda: bool(factory.connections))
+    drained = factory.drain()
+    await deferLater(reactor, 1.2)
+    client.transport.resumeProducing()
+    assert await client.receive_all() == b"x" * 200_000
+    assert client.clean
+    await drained
+    await server.stop()
