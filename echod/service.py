@@ -316,7 +316,9 @@ class Stopper:
         """Take over from the handlers that the reactor has installed."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._on_signal)
+                # Under nohup and the like a signal is ignored, and shall be.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._on_signal)
 
     def uninstall(self) -> None:
         """Give the signals back."""

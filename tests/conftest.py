@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.application.reactors import installReactor
+
+# In the background of a shell that has no job control this is ignored, and so it would be in every
+# daemon that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The whole suite runs on any reactor: TEST_REACTOR=uvloop make test.
 if "TEST_REACTOR" in os.environ:

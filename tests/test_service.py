@@ -281,6 +281,17 @@ def test_the_first_signal_goes_to_the_reactor_and_the_second_aborts(exits: list[
         signal.signal(signal.SIGTERM, original)
 
 
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    original = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopper = Stopper(FakeReactor(), str, patience=20)
+    try:
+        stopper.install()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        stopper.uninstall()
+        signal.signal(signal.SIGINT, original)
+
+
 def test_a_process_that_does_not_end_in_time_is_ended(exits: list[int]) -> None:
     stopper = Stopper(FakeReactor(), str, patience=0.05)
     stopper._previous[signal.SIGTERM] = lambda number, frame: None
