@@ -15,10 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.application.reactors import installReactor
 
-# In the background of a shell that has no job control this is ignored, and so it would be in every
-# daemon that a test starts and interrupts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # The whole suite runs on any reactor: TEST_REACTOR=uvloop make test.
 if "TEST_REACTOR" in os.environ:
     installReactor(os.environ["TEST_REACTOR"])
@@ -38,6 +34,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("echod")
+
+# In the background of a shell without job control SIGINT is ignored, and so it would be in every
+# daemon that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long what a test has stopped may take to be gone, in seconds.
 PATIENCE = 10.0
