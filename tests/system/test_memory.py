@@ -23,7 +23,7 @@ from tests.system.conftest import (
     warm_up,
 )
 
-CLIENTS = 24
+CLIENTS = 16
 MOST = 256 * 1024
 
 # What each of them sends at most, in bytes, and how long they may take together, in seconds.
