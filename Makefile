@@ -13,7 +13,7 @@ SHELL = bash
 # Two installations at a time into one environment would clash.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test check clean
+.PHONY: help run test check bench clean
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ check: $(VENV)/develop.stamp ## look for faults without running the daemon: styl
 	$(BIN)/lint-imports
 	$(BIN)/towncrier build --draft > /dev/null
 
+bench: $(VENV)/bench.stamp ## compare with other servers; a quarter of an hour (see bench/README.md)
+	$(BIN)/python -m bench
+
 clean: ## remove all that these targets make
 	rm -rf $(VENV) build dist *.egg-info .coverage* htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -44,7 +47,8 @@ clean: ## remove all that these targets make
 
 $(VENV)/run.stamp: WHAT = .
 $(VENV)/develop.stamp: WHAT = .[test,check]
-$(VENV)/run.stamp $(VENV)/develop.stamp: setup.cfg pyproject.toml | $(VENV)/made.stamp
+$(VENV)/bench.stamp: WHAT = .[bench]
+$(VENV)/run.stamp $(VENV)/develop.stamp $(VENV)/bench.stamp: setup.cfg pyproject.toml | $(VENV)/made.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(WHAT)'
 	@touch $@
 

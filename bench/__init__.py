@@ -1,0 +1,1 @@
+"""echod beside its peers: `python -m bench` runs them in turns and compares them."""

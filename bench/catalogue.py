@@ -1,0 +1,160 @@
+"""Who competes: every server, how it is started, and what it needs."""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.tools import Tools
+from bench.workloads import SILENT
+
+# What `--reactor` calls the one that echod takes by itself.
+DEFAULT_REACTOR = "default"
+
+
+class Group(enum.StrEnum):
+    """The classes that are compared; the value is the title."""
+
+    REACTOR = "Event loop"
+    DEFER = "Each message in a pool thread"
+    THREAD = "A thread for each connection"
+    TLS = "TLS"
+
+
+# How many idle connections a class gets at most.  A thread for each is bounded by echod's default
+# of 256 of them; 10,000 TLS handshakes would take a minute.
+MOST_IDLE = {Group.REACTOR: SILENT.connections, Group.DEFER: SILENT.connections}
+MOST_IDLE |= {Group.THREAD: 250, Group.TLS: 1_000}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a server is to serve.
+
+    Attributes:
+        port: the TCP port on 127.0.0.1.
+        read_size: the most data behind one prefix, in bytes.
+        log: a file for the server's log.
+    """
+
+    port: int
+    read_size: int
+    log: Path
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One server.
+
+    Attributes:
+        name: what options and tables call it.
+        group: the class it is in.
+        command: makes its command line.
+        needs: names in `Tools.missing` without which it cannot run.
+        environment: variables it is started with, beside the usual ones.
+    """
+
+    name: str
+    group: Group
+    command: Callable[[Tools, Place], list[str]]
+    needs: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_echod(self) -> bool:
+        """Whether this is the one that all this is about."""
+        return self.name.startswith("echod")
+
+    def missing(self, tools: Tools) -> str | None:
+        """Return why it cannot run here; None where it can."""
+        return next((tools.missing[need] for need in self.needs if need in tools.missing), None)
+
+
+def _python(module: str, *, tls: bool = False) -> Callable[[Tools, Place], list[str]]:
+    """Return what makes the command line of a peer written in Python."""
+
+    def command(tools: Tools, place: Place) -> list[str]:
+        files = [str(tools.certificate), str(tools.key)] if tls else []
+        numbers = [str(place.port), str(place.read_size)]
+        return [sys.executable, "-m", f"bench.peers.{module}", *numbers, *files]
+
+    return command
+
+
+def _built(name: str) -> Callable[[Tools, Place], list[str]]:
+    """Return what makes the command line of a peer that was compiled."""
+
+    def command(tools: Tools, place: Place) -> list[str]:
+        return [str(tools.built(name)), str(place.port), str(place.read_size)]
+
+    return command
+
+
+PEERS = (
+    Peer("c-epoll", Group.REACTOR, _built("epoll_echo"), ("cc",)),
+    Peer("uvloop", Group.REACTOR, _python("uvloop_echo"), ("uvloop",)),
+    Peer("go", Group.REACTOR, _built("go_echo"), ("go",), {"GOMAXPROCS": "1"}),
+    Peer("asyncio", Group.REACTOR, _python("asyncio_echo")),
+    Peer("gevent", Group.REACTOR, _python("gevent_echo"), ("gevent",)),
+    Peer("twisted", Group.REACTOR, _python("twisted_echo"), ("twisted",)),
+    Peer("twisted-defer", Group.DEFER, _python("twisted_defer_echo"), ("twisted",)),
+    Peer("threading", Group.THREAD, _python("threading_echo")),
+    Peer("uvloop-tls", Group.TLS, _python("uvloop_echo", tls=True), ("uvloop", "certificate")),
+    Peer("twisted-tls", Group.TLS, _python("twisted_echo", tls=True), ("twisted", "certificate")),
+)
+
+_ECHOD_MODELS = {
+    "echod-reactor": (Group.REACTOR, "reactor"),
+    "echod-defer": (Group.DEFER, "defer-to-thread"),
+    "echod-thread": (Group.THREAD, "thread-per-connection"),
+    "echod-tls": (Group.TLS, "reactor"),
+}
+
+
+def _echod(name: str, reactor: str) -> Peer:
+    """Return echod as one of the contenders, in the reactor that twistd calls so."""
+    group, model = _ECHOD_MODELS[name]
+    tls = group is Group.TLS
+
+    def command(tools: Tools, place: Place) -> list[str]:
+        twistd = [str(tools.twistd), "-n", "--pidfile=", f"--logfile={place.log}"]
+        if reactor != DEFAULT_REACTOR:
+            twistd.append(f"--reactor={reactor}")
+        where = f"{place.port}:interface=127.0.0.1"
+        if tls:
+            listen = f"ssl:{where}:certKey={tools.certificate}:privateKey={tools.key}"
+        else:
+            listen = f"tcp:{where}"
+        asked = ["--listen", listen, "--concurrency", model]
+        if place.read_size != 1024:  # the default
+            asked += ["--max-message", str(place.read_size)]
+        return [*twistd, "echod", *asked]
+
+    shown = name if reactor == DEFAULT_REACTOR else f"{name}@{reactor}"
+    return Peer(shown, group, command, ("twistd", "certificate") if tls else ("twistd",))
+
+
+def contenders(reactors: Iterable[str]) -> list[Peer]:
+    """Return every server, class by class; echod once for each reactor."""
+    echods = [_echod(name, reactor) for name in _ECHOD_MODELS for reactor in reactors]
+    return [peer for group in Group for peer in (*PEERS, *echods) if peer.group is group]
+
+
+def chosen(peers: list[Peer], patterns: Iterable[str]) -> list[Peer]:
+    """Return the peers whose names match any of the shell patterns.
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
+    wanted = set()
+    for pattern in patterns:
+        matching = fnmatch.filter([peer.name for peer in peers], pattern)
+        if not matching:
+            names = ", ".join(peer.name for peer in peers)
+            raise ValueError(f"no peer is called {pattern!r}; there are: {names}")
+        wanted.update(matching)
+    return [peer for peer in peers if peer.name in wanted]

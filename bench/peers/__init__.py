@@ -1,0 +1,1 @@
+"""The servers that echod is compared with; each does the same work in its own way."""

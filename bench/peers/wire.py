@@ -1,0 +1,56 @@
+"""What every peer written in Python shares: its command line, and the bytes on the wire.
+
+A peer is run as `python -m bench.peers.NAME PORT READ_SIZE [CERTIFICATE KEY]`.  It listens on
+127.0.0.1, greets, and answers what it reads with the prefix and the data, in pieces that hold at
+most READ_SIZE bytes of data each.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+from dataclasses import dataclass
+
+BANNER = b"Welcome to the server. Type something and hit enter\n"
+PREFIX = b"OK..."
+HOST = "127.0.0.1"
+# How many connections may wait to be accepted.
+BACKLOG = 4096
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A peer's command line.
+
+    Attributes:
+        port: the TCP port to listen on.
+        read_size: the most data in one reply, in bytes.
+        certificate: path of the certificate, in PEM; None for plain TCP.
+        key: path of its key.
+    """
+
+    port: int
+    read_size: int
+    certificate: str | None = None
+    key: str | None = None
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return the context to serve TLS with; None for plain TCP."""
+        if self.certificate is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+def arguments() -> Arguments:
+    """Read the command line."""
+    port, read_size, *files = sys.argv[1:]
+    return Arguments(int(port), int(read_size), *files)
+
+
+def cut(data: bytes, size: int) -> bytes:
+    """Return the replies to what one read gave: at most `size` bytes of it in each."""
+    if len(data) <= size:
+        return PREFIX + data
+    return b"".join(PREFIX + data[at : at + size] for at in range(0, len(data), size))
