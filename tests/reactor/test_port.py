@@ -58,6 +58,13 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+exhausting = pytest.mark.skipif(
+    "TEST_EXHAUSTION" not in os.environ,
+    reason="takes every descriptor of the process that runs the tests: TEST_EXHAUSTION=1, alone",
+)
+
+
+@exhausting
 def test_out_of_descriptors(harness: Harness) -> None:
     """Clients are turned away, nothing spins or floods the log, and then it goes on."""
     number = harness.listen(Echo)
@@ -86,6 +93,7 @@ def test_out_of_descriptors(harness: Harness) -> None:
     assert 0 < len(events) < 10
 
 
+@exhausting
 def test_out_of_descriptors_in_a_storm(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who come again as soon as they are turned away do not keep the port busy."""
     harness.listen(Echo)
@@ -108,6 +116,7 @@ def test_out_of_descriptors_in_a_storm(harness: Harness, monkeypatch: pytest.Mon
     assert 0 < len(events) < 10
 
 
+@exhausting
 def test_out_of_descriptors_without_a_reserve(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
