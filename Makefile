@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PORT = 8888
+SOAK_HOURS = 8
 
 VENV = .venv
 BIN = $(VENV)/bin
@@ -13,7 +14,7 @@ SHELL = bash
 # Two installations at a time into one environment would clash.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench clean
+.PHONY: help run test check docs soak bench clean
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -36,6 +37,13 @@ check: $(VENV)/develop.stamp ## look for faults without running the daemon: styl
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/towncrier build --draft > /dev/null
+
+docs: $(VENV)/develop.stamp ## write the parts of docs/ that are made from the code
+	$(BIN)/python -m tests.faults.catalogue
+
+soak: $(VENV)/develop.stamp ## run the long forms of tests/faults, for SOAK_HOURS=8 at most
+	SOAK=1 SOAK_HOURS=$(SOAK_HOURS) $(BIN)/python -m pytest tests/faults -v --capture=no \
+	  --timeout=0 -p no:randomly
 
 bench: $(VENV)/bench.stamp ## compare with other servers; a quarter of an hour (see bench/README.md)
 	$(BIN)/python -m bench

@@ -24,6 +24,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 
 from tests.certificates import self_signed_pem
+from tests.daemon import Start, starting
 
 # The reactor runs beside the test, so a slow example is the machine's doing; and a fixture that
 # is shared by the examples of one test is meant to be.
@@ -81,6 +82,13 @@ def log() -> Iterator[Log]:
     globalLogPublisher.addObserver(observer)
     yield kept
     globalLogPublisher.removeObserver(observer)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Start]:
+    """Start `twistd -n echod` with these arguments; `--port 0` unless others say where."""
+    with starting(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import self_signed_pem
-from tests.system.conftest import (
+from tests.daemon import (
     BANNER,
     MODELS,
     PATIENCE,
     Daemon,
     Start,
-    client,
     connect,
     nothing_kept,
     receive,
     receive_all,
     starting,
+    tool,
     warm_up,
 )
 
@@ -86,7 +86,7 @@ def terminals(*commands: list[str]) -> Iterator[list[Terminal]]:
 
 def command(name: str, port: int) -> list[str]:
     """Return what somebody types to connect."""
-    path = client(name)
+    path = tool(name)
     return (
         [path, "-", f"TCP:127.0.0.1:{port}"] if name == "socat" else [path, "127.0.0.1", f"{port}"]
     )
@@ -400,7 +400,7 @@ def test_listen_repeats_and_a_unix_socket_is_removed_at_the_end(
 
 
 def test_a_unix_socket_is_served(echo: Daemon, folder: Path, model: str) -> None:
-    with terminals([client("nc"), "-U", f"{folder / model}"]) as (terminal,):
+    with terminals([tool("nc"), "-U", f"{folder / model}"]) as (terminal,):
         terminal.sees(BANNER)
         terminal.type(b"happy\n")
         terminal.sees(b"OK...happy\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import (
+from tests.daemon import (
     MODELS,
     Daemon,
     connect,

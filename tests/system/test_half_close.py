@@ -14,17 +14,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.conftest import (
+from tests.daemon import (
     BANNER,
     MODELS,
     PATIENCE,
     Daemon,
-    client,
     connect,
     nothing_kept,
     receive,
     receive_all,
     starting,
+    tool,
     warm_up,
 )
 
@@ -182,7 +182,7 @@ def test_2500_sessions_that_half_close_at_once_lose_nothing(echo: Daemon, model:
 def test_netcat_that_half_closes_gets_everything(echo: Daemon, model: str, size: int) -> None:
     sent = stream(size, 800)
     shown = subprocess.run(
-        [client("nc"), "-N", "127.0.0.1", f"{echo.port}"],
+        [tool("nc"), "-N", "127.0.0.1", f"{echo.port}"],
         input=sent,
         stdout=subprocess.PIPE,
         timeout=PATIENCE,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import BANNER, Daemon, Start, connect, receive_all
+from tests.daemon import BANNER, Daemon, Start, connect, receive_all
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from echod.settings import Settings
-from tests.system.conftest import (
+from tests.daemon import (
     BANNER,
     PATIENCE,
     SCRIPTS,

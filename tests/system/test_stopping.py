@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import (
+from tests.daemon import (
     BANNER,
     MODELS,
     Daemon,

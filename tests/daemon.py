@@ -1,0 +1,227 @@
+"""The real daemon, started as a user would."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+SCRIPTS = Path(sys.executable).parent
+
+# The reactor that the tests themselves run on is the daemon's too.
+REACTOR = [f"--reactor={name}"] if (name := os.environ.get("TEST_REACTOR")) else []
+
+# How long the daemon may take to say or do what it is waited for, in seconds.
+PATIENCE = 20.0
+
+MODELS = ("reactor", "defer-to-thread", "thread-per-connection", "serial")
+
+BANNER = b"Welcome to the server. Type something and hit enter\n"
+
+
+class Daemon:
+    """A running `twistd -n echod`."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path,
+        twistd: Path = SCRIPTS / "twistd",
+        env: dict[str, str],
+        under: Sequence[str] = (),
+    ) -> None:
+        """Start it.
+
+        Args:
+            arguments: echod's.
+            cwd: where it runs.
+            twistd: which of them.
+            env: its environment.
+            under: the command that runs the command, as `prlimit` does.
+        """
+        self.process = subprocess.Popen(
+            [*under, twistd, "-n", "--pidfile=", *REACTOR, "echod", *arguments],
+            cwd=cwd,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+        )
+        self.lines: list[str] = []
+        self._told = False
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+
+    @property
+    def log(self) -> str:
+        """All that it has printed."""
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str, count: int = 1) -> list[str]:
+        """Wait until `count` lines match `pattern`; return their first groups, or the matches."""
+        found: list[str] = []
+
+        def is_there() -> bool:
+            matches = [match for line in self.lines if (match := re.search(pattern, line))]
+            found[:] = [match[1] if match.re.groups else match[0] for match in matches]
+            return len(found) >= count
+
+        with self._changed:
+            assert self._changed.wait_for(is_there, PATIENCE), f"no {pattern!r} in:\n{self.log}"
+        return found
+
+    @property
+    def port(self) -> int:
+        """The TCP port that it listens on: the kernel's choice, where it was asked for 0."""
+        self.wait_for("Socket now listening")
+        return int(self.wait_for(r"starting on (\d+)")[0])
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))  # noqa: PTH208
+
+    @property
+    def resident(self) -> int:
+        """Its resident memory, in bytes."""
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = PATIENCE) -> float:
+        """Wait for its end; return how many seconds that took."""
+        began = time.monotonic()
+        self.process.wait(timeout)
+        self._reader.join()
+        return time.monotonic() - began
+
+    def tell(self) -> None:
+        """Send it SIGTERM, once."""
+        if not self._told and self.process.poll() is None:
+            self._told = True
+            self.signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """End it, however it is."""
+        if self.process.poll() is None:
+            self.tell()
+            try:
+                self.wait()
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.wait()
+                pytest.fail(f"SIGTERM was not enough:\n{self.log}")
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+Start = Callable[..., Daemon]
+
+
+@contextlib.contextmanager
+def starting(directory: Path) -> Iterator[Start]:
+    """Give what starts daemons in `directory`; at the end they are stopped."""
+    running: list[Daemon] = []
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+    def start(*arguments: str, **options: object) -> Daemon:
+        if not any(word.startswith(("--port", "--listen")) for word in arguments):
+            arguments = ("--port", "0", *arguments)
+        started = Daemon(*arguments, **{"cwd": directory, "env": environment, **options})  # type: ignore[arg-type]
+        running.append(started)
+        return started
+
+    try:
+        yield start
+    finally:
+        with contextlib.ExitStack() as stack:
+            for started in running:
+                started.tell()
+                stack.callback(started.stop)
+
+
+def warm_up(*daemons: Daemon) -> None:
+    """Let daemons open what they open once, before their descriptors are counted."""
+    for running in daemons:
+        with connect(running) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            receive_all(connection)
+        running.wait_for("Disconnected from")
+
+
+@contextlib.contextmanager
+def nothing_kept(*daemons: Daemon) -> Iterator[None]:
+    """Check that daemons which several tests share have as many descriptors after a test."""
+    before = [running.descriptors for running in daemons]
+    yield
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: [running.descriptors for running in daemons] == before)
+    assert [running.descriptors for running in daemons] == before
+
+
+def tool(name: str) -> str:
+    """Return the path of a program that a test needs; a missing one fails in CI, else skips."""
+    # An ordinary user's PATH lacks what is for root.
+    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if path is None:
+        missing(f"{name} is not installed (.ci/run installs on Debian what the tests need)")
+    return path
+
+
+def missing(what: str) -> NoReturn:
+    """End a test that lacks something: a failure in CI, else a skip."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
+
+
+def connect(to: Daemon | int, **options: object) -> socket.socket:
+    """Connect to a daemon, or a port; whatever takes longer than `PATIENCE` fails."""
+    port = to if isinstance(to, int) else to.port
+    return socket.create_connection(("127.0.0.1", port), PATIENCE, **options)  # type: ignore[arg-type]
+
+
+def receive(connection: socket.socket, size: int) -> bytes:
+    """Read exactly `size` bytes, or what there is before the end."""
+    data = bytearray()
+    while len(data) < size and (piece := connection.recv(size - len(data))):
+        data += piece
+    return bytes(data)
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    """Read to the end of the stream."""
+    data = bytearray()
+    while piece := connection.recv(1 << 16):
+        data += piece
+    return bytes(data)
+
+
+def eventually(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
+    """Wait until `condition()` holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)

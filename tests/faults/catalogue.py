@@ -1,0 +1,187 @@
+"""The faults, and which test holds what is promised about each.
+
+Run as a program (`make docs` does), it writes the table of docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent
+PAGE = TESTS.parent / "docs" / "reliability.md"
+BEGIN = "<!-- The table is written by `make docs`, from the tests. -->\n"
+END = "<!-- End of the table. -->\n"
+
+CATALOGUE: Mapping[str, Mapping[int, str]] = {
+    "Lost bytes and hangs": {
+        1: "A client sends and at once shuts down writing (`nc -N`)",
+        2: "The same, with the handler in a thread",
+        3: "The same over TLS: the client ends by close_notify, by FIN, or by both",
+        4: "SIGTERM while 20 MB of replies are queued",
+        5: "The daemon closes while input is unread",
+        6: "SIGTERM while a handler's thread is blocked for ever",
+        7: "SIGTERM while 30 messages wait for a thread",
+        8: "A handler blocks the event loop",
+        9: "Pipelined messages through the pool, each taking another time",
+        10: "A handler raises in a thread",
+        11: "`connectionMade` raises",
+        12: "`buildProtocol` raises",
+        13: "A client sends 100 MB and never reads",
+        14: "The clock is set an hour forward, or back",
+        15: "Standard output is a pipe that nobody reads",
+        16: "The port is taken",
+    },
+    "Exhaustion": {
+        17: "No descriptor is left, and 200 clients come",
+        18: "No descriptor is left in the system, nor one in reserve",
+        19: "accept fails: ECONNABORTED, EPROTO, ENETDOWN, EPERM",
+        20: "Sending fails: ENOBUFS, EAGAIN, ENOMEM",
+        21: "The kernel takes a few bytes at a time",
+        22: "Waiting for events is interrupted: EINTR",
+        23: "A client sends one byte every ten seconds",
+        24: "A client says nothing",
+        25: "A client of a TLS port says nothing",
+        26: "A client ignores close_notify",
+        27: "Every thread of the pool is blocked",
+        28: "More clients than `thread-per-connection` has threads",
+        29: "Too many connections, together or from one address",
+        30: "10,000 clients connect and reset",
+        31: "A handler forks without end, or eats memory",
+        32: "A segment for each byte; a message that never ends",
+        33: "5,000 clients connect at once",
+        34: "The network loses one packet in twenty",
+        35: "The network is narrow",
+        36: "The log is on a full disk",
+        37: "Who reads the log dies",
+        38: "Clients make the log grow",
+    },
+    "Security": {
+        39: "A client sends control characters",
+        40: "A client sends what looks like a format",
+        41: "A PROXY header comes in pieces",
+        42: "A greeting and a log beside a PROXY header",
+        43: "A PROXY header holds nonsense",
+        44: "A PROXY header never ends",
+        45: "A PROXY header comes from a stranger",
+        46: "haproxy itself: `send-proxy`, `send-proxy-v2`, LOCAL, TLVs",
+        47: "TLS below 1.2, renegotiation, early data",
+        48: "Plain bytes ahead of the TLS handshake",
+        49: "Handlers run as root",
+        50: "The pidfile is a symbolic link",
+        51: "`--gid` without `--uid`",
+        52: "A plugin lies in the current directory",
+        53: "`dropin.cache` can be written by others",
+        54: "Others on the machine find a UNIX socket",
+        55: "A UDP reply that is larger than its request",
+        56: "WebSocket frames: unmasked, fragmented, huge",
+        57: "The metrics are seen by clients, or grow by what they send",
+        58: "A plugin cannot be imported",
+    },
+    "Life cycle": {
+        59: "SIGHUP",
+        60: "A second SIGTERM",
+        61: "SIGTERM during the start",
+        62: "systemd waits for notifications",
+        63: "Socket activation: no names, another process, no socket or two",
+        64: "100 restarts under load",
+        65: "SIGSTOP for 30 seconds, then SIGCONT",
+        66: "A certificate is renewed; a key cannot be read",
+        67: "SIGKILL leaves a UNIX socket behind",
+    },
+}
+
+NOT_APPLICABLE: Mapping[int, str] = {
+    55: "echod has no UDP listener",
+    56: "echod has no WebSocket listener",
+}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A test that holds a promise.
+
+    Attributes:
+        faults: which, by number.
+        promise: the rest of its docstring, as one line.
+        path: the test's file, below the folder of tests.
+        test: its name.
+    """
+
+    faults: tuple[int, ...]
+    promise: str
+    path: Path
+    test: str
+
+
+def proofs(folder: Path = TESTS) -> list[Proof]:
+    """Return what the tests in `folder` say that they prove."""
+    found = (_proofs_in(path, folder) for path in sorted(folder.rglob("test_*.py")))
+    return [proof for in_one_file in found for proof in in_one_file]
+
+
+def _proofs_in(path: Path, folder: Path) -> Iterator[Proof]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        docstring = " ".join((ast.get_docstring(node) or "").split())
+        if node.name.startswith("test_") and docstring.startswith("Fault"):
+            match = re.fullmatch(r"Faults? ((?:\d|, | and |,)+): (.+)", docstring)
+            if match is None:
+                raise ValueError(f"{path}: {node.name}: not `Fault N: promise`")
+            numbers = tuple(int(number) for number in re.findall(r"\d+", match[1]))
+            yield Proof(numbers, match[2], path.relative_to(folder), node.name)
+
+
+def table(found: list[Proof]) -> str:
+    """Return the table, as Markdown."""
+    lines: list[str] = []
+    for heading, faults in CATALOGUE.items():
+        lines += [
+            f"### {heading}",
+            "",
+            "| | fault | promise | test |",
+            "| --- | --- | --- | --- |",
+        ]
+        for number, what in faults.items():
+            lines.append(f"| {number} | {what} | {_promise_and_test(number, found)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _promise_and_test(number: int, found: list[Proof]) -> str:
+    held = [proof for proof in found if number in proof.faults]
+    if not held:
+        reason = NOT_APPLICABLE.get(number)
+        return f"Not applicable: {reason} |" if reason else "None yet |"
+    promises = dict.fromkeys(proof.promise for proof in held)
+    tests = (
+        f"[{proof.test.removeprefix('test_').replace('_', ' ')}]"
+        f"({os.path.relpath(TESTS / proof.path, PAGE.parent)})"
+        for proof in held
+    )
+    return f"{' '.join(promises)} | {'; '.join(tests)}"
+
+
+def page(before: str, found: list[Proof]) -> str:
+    """Return the page with the table that belongs into it."""
+    head, rest = before.split(BEGIN)
+    return f"{head}{BEGIN}\n{table(found)}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Write the table into the page."""
+    found = proofs()
+    PAGE.write_text(page(PAGE.read_text(), found))
+    held = {number for proof in found for number in proof.faults} | set(NOT_APPLICABLE)
+    if left := [n for faults in CATALOGUE.values() for n in faults if n not in held]:
+        print(f"no test yet for faults {', '.join(map(str, left))}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The catalogue of faults reads what the tests say, and writes the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import catalogue
+from tests.faults.catalogue import BEGIN, END
+
+PROOF = '''
+def test_all_is_answered(scale):
+    """Faults 1 and 2: every reply
+    arrives.
+    """
+'''
+
+
+def test_every_fault_has_its_place() -> None:
+    numbers = [number for faults in catalogue.CATALOGUE.values() for number in faults]
+    assert numbers == list(range(1, 68))
+
+
+def test_a_docstring_says_what_a_test_proves(tmp_path: Path) -> None:
+    (tmp_path / "test_x.py").write_text(PROOF)
+    (tmp_path / "test_y.py").write_text('def test_other():\n    """No fault."""\n')
+    [proof] = catalogue.proofs(tmp_path)
+    assert proof.faults == (1, 2)
+    assert proof.promise == "every reply arrives."
+    assert proof.test == "test_all_is_answered"
+
+
+def test_a_docstring_that_only_looks_like_one_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "test_x.py").write_text('def test_x():\n    """Fault one: nothing."""\n')
+    with pytest.raises(ValueError, match="test_x"):
+        catalogue.proofs(tmp_path)
+
+
+def test_the_page_keeps_what_stands_around_the_table() -> None:
+    written = catalogue.page(f"before\n{BEGIN}what was there\n{END}after\n", [])
+    assert written.startswith(f"before\n{BEGIN}")
+    assert written.endswith(f"{END}after\n")
+    assert "what was there" not in written
+
+
+def test_no_test_proves_a_fault_that_is_not_there() -> None:
+    numbers = {number for faults in catalogue.CATALOGUE.values() for number in faults}
+    for proof in catalogue.proofs():
+        assert set(proof.faults) <= numbers, proof
