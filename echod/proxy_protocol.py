@@ -1,0 +1,395 @@
+r"""The PROXY protocol, versions 1 and 2: what a proxy says of its client before the first byte.
+
+Pure: bytes in, a header out, split at any byte.  Follows the specification that comes with
+haproxy, doc/proxy-protocol.txt (2020/03/05), and is strict wherever a header could be read in two
+ways: it says who the client is, and limits and logs believe it.
+
+* Version 1 is a line: ``PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n``.
+* Version 2 is binary; behind the addresses it may hold fields of a type, a length and a value
+  (TLVs), which tell of the client's TLS session, of the name it asked for, and more.
+
+`LOCAL` (a health check), `UNKNOWN` and `UNSPEC` are valid headers that name no client: `source`
+and `destination` are None, and the addresses of the socket itself hold.  What such a header holds
+besides is discarded, as the specification asks.
+
+What is wrong with a header is a `ProxyError`, whose text holds nothing of what was received.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import itertools
+import re
+import struct
+from dataclasses import dataclass
+
+# A version 1 line with its CRLF: section 2.1 counts 107 for the longest.
+MAX_LINE = 107
+# A version 2 header, all told.  Its length has 16 bits; a header is meant to fit one small segment
+# of 536 bytes (section 2), and this is seven of them: room for long names of certificates.
+MAX_HEADER = 4096
+# Section 2.2.5.
+MAX_UNIQUE_ID = 128
+
+_START = b"PROXY "
+_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+_FIXED = 16
+_UNPRINTABLE = re.compile(rb"[^ -~]")
+_PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
+
+# "192.0.2.1", 56324 or a UNIX socket's path, which begins with NUL if it is an abstract name.
+Address = tuple[str, int] | bytes
+
+
+class ProxyError(ValueError):
+    """What was received is no header; the text says why, in a few words."""
+
+
+class Command(enum.StrEnum):
+    """Whether the proxy speaks for a client, or for itself."""
+
+    PROXY = "PROXY"
+    LOCAL = "LOCAL"
+
+
+class FieldType(enum.IntEnum):
+    """The types of fields that are registered (section 2.2)."""
+
+    ALPN = 0x01
+    AUTHORITY = 0x02
+    CRC32C = 0x03
+    NOOP = 0x04
+    UNIQUE_ID = 0x05
+    SSL = 0x20
+    SSL_VERSION = 0x21
+    SSL_CN = 0x22
+    SSL_CIPHER = 0x23
+    SSL_SIG_ALG = 0x24
+    SSL_KEY_ALG = 0x25
+    NETNS = 0x30
+
+
+# Each a type and a value, in the order received.
+Fields = tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProxiedTLS:
+    """The TLS session between the client and the proxy (section 2.2.6).
+
+    Texts may hold whatever a client got into its certificate: escape them before they are shown.
+
+    Attributes:
+        encrypted: whether the client used TLS at all.
+        certificate_given: whether it showed a certificate in this connection.
+        certificate_in_session: whether it showed one in this connection's TLS session, maybe in
+            an earlier connection that is resumed here.
+        verified: whether it showed a certificate, which the proxy found to be good.
+        version: as in "TLSv1.3"; "" where the proxy does not say.
+        common_name: of the certificate's subject; "" where there is none.
+        cipher: as in "TLS_AES_256_GCM_SHA384"; "" where the proxy does not say.
+        fields: all fields within, known or not.
+    """
+
+    encrypted: bool
+    certificate_given: bool
+    certificate_in_session: bool
+    verified: bool
+    version: str = ""
+    common_name: str = ""
+    cipher: str = ""
+    fields: Fields = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyHeader:
+    """What the proxy said.
+
+    Attributes:
+        version: 1 or 2.
+        command: `LOCAL` for a connection of the proxy's own, as in a health check.
+        source: the client's address; None where the socket's own holds.
+        destination: the address that the client connected to; None where the socket's own holds.
+        fields: all type-length-value fields, known or not, in the order received.
+        tls: the TLS session that the client has with the proxy; None where nothing is said of it.
+    """
+
+    version: int
+    command: Command = Command.PROXY
+    source: Address | None = None
+    destination: Address | None = None
+    fields: Fields = ()
+    tls: ProxiedTLS | None = None
+
+    def field(self, kind: int) -> bytes | None:
+        """Return the value of the first field of a type, or None."""
+        return _first(self.fields, kind)
+
+    @property
+    def alpn(self) -> bytes | None:
+        """The protocol that was negotiated with the client, as in b"h2"."""
+        return self.field(FieldType.ALPN)
+
+    @property
+    def authority(self) -> str | None:
+        """The name that the client asked for (SNI); escape it before it is shown."""
+        value = self.field(FieldType.AUTHORITY)
+        return None if value is None else _text(value)
+
+    @property
+    def unique_id(self) -> bytes | None:
+        """What the proxy calls this connection in its own log."""
+        return self.field(FieldType.UNIQUE_ID)
+
+    @property
+    def network_namespace(self) -> str | None:
+        """The network namespace, at the proxy, that the client came to."""
+        value = self.field(FieldType.NETNS)
+        return None if value is None else _text(value)
+
+
+class HeaderParser:
+    """Reads one header from the beginning of a stream.
+
+    Attributes:
+        rest: once the header is complete, what was fed beyond it.
+    """
+
+    __slots__ = ("_buffer", "rest")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self.rest = b""
+
+    @property
+    def received(self) -> int:
+        """How many bytes were fed."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> ProxyHeader | None:
+        """Take what was read; return the header once it is complete, which ends the parser's work.
+
+        Raises:
+            ProxyError: this is no header, or will not be one whatever follows.
+        """
+        buffer = self._buffer
+        buffer += data
+        if buffer.startswith(_START):
+            return self._feed_line()
+        if buffer.startswith(_SIGNATURE):
+            return self._feed_binary()
+        if not (_START.startswith(buffer) or _SIGNATURE.startswith(buffer)):
+            raise ProxyError("no PROXY header")
+        return None
+
+    def _feed_line(self) -> ProxyHeader | None:
+        # At most `MAX_LINE` bytes are looked at again with each byte that comes.
+        line, end, _ = self._buffer[:MAX_LINE].partition(b"\r\n")
+        if _UNPRINTABLE.search(line if end else line.removesuffix(b"\r")):
+            raise ProxyError("control characters in the line")
+        if not end and len(line) < MAX_LINE:
+            return None
+        if not end:
+            raise ProxyError(f"more than {MAX_LINE} bytes without CRLF")
+        return self._complete(parse_line(bytes(line)), len(line) + 2)
+
+    def _feed_binary(self) -> ProxyHeader | None:
+        if len(self._buffer) < _FIXED:
+            return None
+        size = _FIXED + int.from_bytes(self._buffer[14:_FIXED], "big")
+        if size > MAX_HEADER:
+            raise ProxyError(f"longer than {MAX_HEADER} bytes")
+        if len(self._buffer) < size:
+            return None
+        return self._complete(parse_binary(bytes(self._buffer[:size])), size)
+
+    def _complete(self, header: ProxyHeader, size: int) -> ProxyHeader:
+        self.rest = bytes(self._buffer[size:])
+        return header
+
+
+def parse_line(line: bytes) -> ProxyHeader:
+    """Return what a version 1 header says.
+
+    Args:
+        line: printable ASCII that begins with "PROXY ", without the CRLF.
+
+    Raises:
+        ProxyError: it is not valid (section 2.1).
+    """
+    _, family, *words = line.split(b" ")
+    if family == b"UNKNOWN":
+        return ProxyHeader(1)
+    if family not in (b"TCP4", b"TCP6"):
+        raise ProxyError("neither TCP4, TCP6 nor UNKNOWN")
+    if len(words) != 4:
+        raise ProxyError("not two addresses and two ports, one space before each")
+    read = _ipv4 if family == b"TCP4" else _ipv6
+    source, destination = read(words[0]), read(words[1])
+    return ProxyHeader(
+        1, source=(source, _port(words[2])), destination=(destination, _port(words[3]))
+    )
+
+
+def parse_binary(header: bytes) -> ProxyHeader:
+    """Return what a version 2 header says.
+
+    Args:
+        header: all of it, with the signature.
+
+    Raises:
+        ProxyError: it is not valid (section 2.2).
+    """
+    version, command = divmod(header[12], 16)
+    if version != 2:
+        raise ProxyError("a version that is neither 1 nor 2")
+    if command == 0:
+        return ProxyHeader(2, Command.LOCAL)
+    if command != 1:
+        raise ProxyError("neither LOCAL nor PROXY")
+    family, transport = divmod(header[13], 16)
+    if family > 3 or transport > 2:
+        raise ProxyError("an unknown kind of address")
+    if transport == 2:
+        raise ProxyError("it speaks of datagrams, and this is a stream")
+    if not (family and transport):
+        return ProxyHeader(2)
+    source, destination, start = _addresses(header, family)
+    fields = parse_fields(header[start:])
+    _check(header, start, fields)
+    if len(_first(fields, FieldType.UNIQUE_ID) or b"") > MAX_UNIQUE_ID:
+        raise ProxyError(f"a unique ID of more than {MAX_UNIQUE_ID} bytes")
+    return ProxyHeader(2, Command.PROXY, source, destination, fields, _tls(fields))
+
+
+def parse_fields(data: bytes) -> Fields:
+    """Return the fields that `data` is made of.
+
+    Raises:
+        ProxyError: a field goes beyond the end.
+    """
+    fields = []
+    at = 0
+    while at < len(data):
+        start = at + 3
+        end = start + int.from_bytes(data[at + 1 : start], "big")
+        if start > len(data) or end > len(data):
+            raise ProxyError("a field goes beyond the end")
+        fields.append((data[at], data[start:end]))
+        at = end
+    return tuple(fields)
+
+
+def crc32c(data: bytes) -> int:
+    """Return the CRC32c checksum of `data` (RFC 4960, Appendix B)."""
+    checksum = 0xFFFFFFFF
+    for byte in data:
+        checksum = _CRC32C[(checksum ^ byte) & 0xFF] ^ (checksum >> 8)
+    return checksum ^ 0xFFFFFFFF
+
+
+def _crc32c_of(byte: int) -> int:
+    for _ in range(8):
+        byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
+
+
+_CRC32C = [_crc32c_of(byte) for byte in range(256)]
+
+
+_LAYOUTS = {
+    1: struct.Struct("!4s4sHH"),
+    2: struct.Struct("!16s16sHH"),
+    3: struct.Struct("!108s108s"),
+}
+
+
+def _addresses(header: bytes, family: int) -> tuple[Address, Address, int]:
+    """Return the source, the destination, and where the fields begin."""
+    layout = _LAYOUTS[family]
+    end = _FIXED + layout.size
+    if end > len(header):
+        raise ProxyError("too short for its addresses")
+    source, destination, *ports = layout.unpack_from(header, _FIXED)
+    if family == 3:
+        return _path(source), _path(destination), end
+    return (_host(source), ports[0]), (_host(destination), ports[1]), end
+
+
+def _check(header: bytes, start: int, fields: Fields) -> None:
+    """Compare the checksum, where there is one."""
+    given = [value for kind, value in fields if kind == FieldType.CRC32C]
+    if not given:
+        return
+    if len(given) > 1 or len(given[0]) != 4:
+        raise ProxyError("not one checksum of 4 bytes")
+    before = itertools.takewhile(lambda field: field[0] != FieldType.CRC32C, fields)
+    at = start + sum(3 + len(value) for _, value in before) + 3
+    if crc32c(header[:at] + bytes(4) + header[at + 4 :]) != int.from_bytes(given[0], "big"):
+        raise ProxyError("the checksum is wrong")
+
+
+def _tls(fields: Fields) -> ProxiedTLS | None:
+    value = _first(fields, FieldType.SSL)
+    if value is None:
+        return None
+    if len(value) < 5:
+        raise ProxyError("a TLS field that is too short")
+    flags, failed = struct.unpack_from("!BI", value)
+    within = parse_fields(value[5:])
+    return ProxiedTLS(
+        encrypted=bool(flags & 1),
+        certificate_given=bool(flags & 2),
+        certificate_in_session=bool(flags & 4),
+        verified=bool(flags & 6) and not failed,
+        version=_text(_first(within, FieldType.SSL_VERSION) or b""),
+        common_name=_text(_first(within, FieldType.SSL_CN) or b""),
+        cipher=_text(_first(within, FieldType.SSL_CIPHER) or b""),
+        fields=within,
+    )
+
+
+def _first(fields: Fields, kind: int) -> bytes | None:
+    return next((value for found, value in fields if found == kind), None)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
+def _path(padded: bytes) -> bytes:
+    """Return a UNIX socket's path without its padding; an abstract name begins with NUL."""
+    if padded.startswith(b"\0"):
+        return padded.rstrip(b"\0")
+    return padded.partition(b"\0")[0]
+
+
+def _ipv4(text: bytes) -> str:
+    try:
+        return _host(ipaddress.IPv4Address(text.decode("ascii")).packed)
+    except ValueError:
+        raise ProxyError("an IPv4 address that is none") from None
+
+
+def _ipv6(text: bytes) -> str:
+    try:
+        if b"%" in text:  # a zone: it means something on the proxy's machine alone
+            raise ValueError
+        return _host(ipaddress.IPv6Address(text.decode("ascii")).packed)
+    except ValueError:
+        raise ProxyError("an IPv6 address that is none") from None
+
+
+def _host(packed: bytes) -> str:
+    """Return an address as the `socket` module shows it."""
+    address = ipaddress.ip_address(packed)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return f"::ffff:{address.ipv4_mapped}"
+    return str(address)
+
+
+def _port(text: bytes) -> int:
+    if not _PORT.fullmatch(text) or int(text) > 65535:
+        raise ProxyError("a port that is none")
+    return int(text)
