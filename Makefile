@@ -38,7 +38,8 @@ check: $(VENV)/develop.stamp ## look for faults without running the daemon: styl
 	$(BIN)/lint-imports
 	$(BIN)/towncrier build --draft > /dev/null
 
-docs: $(VENV)/develop.stamp ## write the parts of docs/ that are made from the code
+docs: $(VENV)/develop.stamp ## write what is made from the code: parts of docs/, and etc/echod.toml
+	$(BIN)/python -m echod.reference
 	$(BIN)/python -m tests.faults.catalogue
 
 soak: $(VENV)/develop.stamp ## run the long forms of tests/faults, for SOAK_HOURS=8 at most

@@ -47,6 +47,21 @@ def unescape(text: str) -> bytes:
     return decoded
 
 
+def unescaped(value: bytes) -> str:
+    """Return a text that `unescape` reads as `value`; what can be printed stands for itself."""
+    text = value.decode("utf-8", "surrogateescape")
+    return "".join(_writable(character) for character in text)
+
+
+def _writable(character: str) -> str:
+    if character == "\\":
+        return r"\\"
+    if character in _NAMED or character.isprintable():
+        return _NAMED.get(character, character)
+    raw = character.encode("utf-8", "surrogateescape")
+    return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
 def _escape_one(match: re.Match[str]) -> str:
     character = match[0]
     if character in _NAMED:

@@ -35,10 +35,11 @@ from twisted.python.failure import Failure
 
 from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
 from echod.escaping import escape
-from echod.handlers import ConcurrencyModel, HandlerError, resolve
+from echod.handlers import ConcurrencyModel, HandlerError, Kind, resolve
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
-from echod.settings import Options, Settings
+from echod.settings import Options as SettingsOptions
+from echod.settings import Settings
 
 __all__ = ["EchoService", "Options", "StartError", "build_service", "makeService"]
 
@@ -50,6 +51,14 @@ GRACE = 0.7
 
 class StartError(Exception):
     """The daemon cannot start; the text says where and why, in one line."""
+
+
+class Options(SettingsOptions):
+    """The flags; `--check-config` tries all that they name."""
+
+    def check(self) -> None:
+        """Look up the handler, and read the endpoint strings and the files that they name."""
+        makeService(self)
 
 
 def makeService(options: Options) -> EchoService:
@@ -81,6 +90,11 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
         handler = resolve(settings.handler_spec, settings.concurrency)
     except HandlerError as error:
         raise StartError(f"--handler: {error}") from error
+    if handler.kind is Kind.CONNECTION and (useless := settings.about_messages):
+        raise StartError(
+            f"{useless[0]} is of no use: {escape(handler.name)} is a connection handler, "
+            "which reads the socket itself"
+        )
     framing = settings.make_framing()
     model = make_model(settings, reactor)
     metrics = Metrics()

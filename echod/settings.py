@@ -1,20 +1,38 @@
 """Every setting, defined once: its name, default, unit, type, check and help are here.
 
-A field of `Settings` is a setting.  Its name gives the flag (`max_message`: `--max-message`); its
-`Text` says how a flag's text becomes a value and what `--help` says.  `Options` is what `twistd`
-asks for, generated from the fields.
+A field of `Settings` is a setting.  Its name gives the flag (`max_message`: `--max-message`) and
+the key in a file (`max-message`); its `Text` says how a text becomes a value, and what is said
+about it (see `echod.configuration`).  `configure` makes settings of flags and a file; `Options`
+is what `twistd` asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from twisted.python import usage
 
 from echod import __version__
-from echod.escaping import escape, unescape
+from echod.configuration import (
+    Setting,
+    SettingError,
+    Text,
+    as_file,
+    by_section,
+    describe,
+    escaped_bytes,
+    one_of,
+    read_file,
+    seconds,
+    setting,
+    whole_number,
+)
+from echod.escaping import escape
 from echod.framing import FRAMINGS, Chunk, Framing, Length, Line
 from echod.handlers import BANNER, PREFIX, ConcurrencyModel, HandlerError, HandlerSpec, parse
 from echod.limits import Limits
@@ -22,77 +40,9 @@ from echod.limits import Limits
 DEFAULT_PORT = 8888
 
 
-class SettingError(ValueError):
-    """A setting cannot be used; the text says which one, and what is accepted."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """How a setting is written.
-
-    Attributes:
-        help: what it does, for `--help`.
-        parse: from a flag's text to the value; raises ValueError with what the text is not.
-        unset: what `--help` gives as the default where that is not a plain value.
-        repeats: whether the flag may be given several times; then the value is a tuple.
-    """
-
-    help: str
-    parse: Callable[[str], Any] = str
-    unset: str = ""
-    repeats: bool = False
-
-
-def setting(default: Any, text: Text) -> Any:
-    """Return a dataclass field that carries its `text`."""
-    return field(default=default, metadata={"text": text})
-
-
-def whole_number(lowest: int, highest: int, unit: str = "") -> Callable[[str], int]:
-    """Return a parser of whole numbers from `lowest` to `highest`."""
-
-    def parse_number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not lowest <= int(text) <= highest:
-            raise ValueError(f"a whole number from {lowest} to {highest}{unit}")
-        return int(text)
-
-    return parse_number
-
-
-def seconds(text: str) -> float:
-    """Parse a duration in seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 10**7:
-        raise ValueError("a number of seconds, 0 or more")
-    return value
-
-
-def one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """Return a parser that accepts only these names."""
-    accepted = [str(name) for name in names]
-
-    def parse_name(text: str) -> str:
-        if text not in accepted:
-            raise ValueError(f"one of: {', '.join(accepted)}")
-        return text
-
-    return parse_name
-
-
 def concurrency_model(text: str) -> ConcurrencyModel:
     """Parse the name of a concurrency model."""
     return ConcurrencyModel(one_of(ConcurrencyModel)(text))
-
-
-def escaped_bytes(text: str) -> bytes:
-    r"""Parse bytes that may be written with escapes, as in `\r\n`."""
-    try:
-        return unescape(text)
-    except ValueError:
-        raise ValueError(r"text in which \n, \r, \t, \\ and \x1b are escapes") from None
 
 
 def delimiter_bytes(text: str) -> bytes:
@@ -103,9 +53,12 @@ def delimiter_bytes(text: str) -> bytes:
     return value
 
 
-def port_endpoint(text: str) -> str:
-    """Parse a port number, to the endpoint string that listens there."""
-    return f"tcp:{whole_number(0, 65535)(text)}"
+def handler_spec(text: str) -> HandlerSpec:
+    """Parse what names a handler, and its arguments."""
+    try:
+        return parse(text)
+    except HandlerError as error:
+        raise SettingError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -116,13 +69,15 @@ class Settings:
         SettingError: two settings contradict each other.
     """
 
-    port: tuple[str, ...] = setting(
+    port: tuple[int, ...] = setting(
         (),
         Text(
             "TCP port to listen on, on all IPv4 addresses: short for --listen tcp:N; repeats.",
-            port_endpoint,
+            whole_number(0, 65535),
             unset=f"{DEFAULT_PORT}, where nothing else is listened on",
             repeats=True,
+            section="Listening",
+            example=(DEFAULT_PORT,),
         ),
     )
     listen: tuple[str, ...] = setting(
@@ -132,6 +87,7 @@ class Settings:
             "tcp:8888:interface=127.0.0.1, tcp6:8888, unix:/run/echod.sock or "
             "ssl:8443:privateKey=key.pem:certKey=cert.pem; repeats.",
             repeats=True,
+            example=("tcp:8888:interface=127.0.0.1", "tcp6:8888"),
         ),
     )
     handler: HandlerSpec = setting(
@@ -139,8 +95,8 @@ class Settings:
         Text(
             "What answers: an installed name (`echod handlers` lists them) or module:object, "
             "with arguments as NAME:key=value,...",
-            parse,
-            unset="echo",
+            handler_spec,
+            section="The handler, and where it runs",
         ),
     )
     concurrency: ConcurrencyModel = setting(
@@ -169,6 +125,7 @@ class Settings:
             "How input is cut into messages: chunk (what one read gave), line, or length (each "
             "after its length, 32 bits, big-endian).",
             one_of(FRAMINGS),
+            section="Messages",
         ),
     )
     delimiter: bytes | None = setting(
@@ -177,6 +134,7 @@ class Settings:
             r"What ends a line in --framing line; escapes such as \r\n are read.",
             delimiter_bytes,
             unset=escape(Line.delimiter),
+            example=b"\r\n",
         ),
     )
     max_message: int | None = setting(
@@ -186,6 +144,8 @@ class Settings:
             whole_number(1, 2**31 - 1),
             unset=f"chunk {Chunk.max_message}, line {Line.max_message}, "
             f"length {Length.max_message}",
+            unit="bytes",
+            example=65536,
         ),
     )
     banner: bytes | None = setting(
@@ -194,23 +154,39 @@ class Settings:
             "A line to greet each client with, whatever the handler.",
             escaped_bytes,
             unset=f"the handler's own; echo's is: {escape(BANNER.rstrip())}",
+            section="What clients are told",
+            example=b"Good day",
+            reload=True,
         ),
     )
-    no_banner: bool = setting(False, Text("Greet nobody, whatever the handler."))
+    no_banner: bool = setting(False, Text("Greet nobody, whatever the handler.", reload=True))
     prefix: str | None = setting(
         None,
-        Text("What the echo handler puts before each reply.", unset=escape(PREFIX)),
+        Text(
+            "What the echo handler puts before each reply.",
+            unset=escape(PREFIX),
+            example="> ",
+        ),
     )
     drain_timeout: float = setting(
         10.0,
         Text(
             "Seconds that clients have, from SIGTERM on, to take the replies to what they sent.",
             seconds,
+            unit="seconds",
+            section="Stopping",
+            reload=True,
         ),
     )
     idle_timeout: float = setting(
         Limits.idle_timeout,
-        Text("Seconds of silence after which a client is disconnected; 0: never.", seconds),
+        Text(
+            "Seconds of silence after which a client is disconnected; 0: never.",
+            seconds,
+            unit="seconds",
+            section="Limits on clients",
+            reload=True,
+        ),
     )
     write_timeout: float = setting(
         Limits.write_timeout,
@@ -218,6 +194,8 @@ class Settings:
             "Seconds after which a client that does not read its replies is disconnected; "
             "0: never.",
             seconds,
+            unit="seconds",
+            reload=True,
         ),
     )
     serial_timeout: float = setting(
@@ -225,6 +203,8 @@ class Settings:
         Text(
             "Seconds that a silent client may keep others waiting in serial; 0: for ever.",
             seconds,
+            unit="seconds",
+            reload=True,
         ),
     )
 
@@ -239,7 +219,8 @@ class Settings:
     @property
     def endpoints(self) -> tuple[str, ...]:
         """The endpoint strings to listen on."""
-        return (*self.port, *self.listen) or (f"tcp:{DEFAULT_PORT}",)
+        ports = (f"tcp:{number}" for number in self.port)
+        return (*ports, *self.listen) or (f"tcp:{DEFAULT_PORT}",)
 
     @property
     def handler_spec(self) -> HandlerSpec:
@@ -248,6 +229,16 @@ class Settings:
         if self.prefix is None:
             return spec
         return HandlerSpec(spec.name, {**spec.arguments, "prefix": self.prefix})
+
+    @property
+    def about_messages(self) -> list[str]:
+        """The flags that were given and say something about messages."""
+        about = ("framing", "delimiter", "max_message")
+        return [
+            one.flag
+            for one in SETTINGS
+            if one.name in about and getattr(self, one.name) != one.default
+        ]
 
     def make_framing(self) -> Framing:
         """Return the framing, with its own defaults where nothing else was said."""
@@ -272,13 +263,55 @@ class Settings:
         )
 
 
+SETTINGS = describe(Settings)
+
+
+def configure(flags: Mapping[str, Any], text: str = "", file: str = "") -> Settings:
+    """Return the settings that flags and a file ask for; flags win.
+
+    Args:
+        flags: values by name, as `Setting.from_flag` returns them.
+        text: what is in the file.
+        file: what errors call the file; "" where there is none.
+
+    Raises:
+        SettingError: something in the file is wrong, or two settings contradict each other.
+    """
+    values = {**read_file(SETTINGS, text, file), **flags}
+    try:
+        return Settings(**values)
+    except SettingError as error:
+        raise SettingError(f"{file}: {error}" if file else str(error)) from None
+
+
+def needs_restart(old: Settings, new: Settings) -> list[str]:
+    """Return the keys of what differs between the two, and cannot change in a running daemon."""
+    return [
+        one.key
+        for one in SETTINGS
+        if not one.text.reload and getattr(old, one.name) != getattr(new, one.name)
+    ]
+
+
 class Options(usage.Options):
-    """The flags, for `twistd`: one for each field of `Settings`."""
+    """The flags, for `twistd`: one for each field of `Settings`, and those about the file.
+
+    Attributes:
+        settings: what flags and file ask for.
+        flags: the values that were given as flags, by name.
+        file: the path of the file, absolute; None where none was named.
+    """
 
     longdesc = (
         "A network daemon that makes a service of a handler. As it comes, it greets each client "
         "and echoes what it gets behind OK...; --handler runs your own code instead."
     )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flags: dict[str, Any] = {}
+        self.file: Path | None = None
+        self._only: set[str] = set()
 
     def parseOptions(self, options: Any = None) -> None:
         """Read the command line; what is wrong with it is one line, and exit code 1."""
@@ -293,37 +326,105 @@ class Options(usage.Options):
             raise usage.UsageError(f"unexpected argument {arguments[0]!r}")
 
     def postOptions(self) -> None:
-        """Freeze what was given as `settings`."""
-        names = {setting.name for setting in fields(Settings)}
-        self.settings = Settings(**{name: self[name] for name in names if name in self})
+        """Freeze what was asked for as `settings`; or only print it, or say that it is good."""
+        self.settings = self.configure()
+        if "check" in self._only:
+            self.check()
+        if "print" in self._only:
+            print(as_file(SETTINGS, self.settings), end="")
+        elif self._only:
+            print("echod: the configuration is good")
+        if self._only:
+            raise SystemExit(0)
+
+    def configure(self) -> Settings:
+        """Read the file, if one was named, and return the settings: at the start, and again.
+
+        Raises:
+            SettingError: the file cannot be read, or something in it is wrong.
+        """
+        if self.file is None:
+            return configure(self.flags)
+        try:
+            text = self.file.read_text("utf-8")
+        except OSError as error:
+            raise SettingError(f"--config {self.file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SettingError(f"{self.file}: this is not UTF-8") from None
+        return configure(self.flags, text, str(self.file))
+
+    def check(self) -> None:
+        """Check what the settings name; what is wrong is a `SystemExit`.  Here: nothing more."""
+
+    def opt_config(self, path: str) -> None:
+        """A TOML file with settings; a flag wins over the file."""
+        # Absolute: when it is read again, the daemon may be in another folder.
+        self.file = Path(path).absolute()
+
+    def opt_check_config(self) -> None:
+        """Check the settings and all they name, without listening; exit 0 if all is good."""
+        self._only.add("check")
+
+    def opt_print_config(self) -> None:
+        """Print the settings that flags and file give, as a file for --config, and exit."""
+        self._only.add("print")
 
     def opt_version(self) -> NoReturn:
         """Print echod's version, and exit."""
         print(f"echod {__version__}")
         raise SystemExit(0)
 
+    def getUsage(self, width: int | None = None) -> str:
+        """Return what `--help` prints: the settings, in sections."""
+        width = width or min(shutil.get_terminal_size().columns, 100)
+        own = ("config=FILE", "check-config", "print-config", "version", "help")
+        lines = textwrap.wrap(self.longdesc, width)
+        for section, members in by_section(SETTINGS).items():
+            lines += ["", f"{section}:"]
+            for one in members:
+                flag = f"{one.flag}={one.placeholder}" if one.placeholder else one.flag
+                lines += _entry(flag, one.sentence, width)
+        lines += ["", "The settings themselves:"]
+        for flag in own:
+            method = getattr(self, f"opt_{flag.partition('=')[0].replace('-', '_')}")
+            lines += _entry(f"--{flag}", " ".join(method.__doc__.split()), width)
+        return "\n".join([*lines, ""])
 
-def _add_flag(name: str, default: Any, text: Text) -> None:
-    """Give `Options` the method that reads one flag."""
-    flag = f"--{name.replace('_', '-')}"
 
-    def read(self: Options, value: str) -> None:
+def _entry(flag: str, text: str, width: int) -> Iterator[str]:
+    yield f"  {flag}"
+    yield from textwrap.wrap(
+        text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+    )
+
+
+def _reader(one: Setting) -> Callable[..., None]:
+    """Return the method of `Options` that reads one flag."""
+
+    def read(self: Options, text: str) -> None:
         try:
-            parsed = text.parse(value)
-        except HandlerError as error:
-            raise usage.UsageError(f"{flag}: {error}") from None
-        except ValueError as error:
-            raise usage.UsageError(f"{flag}: {value!r} is not {error}") from None
-        self[name] = (*self.get(name, ()), parsed) if text.repeats else parsed
+            value = one.from_flag(text)
+        except SettingError as error:
+            raise usage.UsageError(f"{one.flag}: {error}") from None
+        repeated = (*self.flags.get(one.name, ()), value)
+        self.flags[one.name] = repeated if one.text.repeats else value
+
+    return read
+
+
+def _switch(one: Setting, value: bool) -> Callable[..., None]:
+    """Return the method of `Options` that sets a switch."""
 
     def switch(self: Options) -> None:
-        self[name] = True
+        self.flags[one.name] = value
 
-    method = switch if default is False else read
-    shown = text.unset or (f"{default:g}" if isinstance(default, float) else default)
-    method.__doc__ = f"{text.help} [default: {shown}]" if shown else text.help
-    setattr(Options, f"opt_{name}", method)
+    return switch
 
 
-for _setting in fields(Settings):
-    _add_flag(_setting.name, _setting.default, _setting.metadata["text"])
+for _one in SETTINGS:
+    if _one.native is bool:
+        setattr(Options, f"opt_{_one.name}", _switch(_one, True))
+        if not _one.name.startswith("no_"):
+            setattr(Options, f"opt_no_{_one.name}", _switch(_one, False))
+    else:
+        setattr(Options, f"opt_{_one.name}", _reader(_one))

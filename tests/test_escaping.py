@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.escaping import escape, escape_lines, unescape
+from echod.escaping import escape, escape_lines, unescape, unescaped
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,10 @@ def test_settings_may_be_written_with_escapes(text: str, value: bytes) -> None:
 def test_an_escape_that_is_cut_short_is_an_error() -> None:
     with pytest.raises(ValueError, match="x"):
         unescape(r"\x1")
+
+
+@given(st.binary() | st.text(st.characters(codec="utf-8")).map(str.encode))
+def test_what_is_written_with_escapes_is_one_line_and_read_again(value: bytes) -> None:
+    written = unescaped(value)
+    assert unescape(written) == value
+    assert written == escape(written)

@@ -20,7 +20,7 @@ from twisted.internet.task import Clock
 
 from echod import service as module
 from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection
-from echod.handlers import Handler, HandlerSpec, adopt
+from echod.handlers import ConcurrencyModel, Handler, HandlerSpec, adopt
 from echod.service import (
     EchoService,
     Options,
@@ -120,11 +120,23 @@ def test_why_listening_failed_is_told_in_the_words_of_every_first_server(
     assert bind_error(error).startswith(f"Bind failed. {text}")
 
 
+def talk(conn: socket.socket) -> None:
+    """A connection handler."""
+
+
 @pytest.mark.parametrize(
     ("values", "why"),
     [
         ({"handler": HandlerSpec("nosuch")}, "--handler: no handler is named 'nosuch'"),
         ({"prefix": "x", "handler": HandlerSpec("upper")}, "upper takes no argument 'prefix'"),
+        (
+            {
+                "handler": HandlerSpec("tests.test_service:talk"),
+                "concurrency": ConcurrencyModel.THREAD_PER_CONNECTION,
+                "max_message": 10,
+            },
+            "--max-message is of no use",
+        ),
         ({"listen": ("nosuch:1",)}, "--listen nosuch:1: Unknown endpoint type: 'nosuch'"),
         ({"listen": ("tcp:http",)}, "--listen tcp:http: "),
         ({"listen": ("tcp",)}, "--listen tcp: "),

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from echod import Chunk, Length, Limits, Line
+from echod.configuration import SettingError, as_file
 from echod.handlers import ConcurrencyModel, HandlerSpec
-from echod.settings import Options, SettingError, Settings
+from echod.settings import SETTINGS, Options, Settings, configure, handler_spec, needs_restart
 
 
 def parse(*arguments: str) -> Settings:
@@ -134,3 +138,114 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         parse("--version")
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("echod ")
+
+
+# The file.
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file with settings."""
+    path = tmp_path / "echod.toml"
+    path.write_text("threads = 5\nport = [80, 81]\nidle-timeout = 7\n")
+    return path
+
+
+def test_a_file_gives_settings_and_flags_win(file: Path) -> None:
+    settings = parse("--config", str(file), "--idle-timeout=8", "--port=90", "--max-threads=6")
+    assert settings == Settings(threads=5, port=(90,), idle_timeout=8.0, max_threads=6)
+
+
+def test_the_file_may_be_named_before_or_after_the_flags(file: Path) -> None:
+    assert parse("--threads=6", f"--config={file}").threads == 6
+
+
+def test_a_file_can_be_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    options = Options()
+    options.parseOptions(["--config", file.name, "--threads=6"])
+    monkeypatch.chdir("/")
+    file.write_text("threads = 9\nidle-timeout = 9\n")
+    again = options.configure()
+    assert again == Settings(threads=6, idle_timeout=9.0)
+    assert needs_restart(options.settings, again) == ["port"]
+
+
+def test_what_a_running_daemon_can_change_needs_no_restart() -> None:
+    assert needs_restart(Settings(), Settings(idle_timeout=1, write_timeout=1)) == []
+    assert needs_restart(Settings(), Settings(handler=HandlerSpec("upper"))) == ["handler"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"threads = 0", "echod.toml:1: threads: '0' is not a whole number from 1 to 10000"),
+        (b"thread = 1", "echod.toml:1: thread: there is no such key; did you mean threads?"),
+        (b"handler = 'a=b'", "echod.toml:1: handler: 'a=b' is not of the form NAME"),
+        (b"banner = 'a'\nno-banner = true", "echod.toml: --banner and --no-banner contradict"),
+        (b"threads = ", "echod.toml: Invalid value (at "),
+        (b"\xff", "echod.toml: this is not UTF-8"),
+        (b"'a\\u001b' = 1\n\"\\u001b\" = 1", "echod.toml"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(file: Path, content: bytes, why: str) -> None:
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        parse("--config", str(file))
+    message = str(caught.value)
+    assert why in message
+    assert message.startswith(f"echod: {file}")
+    assert "\n" not in message
+    assert "\x1b" not in message
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--config", str(tmp_path / "none"))
+    assert str(caught.value).startswith(
+        f"echod: --config {tmp_path}/none: No such file or directory"
+    )
+
+
+NAMES = st.from_regex(r"[a-z_]{1,9}", fullmatch=True)
+TEXTS = st.text(st.characters(codec="utf-8"))
+SECONDS = st.floats(0, 10**7)
+
+# A value for each setting that stands alone; what excludes each other is left out.
+ANY_SETTINGS = st.builds(
+    Settings,
+    port=st.lists(st.integers(0, 65535)).map(tuple),
+    listen=st.lists(TEXTS).map(tuple),
+    handler=st.from_regex(r"[^:=,]+(:[^:=,]+)?(:[a-z]+=[^,]*(,[A-Z]+=[^,\\]+)?)?", fullmatch=True)
+    .filter(lambda text: "\\," not in text)
+    .map(handler_spec),
+    concurrency=st.sampled_from([ConcurrencyModel.REACTOR, ConcurrencyModel.DEFER_TO_THREAD]),
+    threads=st.integers(1, 10_000),
+    framing=st.just("line"),
+    delimiter=st.none() | st.binary(min_size=1),
+    max_message=st.none() | st.integers(1, 2**31 - 1),
+    banner=st.none() | st.binary(),
+    prefix=st.none() | TEXTS,
+    drain_timeout=SECONDS,
+    idle_timeout=SECONDS,
+)
+
+
+@given(ANY_SETTINGS)
+def test_settings_that_are_printed_are_a_file_that_gives_them(settings: Settings) -> None:
+    assert configure({}, as_file(SETTINGS, settings)) == settings
+
+
+def test_settings_can_be_printed(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--config", str(file), "--threads=6", "--print-config")
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert configure({}, printed) == Settings(threads=6, port=(80, 81), idle_timeout=7.0)
+
+
+def test_settings_can_be_checked(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--check-config", "--config", str(file))
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == "echod: the configuration is good\n"

@@ -66,6 +66,10 @@ class HandlerSpec:
     name: str
     arguments: Mapping[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        items = (f"{key}={value}".replace(",", "\\,") for key, value in self.arguments.items())
+        return ":".join([self.name, *filter(None, [",".join(items)])])
+
 
 @dataclass(frozen=True)
 class ResolvedHandler:

@@ -88,6 +88,47 @@ def test_help_mentions_every_setting(tmp_path: Path) -> None:
         assert f"--{setting.name.replace('_', '-')}" in shown.stdout
 
 
+def test_a_file_can_be_checked_printed_and_used(tmp_path: Path, daemon: Start) -> None:
+    (tmp_path / "echod.toml").write_text('port = 0\nprefix = "+ "\nno-banner = true\n')
+    (tmp_path / "twistd.pid").write_text("1")  # of a daemon that runs meanwhile
+    command = (SCRIPTS / "twistd", "-n", "echod", "--config=echod.toml")
+    checked = run(tmp_path, *command, "--check-config")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert checked.stdout == "echod: the configuration is good\n"
+    printed = run(tmp_path, *command, "--print-config")
+    assert printed.returncode == 0
+    (tmp_path / "printed.toml").write_text(printed.stdout)
+    running = daemon("--config=printed.toml", "--listen=tcp:0:interface=127.0.0.1")
+    with connect(running) as connection:
+        connection.sendall(b"happy")
+        assert receive(connection, 7) == b"+ happy"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("prot = 0", "echod.toml:1: prot: there is no such key; did you mean port?"),
+        ("port = 'http'", "echod.toml:1: port: 'http' is a string, but this takes a whole number"),
+        ("handler = 'nonesuch'", "echod: --handler: no handler is named 'nonesuch'"),
+        ("listen = 'tcp:x'", "echod: --listen tcp:x: "),
+        (
+            "listen = 'ssl:0:privateKey=none.pem:certKey=none.pem'",
+            "echod: --listen ssl:0:privateKey=none.pem:certKey=none.pem: ",
+        ),
+    ],
+)
+def test_a_check_finds_what_would_keep_it_from_starting(
+    tmp_path: Path, content: str, why: str
+) -> None:
+    (tmp_path / "echod.toml").write_text(content)
+    command = (SCRIPTS / "twistd", "-n", "echod", "--config=echod.toml", "--check-config")
+    checked = run(tmp_path, *command)
+    assert checked.returncode == 1
+    assert why in checked.stderr
+    assert checked.stderr.count("\n") == 1
+    assert checked.stdout == ""
+
+
 # What keeps it from starting.
 
 
@@ -141,6 +182,9 @@ REFUSED = {
     "--handler broken:handler": "broken:handler cannot be imported: SyntaxError",
     "--handler raising:handler": "raising:handler cannot be imported: RuntimeError",
     "--handler served:talk": "it runs with --concurrency thread-per-connection",
+    "--concurrency thread-per-connection --handler served:talk --framing line": (
+        "--framing is of no use: served:talk is a connection handler"
+    ),
     "--banner Hi --no-banner": "--banner and --no-banner contradict",
     "--listen carrier-pigeon:8888": "--listen carrier-pigeon:8888",
     "--listen ssl:0:privateKey=none.pem": "--listen ssl:0:privateKey=none.pem",

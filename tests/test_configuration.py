@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import contextlib
+import enum
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echod.configuration import (
+    SettingError,
+    Text,
+    as_file,
+    by_section,
+    describe,
+    escaped_bytes,
+    one_of,
+    read_file,
+    seconds,
+    setting,
+    whole_number,
+)
+
+
+class Taste(enum.StrEnum):
+    SWEET = "sweet"
+    SOUR = "sour"
+
+
+@dataclass(frozen=True)
+class Cake:
+    """What a settings class may hold, and no more."""
+
+    layers: int = setting(3, Text("How many.", whole_number(1, 9), section="Shape"))
+    height: float = setting(2.5, Text("How high.", seconds, unit="seconds"))
+    candles: tuple[int, ...] = setting((), Text("Years.", whole_number(0, 99), repeats=True))
+    taste: Taste = setting(
+        Taste.SWEET, Text("What like.", lambda text: Taste(one_of(Taste)(text)), section="Taste")
+    )
+    writing: bytes | None = setting(None, Text("What on top.", escaped_bytes, unset="nothing"))
+    guests: tuple[str, ...] = setting((), Text("Who.", repeats=True))
+    icing: bool = setting(False, Text("Whether glazed."))
+
+
+CAKE = describe(Cake)
+
+
+def read(text: str) -> dict[str, Any]:
+    return read_file(CAKE, text, "cake.toml")
+
+
+def test_a_field_is_described_by_its_name_type_and_text() -> None:
+    assert [one.flag for one in CAKE][:2] == ["--layers", "--height"]
+    assert [one.native for one in CAKE] == [int, float, int, str, str, str, bool]
+    assert {heading: len(ones) for heading, ones in by_section(CAKE).items()} == {
+        "Shape": 3,
+        "Taste": 4,
+    }
+    assert [one.placeholder for one in CAKE] == ["N", "SECONDS", "N", "TEXT", "TEXT", "TEXT", ""]
+    assert [one.shown_default for one in CAKE] == ["3", "2.5", "", "sweet", "nothing", "", ""]
+
+
+def test_a_file_holds_values_of_tomls_own_types() -> None:
+    assert read(
+        r"""
+        layers = 4
+        height = 3
+        candles = [1, 2]
+        taste = "sour"
+        writing = 'Happy\n'
+        guests = ["A", "B"]
+        icing = true
+        """
+    ) == {
+        "layers": 4,
+        "height": 3.0,
+        "candles": (1, 2),
+        "taste": Taste.SOUR,
+        "writing": b"Happy\n",
+        "guests": ("A", "B"),
+        "icing": True,
+    }
+
+
+def test_one_value_will_do_where_several_may_be_given() -> None:
+    assert read("candles = 1\nguests = 'A'") == {"candles": (1,), "guests": ("A",)}
+
+
+def test_an_empty_file_says_nothing() -> None:
+    assert read("# nothing\n") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("layers = 10", ":1: layers: '10' is not a whole number from 1 to 9"),
+        ("\nlayers = -1", ":2: layers: '-1' is not a whole number"),
+        (f"layers = {'9' * 3000}", ":1: layers: "),
+        (f"layers = {'9' * 5000}", "cake.toml: "),
+        ("layers = '3'", ":1: layers: '3' is a string, but this takes a whole number"),
+        ("layers = 3.5", "3.5 is a number, but this takes a whole number"),
+        ("layers = true", "True is true or false, but this takes a whole number"),
+        ("layers = [3]", "[3] is an array, but this takes a whole number"),
+        ("height = true", "this takes a number"),
+        ("height = nan", "'nan' is not a number of seconds, 0 or more"),
+        ("height = -inf", "'-inf' is not a number of seconds, 0 or more"),
+        ("candles = [1, 100]", "'100' is not a whole number from 0 to 99"),
+        ("candles = [[1]]", "[1] is an array"),
+        ("taste = 'salty'", "taste: 'salty' is not one of: sweet, sour"),
+        ("taste = 1979-05-27", "is something else, but this takes a string"),
+        ("writing = '\\x1'", "is not text in which"),
+        ("icing = 1", "1 is a whole number, but this takes true or false"),
+        ("\n\nlayer = 3", "cake.toml:3: layer: there is no such key; did you mean layers?"),
+        ("Layers = 3", "did you mean layers?"),
+        ("'zzz' = 3", ":1: zzz: there is no such key; there are: layers, height, candles,"),
+        ("[shape]\nlayers = 3", ":1: shape: there are no tables: every key stands at the top"),
+        ("layers 3", "cake.toml: Expected '=' after a key"),
+        ("layers = " + "[" * 5000, "cake.toml: "),
+    ],
+)
+def test_what_is_wrong_names_file_line_key_and_what_is_accepted(text: str, why: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        read(text)
+    assert why in str(caught.value)
+    assert str(caught.value).startswith("cake.toml")
+
+
+def test_a_whole_sentence_of_a_parser_is_left_as_it_is() -> None:
+    def refuse(text: str) -> str:
+        raise SettingError(f"no {text} today")
+
+    @dataclass(frozen=True)
+    class Shop:
+        ware: str = setting("bread", Text("What.", refuse))
+
+    with pytest.raises(SettingError, match=r"^no milk today$"):
+        describe(Shop)[0].from_flag("milk")
+
+
+WRITABLE = st.text(st.characters(codec="utf-8"))
+
+CAKES = st.builds(
+    Cake,
+    layers=st.integers(1, 9),
+    height=st.floats(0, 10**7),
+    candles=st.lists(st.integers(0, 99)).map(tuple),
+    taste=st.sampled_from(Taste),
+    writing=st.none() | st.binary() | WRITABLE.map(str.encode),
+    guests=st.lists(WRITABLE).map(tuple),
+    icing=st.booleans(),
+)
+
+
+@given(CAKES)
+def test_what_is_written_is_read_again(cake: Cake) -> None:
+    written = as_file(CAKE, cake)
+    tomllib.loads(written)
+    assert Cake(**read(written)) == cake
+
+
+@given(CAKES)
+def test_a_flag_and_a_file_mean_the_same(cake: Cake) -> None:
+    for one in CAKE:
+        value = getattr(cake, one.name)
+        if one.text.repeats or one.native is bool or value is None:
+            continue
+        native = tomllib.loads(f"it = {one.in_file(value)}")["it"]
+        assert one.from_flag(str(native)) == value
+
+
+@given(st.text())
+def test_no_file_can_do_worse_than_be_refused_in_a_line(text: str) -> None:
+    with contextlib.suppress(SettingError):
+        read(text)
+
+
+def test_a_value_that_no_file_can_hold_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"--guests: .* is not UTF-8"):
+        as_file(CAKE, Cake(guests=("\udc80",)))
+
+
+def test_what_is_unset_is_said_to_be() -> None:
+    assert "# writing is unset: nothing" in as_file(CAKE, Cake())
