@@ -33,6 +33,7 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from echod import default_reactor
 from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
 from echod.escaping import escape
 from echod.handlers import ConcurrencyModel, HandlerError, Kind, resolve
@@ -54,7 +55,14 @@ class StartError(Exception):
 
 
 class Options(SettingsOptions):
-    """The flags; `--check-config` tries all that they name."""
+    """The flags; `--check-config` tries all that they name.
+
+    To read them is the last moment at which to choose a reactor.
+    """
+
+    def postOptions(self) -> None:
+        default_reactor.choose()
+        super().postOptions()
 
     def check(self) -> None:
         """Look up the handler, and read the endpoint strings and the files that they name."""
@@ -67,7 +75,8 @@ def makeService(options: Options) -> EchoService:
 
     _import_from_current_directory()
     _show_start_errors_in_one_line()
-    _follow_the_monotonic_clock(reactor)
+    default_reactor.follow_the_monotonic_clock(reactor)
+    log.info("Running on the {name} reactor", name=default_reactor.name_of(reactor))
     try:
         service = build_service(options.settings, reactor)
     except StartError as error:
@@ -382,9 +391,3 @@ def _show_start_errors_in_one_line() -> None:
             previous(kind, error, traceback)
 
     sys.excepthook = show
-
-
-def _follow_the_monotonic_clock(reactor: Any) -> None:
-    """Let timers be unmoved when the wall clock is set; before the first of them is made."""
-    if not reactor.getDelayedCalls():
-        reactor.seconds = time.monotonic

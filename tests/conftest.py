@@ -15,9 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.application.reactors import installReactor
 
-# The whole suite runs on any reactor: TEST_REACTOR=uvloop make test.
-if "TEST_REACTOR" in os.environ:
-    installReactor(os.environ["TEST_REACTOR"])
+# The whole suite runs on any reactor: TEST_REACTOR=epoll make test.
+installReactor(os.environ.get("TEST_REACTOR", "uvloop"))
 
 from twisted.internet import endpoints, reactor, ssl, task
 from twisted.internet.protocol import Factory, Protocol

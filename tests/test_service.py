@@ -20,6 +20,7 @@ from twisted.internet.task import Clock
 
 from echod import service as module
 from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection
+from echod.default_reactor import name_of
 from echod.handlers import ConcurrencyModel, Handler, HandlerSpec, adopt
 from echod.service import (
     EchoService,
@@ -330,11 +331,12 @@ def globals_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("globals_kept")
-def test_make_service_builds_what_the_flags_ask_for(tmp_path: Path) -> None:
+def test_make_service_builds_what_the_flags_ask_for(tmp_path: Path, log: Log) -> None:
     (tmp_path / "beside_me.py").write_text("def shout(message: bytes): return message.upper()\n")
     options = Options()
     options.parseOptions(["--listen", LOOPBACK, "--handler", "beside_me:shout"])
     service = makeService(options)
+    assert f"Running on the {name_of(reactor)} reactor" in log.text
     assert isinstance(service, EchoService)
     assert service.stopper is not None
     assert sys.path[-1] == str(tmp_path)
@@ -363,13 +365,3 @@ def test_a_start_error_is_shown_without_a_traceback(
     assert capsys.readouterr().err == "echod: tcp:1: Bind failed.\n"
     sys.excepthook(ValueError, ValueError(), None)
     assert seen == [ValueError]
-
-
-def test_timers_follow_the_monotonic_clock_once_it_is_safe() -> None:
-    clock = Clock()
-    module._follow_the_monotonic_clock(clock)
-    assert clock.seconds is time.monotonic
-    busy = Clock()
-    busy.callLater(1, str)
-    module._follow_the_monotonic_clock(busy)
-    assert busy.seconds() == 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import socket
 import threading
 import time
@@ -24,6 +26,17 @@ def nothing_left_behind() -> None:
 
     What the reactor itself must not leave, its tests count one by one.
     """
+
+
+@pytest.fixture(autouse=True)
+def no_loop_runs() -> Iterator[None]:
+    """The tests' own reactor is suspended in a greenlet: for asyncio its loop runs all the same."""
+    running = asyncio._get_running_loop()
+    wake_up = signal.set_wakeup_fd(-1)
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(running)
+    signal.set_wakeup_fd(wake_up)
 
 
 class Harness:

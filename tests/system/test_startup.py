@@ -81,6 +81,40 @@ def test_the_log_tells_each_step_and_each_client(daemon: Start) -> None:
     assert said == steps
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        ([], {}, "Running on the uvloop reactor"),
+        (["--reactor=epoll"], {}, "Running on the epoll reactor"),
+        (["--reactor=uvloop"], {}, "Running on the uvloop reactor"),
+        # As where uvloop is not installed.
+        ([], {"PYTHONPATH": "."}, "No uvloop reactor here: none for this system"),
+    ],
+)
+def test_the_reactor_is_the_one_asked_for_or_uvloops(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], said: str
+) -> None:
+    (tmp_path / "uvloop.py").write_text("raise ImportError('none for this system')\n")
+    process = subprocess.Popen(
+        [SCRIPTS / "twistd", "-n", "--pidfile=", *arguments, "echod", "--port=0"],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        lines: list[str] = []
+        while not lines or "Socket now listening" not in lines[-1]:
+            lines.append(process.stdout.readline())
+            assert lines[-1], lines
+        assert sum(said in line for line in lines) == 1
+        assert sum("Running on the" in line for line in lines) == 1
+    finally:
+        process.terminate()
+        process.communicate(timeout=PATIENCE)
+
+
 def test_help_mentions_every_setting(tmp_path: Path) -> None:
     shown = run(tmp_path, SCRIPTS / "twistd", "echod", "--help")
     assert shown.returncode == 0
