@@ -30,7 +30,7 @@ def nothing_left_behind() -> None:
 
 @pytest.fixture(autouse=True)
 def no_loop_runs() -> Iterator[None]:
-    """The tests' own reactor is suspended in a greenlet: for asyncio its loop runs all the same."""
+    """The tests' own reactor waits in a greenlet: for asyncio its loop runs all the same."""
     running = asyncio._get_running_loop()
     wake_up = signal.set_wakeup_fd(-1)
     asyncio._set_running_loop(None)
