@@ -108,6 +108,18 @@ class Daemon:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    @property
+    def cpu(self) -> float:
+        """The processor time that it has used, in seconds."""
+        # The second field, the command's name, may hold spaces, but ends with the last bracket.
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def on_uvloop(self) -> bool:
+        """Whether its reactor is echod's own."""
+        return self.wait_for(r"reactor class: (\S+)\.$")[0].endswith("UvloopReactor")
+
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
