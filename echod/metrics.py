@@ -1,6 +1,7 @@
 """What the daemon counts.  Plain integers, no I/O: whoever wants to show them reads them.
 
-Written in the reactor thread only; a connection's own figures are added when it ends.
+Written in the reactor thread only, but for the stalls of that thread, which `echod.stalls` counts;
+a connection's own figures are added when it ends.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ class Metrics:
     messages: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
+    # How often the event loop stood still, and for how many seconds in all.
+    stalls: int = 0
+    stalled: float = 0.0
 
     @property
     def open(self) -> int:

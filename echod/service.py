@@ -1,28 +1,16 @@
 """The composition root: settings in, a running service out.
 
 The only place where the parts meet, and the only one that touches what is global: the reactor,
-signal handlers, `sys.path` and `sys.excepthook`.
-
-Stopping is promised in three steps, each a fall-back of the one before:
-
-* The first SIGTERM (or SIGINT) drains: no new connection is accepted, what was received is
-  answered, and after `drain_timeout` the rest is aborted.
-* The second one aborts at once.
-* A thread ends the process if the reactor is not gone `GRACE` seconds after that deadline: a
-  handler that blocks the event loop for ever, or a foreign thread that is joined at exit, cannot
-  keep the process alive.
+the environment, `sys.path` and `sys.excepthook`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from twisted.application.service import Service
@@ -33,21 +21,22 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from echod import default_reactor
+from echod import default_reactor, signals
 from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
+from echod.draining import Drain
 from echod.escaping import escape
 from echod.handlers import ConcurrencyModel, HandlerError, Kind, resolve
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
 from echod.settings import Options as SettingsOptions
 from echod.settings import Settings
+from echod.signals import GRACE, Signals
+from echod.stalls import StallWatch
+from echod.systemd import Notifier
 
 __all__ = ["EchoService", "Options", "StartError", "build_service", "makeService"]
 
 log = Logger()
-
-# How long after the drain's deadline the process may take to end in good order, in seconds.
-GRACE = 0.7
 
 
 class StartError(Exception):
@@ -73,6 +62,7 @@ def makeService(options: Options) -> EchoService:
     """Return the service that `options` ask for; what is wrong with them is one line, exit 1."""
     from twisted.internet import reactor
 
+    signals.end_quietly_until_started()
     _import_from_current_directory()
     _show_start_errors_in_one_line()
     default_reactor.follow_the_monotonic_clock(reactor)
@@ -81,7 +71,16 @@ def makeService(options: Options) -> EchoService:
         service = build_service(options.settings, reactor)
     except StartError as error:
         raise SystemExit(f"echod: {error}") from None
-    service.stopper = Stopper(reactor, service.abort, options.settings.drain_timeout + GRACE)
+    twistd: Any = options.parent or {}
+    service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
+    service.signals = Signals(
+        reactor,
+        abort=service.abort,
+        reload=service.reload,
+        patience=options.settings.drain_timeout + GRACE,
+        pidfile=twistd.get("pidfile") or "",
+    )
+    service.signals.install()
     return service
 
 
@@ -130,7 +129,7 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
         handler=escape(handler.name),
         model=model.name,
     )
-    return EchoService(reactor, listeners, model, settings.drain_timeout)
+    return EchoService(reactor, settings, listeners, model, metrics)
 
 
 def make_model(settings: Settings, reactor: Any) -> Model:
@@ -220,28 +219,44 @@ class EchoService(Service):
 
     Attributes:
         listeners: where it listens, in the order given.
-        stopper: turns signals into drain and abort; None where somebody else does.
+        metrics: what it counts.
+        notifier: tells the service manager.
+        signals: what turns signals into drain and abort; None where somebody else does.
+        ready: whether new clients are welcome: it listens, and does not drain.
+        draining: whether it is on its way to the end.
     """
 
     name = "echod"
 
     def __init__(
-        self, reactor: Any, listeners: list[Listener], model: Model, drain_timeout: float
+        self,
+        reactor: Any,
+        settings: Settings,
+        listeners: list[Listener],
+        model: Model,
+        metrics: Metrics,
     ) -> None:
         """Set up, without listening.
 
         Args:
-            reactor: for the drain's deadline.
+            reactor: for timers.
+            settings: how to drain, and what to watch.
             listeners: where to listen.
             model: what to stop at the end.
-            drain_timeout: seconds that clients have at the end.
+            metrics: where stalls of the event loop are counted.
         """
         self.listeners = listeners
-        self.stopper: Stopper | None = None
+        self.metrics = metrics
+        self.notifier = Notifier(reactor, self.describe)
+        self.signals: Signals | None = None
+        self.ready = False
+        self.draining = False
         self._reactor = reactor
+        self._settings = settings
         self._model = model
-        self._drain_timeout = drain_timeout
-        self._listening = False
+        self._watch: StallWatch | None = None
+        self._drain: Drain | None = None
+        self._listening: Deferred[Any] | None = None
         self._failures: list[Failure] = []
 
     def privilegedStartService(self) -> None:
@@ -251,120 +266,87 @@ class EchoService(Service):
             StartError: a listener cannot.
         """
         super().privilegedStartService()
-        for listener in self.listeners:
-            listener.listen().addErrback(self._cannot_listen)
-        self._listening = True
+        attempts = [
+            listener.listen().addErrback(self._cannot_listen) for listener in self.listeners
+        ]
+        self._listening = DeferredList(attempts)
         if self._failures:
             self._stop_listening()
             self._failures[0].raiseException()
 
     def _cannot_listen(self, failure: Failure) -> None:
         self._failures.append(failure)
-        if self._listening:  # an endpoint that took its time: nobody is left to raise it to
+        if self._listening is not None:  # an endpoint that took its time: nobody waits for it
             self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
             self._reactor.stop()
 
     def startService(self) -> None:
         """Listen, if that has not been done with privileges: `twist` has no such step."""
         super().startService()
-        if not self._listening:
+        if self._listening is None:
             self.privilegedStartService()
-        if self.stopper is not None:
-            self._reactor.callWhenRunning(self.stopper.install)
+        self._reactor.callWhenRunning(self._when_running)
 
-    def stopService(self) -> Deferred[None]:
+    def _when_running(self) -> None:
+        if self._settings.stall_threshold and self.running:
+            self._watch = StallWatch(self._reactor, self._settings.stall_threshold, self.metrics)
+            self._watch.start()
+        if self._listening is not None:
+            self._listening.addCallback(lambda _: self._when_listening())
+
+    def _when_listening(self) -> None:
+        if self.running and not self._failures:
+            self.ready = True
+            self.notifier.ready()
+
+    def stopService(self) -> Deferred[Any]:
         """Drain.
 
         Returns:
             Fires when the last connection is closed, at the drain's deadline at the latest.
         """
         super().stopService()
-        return self._stop_listening().addCallback(lambda _: self._drain())
+        self.ready = False
+        self.draining = True
+        self.notifier.stopping()
+        return self._stop_listening().addCallback(self._begin_drain).addCallback(self._stopped)
 
     def abort(self) -> None:
         """Close every connection at once; a drain under way ends."""
-        for listener in self.listeners:
-            listener.factory.abort()
-        self._model.stop()
+        (self._drain or self._make_drain()).abort()
+
+    def reload(self) -> None:
+        """Read the settings anew."""
+        log.info("SIGHUP: there is nothing to reload")
+
+    def describe(self) -> str:
+        """Return what it is doing, in a few words, for the service manager."""
+        count = sum(len(listener.factory.connections) for listener in self.listeners)
+        return f"{'Draining' if self.draining else 'Serving'}, {count} connections"
+
+    def _make_drain(self) -> Drain:
+        return Drain(
+            self._reactor,
+            [listener.factory for listener in self.listeners],
+            self._model,
+            timeout=self._settings.drain_timeout,
+            spread=self._settings.drain_spread,
+        )
 
     def _stop_listening(self) -> Deferred[Any]:
-        self._listening = False
+        self._listening = None
         return DeferredList([listener.stop() for listener in self.listeners])
 
-    def _drain(self) -> Deferred[None]:
-        drained = DeferredList([listener.factory.drain() for listener in self.listeners])
-        count = sum(len(listener.factory.connections) for listener in self.listeners)
-        if count:
-            log.info(
-                "Draining {count} connections, for {seconds:g} seconds at most",
-                count=count,
-                seconds=self._drain_timeout,
-            )
-        deadline = self._reactor.callLater(self._drain_timeout, self._give_up)
-        # What handlers have to do once their connections are gone is within the deadline too.
-        drained.addCallback(lambda _: self._model.drain())
-        return drained.addCallback(lambda _: self._drained(deadline))
+    def _begin_drain(self, _: object) -> Deferred[Any]:
+        self._drain = self._make_drain()
+        return self._drain.begin()
 
-    def _give_up(self) -> None:
-        count = sum(len(listener.factory.connections) for listener in self.listeners)
-        log.warn("Drain time-out: aborting {count} connections", count=count)
-        self.abort()
-
-    def _drained(self, deadline: Any) -> None:
-        if deadline.active():
-            deadline.cancel()
+    def _stopped(self, _: object) -> None:
         self._model.stop()
+        if self._watch is not None:
+            self._watch.stop()
+        self.notifier.close()
         log.info("Stopped")
-
-
-class Stopper:
-    """Turns SIGTERM and SIGINT into a drain, then an abort, then the end of the process."""
-
-    def __init__(self, reactor: Any, abort: Callable[[], None], patience: float) -> None:
-        """Set up, without touching signal handlers.
-
-        Args:
-            reactor: told of the first signal through the handler it had installed.
-            abort: closes every connection; called in the reactor thread at the second signal.
-            patience: seconds from the first signal to the end of the process.
-        """
-        self._reactor = reactor
-        self._abort = abort
-        self._patience = patience
-        self._hurry = threading.Event()
-        self._previous: dict[int, Any] = {}
-        self._signalled = False
-
-    def install(self) -> None:
-        """Take over from the handlers that the reactor has installed."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                # Under nohup and the like a signal is ignored, and shall be.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._on_signal)
-
-    def uninstall(self) -> None:
-        """Give the signals back."""
-        while self._previous:
-            signal.signal(*self._previous.popitem())
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signalled:
-            self._hurry.set()
-            self._reactor.callFromThread(self._abort)
-            return
-        self._signalled = True
-        threading.Thread(
-            target=self._insist, args=(number,), name="echod-stopper", daemon=True
-        ).start()
-        self._previous[number](number, frame)
-
-    def _insist(self, number: int) -> None:
-        """In a thread: end the process where nothing else does."""
-        if self._hurry.wait(self._patience):
-            time.sleep(GRACE)
-        # 128 + the signal's number is what a shell reports of a process that a signal ended.
-        os._exit(128 + number)
 
 
 def _import_from_current_directory() -> None:

@@ -178,6 +178,16 @@ class Settings:
             reload=True,
         ),
     )
+    drain_spread: float = setting(
+        0.0,
+        Text(
+            "Seconds over which connections are told to end at SIGTERM, a few at a time, so that "
+            "clients do not all come back at once; 0: tell all at once.",
+            seconds,
+            unit="seconds",
+            reload=True,
+        ),
+    )
     idle_timeout: float = setting(
         Limits.idle_timeout,
         Text(
@@ -208,11 +218,26 @@ class Settings:
         ),
     )
 
+    # A tenth of a second is what a person begins to notice.
+    stall_threshold: float = setting(
+        0.1,
+        Text(
+            "Seconds for which a handler may hold the event loop before the log shows where it "
+            "is; 0: do not watch.",
+            seconds,
+            unit="seconds",
+            section="Watching over it",
+            reload=True,
+        ),
+    )
+
     def __post_init__(self) -> None:
         if self.banner is not None and self.no_banner:
             raise SettingError("--banner and --no-banner contradict each other")
         if self.concurrency is ConcurrencyModel.SERIAL and self.banner is not None:
             raise SettingError("--banner is of no use with --concurrency serial: it greets nobody")
+        if self.drain_spread and self.drain_spread >= self.drain_timeout:
+            raise SettingError("--drain-spread must be shorter than --drain-timeout")
         if self.delimiter is not None and self.framing != "line":
             raise SettingError(f"--delimiter needs --framing line, not {self.framing}")
 

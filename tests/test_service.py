@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from echod.service import (
     EchoService,
     Options,
     StartError,
-    Stopper,
     bind_error,
     build_service,
     makeService,
@@ -251,83 +251,22 @@ async def test_an_abort_ends_a_drain() -> None:
     await client.receive_all()
 
 
-class FakeReactor:
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-
-    def callFromThread(self, function: Any) -> None:
-        self.calls.append(function)
-
-
 @pytest.fixture
-def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Where os._exit would have ended the process."""
-    codes: list[int] = []
-    monkeypatch.setattr(module.os, "_exit", codes.append)
-    monkeypatch.setattr(module, "GRACE", 0.05)
-    return codes
-
-
-def join_stopper() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "echod-stopper":
-            thread.join(10)
-
-
-def test_the_first_signal_goes_to_the_reactor_and_the_second_aborts(exits: list[int]) -> None:
-    seen: list[int] = []
-    original = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
-    looped = FakeReactor()
-    stopper = Stopper(looped, str, patience=20)
-    try:
-        stopper.install()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert seen == [signal.SIGTERM]
-        assert looped.calls == []
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert seen == [signal.SIGTERM]
-        assert looped.calls == [str]
-        join_stopper()
-        assert exits == [128 + signal.SIGTERM]
-    finally:
-        stopper.uninstall()
-        signal.signal(signal.SIGTERM, original)
-
-
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    original = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stopper = Stopper(FakeReactor(), str, patience=20)
-    try:
-        stopper.install()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        stopper.uninstall()
-        signal.signal(signal.SIGINT, original)
-
-
-def test_a_process_that_does_not_end_in_time_is_ended(exits: list[int]) -> None:
-    stopper = Stopper(FakeReactor(), str, patience=0.05)
-    stopper._previous[signal.SIGTERM] = lambda number, frame: None
-    stopper._on_signal(signal.SIGTERM, None)
-    join_stopper()
-    assert exits == [128 + signal.SIGTERM]
-
-
-def test_signals_are_left_alone_outside_the_main_thread() -> None:
-    stopper = Stopper(FakeReactor(), str, patience=1)
-    thread = threading.Thread(target=stopper.install)
-    thread.start()
-    thread.join()
-    assert not stopper._previous
-
-
-@pytest.fixture
-def globals_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def globals_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What makeService changes in the process is put back."""
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
+    for name in ("sigTerm", "sigInt"):
+        monkeypatch.setattr(reactor, name, getattr(reactor, name))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(reactor, "seconds", reactor.seconds, raising=False)
     monkeypatch.chdir(tmp_path)
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("globals_kept")
@@ -338,7 +277,8 @@ def test_make_service_builds_what_the_flags_ask_for(tmp_path: Path, log: Log) ->
     service = makeService(options)
     assert f"Running on the {name_of(reactor)} reactor" in log.text
     assert isinstance(service, EchoService)
-    assert service.stopper is not None
+    assert service.signals is not None
+    assert signal.getsignal(signal.SIGTERM) == reactor.sigTerm
     assert sys.path[-1] == str(tmp_path)
     assert service.listeners[0].factory.handler.message_handler().received(b"a") == b"A"
     makeService(options)

@@ -1,0 +1,106 @@
+"""The drain: what was received is answered, then every connection is closed; within a deadline.
+
+A drain may be gradual.  Connections are then told to finish a few at a time, those that are idle
+too, so that thousands of clients do not all come back in the same second.  Until its turn comes a
+connection is served as ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from echod.concurrency import Model
+from echod.lifecycle import ConnectionProtocol
+from echod.protocol import EchoFactory
+
+log = Logger()
+
+# In a gradual drain, seconds from one share of the connections to the next.
+STEP = 0.1
+
+
+class Drain:
+    """One drain of all listeners."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        factories: Sequence[EchoFactory],
+        model: Model,
+        *,
+        timeout: float,
+        spread: float = 0.0,
+    ) -> None:
+        """Set up; nothing happens yet.
+
+        Args:
+            reactor: for the deadline.
+            factories: whose connections to close.
+            model: waited for after the last connection.
+            timeout: seconds that clients have.
+            spread: seconds over which the connections are told, 0 to tell all at once.
+        """
+        self._reactor = reactor
+        self._factories = factories
+        self._model = model
+        self._timeout = timeout
+        self._spread = spread
+        self._told_by = 0.0
+        self._untold: list[ConnectionProtocol] = []
+        self._telling = LoopingCall(self._tell_some)
+        self._telling.clock = reactor
+
+    def begin(self) -> Deferred[Any]:
+        """Drain.
+
+        Returns:
+            Fires when everything has come to its end, at the deadline at the latest.
+        """
+        count = self._left()
+        if count:
+            log.info(
+                "Draining {count} connections, for {seconds:g} seconds at most",
+                count=count,
+                seconds=self._timeout,
+            )
+        deadline = self._reactor.callLater(self._timeout, self._give_up)
+        # What handlers have to do once their connections are gone is within the deadline too.
+        return (
+            self._tell_gradually()
+            .addCallback(lambda _: DeferredList([each.drain() for each in self._factories]))
+            .addCallback(lambda _: self._model.drain())
+            .addCallback(lambda _: deadline.active() and deadline.cancel())
+        )
+
+    def abort(self) -> None:
+        """Close every connection at once, and wait for no handler."""
+        for factory in self._factories:
+            factory.abort()
+        self._model.stop()
+
+    def _left(self) -> int:
+        return sum(len(factory.connections) for factory in self._factories)
+
+    def _tell_gradually(self) -> Deferred[Any]:
+        if not self._spread or not self._left():
+            return succeed(None)
+        self._untold = [each for factory in self._factories for each in factory.connections]
+        self._told_by = self._reactor.seconds() + self._spread
+        return self._telling.start(STEP)
+
+    def _tell_some(self) -> None:
+        steps = max(1, round((self._told_by - self._reactor.seconds()) / STEP))
+        for _ in range(math.ceil(len(self._untold) / steps)):
+            self._untold.pop().drain()
+        if not self._untold or not self._left():
+            self._telling.stop()
+
+    def _give_up(self) -> None:
+        log.warn("Drain time-out: aborting {count} connections", count=self._left())
+        self.abort()

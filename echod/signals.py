@@ -1,0 +1,138 @@
+"""Turns signals into what an operator means by them.
+
+SIGTERM and SIGINT stop the daemon, in three steps, each a fall-back of the one before:
+
+* The first signal drains: no new connection is accepted, what was received is answered, and at
+  the drain's deadline the rest is aborted.
+* The second one aborts at once.
+* A thread ends the process if the reactor is not gone `GRACE` seconds after that: a handler that
+  blocks the event loop for ever, or a foreign thread that is joined at exit, cannot keep the
+  process alive.
+
+SIGHUP reloads; at no time does it kill.
+
+The handlers are in place before the reactor runs.  What arrives until then waits in the reactor's
+queue, and is the first thing that it does.  Signals that were ignored when the daemon was started,
+as under nohup, stay ignored; but not SIGHUP, which nohup ignores and an operator still sends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+# How long after the drain's deadline the process may take to end in good order, in seconds.
+GRACE = 0.7
+
+
+class Signals:
+    """Handles SIGTERM, SIGINT and SIGHUP.
+
+    Attributes:
+        patience: seconds from the first SIGTERM to the end of the process.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        abort: Callable[[], None],
+        reload: Callable[[], None],
+        patience: float,
+        pidfile: str = "",
+    ) -> None:
+        """Set up, without touching signal handlers.
+
+        Args:
+            reactor: told to stop at the first signal, as if it had handled it itself.
+            abort: closes every connection; called in the reactor thread at the second signal.
+            reload: reads the settings anew; called in the reactor thread.
+            patience: see above.
+            pidfile: a file to remove where the process cannot end in good order; "" for none.
+        """
+        self.patience = patience
+        self._reactor = reactor
+        self._abort = abort
+        self._reload = reload
+        self._pidfile = pidfile
+        self._hurry = threading.Event()
+        self._previous: dict[int, Any] = {}
+        self._stop: dict[int, Any] = {}
+        self._signalled = False
+
+    def install(self) -> None:
+        """Take the signals; the reactor, when it runs, leaves them here."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._stop = {
+            signal.SIGTERM: self._reactor.sigTerm,
+            signal.SIGINT: self._reactor.sigInt,
+        }
+        # A reactor that begins to run installs what it finds under these names.
+        self._reactor.sigTerm = self._reactor.sigInt = self._on_stop
+        for number in self._stop:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._on_stop)
+        self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
+
+    def uninstall(self) -> None:
+        """Give the signals back."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+        if self._stop:
+            self._reactor.sigTerm = self._stop[signal.SIGTERM]
+            self._reactor.sigInt = self._stop[signal.SIGINT]
+
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._reload)
+
+    def _on_stop(self, number: int, frame: FrameType | None = None) -> None:
+        if self._signalled:
+            self._hurry.set()
+            self._reactor.callFromThread(self._abort)
+            return
+        self._signalled = True
+        threading.Thread(
+            target=self._insist, args=(number,), name="echod-stopper", daemon=True
+        ).start()
+        self._stop[number](number, frame)
+
+    def _insist(self, number: int) -> None:
+        """In a thread: end the process where nothing else does."""
+        if self._hurry.wait(self.patience):
+            time.sleep(GRACE)
+        remove_pidfile(self._pidfile)
+        # 128 + the signal's number is what a shell reports of a process that a signal ended.
+        os._exit(128 + number)
+
+
+def end_quietly_until_started() -> None:
+    """Let signals have no more than their plainest effect while the daemon is put together.
+
+    Nothing has been opened then that would have to be closed.  So SIGTERM and SIGINT end the
+    process on the spot, without Python's traceback, and SIGHUP does nothing: the settings have
+    just been read.
+    """
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, _do_nothing)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    # SIG_IGN would be handed on to the processes that a handler starts.
+    pass
+
+
+def remove_pidfile(path: str) -> None:
+    """Remove the pidfile at `path`, if it is this process's."""
+    with contextlib.suppress(OSError, ValueError):
+        if path and int(Path(path).read_text()) == os.getpid():
+            Path(path).unlink()

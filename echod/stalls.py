@@ -1,0 +1,213 @@
+"""Notices when the event loop stands still, and says which code held it up.
+
+A thread watches.  While the loop waits for events it costs nobody anything: the thread wakes up a
+few times in each `threshold`, sees that the reactor's thread has used no processor time since,
+and goes back to sleep.  When the reactor's thread is at work, it is sent a call.  A call that is
+not answered in time means that a handler holds the loop, and what the reactor's thread is doing
+then is the stack to show.
+
+What looks alike is told apart.  A process that was stopped (SIGSTOP, a suspended machine) or got
+no processor time has no stack to blame.  C code that holds the interpreter, as a regular
+expression may, stops the watching thread too: it is noticed when that thread wakes up late, and
+the reactor's thread has worked in the meantime.
+
+Stalls are measured to a quarter of the threshold: what lasts 1.25 times as long is always seen,
+and nothing is reported that was shorter than 0.75 times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+import threading
+import time
+import traceback
+from types import FrameType
+from typing import Any, NamedTuple
+
+from twisted.logger import Logger
+
+from echod.escaping import escape_lines
+from echod.metrics import Metrics
+
+log = Logger()
+
+# With the innermost frame in one of these, the event loop waits, and no handler is at work.  With
+# a reactor that is not listed, the thread asks more often than it needs to.
+WAITS_IN = frozenset(
+    {
+        "echod.reactor.reactor",
+        "selectors",
+        "twisted.internet.asyncioreactor",
+        "twisted.internet.epollreactor",
+        "twisted.internet.pollreactor",
+        "twisted.internet.selectreactor",
+    }
+)
+
+# Seconds from one stack in the log to the next: a handler that is slow each time would fill it.
+LOG_INTERVAL = 10.0
+
+# How many frames of the stack are shown, counted from the innermost.
+DEPTH = 16
+
+
+class _Waited(NamedTuple):
+    """How a wait went; times in seconds.
+
+    Attributes:
+        answered: when the reactor answered; None if it did not.
+        held: how long C code in the reactor's thread kept this thread from waking up.
+        paused: how long the process as a whole was kept from running.
+    """
+
+    answered: float | None
+    held: float
+    paused: float
+
+
+class _Stopped(Exception):
+    """The watch is over."""
+
+
+class StallWatch:
+    """Watches the event loop from a thread of its own."""
+
+    def __init__(self, reactor: Any, threshold: float, metrics: Metrics) -> None:
+        """Set up; nothing runs yet.
+
+        Args:
+            reactor: asked for answers by its `callFromThread`.
+            threshold: how long the loop may stand still, in seconds.
+            metrics: where stalls are counted, by the watching thread.
+        """
+        self._reactor = reactor
+        self._threshold = threshold
+        # A stall has begun, on the average, half of this before it is looked at.
+        self._period = threshold / 2
+        self._metrics = metrics
+        self._answers: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._watched = 0
+        self._clock = time.CLOCK_MONOTONIC
+        self._silent_until = 0.0
+        self._untold = 0
+
+    def start(self) -> None:
+        """Watch the calling thread, which runs the reactor."""
+        self._watched = threading.get_ident()
+        if hasattr(time, "pthread_getcpuclockid"):  # not on macOS
+            self._clock = time.pthread_getcpuclockid(self._watched)
+        self._thread = threading.Thread(target=self._watch, name="echod-stalls", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more.  Again is harmless."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._answers.put(None)
+            thread.join()
+
+    # In the thread.
+
+    def _watch(self) -> None:
+        idle_at = -1.0
+        with contextlib.suppress(_Stopped):
+            while True:
+                waited = self._wait(self._period)
+                if waited.held:
+                    self._show(waited.held, self._frame())
+                    self._count(waited.held)
+                # Read before the frame is looked at: work that begins in between changes it.
+                used = self._used()
+                if used != idle_at:
+                    if self._frame() is not None:
+                        self._ask()
+                        used = -1.0
+                    idle_at = used
+
+    def _used(self) -> float:
+        """Processor time that the reactor's thread has used, in seconds."""
+        return time.clock_gettime(self._clock)
+
+    def _wait(self, patience: float) -> _Waited:
+        """Wait for an answer of the reactor's thread, for `patience` seconds.
+
+        Raises:
+            _Stopped: the watch is over.
+        """
+        due, used = time.monotonic() + patience, self._used()
+        answered = None
+        with contextlib.suppress(queue.Empty):
+            answered = self._answers.get(timeout=patience)
+            if answered is None:
+                raise _Stopped
+        late = time.monotonic() - due
+        if late < self._threshold:
+            return _Waited(answered, 0.0, 0.0)
+        worked = self._used() - used
+        if worked >= self._threshold:
+            return _Waited(answered, worked, 0.0)
+        log.warn(
+            "The process was held up for {seconds:.1f} s: it was stopped, or had no processor",
+            seconds=late,
+        )
+        return _Waited(answered, 0.0, late)
+
+    def _ask(self) -> None:
+        """Find out how long what the reactor's thread is doing now takes."""
+        asked = time.monotonic() - self._period / 2
+        self._reactor.callFromThread(self._answer)
+        looked = shown = False
+        waited = self._wait(self._threshold - self._period / 2)
+        while waited.answered is None:
+            asked += waited.paused
+            frame = self._frame()
+            if not looked and not waited.paused and frame is not None:
+                looked = True
+                shown = self._show(time.monotonic() - asked, frame)
+            waited = self._wait(self._threshold)
+        lag = waited.answered - asked - waited.paused
+        if lag >= self._threshold:
+            self._count(lag)
+            if shown:
+                log.warn("The event loop is free again, after {seconds:.2f} s", seconds=lag)
+
+    def _answer(self) -> None:
+        """In the reactor's thread."""
+        self._answers.put(time.monotonic())
+
+    def _frame(self) -> FrameType | None:
+        """What the reactor's thread is doing; None where it waits for events."""
+        frame = sys._current_frames().get(self._watched)
+        waits = frame is None or frame.f_globals.get("__name__") in WAITS_IN
+        return None if waits else frame
+
+    def _count(self, seconds: float) -> None:
+        self._metrics.stalls += 1
+        self._metrics.stalled += seconds
+
+    def _show(self, seconds: float, frame: FrameType | None) -> bool:
+        """Log what holds the loop, unless that was done a moment ago."""
+        now = time.monotonic()
+        if now < self._silent_until:
+            self._untold += 1
+            return False
+        self._silent_until = now + LOG_INTERVAL
+        untold, self._untold = self._untold, 0
+        log.warn(
+            "A handler has held the event loop for {seconds:.2f} s{others}; it is at:\n{stack}",
+            seconds=seconds,
+            others=f" ({untold} more were not shown)" if untold else "",
+            stack=_stack(frame),
+        )
+        return True
+
+
+def _stack(frame: FrameType | None) -> str:
+    """Return the innermost frames, as a traceback shows them."""
+    if frame is None:
+        return "  a place that could not be seen"
+    lines = traceback.format_stack(frame)[-DEPTH:]
+    return escape_lines("".join(lines).rstrip("\n"))

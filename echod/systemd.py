@@ -1,0 +1,174 @@
+"""Tells the service manager how the daemon is: systemd's notification protocol, sd_notify(3).
+
+Guarantees:
+
+* Nothing here raises, and nothing blocks: what the manager does not take at once is sent again a
+  little later, in order.
+* The watchdog is fed from a timer of the reactor.  So it starves when the reactor stalls, which
+  is what it is for.
+* Where no manager has asked for messages, nothing is sent and no timer runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from echod.escaping import escape
+
+log = Logger()
+
+# How often the status text is brought up to date, in seconds; more often during a drain, when
+# each report also asks for the patience that comes next.
+STATUS_INTERVAL = 10.0
+DRAIN_INTERVAL = 1.0
+DRAIN_PATIENCE = 10.0
+
+# When to try again to send what the manager had no room for, in seconds.
+RETRY_INTERVAL = 0.1
+
+
+class Notifier:
+    """Sends the daemon's state to the service manager, if there is one."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        describe: Callable[[], str],
+        *,
+        address: str = "",
+        watchdog: float = 0.0,
+    ) -> None:
+        """Connect, so that a later chroot does not matter.
+
+        Args:
+            reactor: for timers.
+            describe: returns the status text, one line.
+            address: the manager's socket, a path or @name; "" where there is no manager.
+            watchdog: how often the manager wants to hear from us, in seconds; 0 for never.
+        """
+        self._reactor = reactor
+        self._describe = describe
+        self._watchdog = watchdog
+        self._said = ""
+        self._draining = False
+        self._waiting: deque[bytes] = deque()
+        self._retry: Any = None
+        self._socket = _connected(address) if address else None
+        self._reports = LoopingCall(self._report)
+        self._reports.clock = reactor
+
+    @classmethod
+    def from_environment(
+        cls, reactor: Any, describe: Callable[[], str], environment: MutableMapping[str, str]
+    ) -> Notifier:
+        """Return what the service manager has asked for; take the request out of `environment`.
+
+        Processes that a handler starts shall not speak in the daemon's name.
+        """
+        address = environment.pop("NOTIFY_SOCKET", "")
+        interval = environment.pop("WATCHDOG_USEC", "")
+        meant = environment.pop("WATCHDOG_PID", str(os.getpid()))
+        watched = interval.isdigit() and meant == str(os.getpid())
+        return cls(
+            reactor,
+            describe,
+            address=address,
+            watchdog=int(interval) / 1e6 if watched else 0.0,
+        )
+
+    def ready(self) -> None:
+        """The daemon serves: it has started, or is done with reloading."""
+        self._said = self._describe()
+        self._send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={self._said}")
+        self._report_every(min(STATUS_INTERVAL, self._watchdog / 2 or STATUS_INTERVAL))
+
+    def reloading(self) -> None:
+        """The daemon reads its settings anew; `ready` follows."""
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send("RELOADING=1", f"MONOTONIC_USEC={microseconds}", "STATUS=Reloading")
+
+    def stopping(self) -> None:
+        """The daemon drains."""
+        self._draining = True
+        self._said = self._describe()
+        self._send("STOPPING=1", f"STATUS={self._said}")
+        self._report_every(min(DRAIN_INTERVAL, self._watchdog / 2 or DRAIN_INTERVAL))
+
+    def close(self) -> None:
+        """Say no more."""
+        if self._reports.running:
+            self._reports.stop()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _report_every(self, interval: float) -> None:
+        if self._socket is not None:
+            if self._reports.running:
+                self._reports.stop()
+            self._reports.start(interval, now=False)
+
+    def _report(self) -> None:
+        if self._waiting:
+            return  # the manager is busy, and has enough to read
+        news = []
+        if self._watchdog:
+            news.append("WATCHDOG=1")
+        if self._draining:
+            news.append(f"EXTEND_TIMEOUT_USEC={DRAIN_PATIENCE * 1e6:.0f}")
+        status = self._describe()
+        if status != self._said:
+            self._said = status
+            news.append(f"STATUS={status}")
+        if news:
+            self._send(*news)
+
+    def _send(self, *assignments: str) -> None:
+        if self._socket is not None:
+            self._waiting.append("\n".join(assignments).encode())
+            if self._retry is None:
+                self._flush()
+
+    def _flush(self) -> None:
+        self._retry = None
+        while self._waiting and self._socket is not None:
+            try:
+                self._socket.send(self._waiting[0])
+            except BlockingIOError:
+                self._retry = self._reactor.callLater(RETRY_INTERVAL, self._flush)
+                return
+            except OSError as error:
+                log.warn("The service manager cannot be told: {why}", why=escape(str(error)))
+            self._waiting.popleft()
+
+
+def _connected(address: str) -> socket.socket | None:
+    """Return a socket to the manager; None, and a line in the log, where that fails."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    made.setblocking(False)
+    with contextlib.ExitStack() as undo:
+        undo.callback(made.close)
+        try:
+            # "@" stands for the zero byte that begins an abstract name.
+            made.connect("\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log.warn(
+                "The service manager cannot be told: NOTIFY_SOCKET={address}: {why}",
+                address=escape(address),
+                why=escape(str(error)),
+            )
+            return None
+        undo.pop_all()
+    return made

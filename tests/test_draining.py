@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+
+from echod.draining import STEP, Drain
+from tests.conftest import Log
+
+
+class FakeConnection:
+    def __init__(self, home: FakeFactory) -> None:
+        self.home = home
+        self.told = False
+
+    def drain(self) -> None:
+        self.told = True
+        if not self.home.stubborn:
+            self.home.leave(self)
+
+
+class FakeFactory:
+    """A factory with connections that end when they are told to, unless they are stubborn."""
+
+    def __init__(self, count: int, *, stubborn: bool = False) -> None:
+        self.stubborn = stubborn
+        self.connections = {FakeConnection(self) for _ in range(count)}
+        self._empty: Deferred[None] = Deferred()
+
+    def leave(self, connection: FakeConnection) -> None:
+        before = len(self.connections)
+        self.connections.discard(connection)
+        if before and not self.connections:
+            self._empty.callback(None)
+
+    def drain(self) -> Deferred[None]:
+        for connection in list(self.connections):
+            connection.drain()
+        return self._empty if self.connections else succeed(None)
+
+    def abort(self) -> None:
+        for connection in list(self.connections):
+            self.leave(connection)
+
+
+class FakeModel:
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def drain(self) -> Deferred[None]:
+        return succeed(None)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class Draining:
+    """A drain that has begun."""
+
+    def __init__(self, factory: FakeFactory, **options: float) -> None:
+        self.clock, self.model = Clock(), FakeModel()
+        factories: Any = [factory]
+        model: Any = self.model
+        self.drain = Drain(self.clock, factories, model, **{"timeout": 20.0, **options})
+        self.finished = False
+        self.drain.begin().addCallback(self._finish)
+
+    def _finish(self, _: object) -> None:
+        self.finished = True
+
+
+def test_all_connections_are_told_at_once() -> None:
+    draining = Draining(FakeFactory(100))
+    assert draining.finished
+    assert not draining.clock.getDelayedCalls()
+
+
+def test_connections_are_told_a_few_at_a_time() -> None:
+    factory = FakeFactory(100)
+    draining = Draining(factory, spread=10.0)
+    left = [len(factory.connections)]
+    for _ in range(10):
+        draining.clock.pump([STEP] * round(1 / STEP))
+        left.append(len(factory.connections))
+    assert all(8 <= before - after <= 12 for before, after in itertools.pairwise(left))
+    assert left[-1] == 0
+    assert draining.finished
+    assert not draining.clock.getDelayedCalls()
+
+
+def test_a_gradual_drain_is_over_when_the_last_client_has_left_by_itself() -> None:
+    factory = FakeFactory(100)
+    draining = Draining(factory, spread=10.0)
+    factory.abort()
+    draining.clock.advance(STEP)
+    assert draining.finished
+
+
+def test_a_gradual_drain_of_nobody_takes_no_time() -> None:
+    assert Draining(FakeFactory(0), spread=10.0).finished
+
+
+def test_a_clock_that_jumps_over_several_steps_makes_up_for_them() -> None:
+    factory = FakeFactory(100)
+    draining = Draining(factory, spread=10.0)
+    draining.clock.advance(5.0)
+    draining.clock.pump([STEP] * 50)
+    assert draining.finished
+
+
+def test_the_deadline_aborts_those_who_stay(log: Log) -> None:
+    factory = FakeFactory(3, stubborn=True)
+    draining = Draining(factory, spread=1.0, timeout=5.0)
+    draining.clock.pump([STEP] * 20)
+    assert all(connection.told for connection in factory.connections)
+    assert not draining.finished
+    draining.clock.advance(3.0)
+    assert draining.finished
+    assert draining.model.stopped
+    assert "Drain time-out: aborting 3 connections" in log.text
+
+
+def test_an_abort_ends_a_gradual_drain() -> None:
+    draining = Draining(FakeFactory(100), spread=10.0)
+    draining.drain.abort()
+    draining.clock.advance(STEP)
+    assert draining.finished

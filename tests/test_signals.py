@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from echod import signals as module
+from echod.signals import Signals, end_quietly_until_started
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class FakeReactor:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.stopped_by: list[int] = []
+
+    def callFromThread(self, function: Any) -> None:
+        self.calls.append(function)
+
+    def sigTerm(self, number: int, frame: object = None) -> None:
+        self.stopped_by.append(number)
+
+    sigInt = sigTerm  # noqa: N815 - Twisted's name
+
+
+def abort() -> None:
+    pass
+
+
+def reload() -> None:
+    pass
+
+
+@pytest.fixture
+def looped() -> FakeReactor:
+    return FakeReactor()
+
+
+@pytest.fixture(autouse=True)
+def handlers_kept() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in HANDLED}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where os._exit would have ended the process."""
+    codes: list[int] = []
+    monkeypatch.setattr(module.os, "_exit", codes.append)
+    monkeypatch.setattr(module, "GRACE", 0.05)
+    return codes
+
+
+def make(looped: FakeReactor, patience: float = 20, **options: Any) -> Signals:
+    return Signals(looped, abort=abort, reload=reload, patience=patience, **options)
+
+
+def join_stopper() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "echod-stopper":
+            thread.join(10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_goes_to_the_reactor_and_the_second_aborts(
+    looped: FakeReactor, exits: list[int], number: int
+) -> None:
+    make(looped).install()
+    os.kill(os.getpid(), number)
+    assert looped.stopped_by == [number]
+    assert looped.calls == []
+    os.kill(os.getpid(), number)
+    assert looped.stopped_by == [number]
+    assert looped.calls == [abort]
+    join_stopper()
+    assert exits == [128 + number]
+
+
+def test_a_reactor_that_begins_to_run_installs_the_same_handlers(
+    looped: FakeReactor, exits: list[int]
+) -> None:
+    handlers = make(looped, patience=0)
+    handlers.install()
+    assert looped.sigTerm == signal.getsignal(signal.SIGTERM)
+    handlers.uninstall()
+    assert looped.sigTerm != signal.getsignal(signal.SIGTERM)
+    looped.sigTerm(signal.SIGTERM)
+    assert looped.stopped_by == [signal.SIGTERM]
+    assert not exits
+
+
+def test_sighup_reloads_in_the_reactor_thread(looped: FakeReactor) -> None:
+    make(looped).install()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert looped.calls == [reload]
+
+
+@pytest.mark.parametrize(
+    ("number", "handled"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGHUP, True)]
+)
+def test_a_signal_that_is_ignored_stays_ignored_unless_it_is_sighup(
+    looped: FakeReactor, number: int, handled: bool
+) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    make(looped).install()
+    assert (signal.getsignal(number) is not signal.SIG_IGN) is handled
+
+
+def test_a_process_that_does_not_end_in_time_is_ended_and_its_pidfile_removed(
+    looped: FakeReactor, exits: list[int], tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "twistd.pid"
+    pidfile.write_text(str(os.getpid()))
+    make(looped, patience=0.05, pidfile=str(pidfile)).install()
+    os.kill(os.getpid(), signal.SIGTERM)
+    join_stopper()
+    assert exits == [128 + signal.SIGTERM]
+    assert not pidfile.exists()
+
+
+@pytest.mark.parametrize("content", ["1", "", "many\x1b"])
+def test_the_pidfile_of_somebody_else_is_left_alone(tmp_path: Path, content: str) -> None:
+    pidfile = tmp_path / "twistd.pid"
+    pidfile.write_text(content)
+    module.remove_pidfile(str(pidfile))
+    module.remove_pidfile(str(tmp_path / "none.pid"))
+    assert pidfile.exists()
+
+
+def test_signals_are_left_alone_outside_the_main_thread(looped: FakeReactor) -> None:
+    before = [signal.getsignal(number) for number in HANDLED]
+    for function in (make(looped).install, end_quietly_until_started):
+        thread = threading.Thread(target=function)
+        thread.start()
+        thread.join()
+    assert [signal.getsignal(number) for number in HANDLED] == before
+
+
+def test_until_the_daemon_is_put_together_sigint_ends_it_and_sighup_does_nothing() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_quietly_until_started()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGHUP)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_quietly_until_started()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

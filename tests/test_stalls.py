@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+from echod import stalls as module
+from echod.metrics import Metrics
+from echod.stalls import StallWatch
+from tests.conftest import Log
+from tests.serving import eventually
+
+THRESHOLD = 0.1
+
+
+class Asked:
+    """The reactor, which counts how often it is asked for an answer."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def callFromThread(self, function: Callable[[], Any]) -> None:
+        self.count += 1
+        reactor.callFromThread(function)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+def watch(asked: Asked, metrics: Metrics) -> Iterator[StallWatch]:
+    watching = StallWatch(asked, THRESHOLD, metrics)
+    watching.start()
+    yield watching
+    watching.stop()
+    watching.stop()
+
+
+def sleep_on_the_job(log: Log, seconds: float) -> str:
+    """Block the event loop; return what was logged meanwhile."""
+    time.sleep(seconds)
+    return log.text
+
+
+def compute_without_a_pause(log: Log, seconds: float) -> str:
+    """Block the event loop by C code that no other thread can interrupt."""
+    size, began = 1_000_000, time.perf_counter()
+    sum(range(size))
+    size = round(size * seconds / (time.perf_counter() - began))
+    sum(range(size))
+    return log.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_stack_of_what_holds_the_loop_is_logged_while_it_does(
+    watch: StallWatch, metrics: Metrics, log: Log
+) -> None:
+    said = await deferLater(reactor, 0, sleep_on_the_job, log, 0.6)
+    assert "A handler has held the event loop for 0." in said
+    assert "in sleep_on_the_job\n    time.sleep(seconds)" in said
+    await eventually(lambda: metrics.stalls == 1)
+    assert 0.5 < metrics.stalled < 2
+    await eventually(lambda: "free again" in log.text)
+    (seconds,) = re.findall(r"The event loop is free again, after (\S+) s", log.text)
+    assert float(seconds) == pytest.approx(metrics.stalled, abs=0.01)
+
+
+@pytest_twisted.ensureDeferred
+async def test_c_code_that_holds_the_interpreter_is_noticed_too(
+    watch: StallWatch, metrics: Metrics, log: Log
+) -> None:
+    await deferLater(reactor, 0.05, compute_without_a_pause, log, 0.8)
+    await eventually(lambda: metrics.stalls > 0)
+    assert "A handler has held the event loop for" in log.text
+    assert "in compute_without_a_pause" in log.text
+    assert metrics.stalled > 0.3
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_takes_no_longer_than_the_threshold_is_not_mentioned(
+    watch: StallWatch, metrics: Metrics, log: Log
+) -> None:
+    for _ in range(10):
+        await deferLater(reactor, 0, time.sleep, THRESHOLD * 0.5)
+    assert metrics.stalls == 0
+    assert "event loop" not in log.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_loop_that_waits_is_left_alone(watch: StallWatch, asked: Asked) -> None:
+    await deferLater(reactor, 10 * THRESHOLD)
+    assert asked.count <= 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_is_slow_each_time_does_not_fill_the_log(
+    watch: StallWatch, metrics: Metrics, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for count in (1, 2, 3):
+        await deferLater(reactor, 0, sleep_on_the_job, log, 0.6)
+        await eventually(lambda count=count: metrics.stalls == count)
+    assert log.text.count("A handler has held") == 1
+    assert log.text.count("free again") == 1
+    monkeypatch.setattr(watch, "_silent_until", 0.0)
+    await deferLater(reactor, 0, sleep_on_the_job, log, 0.6)
+    assert "s (2 more were not shown); it is at:" in log.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_a_threads_processor_time_cannot_be_had_the_loop_is_asked_more_often(
+    metrics: Metrics, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(module.time, "pthread_getcpuclockid")
+    watching = StallWatch(reactor, THRESHOLD, metrics)
+    watching.start()
+    await deferLater(reactor, 0, sleep_on_the_job, log, 0.3)
+    await eventually(lambda: metrics.stalls == 1)
+    watching.stop()
+
+
+@pytest.mark.parametrize(
+    ("late", "worked", "said"), [(30.0, 0.0, "held up for 30.0 s"), (30.0, 29.0, "")]
+)
+def test_a_process_that_stood_still_blames_nobody(
+    metrics: Metrics,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    late: float,
+    worked: float,
+    said: str,
+) -> None:
+    watching = StallWatch(reactor, THRESHOLD, metrics)
+    times, uses = iter([100.0, 100.0 + 0.05 + late]), iter([5.0, 5.0 + worked])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(watching, "_used", lambda: next(uses))
+    waited = watching._wait(0.05)
+    monkeypatch.undo()
+    assert waited.held == worked
+    assert (waited.paused > 0) is bool(said)
+    assert said in log.text
