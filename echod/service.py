@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 from types import TracebackType
 from typing import Any
 
