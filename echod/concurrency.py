@@ -32,7 +32,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.connection import ConnectionSocket
-from echod.framing import Framing, FramingError, encode_greeting
+from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
     Close,
@@ -432,12 +432,11 @@ class Conversation:
             run(conn, conn.getpeername(), self.server, **self.handler.arguments)
         else:
             run(conn, **self.handler.arguments)
-        return EndReason.HANDLER
+        return EndReason.DRAINED if conn.draining else EndReason.HANDLER
 
     def answer_messages(self, conn: ConnectionSocket) -> EndReason:
         """Read `conn`, and give its messages to a message handler: the obvious loop."""
         handler = self.handler.message_handler()
-        session = Session(self.framing.framer())
         greeting = call_opened(handler, self.client)
         reason = EndReason.HANDLER_ERROR
         try:
@@ -445,17 +444,36 @@ class Conversation:
                 conn.sendall(self.banner)
             elif greeting:
                 conn.sendall(encode_greeting(self.framing, checked(greeting)))
-            reason = self._loop(conn, handler, session)
+            whole_reads = isinstance(self.framing, Chunk)
+            loop = self._answer_reads if whole_reads else self._answer_framed
+            reason = loop(conn, handler)
         except OSError as error:
             if error is conn.error:
                 reason = EndReason.LOST
             raise
         finally:
-            conn.messages = session.messages
             call_closed(handler, reason)
         return reason
 
-    def _loop(self, conn: ConnectionSocket, handler: Handler, session: Session) -> EndReason:
+    def _answer_reads(self, conn: ConnectionSocket, handler: Handler) -> EndReason:
+        """Where what one read gave is a message: no framer, no session, and nothing held."""
+        received, recv, sendall = handler.received, conn.recv, conn.sendall
+        size = self.framing.max_message
+        while message := recv(size):
+            conn.messages += 1
+            reply = received(message)
+            if reply.__class__ is bytes:
+                sendall(reply)
+            elif isinstance(reply, Close):
+                if reply.reply:
+                    self._send(conn, reply.reply)
+                return EndReason.HANDLER
+            elif reply is not None:
+                self._send(conn, reply)
+        return EndReason.DRAINED if conn.draining else EndReason.CLIENT
+
+    def _answer_framed(self, conn: ConnectionSocket, handler: Handler) -> EndReason:
+        session = Session(self.framing.framer())
         received, reason = handler.received, EndReason.CLIENT
         size = max(self.framing.max_message, 1024)
         while not session.finished:
@@ -465,6 +483,7 @@ class Conversation:
                 conn.sendall(self.framing.encode_line(str(error).encode()))
                 return EndReason.FRAMING_ERROR
             if message is not None:
+                conn.messages += 1
                 reply = received(message)
                 if isinstance(reply, Close):
                     session.close()
@@ -478,6 +497,7 @@ class Conversation:
                     session.receive(data)
                 else:
                     session.end_input(cut_off=conn.draining)
+                    reason = EndReason.DRAINED if conn.draining else EndReason.CLIENT
         return reason
 
     def _send(self, conn: ConnectionSocket, reply: bytes) -> None:

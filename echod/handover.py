@@ -70,8 +70,6 @@ class SocketProtocol(ConnectionProtocol):
             result = EndReason.LOST if lost else EndReason.HANDLER_ERROR
         assert isinstance(result, EndReason)
         self._verdict = self._verdict or result
-        if self._verdict is EndReason.CLIENT and self._draining:
-            self._verdict = EndReason.DRAINED
         if not self._lost and self._channel.returned():
             self.close(self._verdict)
 
@@ -89,7 +87,8 @@ class SocketProtocol(ConnectionProtocol):
 
     def relay_ended(self) -> None:
         """The handler's end of the socket pair is closed, and everything it wrote is relayed."""
-        self.close(self._verdict or EndReason.HANDLER)
+        ended = EndReason.DRAINED if self._draining else EndReason.HANDLER
+        self.close(self._verdict or ended)
 
     def _stop(self) -> None:
         if isinstance(self._channel, _Relay):
@@ -146,7 +145,8 @@ class SocketProtocol(ConnectionProtocol):
 
     @property
     def _activity(self) -> int:
-        return self._conn.activity if self._conn else 0
+        conn = self._conn
+        return conn.received_bytes + conn.sent_bytes if conn else 0
 
     @property
     def _busy(self) -> bool:

@@ -14,7 +14,7 @@ from twisted.internet import reactor, ssl
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 
-from echod import EchoFactory, Limits, Line
+from echod import Chunk, Close, EchoFactory, Handler, Limits, Line
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
 from tests.conftest import Log
 from tests.serving import (
@@ -342,3 +342,53 @@ async def test_a_message_handler_has_framing_and_state_in_its_thread(
         await client.receive(b"HAPPY\n")
         client.send(b"ys\n")
         await client.receive(b"DAYS\n")
+
+
+class Farewell(Handler):
+    """Keeps what it is told at the end."""
+
+    reasons: list[str] = []  # noqa: RUF012 - the test looks here
+
+    def received(self, message: bytes) -> bytes:
+        return b"OK..." + message
+
+    def closed(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+@WAYS
+@pytest.mark.parametrize("framing", [Chunk(), Line()])
+@pytest.mark.parametrize("handler", [clientthread, Farewell])
+@pytest_twisted.ensureDeferred
+async def test_a_drain_is_the_reason_that_log_metrics_and_handler_get(
+    way: str, certificate: Certificate, handler: Any, framing: Any
+) -> None:
+    Farewell.reasons.clear()
+    async with both(way, certificate, handler=handler, framing=framing) as server:
+        client = await server.connect()
+        client.send(b"happy\n")
+        await client.until(lambda: b"OK...happy\n" in client.data)
+        await server.factory.drain()
+        assert server.factory.metrics.ended == {"drained": 1}
+        await client.receive_all()
+    assert Farewell.reasons == (["drained"] if handler is Farewell else [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_read_is_a_message_and_its_handler_may_answer_it_in_every_way() -> None:
+    class Tag(bytes):
+        """Bytes of a handler's own making."""
+
+    replies = {b"a": Tag(b"tagged"), b"b": None, b"c": Close(b"bye")}
+
+    def handler(message: bytes) -> Any:
+        return replies[message]
+
+    framing = Chunk(max_message=1)
+    resolved = ResolvedHandler("replies", Kind.MESSAGE, handler)
+    async with serving(MODEL, handler=resolved, framing=framing) as server:
+        client = await server.connect()
+        client.send(b"abcd")
+        assert await client.receive_all() == b"taggedbye"
+        assert client.clean
+        await eventually(lambda: server.factory.metrics.messages == 3)
