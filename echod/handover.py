@@ -52,8 +52,13 @@ class SocketProtocol(ConnectionProtocol):
 
     def _start(self) -> None:
         handle = plain_socket(self.transport)
-        self._channel = _Direct(self.transport, handle) if handle else _Relay(self)
-        self._conn = conn = self._channel.connect()
+        channel = _Direct(self.transport, handle) if handle else _Relay(self)
+        try:
+            conn = channel.connect()
+        except OSError as error:  # the thread needs a descriptor of its own
+            self._turn_away(f"Server busy: {error.strerror}, try again later")
+            return
+        self._channel, self._conn = channel, conn
         home = self._home
         conversation = Conversation(home.handler, home.framing, self.client, home.banner)
         whole = home.handler.kind is Kind.CONNECTION

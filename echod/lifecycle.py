@@ -170,12 +170,16 @@ class ConnectionProtocol(Protocol):
         try:
             self._home.model.enter(self, self._enter)
         except Busy as busy:
-            self._home.metrics.refused[self._home.model.name] += 1
-            log.warn("Refused {peer}: {why}", peer=shown(self.client), why=str(busy))
-            self.refuse(EndReason.REFUSED, str(busy))
+            self._turn_away(str(busy))
         if not self._entered and self._reason is None:
             self._waiting = True
             self.transport.pauseProducing()
+
+    def _turn_away(self, why: str) -> None:
+        """There is no room for this client: count it, tell it, and close."""
+        self._home.metrics.refused[self._home.model.name] += 1
+        log.warn("Refused {peer}: {why}", peer=shown(self.client), why=why)
+        self.refuse(EndReason.REFUSED, why)
 
     def _enter(self) -> None:
         self._entered = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 from types import TracebackType
 from typing import Any
@@ -193,8 +194,12 @@ class Listener:
         """Where it listens, as a Twisted address; None where it does not."""
         return self._port and self._port.getHost()
 
-    def _listening(self, port: IListeningPort) -> None:
+    def _listening(self, port: Any) -> None:
         self._port = port
+        if "backlog=" not in self.description and hasattr(port, "socket"):
+            # Twisted lets 50 clients wait. Of those that come when the queue is full, some are
+            # told that they are connected, and wait for a greeting for ever.
+            port.socket.listen(socket.SOMAXCONN)
         log.info("Socket bind complete")
         log.info("Socket now listening")
 

@@ -11,7 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.daemon import PATIENCE, Daemon, eventually, missing, tool
+import pytest
+
+from tests.daemon import PATIENCE, Daemon, eventually, tool
 
 # What reactors and threads use for the same purpose differs: epoll's reactor receives by recv,
 # uvloop by read, and uvloop sends what is left over by writev.
@@ -66,7 +68,7 @@ def injecting(
         assert select.select([strace.stderr], [], [], PATIENCE)[0]
         said = strace.stderr.readline()
         if "Operation not permitted" in said:
-            missing("strace may not trace here: ptrace is forbidden")
+            pytest.skip("strace may not trace here: ptrace is forbidden")
         assert "attached" in said, said
         yield Injection(output)
 

@@ -168,6 +168,7 @@ def test_a_client_that_cannot_be_accepted_costs_one_line(on_uvloop: Daemon, erro
             with greeted(on_uvloop) as newcomer:
                 assert is_served(newcomer)
             assert injection.faults == 5
+        on_uvloop.wait_for("Disconnected from")
         new = on_uvloop.lines[lines:]
         assert sum("accept failed" in line for line in new) == 1
         assert_no_traceback(new)

@@ -1,0 +1,90 @@
+"""A network of a test's own: a namespace with a loopback interface that can be made bad."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import PATIENCE, Daemon, tool
+
+_CLONE_NEWNET = 0x40000000
+
+
+class Network:
+    """A network namespace, kept by a process that sleeps in it."""
+
+    def __init__(self, keeper: int) -> None:
+        self._keeper = keeper
+
+    @property
+    def within(self) -> list[str]:
+        """The command that runs a command in this network."""
+        return [tool("nsenter"), f"--net=/proc/{self._keeper}/ns/net"]
+
+    def run(self, *command: str) -> str:
+        """Run a command in this network; where this kernel lacks what it needs, skip."""
+        done = subprocess.run(
+            [*self.within, *command], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"{' '.join(command)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def set(self, name: str, value: str) -> None:
+        """Set a kernel parameter, below net/ipv4."""
+        self.run("sh", "-c", f"echo {value} > /proc/sys/net/ipv4/{name}")
+
+    def socket(self) -> socket.socket:
+        """Return a TCP socket in this network, for clients."""
+        made: list[socket.socket | OSError] = []
+
+        def make() -> None:
+            # A thread enters the namespace alone, and its sockets stay there.
+            with Path(f"/proc/{self._keeper}/ns/net").open() as namespace:
+                libc = ctypes.CDLL(None, use_errno=True)
+                if libc.setns(namespace.fileno(), _CLONE_NEWNET):
+                    made.append(OSError(ctypes.get_errno(), "setns"))
+                else:
+                    made.append(socket.socket())
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        if isinstance(made[0], OSError):
+            raise made[0]
+        made[0].settimeout(PATIENCE)
+        return made[0]
+
+    def connect(self, running: Daemon) -> socket.socket:
+        """Connect to a daemon in this network."""
+        connection = self.socket()
+        connection.connect(("127.0.0.1", running.port))
+        return connection
+
+
+@contextlib.contextmanager
+def network() -> Iterator[Network]:
+    """Make a network, with its loopback interface up, and take it down."""
+    up = f"{tool('ip')} link set lo up && echo up && exec sleep infinity"
+    keeper = subprocess.Popen(
+        [tool("unshare"), "--net", "sh", "-c", up],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert keeper.stdout is not None
+    with keeper:
+        try:
+            said = keeper.stdout.readline()
+            if said != "up\n":
+                pytest.skip(f"no network namespace can be made here: {said.strip()}")
+            yield Network(keeper.pid)
+        finally:
+            keeper.kill()

@@ -1,0 +1,86 @@
+"""More clients than there is room for."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.daemon import BANNER, Start, connect, eventually, receive, tool
+from tests.faults.clients import MODELS, greeted, is_served, serves
+
+
+def settled(connections: list[socket.socket], seconds: float) -> list[bytes | None]:
+    """Return what each connection has got, b"" for an end and None for nothing, after a while."""
+    deadline = time.monotonic() + seconds
+    open_ones = set(connections)
+    got: dict[socket.socket, bytes | None] = dict.fromkeys(connections)
+    while open_ones and (left := deadline - time.monotonic()) > 0:
+        for each in select.select(open_ones, [], [], left)[0]:
+            open_ones.remove(each)
+            try:
+                got[each] = each.recv(1000)
+            except ConnectionError:
+                got[each] = b""
+    return list(got.values())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_without_descriptors_clients_are_turned_away_and_it_recovers(
+    daemon: Start, model: str
+) -> None:
+    """Fault 17: Those who are served go on being served, those for whom there is no descriptor
+    are disconnected at once, and once there are descriptors again, new clients are served.
+    """
+    running = daemon("--concurrency", model, under=[tool("prlimit"), "--nofile=64"])
+    if not running.on_uvloop:
+        pytest.skip("a promise of echod's own reactor, and this is another")
+    with contextlib.ExitStack() as stack:
+        refusal = b"Server busy: Too many open files, try again later\n"
+        survivors = [stack.enter_context(greeted(running)) for _ in range(5)]
+        with contextlib.ExitStack() as crowd:
+            clients = [crowd.enter_context(connect(running)) for _ in range(200)]
+            got = settled(clients, 10)
+            assert {each for each in got if each} <= {BANNER, refusal}
+            assert None not in got
+            assert b"" in got
+            assert all(is_served(survivor) for survivor in survivors)
+        eventually(lambda: running.descriptors < 40)
+        assert serves(running)
+        assert all(is_served(survivor) for survivor in survivors)
+    assert "Traceback" not in running.log
+
+
+@contextlib.contextmanager
+def many_descriptors(count: int) -> Iterator[None]:
+    """Allow this process that many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count and hard < count:
+        pytest.skip(f"{count} descriptors are needed, and {hard} allowed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.timeout(120)
+def test_thousands_of_clients_at_once_are_all_served(daemon: Start) -> None:
+    """Fault 33: 5,000 clients connect at once, and all of them are greeted and answered."""
+    running = daemon(under=[tool("prlimit"), "--nofile=8192"])
+    with many_descriptors(8192), contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", running.port)
+        clients = [stack.enter_context(socket.socket()) for _ in range(5000)]
+        for each in clients:
+            each.setblocking(False)
+            each.connect_ex(address)
+        for each in clients:
+            each.settimeout(60)
+            assert receive(each, len(BANNER)) == BANNER
+        assert all(is_served(each) for each in clients[::50])
+    assert serves(running)
