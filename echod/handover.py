@@ -129,7 +129,7 @@ class SocketProtocol(ConnectionProtocol):
     def _time_out(self, reason: EndReason) -> None:
         assert self._channel is not None
         self._verdict = reason
-        self._deadline = self._home.seconds() + self._home.limits.linger
+        self._expect_by(self._home.limits.linger)
         self._channel.wake()
 
     def abort(self, reason: EndReason) -> None:

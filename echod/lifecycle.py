@@ -21,6 +21,7 @@ import array
 import fcntl
 import math
 import socket
+import struct
 import termios
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ from zope.interface import implementer
 from echod.concurrency import Busy
 from echod.escaping import escape, escape_lines
 from echod.handlers import Client
+from echod.limits import network_of
 from echod.session import EndReason
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class ConnectionProtocol(Protocol):
         "client",
         "connected",
         "factory",
+        "network",
         "transport",
     )
 
@@ -102,6 +105,8 @@ class ConnectionProtocol(Protocol):
         self._idle_since = 0.0
         self._seen_activity = -1
         self.client = NOBODY
+        # What it is counted under, once it is admitted: see `echod.limits.network_of`.
+        self.network = ""
 
     # What a kind of connection adds.
 
@@ -133,6 +138,10 @@ class ConnectionProtocol(Protocol):
         """A number that changes whenever the client does something."""
         raise NotImplementedError
 
+    def _too_slow(self, now: float) -> bool:
+        """Whether a message has been under way for too long."""
+        return False
+
     @property
     def _busy(self) -> bool:
         """Whether silence is not the client's: a handler is at work."""
@@ -154,9 +163,7 @@ class ConnectionProtocol(Protocol):
         if self.client.tls:
             # What is written before the handshake is over waits in the TLS layer, which then asks
             # its producer to pause; and with reading paused the handshake never ends.
-            self._deadline = self._home.seconds() + (
-                self._home.limits.handshake_timeout or math.inf
-            )
+            self._expect_by(self._home.limits.handshake_timeout)
         else:
             self._admit()
 
@@ -204,6 +211,7 @@ class ConnectionProtocol(Protocol):
         # Our FIN is with the kernel, behind everything written: now wait for the client's.
         self._fin_sent = True
         self._left = unsent(self.transport)
+        self._home.urgent.add(self)
         self._idle_since = self._home.seconds()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -278,44 +286,68 @@ class ConnectionProtocol(Protocol):
             self._deadline_passed(now)
         elif self._reason is None and self._entered:
             self._sweep_silence(now)
+            if self._deadline == math.inf and not self._draining:
+                self._home.urgent.discard(self)
+
+    def _expect_by(self, seconds: float) -> None:
+        """Set the deadline, to `seconds` from now; 0 is never."""
+        self._deadline = self._home.seconds() + (seconds or math.inf)
+        self._home.urgent.add(self)
 
     def _expect_to_be_read(self) -> None:
         """Start the time in which the client has to read something."""
-        self._left = unsent(self.transport)
-        self._deadline = self._home.seconds() + (self._home.limits.write_timeout or math.inf)
+        self._left = acknowledged(self.transport)
+        self._expect_by(self._home.limits.write_timeout)
 
     def _deadline_passed(self, now: float) -> None:
         if not self._entered and self._reason is None:
             self.abort(EndReason.NO_HANDSHAKE)
             return
-        before, self._left = self._left, unsent(self.transport)
-        if self._left != before:
+        before, self._left = self._left, acknowledged(self.transport)
+        if self._left - before >= self._least_read():
             # The client takes its time with what the kernel holds, but it does take it.
             self._deadline = now + self._home.limits.write_timeout
         else:
             self.abort(EndReason.STALLED)
 
+    def _least_read(self) -> float:
+        """How much a client has to read within the write time-out, in bytes: one at least."""
+        limits = self._home.limits
+        return max(1.0, limits.min_rate * limits.write_timeout)
+
     def _look_after_fin(self, now: float) -> None:
         """With our FIN sent: the client has `linger` for its own once it has read everything."""
-        before, self._left = self._left, unsent(self.transport)
-        if self._left != before:
+        left, limits = unsent(self.transport), self._home.limits
+        if not left and self._left:
+            self._left = 0
             self._idle_since = now
-        patience = self._home.limits.write_timeout if self._left else self._home.limits.linger
+        patience = limits.write_timeout if left else limits.linger
         if patience and now - self._idle_since >= patience:
-            self.abort(EndReason.STALLED)
+            if left and self._left - left >= self._least_read():
+                self._left, self._idle_since = left, now
+            else:
+                self.abort(EndReason.STALLED)
 
     def _sweep_silence(self, now: float) -> None:
-        if self._busy:
+        if self._too_slow(now):
+            allowed = self._home.limits.message_timeout
+            self.refuse(EndReason.SLOW, f"Message too slow: {allowed:g} seconds are allowed")
+        elif self._busy:
             self._idle_since = now
         elif self._home.model.overdue(self, now):
             self._time_out(EndReason.TURN_TAKEN)
         elif self._activity != self._seen_activity:
             self._seen_activity = self._activity
             self._idle_since = now
-        elif (
-            self._home.limits.idle_timeout
-            and now - self._idle_since >= self._home.limits.idle_timeout
-        ):
+        else:
+            self._look_at_silence(now - self._idle_since)
+
+    def _look_at_silence(self, silence: float) -> None:
+        """Close if `silence` seconds are more than the client may keep."""
+        limits, heard = self._home.limits, self.figures[1]
+        if limits.first_byte_timeout and not heard and silence >= limits.first_byte_timeout:
+            self._time_out(EndReason.SILENT)
+        elif limits.idle_timeout and silence >= limits.idle_timeout:
             self._time_out(EndReason.IDLE)
 
     def _time_out(self, reason: EndReason) -> None:
@@ -325,10 +357,32 @@ class ConnectionProtocol(Protocol):
         """Answer what has been received, and close; now, or when the connection's turn comes."""
         if not self._draining:
             self._draining = True
+            self._home.urgent.add(self)
             if self._entered and self._reason is None:
                 self._cut_input()
             elif not self._entered and not self._waiting:
                 self.abort(EndReason.DRAINED)  # still shaking hands: nothing was received
+
+
+class RefusedProtocol(Protocol):
+    """A connection that is not let in: it is told so, in the clear, and closed.
+
+    It costs no handler and no session, and nobody waits for its client: a flood of such
+    connections shall not be worth anything.
+    """
+
+    transport: Any
+
+    def __init__(self, why: bytes) -> None:
+        """Refuse with `why`, a line as the framing has it."""
+        self._why = why
+
+    def connectionMade(self) -> None:
+        if ISSLTransport.providedBy(self.transport):
+            self.transport.abortConnection()
+        else:
+            self.transport.write(self._why)
+            self.transport.loseConnection()
 
 
 def client_of(transport: Any, listener: str) -> Client:
@@ -365,15 +419,47 @@ def unsent(transport: Any) -> int:
     return _held_by_kernel(transport, termios.TIOCOUTQ)
 
 
+def acknowledged(transport: Any) -> int:
+    """Return a number that grows by each byte of ours that the client's kernel acknowledges.
+
+    What is in the kernel's hands does not tell: it is filled up again as it is read.  Where the
+    kernel does not count (it is not TCP, or not Linux), this is how little it holds.
+    """
+    handle = _handle(transport)
+    if handle is not None and handle.family in (socket.AF_INET, socket.AF_INET6):
+        info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        if len(info) == _BYTES_ACKED.size:
+            acked: int = _BYTES_ACKED.unpack(info)[0]
+            return acked
+    return -unsent(transport)
+
+
+# `struct tcp_info` of linux/tcp.h, as far as tcpi_bytes_acked.
+_BYTES_ACKED = struct.Struct("=120xQ")
+
+
 def _held_by_kernel(transport: Any, request: int) -> int:
-    while isinstance(transport, ProtocolWrapper):
-        transport = transport.transport
-    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
-    if not isinstance(handle, socket.socket) or handle.fileno() < 0:
+    handle = _handle(transport)
+    if handle is None:
         return 0
     count = array.array("i", [0])
     fcntl.ioctl(handle, request, count)
     return count[0]
+
+
+def _handle(transport: Any) -> socket.socket | None:
+    """Return the open socket under `transport`, if there is one."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+    return handle if isinstance(handle, socket.socket) and handle.fileno() >= 0 else None
+
+
+def network_at(address: object) -> str:
+    """Return what a client's Twisted address counts under; "" where it has no host."""
+    if isinstance(address, IPv4Address | IPv6Address):
+        return network_of(address.host)
+    return ""
 
 
 def shown_address(address: object) -> str:

@@ -1,39 +1,246 @@
-"""What one client may take: every limit, its default and the reason for it.
+"""What clients may take: every limit, its default and the reason for it; and who is let in.
 
 Pure and frozen: checked once, when made.  Where a limit is a setting, `echod.settings` takes its
-default from here.
+default from here, and docs/settings.md the reason too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import enum
+import ipaddress
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def limit(default: float, why: str) -> Any:
+    """Return a field of `Limits` that carries the reason for its default."""
+    return field(default=default, metadata={"why": why})
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on clients; times in seconds, 0 for never.
+    """Bounds on clients; times in seconds, sizes in bytes; 0 is no limit.
 
     Raises:
         ValueError: a limit is negative.
     """
 
-    # Long enough for a person at netcat to have lunch elsewhere; short enough that a peer that
-    # vanished without a word is forgotten the same hour.
-    idle_timeout: float = 600.0
-    # A client that reads at all empties the 64 KiB we hold for it within this, at 1 KiB/s.
-    write_timeout: float = 60.0
-    # In `serial`, how long a silent client may keep others waiting: time to type a line.
-    serial_timeout: float = 10.0
-    # In `serial`, how many clients may wait: the kernel's own queue (SOMAXCONN) was 128 for
-    # thirty years.
-    serial_queue: int = 128
-    # A TLS handshake is two round trips: slow links included, this is patience enough.
-    handshake_timeout: float = 10.0
-    # After our last byte and FIN, how long to wait for the client's: closing at once on input we
-    # have not read would send RST, and RST takes the reply with it.
-    linger: float = 2.0
+    max_connections: int = limit(
+        16_384,
+        "idle, so many cost 40 MiB; at worst, when each holds the input and the replies that one "
+        "connection may hold, 2 GiB. And it is below the 20,000 descriptors that small machines "
+        "allow a process.",
+    )
+    max_connections_per_address: int = limit(
+        12_288,
+        "three quarters of all: no single address can shut out the others. It cannot be much "
+        "lower, because a load balancer or a large office is a single address; where clients "
+        "come from addresses of their own, 100 is plenty.",
+    )
+    max_accept_rate: int = limit(
+        20_000,
+        "about what one core can accept and greet at its best, so above this the clients would "
+        "only wait for one another. It holds in the long run: as many as `max-connections`, or a "
+        "second's worth where that is more, may come at once. After a restart, all do.",
+    )
+    first_byte_timeout: float = limit(
+        120.0,
+        "who connects has something to say. A person reads the greeting and types within two "
+        "minutes, and a pool of connections is used within them; a port scan, or a load balancer "
+        "that only looks whether the port is open, is forgotten soon.",
+    )
+    idle_timeout: float = limit(
+        600.0,
+        "long enough for a person at netcat to have lunch elsewhere; short enough that a peer "
+        "that vanished without a word is forgotten the same hour.",
+    )
+    message_timeout: float = limit(
+        60.0,
+        "from the first byte of a message to its last a person at a terminal that sends each key "
+        "as it is pressed takes less; whatever is not typed comes in one go.",
+    )
+    min_rate: int = limit(
+        128,
+        "a telephone modem of 1200 baud is as slow. What a slow client may cost is bounded by "
+        "it: the longest message of `length` framing, 32 KiB, may take five minutes, not for "
+        "ever.",
+    )
+    write_timeout: float = limit(
+        60.0,
+        "a client that reads at all empties the 64 KiB that we hold for it within this, at 1 "
+        "KiB/s.",
+    )
+    max_pending: int = limit(
+        64 * 1024,
+        "one read of Twisted's: a slower handler is never short of input, and a client that "
+        "sends without reading costs two of them.",
+    )
+    threads: int = limit(
+        16,
+        "handlers that wait for a database or a disk, which are what threads are for, seldom "
+        "gain from more: there the database is the narrow place. Ones that compute gain nothing.",
+    )
+    max_queue: int = limit(
+        4096,
+        "with handlers of 10 milliseconds and 16 threads the last in the queue waits 2.6 "
+        "seconds, which clients bear; a longer queue only makes answers that nobody waits for.",
+    )
+    max_threads: int = limit(
+        256,
+        "each thread has a stack, of which it uses 100 KiB or so, and all of them share one "
+        "interpreter; with many more, switching costs more than the work.",
+    )
+    serial_timeout: float = limit(
+        10.0, "how long a silent client may keep others waiting in `serial`: time to type a line."
+    )
+    serial_queue: int = limit(
+        128, "the kernel's own queue (SOMAXCONN) was as long for thirty years."
+    )
+    handshake_timeout: float = limit(
+        10.0, "a TLS handshake is two round trips: slow links included, this is patience enough."
+    )
+    linger: float = limit(
+        2.0,
+        "after our last byte and FIN, how long to wait for the client's: closing at once on "
+        "input that we have not read would send RST, and RST takes the reply with it.",
+    )
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 0:
-                raise ValueError(f"{field.name} must not be negative")
+        for one in fields(self):
+            if getattr(self, one.name) < 0:
+                raise ValueError(f"{one.name} must not be negative")
+
+    def message_time(self, size: int) -> float:
+        """Return how long a message may have been under way of which `size` bytes have come."""
+        if not self.message_timeout:
+            return float("inf")
+        return self.message_timeout + (size / self.min_rate if self.min_rate else 0.0)
+
+
+class Refusal(enum.Enum):
+    """Why a client is not let in; the value names the limit, for logs and metrics."""
+
+    MAX_CONNECTIONS = "max-connections"
+    PER_ADDRESS = "max-connections-per-address"
+    ACCEPT_RATE = "max-accept-rate"
+
+    @property
+    def text(self) -> str:
+        """What the client is told."""
+        return f"Server busy: {_TOLD[self]}, try again later"
+
+
+_TOLD = {
+    Refusal.MAX_CONNECTIONS: "too many connections",
+    Refusal.PER_ADDRESS: "too many connections from your address",
+    Refusal.ACCEPT_RATE: "too many connections at once",
+}
+
+
+class Admission:
+    """Who is let in: counts connections, over all listeners.
+
+    `accept` is for each connection as soon as it is accepted, `identify` for each as soon as it
+    is known where it comes from, which behind a proxy is later.  Each says why to refuse, or
+    None; a connection that was not refused is given back by `release`, once.
+    """
+
+    def __init__(self, limits: Limits, seconds: Callable[[], float]) -> None:
+        """Let in up to the limits.
+
+        Args:
+            limits: how many, and how fast.
+            seconds: the clock.
+        """
+        self.open = 0
+        self.by_address: Counter[str] = Counter()
+        self._seconds = seconds
+        self.limits = limits
+
+    @property
+    def limits(self) -> Limits:
+        """The limits; new ones hold for those who come from now on."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        rate = limits.max_accept_rate
+        self._bucket = TokenBucket(rate, max(rate, limits.max_connections), self._seconds())
+
+    def accept(self) -> Refusal | None:
+        """Count a connection, or say why not."""
+        most = self._limits.max_connections
+        if most and self.open >= most:
+            return Refusal.MAX_CONNECTIONS
+        if self._limits.max_accept_rate and not self._bucket.take(self._seconds()):
+            return Refusal.ACCEPT_RATE
+        self.open += 1
+        return None
+
+    def identify(self, network: str) -> Refusal | None:
+        """Count where an accepted connection comes from, or say why it cannot stay.
+
+        Args:
+            network: see `network_of`.
+        """
+        most = self._limits.max_connections_per_address
+        if most and self.by_address[network] >= most:
+            return Refusal.PER_ADDRESS
+        self.by_address[network] += 1
+        return None
+
+    def release(self, network: str = "") -> None:
+        """Count an accepted connection out; with where it came from, if that was counted."""
+        self.open -= 1
+        if network:
+            self.by_address[network] -= 1
+            if not self.by_address[network]:
+                del self.by_address[network]
+
+
+class TokenBucket:
+    """Lets things happen at a rate, and some at once."""
+
+    __slots__ = ("_burst", "_rate", "_tokens", "_updated")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        """Start full.
+
+        Args:
+            rate: how many a second, in the long run.
+            burst: how many at once.
+            now: the time, in seconds.
+        """
+        self._rate = rate
+        self._burst = burst
+        self._tokens = float(burst)
+        self._updated = now
+
+    def take(self, now: float) -> bool:
+        """Return whether one more may happen `now`; then it has."""
+        self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._rate)
+        self._updated = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+def network_of(host: str) -> str:
+    """Return what counts as one address: an IPv4 address, or the /64 around an IPv6 one.
+
+    A site gets a /64 at least (RFC 6177), so a single machine may have 2**64 addresses.
+
+    Args:
+        host: an IPv4 or IPv6 address as text; a scope is ignored, as in `fe80::1%eth0`.
+    """
+    if ":" in host:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+        mapped = address.ipv4_mapped
+        host = str(mapped) if mapped else f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
+    # Interned: each connection keeps it, and many come from the same.
+    return sys.intern(host)

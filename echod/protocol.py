@@ -17,8 +17,8 @@ from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IAddress, IPushProducer
-from twisted.internet.protocol import Factory
-from twisted.internet.task import LoopingCall
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -33,13 +33,20 @@ from echod.handlers import (
     adopt,
 )
 from echod.handover import SocketProtocol
-from echod.lifecycle import ConnectionProtocol, log_failure, shown_address, unread
-from echod.limits import Limits
+from echod.lifecycle import (
+    ConnectionProtocol,
+    RefusedProtocol,
+    log_failure,
+    network_at,
+    shown_address,
+    unread,
+)
+from echod.limits import Admission, Limits, Refusal
 from echod.metrics import Metrics
 from echod.session import EndReason, Session
+from echod.sweeping import Sweeper, interval_for
 
-# How often deadlines are looked at, in seconds: one timer for all connections.
-SWEEP_INTERVAL = 0.5
+log = Logger()
 
 
 class ReplyBatch:
@@ -82,6 +89,8 @@ class EchoProtocol(ConnectionProtocol):
         "_drain_left",
         "_handler",
         "_handler_open",
+        "_message",
+        "_message_since",
         "_pending",
         "_reading",
         "_reads",
@@ -100,10 +109,16 @@ class EchoProtocol(ConnectionProtocol):
         home = self._home
         self._handler = home.handler.message_handler()
         self._received = self._handler.received
-        self._session = Session(home.framing.framer(), max_messages=home.model.max_messages)
+        self._session = Session(
+            home.framing.framer(),
+            max_messages=home.model.max_messages,
+            read_ahead=home.limits.max_pending,
+        )
         self._pending: Deferred[Any] | None = None
         self._reading = True
         self._handler_open = False
+        self._message = 0
+        self._message_since = 0.0
         self._reads = 0
         self._bytes_received = 0
         self._bytes_sent = 0
@@ -327,6 +342,15 @@ class EchoProtocol(ConnectionProtocol):
     def _activity(self) -> int:
         return self._reads
 
+    def _too_slow(self, now: float) -> bool:
+        session = self._session
+        if self._busy or not session.incomplete or session.messages != self._message:
+            # Nothing is under way, or it is something new since the last look.
+            self._message, self._message_since = session.messages, now
+            return False
+        allowed = self._home.limits.message_time(session.incomplete)
+        return now - self._message_since >= allowed
+
     @property
     def _busy(self) -> bool:
         # A client that does not read has a deadline of its own.
@@ -418,6 +442,9 @@ class DirectProtocol(EchoProtocol):
         super()._settle()
         self._direct = self._reason is None and self._session.idle and not self._draining
 
+    def _too_slow(self, now: float) -> bool:
+        return False  # what one read gave is a message: it is never under way
+
     @property
     def figures(self) -> tuple[int, int, int]:
         messages, received, sent = super().figures
@@ -433,6 +460,7 @@ class EchoFactory(Factory):
 
     Attributes:
         connections: the protocols of the connections that are open.
+        urgent: those of them that have a deadline: `echod.sweeping` looks at them more often.
         metrics: what has been counted.
         protocol: the class of the protocols that it makes; may be replaced by a subclass.
     """
@@ -450,6 +478,7 @@ class EchoFactory(Factory):
         limits: Limits | None = None,
         banner: bytes | None = None,
         metrics: Metrics | None = None,
+        admission: Admission | None = None,
         listener: str = "",
     ) -> None:
         """Set up a factory; everything may be left out.
@@ -464,6 +493,7 @@ class EchoFactory(Factory):
             banner: what to greet with, as it goes on the wire, b"" for nothing; None leaves the
                 greeting to the handler.
             metrics: where to count; several factories may share one.
+            admission: who is let in; several factories may share one.
             listener: the endpoint string, for `Client.listener`.
 
         Raises:
@@ -475,13 +505,15 @@ class EchoFactory(Factory):
             handler = adopt(handler, self.model.name)
         self.handler = handler
         self.framing = Chunk() if framing is None else framing
-        self.limits = Limits() if limits is None else limits
         self.banner = banner
         self.metrics = Metrics() if metrics is None else metrics
         self.listener = listener
-        self.connections: set[ConnectionProtocol] = set()
+        self._admission = admission
+        self._sweeper = Sweeper(lambda: self.reactor, 0)
+        self.connections: set[ConnectionProtocol] = self._sweeper.members
+        self.urgent: set[ConnectionProtocol] = self._sweeper.urgent
+        self.limits = Limits() if limits is None else limits
         self._drained: Deferred[None] | None = None
-        self._sweeper: LoopingCall | None = None
         self.protocol = self._choose_protocol()
 
     def _choose_protocol(self) -> type[ConnectionProtocol]:
@@ -489,6 +521,28 @@ class EchoFactory(Factory):
             return SocketProtocol
         in_loop = self.model.name is ConcurrencyModel.REACTOR
         return DirectProtocol if in_loop and isinstance(self.framing, Chunk) else EchoProtocol
+
+    @property
+    def limits(self) -> Limits:
+        """What a client may take; new limits hold for the open connections too."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        timeouts = [limits.idle_timeout, limits.first_byte_timeout]
+        if not isinstance(self.framing, Chunk):
+            timeouts.append(limits.message_timeout)
+        if self.model.name is ConcurrencyModel.SERIAL:
+            timeouts.append(limits.serial_timeout)
+        self._sweeper.interval = interval_for(timeouts)
+
+    @property
+    def admission(self) -> Admission:
+        """Who is let in."""
+        if self._admission is None:
+            self._admission = Admission(self.limits, self.seconds)
+        return self._admission
 
     @property
     def reactor(self) -> Any:
@@ -504,33 +558,46 @@ class EchoFactory(Factory):
         now: float = self.reactor.seconds()
         return now
 
-    def buildProtocol(self, addr: IAddress | None) -> ConnectionProtocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         # An exception would leave the accepted socket open; None closes it.
         try:
-            protocol = self.protocol(self)
-            protocol.factory = self
+            refusal = self.admission.accept()
+            return self._refused(addr, refusal) if refusal else self._accepted(addr)
         except Exception:
             log_failure(Failure(), Client(shown_address(addr)))
             return None
+
+    def _accepted(self, addr: IAddress | None) -> Protocol:
+        """Return the protocol of a connection that `admission` has accepted."""
+        network = network_at(addr)
+        if network and (refusal := self.admission.identify(network)):
+            self.admission.release()
+            return self._refused(addr, refusal)
+        try:
+            protocol = self.protocol(self)
+        except Exception:
+            self.admission.release(network)
+            raise
+        protocol.factory = self
+        protocol.network = network
         return protocol
+
+    def _refused(self, addr: IAddress | None, refusal: Refusal) -> Protocol:
+        self.metrics.refused[refusal.value] += 1
+        log.warn("Refused {peer}: {why}", peer=shown_address(addr), why=refusal.value)
+        return RefusedProtocol(self.framing.encode_line(refusal.text.encode()))
 
     def opened(self, connection: ConnectionProtocol) -> None:
         """Register a connection: it is counted from here to `forget`."""
         self.metrics.accepted += 1
-        self.connections.add(connection)
-        if self._sweeper is None:
-            self._sweeper = LoopingCall(self._sweep)
-            self._sweeper.clock = self.reactor
-            self._sweeper.start(SWEEP_INTERVAL, now=False)
+        self._sweeper.add(connection)
 
     def forget(self, connection: ConnectionProtocol, reason: EndReason) -> None:
         """Count a connection out; the last one takes the sweep's timer with it."""
         messages, received, sent = connection.figures
         self.metrics.end(reason.value, messages=messages, received=received, sent=sent)
-        self.connections.discard(connection)
-        if not self.connections and self._sweeper is not None:
-            self._sweeper.stop()
-            self._sweeper = None
+        self.admission.release(connection.network)
+        self._sweeper.discard(connection)
         if not self.connections and self._drained is not None:
             drained, self._drained = self._drained, None
             drained.callback(None)
@@ -553,8 +620,3 @@ class EchoFactory(Factory):
         """Close every connection at once."""
         for connection in list(self.connections):
             connection.abort(EndReason.ABORTED)
-
-    def _sweep(self) -> None:
-        now = self.seconds()
-        for connection in list(self.connections):
-            connection.sweep(now)

@@ -26,6 +26,7 @@ from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnect
 from echod.draining import Drain
 from echod.escaping import escape
 from echod.handlers import ConcurrencyModel, HandlerError, Kind, resolve
+from echod.limits import Admission
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
 from echod.settings import Options as SettingsOptions
@@ -106,6 +107,8 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
     framing = settings.make_framing()
     model = make_model(settings, reactor)
     metrics = Metrics()
+    limits = settings.make_limits()
+    admission = Admission(limits, reactor.seconds)
     listeners = [
         Listener(
             description,
@@ -115,9 +118,10 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
                 handler=handler,
                 framing=framing,
                 model=model,
-                limits=settings.make_limits(),
+                limits=limits,
                 banner=settings.make_banner(framing),
                 metrics=metrics,
+                admission=admission,
                 listener=description,
             ),
         )

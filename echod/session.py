@@ -34,7 +34,9 @@ class EndReason(enum.Enum):
     NO_HANDSHAKE = "no TLS handshake"
     SERVED = "served"
     TURN_TAKEN = "kept others waiting"
+    SILENT = "said nothing"
     IDLE = "idle"
+    SLOW = "message too slow"
     STALLED = "client did not read"
     DRAINED = "drained"
     ABORTED = "aborted"
@@ -147,6 +149,11 @@ class Session:
             or self.input_ended
             or self._framer.buffered
         )
+
+    @property
+    def incomplete(self) -> int:
+        """How many bytes have come of a message that is not complete: only its client is due."""
+        return 0 if self.input_ended or not self._starved else self._framer.buffered
 
     @property
     def finished(self) -> bool:

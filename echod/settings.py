@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -109,10 +109,10 @@ class Settings:
         ),
     )
     threads: int = setting(
-        16, Text("Threads of the pool of defer-to-thread.", whole_number(1, 10_000))
+        Limits.threads, Text("Threads of the pool of defer-to-thread.", whole_number(1, 10_000))
     )
     max_threads: int = setting(
-        256,
+        Limits.max_threads,
         Text(
             "How many connections thread-per-connection serves at once; a client above that is "
             "told so and disconnected.",
@@ -188,23 +188,96 @@ class Settings:
             reload=True,
         ),
     )
+    max_connections: int = setting(
+        Limits.max_connections,
+        Text(
+            "How many connections there may be, over all listeners; 0: any number.",
+            whole_number(0, 10**7),
+            section="Limits on clients",
+            reload=True,
+        ),
+    )
+    max_connections_per_address: int = setting(
+        Limits.max_connections_per_address,
+        Text(
+            "How many of them may come from one IPv4 address, or one IPv6 /64 network; "
+            "0: any number. UNIX sockets have no addresses.",
+            whole_number(0, 10**7),
+            reload=True,
+        ),
+    )
+    max_accept_rate: int = setting(
+        Limits.max_accept_rate,
+        Text(
+            "How many connections may come in a second, in the long run; 0: any number.",
+            whole_number(0, 10**7),
+            reload=True,
+        ),
+    )
+    first_byte_timeout: float = setting(
+        Limits.first_byte_timeout,
+        Text(
+            "Seconds after which a client is disconnected that has sent nothing at all; "
+            "0: --idle-timeout holds for it too.",
+            seconds,
+            unit="seconds",
+            reload=True,
+        ),
+    )
     idle_timeout: float = setting(
         Limits.idle_timeout,
         Text(
             "Seconds of silence after which a client is disconnected; 0: never.",
             seconds,
             unit="seconds",
-            section="Limits on clients",
+            reload=True,
+        ),
+    )
+    message_timeout: float = setting(
+        Limits.message_timeout,
+        Text(
+            "Seconds that a line, or a message behind its length, may take from its first byte "
+            "to its last; one more for each --min-rate bytes of it; 0: for ever.",
+            seconds,
+            unit="seconds",
+            reload=True,
+        ),
+    )
+    min_rate: int = setting(
+        Limits.min_rate,
+        Text(
+            "Bytes a second that a client has to be able to send, within a message, and to "
+            "read; 0: none, and then a message has --message-timeout, whatever its size.",
+            whole_number(0, 10**9),
             reload=True,
         ),
     )
     write_timeout: float = setting(
         Limits.write_timeout,
         Text(
-            "Seconds after which a client that does not read its replies is disconnected; "
-            "0: never.",
+            "Seconds after which a client is disconnected that does not read its replies, or "
+            "reads them at less than --min-rate; 0: never.",
             seconds,
             unit="seconds",
+            reload=True,
+        ),
+    )
+    handshake_timeout: float = setting(
+        Limits.handshake_timeout,
+        Text(
+            "Seconds that a TLS handshake may take; 0: for ever.",
+            seconds,
+            unit="seconds",
+            reload=True,
+        ),
+    )
+    max_pending: int = setting(
+        Limits.max_pending,
+        Text(
+            "How much of a client's input is held while its messages wait for their turn, in "
+            "bytes; above that it is not read from.",
+            whole_number(1, 2**31 - 1),
+            unit="bytes",
             reload=True,
         ),
     )
@@ -281,11 +354,8 @@ class Settings:
 
     def make_limits(self) -> Limits:
         """Return the limits on clients."""
-        return Limits(
-            idle_timeout=self.idle_timeout,
-            write_timeout=self.write_timeout,
-            serial_timeout=self.serial_timeout,
-        )
+        names = {one.name for one in fields(Limits)} & {one.name for one in SETTINGS}
+        return Limits(**{name: getattr(self, name) for name in names})
 
 
 SETTINGS = describe(Settings)

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import ipaddress
+from collections import Counter
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from echod.limits import Limits
+from echod.limits import Admission, Limits, Refusal, TokenBucket, network_of
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
@@ -16,3 +21,179 @@ def test_a_negative_limit_is_refused_by_its_name(name: str) -> None:
 def test_limits_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         Limits().linger = 1.0  # type: ignore[misc]
+
+
+def test_every_default_has_a_reason() -> None:
+    for field in fields(Limits):
+        assert field.metadata["why"].strip().endswith((".", "`serial`: time to type a line."))
+
+
+# How long a message may take.
+
+
+@pytest.mark.parametrize(
+    ("limits", "size", "seconds"),
+    [
+        (Limits(message_timeout=60, min_rate=100), 0, 60),
+        (Limits(message_timeout=60, min_rate=100), 1000, 70),
+        (Limits(message_timeout=60, min_rate=0), 1000, 60),
+        (Limits(message_timeout=0, min_rate=100), 1000, float("inf")),
+    ],
+)
+def test_a_long_message_may_take_longer(limits: Limits, size: int, seconds: float) -> None:
+    assert limits.message_time(size) == seconds
+
+
+# Who is let in.
+
+
+def admission(*, now: float = 0.0, **limits: int) -> Admission:
+    return Admission(Limits(**limits), lambda: now)
+
+
+def test_as_many_as_allowed_are_let_in_and_one_more_when_one_has_left() -> None:
+    door = admission(max_connections=2)
+    assert [door.accept() for _ in range(3)] == [None, None, Refusal.MAX_CONNECTIONS]
+    door.release()
+    assert door.accept() is None
+
+
+def test_an_address_has_a_share() -> None:
+    door = admission(max_connections_per_address=1)
+    assert door.accept() is None
+    assert door.identify("192.0.2.1") is None
+    assert door.accept() is None
+    assert door.identify("192.0.2.1") is Refusal.PER_ADDRESS
+    assert door.identify("192.0.2.2") is None
+    door.release("192.0.2.1")
+    assert door.identify("192.0.2.1") is None
+
+
+def test_zero_is_no_limit() -> None:
+    door = admission(max_connections=0, max_connections_per_address=0, max_accept_rate=0)
+    for _ in range(100_000):
+        assert door.accept() is None
+        assert door.identify("192.0.2.1") is None
+
+
+def test_connections_that_come_too_fast_are_refused() -> None:
+    times = iter([*[0.0] * 11, 0.05, 0.1])
+    door = Admission(Limits(max_connections=3, max_accept_rate=10), lambda: next(times))
+    for _ in range(10):
+        assert door.accept() is None
+        door.release()
+    assert door.accept() is Refusal.ACCEPT_RATE
+    assert door.accept() is None
+
+
+def test_new_limits_hold_for_those_who_come_from_now_on() -> None:
+    door = admission(max_connections=1)
+    assert door.accept() is None
+    door.limits = Limits(max_connections=2)
+    assert door.accept() is None
+    door.limits = Limits(max_connections=1)
+    assert door.accept() is Refusal.MAX_CONNECTIONS
+    assert door.open == 2
+
+
+@pytest.mark.parametrize("refusal", Refusal)
+def test_a_refusal_names_a_limit_and_tells_the_client_why(refusal: Refusal) -> None:
+    assert refusal.value.replace("-", "_") in {field.name for field in fields(Limits)}
+    assert refusal.text.startswith("Server busy: too many connections")
+
+
+class Door(RuleBasedStateMachine):
+    """Whatever comes and goes, what is counted is what is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.door = Admission(
+            Limits(max_connections=5, max_connections_per_address=2, max_accept_rate=1),
+            lambda: self.now,
+        )
+        self.inside: list[str] = []
+
+    @rule(network=st.sampled_from(["", "a", "b", "c"]), pause=st.floats(0, 2))
+    def come(self, network: str, pause: float) -> None:
+        self.now += pause
+        full = len(self.inside) == 5
+        refusal = self.door.accept()
+        assert (refusal is Refusal.MAX_CONNECTIONS) is full
+        if refusal is None:
+            crowded = bool(network) and self.inside.count(network) == 2
+            if network and self.door.identify(network):
+                assert crowded
+                self.door.release()
+            else:
+                assert not crowded
+                self.inside.append(network)
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data())
+    def go(self, data: st.DataObject) -> None:
+        at = data.draw(st.integers(0, len(self.inside) - 1))
+        self.door.release(self.inside.pop(at))
+
+    @invariant()
+    def all_is_counted(self) -> None:
+        assert self.door.open == len(self.inside)
+        assert self.door.by_address == Counter(filter(None, self.inside))
+        assert "" not in self.door.by_address
+
+
+TestDoor = Door.TestCase
+
+
+# The rate.
+
+
+@given(
+    rate=st.integers(1, 1000),
+    burst=st.integers(1, 1000),
+    pauses=st.lists(st.floats(0, 10), max_size=200),
+)
+def test_no_more_happens_than_the_rate_and_the_burst_allow(
+    rate: int, burst: int, pauses: list[float]
+) -> None:
+    bucket = TokenBucket(rate, burst, 0.0)
+    now, taken = 0.0, 0
+    for pause in pauses:
+        now += pause
+        taken += bucket.take(now)
+        assert taken <= burst + rate * now + 1e-6
+
+
+@given(rate=st.integers(1, 1000), count=st.integers(1, 100))
+def test_what_keeps_to_the_rate_is_never_refused(rate: int, count: int) -> None:
+    bucket = TokenBucket(rate, 2, 0.0)
+    assert all(bucket.take(number / rate) for number in range(count))
+
+
+# What counts as one address.
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+    ],
+)
+def test_an_address_counts_as_its_network(host: str, network: str) -> None:
+    assert network_of(host) == network
+
+
+@given(st.ip_addresses(v=6), st.ip_addresses(v=6))
+def test_ipv6_addresses_count_as_one_within_a_64_alone(
+    one: ipaddress.IPv6Address, other: ipaddress.IPv6Address
+) -> None:
+    together = int(one) >> 64 == int(other) >> 64
+    if not (one.ipv4_mapped or other.ipv4_mapped):
+        assert (network_of(str(one)) == network_of(str(other))) is together
+    neighbour = ipaddress.IPv6Address(int(one) ^ (1 << 127))
+    assert network_of(str(neighbour)) != network_of(str(one))

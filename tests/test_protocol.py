@@ -7,15 +7,29 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
-from echod import EchoFactory, EchoProtocol, EndReason, Handler, Limits, Line, Serial
-from echod.protocol import SWEEP_INTERVAL
+from echod import (
+    EchoFactory,
+    EchoProtocol,
+    EndReason,
+    Handler,
+    Length,
+    Limits,
+    Line,
+    Serial,
+)
+from echod.framing import Framing
+from echod.limits import Admission
+from echod.sweeping import URGENT_INTERVAL
 from tests.conftest import Log
 from tests.serving import BANNER, eventually, serving
 
@@ -95,9 +109,9 @@ def test_a_client_that_does_not_read_is_aborted_in_time() -> None:
     factory = EchoFactory(clock, limits=Limits(write_timeout=30))
     protocol, transport = connect(factory)
     protocol.pauseProducing()
-    clock.pump([SWEEP_INTERVAL] * 59)
+    clock.pump([URGENT_INTERVAL] * 59)
     assert not transport.aborting
-    clock.pump([SWEEP_INTERVAL] * 2)
+    clock.pump([URGENT_INTERVAL] * 2)
     assert transport.aborting
     lose(protocol)
     assert factory.metrics.ended == {"client did not read": 1}
@@ -109,7 +123,7 @@ def test_a_client_that_reads_again_is_not_aborted() -> None:
     protocol, transport = connect(factory)
     protocol.pauseProducing()
     protocol.resumeProducing()
-    clock.pump([SWEEP_INTERVAL] * 100)
+    clock.pump([URGENT_INTERVAL] * 100)
     assert not transport.aborting
     lose(protocol)
 
@@ -120,12 +134,12 @@ def test_a_silent_client_is_disconnected_and_one_that_talks_is_not() -> None:
     silent, silent_transport = connect(factory)
     talking, talking_transport = connect(factory)
     for _ in range(24):
-        clock.advance(SWEEP_INTERVAL)
+        clock.advance(URGENT_INTERVAL)
         talking.dataReceived(b"x")
     assert silent_transport.half_closed
     assert not talking_transport.half_closed
     silent.writeConnectionLost()
-    clock.pump([SWEEP_INTERVAL] * 6)
+    clock.pump([URGENT_INTERVAL] * 6)
     assert silent_transport.aborting
     lose(silent)
     lose(talking)
@@ -152,7 +166,7 @@ def test_a_handler_at_work_is_not_silence() -> None:
 
 def test_time_outs_of_zero_are_never() -> None:
     clock = Clock()
-    limits = Limits(idle_timeout=0, write_timeout=0)
+    limits = Limits(first_byte_timeout=0, idle_timeout=0, write_timeout=0)
     protocol, transport = connect(EchoFactory(clock, limits=limits))
     protocol.pauseProducing()
     clock.pump([1000.0] * 100)
@@ -160,6 +174,184 @@ def test_time_outs_of_zero_are_never() -> None:
     clock.pump([1000.0] * 100)
     assert not transport.aborting
     assert not transport.half_closed
+    lose(protocol)
+
+
+def test_a_client_that_never_says_anything_has_less_time() -> None:
+    clock = Clock()
+    limits = Limits(first_byte_timeout=10, idle_timeout=20)
+    factory = EchoFactory(clock, limits=limits)
+    silent, silent_transport = connect(factory)
+    heard, heard_transport = connect(factory)
+    heard.dataReceived(b"x")
+    clock.pump([URGENT_INTERVAL] * 23)
+    assert silent_transport.half_closed
+    assert not heard_transport.half_closed
+    clock.pump([URGENT_INTERVAL] * 23)
+    assert heard_transport.half_closed
+    lose(silent)
+    lose(heard)
+    assert factory.metrics.ended == {"said nothing": 1, "idle": 1}
+
+
+SLOW = Limits(message_timeout=10, min_rate=10)
+
+
+@pytest.mark.parametrize("framing", [Line(), Length()])
+def test_a_message_that_takes_too_long_is_refused_however_steadily_it_comes(
+    framing: Framing,
+) -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, banner=b"", framing=framing, limits=SLOW)
+    protocol, transport = connect(factory)
+    protocol.dataReceived(Length.HEADER.pack(1000))
+    while not transport.half_closed:
+        protocol.dataReceived(b"x")
+        clock.advance(URGENT_INTERVAL)
+    assert 10 <= clock.seconds() <= 15
+    assert transport.value() == framing.encode_line(b"Message too slow: 10 seconds are allowed")
+    lose(protocol)
+    assert factory.metrics.ended == {"message too slow": 1}
+
+
+def test_a_long_message_may_take_longer_and_each_has_its_own_time() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, banner=b"", framing=Line(), limits=SLOW)
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"x" * 100)  # ten more seconds
+    clock.pump([URGENT_INTERVAL] * 36)
+    for _ in range(20):
+        protocol.dataReceived(b"\nx")
+        clock.pump([URGENT_INTERVAL] * 5)
+    assert not transport.half_closed
+    lose(protocol)
+
+
+def test_in_chunk_framing_no_message_is_ever_under_way() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, banner=b"", limits=SLOW)
+    protocol, transport = connect(factory)
+    for _ in range(20):
+        protocol.dataReceived(b"x")
+        clock.advance(5)
+    assert not transport.half_closed
+    assert transport.value() == b"OK...x" * 20
+    lose(protocol)
+
+
+def test_a_message_that_waits_for_the_handler_is_not_the_clients_delay() -> None:
+    clock = Clock()
+    waiting: list[Deferred[bytes]] = []
+
+    def handler(message: bytes) -> Any:
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    factory = EchoFactory(clock, handler=handler, framing=Line(), limits=SLOW)
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"one\ntw")
+    clock.pump([URGENT_INTERVAL] * 100)
+    waiting[0].callback(b"1")
+    clock.pump([URGENT_INTERVAL] * 10)
+    assert not transport.half_closed
+    clock.pump([URGENT_INTERVAL] * 20)
+    assert transport.half_closed
+    lose(protocol)
+
+
+# Who is let in.
+
+
+def address(number: int) -> IPv4Address:
+    return IPv4Address("TCP", f"127.0.0.{number}", 50_000)
+
+
+def told(protocol: Any) -> bytes:
+    """What a client is told that is refused; it is closed."""
+    transport = Transport()
+    protocol.makeConnection(transport)
+    assert transport.disconnecting
+    return transport.value()
+
+
+def test_a_client_above_a_limit_is_told_so_and_costs_nothing(log: Log) -> None:
+    made: list[Handler] = []
+
+    class Counted(Handler):
+        def __init__(self) -> None:
+            made.append(self)
+
+    clock = Clock()
+    limits = Limits(max_connections=2, max_connections_per_address=1)
+    factory = EchoFactory(clock, handler=Counted, framing=Line(b"\r\n"), limits=limits)
+    first = factory.buildProtocol(address(1))
+    first.makeConnection(Transport())
+    assert told(factory.buildProtocol(address(1))) == (
+        b"Server busy: too many connections from your address, try again later\r\n"
+    )
+    factory.buildProtocol(address(2)).makeConnection(Transport())
+    assert told(factory.buildProtocol(address(3))) == (
+        b"Server busy: too many connections, try again later\r\n"
+    )
+    assert len(made) == 2
+    assert factory.metrics.accepted == 2
+    assert factory.metrics.refused == {"max-connections": 1, "max-connections-per-address": 1}
+    assert "Refused 127.0.0.3:50000: max-connections" in log.text
+    lose(first)
+    factory.buildProtocol(address(1)).makeConnection(Transport())
+    for connection in list(factory.connections):
+        lose(connection)
+    assert factory.admission.open == 0
+    assert not factory.admission.by_address
+
+
+def test_over_tls_a_client_that_is_refused_is_only_disconnected() -> None:
+    factory = EchoFactory(Clock(), limits=Limits(max_connections=1))
+    connect(factory)
+
+    @implementer(ISSLTransport)
+    class Secure(Transport):
+        pass
+
+    transport = Secure()
+    factory.buildProtocol(address(1)).makeConnection(transport)
+    assert transport.aborting
+    assert transport.value() == b""
+    for connection in list(factory.connections):
+        lose(connection)
+
+
+def test_a_handler_that_cannot_be_made_takes_no_place(log: Log) -> None:
+    class Broken(Handler):
+        def __init__(self) -> None:
+            raise RuntimeError("oh")
+
+    factory = EchoFactory(Clock(), handler=Broken)
+    assert factory.buildProtocol(address(1)) is None
+    assert factory.admission.open == 0
+    assert not factory.admission.by_address
+    assert log.take_errors()
+
+
+def test_factories_may_share_their_limits() -> None:
+    clock = Clock()
+    admission = Admission(Limits(max_connections=1), clock.seconds)
+    one = EchoFactory(clock, admission=admission)
+    other = EchoFactory(clock, admission=admission)
+    protocol, _ = connect(one)
+    assert b"too many connections" in told(other.buildProtocol(None))
+    lose(protocol)
+    lose(connect(other)[0])
+
+
+def test_new_limits_hold_for_open_connections_too() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock)
+    protocol, transport = connect(factory)
+    clock.advance(1)
+    factory.limits = Limits(idle_timeout=5)
+    clock.pump([URGENT_INTERVAL] * 40)
+    assert transport.half_closed
     lose(protocol)
 
 
@@ -370,11 +562,11 @@ def test_serial_is_not_held_by_a_silent_client_nor_by_one_that_trickles() -> Non
         clock, model=Serial(clock.seconds, patience=5, queue_size=2), framing=Line()
     )
     (silent, one), (trickling, two), (last, three) = (connect(factory) for _ in range(3))
-    clock.pump([SWEEP_INTERVAL] * 11)
+    clock.pump([URGENT_INTERVAL] * 11)
     assert one.half_closed
     for _ in range(11):
         trickling.dataReceived(b"x")
-        clock.advance(SWEEP_INTERVAL)
+        clock.advance(URGENT_INTERVAL)
     assert two.half_closed
     last.dataReceived(b"hello\n")
     assert three.value() == b"OK...hello\n"

@@ -1,0 +1,143 @@
+"""Looks at connections in turn, so that no connection needs a timer of its own.
+
+There are two rounds.  Every connection is looked at once an `interval`, which is a small part of
+the shortest time that it may stay silent; those that something urgent is expected of, such as to
+read what we sent or to shake hands, are looked at twice a second.
+
+Ten thousand connections looked at in one go would keep the event loop busy for ten milliseconds
+and more.  So a round goes in slices of `SLICE`, each well below a millisecond.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from twisted.logger import Logger
+
+log = Logger()
+
+# How often those are looked at of which something urgent is expected, in seconds.
+URGENT_INTERVAL = 0.5
+# The longest time between two looks at any connection, in seconds.
+LONGEST_INTERVAL = 10.0
+# How many connections are looked at in one go.
+SLICE = 250
+
+
+class Watched(Protocol):
+    """What a sweeper looks at."""
+
+    def sweep(self, now: float) -> None:
+        """Close if a deadline has passed; `now` in seconds."""
+
+
+def interval_for(timeouts: Iterable[float]) -> float:
+    """Return how often to look, so that the shortest time-out is kept to within a twentieth.
+
+    Args:
+        timeouts: in seconds; 0 is none.
+    """
+    shortest = min(filter(None, timeouts), default=math.inf)
+    return max(URGENT_INTERVAL, min(shortest / 20, LONGEST_INTERVAL))
+
+
+class Sweeper:
+    """Has one timer for all connections, and none while there are none.
+
+    Attributes:
+        members: all that are looked at.
+        urgent: those that are looked at more often.
+    """
+
+    def __init__(self, clock: Callable[[], Any], interval: float) -> None:
+        """Set up, without a timer.
+
+        Args:
+            clock: returns what provides `IReactorTime`, when it is needed first.
+            interval: seconds between two looks at a connection.
+        """
+        self.members: set[Any] = set()
+        self.urgent: set[Any] = set()
+        self._clock = clock
+        self._rounds = (
+            _Round(self.urgent, URGENT_INTERVAL),
+            _Round(self.members, interval),
+        )
+        self._timer: Any = None
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks at a connection; a new one holds from the next round on."""
+        return self._rounds[1].interval
+
+    @interval.setter
+    def interval(self, interval: float) -> None:
+        self._rounds[1].interval = interval
+
+    def add(self, member: Watched) -> None:
+        """Look at `member` from now on, and soon."""
+        self.members.add(member)
+        self.urgent.add(member)
+        if self._timer is None:
+            for one in self._rounds:
+                one.restart(self._clock().seconds())
+            self._timer = self._clock().callLater(URGENT_INTERVAL, self._sweep)
+
+    def discard(self, member: Watched) -> None:
+        """Look at `member` no more."""
+        self.members.discard(member)
+        self.urgent.discard(member)
+        if not self.members and self._timer is not None:
+            timer, self._timer = self._timer, None
+            if timer.active():
+                timer.cancel()
+
+    def _sweep(self) -> None:
+        now, fired = self._clock().seconds(), self._timer
+        for one in self._rounds:
+            for member in one.take(now):
+                self._look_at(member, now)
+        if self._timer is fired:  # not stopped, and begun anew, meanwhile
+            pause = min(one.pause(now) for one in self._rounds)
+            self._timer = self._clock().callLater(pause, self._sweep)
+
+    def _look_at(self, member: Watched, now: float) -> None:
+        if member in self.members:
+            try:
+                member.sweep(now)
+            except Exception:  # the deadlines of the others hold
+                log.failure("A connection could not be looked after")
+
+
+class _Round:
+    """Goes through a set once an interval, a slice at a time."""
+
+    def __init__(self, members: set[Any], interval: float) -> None:
+        self.interval = interval
+        self._members = members
+        self._left: list[Any] = []
+        self._next = 0.0
+        self._slices = 1
+
+    def restart(self, now: float) -> None:
+        """Begin an interval from now."""
+        self._left.clear()
+        self._next = now + self.interval
+
+    def take(self, now: float) -> list[Any]:
+        """Return those whose turn it is."""
+        if not self._left and now >= self._next:
+            self._left = list(self._members)
+            self._slices = max(1, math.ceil(len(self._left) / SLICE))
+            self._next = now + self.interval
+        taken = self._left[-SLICE:]
+        del self._left[-SLICE:]
+        return taken
+
+    def pause(self, now: float) -> float:
+        """Return how long after `now` the next slice, or the next round, is due, in seconds."""
+        if self._left:
+            return self.interval / self._slices
+        return max(0.0, self._next - now)
