@@ -9,22 +9,32 @@ Guarantees:
   process from ending.  No call waits for a thread; a pool that is busy queues.
 * The pool is echod's own: the reactor's pool, which resolves names, is left alone.
 
-How the pool keeps its promises without a lock: the reactor thread alone decides which worker gets
-which task, with one exception: a worker that has finished takes the next task of the backlog
-itself (`deque.popleft` is atomic).  A worker that found the backlog empty says so in the same
-entry as its result; it is idle only once the reactor has read that entry, and the reactor looks
-at the backlog again then.  So no task is left waiting beside an idle worker.
+How the pool is cheap, and keeps its promises without a lock:
+
+* Tasks wait in one backlog, from which workers help themselves (`deque.popleft` is atomic), so a
+  worker does many short tasks in a row, and no other has to be woken for them.
+* Only the reactor thread wakes workers, and starts them; one at a time, in `_turn`.  Whatever may
+  call for a worker asks for a turn: a task that is submitted, and a worker that has just woken
+  and taken a task while others wait.  If that task is short, the turn finds nothing left to do,
+  as it waits for the interpreter's lock until then.  If it blocks, that lock is free, and the
+  turn wakes the next worker.  So no task waits for a blocked worker while another could run.
+* A worker that finds the backlog empty announces that it is idle, then looks again: a task that
+  was submitted in between is seen by that look, or the worker is seen by the task's turn.
+* A result is put where the next turn finds it before that turn is asked for.  A turn that is
+  asked for already is not asked for again: many tasks, and many results, cost one wake-up of the
+  event loop.
 """
 
 from __future__ import annotations
 
+import _thread
 import inspect
-import queue
 import threading
 import types
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -263,21 +273,13 @@ class ThreadPerConnection(InPool):
         start()
 
 
-@dataclass
-class _Task:
-    done: Done
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
-_Inbox = queue.SimpleQueue["_Task | None"]
-
-
 class WorkerPool:
     """At most `size` daemon threads that run tasks; results go back to the reactor in batches.
 
     Threads are started when first needed, and the one that was idle last is used first, so that
     a lightly loaded pool keeps few stacks warm.
+
+    In the reactor thread it does as the thread pool that Twisted's `deferToThreadPool` takes.
     """
 
     def __init__(
@@ -298,32 +300,52 @@ class WorkerPool:
         self._call_from_thread = call_from_thread
         self._name = name
         self._threads = 0
-        self._idle: list[_Inbox] = []
-        self._backlog: deque[_Task] = deque()
-        self._results: deque[tuple[Done, Any, _Inbox | None]] = deque()
-        self._waking = False
+        # Tasks that were submitted and whose results were not passed on.
+        self._unfinished = 0
+        self._backlog: deque[tuple[Done, Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._results: deque[tuple[Done, Any]] = deque()
+        # What idle workers wait for: locks that they hold, and that the reactor releases.
+        self._idle: list[_thread.LockType] = []
+        # Whether a worker is on its way that has not looked at the backlog yet.
+        self._summoned = False
+        self._turn_is_due = False
         self._stopped = False
         self._drained: Deferred[None] | None = None
 
     @property
     def available(self) -> int:
         """How many tasks could start at once."""
-        return 0 if self._stopped else self.size - self._threads + len(self._idle)
+        return 0 if self._stopped else max(0, self.size - self._unfinished)
 
     def submit(self, done: Done, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Run `function(*arguments)` in a thread, and `done(result or Failure)` in the reactor.
 
         After `stop` it is dropped.
         """
-        if self._stopped:
-            return
-        task = _Task(done, function, arguments)
-        if self._idle:
-            self._idle.pop().put(task)
-        elif self._threads < self.size:
-            self._start(task)
-        else:
-            self._backlog.append(task)
+        if not self._stopped:
+            self._unfinished += 1
+            self._backlog.append((done, function, arguments))
+            # At the end of this turn of the loop: a worker that was woken now would fight the
+            # reactor for the interpreter's lock while that still reads what other clients sent.
+            if not self._turn_is_due:
+                self._ask_for_a_turn()
+
+    def callInThread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Run `function` in a thread; an exception is logged."""
+        self.submit(_log_if_failed, partial(function, *args, **kwargs), ())
+
+    def callInThreadWithCallback(
+        self, on_result: Callable[[bool, Any], object], function: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Run `function` in a thread, then `on_result(succeeded, result or Failure)`.
+
+        That runs in the reactor thread; in Twisted's own `ThreadPool` it runs in the other.
+        """
+
+        def done(result: Any) -> None:
+            on_result(not isinstance(result, Failure), result)
+
+        self.submit(done, partial(function, *args, **kwargs), ())
 
     def drain(self) -> Deferred[None]:
         """Return what fires once no task runs or waits, at once where that is so, or at `stop`."""
@@ -337,72 +359,91 @@ class WorkerPool:
         """Drop what has not begun; idle threads end now, busy ones when they can."""
         self._stopped = True
         self._backlog.clear()
-        for inbox in self._idle:
-            inbox.put(None)
-        self._idle.clear()
+        while self._idle:
+            self._idle.pop().release()
         self._tell_if_drained()
 
     def _tell_if_drained(self) -> None:
-        if self._drained is not None and (self._stopped or len(self._idle) == self._threads):
+        if self._drained is not None and (self._stopped or not self._unfinished):
             drained, self._drained = self._drained, None
             drained.callback(None)
 
-    def _start(self, task: _Task) -> None:
-        inbox: _Inbox = queue.SimpleQueue()
-        inbox.put(task)
-        thread = threading.Thread(
-            target=self._work, args=(inbox,), name=f"{self._name}-{self._threads}", daemon=True
-        )
-        thread.start()
-        self._threads += 1
+    def _ask_for_a_turn(self) -> None:
+        self._turn_is_due = True
+        self._call_from_thread(self._turn)
 
-    def _work(self, inbox: _Inbox) -> None:
-        """Live as a worker thread."""
-        while (task := inbox.get()) is not None:
-            following: _Task | None = task
-            while following is not None:
-                following = self._run(following, inbox)
-            # Nothing of the last task may stay alive while this thread waits.
-            del task
-
-    def _run(self, task: _Task, inbox: _Inbox) -> _Task | None:
-        """Run a task, hand back its result, and return the next one from the backlog."""
-        try:
-            result = task.function(*task.arguments)
-        except BaseException:  # whatever it is, it ends one connection and not this thread
-            result = Failure()
-        try:
-            following = self._backlog.popleft()
-        except IndexError:
-            following = None
-        self._results.append((task.done, result, inbox if following is None else None))
-        # The flag goes up after the append and down before the reading: a result may cause one
-        # wake-up too many, never one too few.
-        if not self._waking:
-            self._waking = True
-            self._call_from_thread(self._deliver)
-        return following
-
-    def _deliver(self) -> None:
-        """In the reactor thread: pass on what has come, and find idle workers new work."""
-        self._waking = False
+    def _turn(self) -> None:
+        """In the reactor thread: pass on what has come, and find a worker for what waits."""
         for _ in range(len(self._results)):
-            done, result, idle = self._results.popleft()
-            if idle is not None:
-                self._recycle(idle)
+            done, result = self._results.popleft()
+            self._unfinished -= 1
             try:
                 done(result)
             except Exception:  # one connection's trouble must not keep the others' results
                 log.failure("A result could not be delivered")
+        # Only now, as `done` may have submitted more; what comes from here on asks for a turn.
+        self._turn_is_due = False
+        if self._results:
+            self._ask_for_a_turn()
+        if self._backlog and not self._summoned:
+            self._summon()
         self._tell_if_drained()
 
-    def _recycle(self, inbox: _Inbox) -> None:
-        if self._stopped:
-            inbox.put(None)
-        elif self._backlog:
-            inbox.put(self._backlog.popleft())
-        else:
-            self._idle.append(inbox)
+    def _summon(self) -> None:
+        if self._idle:
+            self._summoned = True
+            self._idle.pop().release()
+        elif self._threads < self.size:
+            self._summoned = True
+            name = f"{self._name}-{self._threads}"
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+            self._threads += 1
+
+    def _work(self) -> None:
+        """Live as a worker thread."""
+        called = _thread.allocate_lock()
+        called.acquire()
+        self._summoned = False
+        while not self._stopped:
+            self._work_off_backlog()
+            self._idle.append(called)
+            if not ((self._backlog or self._stopped) and self._take_back(called)):
+                called.acquire()
+                self._summoned = False
+
+    def _take_back(self, called: _thread.LockType) -> bool:
+        """Be idle no longer; return False if the reactor has chosen this worker meanwhile."""
+        try:
+            self._idle.remove(called)
+        except ValueError:
+            return False
+        return True
+
+    def _work_off_backlog(self) -> None:
+        """Run tasks until none is left.  Nothing of them may stay alive while the thread waits."""
+        backlog, results = self._backlog, self._results
+        just_woken = True
+        while backlog:
+            try:
+                done, function, arguments = backlog.popleft()
+            except IndexError:  # another worker was faster
+                return
+            if just_woken:
+                just_woken = False
+                if backlog and not self._turn_is_due:
+                    self._ask_for_a_turn()
+            try:
+                result = function(*arguments)
+            except BaseException:  # whatever it is, it ends one connection and not this thread
+                result = Failure()
+            results.append((done, result))
+            if not self._turn_is_due:
+                self._ask_for_a_turn()
+
+
+def _log_if_failed(result: object) -> None:
+    if isinstance(result, Failure):
+        log.failure("A function that was called in a thread failed", result)
 
 
 @dataclass(frozen=True)

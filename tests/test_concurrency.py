@@ -6,7 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import pytest_twisted
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from echod.concurrency import (
@@ -43,6 +48,10 @@ class Loop:
             calls, self._calls = self._calls, []
         for call in calls:
             call()
+
+    def turn_if_due(self) -> None:
+        if self._calls:
+            self.turn()
 
     def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -100,9 +109,11 @@ def test_no_more_threads_run_than_the_pool_has_and_none_before_they_are_needed(
     results: list[Any] = []
     for number, gate in enumerate(gates):
         pool.submit(results.append, gate, (number,))
-    assert gates[0].entered.wait(10)
-    assert gates[1].entered.wait(10)
     assert pool.available == 0
+    assert not any(t.name.startswith("tested-") for t in threading.enumerate())
+    for gate in gates[:2]:
+        loop.turn()
+        assert gate.entered.wait(10)
     assert sum(t.name.startswith("tested-") for t in threading.enumerate()) == 2
     assert not gates[2].entered.is_set()
     for gate in gates:
@@ -110,6 +121,97 @@ def test_no_more_threads_run_than_the_pool_has_and_none_before_they_are_needed(
     loop.until(lambda: len(results) == 4)
     assert sorted(results) == [0, 1, 2, 3]
     assert pool.available == 2
+    pool.stop()
+
+
+def test_short_tasks_of_one_turn_need_no_second_thread(loop: Loop) -> None:
+    pool = WorkerPool(4, loop.call_from_thread)
+    names: list[str] = []
+    for _ in range(200):
+        pool.submit(names.append, lambda: threading.current_thread().name, ())
+    loop.until(lambda: len(names) == 200)
+    assert len(set(names)) <= 2  # a switch of threads may come in between
+    pool.stop()
+
+
+@given(st.lists(st.sampled_from(["short", "blocking", "turn"]), max_size=40), st.booleans())
+def test_no_task_waits_for_a_blocked_one_while_another_thread_could_run(
+    plan: list[str], warm: bool
+) -> None:
+    loop = Loop()
+    blocking = plan.count("blocking")
+    pool = WorkerPool(blocking + 1, loop.call_from_thread)
+    results: list[Any] = []
+    gates: list[Gate] = []
+    if warm:  # every thread exists, and is idle
+        run_at_once(pool, loop, blocking + 1)
+    for number, step in enumerate(plan):
+        if step == "short":
+            pool.submit(results.append, int, (number,))
+        elif step == "blocking":
+            gates.append(Gate())
+            pool.submit(results.append, gates[-1], (number,))
+        else:
+            loop.turn_if_due()
+    short = [number for number, step in enumerate(plan) if step == "short"]
+    loop.until(lambda: len(results) == len(short))
+    assert sorted(results) == short
+    for gate in gates:
+        gate.leave.set()
+    loop.until(lambda: len(results) == len(short) + len(gates))
+    assert pool.available == pool.size
+    pool.stop()
+
+
+def run_at_once(pool: WorkerPool, loop: Loop, count: int) -> None:
+    """Let this many threads of the pool run a task at the same time."""
+    meeting = threading.Barrier(count)
+    met: list[Any] = []
+    for _ in range(count):
+        pool.submit(met.append, meeting.wait, (10,))
+    loop.until(lambda: len(met) == count)
+
+
+def test_tasks_that_wait_for_each_other_all_run_at_once(loop: Loop) -> None:
+    run_at_once(pool := WorkerPool(16, loop.call_from_thread), loop, 16)
+    run_at_once(pool, loop, 16)
+    assert pool.available == 16
+    pool.stop()
+
+
+def test_what_a_delivered_result_submits_is_run(loop: Loop) -> None:
+    pool = WorkerPool(1, loop.call_from_thread)
+    results: list[int] = []
+
+    def again(number: Any) -> None:
+        results.append(number)
+        if number < 50:
+            pool.submit(again, int, (number + 1,))
+
+    pool.submit(again, int, (0,))
+    loop.until(lambda: len(results) == 51)
+    assert results == list(range(51))
+    pool.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_twisted_takes_the_pool_for_its_own() -> None:
+    pool = WorkerPool(1, reactor.callFromThread)
+    assert await deferToThreadPool(reactor, pool, int, "11", base=2) == 3
+    with pytest.raises(ZeroDivisionError):
+        await deferToThreadPool(reactor, pool, divmod, 1, 0)
+    called: Deferred[str] = Deferred()
+    pool.callInThread(reactor.callFromThread, called.callback, "in a thread")
+    assert await called == "in a thread"
+    pool.stop()
+
+
+def test_a_function_that_fails_in_a_thread_is_logged(loop: Loop, log: Log) -> None:
+    pool = WorkerPool(1, loop.call_from_thread)
+    pool.callInThread(divmod, 1, 0)
+    loop.until(lambda: bool(log.errors))
+    (error,) = log.take_errors()
+    assert "ZeroDivisionError" in error
     pool.stop()
 
 
@@ -140,10 +242,11 @@ def test_many_results_cost_one_wake_up(loop: Loop) -> None:
     for _ in range(100):
         pool.submit(results.append, lambda: None, ())
     pool.submit(results.append, finished.set, ())
+    loop.turn()
     gate.leave.set()
     assert finished.wait(10)
     loop.until(lambda: len(results) == 102)
-    assert loop.wake_ups <= 2
+    assert loop.wake_ups <= 3
     pool.stop()
 
 
@@ -167,12 +270,13 @@ def test_a_stopped_pool_drops_what_has_not_begun_and_takes_nothing(loop: Loop) -
     gate, results = Gate(), []  # type: ignore[var-annotated]
     pool.submit(results.append, gate, ("begun",))
     pool.submit(results.append, str, ("queued",))
+    loop.turn()
     assert gate.entered.wait(10)
     pool.stop()
     assert pool.available == 0
     pool.submit(results.append, str, ("late",))
     gate.leave.set()
-    loop.turn()
+    loop.until(lambda: bool(results))
     assert results == ["begun"]
 
 
