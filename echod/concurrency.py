@@ -195,7 +195,7 @@ class Serial(InReactor):
             queue_size: how many connections may wait.
         """
         self._seconds = seconds
-        self._patience = patience
+        self.patience = patience
         self._queue_size = queue_size
         self._holder: object = None
         self._waiting: dict[object, Callable[[], None]] = {}
@@ -230,10 +230,10 @@ class Serial(InReactor):
 
     def overdue(self, connection: object, now: float) -> bool:
         return bool(
-            self._patience
+            self.patience
             and self._waiting
             and connection is self._holder
-            and now - self._contended_since >= self._patience
+            and now - self._contended_since >= self.patience
         )
 
 

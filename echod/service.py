@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -21,8 +22,9 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from echod import default_reactor, signals
+from echod import default_reactor, precautions, signals
 from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
+from echod.configuration import SettingError
 from echod.draining import Drain
 from echod.escaping import escape
 from echod.handlers import ConcurrencyModel, HandlerError, Kind, resolve
@@ -30,7 +32,7 @@ from echod.limits import Admission
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
 from echod.settings import Options as SettingsOptions
-from echod.settings import Settings
+from echod.settings import Settings, differences, reloaded
 from echod.signals import GRACE, Signals
 from echod.stalls import StallWatch
 from echod.systemd import Notifier
@@ -64,6 +66,8 @@ def makeService(options: Options) -> EchoService:
     from twisted.internet import reactor
 
     signals.end_quietly_until_started()
+    twistd: Any = options.parent or {}
+    _take_precautions(twistd)
     _import_from_current_directory()
     _show_start_errors_in_one_line()
     default_reactor.follow_the_monotonic_clock(reactor)
@@ -72,7 +76,7 @@ def makeService(options: Options) -> EchoService:
         service = build_service(options.settings, reactor)
     except StartError as error:
         raise SystemExit(f"echod: {error}") from None
-    twistd: Any = options.parent or {}
+    service.configure = options.configure
     service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
     service.signals = Signals(
         reactor,
@@ -228,6 +232,7 @@ class EchoService(Service):
     Attributes:
         listeners: where it listens, in the order given.
         metrics: what it counts.
+        configure: returns the settings as they are now to be; what `reload` asks.
         notifier: tells the service manager.
         signals: what turns signals into drain and abort; None where somebody else does.
         ready: whether new clients are welcome: it listens, and does not drain.
@@ -255,6 +260,7 @@ class EchoService(Service):
         """
         self.listeners = listeners
         self.metrics = metrics
+        self.configure = lambda: settings
         self.notifier = Notifier(reactor, self.describe)
         self.signals: Signals | None = None
         self.ready = False
@@ -266,6 +272,7 @@ class EchoService(Service):
         self._drain: Drain | None = None
         self._listening: Deferred[Any] | None = None
         self._failures: list[Failure] = []
+        self._refused = ""
 
     def privilegedStartService(self) -> None:
         """Listen, while low ports and protected paths are still allowed.
@@ -296,11 +303,20 @@ class EchoService(Service):
         self._reactor.callWhenRunning(self._when_running)
 
     def _when_running(self) -> None:
-        if self._settings.stall_threshold and self.running:
-            self._watch = StallWatch(self._reactor, self._settings.stall_threshold, self.metrics)
-            self._watch.start()
+        if danger := precautions.warning_once_started(os.geteuid()):
+            log.warn("{danger}", danger=danger)
+        if self.running:
+            self._watch_for_stalls()
         if self._listening is not None:
             self._listening.addCallback(lambda _: self._when_listening())
+
+    def _watch_for_stalls(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+        if self._settings.stall_threshold:
+            self._watch = StallWatch(self._reactor, self._settings.stall_threshold, self.metrics)
+            self._watch.start()
 
     def _when_listening(self) -> None:
         if self.running and not self._failures:
@@ -324,13 +340,46 @@ class EchoService(Service):
         (self._drain or self._make_drain()).abort()
 
     def reload(self) -> None:
-        """Read the settings anew."""
-        log.info("SIGHUP: there is nothing to reload")
+        """Take into use what the settings are now, or change nothing and say why."""
+        if self.draining:
+            return
+        self.notifier.reloading()
+        try:
+            self._take(self.configure())
+            self._refused = ""
+        except SettingError as error:
+            self._refused = escape(str(error))
+            log.error("Reload refused, nothing has changed: {why}", why=self._refused)
+        self.notifier.ready()
+
+    def _take(self, wanted: Settings) -> None:
+        """Take new settings into use.
+
+        Raises:
+            SettingError: they cannot be used; nothing has changed.
+        """
+        changed = differences(self._settings, wanted)
+        settings = reloaded(self._settings, wanted)
+        limits = settings.make_limits()
+        self._settings = settings
+        for listener in self.listeners:
+            listener.factory.limits = limits
+            listener.factory.banner = settings.make_banner(listener.factory.framing)
+        if isinstance(self._model, Serial):
+            self._model.patience = limits.serial_timeout
+        if self.signals is not None:
+            self.signals.patience = settings.drain_timeout + GRACE
+        self._watch_for_stalls()
+        taken = ", ".join(one.key for one in changed if one.text.reload)
+        log.info("Reloaded; changed: {taken}", taken=taken or "nothing")
+        if fixed := ", ".join(one.key for one in changed if not one.text.reload):
+            log.warn("Not changed, because that takes a restart: {fixed}", fixed=fixed)
 
     def describe(self) -> str:
         """Return what it is doing, in a few words, for the service manager."""
         count = sum(len(listener.factory.connections) for listener in self.listeners)
-        return f"{'Draining' if self.draining else 'Serving'}, {count} connections"
+        refused = f"; the last reload was refused: {self._refused}" if self._refused else ""
+        return f"{'Draining' if self.draining else 'Serving'}, {count} connections{refused}"
 
     def _make_drain(self) -> Drain:
         return Drain(
@@ -355,6 +404,14 @@ class EchoService(Service):
             self._watch.stop()
         self.notifier.close()
         log.info("Stopped")
+
+
+def _take_precautions(twistd: Mapping[str, Any]) -> None:
+    if danger := precautions.refusal(twistd, uid=os.geteuid()):
+        raise SystemExit(f"echod: {escape(danger)}")
+    folders = [*precautions.plugin_folders(), os.getcwd()]
+    for danger in precautions.warnings(twistd, folders, uid=os.geteuid()):
+        log.warn("{danger}", danger=escape(danger))
 
 
 def _import_from_current_directory() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -379,13 +379,19 @@ def configure(flags: Mapping[str, Any], text: str = "", file: str = "") -> Setti
         raise SettingError(f"{file}: {error}" if file else str(error)) from None
 
 
-def needs_restart(old: Settings, new: Settings) -> list[str]:
-    """Return the keys of what differs between the two, and cannot change in a running daemon."""
-    return [
-        one.key
-        for one in SETTINGS
-        if not one.text.reload and getattr(old, one.name) != getattr(new, one.name)
-    ]
+def differences(old: Settings, new: Settings) -> list[Setting]:
+    """Return the settings whose values differ between the two."""
+    return [one for one in SETTINGS if getattr(old, one.name) != getattr(new, one.name)]
+
+
+def reloaded(old: Settings, new: Settings) -> Settings:
+    """Return `old` with all of `new` that a running daemon can take.
+
+    Raises:
+        SettingError: that contradicts what only a restart can change.
+    """
+    taken = {one.name: getattr(new, one.name) for one in SETTINGS if one.text.reload}
+    return replace(old, **taken)
 
 
 class Options(usage.Options):

@@ -65,7 +65,7 @@ class Log:
     def take_errors(self) -> list[str]:
         """Return the errors, which the test has expected, and forget them."""
         errors = self.errors
-        self.events = [event for event in self.events if not _is_error(event)]
+        self.events[:] = [event for event in self.events if not _is_error(event)]
         return errors
 
 

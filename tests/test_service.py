@@ -32,6 +32,7 @@ from echod.service import (
     makeService,
 )
 from echod.settings import Settings
+from echod.signals import GRACE, Signals
 from tests.conftest import Log
 from tests.serving import BANNER, Talker, eventually
 
@@ -305,3 +306,72 @@ def test_a_start_error_is_shown_without_a_traceback(
     assert capsys.readouterr().err == "echod: tcp:1: Bind failed.\n"
     sys.excepthook(ValueError, ValueError(), None)
     assert seen == [ValueError]
+
+
+class Configured:
+    """Settings that can be read again."""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+    def __call__(self) -> Settings:
+        return settings(**self.values)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_changes_what_it_can_for_open_connections_too(log: Log) -> None:
+    service = build_service(settings(concurrency="serial"), reactor)
+    service.signals = Signals(reactor, abort=str, reload=str, patience=1)
+    service.startService()
+    client = await connect(service)
+    await eventually(lambda: service.listeners[0].factory.connections)
+    service.configure = Configured(
+        concurrency="serial",
+        idle_timeout=0.1,
+        serial_timeout=3.0,
+        drain_timeout=5.0,
+        stall_threshold=0.0,
+        threads=3,
+    )
+    service.reload()
+    assert (
+        "Reloaded; changed: drain-timeout, idle-timeout, serial-timeout, stall-threshold"
+        in log.text
+    )
+    assert "Not changed, because that takes a restart: threads" in log.text
+    assert service.signals.patience == 5.0 + GRACE
+    assert service._model.patience == 3.0  # type: ignore[attr-defined]
+    assert await client.receive_all() == b""
+    await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_greets_new_clients_with_the_new_banner() -> None:
+    service = build_service(settings(), reactor)
+    service.startService()
+    service.configure = Configured(banner=b"Good day")
+    service.reload()
+    client = await connect(service)
+    await client.receive(b"Good day\n")
+    await service.stopService()
+    await client.receive_all()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_that_is_refused_changes_nothing_and_says_why(log: Log) -> None:
+    service = build_service(settings(), reactor)
+    service.startService()
+    limits = service.listeners[0].factory.limits
+    service.configure = Configured(drain_timeout=1.0, drain_spread=2.0, idle_timeout=1.0)
+    service.reload()
+    why = "--drain-spread must be shorter than --drain-timeout"
+    assert log.take_errors()[0].endswith(f"Reload refused, nothing has changed: {why}")
+    assert service.listeners[0].factory.limits is limits
+    assert service.describe() == f"Serving, 0 connections; the last reload was refused: {why}"
+    service.configure = Configured()
+    service.reload()
+    assert "Reloaded; changed: nothing" in log.text
+    assert service.describe() == "Serving, 0 connections"
+    await service.stopService()
+    service.reload()
+    assert log.text.count("Reloaded") == 1

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from echod import Chunk, Length, Limits, Line
 from echod.configuration import SettingError, as_file
 from echod.handlers import ConcurrencyModel, HandlerSpec
-from echod.settings import SETTINGS, Options, Settings, configure, handler_spec, needs_restart
+from echod.settings import (
+    SETTINGS,
+    Options,
+    Settings,
+    configure,
+    differences,
+    handler_spec,
+    reloaded,
+)
 
 
 def parse(*arguments: str) -> Settings:
@@ -168,12 +176,19 @@ def test_a_file_can_be_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -
     file.write_text("threads = 9\nidle-timeout = 9\n")
     again = options.configure()
     assert again == Settings(threads=6, idle_timeout=9.0)
-    assert needs_restart(options.settings, again) == ["port"]
+    changed = [one.name for one in differences(options.settings, again)]
+    assert changed == ["port", "idle_timeout"]
 
 
-def test_what_a_running_daemon_can_change_needs_no_restart() -> None:
-    assert needs_restart(Settings(), Settings(idle_timeout=1, write_timeout=1)) == []
-    assert needs_restart(Settings(), Settings(handler=HandlerSpec("upper"))) == ["handler"]
+def test_a_running_daemon_takes_what_it_can() -> None:
+    running, wanted = Settings(threads=6), Settings(handler=HandlerSpec("upper"), idle_timeout=1)
+    assert reloaded(running, wanted) == Settings(threads=6, idle_timeout=1)
+
+
+def test_what_a_running_daemon_cannot_take_may_contradict_what_it_can() -> None:
+    running = Settings(concurrency=ConcurrencyModel.SERIAL)
+    with pytest.raises(SettingError, match="--banner is of no use with --concurrency serial"):
+        reloaded(running, Settings(banner=b"Good day"))
 
 
 @pytest.mark.parametrize(

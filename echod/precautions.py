@@ -1,0 +1,83 @@
+"""Set-ups that are dangerous without showing it.
+
+What nobody can want is refused.  What may be meant so, as root within a container is, gets a line
+in the log.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = 0
+
+
+def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
+    """Return why the daemon must not start like this; None where it may.
+
+    Args:
+        twistd: twistd's own options; empty under `twist`, which has none of these.
+        uid: the user that starts it.
+    """
+    pidfile = twistd.get("pidfile")
+    if pidfile and Path(pidfile).is_symlink():
+        return (
+            f"--pidfile {pidfile} is a symbolic link: twistd would write to wherever it points; "
+            "remove it, or name another file"
+        )
+    if uid == ROOT and twistd.get("gid") is not None and twistd.get("uid") is None:
+        return "--gid without --uid leaves the daemon running as root: name a --uid too"
+    return None
+
+
+def warnings(twistd: Mapping[str, Any], folders: Iterable[str | Path], *, uid: int) -> list[str]:
+    """Return what the log should say about this set-up.
+
+    Args:
+        twistd: as for `refusal`.
+        folders: where modules and plugins are imported from beside the usual places.
+        uid: the user that starts it.
+    """
+    said = [
+        f"{path} can be written by others, and code is read from there: whoever can write there "
+        "runs code as this daemon"
+        for folder in folders
+        for path in _exposed(Path(folder), uid)
+    ]
+    if uid == ROOT and twistd.get("uid") is not None and twistd.get("euid"):
+        said.append("--euid lets handlers become root again: without it, privileges are dropped")
+    return said
+
+
+def warning_once_started(uid: int) -> str | None:
+    """Return what the log should say now that privileges have been dropped.
+
+    Args:
+        uid: the effective user.
+    """
+    if uid != ROOT:
+        return None
+    return (
+        "Handlers run as root: a mistake in one of them is the whole machine's. "
+        "Start twistd with --uid, or from a unit with User= or DynamicUser="
+    )
+
+
+def _exposed(folder: Path, uid: int) -> Iterator[Path]:
+    """Yield what somebody else can write: the folder, or Twisted's cache of plugins in it."""
+    for path in (folder, folder / "dropin.cache"):
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        if found.st_mode & stat.S_IWOTH or found.st_uid not in (ROOT, uid):
+            yield path
+
+
+def plugin_folders() -> list[str]:
+    """Return where Twisted looks for plugins."""
+    import twisted.plugins
+
+    return list(twisted.plugins.__path__)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from echod.precautions import plugin_folders, refusal, warning_once_started, warnings
+
+ROOT, SOMEBODY = 0, 1000
+
+
+@pytest.mark.parametrize(
+    ("twistd", "uid", "refused"),
+    [
+        ({"gid": 1000, "uid": None}, ROOT, True),
+        ({"gid": 1000, "uid": 1000}, ROOT, False),
+        ({"gid": None, "uid": None}, ROOT, False),
+        ({"gid": 1000, "uid": None}, SOMEBODY, False),
+        ({}, ROOT, False),
+    ],
+)
+def test_a_group_without_a_user_is_refused_to_root(
+    twistd: dict[str, Any], uid: int, refused: bool
+) -> None:
+    why = refusal(twistd, uid=uid)
+    assert (why is not None and "--gid without --uid" in why) is refused
+
+
+def test_a_pidfile_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    pidfile = tmp_path / "twistd.pid"
+    assert refusal({"pidfile": str(pidfile)}, uid=SOMEBODY) is None
+    pidfile.write_text("1")
+    assert refusal({"pidfile": str(pidfile)}, uid=SOMEBODY) is None
+    pidfile.unlink()
+    pidfile.symlink_to(tmp_path / "precious")
+    why = refusal({"pidfile": str(pidfile)}, uid=SOMEBODY)
+    assert why is not None
+    assert f"{pidfile} is a symbolic link" in why
+
+
+def test_what_others_can_write_is_named(tmp_path: Path) -> None:
+    uid = os.geteuid()
+    assert warnings({}, [tmp_path, tmp_path / "none"], uid=uid) == []
+    cache = tmp_path / "dropin.cache"
+    cache.touch()
+    cache.chmod(0o666)
+    (said,) = warnings({}, [tmp_path], uid=uid)
+    assert said.startswith(f"{cache} can be written by others")
+    cache.chmod(0o644)
+    tmp_path.chmod(0o777)
+    (said,) = warnings({}, [tmp_path], uid=uid)
+    assert said.startswith(f"{tmp_path} can be written by others")
+
+
+@pytest.mark.skipif(os.geteuid() != ROOT, reason="only root can give files away")
+def test_what_somebody_else_owns_is_named(tmp_path: Path) -> None:
+    os.chown(tmp_path, SOMEBODY, SOMEBODY)
+    assert len(warnings({}, [tmp_path], uid=ROOT)) == 1
+    assert warnings({}, [tmp_path], uid=SOMEBODY) == []
+
+
+def test_to_keep_the_way_back_to_root_is_named() -> None:
+    assert warnings({"euid": 1, "uid": 1000}, [], uid=ROOT)
+    assert not warnings({"euid": 0, "uid": 1000}, [], uid=ROOT)
+    assert not warnings({"euid": 1, "uid": 1000}, [], uid=SOMEBODY)
+
+
+def test_handlers_as_root_are_named() -> None:
+    assert "Handlers run as root" in str(warning_once_started(ROOT))
+    assert warning_once_started(SOMEBODY) is None
+
+
+def test_plugins_are_looked_for_where_twisted_does() -> None:
+    here = Path(__file__).parent.parent / "twisted" / "plugins"
+    assert str(here) in plugin_folders()
