@@ -51,7 +51,8 @@ class Drain:
         self._model = model
         self._timeout = timeout
         self._spread = spread
-        self._told_by = 0.0
+        self._began = 0.0
+        self._count = 0
         self._untold: list[ConnectionProtocol] = []
         self._telling = LoopingCall(self._tell_some)
         self._telling.clock = reactor
@@ -91,12 +92,14 @@ class Drain:
         if not self._spread or not self._left():
             return succeed(None)
         self._untold = [each for factory in self._factories for each in factory.connections]
-        self._told_by = self._reactor.seconds() + self._spread
+        self._count = len(self._untold)
+        self._began = self._reactor.seconds()
         return self._telling.start(STEP)
 
     def _tell_some(self) -> None:
-        steps = max(1, round((self._told_by - self._reactor.seconds()) / STEP))
-        for _ in range(math.ceil(len(self._untold) / steps)):
+        passed = (self._reactor.seconds() - self._began) / self._spread
+        left = math.floor(self._count * (1.0 - passed))
+        while self._untold and len(self._untold) > left:
             self._untold.pop().drain()
         if not self._untold or not self._left():
             self._telling.stop()

@@ -49,6 +49,10 @@ WAITS_IN = frozenset(
 # Seconds from one stack in the log to the next: a handler that is slow each time would fill it.
 LOG_INTERVAL = 10.0
 
+# How long a process has to be kept from running before the log says so, in seconds: on a machine
+# that is busy with other things a little is usual.
+WORTH_MENTIONING = 1.0
+
 # How many frames of the stack are shown, counted from the innermost.
 DEPTH = 16
 
@@ -149,10 +153,11 @@ class StallWatch:
         worked = self._used() - used
         if worked >= self._threshold:
             return _Waited(answered, worked, 0.0)
-        log.warn(
-            "The process was held up for {seconds:.1f} s: it was stopped, or had no processor",
-            seconds=late,
-        )
+        if late >= WORTH_MENTIONING:
+            log.warn(
+                "The process was held up for {seconds:.1f} s: it was stopped, or had no processor",
+                seconds=late,
+            )
         return _Waited(answered, 0.0, late)
 
     def _ask(self) -> None:

@@ -177,6 +177,7 @@ def test_a_check_finds_what_would_keep_it_from_starting(
 def test_a_port_that_is_taken_ends_it_with_one_line(
     tmp_path: Path, taken: int, command: str
 ) -> None:
+    """Fault 16: The daemon ends with an error's exit code, and one line says why."""
     program, *arguments = command.format(taken).split()
     ended = run(tmp_path, SCRIPTS / program, *arguments)
     assert ended.returncode == 1

@@ -163,6 +163,7 @@ def test_messages_in_flight_are_answered_while_the_idle_see_the_end_and_no_one_i
 
 
 def test_messages_that_wait_for_a_pool_thread_are_answered(daemon: Start, tmp_path: Path) -> None:
+    """Fault 7: Messages that wait for a thread are answered within the drain's deadline."""
     running = daemon(
         *("--concurrency", "defer-to-thread", "--threads", "2", "--handler", "served:gated")
     )
@@ -344,6 +345,9 @@ SITUATIONS = {
 def test_it_ends_within_drain_timeout_and_at_once_at_a_second_signal_although(
     daemon: Start, situation: str
 ) -> None:
+    """Faults 6, 7 and 60: The process is gone at the drain's deadline, and at once at a second
+    signal, whatever its handlers, threads and clients do.
+    """
     arguments, clients = SITUATIONS[situation]
     patient = daemon(*arguments, "--drain-timeout", "0.5")
     hurried = daemon(*arguments, "--drain-timeout", "60")

@@ -1,0 +1,68 @@
+"""The wall clock is set while the daemon runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import PATIENCE, Start, connect, missing, receive, receive_all
+from tests.faults.clients import greeted, is_served
+
+LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+HANDLERS = """
+import time
+
+
+def wall_clock(message):
+    return f"{time.time():.0f}".encode()
+"""
+
+
+class WallClock:
+    """The wall clock that daemons see."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "time"
+        self.set(0)
+        if not LIBRARIES:
+            missing("libfaketime is not installed (Debian: faketime)")
+        self.environment = {
+            "LD_PRELOAD": str(LIBRARIES[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def set(self, seconds: int) -> None:
+        """Let it be wrong by so many seconds."""
+        self._file.write_text(f"{seconds:+d}\n")
+
+
+@pytest.mark.parametrize("step", [3600, -3600])
+def test_a_clock_that_is_set_moves_no_timer(daemon: Start, tmp_path: Path, step: int) -> None:
+    """Fault 14: No time-out comes earlier or later when the clock is set by an hour."""
+    (tmp_path / "served.py").write_text(HANDLERS)
+    clock = WallClock(tmp_path)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **clock.environment}
+    patient = daemon("--idle-timeout", "600", env=environment)
+    hasty = daemon(
+        *("--handler", "served:wall_clock", "--idle-timeout", "2", "--no-banner"), env=environment
+    )
+    with greeted(patient) as kept, connect(hasty) as dropped:
+        dropped.sendall(b"?")
+        assert abs(int(receive(dropped, 10)) - time.time()) < PATIENCE
+        clock.set(step)
+        dropped.sendall(b"?")
+        began = time.monotonic()
+        assert abs(int(receive(dropped, 10)) - time.time() - step) < PATIENCE
+        assert receive_all(dropped) == b""
+        assert 1.5 < time.monotonic() - began < 4
+        assert is_served(kept)
+        patient.signal()
+        assert receive_all(kept) == b""
+    assert patient.wait() < 2
+    assert "held" not in patient.log

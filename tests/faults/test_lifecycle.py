@@ -1,0 +1,373 @@
+"""The daemon is started, reloaded, stopped and halted at the wrong moment, or in the wrong way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import (
+    BANNER,
+    PATIENCE,
+    REACTOR,
+    SCRIPTS,
+    Daemon,
+    Start,
+    connect,
+    eventually,
+    receive,
+    receive_all,
+)
+from tests.faults.clients import greeted, is_served, serves
+from tests.faults.scale import Scale
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a daemon as root")
+
+# What a process that a signal has ended tells its parent, directly or as a shell would.
+TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+HANDLERS = """
+import time
+
+
+def sleeping(message):
+    print("a handler sleeps")
+    time.sleep(float(message))
+    return message
+"""
+
+
+@pytest.fixture(autouse=True)
+def served(tmp_path: Path) -> None:
+    (tmp_path / "served.py").write_text(HANDLERS)
+
+
+# A reactor that is held up.
+
+
+def test_a_handler_that_blocks_the_loop_is_shown_with_its_stack(daemon: Start) -> None:
+    """Fault 8: A handler that holds the event loop for more than a tenth of a second is logged
+    while it does, with its stack.
+    """
+    running = daemon("--handler", "served:sleeping")
+    with connect(running) as connection:
+        connection.sendall(b"1.5")
+        running.wait_for("A handler has held the event loop for 0.[01]")
+        running.wait_for(r"in sleeping$")
+        running.wait_for(r"time\.sleep\(float\(message\)\)")
+        assert receive(connection, 3) == b"1.5"
+    (seconds,) = running.wait_for(r"The event loop is free again, after (\S+) s")
+    assert 1.3 < float(seconds) < 3
+
+
+def test_a_process_that_was_halted_goes_on_and_blames_nobody(daemon: Start, scale: Scale) -> None:
+    """Fault 65: Connections survive, what was sent meanwhile is answered, and no handler is
+    blamed for the time.
+    """
+    running = daemon("--idle-timeout", "0")
+    seconds = 30.0 if scale.soak else 1.5
+    with greeted(running) as connection:
+        running.signal(signal.SIGSTOP)
+        connection.sendall(b"happy\n")
+        time.sleep(seconds)  # how long it is halted
+        running.signal(signal.SIGCONT)
+        assert receive(connection, 11) == b"OK...happy\n"
+        (held_up,) = running.wait_for(r"The process was held up for (\S+) s: it was stopped")
+        assert float(held_up) == pytest.approx(seconds, abs=0.5)
+        assert is_served(connection)
+    assert "A handler has held" not in running.log
+
+
+# SIGHUP.
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "echod.toml"
+
+
+def test_sighup_reloads_the_file(daemon: Start, file: Path) -> None:
+    """Fault 59: Time-outs, limits and the banner are taken from the file again, for connections
+    that are open too; what takes a restart is named.
+    """
+    file.write_text('banner = "Good morning"\n')
+    running = daemon("--config", str(file))
+    with connect(running) as connection:
+        assert receive(connection, 13) == b"Good morning\n"
+        file.write_text('banner = "Good day"\nidle-timeout = 0.2\nthreads = 3\n')
+        running.signal(signal.SIGHUP)
+        running.wait_for(r"Reloaded; changed: banner, idle-timeout$")
+        running.wait_for(r"Not changed, because that takes a restart: threads$")
+        assert receive_all(connection) == b""
+    with connect(running) as connection:
+        assert receive(connection, 9) == b"Good day\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("idle-timeout = 0.2\nidle-timeuot = 3\n", "idle-timeuot"),
+        ("idle-timeout = 0.2\nthreads = -1\n", "threads"),
+        ("idle-timeout = 0.2\ndrain-spread = 60\n", "--drain-spread must be shorter"),
+        ("idle-timeout = \n", "echod.toml"),
+        (None, "No such file"),
+    ],
+)
+def test_a_reload_that_is_refused_changes_nothing(
+    daemon: Start, file: Path, content: str | None, why: str
+) -> None:
+    """Fault 59: When anything in the file is wrong, nothing changes, and one line says why."""
+    file.write_text("idle-timeout = 300\n")
+    running = daemon("--config", str(file))
+    with greeted(running) as connection:
+        if content is None:
+            file.unlink()
+        else:
+            file.write_text(content)
+        running.signal(signal.SIGHUP)
+        (line,) = running.wait_for("Reload refused, nothing has changed: (.*)")
+        assert why in line
+        file.write_text("idle-timeout = 300\n")
+        running.signal(signal.SIGHUP)
+        running.wait_for("Reloaded; changed: nothing")
+        assert is_served(connection)
+    assert "Traceback" not in running.log
+
+
+def test_sighup_never_kills(daemon: Start, scale: Scale) -> None:
+    """Fault 59: 100 of them in a row, under load and without a file to read, harm nobody."""
+    running = daemon()
+    with greeted(running) as connection:
+        for _ in scale(ci=100, soak=10_000):
+            running.signal(signal.SIGHUP)
+            assert is_served(connection)
+        running.wait_for("Reloaded; changed: nothing")
+    assert running.process.poll() is None
+
+
+# SIGTERM.
+
+
+def test_connections_are_closed_a_few_at_a_time(daemon: Start) -> None:
+    """Fault 60: A gradual drain goes on serving those whose turn has not come; a second signal
+    ends it at once.
+    """
+    running = daemon("--drain-timeout", "60", "--drain-spread", "50")
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(greeted(running)) for _ in range(50)]
+        began = time.monotonic()
+        running.signal()
+        running.wait_for("Draining 50 connections")
+        running.wait_for("Disconnected from .*: drained", 2)
+        assert sum(is_still_served(connection) for connection in connections) >= 40
+        running.signal()
+        running.wait()
+        assert time.monotonic() - began < 10
+    assert running.process.returncode in TERMINATED
+
+
+def is_still_served(connection: socket.socket) -> bool:
+    with contextlib.suppress(OSError):
+        return is_served(connection)
+    return False
+
+
+class Starting:
+    """A daemon that has just been started, with a pidfile."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.pidfile = directory / "twistd.pid"
+        self.log = directory / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [SCRIPTS / "twistd", "-n", *REACTOR, "echod", *arguments, "--port=0"],
+                cwd=directory,
+                stdout=log,
+                stderr=log,
+            )
+
+    def has_said(self, what: str) -> bool:
+        return what in self.log.read_text()
+
+
+MOMENTS = {
+    "it has a pidfile": lambda starting: starting.pidfile.exists(),
+    "it has a log": lambda starting: starting.has_said("starting up"),
+    "it has a socket": lambda starting: starting.has_said("Socket created"),
+    "it listens": lambda starting: starting.has_said("Socket now listening"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_two_signals_during_the_start_end_it(tmp_path: Path, moment: str) -> None:
+    """Fault 61: Whenever they come, it ends at once, without a traceback or a pidfile."""
+    starting = Starting(tmp_path)
+    eventually(lambda: MOMENTS[moment](starting))
+    ended_in_good_order(starting)
+
+
+def test_two_signals_at_any_moment_of_the_start_end_it(tmp_path: Path, scale: Scale) -> None:
+    """Fault 61: Whenever they come, it ends at once, without a traceback or a pidfile."""
+    began = time.monotonic()
+    starting = Starting(tmp_path)
+    eventually(lambda: starting.has_said("Socket now listening"))
+    needed = time.monotonic() - began
+    ended_in_good_order(starting)
+    for _ in scale(ci=6, soak=500):
+        starting = Starting(tmp_path)
+        time.sleep(random.uniform(0.0, 1.2 * needed))  # the moment
+        ended_in_good_order(starting)
+
+
+def ended_in_good_order(starting: Starting) -> None:
+    """Send two signals; check how it ends."""
+    began = time.monotonic()
+    with contextlib.suppress(ProcessLookupError):
+        starting.process.terminate()
+        starting.process.terminate()
+    assert starting.process.wait(PATIENCE) in TERMINATED
+    assert time.monotonic() - began < 3
+    assert not starting.has_said("Traceback")
+    assert not starting.pidfile.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_handler_is_imported_ends_it_silently(
+    tmp_path: Path, number: int
+) -> None:
+    """Fault 61: While the daemon is put together, a signal ends it on the spot and silently."""
+    (tmp_path / "slow.py").write_text(
+        "print('importing', flush=True)\nimport time\ntime.sleep(60)"
+    )
+    starting = Starting(tmp_path, "--handler", "slow:handler")
+    eventually(lambda: starting.has_said("importing"))
+    starting.process.send_signal(number)
+    assert starting.process.wait(PATIENCE) == -number
+    assert starting.log.read_text().strip().endswith("importing")
+    assert not starting.pidfile.exists()
+
+
+def test_sighup_during_the_start_does_no_harm(tmp_path: Path) -> None:
+    """Fault 59: SIGHUP during the start does not kill either."""
+    (tmp_path / "served.py").write_text("print('importing', flush=True)\ndef handler(m): pass\n")
+    starting = Starting(tmp_path, "--handler", "served:handler")
+    eventually(lambda: starting.has_said("importing"))
+    while not starting.has_said("Socket now listening"):
+        starting.process.send_signal(signal.SIGHUP)
+    starting.process.send_signal(signal.SIGHUP)
+    eventually(lambda: starting.has_said("Reloaded; changed: nothing"))
+    ended_in_good_order(starting)
+
+
+# Set-ups that are dangerous without showing it.
+
+
+def run(directory: Path, *options: str, under: tuple[str, ...] = ()) -> str:
+    """Run twistd with these options, where it is expected to refuse; return what it says."""
+    ended = subprocess.run(
+        [*under, SCRIPTS / "twistd", "-n", *options, "echod", "--port=0"],
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr
+    return ended.stderr
+
+
+def test_a_pidfile_that_is_a_symbolic_link_is_not_written_to(tmp_path: Path) -> None:
+    """Fault 50: A pidfile that is a symbolic link is refused, and what it points to untouched."""
+    (tmp_path / "twistd.pid").symlink_to(tmp_path / "precious")
+    assert "is a symbolic link" in run(tmp_path)
+    assert not (tmp_path / "precious").exists()
+
+
+@ROOT
+def test_a_group_alone_is_refused(tmp_path: Path) -> None:
+    """Fault 51: `--gid` without `--uid` is refused: it would leave the daemon running as root."""
+    assert "--gid without --uid" in run(tmp_path, "--gid=65534")
+
+
+@contextlib.contextmanager
+def twistd(directory: Path, *options: str) -> Iterator[Daemon]:
+    """A daemon of which twistd's own options matter."""
+    wrapper = directory / "twistd-with-options"
+    wrapper.write_text(
+        f'#!/bin/sh\nshift 2\nexec {SCRIPTS / "twistd"} -n --pidfile= {" ".join(options)} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    running = Daemon(
+        "--port=0",
+        cwd=directory,
+        twistd=wrapper,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@ROOT
+def test_root_is_named_in_the_log_and_somebody_else_is_not(tmp_path: Path) -> None:
+    """Fault 49: The log says that handlers run as root, where they do."""
+    with twistd(tmp_path) as running:
+        running.wait_for("Handlers run as root")
+    with twistd(tmp_path, "--uid=65534") as running:
+        assert serves(running)
+    assert "Handlers run as root" not in running.log
+    assert "set uid/gid 65534/65534" in running.log
+
+
+PLUGIN = "import sys\nprint('the plugin of the current directory', file=sys.stderr)\n"
+
+
+def test_a_plugin_in_the_current_directory_is_not_looked_at(tmp_path: Path, daemon: Start) -> None:
+    """Fault 52: Plugins are not taken from the current directory; a handler that is named may
+    be, but nothing there can stand in for an installed module.
+    """
+    plugins = tmp_path / "twisted" / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "somebody.py").write_text(PLUGIN)
+    (tmp_path / "socketserver.py").write_text(PLUGIN)
+    running = daemon("--handler", "served:sleeping")
+    with connect(running) as connection:
+        connection.sendall(b"0")
+        assert receive(connection, 1) == b"0"
+    assert "the plugin of the current directory" not in running.log
+
+
+def test_a_current_directory_that_others_can_write_is_named(tmp_path: Path, daemon: Start) -> None:
+    """Fault 52: The log says so where others can write what the daemon imports."""
+    tmp_path.chmod(0o777)
+    daemon().wait_for(f"{tmp_path} can be written by others, and code is read from there")
+
+
+def test_a_cache_of_plugins_that_others_can_write_is_named(tmp_path: Path) -> None:
+    """Fault 53: The log says so where others can write `dropin.cache`."""
+    plugins = tmp_path / "twisted" / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "dropin.cache").touch()
+    (plugins / "dropin.cache").chmod(0o666)
+    running = Daemon(
+        "--port=0",
+        cwd=Path("/"),
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(tmp_path)},
+    )
+    try:
+        running.wait_for(r"twisted/plugins/dropin\.cache can be written by others")
+        with connect(running) as connection:
+            assert receive(connection, len(BANNER)) == BANNER
+    finally:
+        running.stop()
