@@ -364,6 +364,7 @@ class EchoService(Service):
         self._settings = settings
         for listener in self.listeners:
             listener.factory.limits = limits
+            listener.factory.admission.limits = limits
             listener.factory.banner = settings.make_banner(listener.factory.framing)
         if isinstance(self._model, Serial):
             self._model.patience = limits.serial_timeout

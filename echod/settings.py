@@ -290,7 +290,6 @@ class Settings:
             reload=True,
         ),
     )
-
     # A tenth of a second is what a person begins to notice.
     stall_threshold: float = setting(
         0.1,
