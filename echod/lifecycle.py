@@ -208,6 +208,9 @@ class ConnectionProtocol(Protocol):
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
+        if self._input_ended:
+            self.transport.loseConnection()
+            return
         # Our FIN is with the kernel, behind everything written: now wait for the client's.
         self._fin_sent = True
         self._left = unsent(self.transport)
@@ -239,11 +242,10 @@ class ConnectionProtocol(Protocol):
         self._stop()
         self._home.model.leave(self)
         self._expect_to_be_read()
-        if self._input_ended:
-            self.transport.loseConnection()
-            return
+        # Closing alone sends no FIN while a child that a handler has forked holds the descriptor.
         self._end_writing()
-        self.transport.resumeProducing()
+        if not self._input_ended:
+            self.transport.resumeProducing()
 
     def _end_writing(self) -> None:
         """Let the client see the end of our stream, behind all that was written."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +27,9 @@ REACTOR = [f"--reactor={name}"] if (name := os.environ.get("TEST_REACTOR")) else
 
 # How long the daemon may take to say or do what it is waited for, in seconds.
 PATIENCE = 20.0
+
+# What a process that SIGTERM has ended tells its parent, directly or as a shell would.
+TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 MODELS = ("reactor", "defer-to-thread", "thread-per-connection", "serial")
 
@@ -224,6 +230,11 @@ def receive_all(connection: socket.socket) -> bytes:
     while piece := connection.recv(1 << 16):
         data += piece
     return bytes(data)
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """Return how many of the bytes sent the other end's kernel has not received."""
+    return struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))[0]
 
 
 def eventually(condition: Callable[[], object], timeout: float = PATIENCE) -> None:

@@ -369,9 +369,11 @@ def test_messages_wait_for_the_deferred_of_the_one_before() -> None:
     waiting[b"a"].callback(b"A")
     assert list(waiting) == [b"a", b"b"]
     protocol.readConnectionLost()
-    assert not transport.disconnecting
+    assert not transport.half_closed
     waiting[b"b"].callback(b"B")
     assert transport.value() == b"A\nB\n"
+    assert transport.half_closed
+    protocol.writeConnectionLost()
     assert transport.disconnecting
     lose(protocol)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import select
 import signal
 import socket
-import struct
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +16,13 @@ import pytest
 from tests.daemon import (
     BANNER,
     MODELS,
+    TERMINATED,
     Daemon,
     Start,
     connect,
     receive,
     receive_all,
+    unacknowledged,
 )
 
 HANDLERS = """
@@ -89,7 +88,6 @@ def flooding(message):
 TALKATIVE = MODELS[:3]
 
 # What a process that a signal has ended tells its parent, directly or as a shell would.
-TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
 
 STREAM = b"".join(b"%07d\n" % number for number in range(1_000_000))
@@ -294,11 +292,6 @@ def send_all_it_takes(connection: socket.socket, data: bytes) -> int:
         sent += connection.send(data[sent : sent + 65536])
     connection.settimeout(20)
     return sent
-
-
-def unacknowledged(connection: socket.socket) -> int:
-    """Return how many of the bytes sent the other end's kernel has not received."""
-    return struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))[0]
 
 
 # It stops, whatever is in its way.

@@ -1,0 +1,191 @@
+"""Handlers that misbehave: they harm their own connection."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon, Start, connect, eventually, receive, receive_all, starting, tool
+from tests.faults.clients import MODELS
+
+HANDLERS = """
+import os
+import subprocess
+import time
+
+from echod import message_handler
+
+kept = []
+
+
+@message_handler
+def misbehave(message):
+    match message:
+        case b"eat":
+            while True:
+                kept.append(bytearray(1 << 25))
+        case b"forget":
+            kept.clear()
+        case b"leak":
+            while True:
+                kept.append(os.open("/dev/null", os.O_RDONLY))
+        case b"close":
+            while kept:
+                os.close(kept.pop())
+        case b"fork":
+            while True:
+                kept.append(subprocess.Popen(["sleep", "60"]))
+        case b"kill":
+            for child in kept:
+                child.kill()
+                child.wait()
+            kept.clear()
+        case b"exit":
+            raise SystemExit(3)
+        case b"interrupt":
+            raise KeyboardInterrupt
+        case b"child":
+            if not (child := os.fork()):
+                time.sleep(60)
+                os._exit(0)
+            return b"%d" % child
+    return message
+"""
+
+
+@pytest.fixture(autouse=True)
+def served(tmp_path: Path) -> None:
+    (tmp_path / "served.py").write_text(HANDLERS)
+
+
+def start(daemon: Start, model: str, *under: str) -> Daemon:
+    return daemon("--handler", "served:misbehave", "--concurrency", model, under=under)
+
+
+def is_served(running: Daemon) -> bool:
+    with connect(running) as connection:
+        connection.sendall(b"happy")
+        return receive(connection, 5) == b"happy"
+
+
+def ask(running: Daemon, message: bytes) -> bytes:
+    """Return what a message gets until the end of the stream."""
+    with connect(running) as connection:
+        connection.sendall(message)
+        return receive_all(connection)
+
+
+@contextlib.contextmanager
+def bystander(running: Daemon) -> Iterator[None]:
+    """Somebody who is served before and after what is done within."""
+    with connect(running) as connection:
+        for step in (b"before", b"after"):
+            connection.sendall(step)
+            assert receive(connection, len(step)) == step
+            if step == b"before":
+                yield
+
+
+@pytest.mark.parametrize("model", MODELS[:2])
+def test_a_handler_that_eats_memory_ends_its_own_connection(daemon: Start, model: str) -> None:
+    """Fault 31: Where memory is limited, the handler that wants more of it ends its own
+    connection, and no other.
+    """
+    running = start(daemon, model, tool("prlimit"), "--as=1000000000")
+    with bystander(running):
+        assert ask(running, b"eat") == b""
+        running.wait_for("MemoryError")
+        with connect(running) as connection:
+            connection.sendall(b"forget")
+            assert receive(connection, 6) == b"forget"
+    assert is_served(running)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_handler_that_leaks_descriptors_ends_its_own_connection(
+    daemon: Start, model: str
+) -> None:
+    """Fault 31: The handler that finds no descriptor ends its own connection; clients who are
+    served go on being served, and new ones are once there are descriptors.
+    """
+    running = start(daemon, model, tool("prlimit"), "--nofile=64")
+    with connect(running) as connection, bystander(running):
+        connection.sendall(b"ready?")
+        assert receive(connection, 6) == b"ready?"
+        assert ask(running, b"leak") == b""
+        connection.sendall(b"close")
+        assert receive(connection, 5) == b"close"
+    eventually(lambda: is_served(running))
+    assert running.log.count("Traceback") == 1
+
+
+@contextlib.contextmanager
+def few_processes(count: int) -> Iterator[list[str]]:
+    """A control group that allows so many processes and threads; yields how to run in it."""
+    for parent in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
+        group = parent / f"echod-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / "pids.max").exists():
+                (group / "pids.max").write_text(f"{count}")
+                yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+                return
+        finally:
+            while (group / "cgroup.procs").read_text():
+                time.sleep(0.01)
+            group.rmdir()
+    pytest.skip("no control group can be made here that limits processes")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_handler_that_forks_without_end_ends_its_own_connection(
+    tmp_path: Path, model: str
+) -> None:
+    """Fault 31: Where processes are limited, as TasksMax does, the handler that wants more of
+    them ends its own connection, and no other.
+    """
+    with few_processes(60) as within, starting(tmp_path) as daemon:
+        running = start(daemon, model, *within)
+        with connect(running) as connection, bystander(running):
+            connection.sendall(b"ready?")
+            assert receive(connection, 6) == b"ready?"
+            assert ask(running, b"fork") == b""
+            connection.sendall(b"kill")
+            assert receive(connection, 4) == b"kill"
+        assert is_served(running)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("message", [b"exit", b"interrupt"])
+def test_a_handler_that_exits_ends_its_own_connection(
+    daemon: Start, model: str, message: bytes
+) -> None:
+    """Fault 10: So it is where what it raises would end a program."""
+    running = start(daemon, model)
+    with bystander(running):
+        assert ask(running, message) == b""
+    assert is_served(running)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_child_of_a_handler_does_not_keep_the_connection_open(daemon: Start, model: str) -> None:
+    """Fault 31: A client sees the end although a child process has inherited its connection."""
+    running = start(daemon, model)
+    with connect(running) as connection:
+        connection.sendall(b"child")
+        child = int(connection.recv(100))
+        try:
+            connection.shutdown(socket.SHUT_WR)
+            assert receive_all(connection) == b""
+        finally:
+            os.kill(child, signal.SIGKILL)

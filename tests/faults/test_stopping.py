@@ -1,0 +1,136 @@
+"""SIGTERM at the worst of times: what was received is answered, and all of it arrives."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import (
+    BANNER,
+    PATIENCE,
+    TERMINATED,
+    Daemon,
+    Start,
+    connect,
+    eventually,
+    receive_all,
+    starting,
+    unacknowledged,
+)
+from tests.faults.clients import MODELS, PREFIX
+from tests.faults.scale import Scale
+
+HANDLERS = """
+from echod import message_handler
+
+
+@message_handler
+def bulk(message):
+    print("a handler is at work")
+    return b"%07d\\n" * (int(message) // 8) % tuple(range(int(message) // 8))
+"""
+
+LARGE = 20_000_000
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_all_that_is_queued_is_delivered(daemon: Start, tmp_path: Path, model: str) -> None:
+    """Fault 4: All 20 MB arrive, within the deadline, and then the daemon ends."""
+    (tmp_path / "served.py").write_text(HANDLERS)
+    running = daemon("--concurrency", model, "--handler", "served:bulk")
+    with connect(running) as connection:
+        connection.sendall(b"%d" % LARGE)
+        running.wait_for("a handler is at work")
+        running.signal()
+        running.wait_for("Draining")
+        came = receive_all(connection)
+    assert len(came) == LARGE
+    assert came.endswith(b"%07d\n" % (LARGE // 8 - 1))
+    running.wait()
+    assert running.process.returncode in TERMINATED
+
+
+# What each client sends: eight bytes a number, so that no two places of it are alike.
+STREAM = b"".join(b"%07d\n" % number for number in range(500_000))
+
+# How much a client sends ahead of the replies, in bytes.
+AHEAD = 20_000
+
+CLIENTS = 4
+
+
+class Loader(threading.Thread):
+    """A client that sends and reads as fast as it can until the daemon ends the stream."""
+
+    def __init__(self, running: Daemon) -> None:
+        super().__init__()
+        self.connection = connect(running)
+        self.sent = 0
+        self.came = bytearray()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            with self.connection, selectors.DefaultSelector() as selector:
+                self.connection.setblocking(False)
+                selector.register(self.connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
+                self._talk(selector)
+        except Exception as error:
+            self.error = error
+
+    def _talk(self, selector: selectors.BaseSelector) -> None:
+        while events := selector.select(PATIENCE):
+            if events[0][1] & selectors.EVENT_WRITE and self.sent - len(self.came) < AHEAD:
+                # A message at a time, so that none is cut where another begins.
+                self.sent += self.connection.send(STREAM[self.sent : self.sent + 1000])
+            if events[0][1] & selectors.EVENT_READ:
+                if not (piece := self.connection.recv(1 << 16)):
+                    return
+                self.came += piece
+        raise TimeoutError(f"{len(self.came)} bytes came, then nothing")
+
+    @property
+    def received(self) -> int:
+        """How much the daemon's kernel has received, at least."""
+        sent = self.sent
+        with contextlib.suppress(OSError):
+            return max(0, sent - unacknowledged(self.connection))
+        return 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sigterm_under_load_loses_nothing(tmp_path: Path, model: str, scale: Scale) -> None:
+    """Fault 4: Under load, whatever the daemon's machine had received at SIGTERM is answered, in
+    order; it holds for 1,000 SIGTERMs.
+    """
+    for number in scale(ci=2, soak=400):
+        with starting(tmp_path) as start:
+            # Each time, something else is under way.
+            stop_under_load(start("--concurrency", model), number % 10 / 100)
+
+
+def stop_under_load(running: Daemon, seconds: float) -> None:
+    """Send SIGTERM some time after everybody is being served."""
+    loaders = [Loader(running) for _ in range(CLIENTS)]
+    for loader in loaders:
+        loader.start()
+    eventually(lambda: all(len(loader.came) > 10_000 for loader in loaders))
+    time.sleep(seconds)
+    received = [loader.received for loader in loaders]
+    running.signal()
+    for loader in loaders:
+        loader.join()
+    running.wait()
+    assert running.process.returncode in TERMINATED
+    assert "Traceback" not in running.log
+    for loader, least in zip(loaders, received, strict=True):
+        assert loader.error is None, loader.error
+        assert loader.came.startswith(BANNER)
+        echoed = bytes(loader.came[len(BANNER) :]).replace(PREFIX, b"")
+        assert echoed == STREAM[: len(echoed)]
+        assert len(echoed) >= least
