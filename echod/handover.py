@@ -260,7 +260,12 @@ class _Relay(Protocol):
 
     def end_input(self) -> None:
         """Let the thread read what was relayed, and then the end of the stream."""
-        self._when_connected(lambda: self.transport.loseWriteConnection())
+        self._when_connected(self._end_input)
+
+    def _end_input(self) -> None:
+        # A half-close waits for the producer; nothing it could still produce is wanted.
+        self.transport.unregisterProducer()
+        self.transport.loseWriteConnection()
 
     def wake(self) -> None:
         """Let a thread that is blocked in the socket fail."""

@@ -11,8 +11,9 @@ keeps for them:
 
 Closing gently is: write what is left, send FIN, read and discard until the client's FIN or a
 deadline.  A socket that is closed with unread input sends RST instead, and RST destroys the
-reply on its way.  TLS has no half-close in Twisted: there, close_notify is sent and the deadline
-does the rest (https://github.com/twisted/twisted/issues/7926).
+reply on its way.  Over `echod.tls` it is the same, with close_notify before FIN.  Twisted's own
+TLS has no half-close: there, close_notify is sent and the deadline does the rest
+(https://github.com/twisted/twisted/issues/7926).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import math
 import socket
 import struct
 import termios
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -43,6 +45,7 @@ from echod.escaping import escape, escape_lines
 from echod.handlers import Client
 from echod.limits import network_of
 from echod.session import EndReason
+from echod.tls import TLSConnection, TLSError, TLSFacts
 
 if TYPE_CHECKING:
     from echod.protocol import EchoFactory
@@ -160,9 +163,8 @@ class ConnectionProtocol(Protocol):
         self.client = client_of(self.transport, self._home.listener)
         self._home.opened(self)
         log.info("Connected with {peer}", peer=shown(self.client))
-        if self.client.tls:
-            # What is written before the handshake is over waits in the TLS layer, which then asks
-            # its producer to pause; and with reading paused the handshake never ends.
+        if ISSLTransport.providedBy(self.transport):
+            # Until its handshake is over a client takes none of the model's places.
             self._expect_by(self._home.limits.handshake_timeout)
         else:
             self._admit()
@@ -171,6 +173,7 @@ class ConnectionProtocol(Protocol):
         """From the TLS layer: the stream is ready."""
         if self._reason is None:
             self._deadline = math.inf
+            self.client = replace(self.client, tls=tls_facts(self.transport))
             self._admit()
 
     def _admit(self) -> None:
@@ -220,8 +223,7 @@ class ConnectionProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
         if self._reason is None:
-            clean = reason.check(ConnectionDone) is not None
-            self._reason = EndReason.CLIENT if clean else EndReason.LOST
+            self._reason = self._why_lost(reason)
             self._stop()
         self._home.model.leave(self)
         self._finish()
@@ -231,6 +233,11 @@ class ConnectionProtocol(Protocol):
             peer=shown(self.client),
             reason=self._reason.value,
         )
+
+    def _why_lost(self, reason: Failure) -> EndReason:
+        if reason.check(TLSError) and not self._entered:
+            return EndReason.NO_HANDSHAKE
+        return EndReason.CLIENT if reason.check(ConnectionDone) else EndReason.LOST
 
     # The one way to close.
 
@@ -249,7 +256,7 @@ class ConnectionProtocol(Protocol):
 
     def _end_writing(self) -> None:
         """Let the client see the end of our stream, behind all that was written."""
-        if ISSLTransport.providedBy(self.transport):
+        if is_twisted_tls(self.transport):
             self.transport.loseConnection()
             self.writeConnectionLost()
         else:
@@ -393,8 +400,24 @@ def client_of(transport: Any, listener: str) -> Client:
         peer=shown_address(transport.getPeer()),
         local=shown_address(transport.getHost()),
         listener=listener,
-        tls=ISSLTransport.providedBy(transport),
     )
+
+
+def tls_facts(transport: Any) -> TLSFacts:
+    """Return how a transport whose handshake is over is encrypted."""
+    if isinstance(transport, TLSConnection):
+        return transport.facts
+    handle, alpn = transport.getHandle(), transport.negotiatedProtocol
+    return TLSFacts(
+        version=handle.get_protocol_version_name(),
+        cipher=handle.get_cipher_name() or "",
+        alpn=alpn.decode() if alpn else None,
+    )
+
+
+def is_twisted_tls(transport: Any) -> bool:
+    """Return whether `transport` is Twisted's own TLS, which has no half-close."""
+    return ISSLTransport.providedBy(transport) and not isinstance(transport, TLSConnection)
 
 
 def shown(client: Client) -> str:
@@ -412,8 +435,9 @@ def log_failure(failure: Failure, client: Client) -> None:
 
 
 def unread(transport: Any) -> int:
-    """Return how many bytes the kernel has received for `transport` that were not read yet."""
-    return _held_by_kernel(transport, termios.FIONREAD)
+    """Return how many bytes have come for `transport`, as on the wire, that were not read yet."""
+    undelivered = transport.undelivered if isinstance(transport, TLSConnection) else 0
+    return _held_by_kernel(transport, termios.FIONREAD) + undelivered
 
 
 def unsent(transport: Any) -> int:

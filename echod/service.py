@@ -16,9 +16,8 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, succeed
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -29,6 +28,7 @@ from echod.draining import Drain
 from echod.escaping import escape
 from echod.handlers import ConcurrencyModel, HandlerError, Kind, resolve
 from echod.limits import Admission
+from echod.listen import ListenError, Listening, parse_listen
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
 from echod.settings import Options as SettingsOptions
@@ -116,7 +116,7 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
     listeners = [
         Listener(
             description,
-            parse_endpoint(reactor, description),
+            listening(reactor, description),
             EchoFactory(
                 reactor,
                 handler=handler,
@@ -156,29 +156,25 @@ def make_model(settings: Settings, reactor: Any) -> Model:
             return ThreadPerConnection(WorkerPool(settings.max_threads, reactor.callFromThread))
 
 
-def parse_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
-    """Return the endpoint that a string describes.
+def listening(reactor: Any, description: str) -> Listening:
+    """Return what a `--listen` asks for.
 
     Raises:
-        StartError: the string is not one, or what it names cannot be read.
+        StartError: it makes no sense, or what it names cannot be used.
     """
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
-    except Exception as error:  # each endpoint parser has its own ways to refuse
-        what = escape(str(error)) or type(error).__name__
-        raise StartError(f"--listen {escape(description)}: {what}") from error
-    return endpoint
+        return parse_listen(reactor, description)
+    except ListenError as error:
+        raise StartError(f"--listen {escape(description)}: {escape(str(error))}") from error
 
 
 class Listener:
     """One endpoint, and the factory that serves it."""
 
-    def __init__(
-        self, description: str, endpoint: IStreamServerEndpoint, factory: EchoFactory
-    ) -> None:
+    def __init__(self, description: str, listening: Listening, factory: EchoFactory) -> None:
         self.description = description
         self.factory = factory
-        self._endpoint = endpoint
+        self._wanted = listening
         self._port: IListeningPort | None = None
 
     def listen(self) -> Deferred[Any]:
@@ -188,7 +184,9 @@ class Listener:
             Fires once it listens; fails with `StartError`.
         """
         log.info("Socket created")
-        return self._endpoint.listen(self.factory).addCallbacks(self._listening, self._refused)
+        wanted = self._wanted
+        factory = wanted.wrap(self.factory, self.factory.reactor)
+        return wanted.endpoint.listen(factory).addCallbacks(self._listening, self._refused)
 
     def stop(self) -> Deferred[None]:
         """Accept nothing more; fires once that is so."""

@@ -84,8 +84,8 @@ class Settings:
         (),
         Text(
             "Where to listen: any Twisted server endpoint string, as in "
-            "tcp:8888:interface=127.0.0.1, tcp6:8888, unix:/run/echod.sock or "
-            "ssl:8443:privateKey=key.pem:certKey=cert.pem; repeats.",
+            "tcp:8888:interface=127.0.0.1, tcp6:8888 or unix:/run/echod.sock; TLS with tls: "
+            "before it, as in tls:8443:certificate=cert.pem:key=key.pem; repeats.",
             repeats=True,
             example=("tcp:8888:interface=127.0.0.1", "tcp6:8888"),
         ),

@@ -1,35 +1,88 @@
-"""A certificate to try TLS with."""
+"""Certificates to try TLS with."""
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
+from dataclasses import dataclass
+from functools import cached_property
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+DAY = datetime.timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate that signs others, and first of all itself; all is PEM."""
+
+    name: str = "127.0.0.1"
+
+    @cached_property
+    def _key(self) -> ec.EllipticCurvePrivateKey:
+        return ec.generate_private_key(ec.SECP256R1())
+
+    @cached_property
+    def certificate(self) -> bytes:
+        """Its own certificate, for 127.0.0.1 too."""
+        return self._sign(self.name, self._key.public_key(), DAY)
+
+    @property
+    def key(self) -> bytes:
+        """Its private key."""
+        return _pem(self._key)
+
+    @property
+    def pem(self) -> bytes:
+        """Certificate and key."""
+        return self.certificate + self.key
+
+    def issue(self, name: str, valid: datetime.timedelta = DAY) -> bytes:
+        """Return a new certificate, valid for so long from now on, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        return self._sign(name, key.public_key(), valid) + _pem(key)
+
+    def _sign(self, name: str, key: ec.EllipticCurvePublicKey, valid: datetime.timedelta) -> bytes:
+        now = datetime.datetime.now(datetime.UTC)
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        constraints = x509.BasicConstraints(ca=name == self.name, path_length=None)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(_name(name))
+            .issuer_name(_name(self.name))
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - 9 * DAY)
+            .not_valid_after(now + valid)
+            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            .add_extension(constraints, critical=True)
+            .sign(self._key, hashes.SHA256())
+            .public_bytes(serialization.Encoding.PEM)
+        )
+
+
+def _name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
+def _pem(key: ec.EllipticCurvePrivateKey, password: bytes | None = None) -> bytes:
+    encryption = (
+        serialization.BestAvailableEncryption(password)
+        if password
+        else serialization.NoEncryption()
+    )
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    )
+
+
+def encrypted_key(password: bytes = b"secret") -> bytes:
+    """Return a private key that needs a password."""
+    return _pem(ec.generate_private_key(ec.SECP256R1()), password)
+
 
 def self_signed_pem() -> bytes:
     """Return a new certificate for 127.0.0.1, signed by itself, and its key, as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
+    return Authority().pem

@@ -18,7 +18,7 @@ from twisted.application.reactors import installReactor
 # The whole suite runs on any reactor: TEST_REACTOR=epoll make test.
 installReactor(os.environ.get("TEST_REACTOR", "uvloop"))
 
-from twisted.internet import endpoints, reactor, ssl, task
+from twisted.internet import endpoints, reactor, task
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 
@@ -91,9 +91,11 @@ def daemon(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
-def certificate() -> ssl.PrivateCertificate:
-    """A certificate for servers on 127.0.0.1."""
-    return ssl.PrivateCertificate.loadPEM(self_signed_pem())
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a certificate for servers on 127.0.0.1, and its key."""
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    path.write_bytes(self_signed_pem())
+    return path
 
 
 def _descriptors() -> dict[int, str]:

@@ -7,6 +7,8 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
+from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, MemoryBIO, SSLContext, SSLObject, TLSVersion
 from typing import Any
 
 from twisted.internet import reactor, ssl
@@ -14,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
+from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.internet.threads import blockingCallFromThread
 from twisted.python.failure import Failure
@@ -31,6 +33,7 @@ from echod.concurrency import (
 from echod.handlers import ConcurrencyModel
 from echod.limits import Limits
 from echod.protocol import EchoFactory
+from echod.tls import Context, Files, ServerContext, TLSFactory
 
 BANNER = b"Welcome to the server. Type something and hit enter\n"
 
@@ -163,6 +166,45 @@ class Server:
 
 class SecureServer(Server):
     """The same over TLS."""
+
+    def __init__(self, factory: EchoFactory, context: Context) -> None:
+        self.factory = factory
+        wrapped = TLSFactory(factory, context, reactor)
+        self.port = reactor.listenTCP(0, wrapped, interface="127.0.0.1")
+        self.clients: list[Talker] = []
+
+    async def connect(self, context: Context | None = None) -> Talker:
+        context = context or ClientContext()
+        talker = Talker()
+        client = Factory.forProtocol(lambda: talker)
+        endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{self.number}")
+        await endpoint.connect(TLSFactory(client, context, reactor))
+        self.clients.append(talker)
+        return talker
+
+
+def server_context(certificate: Path, **options: Any) -> ServerContext:
+    """Return the server's side of TLS, by a file with certificate and key."""
+    return ServerContext(Files(str(certificate), **options))
+
+
+class ClientContext:
+    """The client's side of TLS, which trusts everybody."""
+
+    def __init__(self, version: TLSVersion = TLSVersion.TLSv1_3) -> None:
+        self.context = SSLContext(PROTOCOL_TLS_CLIENT)
+        self.context.check_hostname = False
+        self.context.verify_mode = CERT_NONE
+        self.context.minimum_version = self.context.maximum_version = version
+        self.server_name: str | None = None
+
+    def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO) -> SSLObject:
+        name = self.server_name
+        return self.context.wrap_bio(incoming, outgoing, server_hostname=name)
+
+
+class TwistedSecureServer(Server):
+    """The same over Twisted's own TLS."""
 
     def __init__(self, factory: EchoFactory, certificate: ssl.PrivateCertificate) -> None:
         self.factory = factory

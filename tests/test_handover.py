@@ -6,11 +6,12 @@ import socketserver
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor, ssl
+from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 
@@ -24,6 +25,7 @@ from tests.serving import (
     Talker,
     eventually,
     make_model,
+    server_context,
     serving,
 )
 
@@ -53,11 +55,13 @@ class Shouter(socketserver.StreamRequestHandler):
 
 @asynccontextmanager
 async def both(
-    kind: str, certificate: ssl.PrivateCertificate, threads: int = 4, **options: Any
+    kind: str, certificate: Path, threads: int = 4, **options: Any
 ) -> AsyncIterator[Server]:
     """Serve directly or relayed."""
     factory = EchoFactory(reactor, model=make_model(MODEL, threads), **options)
-    server = Server(factory) if kind == "direct" else SecureServer(factory, certificate)
+    server = (
+        Server(factory) if kind == "direct" else SecureServer(factory, server_context(certificate))
+    )
     try:
         yield server
     finally:
@@ -65,14 +69,11 @@ async def both(
 
 
 WAYS = pytest.mark.parametrize("way", ["direct", "relayed"])
-Certificate = ssl.PrivateCertificate
 
 
 @WAYS
 @pytest_twisted.ensureDeferred
-async def test_an_unchanged_client_thread_owns_its_socket(
-    way: str, certificate: Certificate
-) -> None:
+async def test_an_unchanged_client_thread_owns_its_socket(way: str, certificate: Path) -> None:
     async with both(way, certificate, handler=clientthread) as server:
         clients = [await server.connect() for _ in range(3)]
         for client in clients:
@@ -86,7 +87,7 @@ async def test_an_unchanged_client_thread_owns_its_socket(
 
 @WAYS
 @pytest_twisted.ensureDeferred
-async def test_an_unchanged_socketserver_handler_runs(way: str, certificate: Certificate) -> None:
+async def test_an_unchanged_socketserver_handler_runs(way: str, certificate: Path) -> None:
     async with both(way, certificate, handler=Shouter) as server:
         client = await server.connect()
         client.send(b"happy\n")
@@ -96,7 +97,7 @@ async def test_an_unchanged_socketserver_handler_runs(way: str, certificate: Cer
 
 @WAYS
 @pytest_twisted.ensureDeferred
-async def test_the_socket_is_what_a_socket_is(way: str, certificate: Certificate) -> None:
+async def test_the_socket_is_what_a_socket_is(way: str, certificate: Path) -> None:
     seen: dict[str, Any] = {}
 
     def look(conn: socket.socket) -> None:
@@ -129,7 +130,7 @@ async def test_the_socket_is_what_a_socket_is(way: str, certificate: Certificate
 
 @WAYS
 @pytest_twisted.ensureDeferred
-async def test_a_megabyte_goes_both_ways(way: str, certificate: Certificate) -> None:
+async def test_a_megabyte_goes_both_ways(way: str, certificate: Path) -> None:
     data = b"happy days\n" * 100_000
 
     def mirror(conn: socket.socket) -> None:
@@ -199,7 +200,7 @@ async def test_above_max_threads_a_client_gets_a_line_and_a_close() -> None:
 @WAYS
 @pytest_twisted.ensureDeferred
 async def test_a_banner_that_was_asked_for_precedes_the_handler(
-    way: str, certificate: Certificate
+    way: str, certificate: Path
 ) -> None:
     def handler(conn: socket.socket) -> None:
         conn.sendall(b"hello\n")
@@ -210,9 +211,7 @@ async def test_a_banner_that_was_asked_for_precedes_the_handler(
 
 @WAYS
 @pytest_twisted.ensureDeferred
-async def test_a_handler_that_raises_is_logged_once(
-    way: str, certificate: Certificate, log: Log
-) -> None:
+async def test_a_handler_that_raises_is_logged_once(way: str, certificate: Path, log: Log) -> None:
     def handler(conn: socket.socket) -> None:
         raise RuntimeError(conn.recv(100).decode())
 
@@ -228,7 +227,7 @@ async def test_a_handler_that_raises_is_logged_once(
 @WAYS
 @pytest_twisted.ensureDeferred
 async def test_a_silent_client_is_disconnected_but_a_busy_handler_is_not(
-    way: str, certificate: Certificate
+    way: str, certificate: Path
 ) -> None:
     leave = threading.Event()
 
@@ -251,7 +250,7 @@ async def test_a_silent_client_is_disconnected_but_a_busy_handler_is_not(
 @WAYS
 @pytest_twisted.ensureDeferred
 async def test_an_abort_wakes_a_thread_that_is_blocked_in_its_socket(
-    way: str, certificate: Certificate
+    way: str, certificate: Path
 ) -> None:
     async with both(way, certificate, handler=clientthread) as server:
         reading, writing = await server.connect(), await server.connect()
@@ -280,7 +279,7 @@ async def test_a_thread_that_is_blocked_elsewhere_does_not_hold_an_abort() -> No
 @WAYS
 @pytest_twisted.ensureDeferred
 async def test_a_drain_lets_the_thread_read_what_was_received_and_then_the_end(
-    way: str, certificate: Certificate
+    way: str, certificate: Path
 ) -> None:
     go_on = threading.Event()
 
@@ -304,7 +303,7 @@ async def test_a_drain_lets_the_thread_read_what_was_received_and_then_the_end(
 
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_vanishes_from_a_relay_is_forgotten(
-    certificate: Certificate,
+    certificate: Path,
 ) -> None:
     async with both("relayed", certificate, handler=clientthread) as server:
         client = await server.connect()
@@ -333,7 +332,7 @@ async def test_unix_sockets_are_handed_over_too(tmp_path: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_message_handler_has_framing_and_state_in_its_thread(
-    certificate: Certificate,
+    certificate: Path,
 ) -> None:
     handler = ResolvedHandler("upper", Kind.MESSAGE, bytes.upper)
     async with both("relayed", certificate, handler=handler, framing=Line()) as server:
@@ -361,7 +360,7 @@ class Farewell(Handler):
 @pytest.mark.parametrize("handler", [clientthread, Farewell])
 @pytest_twisted.ensureDeferred
 async def test_a_drain_is_the_reason_that_log_metrics_and_handler_get(
-    way: str, certificate: Certificate, handler: Any, framing: Any
+    way: str, certificate: Path, handler: Any, framing: Any
 ) -> None:
     Farewell.reasons.clear()
     async with both(way, certificate, handler=handler, framing=framing) as server:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,17 +17,19 @@ from tests.serving import (
     SecureServer,
     Server,
     Talker,
+    TwistedSecureServer,
     eventually,
     make_model,
+    server_context,
 )
 
 
 @asynccontextmanager
 async def secure(
-    certificate: ssl.PrivateCertificate, model: str = "reactor", **options: Any
+    certificate: Path, model: str = "reactor", **options: Any
 ) -> AsyncIterator[SecureServer]:
     factory = EchoFactory(reactor, model=make_model(model), **options)
-    server = SecureServer(factory, certificate)
+    server = SecureServer(factory, server_context(certificate))
     try:
         yield server
     finally:
@@ -40,9 +43,7 @@ async def connect_in_clear(server: Server) -> Talker:
 
 @pytest.mark.parametrize("model", ConcurrencyModel)
 @pytest_twisted.ensureDeferred
-async def test_over_tls_clients_are_greeted_and_answered(
-    certificate: ssl.PrivateCertificate, model: str
-) -> None:
+async def test_over_tls_clients_are_greeted_and_answered(certificate: Path, model: str) -> None:
     async with secure(certificate, model) as server:
         client = await server.connect()
         if model != ConcurrencyModel.SERIAL:
@@ -52,9 +53,30 @@ async def test_over_tls_clients_are_greeted_and_answered(
         assert all(connection.client.tls for connection in server.factory.connections)
 
 
+@pytest.mark.parametrize("model", ConcurrencyModel)
+@pytest_twisted.ensureDeferred
+async def test_over_twisteds_own_tls_clients_are_greeted_answered_and_drained(
+    certificate: Path, model: str
+) -> None:
+    options = ssl.PrivateCertificate.loadPEM(certificate.read_bytes())
+    server = TwistedSecureServer(EchoFactory(reactor, model=make_model(model)), options)
+    client = await server.connect()
+    if model != ConcurrencyModel.SERIAL:
+        await client.receive(BANNER)
+    client.send(b"happy\n")
+    await client.receive(b"OK...happy\n")
+    if model != ConcurrencyModel.SERIAL:
+        (connection,) = server.factory.connections
+        assert connection.client.tls
+        assert connection.client.tls.version == "TLSv1.3"
+    await server.factory.drain()
+    assert await client.receive_all() == b""
+    await server.stop()
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
-    certificate: ssl.PrivateCertificate,
+    certificate: Path,
 ) -> None:
     async with secure(certificate, limits=Limits(handshake_timeout=0.6)) as server:
         silent = await connect_in_clear(server)
@@ -64,7 +86,7 @@ async def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_drain_does_not_wait_for_a_handshake(certificate: ssl.PrivateCertificate) -> None:
+async def test_a_drain_does_not_wait_for_a_handshake(certificate: Path) -> None:
     async with secure(certificate) as server:
         await connect_in_clear(server)
         await eventually(lambda: bool(server.factory.connections))
@@ -74,7 +96,7 @@ async def test_a_drain_does_not_wait_for_a_handshake(certificate: ssl.PrivateCer
 
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_ignores_the_end_of_tls_is_disconnected_in_time(
-    certificate: ssl.PrivateCertificate,
+    certificate: Path,
 ) -> None:
     async with secure(certificate, limits=Limits(linger=0.2)) as server:
         client = await server.connect()

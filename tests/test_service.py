@@ -23,6 +23,7 @@ from echod import service as module
 from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection
 from echod.default_reactor import name_of
 from echod.handlers import ConcurrencyModel, Handler, HandlerSpec, adopt
+from echod.listen import Listening
 from echod.service import (
     EchoService,
     Options,
@@ -170,7 +171,7 @@ async def test_an_endpoint_that_fails_late_stops_the_daemon(log: Log) -> None:
 
     service = build_service(settings(), reactor)
     stoppable, endpoint = StoppableReactor(), SlowEndpoint()
-    service._reactor, service.listeners[0]._endpoint = stoppable, endpoint  # type: ignore[assignment]
+    service._reactor, service.listeners[0]._wanted = stoppable, Listening(endpoint)  # type: ignore[arg-type]
     service.privilegedStartService()
     assert not stoppable.stopped
     endpoint.listening.errback(OSError(errno.EADDRINUSE, "x"))

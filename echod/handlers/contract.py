@@ -34,7 +34,10 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from echod.tls import TLSFacts
 
 
 class ConcurrencyModel(enum.StrEnum):
@@ -66,13 +69,13 @@ class Client:
             "" where it has none.  Escaped: fit for a log.
         local: the address it came to, in the same form.
         listener: the endpoint string that it came by, as in "tcp:8888".
-        tls: whether the connection is encrypted.
+        tls: how the connection is encrypted; None where it is not.
     """
 
     peer: str
     local: str = ""
     listener: str = ""
-    tls: bool = False
+    tls: TLSFacts | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import self_signed_pem
 from tests.daemon import (
     BANNER,
     MODELS,
@@ -90,14 +89,6 @@ def command(name: str, port: int) -> list[str]:
     return (
         [path, "-", f"TCP:127.0.0.1:{port}"] if name == "socat" else [path, "127.0.0.1", f"{port}"]
     )
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 by itself, and its key, in one file."""
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    path.write_bytes(self_signed_pem())
-    return path
 
 
 @pytest.fixture(scope="module")

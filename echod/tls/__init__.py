@@ -1,0 +1,34 @@
+"""TLS for Twisted protocols, on Python's own `ssl` and not on pyOpenSSL.
+
+`TLSFactory` wraps any Twisted factory, on any Twisted stream transport::
+
+    context = ServerContext(Files("server.pem"))
+    endpoint.listen(TLSFactory(factory, context, reactor))
+
+What it does that `twisted.protocols.tls` does not:
+
+* Half-close.  The peer's close_notify ends the input and nothing else (RFC 8446, 6.1): every reply
+  is still sent, then our close_notify, then FIN.  In TLS 1.2, too, where RFC 5246, 7.2.1, asks to
+  discard what is pending: no peer is harmed by getting the rest of its replies.
+* Closing never waits for the peer's close_notify.
+* Certificates are read again while connections are open (`ServerContext.reload`).
+* It costs little: see `echod.tls.connection`.
+
+Imports nothing of echod's, so that it could be published on its own.
+"""
+
+from echod.tls.connection import TLSConnection, TLSError, TLSFactory
+from echod.tls.context import Context, Files, FilesError, ServerContext
+from echod.tls.facts import Certificate, TLSFacts
+
+__all__ = [
+    "Certificate",
+    "Context",
+    "Files",
+    "FilesError",
+    "ServerContext",
+    "TLSConnection",
+    "TLSError",
+    "TLSFactory",
+    "TLSFacts",
+]

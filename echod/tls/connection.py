@@ -1,0 +1,554 @@
+"""One TLS connection: a Twisted protocol towards the network, a transport towards the application.
+
+Between the two stands OpenSSL, with a buffer in memory on either side of it (`ssl.MemoryBIO`).
+
+Guarantees:
+
+* What the application has written is followed by close_notify, and that by FIN; the peer's
+  close_notify or FIN ends the input and nothing else.  A FIN without close_notify may be an
+  attacker's, who cuts the stream off: where that matters, messages must say where they end.  It
+  is treated as the end that it looks like; what has arrived is answered.
+* After close_notify or an error nothing that arrives is looked at.
+* Memory is bounded.  Input is decrypted only while the application reads; what waits meanwhile is
+  the rest of one read.  Output goes to the transport at once, which pauses the application's
+  producer.  Before the handshake is over output waits, and a producer is paused above `MOST`.
+  OpenSSL's buffers never shrink: so they are given at most `MOST` at a time.
+* What went wrong is logged nowhere: it is what `connectionLost` gets, a `TLSError`.  The peer gets
+  OpenSSL's alert, and `LINGER` seconds to read it.
+* No byte in clear is taken for an encrypted one, or the other way: TLS begins with the connection.
+
+On the way of a message there are few calls.  Whether a connection is in plain sailing is one flag,
+`_direct`.  An exception from OpenSSL, which is how it asks for more input, is dear; it is avoided
+where the buffer says that nothing is left.  Writes from within `dataReceived` are collected, and
+leave in one record and one write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    ILoggingContext,
+    INegotiated,
+    IProtocol,
+    IProtocolFactory,
+    IPushProducer,
+    ISSLTransport,
+    ISystemHandle,
+)
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.tls.context import Context
+from echod.tls.facts import ClientHello, TLSFacts, facts_of
+
+# The most that one record holds (RFC 8446, 5.1): less would leave the rest of it inside OpenSSL.
+RECORD = 2**14
+# How much OpenSSL is given at a time, in bytes: two records, so that hardly any is cut.
+MOST = 2 * RECORD
+# How long a peer has to read an alert and to close, in seconds: closing at once on input that we
+# have not read would send RST, and RST takes the alert with it.
+LINGER = 2.0
+
+
+class TLSError(ConnectionLost):
+    """TLS has failed: the handshake, or a record; the text says how, in OpenSSL's words."""
+
+
+@implementer(
+    IHalfCloseableProtocol, IProtocol, ISSLTransport, INegotiated, IPushProducer, ISystemHandle
+)
+class TLSConnection:
+    """One connection, either side of it.
+
+    Attributes:
+        protocol: the application's protocol.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_closing",
+        "_collecting",
+        "_direct",
+        "_eof",
+        "_failure",
+        "_half_closing",
+        "_hello",
+        "_incoming",
+        "_input_over",
+        "_lost",
+        "_open",
+        "_outgoing",
+        "_parts",
+        "_producer",
+        "_producer_paused",
+        "_reading",
+        "_rest",
+        "_server_name",
+        "_size",
+        "_streaming",
+        "_timer",
+        "_tls",
+        "_writable",
+        "protocol",
+        "transport",
+    )
+
+    def __init__(self, protocol: IProtocol, context: Context, clock: Any) -> None:
+        """Set up, unconnected.
+
+        Args:
+            protocol: the application's protocol, for which this is the transport.
+            context: makes OpenSSL's part.
+            clock: an `IReactorTime`, for what must not happen within a call of the application's.
+        """
+        self.protocol: Any = protocol
+        self._clock = clock
+        self.transport: Any = None
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap(self._incoming, self._outgoing)
+        self._hello = ClientHello() if self._tls.server_side else None
+        self._server_name: str | None = None
+        # The handshake is over.
+        self._open = False
+        # ... and the application may write, reads, and has read all that came.
+        self._writable = False
+        self._direct = False
+        self._reading = True
+        # What has come and was not given to OpenSSL.
+        self._rest = b""
+        # What was written and not encrypted: before the handshake, and within `dataReceived`.
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._collecting = False
+        self._producer: Any = None
+        self._streaming = False
+        self._producer_paused = False
+        # FIN has come; the application knows that its input is over.
+        self._eof = False
+        self._input_over = False
+        # The application wants to write no more; to have the connection closed.
+        self._half_closing = False
+        self._closing = False
+        self._lost = False
+        self._failure: Failure | None = None
+        self._timer: Any = None
+
+    # From the network.
+
+    def makeConnection(self, transport: Any) -> None:
+        self.transport = transport
+        self.connectionMade()
+
+    def connectionMade(self) -> None:
+        self.protocol.makeConnection(self)
+        self._shake_hands(b"")  # a client speaks first
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self._direct or len(data) > MOST:
+            self._receive(data)
+            return
+        self._incoming.write(data)
+        self._decrypt()
+
+    def _decrypt(self) -> None:
+        """Give the application what is in OpenSSL's buffer, and send what that makes it write."""
+        incoming, read = self._incoming, self._tls.read
+        self._collecting = True
+        while self._reading:
+            try:
+                data = read(RECORD)
+            except ssl.SSLWantReadError:
+                break  # the record is not complete
+            except ssl.SSLZeroReturnError:
+                data = b""
+            except OSError as error:
+                self._fail(error)
+                break
+            if not data:
+                self._end_input()
+                break
+            self.protocol.dataReceived(data)
+            if not incoming.pending:
+                break
+        self._collecting = False
+        if self._parts:
+            self._flush()
+        elif self._outgoing.pending:
+            self._send()
+
+    def _receive(self, data: bytes) -> None:
+        """Take input where more is to be thought of than in plain sailing."""
+        if self._input_over or self._lost:
+            return
+        if self._open:
+            self._rest += data
+            self._read_on()
+        else:
+            self._incoming.write(data)
+            self._shake_hands(data)
+
+    def _read_on(self) -> None:
+        """Decrypt what has come for as long as the application reads; then say that it is over."""
+        while self._reading and not self._input_over and self._waiting:
+            data, self._rest = self._rest[:MOST], self._rest[MOST:]
+            self._incoming.write(data)
+            self._decrypt()
+        if self._eof and self._reading and not self._input_over:
+            self._end_input()
+        self._choose()
+
+    @property
+    def _waiting(self) -> int:
+        return self._incoming.pending + len(self._rest)
+
+    @property
+    def undelivered(self) -> int:
+        """How many bytes have come, as on the wire, that the application has not read."""
+        return 0 if self._input_over else self._waiting
+
+    def _choose(self) -> None:
+        """Note whether from here on there is nothing but messages."""
+        self._direct = self._open and self._reading and not self._input_over and not self._waiting
+
+    def readConnectionLost(self) -> None:
+        """FIN has come."""
+        self._eof = True
+        if self._failure is not None or not self._open:
+            self.transport.loseConnection()
+        else:
+            self._read_on()
+
+    def writeConnectionLost(self) -> None:
+        """Our FIN is sent."""
+        half_closeable = IHalfCloseableProtocol(self.protocol, None)
+        if half_closeable is not None and self._failure is None:
+            half_closeable.writeConnectionLost()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._lost = True
+        self._stop()
+        self._set_timer(None)
+        self.protocol.connectionLost(self._failure or reason)
+
+    def _stop(self) -> None:
+        """Neither read nor write any more."""
+        self._writable = self._direct = self._reading = False
+        self._parts.clear()
+        self._rest = b""
+
+    def _end_input(self) -> None:
+        """The peer has sent its last byte."""
+        self._input_over = True
+        self._direct = False
+        half_closeable = IHalfCloseableProtocol(self.protocol, None)
+        if half_closeable is not None:
+            half_closeable.readConnectionLost()
+        else:
+            self.loseConnection()
+
+    def _fail(self, error: Exception) -> None:
+        """TLS is over: send OpenSSL's alert, and close when the peer has had time to read it."""
+        reason = getattr(error, "verify_message", None) or getattr(error, "reason", None) or error
+        self._failure = Failure(TLSError(str(reason).lower().replace("_", " ")))
+        self._input_over = True
+        self._stop()
+        if self._producer is not None:
+            if self._open:
+                self.transport.unregisterProducer()
+            self._producer.stopProducing()
+            self._producer = None
+        self._send()
+        self.transport.resumeProducing()
+        self.transport.loseWriteConnection()
+        self._set_timer(self._clock.callLater(LINGER, self.transport.abortConnection))
+
+    def _set_timer(self, timer: Any) -> None:
+        before, self._timer = self._timer, timer
+        if before is not None and before.active():
+            before.cancel()
+
+    # The handshake.
+
+    def _shake_hands(self, data: bytes) -> None:
+        if self._hello is not None and self._hello.feed(data):
+            self._server_name = self._hello.server_name
+            self._hello = None
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._send()
+        except OSError as error:
+            self._fail(error)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        """The handshake is over."""
+        self._hello = None
+        self._open = self._writable = True
+        self._collecting = True
+        self._start_producer()
+        if IHandshakeListener.providedBy(self.protocol):
+            self.protocol.handshakeCompleted()
+        self._collecting = False
+        self._flush()
+        self._end_as_asked()
+        if not self._reading and self._failure is None:
+            self.transport.pauseProducing()
+        self._read_on()
+
+    @property
+    def facts(self) -> TLSFacts:
+        """What is known of the peer, once the handshake is over."""
+        return facts_of(self._tls, self._server_name)
+
+    # The application's transport: writing.
+
+    def write(self, data: bytes) -> None:
+        if data.__class__ is not bytes:
+            data = bytes(memoryview(data))
+        if self._collecting and self._writable:
+            self._parts.append(data)
+            self._size += len(data)
+            if self._size > MOST:
+                self._flush()
+        elif self._writable:
+            self._encrypt(data)
+        elif not self._open:
+            self._hold(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        self.write(b"".join(iovec))
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what is written before the handshake is over."""
+        if self._closing or self._half_closing or self._lost or self._failure is not None:
+            return
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MOST and self._streaming and not self._producer_paused:
+            self._producer_paused = True
+            self._producer.pauseProducing()
+
+    def _flush(self) -> None:
+        """Encrypt and send what was collected."""
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._size = 0
+        self._encrypt(data)
+
+    def _encrypt(self, data: bytes) -> None:
+        """Encrypt and send."""
+        try:
+            if len(data) <= MOST:
+                if data:
+                    self._tls.write(data)
+            else:
+                view = memoryview(data)
+                for start in range(0, len(view), MOST):
+                    self._tls.write(view[start : start + MOST])
+                    self._send()
+        except OSError as error:
+            self._fail(error)
+            return
+        self._send()
+
+    def _send(self) -> None:
+        """Send what OpenSSL has made."""
+        if data := self._outgoing.read():
+            self.transport.write(data)
+
+    # Closing.
+
+    def loseWriteConnection(self) -> None:
+        """Send close_notify and FIN behind what was written; go on reading."""
+        if not self._half_closing:
+            self._half_closing = True
+            self._end_as_asked()
+
+    def loseConnection(self) -> None:
+        """Close, behind what was written."""
+        if not self._closing:
+            self._closing = True
+            self._end_as_asked()
+
+    def _end_as_asked(self) -> None:
+        """Close what the application wants closed, if its time has come."""
+        if self._lost or self._producer is not None or not (self._closing or self._half_closing):
+            return
+        if self._failure is not None:
+            return  # on the way already
+        if not self._open:
+            # A handshake is worth waiting for if there is something to say.
+            if self._closing and not self._parts:
+                self.transport.loseConnection()
+            return
+        notified = not self._writable
+        if not notified:
+            self._notify()
+        if self._closing:
+            self._reading = self._direct = False
+            self.transport.loseConnection()
+        elif not notified:
+            self.transport.loseWriteConnection()
+
+    def _notify(self) -> None:
+        """Send close_notify, behind everything written."""
+        self._flush()
+        self._writable = False
+        # OpenSSL would go on to look for the peer's, and fail on data before that.
+        unread = self._incoming.read()
+        with contextlib.suppress(OSError):  # the peer's is yet to come, or never will
+            self._tls.unwrap()
+        self._incoming.write(unread)
+        self._send()
+
+    def abortConnection(self) -> None:
+        self._stop()
+        self.transport.abortConnection()
+
+    @property
+    def disconnecting(self) -> bool:
+        """Whether the application wants the connection closed."""
+        return self._closing
+
+    # The application's transport: producers, both ways.
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        if self._producer is not None:
+            raise RuntimeError(
+                f"{producer} cannot be registered: {self._producer} was never unregistered"
+            )
+        if self._lost or self._failure is not None:
+            producer.stopProducing()
+            return
+        self._producer, self._streaming = producer, streaming
+        if self._open:
+            self.transport.registerProducer(producer, streaming)
+
+    def _start_producer(self) -> None:
+        """Let a producer that has come before the handshake was over produce."""
+        if self._producer is not None:
+            self.transport.registerProducer(self._producer, self._streaming)
+            if self._producer_paused:
+                self._producer_paused = False
+                self._producer.resumeProducing()
+
+    def unregisterProducer(self) -> None:
+        if self._producer is None:
+            return
+        self._producer = None
+        self._streaming = self._producer_paused = False
+        if self._open:
+            self.transport.unregisterProducer()
+        self._end_as_asked()
+
+    def pauseProducing(self) -> None:
+        self._reading = self._direct = False
+        if self._open and self._failure is None:  # handshakes and alerts have to be read
+            self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        if self._lost or self._closing or self._failure is not None:
+            return
+        self._reading = True
+        if self._open and (self._waiting or self._eof) and not self._collecting:
+            # Not within this call: the application may not be ready for data yet.
+            self._set_timer(self._clock.callLater(0, self._read_later))
+        else:
+            self.transport.resumeProducing()
+            if not self._collecting:
+                self._choose()
+
+    def _read_later(self) -> None:
+        self._read_on()
+        if self._reading:
+            self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+    # The application's transport: the rest.
+
+    def getPeer(self) -> Any:
+        return self.transport.getPeer()
+
+    def getHost(self) -> Any:
+        return self.transport.getHost()
+
+    def getHandle(self) -> Any:
+        """Return the transport's socket: what it carries is encrypted."""
+        return self.transport.getHandle()
+
+    def getPeerCertificate(self) -> bytes | None:
+        """Return the peer's certificate in DER; None where it has shown none."""
+        return self._tls.getpeercert(binary_form=True)
+
+    @property
+    def negotiatedProtocol(self) -> bytes | None:
+        """The application protocol that both sides chose (RFC 7301)."""
+        chosen = self._tls.selected_alpn_protocol()
+        return None if chosen is None else chosen.encode()
+
+    def getTcpNoDelay(self) -> Any:
+        return self.transport.getTcpNoDelay()
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.transport.setTcpNoDelay(enabled)
+
+    def getTcpKeepAlive(self) -> Any:
+        return self.transport.getTcpKeepAlive()
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        self.transport.setTcpKeepAlive(enabled)
+
+    def logPrefix(self) -> str:
+        return _prefix(self.protocol)
+
+
+class TLSFactory(Factory):
+    """Wraps a factory, so that its protocols speak TLS."""
+
+    noisy = False
+
+    def __init__(self, factory: IProtocolFactory, context: Context, clock: Any) -> None:
+        """Set up.
+
+        Args:
+            factory: builds the applications' protocols.
+            context: makes OpenSSL's part of each connection.
+            clock: the reactor, or another `IReactorTime`.
+        """
+        self.wrapped: Any = factory
+        self._context = context
+        self._clock = clock
+
+    def doStart(self) -> None:
+        self.wrapped.doStart()
+
+    def doStop(self) -> None:
+        self.wrapped.doStop()
+
+    def buildProtocol(self, addr: Any) -> Any:
+        protocol = self.wrapped.buildProtocol(addr)
+        if protocol is None:
+            return None
+        return TLSConnection(protocol, self._context, self._clock)
+
+    def logPrefix(self) -> str:
+        return f"{_prefix(self.wrapped)} (TLS)"
+
+
+def _prefix(named: Any) -> str:
+    provider = ILoggingContext(named, None)
+    return str(provider.logPrefix()) if provider is not None else type(named).__name__

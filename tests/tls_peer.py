@@ -1,0 +1,149 @@
+"""A TLS client that can end its stream in every way, on Python's `ssl` and blocking sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from types import TracebackType
+from typing import Literal, Self
+
+# How long anything may take, in seconds.
+PATIENCE = 20.0
+
+# How a client ends its stream.
+End = Literal["close_notify", "fin", "both"]
+ENDS: tuple[End, ...] = ("close_notify", "fin", "both")
+VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+
+# OpenSSL is given as much at a time.
+PIECE = 1 << 16
+
+
+def client_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """Return a context that trusts everybody, and speaks this version only."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+class Peer:
+    """One connection.
+
+    Attributes:
+        notified: whether the server's close_notify has come.
+        socket: what is below TLS.
+    """
+
+    def __init__(
+        self, port: int, context: ssl.SSLContext | None = None, *, server_name: str | None = None
+    ) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        self.notified = False
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = (context or client_context()).wrap_bio(
+            self._incoming, self._outgoing, server_hostname=server_name
+        )
+
+    def __enter__(self) -> Self:
+        self.shake_hands()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.socket.close()
+
+    def shake_hands(self) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                assert self._fill(), "the server has closed instead of shaking hands"
+            else:
+                self._flush()
+                return
+
+    def _flush(self) -> None:
+        if data := self._outgoing.read():
+            self.socket.sendall(data)
+
+    def _fill(self) -> bool:
+        """Read from the network; return False at its end."""
+        data = self.socket.recv(PIECE)
+        self._incoming.write(data)
+        return bool(data)
+
+    def encrypted(self, data: bytes, end: End | None = None) -> bytes:
+        """Return `data` as it goes on the wire, and the end's close_notify behind it."""
+        for start in range(0, len(data), PIECE):
+            self.tls.write(data[start : start + PIECE])
+        if end in ("close_notify", "both"):
+            # OpenSSL would look for the server's, too, and fail on data before that.
+            unread = self._incoming.read()
+            with contextlib.suppress(ssl.SSLError):
+                self.tls.unwrap()
+            self._incoming.write(unread)
+        return self._outgoing.read()
+
+    def send(self, data: bytes, end: End | None = None) -> None:
+        """Send all, and end the stream behind it."""
+        self.socket.sendall(self.encrypted(data, end))
+        self._fin(end)
+
+    def _fin(self, end: End | None) -> None:
+        if end in ("fin", "both"):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def receive(self, size: int) -> bytes:
+        """Return exactly `size` bytes, or what comes before the end."""
+        came = bytearray()
+        while len(came) < size:
+            try:
+                piece = self.tls.read(min(PIECE, size - len(came)))
+            except ssl.SSLWantReadError:
+                if not self._fill():
+                    break
+                continue
+            except ssl.SSLZeroReturnError:
+                piece = b""
+            if not piece:
+                self.notified = True
+                break
+            came += piece
+        return bytes(came)
+
+    def receive_all(self) -> bytes:
+        """Return what comes until close_notify or FIN."""
+        return self.receive(1 << 62)
+
+    def exchange(self, data: bytes, end: End) -> bytes:
+        """Send all and end the stream at once; return what comes until the server's end."""
+        encrypted = self.encrypted(data, end)
+
+        def send() -> None:
+            self.socket.sendall(encrypted)
+            self._fin(end)
+
+        if len(encrypted) <= PIECE // 4:  # the kernel takes that much at once
+            send()
+            return self.receive_all()
+        # What is not read would keep the server from reading.
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            return self.receive_all()
+        finally:
+            sender.join(PATIENCE)
+
+    def at_fin(self) -> bool:
+        """Return whether FIN is all that comes now."""
+        return self.socket.recv(1) == b""
