@@ -63,6 +63,7 @@ class ConnectionProtocol(Protocol):
     # Ten thousand idle connections are ten thousand of these: without a dictionary each is less
     # than half the size.  Twisted's own attributes are among the slots for that reason.
     __slots__ = (
+        "_began",
         "_deadline",
         "_draining",
         "_entered",
@@ -105,6 +106,7 @@ class ConnectionProtocol(Protocol):
         self._reason: EndReason | None = None
         self._lost = False
         self._deadline = math.inf
+        self._began = 0.0
         self._idle_since = 0.0
         self._seen_activity = -1
         self.client = NOBODY
@@ -161,8 +163,9 @@ class ConnectionProtocol(Protocol):
 
     def connectionMade(self) -> None:
         self.client = client_of(self.transport, self._home.listener)
+        self._began = self._home.seconds()
         self._home.opened(self)
-        log.info("Connected with {peer}", peer=shown(self.client))
+        log.info("Connected with {peer}", peer=shown(self.client), listener=self.client.listener)
         if ISSLTransport.providedBy(self.transport):
             # Until its handshake is over a client takes none of the model's places.
             self._expect_by(self._home.limits.handshake_timeout)
@@ -228,10 +231,21 @@ class ConnectionProtocol(Protocol):
         self._home.model.leave(self)
         self._finish()
         self._home.forget(self, self._reason)
+        self._log_end(self._reason)
+
+    def _log_end(self, reason: EndReason) -> None:
+        """Log the one line that tells all about a connection."""
+        messages, received, sent = self.figures
         log.info(
-            "Disconnected from {peer}: {reason}",
+            "Disconnected from {peer}: {reason} "
+            "({duration:.3f} s, messages: {messages}, bytes in: {received}, out: {sent})",
             peer=shown(self.client),
-            reason=self._reason.value,
+            reason=reason.value,
+            duration=round(self._home.seconds() - self._began, 3),
+            messages=messages,
+            received=received,
+            sent=sent,
+            listener=self.client.listener,
         )
 
     def _why_lost(self, reason: Failure) -> EndReason:

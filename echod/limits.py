@@ -20,6 +20,12 @@ def limit(default: float, why: str) -> Any:
     return field(default=default, metadata={"why": why})
 
 
+# How many log lines of one kind there may be in a second.  Above that nobody reads them, and a
+# client that connects in a loop could fill a disk: at this rate, of the two lines that tell of a
+# connection, it is 2 GB a day.
+LOG_RATE = 100
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds on clients; times in seconds, sizes in bytes; 0 is no limit.

@@ -6,19 +6,23 @@ the environment, `sys.path` and `sys.excepthook`.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from twisted.application.app import ServerOptions
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from echod import default_reactor, precautions, signals
@@ -29,6 +33,7 @@ from echod.escaping import escape
 from echod.handlers import ConcurrencyModel, HandlerError, Kind, resolve
 from echod.limits import Admission
 from echod.listen import ListenError, Listening, parse_listen
+from echod.logs import LogObserver, sink_for
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
 from echod.settings import Options as SettingsOptions
@@ -58,11 +63,18 @@ class Options(SettingsOptions):
 
     def check(self) -> None:
         """Look up the handler, and read the endpoint strings and the files that they name."""
-        makeService(self)
+        prepare_service(self)
 
 
 def makeService(options: Options) -> EchoService:
     """Return the service that `options` ask for; what is wrong with them is one line, exit 1."""
+    service = prepare_service(options)
+    service.log_observer = make_log_observer(options)
+    return service
+
+
+def prepare_service(options: Options) -> EchoService:
+    """Do what `makeService` does, but leave the log alone."""
     from twisted.internet import reactor
 
     signals.end_quietly_until_started()
@@ -138,6 +150,26 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
         model=model.name,
     )
     return EchoService(reactor, settings, listeners, model, metrics)
+
+
+def make_log_observer(options: Options) -> LogObserver | None:
+    """Return what is to write the log, or None where somebody else does: under `twist`, or with
+    `twistd --logger`.
+    """
+    twistd, settings = options.parent, options.settings
+    if not isinstance(twistd, ServerOptions):
+        return None
+    try:
+        sink = sink_for(twistd, sys.stdout)
+    except OSError as error:
+        raise SystemExit(f"echod: --logfile: {escape(str(error))}") from None
+    if sink is None:
+        return None
+    observer = LogObserver(
+        sink, format=settings.log_format, level=settings.log_level, rate=settings.log_rate
+    )
+    _log_through(observer)
+    return observer
 
 
 def make_model(settings: Settings, reactor: Any) -> Model:
@@ -235,6 +267,7 @@ class EchoService(Service):
         signals: what turns signals into drain and abort; None where somebody else does.
         ready: whether new clients are welcome: it listens, and does not drain.
         draining: whether it is on its way to the end.
+        log_observer: writes the log of the process; None where somebody else does.
     """
 
     name = "echod"
@@ -263,6 +296,7 @@ class EchoService(Service):
         self.signals: Signals | None = None
         self.ready = False
         self.draining = False
+        self.log_observer: LogObserver | None = None
         self._reactor = reactor
         self._settings = settings
         self._model = model
@@ -272,6 +306,12 @@ class EchoService(Service):
         self._failures: list[Failure] = []
         self._refused = ""
 
+    def setServiceParent(self, parent: Any) -> None:
+        """Join an application; twistd asks the application what observes its log."""
+        super().setServiceParent(parent)
+        if self.log_observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self.log_observer)
+
     def privilegedStartService(self) -> None:
         """Listen, while low ports and protected paths are still allowed.
 
@@ -279,6 +319,8 @@ class EchoService(Service):
             StartError: a listener cannot.
         """
         super().privilegedStartService()
+        if self.log_observer is not None:
+            self.log_observer.writer.start()
         attempts = [
             listener.listen().addErrback(self._cannot_listen) for listener in self.listeners
         ]
@@ -437,3 +479,18 @@ def _show_start_errors_in_one_line() -> None:
             previous(kind, error, traceback)
 
     sys.excepthook = show
+
+
+def _log_through(observer: LogObserver) -> None:
+    """Write the log to its last line, however the process ends; rotate its file on SIGUSR1."""
+    from twisted.internet import reactor
+
+    def rotate(*_: object) -> None:
+        observer.writer.rotate()
+
+    # twistd ends by the signal that it got, so that nothing registered with atexit is called.
+    reactor.addSystemEventTrigger("after", "shutdown", observer.finish)
+    atexit.register(observer.close)
+    os.register_at_fork(after_in_child=observer.writer.restart)
+    if not signal.getsignal(signal.SIGUSR1):
+        signal.signal(signal.SIGUSR1, rotate)

@@ -35,7 +35,9 @@ from echod.configuration import (
 from echod.escaping import escape
 from echod.framing import FRAMINGS, Chunk, Framing, Length, Line
 from echod.handlers import BANNER, PREFIX, ConcurrencyModel, HandlerError, HandlerSpec, parse
-from echod.limits import Limits
+from echod.limits import LOG_RATE, Limits
+from echod.logs import FORMATS as LOG_FORMATS
+from echod.logs import LEVELS as LOG_LEVELS
 
 DEFAULT_PORT = 8888
 
@@ -300,6 +302,30 @@ class Settings:
             unit="seconds",
             section="Watching over it",
             reload=True,
+        ),
+    )
+    log_format: str = setting(
+        "text",
+        Text(
+            "How the log is written: text, or json (an object a line). Where to is twistd's "
+            "--logfile or --syslog.",
+            one_of(LOG_FORMATS),
+            section="The log",
+        ),
+    )
+    log_level: str = setting(
+        "info",
+        Text(
+            f"The lowest level that is logged: {', '.join(LOG_LEVELS)}.",
+            one_of(LOG_LEVELS),
+        ),
+    )
+    log_rate: int = setting(
+        LOG_RATE,
+        Text(
+            "How many lines of one kind are logged a second, over ten seconds; those above are "
+            "counted, and a line says how many there were; 0: no limit.",
+            whole_number(0, 1_000_000),
         ),
     )
 

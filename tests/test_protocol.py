@@ -641,7 +641,15 @@ async def test_ipv6_and_hostile_addresses_are_shown_escaped(log: Log) -> None:
 
 
 def test_connections_are_logged_in_these_words(log: Log) -> None:
-    protocol, _ = connect(EchoFactory(Clock()))
+    clock = Clock()
+    protocol, _ = connect(EchoFactory(clock, listener="tcp:8888"))
+    protocol.dataReceived(b"happy\n")
+    clock.pump([0.1] * 15)
     lose(protocol)
-    assert "Connected with 192.168.1.1:54321" in log.text.splitlines()
-    assert "Disconnected from 192.168.1.1:54321: connection lost" in log.text.splitlines()
+    connected, disconnected = log.events
+    figures = "(1.500 s, messages: 1, bytes in: 6, out: 63)"
+    assert log.text.splitlines() == [
+        "Connected with 192.168.1.1:54321",
+        f"Disconnected from 192.168.1.1:54321: connection lost {figures}",
+    ]
+    assert connected["listener"] == disconnected["listener"] == "tcp:8888"

@@ -171,9 +171,8 @@ class AcceptingPort(tcp.Port):
         if now >= self._next_log:
             self._next_log = now + LOG_INTERVAL
             count, self._turned_away = self._turned_away, 0
-            _log.warn(
-                "{port}: " + message, port=self.getHost(), error=exception.strerror, count=count
-            )
+            what = message.format(error=exception.strerror, count=count)
+            _log.warn("{port}: {what}", port=self.getHost(), what=what)
 
     def _rest(self) -> None:
         self._unwatch()

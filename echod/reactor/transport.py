@@ -178,7 +178,7 @@ class StreamTransport:
             else:
                 self._begin(protocol)
         except BaseException:
-            self._fail("cannot start {stream}")
+            self._fail("cannot start")
 
     def _build_protocol(self) -> IProtocol | None:
         raise NotImplementedError
@@ -203,7 +203,7 @@ class StreamTransport:
         try:
             self.protocol.dataReceived(data)
         except BaseException:
-            self._fail("dataReceived failed on {stream}")
+            self._fail("dataReceived failed on")
 
     def eof_received(self) -> bool:
         """The peer ended its stream. True keeps the writing side open; it is ours to close."""
@@ -215,7 +215,7 @@ class StreamTransport:
             try:
                 half_closeable.readConnectionLost()
             except BaseException:
-                self._fail("readConnectionLost failed on {stream}")
+                self._fail("readConnectionLost failed on")
         return True
 
     def pause_writing(self) -> None:
@@ -287,10 +287,10 @@ class StreamTransport:
             self._uv.abort()
             self._finish(reason)
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, what: str) -> None:
         """Log the exception being handled, and end the connection with it."""
         self._reason = Failure()
-        _log.failure(message, self._reason, stream=self)
+        _log.failure("{what} {stream}", self._reason, what=what, stream=self)
         self._uv.abort()
 
     def failed(self, exception: BaseException) -> None:
@@ -349,7 +349,7 @@ class StreamTransport:
             try:
                 half_closeable.writeConnectionLost()
             except BaseException:
-                self._fail("writeConnectionLost failed on {stream}")
+                self._fail("writeConnectionLost failed on")
 
     # Writing
 
@@ -472,14 +472,14 @@ class StreamTransport:
         try:
             self.producer.pauseProducing()
         except BaseException:
-            self._fail("pauseProducing failed on {stream}")
+            self._fail("pauseProducing failed on")
 
     def _resume_producer(self) -> None:
         self.producerPaused = False
         try:
             self.producer.resumeProducing()
         except BaseException:
-            self._fail("resumeProducing failed on {stream}")
+            self._fail("resumeProducing failed on")
 
     # IPushProducer: reading
 

@@ -1,0 +1,370 @@
+"""What the log looks like: as text or as JSON, escaped, and not more than anybody can read.
+
+`LogObserver` takes every event of the process, echod's and everybody else's, prints included,
+and makes a line of it.  It promises three things about that line, whatever the event holds:
+
+* No control character but the line's own end gets out.  Within text, the lines of a traceback
+  begin with a tab, so that none of them can pass for an event.
+* Above `rate` events of one kind a second (events with the same logger and the same format), they
+  are counted instead of written, and every `WINDOW` seconds a line says how many there were.
+* Nobody waits for it to be written: see `echod.logwriter`.
+
+A format is never a client's text: formats are literals, which a test of the sources holds.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import IO, Any, NamedTuple
+
+from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
+from zope.interface import implementer
+
+from echod.escaping import escape, escape_lines
+from echod.logwriter import DescriptorSink, FileSink, Line, LogWriter, Sink, SyslogSink
+
+FORMATS = ("text", "json")
+LEVELS: tuple[str, ...] = tuple(level.name for level in LogLevel.iterconstants())
+_RANKS = {level: rank for rank, level in enumerate(LogLevel.iterconstants())}
+
+# Over how many seconds events of a kind are counted.  Long enough for a burst, as of clients that
+# all come back at once, to be written whole.
+WINDOW = 10.0
+
+# How many kinds are told apart; formats are few unless somebody makes them from what comes in.
+MOST_KINDS = 1000
+
+# The longest text in a line, in characters; a handler may print a whole message.
+LONGEST = 32 * 1024
+
+# What Twisted adds to events for observers of old, and what a record has of its own.
+_NOT_FIELDS = frozenset(
+    ("message", "time", "system", "format", "isError", "why", "failure", "level", "logger")
+)
+
+Render = Callable[[LogEvent], str]
+
+
+class EventKind(NamedTuple):
+    """What makes events alike."""
+
+    logger: str
+    format: str
+    level: str
+
+
+_OTHERS = EventKind("-", "(others)", "info")
+
+
+class Limiter:
+    """Counts events by kind, and says which are too many.  Pure: the time is passed in."""
+
+    def __init__(self, rate: float) -> None:
+        """Set up.
+
+        Args:
+            rate: how many events of one kind may be written a second, over `WINDOW` seconds.
+        """
+        self.suppressed = 0
+        self._budget = rate * WINDOW
+        self._windows: dict[EventKind, list[float]] = {}
+        self._excess = 0
+
+    def admits(self, kind: EventKind, now: float) -> bool:
+        """Count an event; return whether it may be written."""
+        window = self._windows.get(kind)
+        if window is None:
+            if len(self._windows) >= MOST_KINDS:
+                kind = self._make_room(kind, now)
+            window = self._windows.setdefault(kind, [now, 0])
+        elif now - window[0] >= WINDOW and window[1] <= self._budget:
+            window[:] = now, 0
+        window[1] += 1
+        if window[1] <= self._budget:
+            return True
+        self.suppressed += 1
+        self._excess += 1
+        return False
+
+    def _make_room(self, kind: EventKind, now: float) -> EventKind:
+        for known, (began, count) in list(self._windows.items()):
+            if now - began >= WINDOW and count <= self._budget:
+                del self._windows[known]
+        return kind if len(self._windows) < MOST_KINDS else _OTHERS
+
+    @property
+    def holding(self) -> bool:
+        """Whether there is something to report sooner or later."""
+        return self._excess > 0
+
+    def report(self, now: float, *, everything: bool = False) -> list[tuple[EventKind, int, int]]:
+        """Return kinds, how many of each were not written, and over how many seconds.
+
+        Args:
+            now: the time.
+            everything: also those whose window is not over yet.
+        """
+        reports = []
+        for kind, (began, count) in list(self._windows.items()):
+            if count > self._budget and (everything or now - began >= WINDOW):
+                excess = int(count - self._budget)
+                self._excess -= excess
+                del self._windows[kind]
+                reports.append((kind, excess, max(1, round(now - began))))
+        return reports
+
+
+@implementer(ILogObserver)
+class LogObserver:
+    """Makes lines of events, and gives them to a writer.
+
+    Attributes:
+        writer: writes the lines; to be started, and closed at the end.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        format: str = "text",  # noqa: A002 - as the setting is called
+        level: str = "info",
+        rate: float = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Set up.
+
+        Args:
+            sink: where lines go.
+            format: one of `FORMATS`.
+            level: the lowest level that is written, one of `LEVELS`.
+            rate: how many events of one kind may be written a second; 0: all.
+            clock: the time, in seconds, for `rate`.
+        """
+        self._render = json_line if format == "json" else text_line
+        if sink.stamps and format == "text":
+            self._render = unstamped_line
+        self._lowest = LEVELS.index(level)
+        self._limiter = Limiter(rate) if rate else None
+        self._clock = clock
+        self._lock = threading.RLock()
+        self.writer = LogWriter(sink, notice=self._dropped_line, look_after=self._summarize)
+
+    def __call__(self, event: LogEvent) -> None:
+        """Write `event`, unless it is too many or too low."""
+        level = event.get("log_level") or LogLevel.info
+        if _RANKS.get(level, 0) < self._lowest:
+            return
+        if self._limiter is not None and not self._admits(self._limiter, event):
+            return
+        if text := self._render(event):
+            self.writer.add(Line(text, level.name))
+
+    def _admits(self, limiter: Limiter, event: LogEvent) -> bool:
+        kind = _kind(event)
+        with self._lock:
+            held = limiter.holding
+            admitted = limiter.admits(kind, self._clock())
+        if limiter.holding and not held:
+            self.writer.wake()  # from now on it has to look after the summary
+        return admitted
+
+    def _summarize(self) -> float | None:
+        """In the writer's thread: say what was not written; return when to look again."""
+        if self._limiter is None or not self._limiter.holding:
+            return None
+        self._report()
+        return 1.0
+
+    def _report(self, *, everything: bool = False) -> None:
+        if self._limiter is not None:
+            with self._lock:
+                reports = self._limiter.report(self._clock(), everything=everything)
+            for kind, count, seconds in reports:
+                self.writer.add(Line(self._summary(kind, count, seconds), kind.level))
+
+    def finish(self) -> None:
+        """The event loop has ended: say what is left to say, and wait for what comes yet."""
+        self._report(everything=True)
+        self.writer.finish()
+
+    def close(self) -> None:
+        """Write what is left to say, and stop."""
+        self._report(everything=True)
+        self.writer.close()
+
+    def _summary(self, kind: EventKind, count: int, seconds: int) -> str:
+        return self._render(
+            _event(
+                "… {count} more like this in {seconds} s: {like}",
+                level=kind.level,
+                logger=kind.logger,
+                count=count,
+                seconds=seconds,
+                like=kind.format[:200],
+            )
+        )
+
+    def _dropped_line(self, count: int) -> Line:
+        text = self._render(
+            _event("{dropped} lines of the log were lost", level="warn", dropped=count)
+        )
+        return Line(text, "warn")
+
+    @property
+    def suppressed(self) -> int:
+        """How many events were counted instead of written."""
+        return self._limiter.suppressed if self._limiter else 0
+
+
+def _kind(event: LogEvent) -> EventKind:
+    form = event.get("log_format")
+    return EventKind(
+        str(event.get("log_namespace", "-")), form if isinstance(form, str) else "", _level(event)
+    )
+
+
+def _event(form: str, *, level: str, logger: str = __name__, **values: object) -> LogEvent:
+    """Return an event of our own, which no publisher has seen: the log cannot log to itself."""
+    return {
+        "log_format": form,
+        "log_level": LogLevel.lookupByName(level),
+        "log_namespace": logger,
+        "log_time": time.time(),
+        **values,
+    }
+
+
+def timestamp(event: LogEvent) -> str:
+    """Return when `event` was: ISO 8601, local time with its zone, to the millisecond."""
+    when = event.get("log_time") or time.time()
+    return datetime.fromtimestamp(when).astimezone().isoformat(timespec="milliseconds")
+
+
+def text_line(event: LogEvent) -> str:
+    """Return `event` as text: `TIME [LOGGER#LEVEL] MESSAGE`; further lines begin with a tab."""
+    text = unstamped_line(event)
+    return text and f"{timestamp(event)} {text}"
+
+
+def unstamped_line(event: LogEvent) -> str:
+    """Return `event` as text, without the time."""
+    text = escape_lines(_shortened(_message(event))).rstrip("\n")
+    return text and f"[{_system(event)}] {text}".replace("\n", "\n\t")
+
+
+def json_line(event: LogEvent) -> str:
+    """Return `event` as an object of JSON, in one line.
+
+    It has `time`, `level`, `logger` and `message`, `traceback` if there is one, and the values
+    that the message was made from.  All text in it is escaped, decoded too.
+    """
+    message = _message(event, with_traceback=False)
+    traceback = event.get("traceback", "")
+    if "log_failure" in event:
+        traceback = _traceback(event)
+    elif traceback:
+        # echod's own messages end with it, for observers that know nothing of fields.
+        message = message.removesuffix(f"\n{traceback}").removesuffix(":")
+    if not (message or traceback):
+        return ""
+    record: dict[str, Any] = {
+        "time": timestamp(event),
+        "level": _level(event),
+        "logger": escape(str(event.get("log_namespace", "-"))),
+        "message": escape_lines(_shortened(message)),
+    }
+    for name, value in event.items():
+        if not name.startswith("log_") and name not in _NOT_FIELDS:
+            shown = _field(value)
+            if shown is not None:
+                record[escape(name)] = shown
+    if traceback:
+        record["traceback"] = escape_lines(_shortened(str(traceback))).rstrip("\n")
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _field(value: object) -> object:
+    """Return `value` as JSON has it; None for what is no plain value."""
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    return escape(_shortened(value)) if isinstance(value, str) else None
+
+
+def _level(event: LogEvent) -> str:
+    name: str = (event.get("log_level") or LogLevel.info).name
+    return name
+
+
+def _system(event: LogEvent) -> str:
+    system = event.get("log_system")
+    if system is None:
+        system = f"{event.get('log_namespace', '-')}#{_level(event)}"
+    return escape(str(system))
+
+
+def _message(event: LogEvent, *, with_traceback: bool = True) -> str:
+    form = event.get("log_format")
+    # Twisted's own way understands more, as `{method()}`, and takes twenty times as long.
+    if isinstance(form, str) and "()" not in form and "log_failure" not in event:
+        try:
+            return form.format_map(event)
+        except Exception:  # noqa: S110 - Twisted's way says what is wrong with it
+            pass
+    return eventAsText(
+        event,
+        includeTraceback=with_traceback,
+        includeTimestamp=False,
+        includeSystem=False,
+    )
+
+
+def _traceback(event: LogEvent) -> str:
+    try:
+        text: str = event["log_failure"].getTraceback()
+    except Exception as error:  # whose traceback it is may have made it impossible
+        return f"(no traceback: {type(error).__name__})"
+    return text
+
+
+def _shortened(text: str) -> str:
+    """Return `text` without its middle where it is too long: of a traceback, the end says most."""
+    left_out = len(text) - LONGEST
+    if left_out <= 0:
+        return text
+    half = LONGEST // 2
+    return f"{text[:half]}… ({left_out} characters left out) …{text[-half:]}"
+
+
+def sink_for(twistd: Mapping[str, Any], stdout: IO[str]) -> Sink | None:
+    """Return where twistd was asked to log to.
+
+    Args:
+        twistd: twistd's own options.
+        stdout: standard output.
+
+    Returns:
+        None where twistd has to decide: it was given an observer, or refuses to start.
+
+    Raises:
+        OSError: the log file cannot be opened.
+    """
+    path, in_foreground = twistd["logfile"], twistd["nodaemon"] or twistd["debug"]
+    if twistd["logger"] or (path == "-" and not in_foreground):
+        return None
+    if twistd.get("syslog"):
+        return SyslogSink(twistd["prefix"])
+    if path == "-" or (in_foreground and not path):
+        return DescriptorSink(stdout.fileno())
+    return FileSink(path or "twistd.log")
