@@ -42,7 +42,7 @@ docs: $(VENV)/develop.stamp ## write what is made from the code: parts of docs/,
 	$(BIN)/python -m echod.reference
 	$(BIN)/python -m tests.faults.catalogue
 
-soak: $(VENV)/develop.stamp ## run the long forms of tests/faults, for SOAK_HOURS=8 at most
+soak: $(VENV)/soak.stamp ## run the long forms of tests/faults, for SOAK_HOURS=8 at most
 	SOAK=1 SOAK_HOURS=$(SOAK_HOURS) $(BIN)/python -m pytest tests/faults -v --capture=no \
 	  --timeout=0 -p no:randomly
 
@@ -56,8 +56,9 @@ clean: ## remove all that these targets make
 
 $(VENV)/run.stamp: WHAT = .
 $(VENV)/develop.stamp: WHAT = .[test,check]
+$(VENV)/soak.stamp: WHAT = .[test,soak]
 $(VENV)/bench.stamp: WHAT = .[bench]
-$(VENV)/run.stamp $(VENV)/develop.stamp $(VENV)/bench.stamp: setup.cfg pyproject.toml | $(VENV)/made.stamp
+$(VENV)/run.stamp $(VENV)/develop.stamp $(VENV)/soak.stamp $(VENV)/bench.stamp: setup.cfg pyproject.toml | $(VENV)/made.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(WHAT)'
 	@touch $@
 

@@ -7,7 +7,6 @@ escape sequence drives a terminal.  Everything that came from outside passes thr
 
 from __future__ import annotations
 
-import codecs
 import re
 
 _CONTROL_EXCEPT_LAYOUT = re.compile(
@@ -15,6 +14,9 @@ _CONTROL_EXCEPT_LAYOUT = re.compile(
 )
 _CONTROL = re.compile(f"{_CONTROL_EXCEPT_LAYOUT.pattern}|[\t\n]")
 _NAMED = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
+
+_WRITTEN = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.?)", re.DOTALL)
+_MEANT = dict(zip(b"abfnrtv\\'\"", b"\a\b\f\n\r\t\v\\'\"", strict=True))
 
 
 def escape(value: bytes | str) -> str:
@@ -35,16 +37,13 @@ def escape_lines(text: str) -> str:
 def unescape(text: str) -> bytes:
     r"""Return the bytes that a setting's `text` stands for: ``\r\n`` is two of them.
 
-    Python's escapes for bytes are read (``\n``, ``\t``, ``\x1b``, ``\\``); other characters are
-    encoded as UTF-8.
+    Python's escapes for bytes are read (``\n``, ``\t``, ``\x1b``, ``\0``, ``\\``); other
+    characters are encoded as UTF-8.
 
     Raises:
-        ValueError: an escape is not complete, as in ``\x1``.
+        ValueError: an escape is not complete, or not known, as in ``\x1`` and ``\d``.
     """
-    raw = text.encode("utf-8", "surrogateescape")
-    decoded, _ = codecs.escape_decode(raw)
-    assert isinstance(decoded, bytes)
-    return decoded
+    return _WRITTEN.sub(_unescape_one, text.encode("utf-8", "surrogateescape"))
 
 
 def unescaped(value: bytes) -> str:
@@ -60,6 +59,17 @@ def _writable(character: str) -> str:
         return _NAMED.get(character, character)
     raw = character.encode("utf-8", "surrogateescape")
     return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _unescape_one(match: re.Match[bytes]) -> bytes:
+    escaped = match[1]
+    if len(escaped) == 1 and escaped[0] in _MEANT:
+        return bytes([_MEANT[escaped[0]]])
+    if escaped[:1] == b"x" and len(escaped) == 3:
+        return bytes([int(escaped[1:], 16)])
+    if escaped[:1] in b"01234567" and escaped and int(escaped, 8) < 256:
+        return bytes([int(escaped, 8)])
+    raise ValueError(f"no escape: {escape(match[0])}")
 
 
 def _escape_one(match: re.Match[str]) -> str:

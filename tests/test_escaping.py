@@ -46,9 +46,16 @@ def test_settings_may_be_written_with_escapes(text: str, value: bytes) -> None:
     assert unescape(text) == value
 
 
-def test_an_escape_that_is_cut_short_is_an_error() -> None:
-    with pytest.raises(ValueError, match="x"):
-        unescape(r"\x1")
+@pytest.mark.parametrize("text", [r"\x1", r"\x", "\\", r"\d", r"\8", r"\400", "\\\0"])
+def test_an_escape_that_is_cut_short_or_unknown_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="no escape"):
+        unescape(text)
+
+
+@given(st.binary())
+def test_pythons_own_escapes_are_read(value: bytes) -> None:
+    assert unescape(repr(value)[2:-1]) == value
+    assert unescape("".join(f"\\{byte:03o}" for byte in value)) == value
 
 
 @given(st.binary() | st.text(st.characters(codec="utf-8")).map(str.encode))

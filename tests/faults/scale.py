@@ -124,6 +124,11 @@ class Scale:
                 self._show(f"{now - began:.0f} of {end - began:.0f} s")
             yield now - began
 
+    @property
+    def seconds_left(self) -> float:
+        """How long the test may still take."""
+        return max(1.0, self._deadline - time.monotonic())
+
     def note(self, text: str) -> None:
         """Tell the summary a figure."""
         self.report.notes.append(text)

@@ -1,0 +1,93 @@
+"""Hostile bytes, for every parser and for the daemon."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from echod.framing import Framing, Length, Line
+from tests.daemon import Start, connect, receive_all
+from tests.faults.clients import MODELS
+from tests.faults.fuzz.targets import TARGETS, cut, messages
+from tests.faults.scale import Scale
+
+INPUTS = 1_000_000
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_hostile_bytes_are_parsed_or_refused(target: str, tmp_path: Path, scale: Scale) -> None:
+    """Whatever the bytes are, a parser parses them or refuses them with its own error."""
+    if scale.soak:
+        fuzz(target, tmp_path, scale)
+    settings(max_examples=300)(given(st.binary(max_size=300))(TARGETS[target]))()
+
+
+def fuzz(target: str, directory: Path, scale: Scale) -> None:
+    """Let atheris look for what breaks it."""
+    if importlib.util.find_spec("atheris") is None:
+        pytest.skip("atheris is not installed: `make soak` installs it")
+    options = [f"{INPUTS}", f"-max_total_time={scale.seconds_left:.0f}", "-print_final_stats=1"]
+    options += [f"-artifact_prefix={directory}/"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.fuzz", target, *options],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]
+    tried = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    assert tried is not None
+    scale.note(f"{int(tried[1]):,} of {INPUTS:,} inputs")
+
+
+FRAMINGS: dict[str, Framing] = {"line": Line(), "length": Length()}
+
+
+@pytest.mark.parametrize("name", FRAMINGS)
+@pytest.mark.parametrize("model", MODELS)
+def test_hostile_streams_get_what_their_messages_deserve(
+    daemon: Start, name: str, model: str, scale: Scale
+) -> None:
+    """Faults 32 and 39: However a stream is cut, and whatever is in it, each of its messages is
+    answered, and what is no message is refused; no traceback, and others are served.
+    """
+    framing = FRAMINGS[name]
+    running = daemon("--framing", name, "--concurrency", model, "--no-banner", "--prefix", "")
+    chance = random.Random(name)
+    for _ in scale(ci=60, soak=20_000):
+        stream = b"".join(hostile(chance) for _ in range(chance.randrange(1, 30)))
+        if name == "length" and chance.random() < 0.9:
+            stream = b"".join(framing.encode(part) for part in stream.split(b"\r"))
+        got, error = messages(framing, iter([stream]))
+        expected = b"".join(map(framing.encode, got))
+        if error:
+            expected += framing.encode_line(error.encode())
+        with connect(running) as connection:
+            for piece in cut(stream) if chance.random() < 0.3 else [stream]:
+                connection.sendall(piece)
+            connection.shutdown(socket.SHUT_WR)
+            assert receive_all(connection) == expected
+    assert "Traceback" not in running.log
+    assert not set(running.log) & {chr(code) for code in [*range(10), *range(11, 32), 127]}
+
+
+def hostile(chance: random.Random) -> bytes:
+    """Return bytes that parsers, terminals and formats have trouble with."""
+    kind = chance.randrange(4)
+    if kind == 0:
+        return chance.randbytes(chance.randrange(40))
+    if kind == 1:
+        return chance.choice([b"\n", b"\r\n", b"\0", b"\xff" * 4, b"\x1b[2J", b"%s{0}%n", b"\x9b"])
+    if kind == 2:
+        return b"x" * chance.randrange(20_000) + b"\n"
+    return chance.randrange(1 << 32).to_bytes(4, "big")
