@@ -420,7 +420,7 @@ class EchoService(Service):
         """Return what it is doing, in a few words, for the service manager."""
         count = sum(len(listener.factory.connections) for listener in self.listeners)
         refused = f"; the last reload was refused: {self._refused}" if self._refused else ""
-        return f"{'Draining' if self.draining else 'Serving'}, {count} connections{refused}"
+        return f"{'Draining' if self.draining else 'Serving'}; connections: {count}{refused}"
 
     def _make_drain(self) -> Drain:
         return Drain(

@@ -368,11 +368,11 @@ async def test_a_reload_that_is_refused_changes_nothing_and_says_why(log: Log) -
     why = "--drain-spread must be shorter than --drain-timeout"
     assert log.take_errors()[0].endswith(f"Reload refused, nothing has changed: {why}")
     assert service.listeners[0].factory.limits is limits
-    assert service.describe() == f"Serving, 0 connections; the last reload was refused: {why}"
+    assert service.describe() == f"Serving; connections: 0; the last reload was refused: {why}"
     service.configure = Configured()
     service.reload()
     assert "Reloaded; changed: nothing" in log.text
-    assert service.describe() == "Serving, 0 connections"
+    assert service.describe() == "Serving; connections: 0"
     await service.stopService()
     service.reload()
     assert log.text.count("Reloaded") == 1

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,32 +11,13 @@ from twisted.internet.task import Clock
 from echod import systemd as module
 from echod.systemd import Notifier
 from tests.conftest import Log
-
-
-class Manager:
-    """A service manager's end of the notification socket."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
-        self.socket.settimeout(0)
-
-    def hear(self) -> list[list[str]]:
-        """Return the messages that have come since the last time, as lines."""
-        messages = []
-        while True:
-            try:
-                messages.append(self.socket.recv(4096).decode().split("\n"))
-            except BlockingIOError:
-                return messages
+from tests.service_manager import Manager, managing
 
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[Manager]:
-    listening = Manager(str(tmp_path / "notify"))
-    yield listening
-    listening.socket.close()
+    with managing(str(tmp_path / "notify")) as listening:
+        yield listening
 
 
 @pytest.fixture
@@ -115,12 +95,11 @@ def test_without_a_watchdog_only_news_is_sent(
 
 
 def test_an_abstract_socket_will_do(clock: Clock, tmp_path: Path) -> None:
-    manager = Manager(f"@echod-test-{os.getpid()}")
-    notifier = Notifier(clock, str, address=manager.address)
-    notifier.reloading()
-    assert manager.hear()[0][0] == "RELOADING=1"
-    notifier.close()
-    manager.socket.close()
+    with managing(f"@echod-test-{os.getpid()}") as manager:
+        notifier = Notifier(clock, str, address=manager.address)
+        notifier.reloading()
+        assert manager.hear()[0][0] == "RELOADING=1"
+        notifier.close()
 
 
 def test_what_the_manager_has_no_room_for_is_sent_later_and_in_order(
@@ -165,7 +144,7 @@ def test_a_manager_that_is_not_there_is_a_line_in_the_log(
 def test_a_manager_that_is_gone_is_a_line_in_the_log(
     notifier: Notifier, manager: Manager, log: Log
 ) -> None:
-    manager.socket.close()
+    manager.close()
     notifier.ready()
     assert "The service manager cannot be told: [Errno 111] Connection refused" in log.text
     assert not notifier._waiting
