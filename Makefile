@@ -5,6 +5,11 @@ PYTHON ?= python3
 PORT = 8888
 SOAK_HOURS = 8
 
+# For install-service: where the program is, where systemd looks, and where settings are.
+PREFIX = /opt/echod
+LIBDIR = /usr/local/lib
+SYSCONFDIR = /etc
+
 VENV = .venv
 BIN = $(VENV)/bin
 
@@ -14,10 +19,10 @@ SHELL = bash
 # Two installations at a time into one environment would clash.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test check docs soak bench clean
+.PHONY: help run test check docs soak bench install-service clean
 
 help: ## list the targets (the default)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 # The first Ctrl-C or `kill` drains, and is no error of make's.  So twistd runs behind a shell that
 # outlives both: Ctrl-C reaches twistd from the terminal (a background job would ignore it, but for
@@ -48,6 +53,18 @@ soak: $(VENV)/soak.stamp ## run the long forms of tests/faults, for SOAK_HOURS=8
 
 bench: $(VENV)/bench.stamp ## compare with other servers; a quarter of an hour (see bench/README.md)
 	$(BIN)/python -m bench
+
+install-service: ## install what systemd needs (see docs/deploy.md); DESTDIR=, PREFIX=/opt/echod
+	install -d $(addprefix $(DESTDIR)$(LIBDIR)/,systemd/system sysusers.d tmpfiles.d)
+	set -o pipefail; for unit in etc/systemd/*; do \
+	  sed 's|/opt/echod|$(PREFIX)|g; s|/etc/echod|$(SYSCONFDIR)/echod|g' "$$unit" | \
+	    install -m 644 /dev/stdin "$(DESTDIR)$(LIBDIR)/systemd/system/$${unit##*/}" || exit; \
+	done
+	install -m 644 etc/sysusers.d/echod.conf $(DESTDIR)$(LIBDIR)/sysusers.d
+	install -m 644 etc/tmpfiles.d/echod.conf $(DESTDIR)$(LIBDIR)/tmpfiles.d
+	install -d $(DESTDIR)$(SYSCONFDIR)/echod
+	test -e $(DESTDIR)$(SYSCONFDIR)/echod/echod.toml || \
+	  install -m 644 etc/echod.toml $(DESTDIR)$(SYSCONFDIR)/echod
 
 clean: ## remove all that these targets make
 	rm -rf $(VENV) build dist *.egg-info .coverage* htmlcov

@@ -1,0 +1,187 @@
+"""The units of etc/: systemd accepts them, and the daemon can live with what they take away."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon, Start, receive_all, tool
+from tests.faults.clients import greeted, is_served
+
+ROOT = Path(__file__).parents[2]
+UNITS = ROOT / "etc" / "systemd"
+
+# The exposure that systemd-analyze may find, in tenths.
+EXPOSURE = {"echod.service": 10, "echod@.service": 10, "echod-activated.service": 3}
+
+# What the socket-activated service has instead of a network.
+CUT_OFF = {
+    "IPAddressAllow": None,
+    "IPAddressDeny": "any",
+    "PrivateNetwork": "yes",
+    "RestrictAddressFamilies": "AF_UNIX",
+}
+
+
+def run(*command: str | Path, check: bool = True, **options: object) -> str:
+    """Run a command; return what it prints, errors too."""
+    ended = subprocess.run(
+        command,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )
+    assert not check or ended.returncode == 0, ended.stdout
+    return str(ended.stdout)
+
+
+def read(unit: str) -> configparser.ConfigParser:
+    """Return a unit; of settings that repeat, the last."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    parser.optionxform = str  # type: ignore[method-assign,assignment]
+    parser.read(UNITS / unit)
+    return parser
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `make install-service` has installed to; the program is the one under test."""
+    directory = tmp_path_factory.mktemp("installed")
+    install(directory)
+    return directory
+
+
+def install(directory: Path) -> None:
+    prefix = sysconfig.get_path("data")
+    run("make", "install-service", f"DESTDIR={directory}", f"PREFIX={prefix}", cwd=ROOT)
+
+
+def test_systemd_accepts_the_units(installed: Path) -> None:
+    units = sorted((installed / "usr/local/lib/systemd/system").iterdir())
+    assert [unit.name for unit in units] == sorted(unit.name for unit in UNITS.iterdir())
+    assert run(tool("systemd-analyze"), "verify", *units) == ""
+
+
+@pytest.mark.parametrize(("unit", "exposure"), EXPOSURE.items())
+def test_little_is_exposed(unit: str, exposure: int) -> None:
+    threshold = f"--threshold={exposure}"
+    run(tool("systemd-analyze"), "security", "--offline=true", threshold, UNITS / unit)
+
+
+def test_the_units_differ_only_where_they_must() -> None:
+    direct, instance, activated = (read(unit)["Service"] for unit in EXPOSURE)
+    for name in {*direct, *instance, *activated} - {"ExecStart"}:
+        assert instance.get(name) == direct.get(name), name
+        assert activated.get(name) == CUT_OFF.get(name, direct.get(name)), name
+
+
+def test_a_service_has_its_user_and_its_folder(installed: Path) -> None:
+    said = run(tool("systemd-sysusers"), "--dry-run", f"--root={installed}")
+    assert "Creating user 'echod'" in said
+    lines = (installed / "usr/local/lib/tmpfiles.d/echod.conf").read_text()
+    assert "d /run/echod 0750 echod echod" in lines
+
+
+def test_settings_that_are_there_already_are_kept(tmp_path: Path) -> None:
+    install(tmp_path)
+    settings = tmp_path / "etc/echod/echod.toml"
+    assert settings.read_text() == (ROOT / "etc" / "echod.toml").read_text()
+    settings.write_text("port = 7\n")
+    install(tmp_path)
+    assert settings.read_text() == "port = 7\n"
+
+
+# What the units take away, the daemon does not need.
+
+
+@pytest.fixture(scope="module")
+def allowed() -> set[str]:
+    """The system calls that the units allow."""
+    lines = (UNITS / "echod.service").read_text().splitlines()
+    names = [line.split("=")[1].split() for line in lines if line.startswith("SystemCallFilter=")]
+    [[*granted], [first, *others]] = names
+    assert first.startswith("~")
+    return calls(*granted) - calls(first[1:], *others)
+
+
+def calls(*names: str) -> set[str]:
+    """Return the system calls that names stand for, which may be those of groups."""
+    found = set()
+    for name in names:
+        if name.startswith("@"):
+            members = run(tool("systemd-analyze"), "syscall-filter", name).split("\n")[1:]
+            found |= calls(*(line.strip() for line in members if line.strip()[:1] not in "#"))
+        else:
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("model", ["reactor", "defer-to-thread", "thread-per-connection"])
+def test_no_system_call_is_needed_that_the_units_forbid(
+    daemon: Start, tmp_path: Path, allowed: set[str], model: str
+) -> None:
+    trace = tmp_path / "trace"
+    running = daemon(
+        *("--concurrency", model, "--listen", f"unix:{tmp_path / 'socket'}", "--port", "0"),
+        under=[tool("strace"), "-f", "-qq", "-o", str(trace), "--signal=none"],
+    )
+    with greeted(running) as connection:
+        assert is_served(connection)
+        process = int(trace.read_text().split()[0])
+        os.kill(process, signal.SIGHUP)
+        running.wait_for("Reloaded")
+        os.kill(process, signal.SIGTERM)
+        assert receive_all(connection) == b""
+    running.wait()
+    used = set(
+        re.findall(r"^\d+ +(?:<\.\.\. )?([a-z]\w*)(?:\(| resumed)", trace.read_text(), re.M)
+    )
+    assert {"epoll_ctl", "accept4"} <= used
+    assert used <= allowed
+
+
+BEREFT = """
+import ctypes
+import os
+import sys
+
+PR_SET_NO_NEW_PRIVS, PR_SET_MDWE = 38, 65
+libc = ctypes.CDLL(None)
+libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+libc.prctl(PR_SET_MDWE, 1, 0, 0, 0)  # what MemoryDenyWriteExecute= does, where the kernel can
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take so much away")
+def test_it_runs_without_privileges_in_a_world_that_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "bereft.py").write_text(BEREFT)
+    (tmp_path / "echod.toml").write_text("port = 0\n")
+    # As root without root's privileges: another user could not even read what is under test.
+    read_only = 'mount -o remount,bind,ro / && exec "$@"'
+    running = Daemon(
+        *("--config", str(tmp_path / "echod.toml")),
+        cwd=Path("/"),
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        under=[
+            *(tool("unshare"), "--mount", "sh", "-c", read_only, "sh"),
+            *(tool("setpriv"), "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"),
+            *(sys.executable, str(tmp_path / "bereft.py")),
+        ],
+    )
+    try:
+        with greeted(running) as connection:
+            assert is_served(connection)
+        assert "Traceback" not in running.log
+    finally:
+        running.stop()
