@@ -41,6 +41,7 @@ from echod.settings import Settings, differences, reloaded
 from echod.signals import GRACE, Signals
 from echod.stalls import StallWatch
 from echod.systemd import Notifier
+from echod.tls import FilesError
 
 __all__ = ["EchoService", "Options", "StartError", "build_service", "makeService"]
 
@@ -69,25 +70,8 @@ class Options(SettingsOptions):
 def makeService(options: Options) -> EchoService:
     """Return the service that `options` ask for; what is wrong with them is one line, exit 1."""
     service = prepare_service(options)
+    reactor = service.reactor
     service.log_observer = make_log_observer(options)
-    return service
-
-
-def prepare_service(options: Options) -> EchoService:
-    """Do what `makeService` does, but leave the log alone."""
-    from twisted.internet import reactor
-
-    signals.end_quietly_until_started()
-    twistd: Any = options.parent or {}
-    _take_precautions(twistd)
-    _import_from_current_directory()
-    _show_start_errors_in_one_line()
-    default_reactor.follow_the_monotonic_clock(reactor)
-    log.info("Running on the {name} reactor", name=default_reactor.name_of(reactor))
-    try:
-        service = build_service(options.settings, reactor)
-    except StartError as error:
-        raise SystemExit(f"echod: {error}") from None
     service.configure = options.configure
     service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
     service.signals = Signals(
@@ -95,10 +79,31 @@ def prepare_service(options: Options) -> EchoService:
         abort=service.abort,
         reload=service.reload,
         patience=options.settings.drain_timeout + GRACE,
-        pidfile=twistd.get("pidfile") or "",
+        pidfile=twistd_options(options).get("pidfile") or "",
     )
     service.signals.install()
     return service
+
+
+def prepare_service(options: Options) -> EchoService:
+    """Return the service as it is before it takes over log, signals and the service manager."""
+    from twisted.internet import reactor
+
+    signals.end_quietly_until_started()
+    _take_precautions(twistd_options(options))
+    _import_from_current_directory()
+    _show_start_errors_in_one_line()
+    default_reactor.follow_the_monotonic_clock(reactor)
+    log.info("Running on the {name} reactor", name=default_reactor.name_of(reactor))
+    try:
+        return build_service(options.settings, reactor)
+    except StartError as error:
+        raise SystemExit(f"echod: {error}") from None
+
+
+def twistd_options(options: Options) -> Mapping[str, Any]:
+    """Return the options before `echod` on the command line; `twist` has others than `twistd`."""
+    return options.parent or {}
 
 
 def build_service(settings: Settings, reactor: Any) -> EchoService:
@@ -206,6 +211,7 @@ class Listener:
     def __init__(self, description: str, listening: Listening, factory: EchoFactory) -> None:
         self.description = description
         self.factory = factory
+        self.tls = listening.tls
         self._wanted = listening
         self._port: IListeningPort | None = None
 
@@ -260,6 +266,7 @@ class EchoService(Service):
     """Listens, and at the end drains.
 
     Attributes:
+        reactor: where it runs.
         listeners: where it listens, in the order given.
         metrics: what it counts.
         configure: returns the settings as they are now to be; what `reload` asks.
@@ -297,7 +304,7 @@ class EchoService(Service):
         self.ready = False
         self.draining = False
         self.log_observer: LogObserver | None = None
-        self._reactor = reactor
+        self.reactor = reactor
         self._settings = settings
         self._model = model
         self._watch: StallWatch | None = None
@@ -332,15 +339,15 @@ class EchoService(Service):
     def _cannot_listen(self, failure: Failure) -> None:
         self._failures.append(failure)
         if self._listening is not None:  # an endpoint that took its time: nobody waits for it
-            self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
-            self._reactor.stop()
+            self.reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+            self.reactor.stop()
 
     def startService(self) -> None:
         """Listen, if that has not been done with privileges: `twist` has no such step."""
         super().startService()
         if self._listening is None:
             self.privilegedStartService()
-        self._reactor.callWhenRunning(self._when_running)
+        self.reactor.callWhenRunning(self._when_running)
 
     def _when_running(self) -> None:
         if danger := precautions.warning_once_started(os.geteuid()):
@@ -351,11 +358,12 @@ class EchoService(Service):
             self._listening.addCallback(lambda _: self._when_listening())
 
     def _watch_for_stalls(self) -> None:
-        if self._watch is not None:
+        threshold = self._settings.stall_threshold
+        if self._watch is not None and self._watch.threshold != threshold:
             self._watch.stop()
             self._watch = None
-        if self._settings.stall_threshold:
-            self._watch = StallWatch(self._reactor, self._settings.stall_threshold, self.metrics)
+        if self._watch is None and threshold:
+            self._watch = StallWatch(self.reactor, threshold, self.metrics)
             self._watch.start()
 
     def _when_listening(self) -> None:
@@ -387,7 +395,7 @@ class EchoService(Service):
         try:
             self._take(self.configure())
             self._refused = ""
-        except SettingError as error:
+        except (SettingError, FilesError) as error:
             self._refused = escape(str(error))
             log.error("Reload refused, nothing has changed: {why}", why=self._refused)
         self.notifier.ready()
@@ -397,11 +405,18 @@ class EchoService(Service):
 
         Raises:
             SettingError: they cannot be used; nothing has changed.
+            FilesError: a certificate cannot be used; nothing has changed.
         """
         changed = differences(self._settings, wanted)
         settings = reloaded(self._settings, wanted)
         limits = settings.make_limits()
+        contexts = [each.tls for each in self.listeners if each.tls is not None]
+        certificates = [context.reread() for context in contexts]
+        valid_until = {each.files.certificate: each.files.expiry() for each in contexts}
+        # From here on nothing fails.
         self._settings = settings
+        for take_into_use in certificates:
+            take_into_use()
         for listener in self.listeners:
             listener.factory.limits = limits
             listener.factory.admission.limits = limits
@@ -413,6 +428,8 @@ class EchoService(Service):
         self._watch_for_stalls()
         taken = ", ".join(one.key for one in changed if one.text.reload)
         log.info("Reloaded; changed: {taken}", taken=taken or "nothing")
+        for path, date in valid_until.items():
+            log.info("{path} is valid until {date:%Y-%m-%d}", path=escape(path), date=date)
         if fixed := ", ".join(one.key for one in changed if not one.text.reload):
             log.warn("Not changed, because that takes a restart: {fixed}", fixed=fixed)
 
@@ -424,7 +441,7 @@ class EchoService(Service):
 
     def _make_drain(self) -> Drain:
         return Drain(
-            self._reactor,
+            self.reactor,
             [listener.factory for listener in self.listeners],
             self._model,
             timeout=self._settings.drain_timeout,

@@ -76,7 +76,11 @@ class _Stopped(Exception):
 
 
 class StallWatch:
-    """Watches the event loop from a thread of its own."""
+    """Watches the event loop from a thread of its own.
+
+    Attributes:
+        threshold: how long the loop may stand still, in seconds.
+    """
 
     def __init__(self, reactor: Any, threshold: float, metrics: Metrics) -> None:
         """Set up; nothing runs yet.
@@ -87,7 +91,7 @@ class StallWatch:
             metrics: where stalls are counted, by the watching thread.
         """
         self._reactor = reactor
-        self._threshold = threshold
+        self.threshold = threshold
         # A stall has begun, on the average, half of this before it is looked at.
         self._period = threshold / 2
         self._metrics = metrics
@@ -148,10 +152,10 @@ class StallWatch:
             if answered is None:
                 raise _Stopped
         late = time.monotonic() - due
-        if late < self._threshold:
+        if late < self.threshold:
             return _Waited(answered, 0.0, 0.0)
         worked = self._used() - used
-        if worked >= self._threshold:
+        if worked >= self.threshold:
             return _Waited(answered, worked, 0.0)
         if late >= WORTH_MENTIONING:
             log.warn(
@@ -165,16 +169,16 @@ class StallWatch:
         asked = time.monotonic() - self._period / 2
         self._reactor.callFromThread(self._answer)
         looked = shown = False
-        waited = self._wait(self._threshold - self._period / 2)
+        waited = self._wait(self.threshold - self._period / 2)
         while waited.answered is None:
             asked += waited.paused
             frame = self._frame()
             if not looked and not waited.paused and frame is not None:
                 looked = True
                 shown = self._show(time.monotonic() - asked, frame)
-            waited = self._wait(self._threshold)
+            waited = self._wait(self.threshold)
         lag = waited.answered - asked - waited.paused
-        if lag >= self._threshold:
+        if lag >= self.threshold:
             self._count(lag)
             if shown:
                 log.warn("The event loop is free again, after {seconds:.2f} s", seconds=lag)

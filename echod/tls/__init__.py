@@ -11,7 +11,7 @@ What it does that `twisted.protocols.tls` does not:
   is still sent, then our close_notify, then FIN.  In TLS 1.2, too, where RFC 5246, 7.2.1, asks to
   discard what is pending: no peer is harmed by getting the rest of its replies.
 * Closing never waits for the peer's close_notify.
-* Certificates are read again while connections are open (`ServerContext.reload`).
+* Certificates are read again while connections are open (`ServerContext.reread`).
 * It costs little: see `echod.tls.connection`.
 
 Imports nothing of echod's, so that it could be published on its own.

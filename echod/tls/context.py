@@ -10,7 +10,7 @@ import datetime
 import os
 import ssl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -145,13 +145,20 @@ class ServerContext:
         self.files = files
         self._context = files.load()
 
-    def reload(self) -> None:
-        """Read the files again, for handshakes from now on; open connections go on as they are.
+    def reread(self) -> Callable[[], None]:
+        """Read the files again, and return what takes them into use.
+
+        That is for handshakes from then on; open connections go on as they are.
 
         Raises:
-            FilesError: they cannot be used; then nothing has changed.
+            FilesError: they cannot be used.
         """
-        self._context = self.files.load()
+        loaded = self.files.load()
+
+        def take_into_use() -> None:
+            self._context = loaded
+
+        return take_into_use
 
     def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
         """Return a new connection's server side."""

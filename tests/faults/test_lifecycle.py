@@ -7,13 +7,16 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.certificates import Authority
 from tests.daemon import (
     BANNER,
     PATIENCE,
@@ -151,6 +154,55 @@ def test_sighup_never_kills(daemon: Start, scale: Scale) -> None:
             assert is_served(connection)
         running.wait_for("Reloaded; changed: nothing")
     assert running.process.poll() is None
+
+
+# Certificates.
+
+
+def name_of(context: ssl.SSLContext, port: int) -> str:
+    """Return the common name of the certificate that a new connection is shown."""
+    with connect(port) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+        certificate = secure.getpeercert()
+        assert certificate is not None
+        subject: Any = certificate["subject"]
+        return str(subject[0][0][1])
+
+
+def test_a_certificate_is_renewed(daemon: Start, tmp_path: Path) -> None:
+    """Fault 66: SIGHUP takes a new certificate into use, and no connection that is open notices.
+    When one of them cannot be read, all go on as they are, and one line says why.
+    """
+    authority = Authority("an authority")
+    context = ssl.create_default_context(cadata=authority.certificate.decode())
+    files = [tmp_path / "one.pem", tmp_path / "two.pem"]
+    for file in files:
+        file.write_bytes(authority.issue("old"))
+    running = daemon(*(f"--listen=tls:0:certificate={file}" for file in files))
+    running.wait_for("Socket now listening", 2)
+    ports = [int(port) for port in running.wait_for(r"starting on (\d+)", 2)]
+
+    def names() -> list[str]:
+        return [name_of(context, port) for port in ports]
+
+    assert names() == ["old", "old"]
+    plain = connect(ports[0])
+    with context.wrap_socket(plain, server_hostname="127.0.0.1") as kept:
+        assert receive(kept, len(BANNER)) == BANNER
+        files[0].write_bytes(authority.issue("new"))
+        files[1].write_bytes(authority.issue("new")[:-100])
+        running.signal(signal.SIGHUP)
+        (why,) = running.wait_for("Reload refused, nothing has changed: (.*)")
+        assert str(files[1]) in why
+        assert names() == ["old", "old"]
+        files[1].write_bytes(authority.issue("new"))
+        running.signal(signal.SIGHUP)
+        running.wait_for(r"two\.pem is valid until \d{4}-\d\d-\d\d")
+        assert names() == ["new", "new"]
+        assert is_served(kept)
+        files[0].unlink()
+        running.signal(signal.SIGHUP)
+        running.wait_for(r"Reload refused, .*one\.pem: No such file")
+        assert is_served(kept)
 
 
 # SIGTERM.

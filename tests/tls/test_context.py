@@ -110,7 +110,7 @@ def test_a_reload_takes_the_new_certificate_for_new_connections(folder: Path) ->
     server = ServerContext(files(folder, "pair.pem"))
     _, before = handshake(server, trusting())
     (folder / "pair.pem").write_bytes(AUTHORITY.issue("new"))
-    server.reload()
+    server.reread()()
     _, after = handshake(server, trusting())
     assert before.getpeercert(binary_form=True) != after.getpeercert(binary_form=True)
 
@@ -119,7 +119,7 @@ def test_a_reload_that_fails_changes_nothing(folder: Path) -> None:
     server = ServerContext(files(folder, "certificate.pem", key="key.pem"))
     (folder / "certificate.pem").write_bytes(AUTHORITY.issue("new"))
     with pytest.raises(FilesError, match="is not the key of the certificate"):
-        server.reload()
+        server.reread()()
     _, client = handshake(server, trusting(ca=folder / "ca.pem"))
     certificate = client.getpeercert()
     assert certificate is not None
