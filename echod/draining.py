@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from echod.concurrency import Model
 from echod.lifecycle import ConnectionProtocol
 from echod.protocol import EchoFactory
+from echod.proxied import HeaderProtocol
 
 log = Logger()
 
@@ -53,7 +54,7 @@ class Drain:
         self._spread = spread
         self._began = 0.0
         self._count = 0
-        self._untold: list[ConnectionProtocol] = []
+        self._untold: list[ConnectionProtocol | HeaderProtocol] = []
         self._telling = LoopingCall(self._tell_some)
         self._telling.clock = reactor
 

@@ -51,7 +51,8 @@ class SocketProtocol(ConnectionProtocol):
         self._verdict: EndReason | None = None
 
     def _start(self) -> None:
-        handle = plain_socket(self.transport)
+        # A socket that a proxy opened would call the proxy its peer.
+        handle = None if self.client.proxy else plain_socket(self.transport)
         channel = _Direct(self.transport, handle) if handle else _Relay(self)
         try:
             conn = channel.connect()
@@ -221,7 +222,7 @@ class _Relay(Protocol):
 
     def connect(self) -> ConnectionSocket:
         """Return the thread's end."""
-        client = self._owner.transport
+        client, proxy = self._owner.transport, self._owner.client.proxy
         client.pauseProducing()
         ours, theirs = socket.socketpair()
         with ours:
@@ -229,8 +230,8 @@ class _Relay(Protocol):
             self._owner.adopt(ours, _Factory(self))
         return RelayedSocket(
             theirs.detach(),
-            peer=_socket_address(client.getPeer()),
-            local=_socket_address(client.getHost()),
+            peer=_socket_address((proxy and proxy.source) or client.getPeer()),
+            local=_socket_address((proxy and proxy.destination) or client.getHost()),
         )
 
     def connectionMade(self) -> None:
@@ -313,7 +314,11 @@ def plain_socket(transport: Any) -> socket.socket | None:
 
 
 def _socket_address(address: Any) -> Any:
-    """Return a Twisted address as the `socket` module has it."""
+    """Return an address, Twisted's or a PROXY header's, as the `socket` module has it."""
+    if isinstance(address, tuple):
+        return address
+    if isinstance(address, bytes):
+        return os.fsdecode(address)
     if isinstance(address, UNIXAddress):
         return os.fsdecode(address.name or b"")
     return (address.host, address.port)

@@ -162,7 +162,8 @@ class ConnectionProtocol(Protocol):
             self.abort(EndReason.HANDLER_ERROR)
 
     def connectionMade(self) -> None:
-        self.client = client_of(self.transport, self._home.listener)
+        if self.client.proxy is None:  # else a proxy has said already who it is
+            self.client = client_of(self.transport, self._home.listener)
         self._began = self._home.seconds()
         self._home.opened(self)
         log.info("Connected with {peer}", peer=shown(self.client), listener=self.client.listener)

@@ -108,6 +108,11 @@ class Limits:
     handshake_timeout: float = limit(
         10.0, "a TLS handshake is two round trips: slow links included, this is patience enough."
     )
+    proxy_timeout: float = limit(
+        8.0,
+        "a proxy sends its header first of all, and at once. The specification asks for 3 seconds "
+        "at least, which lets one lost packet be sent again; this lets two.",
+    )
     linger: float = limit(
         2.0,
         "after our last byte and FIN, how long to wait for the client's: closing at once on "

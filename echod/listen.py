@@ -1,9 +1,12 @@
 r"""The grammar of `--listen`, and what it makes: an endpoint, and what wraps the factory there.
 
-    tcp:8888, unix:/run/echod.sock, systemd:name=echo      any Twisted server endpoint string
+    tcp:8888, tcp6:8888, ...                               any Twisted server endpoint string
+    unix:/run/echod/echod.sock:mode=660                    a UNIX socket (`echod.unix_socket`)
+    systemd:name=echod                                     what systemd passed (`echod.activation`)
     tls:8443:certificate=F:key=F                           TLS, on a TCP port
     tls:unix:/run/echod.sock:certificate=F                 TLS, on any endpoint
     ssl:8443:privateKey=F:certKey=F                        TLS, by the names of Twisted's `ssl:`
+    proxy:tcp:8888, proxy:tls:...                          any of these, behind a PROXY header
 
 Behind `tls:` these options are TLS's, and all others the endpoint's: `certificate` (with the
 chain behind it), `key`, `client-ca`, `client-certificates` (`required`, `optional`), `alpn`.  As
@@ -13,13 +16,17 @@ in every endpoint string, a colon within a value is written `\:`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
+from echod.activation import ActivatedEndpoint, ActivationError, InheritedSockets
+from echod.proxied import Network, ProxyFactory
 from echod.tls import Files, FilesError, ServerContext, TLSFactory
+from echod.unix_socket import BACKLOG, MODE, UNIXEndpoint
 
 
 class ListenError(ValueError):
@@ -33,44 +40,94 @@ class Listening:
     Attributes:
         endpoint: where to listen.
         tls: the certificate and the rules; None in clear.
+        proxied: whether a PROXY header comes first.
     """
 
     endpoint: IStreamServerEndpoint
     tls: ServerContext | None = None
+    proxied: bool = False
 
-    def wrap(self, factory: Any, reactor: Any) -> Any:
-        """Return the factory to listen with, for connections that `factory` shall have."""
-        return factory if self.tls is None else TLSFactory(factory, self.tls, reactor)
+    def wrap(self, factory: Any, reactor: Any, trusted: Sequence[Network] = ()) -> Any:
+        """Return the factory to listen with, for connections that `factory` shall have.
+
+        Args:
+            factory: the `EchoFactory` of this listener.
+            reactor: for the timers of TLS.
+            trusted: where PROXY headers are taken from.
+        """
+        wrapped = factory if self.tls is None else TLSFactory(factory, self.tls, reactor)
+        return ProxyFactory(wrapped, factory, trusted) if self.proxied else wrapped
 
 
-def parse_listen(reactor: Any, text: str) -> Listening:
+def parse_listen(reactor: Any, text: str, inherited: InheritedSockets | None = None) -> Listening:
     """Return what `text` asks for.
 
     Args:
         reactor: what the endpoint is for.
         text: see the module.
+        inherited: the sockets that were passed to this process; None for none.
 
     Raises:
         ListenError: it makes no sense, or what it names cannot be used.
     """
+    inherited = inherited or InheritedSockets({})
+    proxied = text.startswith("proxy:")
+    text = text.removeprefix("proxy:")
     kind, _, rest = text.partition(":")
     if kind not in ("tls", "ssl"):
-        return Listening(_endpoint(reactor, text))
+        return Listening(_endpoint(reactor, text, inherited), None, proxied)
     words = Words.split(rest)
     files = _tls_files(words) if kind == "tls" else _ssl_files(words)
     try:
         context = ServerContext(files)
     except FilesError as error:
         raise ListenError(str(error)) from error
-    return Listening(_endpoint(reactor, words.endpoint), context)
+    return Listening(_endpoint(reactor, words.endpoint, inherited), context, proxied)
 
 
-def _endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
+def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:
+    kind, _, rest = text.partition(":")
+    if kind == "unix":
+        return _unix_endpoint(reactor, Words.split(rest))
+    if kind == "systemd":
+        return _activated_endpoint(reactor, Words.split(rest), inherited)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser has its own ways to refuse
         raise ListenError(str(error) or type(error).__name__) from error
     return endpoint
+
+
+def _unix_endpoint(reactor: Any, words: Words) -> UNIXEndpoint:
+    mode = words.pop("mode") or f"{MODE:o}"
+    backlog = words.pop("backlog") or str(BACKLOG)
+    words.pop("lockfile")  # Twisted's; `echod.unix_socket` says what is there instead
+    path = words.pop("address") or words.pop()
+    if not path:
+        raise ListenError("unix: needs a path, as in unix:/run/echod/echod.sock")
+    if not re.fullmatch("0?[0-7]{3}", mode):
+        raise ListenError(f"mode={mode} is no octal mode, as in 660")
+    if not re.fullmatch("[1-9][0-9]{0,8}", backlog):
+        raise ListenError(f"backlog={backlog} is no number of connections")
+    words.expect_no_more()
+    return UNIXEndpoint(reactor, path, int(mode, 8), int(backlog))
+
+
+def _activated_endpoint(
+    reactor: Any, words: Words, inherited: InheritedSockets
+) -> ActivatedEndpoint:
+    words.pop("domain")  # Twisted's; the sockets themselves say what they are
+    name, index = words.pop("name"), words.pop("index")
+    words.expect_no_more()
+    if (name is None) == (index is None):
+        raise ListenError("systemd: needs name=NAME (or index=N, and not both)")
+    if index is not None and not re.fullmatch("[0-9]{1,4}", index):
+        raise ListenError(f"index={index} is no number")
+    try:
+        found = inherited.take(name=name, index=None if index is None else int(index))
+    except ActivationError as error:
+        raise ListenError(str(error)) from error
+    return ActivatedEndpoint(reactor, found)
 
 
 @dataclass
@@ -83,20 +140,31 @@ class Words:
     def split(cls, text: str) -> Words:
         """Return what stands between the colons of `text`."""
         words = [""]
-        for piece in re.findall(r"\\.|[^\\:]+|.", text):
+        for piece in re.findall(r"\\.|[^\\:]+|.", text, re.DOTALL):
             if piece == ":":
                 words.append("")
             else:
                 words[-1] += piece
         return cls(words)
 
-    def pop(self, name: str) -> str | None:
-        """Remove an option, and return its value; None where it is not given."""
+    def pop(self, name: str = "") -> str | None:
+        """Remove an option, or the first word that is none; return its value, or None."""
         for word in self.words:
-            if word.startswith(f"{name}="):
+            option = re.fullmatch(r"((?:\\.|[^\\=])*)=(.*)", word, re.DOTALL)
+            key, value = option.groups() if option else ("", word)
+            if key == name:
                 self.words.remove(word)
-                return re.sub(r"\\(.)", r"\1", word.removeprefix(f"{name}="))
+                return re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
         return None
+
+    def expect_no_more(self) -> None:
+        """Refuse what nobody has popped.
+
+        Raises:
+            ListenError: there is something left.
+        """
+        if any(self.words):
+            raise ListenError(f"{':'.join(self.words)} is not known here")
 
     @property
     def endpoint(self) -> str:

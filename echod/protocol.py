@@ -43,6 +43,7 @@ from echod.lifecycle import (
 )
 from echod.limits import Admission, Limits, Refusal
 from echod.metrics import Metrics
+from echod.proxied import HeaderProtocol, ProxiedAddress
 from echod.session import EndReason, Session
 from echod.sweeping import Sweeper, interval_for
 
@@ -114,6 +115,9 @@ class EchoProtocol(ConnectionProtocol):
             max_messages=home.model.max_messages,
             read_ahead=home.limits.max_pending,
         )
+        # Until the handler is open, what comes is kept: behind a PROXY header, or behind the end
+        # of a handshake, a message may be here before the connection's turn is.
+        self._session.in_flight = True
         self._pending: Deferred[Any] | None = None
         self._reading = True
         self._handler_open = False
@@ -158,7 +162,6 @@ class EchoProtocol(ConnectionProtocol):
         if opened is None:
             self._opened(None)
             return
-        self._session.in_flight = True
         result = self._home.model.call(self._opened, opened, self.client)
         if not self._is_pending(result):
             self._opened(result)
@@ -510,8 +513,8 @@ class EchoFactory(Factory):
         self.listener = listener
         self._admission = admission
         self._sweeper = Sweeper(lambda: self.reactor, 0)
-        self.connections: set[ConnectionProtocol] = self._sweeper.members
-        self.urgent: set[ConnectionProtocol] = self._sweeper.urgent
+        self.connections: set[ConnectionProtocol | HeaderProtocol] = self._sweeper.members
+        self.urgent: set[ConnectionProtocol | HeaderProtocol] = self._sweeper.urgent
         self.limits = Limits() if limits is None else limits
         self._drained: Deferred[None] | None = None
         self.protocol = self._choose_protocol()
@@ -560,19 +563,21 @@ class EchoFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         # An exception would leave the accepted socket open; None closes it.
+        peer = addr.peer if isinstance(addr, ProxiedAddress) else addr
         try:
-            refusal = self.admission.accept()
-            return self._refused(addr, refusal) if refusal else self._accepted(addr)
+            # Behind a proxy, that was done before the header was read.
+            refusal = None if peer is not addr else self.admission.accept()
+            return self.refused(addr, refusal) if refusal else self._accepted(addr, peer)
         except Exception:
-            log_failure(Failure(), Client(shown_address(addr)))
+            log_failure(Failure(), Client(shown_address(peer)))
             return None
 
-    def _accepted(self, addr: IAddress | None) -> Protocol:
+    def _accepted(self, addr: IAddress | None, peer: IAddress | None) -> Protocol:
         """Return the protocol of a connection that `admission` has accepted."""
-        network = network_at(addr)
+        network = network_at(peer)
         if network and (refusal := self.admission.identify(network)):
             self.admission.release()
-            return self._refused(addr, refusal)
+            return self.refused(peer, refusal)
         try:
             protocol = self.protocol(self)
         except Exception:
@@ -580,9 +585,12 @@ class EchoFactory(Factory):
             raise
         protocol.factory = self
         protocol.network = network
+        if isinstance(addr, ProxiedAddress):
+            protocol.client = addr.client(self.listener)
         return protocol
 
-    def _refused(self, addr: IAddress | None, refusal: Refusal) -> Protocol:
+    def refused(self, addr: IAddress | None, refusal: Refusal) -> Protocol:
+        """Count and log a refusal; return the protocol that tells the client."""
         self.metrics.refused[refusal.value] += 1
         log.warn("Refused {peer}: {why}", peer=shown_address(addr), why=refusal.value)
         return RefusedProtocol(self.framing.encode_line(refusal.text.encode()))
@@ -590,13 +598,21 @@ class EchoFactory(Factory):
     def opened(self, connection: ConnectionProtocol) -> None:
         """Register a connection: it is counted from here to `forget`."""
         self.metrics.accepted += 1
+        self.watch(connection)
+
+    def watch(self, connection: ConnectionProtocol | HeaderProtocol) -> None:
+        """Sweep, drain and abort a connection with the others, from here to `unwatch`."""
         self._sweeper.add(connection)
 
     def forget(self, connection: ConnectionProtocol, reason: EndReason) -> None:
-        """Count a connection out; the last one takes the sweep's timer with it."""
+        """Count a connection out."""
         messages, received, sent = connection.figures
         self.metrics.end(reason.value, messages=messages, received=received, sent=sent)
         self.admission.release(connection.network)
+        self.unwatch(connection)
+
+    def unwatch(self, connection: ConnectionProtocol | HeaderProtocol) -> None:
+        """Forget a connection; the last one takes the sweep's timer with it."""
         self._sweeper.discard(connection)
         if not self.connections and self._drained is not None:
             drained, self._drained = self._drained, None

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +26,7 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from echod import default_reactor, precautions, signals
+from echod.activation import InheritedSockets, started_with
 from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
 from echod.configuration import SettingError
 from echod.draining import Drain
@@ -36,6 +37,7 @@ from echod.listen import ListenError, Listening, parse_listen
 from echod.logs import LogObserver, sink_for
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
+from echod.proxied import Network
 from echod.settings import Options as SettingsOptions
 from echod.settings import Settings, differences, reloaded
 from echod.signals import GRACE, Signals
@@ -130,10 +132,11 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
     metrics = Metrics()
     limits = settings.make_limits()
     admission = Admission(limits, reactor.seconds)
+    inherited = InheritedSockets(started_with())
     listeners = [
         Listener(
             description,
-            listening(reactor, description),
+            listening(reactor, description, inherited),
             EchoFactory(
                 reactor,
                 handler=handler,
@@ -145,9 +148,15 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
                 admission=admission,
                 listener=description,
             ),
+            settings.proxy_trust,
         )
         for description in settings.endpoints
     ]
+    if unused := inherited.unused:
+        log.warn(
+            "systemd passed sockets that no --listen uses: {names}",
+            names=escape(", ".join(unused)),
+        )
     log.info(
         "Serving the {kind} handler {handler}, concurrency model {model}",
         kind=handler.kind,
@@ -193,14 +202,14 @@ def make_model(settings: Settings, reactor: Any) -> Model:
             return ThreadPerConnection(WorkerPool(settings.max_threads, reactor.callFromThread))
 
 
-def listening(reactor: Any, description: str) -> Listening:
+def listening(reactor: Any, description: str, inherited: InheritedSockets) -> Listening:
     """Return what a `--listen` asks for.
 
     Raises:
         StartError: it makes no sense, or what it names cannot be used.
     """
     try:
-        return parse_listen(reactor, description)
+        return parse_listen(reactor, description, inherited)
     except ListenError as error:
         raise StartError(f"--listen {escape(description)}: {escape(str(error))}") from error
 
@@ -208,11 +217,18 @@ def listening(reactor: Any, description: str) -> Listening:
 class Listener:
     """One endpoint, and the factory that serves it."""
 
-    def __init__(self, description: str, listening: Listening, factory: EchoFactory) -> None:
+    def __init__(
+        self,
+        description: str,
+        listening: Listening,
+        factory: EchoFactory,
+        trusted: Sequence[Network] = (),
+    ) -> None:
         self.description = description
         self.factory = factory
         self.tls = listening.tls
         self._wanted = listening
+        self._trusted = trusted
         self._port: IListeningPort | None = None
 
     def listen(self) -> Deferred[Any]:
@@ -223,7 +239,7 @@ class Listener:
         """
         log.info("Socket created")
         wanted = self._wanted
-        factory = wanted.wrap(self.factory, self.factory.reactor)
+        factory = wanted.wrap(self.factory, self.factory.reactor, self._trusted)
         return wanted.endpoint.listen(factory).addCallbacks(self._listening, self._refused)
 
     def stop(self) -> Deferred[None]:
@@ -258,7 +274,8 @@ def bind_error(error: BaseException) -> str:
     """Return why listening failed, in the words that every first server prints."""
     cause: Any = error.socketError if isinstance(error, CannotListenError) else error
     if isinstance(cause, OSError) and cause.errno is not None:
-        return f"Bind failed. Error Code : {cause.errno} Message {os.strerror(cause.errno)}"
+        why = escape(cause.strerror or os.strerror(cause.errno))
+        return f"Bind failed. Error Code : {cause.errno} Message {why}"
     return f"Bind failed. Error Code : {errno.EINVAL} Message {escape(str(cause))}"
 
 

@@ -8,6 +8,7 @@ is what `twistd` asks for.
 
 from __future__ import annotations
 
+import ipaddress
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,14 @@ from echod.logs import LEVELS as LOG_LEVELS
 
 DEFAULT_PORT = 8888
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# A proxy on the same machine is the one case in which nobody else could stand in for it.
+LOOPBACK: tuple[Network, ...] = (
+    ipaddress.ip_network("127.0.0.0/8"),
+    ipaddress.ip_network("::1/128"),
+)
+
 
 def concurrency_model(text: str) -> ConcurrencyModel:
     """Parse the name of a concurrency model."""
@@ -61,6 +70,14 @@ def handler_spec(text: str) -> HandlerSpec:
         return parse(text)
     except HandlerError as error:
         raise SettingError(str(error)) from None
+
+
+def network(text: str) -> Network:
+    """Parse a network, or one address."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError("a network, as in 10.0.0.0/8 or fd00::/8, or an address") from None
 
 
 @dataclass(frozen=True)
@@ -86,10 +103,22 @@ class Settings:
         (),
         Text(
             "Where to listen: any Twisted server endpoint string, as in "
-            "tcp:8888:interface=127.0.0.1, tcp6:8888 or unix:/run/echod.sock; TLS with tls: "
-            "before it, as in tls:8443:certificate=cert.pem:key=key.pem; repeats.",
+            "tcp:8888:interface=127.0.0.1, tcp6:8888, unix:/run/echod/echod.sock or "
+            "systemd:name=echod; TLS with tls: before it, as in "
+            "tls:8443:certificate=cert.pem:key=key.pem; behind a proxy that sends PROXY headers, "
+            "with proxy: before all, as in proxy:tcp:8888; repeats.",
             repeats=True,
             example=("tcp:8888:interface=127.0.0.1", "tcp6:8888"),
+        ),
+    )
+    proxy_trust: tuple[Network, ...] = setting(
+        LOOPBACK,
+        Text(
+            "Where PROXY headers are taken from, by --listen proxy:...: a network, as in "
+            "10.0.0.0/8; repeats. Who can connect to a UNIX socket is always trusted.",
+            network,
+            unset=" and ".join(str(each) for each in LOOPBACK),
+            repeats=True,
         ),
     )
     handler: HandlerSpec = setting(
@@ -280,6 +309,15 @@ class Settings:
             "bytes; above that it is not read from.",
             whole_number(1, 2**31 - 1),
             unit="bytes",
+            reload=True,
+        ),
+    )
+    proxy_timeout: float = setting(
+        Limits.proxy_timeout,
+        Text(
+            "Seconds in which a proxy has to send its PROXY header; 0: for ever.",
+            seconds,
+            unit="seconds",
             reload=True,
         ),
     )

@@ -148,9 +148,12 @@ class Server:
         return int(self.port.getHost().port)
 
     async def connect(self) -> Talker:
+        return await self.connect_with(Talker())
+
+    async def connect_with(self, client: Talker) -> Talker:
         endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{self.number}")
-        client = await connectProtocol(endpoint, Talker())
         self.clients.append(client)
+        await connectProtocol(endpoint, client)
         return client
 
     async def stop(self) -> None:

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet import reactor
-from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
 
-from echod.listen import ListenError, parse_listen
+from echod import EchoFactory
+from echod.activation import InheritedSockets
+from echod.listen import ListenError, Words, parse_listen
+from echod.proxied import ProxyFactory
 from echod.tls import Files, TLSFactory
+from echod.unix_socket import UNIXEndpoint
 from tests.certificates import Authority
 
 
@@ -28,7 +35,7 @@ def written(path: str) -> str:
     [
         ("tcp:0", TCP4ServerEndpoint),
         ("tcp6:0:interface=\\:\\:1", TCP6ServerEndpoint),
-        ("unix:/tmp/x", UNIXServerEndpoint),
+        ("unix:/tmp/x", UNIXEndpoint),
     ],
 )
 def test_any_endpoint_string_will_do_with_tls_or_without(pem: str, text: str, kind: Any) -> None:
@@ -99,3 +106,85 @@ def test_what_makes_no_sense_says_why(pem: str, text: str, why: str, tmp_path: P
     with pytest.raises(ListenError) as raised:
         parse_listen(reactor, text.replace("PEM", written(pem)))
     assert why in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "proxied"),
+    [
+        ("tcp:0", TCP4ServerEndpoint, False),
+        ("tcp6:0", TCP6ServerEndpoint, False),
+        ("tcp:0:interface=127.0.0.1", TCP4ServerEndpoint, False),
+        ("proxy:tcp:0", TCP4ServerEndpoint, True),
+        ("unix:/run/s", UNIXEndpoint, False),
+        ("unix:address=/run/s", UNIXEndpoint, False),
+        ("proxy:unix:/run/s", UNIXEndpoint, True),
+    ],
+)
+def test_a_listener_is_an_endpoint_and_what_comes_before(
+    text: str, kind: type, proxied: bool
+) -> None:
+    listening = parse_listen(reactor, text)
+    assert isinstance(listening.endpoint, kind)
+    assert listening.proxied is proxied
+    factory = EchoFactory(reactor)
+    assert isinstance(listening.wrap(factory, ()), ProxyFactory) is proxied
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("unix:/run/s", ("/run/s", 0o660, 50)),
+        ("unix:/run/s:mode=600", ("/run/s", 0o600, 50)),
+        ("unix:/run/s:mode=0777:backlog=7:lockfile=1", ("/run/s", 0o777, 7)),
+        (r"unix:/run/a\:b\\", ("/run/a:b\\", 0o660, 50)),
+        (r"unix:/run/a\=b", ("/run/a=b", 0o660, 50)),
+    ],
+)
+def test_a_unix_socket_has_options(
+    monkeypatch: pytest.MonkeyPatch, text: str, options: Any
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr("echod.listen.UNIXEndpoint", lambda _, *given: made.append(given))
+    parse_listen(reactor, text)
+    assert made == [options]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("unix:", "unix: needs a path, as in unix:/run/echod/echod.sock"),
+        ("unix:mode=660", "unix: needs a path"),
+        ("unix:/run/s:mode=rw", "mode=rw is no octal mode, as in 660"),
+        ("unix:/run/s:mode=1777", "mode=1777 is no octal mode"),
+        ("unix:/run/s:backlog=many", "backlog=many is no number of connections"),
+        ("unix:/run/s:backlog=0", "backlog=0 is no number"),
+        ("unix:/run/s:modus=660", "modus=660 is not known here"),
+        ("unix:/run/s:/run/t", "/run/t is not known here"),
+        ("systemd:", "systemd: needs name=NAME (or index=N, and not both)"),
+        ("systemd:name=a:index=0", "systemd: needs name=NAME (or index=N, and not both)"),
+        ("systemd:index=x", "index=x is no number"),
+        ("systemd:name=a:colour=red", "colour=red is not known here"),
+        ("systemd:name=a", "no socket was passed"),
+        ("proxy:systemd:domain=INET:name=a", "no socket was passed"),
+        ("proxy:", "Unknown endpoint type"),
+        ("nonsense:1", "Unknown endpoint type: 'nonsense'"),
+        ("tcp:http", "http"),
+    ],
+)
+def test_what_makes_no_sense_is_said_to_make_none(text: str, why: str) -> None:
+    with pytest.raises(ListenError) as caught:
+        parse_listen(reactor, text)
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_socket_that_was_passed_is_found() -> None:
+    environment = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "a"}
+    with pytest.raises(ListenError, match="there is: a; use one of these"):
+        parse_listen(reactor, "systemd:name=b", InheritedSockets(environment))
+
+
+@given(st.lists(st.text()))
+def test_words_are_split_where_no_backslash_is_before_the_colon(values: list[str]) -> None:
+    written = [value.replace("\\", r"\\").replace(":", r"\:") for value in values]
+    assert Words.split(":".join(written)).words == (written or [""])

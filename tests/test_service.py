@@ -111,8 +111,9 @@ async def test_a_port_that_is_taken_stops_the_start(log: Log) -> None:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (OSError(errno.EACCES, "x"), "Error Code : 13 Message Permission denied"),
-        (CannotListenError("", 1, OSError(98, "x")), "Error Code : 98 Message Address already"),
+        (OSError(errno.EACCES, ""), "Error Code : 13 Message Permission denied"),
+        (CannotListenError("", 1, OSError(98, None)), "Error Code : 98 Message Address already"),
+        (OSError(98, "in use\x1b"), r"Error Code : 98 Message in use\x1b"),
         (CannotListenError("", 1, "odd\x1b"), r"Error Code : 22 Message odd\x1b"),
         (ValueError("odd"), "Error Code : 22 Message odd"),
     ],

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from echod.proxy_protocol import ProxyHeader
     from echod.tls import TLSFacts
 
 
@@ -70,12 +71,15 @@ class Client:
         local: the address it came to, in the same form.
         listener: the endpoint string that it came by, as in "tcp:8888".
         tls: how the connection is encrypted; None where it is not.
+        proxy: what the proxy said that the connection came through, with all fields; None where
+            there was none.  `peer` and `local` are the real client's then.
     """
 
     peer: str
     local: str = ""
     listener: str = ""
     tls: TLSFacts | None = None
+    proxy: ProxyHeader | None = None
 
 
 @dataclass(frozen=True)

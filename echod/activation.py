@@ -1,0 +1,201 @@
+"""Sockets that systemd opened: `systemd:name=NAME` listens on those that it calls so.
+
+The daemon is given open descriptors, from 3 on, and told of them by its environment
+(sd_listen_fds(3)): LISTEN_FDS says how many there are, LISTEN_PID whom they are for, and
+LISTEN_FDNAMES what each is called.  What kind of socket each is the socket itself says.
+
+systemd keeps the sockets: while the daemon restarts, the kernel queues who connects.  So nothing
+here may shut them down, or remove their files, when the daemon stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import tcp, unix
+from twisted.internet.defer import Deferred, DeferredList, execute
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
+from zope.interface import implementer
+
+from echod.escaping import escape
+
+FIRST = 3
+
+
+class ActivationError(ValueError):
+    """A socket that was asked for cannot be had; the text says what there is, and what to do."""
+
+
+class InheritedSockets:
+    """What was passed to this process; each socket serves one listener."""
+
+    def __init__(self, environment: Mapping[str, str], first: int = FIRST) -> None:
+        """Set up, without looking.
+
+        Args:
+            environment: the variables that the process was started with.
+            first: the lowest descriptor that was passed.
+        """
+        self._environment = environment
+        self._first = first
+        self._taken: set[int] = set()
+
+    def take(self, *, name: str | None = None, index: int | None = None) -> list[int]:
+        """Return the descriptors of the sockets called `name`, or of the one at `index`.
+
+        Raises:
+            ActivationError: there is none, it cannot be listened on, or another listener has it.
+        """
+        passed = self._passed()
+        if name is None:
+            found = passed[index : index + 1] if index is not None else []
+        else:
+            found = [each for each in passed if each[1] == name]
+        if not found:
+            raise ActivationError(_missing(passed, name, index))
+        for descriptor, called in found:
+            if descriptor in self._taken:
+                raise ActivationError(f"{called} is the socket of another listener already")
+            check(descriptor)
+        self._taken.update(descriptor for descriptor, _ in found)
+        return [descriptor for descriptor, _ in found]
+
+    @property
+    def unused(self) -> list[str]:
+        """What the sockets are called that no listener has taken."""
+        with contextlib.suppress(ActivationError):
+            return [name for number, name in self._passed() if number not in self._taken]
+        return []
+
+    def _passed(self) -> list[tuple[int, str]]:
+        """Return the descriptors that were passed, and what each is called; "" is no name."""
+        environment = self._environment
+        count, pid = environment.get("LISTEN_FDS", ""), environment.get("LISTEN_PID", "")
+        names = environment.get("LISTEN_FDNAMES", "")
+        if not count:
+            raise ActivationError(
+                "no socket was passed (LISTEN_FDS is not set): start the daemon by its socket "
+                "unit, or by systemd-socket-activate --listen=PORT --fdname=NAME"
+            )
+        if not (count.isascii() and count.isdigit()) or int(count) > 1024:
+            raise ActivationError(
+                f"LISTEN_FDS is {escape(count)!r}, which is no number of sockets"
+            )
+        if pid != str(os.getpid()):
+            raise ActivationError(
+                f"the sockets are for process {escape(pid) or '(LISTEN_PID is not set)'}, and "
+                f"this is {os.getpid()}: no other program may stand between systemd and twistd, "
+                "unless it uses exec"
+            )
+        called = names.split(":") if names else [""] * int(count)
+        if len(called) != int(count):
+            raise ActivationError(
+                f"LISTEN_FDS says {count} sockets, and LISTEN_FDNAMES names {len(called)}: "
+                "give each socket unit a FileDescriptorName="
+            )
+        return [(self._first + place, name) for place, name in enumerate(called)]
+
+
+def started_with() -> Mapping[str, str]:
+    """Return the environment that this process was started with.
+
+    `os.environ` is no help: importing `twisted.internet.endpoints` takes LISTEN_FDS out of it.
+    """
+    try:
+        block = Path("/proc/self/environ").read_bytes()
+    except OSError:  # no Linux, and so no systemd
+        return os.environ
+    pairs = (os.fsdecode(entry).partition("=") for entry in block.split(b"\0") if entry)
+    return {name: value for name, _, value in pairs}
+
+
+def check(descriptor: int) -> socket.AddressFamily:
+    """Return the address family of a listening stream socket.
+
+    Raises:
+        ActivationError: the descriptor is nothing of the kind.
+    """
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise ActivationError(f"descriptor {descriptor} is no socket: use ListenStream=")
+    except OSError as error:
+        raise ActivationError(f"descriptor {descriptor}: {error.strerror}") from None
+    with socket.socket(fileno=os.dup(descriptor)) as passed:
+        if passed.type != socket.SOCK_STREAM:
+            raise ActivationError(f"descriptor {descriptor} is no stream: use ListenStream=")
+        if not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ActivationError(
+                f"descriptor {descriptor} does not listen: use Accept=no in the socket unit"
+            )
+        if passed.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            raise ActivationError(f"descriptor {descriptor} is neither TCP nor UNIX")
+        return passed.family
+
+
+@implementer(IStreamServerEndpoint)
+class ActivatedEndpoint:
+    """Listens on sockets that were passed: on all of one name, as one listener."""
+
+    def __init__(self, reactor: Any, descriptors: Sequence[int]) -> None:
+        """Set up.
+
+        Args:
+            reactor: provides `IReactorSocket`.
+            descriptors: of listening sockets; they are closed once the reactor has them.
+        """
+        self._reactor = reactor
+        self._descriptors = descriptors
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        return execute(lambda: Ports([self._adopt(each, factory) for each in self._descriptors]))
+
+    def _adopt(self, descriptor: int, factory: IProtocolFactory) -> Any:
+        os.set_blocking(descriptor, False)
+        port = self._reactor.adoptStreamPort(descriptor, check(descriptor), factory)
+        os.close(descriptor)
+        if isinstance(port, unix.Port):
+            # Twisted would shut the socket down, for all who hold it, and remove its file.
+            port._shouldShutdown = False
+            end = partial(tcp.Port.connectionLost, port)
+            port.connectionLost = end  # type: ignore[method-assign]
+        return port
+
+
+@implementer(IListeningPort)
+class Ports:
+    """Several ports that are one listener."""
+
+    def __init__(self, ports: Sequence[Any]) -> None:
+        self._ports = ports
+
+    def startListening(self) -> None:
+        """Nothing: they listen already."""
+
+    def stopListening(self) -> Deferred[Any]:
+        return DeferredList([port.stopListening() for port in self._ports])
+
+    def getHost(self) -> Any:
+        """Return the address of the first."""
+        return self._ports[0].getHost()
+
+
+def _missing(passed: Sequence[tuple[int, str]], name: str | None, index: int | None) -> str:
+    names = [each for _, each in passed]
+    if not any(names):
+        there = f"{len(passed)} without a name (LISTEN_FDNAMES is not set)"
+    else:
+        there = ", ".join(escape(each) for each in names)
+    wanted = f"number {index}" if name is None else escape(name)
+    todo = "use one of these" if any(names) else "use FileDescriptorName=, or index=0"
+    return f"no socket {wanted} was passed; there is: {there}; {todo}"

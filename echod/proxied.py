@@ -1,0 +1,214 @@
+"""Connections that come through a proxy: its header first, then the client, as if it were direct.
+
+`ProxyFactory` stands between a port and the factory that serves its clients (`EchoFactory`, or the
+TLS layer before it).  Only trusted proxies are heard.  Each connection begins as a
+`HeaderProtocol`; when the header is complete, the next protocol takes its place at the transport,
+with every byte behind the header, and nothing of this module is on the way of a message.
+
+Until then a connection is the factory's to sweep, drain and abort, like any other.  What is
+refused here is counted by reason, logged in one line, and never answered.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress, IProtocolFactory
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.handlers import Client
+from echod.lifecycle import shown, shown_address, unread
+from echod.proxy_protocol import Address, HeaderParser, ProxyError, ProxyHeader
+from echod.session import EndReason
+
+if TYPE_CHECKING:
+    from echod.protocol import EchoFactory
+
+log = Logger()
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# The labels under which refusals are counted.
+UNTRUSTED = "proxy untrusted"
+BROKEN = "proxy header"
+LATE = "proxy timeout"
+
+
+@implementer(IAddress)
+@dataclass(frozen=True, slots=True)
+class ProxiedAddress:
+    """What the next factory's `buildProtocol` gets: who the client is, by the proxy's word.
+
+    Attributes:
+        peer: the client's address, or the socket's where the header names no client.
+        local: the address that the client connected to, likewise.
+        header: all that the proxy said.
+    """
+
+    peer: Any
+    local: Any
+    header: ProxyHeader
+
+    def client(self, listener: str) -> Client:
+        """Return the client as handlers and logs see it."""
+        return Client(
+            shown_address(self.peer), shown_address(self.local), listener, proxy=self.header
+        )
+
+
+class HeaderProtocol(Protocol):
+    """Reads the header, then makes room for the next protocol."""
+
+    transport: Any
+
+    def __init__(self, factory: ProxyFactory) -> None:
+        self._factory = factory
+        self._home = factory.home
+        self._parser = HeaderParser()
+        self._deadline = math.inf
+        self._draining = False
+        self._over = False
+        self._handed_over = False
+
+    def connectionMade(self) -> None:
+        self._deadline = self._home.seconds() + (self._home.limits.proxy_timeout or math.inf)
+        self._home.watch(self)
+        self._home.urgent.add(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._over:
+            return
+        try:
+            header = self._parser.feed(data)
+        except ProxyError as error:
+            self._refuse(BROKEN, str(error))
+            return
+        if header is not None:
+            self._hand_over(header)
+
+    def _hand_over(self, header: ProxyHeader) -> None:
+        self._over = True
+        self._handed_over = True
+        transport = self.transport
+        address = ProxiedAddress(
+            _twisted_address(header.source) or transport.getPeer(),
+            _twisted_address(header.destination) or transport.getHost(),
+            header,
+        )
+        protocol = self._factory.wrapped.buildProtocol(address)
+        if protocol is None:
+            transport.abortConnection()
+            return
+        others = set(self._home.connections) if self._draining else set()
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        if self._parser.rest:
+            protocol.dataReceived(self._parser.rest)
+        if self._draining:
+            for each in self._home.connections - others:
+                each.drain()
+        self._home.unwatch(self)
+
+    def _refuse(self, reason: str, why: str) -> None:
+        self._over = True
+        self._factory.refuse(self.transport.getPeer(), reason, why)
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        # Some balancers see whether a port is open, and say nothing: that is no error.
+        if not self._over and self._parser.received:
+            self._factory.refuse(self.transport.getPeer(), BROKEN, "it ends within the header")
+        self._over = True
+        if not self._handed_over:
+            self._home.admission.release()
+        self._home.unwatch(self)
+
+    # As the factory asks of each of its connections.
+
+    def sweep(self, now: float) -> None:
+        """Close if the header has not come in time."""
+        if now >= self._deadline and not self._over:
+            self._refuse(LATE, "no PROXY header in time")
+
+    def drain(self) -> None:
+        """Close, unless the header is here and was only not read yet."""
+        self._draining = True
+        if not unread(self.transport):
+            self.abort(EndReason.DRAINED)
+
+    def abort(self, reason: EndReason) -> None:
+        """Close at once."""
+        self._over = True
+        self.transport.abortConnection()
+
+
+class ProxyFactory(Factory):
+    """Lets trusted proxies in, and reads their headers.
+
+    Attributes:
+        wrapped: the factory of what comes behind the header.
+        home: the factory that sweeps, drains and counts.
+    """
+
+    noisy = False
+
+    def __init__(
+        self, wrapped: IProtocolFactory, home: EchoFactory, trusted: Iterable[Network]
+    ) -> None:
+        """Set up a factory.
+
+        Args:
+            wrapped: makes the protocol that follows; its `buildProtocol` gets a `ProxiedAddress`.
+            home: where connections are registered until then.
+            trusted: networks of proxies; who may connect to a UNIX socket is trusted besides.
+        """
+        self.wrapped = wrapped
+        self.home = home
+        self._trusted = tuple(trusted)
+
+    def doStart(self) -> None:
+        self.wrapped.doStart()
+
+    def doStop(self) -> None:
+        self.wrapped.doStop()
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        if not self._trusts(addr):
+            self.refuse(addr, UNTRUSTED, "PROXY headers are not taken from there")
+            return None
+        if refusal := self.home.admission.accept():
+            protocol = self.home.refused(addr, refusal)
+            # Who waits for TLS could not understand it.
+            return protocol if self.wrapped is self.home else None
+        return HeaderProtocol(self)
+
+    def _trusts(self, address: object) -> bool:
+        if isinstance(address, UNIXAddress):
+            return True
+        assert isinstance(address, IPv4Address | IPv6Address)
+        host = ipaddress.ip_address(address.host)
+        if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped:
+            host = host.ipv4_mapped  # a client of IPv4, at a socket that takes both
+        return any(host in network for network in self._trusted)
+
+    def refuse(self, address: object, reason: str, why: str) -> None:
+        """Count and log that a connection is refused; closing it is the caller's."""
+        self.home.metrics.refused[reason] += 1
+        log.warn("Refused {peer}: {why}", peer=shown(Client(shown_address(address))), why=why)
+
+
+def _twisted_address(address: Address | None) -> IPv4Address | IPv6Address | UNIXAddress | None:
+    if address is None:
+        return None
+    if isinstance(address, bytes):
+        return UNIXAddress(address or None)
+    host, port = address
+    return (IPv6Address if ":" in host else IPv4Address)("TCP", host, port)
