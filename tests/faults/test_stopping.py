@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import self_signed_pem
 from tests.daemon import (
     BANNER,
     PATIENCE,
@@ -24,6 +25,7 @@ from tests.daemon import (
 )
 from tests.faults.clients import MODELS, PREFIX
 from tests.faults.scale import Scale
+from tests.tls_peer import client_context
 
 HANDLERS = """
 from echod import message_handler
@@ -38,12 +40,24 @@ def bulk(message):
 LARGE = 20_000_000
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
 @pytest.mark.parametrize("model", MODELS)
-def test_all_that_is_queued_is_delivered(daemon: Start, tmp_path: Path, model: str) -> None:
-    """Fault 4: All 20 MB arrive, within the deadline, and then the daemon ends."""
+def test_all_that_is_queued_is_delivered(
+    daemon: Start, tmp_path: Path, model: str, tls: bool
+) -> None:
+    """Fault 4: All 20 MB arrive, over TLS too, within the deadline; then the daemon ends."""
     (tmp_path / "served.py").write_text(HANDLERS)
-    running = daemon("--concurrency", model, "--handler", "served:bulk")
-    with connect(running) as connection:
+    (tmp_path / "server.pem").write_bytes(self_signed_pem())
+    listen = "tls:0:certificate=server.pem" if tls else "tcp:0"
+    running = daemon(
+        *("--listen", listen, "--concurrency", model, "--handler", "served:bulk"),
+    )
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(connect(running))
+        if tls:
+            # An end without close_notify would be an error.
+            wrapped = client_context().wrap_socket(connection, suppress_ragged_eofs=False)
+            connection = stack.enter_context(wrapped)
         connection.sendall(b"%d" % LARGE)
         running.wait_for("a handler is at work")
         running.signal()
