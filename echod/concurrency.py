@@ -63,7 +63,15 @@ Done = Callable[[Any], None]
 
 
 class Busy(Exception):
-    """A connection cannot be taken now; the text is fit to send to the client."""
+    """A connection, or a message, cannot be taken now; the text is fit to send to the client.
+
+    Attributes:
+        limit: which limit says so.
+    """
+
+    def __init__(self, text: str, limit: str) -> None:
+        super().__init__(f"Server busy: {text}")
+        self.limit = limit
 
 
 class Model(Protocol):
@@ -100,7 +108,14 @@ class Model(Protocol):
         """
 
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run handler code: see the module's guarantees."""
+        """Run handler code: see the module's guarantees.
+
+        Raises:
+            Busy: too much is waiting already.
+        """
+
+    def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Do what `call` does, for a connection that has ended: this is never refused."""
 
     def drain(self) -> Deferred[None]:
         """Return what fires once no handler code runs or waits to run; `stop` fires it too."""
@@ -132,6 +147,8 @@ class InReactor(_OpenHouse):
 
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
         return self.settle(done, function(*arguments))
+
+    finish = call
 
     def settle(self, done: Done, result: Any) -> Any:
         """Do what `call` does once the handler's code has returned `result`."""
@@ -208,7 +225,7 @@ class Serial(InReactor):
             start()
             return
         if len(self._waiting) >= self._queue_size:
-            raise Busy(f"Server busy: {self._queue_size} clients are waiting already")
+            raise Busy(f"{self._queue_size} clients are waiting already", "serial-queue")
         if not self._waiting:
             self._contended_since = self._seconds()
         self._waiting[connection] = start
@@ -238,14 +255,32 @@ class Serial(InReactor):
 
 
 class InPool(_OpenHouse):
-    """`defer-to-thread`: in a pool of threads, with the event loop free meanwhile."""
+    """`defer-to-thread`: in a pool of threads, with the event loop free meanwhile.
+
+    With every thread busy, messages wait, one of each connection at most; above `max_queue` the
+    client is told so and disconnected.  To stop reading from it instead would leave it without
+    an answer for nobody knows how long; told, it or its load balancer can try elsewhere.
+    """
 
     name = ConcurrencyModel.DEFER_TO_THREAD
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, *, max_queue: int = 0) -> None:
+        """Run handler code in `pool`.
+
+        Args:
+            pool: the threads.
+            max_queue: how many messages may wait for a thread; 0: any number.
+        """
         self._pool = pool
+        self._max_queue = max_queue
 
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self._max_queue and self._pool.waiting >= self._max_queue:
+            waiting = self._pool.waiting
+            raise Busy(f"{waiting} messages are waiting already, try again later", "max-queue")
+        return self.finish(done, function, *arguments)
+
+    def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
         self._pool.submit(done, function, arguments)
         return PENDING
 
@@ -269,7 +304,8 @@ class ThreadPerConnection(InPool):
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         if self._pool.available == 0:
-            raise Busy(f"Server busy: all {self._pool.size} threads are in use, try again later")
+            threads = self._pool.size
+            raise Busy(f"all {threads} threads are in use, try again later", "max-threads")
         start()
 
 
@@ -316,6 +352,11 @@ class WorkerPool:
     def available(self) -> int:
         """How many tasks could start at once."""
         return 0 if self._stopped else max(0, self.size - self._unfinished)
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for a thread."""
+        return max(0, self._unfinished - self.size)
 
     def submit(self, done: Done, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Run `function(*arguments)` in a thread, and `done(result or Failure)` in the reactor.
@@ -533,6 +574,7 @@ class Conversation:
                     self._send(conn, reply)
                 session.answered()
             elif not session.finished:
+                conn.incomplete = session.incomplete
                 data = conn.recv(size)
                 if data:
                     session.receive(data)

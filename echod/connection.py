@@ -7,6 +7,7 @@ reactor to read, written by the handler's thread only, plain integers, so no loc
 * `receiving` and `sending` are true while the thread waits for the client to send or to read;
 * `received_bytes`, `sent_bytes`, `messages` are for the metrics, and tell the idle time-out
   whether bytes move;
+* `incomplete` is how many bytes have come of a message that is under way;
 * `error` is the last error of the connection itself, so that "the client went away" can be told
   from an error of the handler's.
 
@@ -48,6 +49,7 @@ class ConnectionSocket(socket.socket):
         "_released",
         "draining",
         "error",
+        "incomplete",
         "messages",
         "received_bytes",
         "receiving",
@@ -69,6 +71,7 @@ class ConnectionSocket(socket.socket):
         self.received_bytes = 0
         self.sent_bytes = 0
         self.messages = 0
+        self.incomplete = 0
         self.error: OSError | None = None
         self.draining = False
         # While draining: the value of `received_bytes` at which the stream ends.

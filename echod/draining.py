@@ -67,7 +67,7 @@ class Drain:
         count = self._left()
         if count:
             log.info(
-                "Draining {count} connections, for {seconds:g} seconds at most",
+                "Draining, for {seconds:g} s at most; open connections: {count}",
                 count=count,
                 seconds=self._timeout,
             )
@@ -106,5 +106,5 @@ class Drain:
             self._telling.stop()
 
     def _give_up(self) -> None:
-        log.warn("Drain time-out: aborting {count} connections", count=self._left())
+        log.warn("Drain time-out: aborting all; open connections: {count}", count=self._left())
         self.abort()

@@ -29,7 +29,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.concurrency import Conversation
+from echod.concurrency import Busy, Conversation
 from echod.connection import ConnectionSocket, RelayedSocket
 from echod.handlers import Kind
 from echod.lifecycle import ConnectionProtocol, log_failure, unread, unsent
@@ -57,7 +57,7 @@ class SocketProtocol(ConnectionProtocol):
         try:
             conn = channel.connect()
         except OSError as error:  # the thread needs a descriptor of its own
-            self._turn_away(f"Server busy: {error.strerror}, try again later")
+            self._turn_away(Busy(f"{error.strerror}, try again later", "descriptors"))
             return
         self._channel, self._conn = channel, conn
         home = self._home
@@ -127,6 +127,17 @@ class SocketProtocol(ConnectionProtocol):
             # A thread may have begun to wait since the drain began.
             self._end_silence()
 
+    def _look_at_silence(self, now: float, silence: float) -> None:
+        assert self._conn is not None
+        if not self._conn.sending:
+            super()._look_at_silence(now, silence)
+        elif self._home.limits.write_timeout and silence >= self._home.limits.write_timeout:
+            # One call of the thread's may send so much that it takes longer.
+            if self._has_read():
+                self._idle_since = now
+            else:
+                self._time_out(EndReason.STALLED)
+
     def _time_out(self, reason: EndReason) -> None:
         assert self._channel is not None
         self._verdict = reason
@@ -148,6 +159,10 @@ class SocketProtocol(ConnectionProtocol):
     def figures(self) -> tuple[int, int, int]:
         conn = self._conn
         return (conn.messages, conn.received_bytes, conn.sent_bytes) if conn else (0, 0, 0)
+
+    @property
+    def _incomplete(self) -> int:
+        return self._conn.incomplete if self._conn else 0
 
     @property
     def _activity(self) -> int:

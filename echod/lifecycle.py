@@ -73,6 +73,8 @@ class ConnectionProtocol(Protocol):
         "_input_ended",
         "_left",
         "_lost",
+        "_message",
+        "_message_since",
         "_reason",
         "_seen_activity",
         "_waiting",
@@ -108,6 +110,9 @@ class ConnectionProtocol(Protocol):
         self._deadline = math.inf
         self._began = 0.0
         self._idle_since = 0.0
+        # Which message was under way at the last look, by how many had come before it.
+        self._message = -1
+        self._message_since = 0.0
         self._seen_activity = -1
         self.client = NOBODY
         # What it is counted under, once it is admitted: see `echod.limits.network_of`.
@@ -143,9 +148,10 @@ class ConnectionProtocol(Protocol):
         """A number that changes whenever the client does something."""
         raise NotImplementedError
 
-    def _too_slow(self, now: float) -> bool:
-        """Whether a message has been under way for too long."""
-        return False
+    @property
+    def _incomplete(self) -> int:
+        """How many bytes have come of a message that is under way."""
+        return 0
 
     @property
     def _busy(self) -> bool:
@@ -184,16 +190,16 @@ class ConnectionProtocol(Protocol):
         try:
             self._home.model.enter(self, self._enter)
         except Busy as busy:
-            self._turn_away(str(busy))
+            self._turn_away(busy)
         if not self._entered and self._reason is None:
             self._waiting = True
             self.transport.pauseProducing()
 
-    def _turn_away(self, why: str) -> None:
+    def _turn_away(self, busy: Busy) -> None:
         """There is no room for this client: count it, tell it, and close."""
-        self._home.metrics.refused[self._home.model.name] += 1
-        log.warn("Refused {peer}: {why}", peer=shown(self.client), why=why)
-        self.refuse(EndReason.REFUSED, why)
+        self._home.metrics.refused[busy.limit] += 1
+        log.warn("Refused {peer}: {why}", peer=shown(self.client), why=str(busy))
+        self.refuse(EndReason.REFUSED, str(busy))
 
     def _enter(self) -> None:
         self._entered = True
@@ -202,6 +208,8 @@ class ConnectionProtocol(Protocol):
         self._idle_since = self._home.seconds()
         try:
             self._start()
+        except Busy as busy:
+            self._turn_away(busy)
         except Exception:
             self.fail(Failure())
         if self._draining and self._reason is None:
@@ -327,12 +335,18 @@ class ConnectionProtocol(Protocol):
         if not self._entered and self._reason is None:
             self.abort(EndReason.NO_HANDSHAKE)
             return
-        before, self._left = self._left, acknowledged(self.transport)
-        if self._left - before >= self._least_read():
+        if self._has_read():
             # The client takes its time with what the kernel holds, but it does take it.
             self._deadline = now + self._home.limits.write_timeout
         else:
             self.abort(EndReason.STALLED)
+
+    def _has_read(self) -> bool:
+        """Return whether the client has read enough since this was asked last."""
+        before, self._left = self._left, acknowledged(self.transport)
+        # Where the kernel does not count, it can only be seen that something has moved.
+        least = self._least_read() if self._left > 0 else 1
+        return abs(self._left - before) >= least
 
     def _least_read(self) -> float:
         """How much a client has to read within the write time-out, in bytes: one at least."""
@@ -354,8 +368,7 @@ class ConnectionProtocol(Protocol):
 
     def _sweep_silence(self, now: float) -> None:
         if self._too_slow(now):
-            allowed = self._home.limits.message_timeout
-            self.refuse(EndReason.SLOW, f"Message too slow: {allowed:g} seconds are allowed")
+            self._time_out(EndReason.SLOW)
         elif self._busy:
             self._idle_since = now
         elif self._home.model.overdue(self, now):
@@ -364,9 +377,21 @@ class ConnectionProtocol(Protocol):
             self._seen_activity = self._activity
             self._idle_since = now
         else:
-            self._look_at_silence(now - self._idle_since)
+            self._look_at_silence(now, now - self._idle_since)
 
-    def _look_at_silence(self, silence: float) -> None:
+    def _too_slow(self, now: float) -> bool:
+        """Return whether a message has been under way for longer than it may."""
+        incomplete = self._incomplete
+        if not incomplete or self._busy:
+            self._message = -1
+        elif self.figures[0] != self._message:
+            self._message, self._message_since = self.figures[0], now
+        else:
+            allowed = self._home.limits.message_time(incomplete)
+            return now - self._message_since >= allowed
+        return False
+
+    def _look_at_silence(self, now: float, silence: float) -> None:
         """Close if `silence` seconds are more than the client may keep."""
         limits, heard = self._home.limits, self.figures[1]
         if limits.first_byte_timeout and not heard and silence >= limits.first_byte_timeout:

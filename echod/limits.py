@@ -90,9 +90,11 @@ class Limits:
         "gain from more: there the database is the narrow place. Ones that compute gain nothing.",
     )
     max_queue: int = limit(
-        4096,
-        "with handlers of 10 milliseconds and 16 threads the last in the queue waits 2.6 "
-        "seconds, which clients bear; a longer queue only makes answers that nobody waits for.",
+        16_384,
+        "as many as there may be connections, of which each waits with one message at most: no "
+        "client that is let in is sent off because the others are many. The last one waits for "
+        "`max-queue` times the time of the handler, divided by `threads`: where the handler is "
+        "slow, divide the wait that clients bear by that.",
     )
     max_threads: int = limit(
         256,

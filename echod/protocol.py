@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.concurrency import PENDING, InReactor, Model, Pending, checked, overridden
+from echod.concurrency import PENDING, Busy, InReactor, Model, Pending, checked, overridden
 from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
@@ -90,8 +90,6 @@ class EchoProtocol(ConnectionProtocol):
         "_drain_left",
         "_handler",
         "_handler_open",
-        "_message",
-        "_message_since",
         "_pending",
         "_reading",
         "_reads",
@@ -121,8 +119,6 @@ class EchoProtocol(ConnectionProtocol):
         self._pending: Deferred[Any] | None = None
         self._reading = True
         self._handler_open = False
-        self._message = 0
-        self._message_since = 0.0
         self._reads = 0
         self._bytes_received = 0
         self._bytes_sent = 0
@@ -201,6 +197,9 @@ class EchoProtocol(ConnectionProtocol):
                     batch.flush()
                     if not self._take(result):
                         break
+            except Busy as busy:
+                batch.flush()
+                self._turn_away(busy)
             except Exception:
                 batch.flush()
                 self.fail(Failure())
@@ -316,7 +315,7 @@ class EchoProtocol(ConnectionProtocol):
         self._handler_open = False
         assert self._reason is not None
         try:
-            self._home.model.call(self._closed, closed, self._reason.value)
+            self._home.model.finish(self._closed, closed, self._reason.value)
         except Exception:
             self.fail(Failure())
 
@@ -345,14 +344,16 @@ class EchoProtocol(ConnectionProtocol):
     def _activity(self) -> int:
         return self._reads
 
-    def _too_slow(self, now: float) -> bool:
-        session = self._session
-        if self._busy or not session.incomplete or session.messages != self._message:
-            # Nothing is under way, or it is something new since the last look.
-            self._message, self._message_since = session.messages, now
-            return False
-        allowed = self._home.limits.message_time(session.incomplete)
-        return now - self._message_since >= allowed
+    @property
+    def _incomplete(self) -> int:
+        return self._session.incomplete
+
+    def _time_out(self, reason: EndReason) -> None:
+        if reason is EndReason.SLOW:
+            allowed = self._home.limits.message_timeout
+            self.refuse(reason, f"Message too slow: the limit is {allowed:g} s")
+        else:
+            super()._time_out(reason)
 
     @property
     def _busy(self) -> bool:
@@ -445,8 +446,9 @@ class DirectProtocol(EchoProtocol):
         super()._settle()
         self._direct = self._reason is None and self._session.idle and not self._draining
 
-    def _too_slow(self, now: float) -> bool:
-        return False  # what one read gave is a message: it is never under way
+    @property
+    def _incomplete(self) -> int:
+        return 0  # what one read gave is a message: it is never under way
 
     @property
     def figures(self) -> tuple[int, int, int]:
@@ -538,6 +540,8 @@ class EchoFactory(Factory):
             timeouts.append(limits.message_timeout)
         if self.model.name is ConcurrencyModel.SERIAL:
             timeouts.append(limits.serial_timeout)
+        if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
+            timeouts.append(limits.write_timeout)
         self._sweeper.interval = interval_for(timeouts)
 
     @property

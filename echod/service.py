@@ -25,7 +25,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from echod import default_reactor, precautions, signals
+from echod import default_reactor, descriptors, precautions, signals
 from echod.activation import InheritedSockets, started_with
 from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
 from echod.configuration import SettingError
@@ -73,6 +73,7 @@ def makeService(options: Options) -> EchoService:
     """Return the service that `options` ask for; what is wrong with them is one line, exit 1."""
     service = prepare_service(options)
     reactor = service.reactor
+    _make_room(options.settings)
     service.log_observer = make_log_observer(options)
     service.configure = options.configure
     service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
@@ -197,7 +198,8 @@ def make_model(settings: Settings, reactor: Any) -> Model:
                 reactor.seconds, patience=limits.serial_timeout, queue_size=limits.serial_queue
             )
         case ConcurrencyModel.DEFER_TO_THREAD:
-            return InPool(WorkerPool(settings.threads, reactor.callFromThread))
+            pool = WorkerPool(settings.threads, reactor.callFromThread)
+            return InPool(pool, max_queue=settings.max_queue)
         case ConcurrencyModel.THREAD_PER_CONNECTION:
             return ThreadPerConnection(WorkerPool(settings.max_threads, reactor.callFromThread))
 
@@ -487,6 +489,22 @@ def _take_precautions(twistd: Mapping[str, Any]) -> None:
     folders = [*precautions.plugin_folders(), os.getcwd()]
     for danger in precautions.warnings(twistd, folders, uid=os.geteuid()):
         log.warn("{danger}", danger=escape(danger))
+
+
+def _make_room(settings: Settings) -> None:
+    """Let there be as many connections as the limit says, or say that there cannot be."""
+    # A thread has a descriptor of its own for its connection.
+    threads = settings.max_threads
+    threaded = settings.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION
+    wanted = settings.max_connections + descriptors.SPARE + (threads if threaded else 0)
+    allowed = descriptors.make_room(wanted)
+    if allowed < wanted:
+        log.warn(
+            "This process may open {allowed} files and sockets, too few for {connections} "
+            "connections: raise its limit (ulimit -n, LimitNOFILE=) or lower --max-connections",
+            allowed=allowed,
+            connections=settings.max_connections,
+        )
 
 
 def _import_from_current_directory() -> None:

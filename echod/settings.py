@@ -142,6 +142,14 @@ class Settings:
     threads: int = setting(
         Limits.threads, Text("Threads of the pool of defer-to-thread.", whole_number(1, 10_000))
     )
+    max_queue: int = setting(
+        Limits.max_queue,
+        Text(
+            "How many messages may wait for a thread in defer-to-thread; a client above that is "
+            "told so and disconnected; 0: any number.",
+            whole_number(0, 10**7),
+        ),
+    )
     max_threads: int = setting(
         Limits.max_threads,
         Text(

@@ -323,6 +323,24 @@ def test_the_pool_model_answers_later(loop: Loop) -> None:
     model.stop()
 
 
+def test_above_its_queue_the_pool_model_takes_no_message_but_ends_what_has_begun(
+    loop: Loop,
+) -> None:
+    model = InPool(WorkerPool(1, loop.call_from_thread), max_queue=2)
+    gate, results = Gate(), []  # type: ignore[var-annotated]
+    for function in (gate, int, int):
+        model.call(results.append, function)
+    with pytest.raises(Busy, match="2 messages are waiting already, try again later") as caught:
+        model.call(results.append, int)
+    assert caught.value.limit == "max-queue"
+    assert model.finish(results.append, str) is PENDING
+    gate.leave.set()
+    loop.until(lambda: results == [None, 0, 0, ""])
+    assert model.call(results.append, int) is PENDING
+    loop.until(lambda: len(results) == 5)
+    model.stop()
+
+
 def test_with_every_thread_taken_a_connection_is_refused_with_a_line(loop: Loop) -> None:
     model = ThreadPerConnection(WorkerPool(1, loop.call_from_thread))
     gate, results = Gate(), []  # type: ignore[var-annotated]

@@ -122,7 +122,7 @@ def test_the_deadline_aborts_those_who_stay(log: Log) -> None:
     draining.clock.advance(3.0)
     assert draining.finished
     assert draining.model.stopped
-    assert "Drain time-out: aborting 3 connections" in log.text
+    assert "Drain time-out: aborting all; open connections: 3" in log.text
 
 
 def test_an_abort_ends_a_gradual_drain() -> None:

@@ -190,7 +190,7 @@ async def test_above_max_threads_a_client_gets_a_line_and_a_close() -> None:
             b"Server busy: all 2 threads are in use, try again later\n"
         )
         assert refused.clean
-        assert server.factory.metrics.refused == {"thread-per-connection": 1}
+        assert server.factory.metrics.refused == {"max-threads": 1}
         served[0].finish()
         await served[0].receive_all()
         await eventually(lambda: len(server.factory.connections) == 1)

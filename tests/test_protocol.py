@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import pytest_twisted
@@ -27,7 +27,9 @@ from echod import (
     Line,
     Serial,
 )
+from echod.concurrency import Busy, InReactor
 from echod.framing import Framing
+from echod.handlers import Client
 from echod.limits import Admission
 from echod.sweeping import URGENT_INTERVAL
 from tests.conftest import Log
@@ -209,7 +211,7 @@ def test_a_message_that_takes_too_long_is_refused_however_steadily_it_comes(
         protocol.dataReceived(b"x")
         clock.advance(URGENT_INTERVAL)
     assert 10 <= clock.seconds() <= 15
-    assert transport.value() == framing.encode_line(b"Message too slow: 10 seconds are allowed")
+    assert transport.value() == framing.encode_line(b"Message too slow: the limit is 10 s")
     lose(protocol)
     assert factory.metrics.ended == {"message too slow": 1}
 
@@ -353,6 +355,60 @@ def test_new_limits_hold_for_open_connections_too() -> None:
     clock.pump([URGENT_INTERVAL] * 40)
     assert transport.half_closed
     lose(protocol)
+
+
+class Overworked(InReactor):
+    """Has no thread for the handler methods of these names."""
+
+    def __init__(self, *busy: str) -> None:
+        self.busy = busy
+
+    def call(self, done: Any, function: Any, *arguments: Any) -> Any:
+        if function.__name__ in self.busy:
+            raise Busy("no thread", "max-queue")
+        return super().call(done, function, *arguments)
+
+
+class Witness(Handler):
+    """Keeps what is called."""
+
+    calls: ClassVar[list[str]] = []
+
+    def opened(self, client: Client) -> bytes:
+        self.calls.append("opened")
+        return b"hello\n"
+
+    def received(self, message: bytes) -> bytes:
+        self.calls.append("received")
+        return message
+
+    def closed(self, reason: str) -> None:
+        self.calls.append(reason)
+
+
+@pytest.mark.parametrize(
+    ("busy", "sent", "calls"),
+    [
+        ("opened", b"Server busy: no thread\n", []),
+        ("received", b"hello\nServer busy: no thread\n", ["opened", "refused"]),
+    ],
+)
+def test_a_client_without_a_thread_is_told_so_and_counted(
+    busy: str, sent: bytes, calls: list[str], log: Log
+) -> None:
+    Witness.calls.clear()
+    factory = EchoFactory(
+        Clock(), handler=Witness, framing=Line(), model=Overworked(busy, "closed")
+    )
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"happy\nbirthday\n")
+    assert transport.value() == sent
+    assert transport.half_closed
+    lose(protocol)
+    assert factory.metrics.refused == {"max-queue": 1}
+    assert factory.metrics.ended == {"refused": 1}
+    assert Witness.calls == calls
+    assert "Refused 192.168.1.1:54321: Server busy: no thread" in log.text
 
 
 def test_messages_wait_for_the_deferred_of_the_one_before() -> None:
@@ -555,7 +611,7 @@ def test_serial_refuses_beyond_its_queue() -> None:
     assert connections[-1][1].half_closed
     for protocol, _ in reversed(connections):
         lose(protocol)
-    assert factory.metrics.refused == {"serial": 1}
+    assert factory.metrics.refused == {"serial-queue": 1}
 
 
 def test_serial_is_not_held_by_a_silent_client_nor_by_one_that_trickles() -> None:

@@ -203,8 +203,8 @@ async def test_a_drain_has_a_deadline(log: Log) -> None:
     await service.stopService()
     assert 0.2 < time.monotonic() - began < 2
     await client.receive_all()
-    assert "Draining 1 connections, for 0.3 seconds at most" in log.text
-    assert "Drain time-out: aborting 1 connections" in log.text
+    assert "Draining, for 0.3 s at most; open connections: 1" in log.text
+    assert "Drain time-out: aborting all; open connections: 1" in log.text
     leave.set()
 
 

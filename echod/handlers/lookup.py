@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -262,6 +264,8 @@ def _convert(handler: str, name: str, text: str, parameter: inspect.Parameter) -
     wanted = parameter.annotation
     if wanted is parameter.empty and parameter.default not in (parameter.empty, None):
         wanted = type(parameter.default)
+    if typing.get_origin(wanted) in (types.UnionType, typing.Union):  # `int | None`: an int
+        wanted = next(one for one in typing.get_args(wanted) if one is not types.NoneType)
     try:
         if wanted is bytes:
             return unescape(text)

@@ -4,6 +4,7 @@ import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from textwrap import dedent
+from typing import Optional
 
 import pytest
 
@@ -148,6 +149,20 @@ def test_arguments_become_what_the_parameters_are_annotated_with(module: str) ->
     handler = resolve(parse(rf"{module}:tag:name=n,gap=\t,rate=2"), REACTOR)
     assert handler.arguments == {"name": "n", "gap": b"\t", "rate": 2.0}
     assert handler.message_handler().received(b"m") == b"n\tm"
+
+
+def test_an_argument_that_may_be_none_is_converted_too() -> None:
+    def pad(
+        message: bytes,
+        width: int | None = None,
+        fill: Optional[bytes] = None,  # noqa: UP045 - as users write it
+    ) -> bytes:
+        return message
+
+    handler = adopt(pad, REACTOR, arguments={"width": "7", "fill": r"\t"})
+    assert handler.arguments == {"width": 7, "fill": b"\t"}
+    with pytest.raises(HandlerError, match="pad: width=wide is not of type int"):
+        adopt(pad, REACTOR, arguments={"width": "wide"})
 
 
 @pytest.mark.parametrize(

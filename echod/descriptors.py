@@ -1,0 +1,33 @@
+"""How many files and sockets this process may have open: each connection is one at least."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+
+# What the process needs beside its connections: its own files, sockets and pipes, and some to
+# accept those with whom it refuses.
+SPARE = 64
+
+
+def make_room(wanted: int) -> int:
+    """Allow this process `wanted` descriptors, as far as the system lets it.
+
+    Shells and systemd start programs with a soft limit of 1024, for the sake of those that use
+    `select`, and expect a program that can do with more to ask for them.
+
+    Args:
+        wanted: how many; a limit that is higher is left alone.
+
+    Returns:
+        How many it may have now.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or soft >= wanted:
+        return wanted
+    allowed = wanted if hard == unlimited else min(wanted, hard)
+    with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid even that
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return soft

@@ -1,0 +1,280 @@
+"""Clients that take more than their share: the limits, kept against a real daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import (
+    BANNER,
+    PATIENCE,
+    Daemon,
+    Start,
+    connect,
+    eventually,
+    nothing_kept,
+    receive,
+    receive_all,
+    warm_up,
+)
+from tests.faults.clients import MODELS, greeted, is_over, is_served, serves
+from tests.faults.scale import Scale
+
+# So much may the memory of the daemon grow because of one client, in bytes.
+MOST = 8 << 20
+VOLUME = 100_000_000
+
+
+def send_without_reading(connection: socket.socket) -> int:
+    """Send up to `VOLUME` bytes; return how many were taken until the daemon had enough."""
+    connection.settimeout(0.5)
+    sent, piece = 0, b"x" * 65536
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        while sent < VOLUME:
+            sent += connection.send(piece)
+    return sent
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_client_that_never_reads_is_paused_and_then_disconnected(
+    daemon: Start, model: str
+) -> None:
+    """Fault 13: It is not read from any more, costs bounded memory, and is disconnected once the
+    write time-out has passed.
+    """
+    running = daemon("--concurrency", model, "--write-timeout", "1")
+    warm_up(running)
+    before = running.resident
+    with nothing_kept(running), connect(running) as connection:
+        assert send_without_reading(connection) < VOLUME
+        assert running.resident - before < MOST
+        assert serves(running)
+        running.wait_for("Disconnected from .*: client did not read")
+    assert "Traceback" not in running.log
+
+
+@contextlib.contextmanager
+def dripping(running: Daemon, begin: bytes) -> Iterator[socket.socket]:
+    """A client that begins a message; it is for the test to send on, a byte at a time."""
+    with greeted(running) as connection:
+        connection.sendall(begin)
+        connection.settimeout(0.2)
+        yield connection
+
+
+def drip_until_the_end(connection: socket.socket) -> tuple[bytes, float]:
+    """Send a byte again and again; return what came before the end, and after how long."""
+    began, got = time.monotonic(), bytearray()
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() - began < PATIENCE:
+            connection.sendall(b"x")
+            with contextlib.suppress(TimeoutError):
+                piece = connection.recv(1000)
+                if not piece:
+                    break
+                got += piece
+    return bytes(got), time.monotonic() - began
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_message_that_comes_a_byte_at_a_time_has_a_deadline(daemon: Start, model: str) -> None:
+    """Fault 23: A line has to be complete in its time, however steadily its bytes come; no byte
+    of it puts that off, as it does the idle time-out.
+    """
+    running = daemon("--framing=line", "--message-timeout=1", "--concurrency", model)
+    with dripping(running, b"x") as connection:
+        got, seconds = drip_until_the_end(connection)
+    assert 1 <= seconds < 10
+    # In a thread of its own the handler's socket is not for the reactor to write to.
+    told = b"" if model == "thread-per-connection" else b"Message too slow: the limit is 1 s\n"
+    assert got == told
+    running.wait_for("Disconnected from .*: message too slow")
+
+
+def test_a_message_behind_its_length_has_the_same_deadline(daemon: Start) -> None:
+    """Fault 23: A message behind its length has to be complete in its time, too."""
+    running = daemon("--framing=length", "--message-timeout=1", "--no-banner")
+    with connect(running) as connection:
+        connection.sendall(struct.pack("!I", 1000))
+        connection.settimeout(0.2)
+        got, seconds = drip_until_the_end(connection)
+    assert got[4:] == b"Message too slow: the limit is 1 s\n"
+    assert 1 <= seconds < 10
+
+
+def test_a_person_who_types_slowly_is_served(daemon: Start) -> None:
+    """Fault 23: In chunk framing, where each byte may be a message, a slow client is answered."""
+    running = daemon("--message-timeout=1", "--idle-timeout=5")
+    with greeted(running) as connection:
+        for _ in range(5):
+            assert is_served(connection, b"x")
+            time.sleep(0.4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_silent_client_is_disconnected(daemon: Start, model: str) -> None:
+    """Fault 24: Who has said nothing yet has until the first-byte time-out, who has said
+    something until the idle time-out.
+    """
+    running = daemon("--first-byte-timeout=0.5", "--idle-timeout=2", "--concurrency", model)
+    with greeted(running) as silent, greeted(running) as talking:
+        assert is_served(talking)
+        began = time.monotonic()
+        assert is_over(silent)
+        assert 0.4 <= time.monotonic() - began < 2
+        assert is_served(talking)
+        assert is_over(talking)
+        assert 2 <= time.monotonic() - began < 10
+    running.wait_for("Disconnected from .*: said nothing")
+    running.wait_for("Disconnected from .*: idle")
+
+
+BLOCKING = """
+import time
+from pathlib import Path
+from twisted.internet import reactor
+
+def resolve():
+    reactor.resolve("localhost").addBoth(lambda result: print("resolved:", result, flush=True))
+
+def block(message):
+    if message == b"resolve":
+        reactor.callFromThread(reactor.callLater, 0.5, resolve)
+    while not Path("released").exists():
+        time.sleep(0.01)
+    return message
+"""
+
+
+def test_with_every_thread_blocked_work_is_queued_and_then_refused(
+    daemon: Start, tmp_path: Path
+) -> None:
+    """Fault 27: Messages wait for a thread, `--max-queue` of them; whoever comes then is told so.
+    Names can be resolved meanwhile, and those who waited are answered in the end.
+    """
+    (tmp_path / "blocking.py").write_text(BLOCKING)
+    running = daemon(
+        *("--handler", "blocking:block", "--concurrency", "defer-to-thread"),
+        *("--threads=2", "--max-queue=3"),
+    )
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(running)) for _ in range(5)]
+        for number, client in enumerate(clients):
+            client.sendall(b"resolve" if number == 1 else b"wait")
+        running.wait_for("^resolved: 127.0.0.1|resolved: 127.0.0.1")
+        with connect(running) as late:
+            late.sendall(b"late")
+            assert receive_all(late) == (
+                b"Server busy: 3 messages are waiting already, try again later\n"
+            )
+        (tmp_path / "released").touch()
+        for number, client in enumerate(clients):
+            assert receive(client, 4) == (b"reso" if number == 1 else b"wait")
+    running.wait_for("Refused 127.*: Server busy: 3 messages are waiting")
+
+
+def test_a_client_without_a_thread_is_told_so(daemon: Start) -> None:
+    """Fault 28: Who comes when every thread has a client gets one line, and the end; as soon as
+    a thread is free, the next one is served.
+    """
+    running = daemon("--concurrency=thread-per-connection", "--max-threads=2")
+    with greeted(running) as one:
+        with greeted(running) as other:
+            with connect(running) as late:
+                assert receive_all(late) == (
+                    b"Server busy: all 2 threads are in use, try again later\n"
+                )
+            assert is_served(one)
+            assert is_served(other)
+        eventually(lambda: serves(running))
+        assert is_served(one)
+
+
+def connect_from(running: Daemon, host: str) -> socket.socket:
+    return connect(running, source_address=(host, 0))
+
+
+def first_line(connection: socket.socket) -> bytes:
+    return connection.makefile("rb").readline()
+
+
+ALL = b"Server busy: too many connections, try again later\n"
+ADDRESS = b"Server busy: too many connections from your address, try again later\n"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_caps_hold_for_all_and_for_each_address(daemon: Start, model: str) -> None:
+    """Fault 29: Above the cap for its address, or for all, a client is told so, disconnected and
+    counted; who leaves makes room, and those who are in notice nothing.
+    """
+    running = daemon(
+        *("--max-connections=40", "--max-connections-per-address=2", "--concurrency", model)
+    )
+    hosts = [f"127.0.0.{number}" for number in range(2, 51)]
+    warm_up(running)
+    with nothing_kept(running), contextlib.ExitStack() as stack:
+        inside: list[socket.socket] = []
+        for host in hosts[:19]:
+            for _ in range(2):
+                inside.append(stack.enter_context(connect_from(running, host)))
+                assert first_line(inside[-1]) == BANNER
+            with connect_from(running, host) as refused:
+                assert first_line(refused) == ADDRESS
+                assert refused.recv(1) == b""
+        inside += [stack.enter_context(connect_from(running, host)) for host in hosts[19:21]]
+        assert [first_line(connection) for connection in inside[38:]] == [BANNER] * 2
+        for host in hosts[21:]:
+            with connect_from(running, host) as refused:
+                assert first_line(refused) == ALL
+        assert all(is_served(connection) for connection in inside)
+        inside[0].close()
+        eventually(lambda: len(running.wait_for("Disconnected from")) > 1)
+        with connect_from(running, hosts[0]) as again:
+            assert first_line(again) == BANNER
+    refusals = "\n".join(running.wait_for("Refused"))
+    assert len(running.wait_for("Refused .*: max-connections-per-address", 19)) == 19, refusals
+    assert len(running.wait_for("Refused .*: max-connections$", 28)) == 28, refusals
+
+
+def test_ten_thousand_clients_that_connect_and_reset_leave_nothing(
+    daemon: Start, scale: Scale
+) -> None:
+    """Fault 30: Whoever connects and resets at once leaves no descriptor, no place taken and no
+    traceback.
+    """
+    running = daemon("--max-connections=200", "--max-accept-rate=0")
+    warm_up(running)
+    address = ("127.0.0.1", running.port)
+    with nothing_kept(running):
+        for _ in scale(ci=2000, soak=10_000):
+            with socket.create_connection(address, PATIENCE) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        eventually(lambda: serves(running))
+    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_line_may_come_in_any_pieces_but_not_be_endless(daemon: Start, model: str) -> None:
+    """Fault 32: A segment for each byte makes no difference; a megabyte without a delimiter ends
+    at the limit, with a line that says so.
+    """
+    running = daemon("--framing=line", "--concurrency", model)
+    line = bytes(range(48, 91)) * 10 + b"\n"
+    with greeted(running) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in line:
+            connection.sendall(bytes([byte]))
+        assert receive(connection, 5 + len(line)) == b"OK..." + line
+    with greeted(running) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"x" * 1_000_000)
+        told = b"Message too long: the limit is 16384 bytes\n"
+        assert receive(connection, len(told)) == told
+        assert is_over(connection)
+    assert serves(running)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from echod.descriptors import make_room
+
+SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+@pytest.fixture(autouse=True)
+def limit_kept() -> Iterator[None]:
+    """The limit of this process, as it was."""
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (SOFT, HARD))
+
+
+def soft() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def test_a_limit_that_is_too_low_is_raised() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, HARD))
+    assert make_room(512) == 512
+    assert soft() == 512
+
+
+def test_a_limit_that_is_high_enough_is_left_alone() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, HARD))
+    assert make_room(256) == 256
+    assert soft() == 512
+
+
+@pytest.mark.skipif(HARD == resource.RLIM_INFINITY, reason="there is no hard limit")
+def test_more_than_the_hard_limit_cannot_be_had() -> None:
+    assert make_room(HARD + 1) == HARD
+    assert soft() == HARD
+
+
+def test_a_system_that_refuses_is_put_up_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("not here")
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, HARD))
+    with monkeypatch.context() as patched:
+        patched.setattr(resource, "setrlimit", refuse)
+        assert make_room(512) == 256
