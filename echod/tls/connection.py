@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.error import ConnectionLost
@@ -89,6 +89,7 @@ class TLSConnection:
         "_parts",
         "_producer",
         "_producer_paused",
+        "_read",
         "_reading",
         "_rest",
         "_server_name",
@@ -97,6 +98,7 @@ class TLSConnection:
         "_timer",
         "_tls",
         "_writable",
+        "_write",
         "protocol",
         "transport",
     )
@@ -115,6 +117,10 @@ class TLSConnection:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap(self._incoming, self._outgoing)
+        # Without `SSLObject` in between, which only passes on, there are two calls less a message.
+        plain: Any = getattr(self._tls, "_sslobj", self._tls)
+        self._read: Callable[[int], bytes] = plain.read
+        self._write: Callable[[Any], int] = plain.write
         self._hello = ClientHello() if self._tls.server_side else None
         self._server_name: str | None = None
         # The handshake is over.
@@ -161,7 +167,7 @@ class TLSConnection:
 
     def _decrypt(self) -> None:
         """Give the application what is in OpenSSL's buffer, and send what that makes it write."""
-        incoming, read = self._incoming, self._tls.read
+        incoming, read = self._incoming, self._read
         self._collecting = True
         while self._reading:
             try:
@@ -180,10 +186,7 @@ class TLSConnection:
             if not incoming.pending:
                 break
         self._collecting = False
-        if self._parts:
-            self._flush()
-        elif self._outgoing.pending:
-            self._send()
+        self._flush()
 
     def _receive(self, data: bytes) -> None:
         """Take input where more is to be thought of than in plain sailing."""
@@ -266,7 +269,7 @@ class TLSConnection:
                 self.transport.unregisterProducer()
             self._producer.stopProducing()
             self._producer = None
-        self._send()
+        self._flush()
         self.transport.resumeProducing()
         self.transport.loseWriteConnection()
         self._set_timer(self._clock.callLater(LINGER, self.transport.abortConnection))
@@ -316,6 +319,8 @@ class TLSConnection:
     def write(self, data: bytes) -> None:
         if data.__class__ is not bytes:
             data = bytes(memoryview(data))
+        if not data:
+            return  # OpenSSL would take it for an error
         if self._collecting and self._writable:
             self._parts.append(data)
             self._size += len(data)
@@ -340,33 +345,34 @@ class TLSConnection:
             self._producer.pauseProducing()
 
     def _flush(self) -> None:
-        """Encrypt and send what was collected."""
-        parts = self._parts
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        self._size = 0
-        self._encrypt(data)
+        """Send what was collected, and what OpenSSL has to say by itself."""
+        if parts := self._parts:
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            self._size = 0
+            self._encrypt(data)
+        else:
+            self._send()
+
+    def _send(self) -> None:
+        """Send what OpenSSL has made."""
+        if self._outgoing.pending:
+            self.transport.write(self._outgoing.read())
 
     def _encrypt(self, data: bytes) -> None:
         """Encrypt and send."""
         try:
             if len(data) <= MOST:
-                if data:
-                    self._tls.write(data)
+                self._write(data)
             else:
                 view = memoryview(data)
                 for start in range(0, len(view), MOST):
-                    self._tls.write(view[start : start + MOST])
-                    self._send()
+                    self._write(view[start : start + MOST])
+                    self.transport.write(self._outgoing.read())
         except OSError as error:
             self._fail(error)
             return
         self._send()
-
-    def _send(self) -> None:
-        """Send what OpenSSL has made."""
-        if data := self._outgoing.read():
-            self.transport.write(data)
 
     # Closing.
 
@@ -411,7 +417,7 @@ class TLSConnection:
         with contextlib.suppress(OSError):  # the peer's is yet to come, or never will
             self._tls.unwrap()
         self._incoming.write(unread)
-        self._send()
+        self._flush()
 
     def abortConnection(self) -> None:
         self._stop()
