@@ -105,6 +105,8 @@ class SocketProtocol(ConnectionProtocol):
     def dataReceived(self, data: bytes) -> None:
         if isinstance(self._channel, _Relay) and self._reason is None:
             self._channel.forward(data)
+            if self._draining:
+                self._end_silence()
 
     def _client_finished(self) -> None:
         assert self._channel is not None
@@ -112,7 +114,7 @@ class SocketProtocol(ConnectionProtocol):
 
     def _cut_input(self) -> None:
         assert self._channel is not None and self._conn is not None
-        self._conn.drain(self._channel.unread())
+        self._conn.drain(self._channel.drain())
         self._end_silence()
 
     def _end_silence(self) -> None:
@@ -200,7 +202,7 @@ class _Direct:
         self._handle.setblocking(False)
         return True
 
-    def unread(self) -> int:
+    def drain(self) -> int:
         """Return how many bytes the client has sent that the thread has not read."""
         return unread(self._transport)
 
@@ -234,6 +236,8 @@ class _Relay(Protocol):
     def __init__(self, owner: SocketProtocol) -> None:
         self._owner = owner
         self._asked: list[Callable[[], object]] = []
+        # While the daemon drains: how much is still to be relayed.
+        self._left = 0
 
     def connect(self) -> ConnectionSocket:
         """Return the thread's end."""
@@ -260,19 +264,21 @@ class _Relay(Protocol):
 
     def forward(self, data: bytes) -> None:
         """Pass on what the client sent."""
+        self._left -= len(data)
         self._when_connected(lambda: self.transport.write(data))
 
     def returned(self) -> bool:
         """Return whether the connection may be closed: not before all has been relayed."""
         return False
 
-    def unread(self) -> int:
+    def drain(self) -> int:
         """Return how much the thread may still read: all that will have been relayed."""
+        self._left = unread(self._owner.transport)
         return sys.maxsize
 
     def settled(self) -> bool:
-        """Return whether the end may come now: it comes behind what was relayed, at any time."""
-        return True
+        """Return whether the end may come now, behind all that had come when the drain began."""
+        return self._left <= 0 or not unread(self._owner.transport)
 
     def end_input(self) -> None:
         """Let the thread read what was relayed, and then the end of the stream."""

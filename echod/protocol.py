@@ -334,6 +334,12 @@ class EchoProtocol(ConnectionProtocol):
             self._session.end_input(cut_off=True)
             self._answer_messages()
 
+    def sweep(self, now: float) -> None:
+        super().sweep(now)
+        if self._draining and self._entered and self._reason is None:
+            # What had come may be no message at all: a part of a TLS record.
+            self._cut_input_when_read()
+
     # For the sweep and the metrics.
 
     @property

@@ -62,9 +62,8 @@ class TLSError(ConnectionLost):
     """TLS has failed: the handshake, or a record; the text says how, in OpenSSL's words."""
 
 
-@implementer(
-    IHalfCloseableProtocol, IProtocol, ISSLTransport, INegotiated, IPushProducer, ISystemHandle
-)
+@implementer(IHalfCloseableProtocol, IProtocol, ILoggingContext)
+@implementer(ISSLTransport, INegotiated, IPushProducer, ISystemHandle)
 class TLSConnection:
     """One connection, either side of it.
 
@@ -156,7 +155,8 @@ class TLSConnection:
 
     def connectionMade(self) -> None:
         self.protocol.makeConnection(self)
-        self._shake_hands(b"")  # a client speaks first
+        if not self._lost:
+            self._shake_hands(b"")  # a client speaks first
 
     def dataReceived(self, data: bytes) -> None:
         if not self._direct or len(data) > MOST:
@@ -420,6 +420,7 @@ class TLSConnection:
         self._flush()
 
     def abortConnection(self) -> None:
+        self._lost = True
         self._stop()
         self.transport.abortConnection()
 

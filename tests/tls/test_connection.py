@@ -1,0 +1,703 @@
+"""A TLS connection by itself: its transport is a list, its peer is OpenSSL in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    ILoggingContext,
+    IProtocol,
+    ISSLTransport,
+)
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from echod.tls import Files, ServerContext, TLSConnection, TLSError, TLSFactory, TLSFacts
+from echod.tls.connection import LINGER, MOST, RECORD
+from tests.tls_peer import VERSIONS, client_context
+
+HERE, THERE = IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "127.0.0.1", 2)
+
+
+class Lower:
+    """The transport below: it keeps what it is asked."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.reading = True
+        self.asked: list[str] = []
+        self.producer: Any = None
+        self.no_delay = False
+
+    def write(self, data: bytes) -> None:
+        assert data
+        self.sent.append(data)
+
+    def loseConnection(self) -> None:
+        self.asked.append("close")
+
+    def loseWriteConnection(self) -> None:
+        self.asked.append("fin")
+
+    def abortConnection(self) -> None:
+        self.asked.append("abort")
+
+    def pauseProducing(self) -> None:
+        self.reading = False
+
+    def resumeProducing(self) -> None:
+        self.reading = True
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        assert self.producer is None
+        self.producer = producer
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+
+    def getPeer(self) -> Any:
+        return THERE
+
+    def getHost(self) -> Any:
+        return HERE
+
+    def getHandle(self) -> str:
+        return "the socket"
+
+    def getTcpNoDelay(self) -> bool:
+        return self.no_delay
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.no_delay = enabled
+
+    getTcpKeepAlive, setTcpKeepAlive = getTcpNoDelay, setTcpNoDelay  # noqa: N815
+
+
+class Plain(Protocol):
+    """An application that knows no half-close."""
+
+    transport: Any
+    greeting = b""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.events: list[str] = []
+        self.reason: Failure | None = None
+
+    def connectionMade(self) -> None:
+        if self.greeting:
+            self.transport.write(self.greeting)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.got.append(data)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.reason = reason
+
+
+@implementer(IHalfCloseableProtocol, IHandshakeListener)
+class Application(Plain):
+    """One that does, and waits for the handshake."""
+
+    def readConnectionLost(self) -> None:
+        self.events.append("input over")
+
+    def writeConnectionLost(self) -> None:
+        self.events.append("output over")
+
+    def handshakeCompleted(self) -> None:
+        self.events.append("handshake")
+
+
+class Producer:
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def pauseProducing(self) -> None:
+        self.events.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.events.append("resume")
+
+    def stopProducing(self) -> None:
+        self.events.append("stop")
+
+
+class Wire:
+    """A connection, with its application above and OpenSSL as its peer."""
+
+    def __init__(
+        self, certificate: Path, application: Any = None, client: ssl.SSLContext | None = None
+    ) -> None:
+        self.application = Application() if application is None else application
+        self.clock, self.lower = Clock(), Lower()
+        context = ServerContext(Files(str(certificate), alpn=("h2",)))
+        self.connection = TLSConnection(self.application, context, self.clock)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = client or client_context()
+        self.client = client.wrap_bio(self._incoming, self._outgoing, server_hostname="host")
+
+    def connect(self) -> None:
+        self.connection.makeConnection(self.lower)
+
+    def begin(self) -> None:
+        """Let the client send its hello."""
+        with pytest.raises(ssl.SSLWantReadError):
+            self.client.do_handshake()
+
+    def shake_hands(self) -> Wire:
+        self.connect()
+        while True:
+            try:
+                self.client.do_handshake()
+            except ssl.SSLWantReadError:
+                self.pass_on()
+                self.take()
+            else:
+                self.pass_on()
+                return self
+
+    def written(self) -> bytes:
+        """Take what the client has to send."""
+        return self._outgoing.read()
+
+    def pass_on(self) -> None:
+        """Give the connection what the client has to send."""
+        if data := self.written():
+            self.connection.dataReceived(data)
+
+    def take(self) -> int:
+        """Give the client what the connection has sent; return in how many writes."""
+        sent, self.lower.sent = self.lower.sent, []
+        self._incoming.write(b"".join(sent))
+        return len(sent)
+
+    def send(self, *pieces: bytes) -> None:
+        """Let the client send, each in a record or more of its own."""
+        for piece in pieces:
+            self.client.write(piece)
+        self.pass_on()
+
+    def end(self) -> None:
+        """Let the client send close_notify."""
+        with contextlib.suppress(ssl.SSLError):
+            self.client.unwrap()
+        self.pass_on()
+
+    def records(self) -> list[bytes]:
+        """Return what the client gets, record by record; b"" is close_notify."""
+        self.take()
+        got: list[bytes] = []
+        while True:
+            try:
+                got.append(self.client.read(RECORD))
+            except ssl.SSLWantReadError:
+                return got
+            except ssl.SSLZeroReturnError:
+                got.append(b"")
+            if not got[-1]:
+                return got
+
+    def got(self) -> bytes:
+        """Return what the client gets."""
+        return b"".join(self.records())
+
+
+@pytest.fixture
+def wire(certificate: Path) -> Wire:
+    """A connection that has shaken hands."""
+    return Wire(certificate).shake_hands()
+
+
+def test_it_is_what_twisted_asks_of_a_protocol_and_a_transport(wire: Wire) -> None:
+    for interface in (IProtocol, IHalfCloseableProtocol, ILoggingContext):
+        assert verifyObject(interface, wire.connection)
+    transport = wire.application.transport
+    assert verifyObject(ISSLTransport, transport)
+    assert (transport.getPeer(), transport.getHost()) == (THERE, HERE)
+    assert transport.getHandle() == "the socket"
+    assert transport.getPeerCertificate() is None
+    transport.setTcpNoDelay(True)
+    assert transport.getTcpNoDelay()
+    transport.setTcpKeepAlive(False)
+    assert not transport.getTcpKeepAlive()
+    assert transport.logPrefix() == "Application"
+
+
+def test_messages_go_both_ways(wire: Wire) -> None:
+    assert wire.application.events == ["handshake"]
+    wire.send(b"happy")
+    wire.application.transport.write(b"days")
+    wire.application.transport.writeSequence([b"days", b"", b"days"])
+    wire.application.transport.write(b"")
+    wire.application.transport.write(bytearray(b"!"))
+    assert wire.application.got == [b"happy"]
+    assert wire.got() == b"daysdaysdays!"
+    with pytest.raises(TypeError):
+        wire.application.transport.write("text")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_was_agreed_on_is_known(certificate: Path, version: ssl.TLSVersion) -> None:
+    client = client_context(version)
+    client.set_alpn_protocols(["h2"])
+    wire = Wire(certificate, client=client).shake_hands()
+    facts = wire.connection.facts
+    cipher = wire.client.cipher()
+    assert cipher is not None
+    name = {"TLSv1_2": "TLSv1.2", "TLSv1_3": "TLSv1.3"}[version.name]
+    assert facts == TLSFacts(name, cipher[0], "h2", "host")
+    assert wire.connection.negotiatedProtocol == b"h2"
+    assert Wire(certificate).shake_hands().connection.negotiatedProtocol is None
+
+
+def test_what_is_written_before_the_handshake_is_over_is_sent_after_it(certificate: Path) -> None:
+    application = Plain()
+    application.greeting = b"hello"
+    wire = Wire(certificate, application).shake_hands()
+    assert wire.got() == b"hello"
+
+
+def test_a_producer_is_paused_until_the_handshake_is_over(certificate: Path) -> None:
+    wire = Wire(certificate)
+    wire.connect()
+    producer, transport = Producer(), wire.application.transport
+    transport.registerProducer(producer, True)
+    with pytest.raises(RuntimeError, match="was never unregistered"):
+        transport.registerProducer(producer, True)
+    transport.write(b"x" * MOST)
+    assert producer.events == []
+    transport.write(b"y")
+    transport.write(b"y")
+    assert producer.events == ["pause"]
+    wire.begin()
+    wire.pass_on()
+    wire.take()
+    wire.client.do_handshake()
+    wire.pass_on()
+    assert producer.events == ["pause", "resume"]
+    assert wire.lower.producer is producer
+    assert wire.got() == b"x" * MOST + b"yy"
+
+
+def test_a_pause_does_not_stop_the_handshake(certificate: Path) -> None:
+    wire = Wire(certificate)
+    wire.connect()
+    wire.application.transport.pauseProducing()
+    assert wire.lower.reading
+    wire.begin()
+    wire.pass_on()
+    wire.take()
+    wire.client.do_handshake()
+    wire.send(b"early")
+    assert (wire.application.events, wire.application.got) == (["handshake"], [])
+    assert not wire.lower.reading
+    wire.application.transport.resumeProducing()
+    wire.clock.advance(0)
+    assert wire.application.got == [b"early"]
+    assert wire.lower.reading
+
+
+def test_replies_to_what_came_together_leave_in_one_record_and_one_write(
+    certificate: Path,
+) -> None:
+    class Echo(Plain):
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.write(data)
+
+    wire = Wire(certificate, Echo()).shake_hands()
+    wire.got()
+    wire.send(*[b"happy"] * 16)
+    assert len(wire.lower.sent) == 1
+    assert wire.records() == [b"happy" * 16]
+
+
+def test_a_long_write_leaves_in_pieces(wire: Wire) -> None:
+    data = b"x" * (5 * MOST + 1)
+    wire.got()
+    wire.application.transport.write(data)
+    assert len(wire.lower.sent) == 6
+    assert wire.got() == data
+
+
+def test_long_replies_leave_before_all_is_read(certificate: Path) -> None:
+    class Long(Plain):
+        def dataReceived(self, data: bytes) -> None:
+            for _ in range(10):
+                self.transport.write(b"x" * MOST)
+            self.left_early = len(wire.lower.sent)
+
+    wire = Wire(certificate, Long()).shake_hands()
+    wire.send(b"go")
+    assert wire.application.left_early >= 9
+    assert len(wire.got()) == 10 * MOST
+
+
+def test_input_waits_while_the_application_does_not_read(certificate: Path) -> None:
+    class OneByOne(Application):
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data)
+            self.transport.pauseProducing()
+
+    wire = Wire(certificate, OneByOne()).shake_hands()
+    pieces = [b"%d" % number * 7000 for number in range(10)]
+    wire.send(*pieces)
+    for number in range(1, 10):
+        assert wire.application.got == pieces[:number]
+        assert wire.connection.undelivered > 0
+        assert not wire.lower.reading
+        wire.application.transport.resumeProducing()
+        wire.application.transport.resumeProducing()
+        assert wire.application.got == pieces[:number]  # not within the call
+        wire.clock.advance(0)
+    assert wire.application.got == pieces
+    assert wire.connection.undelivered == 0
+    assert wire.lower.reading is False
+    wire.application.transport.resumeProducing()
+    assert wire.lower.reading
+
+
+def test_the_end_waits_while_the_application_does_not_read(wire: Wire) -> None:
+    wire.application.transport.pauseProducing()
+    wire.client.write(b"last")
+    wire.pass_on()
+    wire.connection.readConnectionLost()
+    assert (wire.application.got, wire.application.events) == ([], ["handshake"])
+    wire.application.transport.resumeProducing()
+    wire.clock.advance(0)
+    assert wire.application.got == [b"last"]
+    assert wire.application.events == ["handshake", "input over"]
+
+
+def test_a_pause_may_be_taken_back_while_input_is_delivered(certificate: Path) -> None:
+    class Nervous(Application):
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data)
+            self.transport.pauseProducing()
+            self.transport.resumeProducing()
+
+    wire = Wire(certificate, Nervous()).shake_hands()
+    wire.send(b"a", b"b", b"c")
+    wire.send(b"d")
+    assert wire.application.got == [b"a", b"b", b"c", b"d"]
+    assert wire.lower.reading
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("how", ["close_notify", "fin", "both"])
+def test_the_end_of_input_ends_nothing_else(
+    certificate: Path, version: ssl.TLSVersion, how: str
+) -> None:
+    wire = Wire(certificate, client=client_context(version)).shake_hands()
+    wire.client.write(b"last")
+    if how != "fin":
+        wire.end()
+    wire.pass_on()
+    if how != "close_notify":
+        wire.connection.readConnectionLost()
+    assert wire.application.events == ["handshake", "input over"]
+    assert wire.application.got == [b"last"]
+    assert wire.lower.asked == []
+    wire.application.transport.write(b"the reply")
+    wire.application.transport.loseConnection()
+    assert wire.records() == [b"the reply", b""]
+    assert wire.lower.asked == ["close"]
+    wire.connection.connectionLost(Failure(ConnectionDone()))
+    assert wire.application.reason.check(ConnectionDone)
+
+
+def test_an_application_without_half_close_is_closed_behind_what_it_wrote(
+    certificate: Path,
+) -> None:
+    class Echo(Plain):
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.write(data)
+
+    wire = Wire(certificate, Echo()).shake_hands()
+    wire.client.write(b"last")
+    wire.end()
+    assert wire.records() == [b"last", b""]
+    assert wire.lower.asked == ["close"]
+    wire.connection.writeConnectionLost()
+
+
+def test_what_comes_after_the_peers_close_notify_is_not_looked_at(wire: Wire) -> None:
+    wire.end()
+    wire.connection.dataReceived(b"GET / HTTP/1.1\r\n\r\n")
+    wire.connection.readConnectionLost()
+    assert wire.application.events == ["handshake", "input over"]
+    assert wire.application.got == []
+    wire.application.transport.loseConnection()
+    assert wire.got() == b""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_after_our_close_notify_input_goes_on(certificate: Path, version: ssl.TLSVersion) -> None:
+    wire = Wire(certificate, client=client_context(version)).shake_hands()
+    transport = wire.application.transport
+    transport.write(b"our last")
+    transport.loseWriteConnection()
+    transport.loseWriteConnection()
+    assert wire.lower.asked == ["fin"]
+    transport.write(b"too late")
+    wire.connection.writeConnectionLost()
+    wire.send(b"more", b"and more")
+    assert wire.application.got == [b"more", b"and more"]
+    assert wire.application.events == ["handshake", "output over"]
+    wire.end()
+    assert wire.application.events[-1] == "input over"
+    assert wire.records() == [b"our last", b""]
+    transport.loseConnection()
+    assert transport.disconnecting
+    assert wire.lower.asked == ["fin", "close"]
+
+
+def test_output_may_end_while_input_waits(wire: Wire) -> None:
+    transport = wire.application.transport
+    transport.pauseProducing()
+    wire.send(b"x" * 40_000)
+    transport.loseWriteConnection()
+    transport.resumeProducing()
+    wire.clock.advance(0)
+    assert b"".join(wire.application.got) == b"x" * 40_000
+    assert wire.records() == [b""]
+
+
+def test_closing_waits_for_no_answer(wire: Wire) -> None:
+    wire.application.transport.write(b"bye")
+    wire.application.transport.loseConnection()
+    wire.application.transport.loseConnection()
+    assert wire.lower.asked == ["close"]
+    assert wire.records() == [b"bye", b""]
+    wire.send(b"not read")
+    assert wire.application.got == []
+
+
+@pytest.mark.parametrize(
+    ("how", "asked"), [("loseConnection", "close"), ("loseWriteConnection", "fin")]
+)
+def test_closing_waits_for_the_producer(wire: Wire, how: str, asked: str) -> None:
+    transport = wire.application.transport
+    transport.registerProducer(Producer(), True)
+    getattr(transport, how)()
+    assert wire.lower.asked == []
+    transport.write(b"its last")
+    transport.unregisterProducer()
+    transport.unregisterProducer()
+    assert wire.lower.asked == [asked]
+    assert wire.records() == [b"its last", b""]
+
+
+def test_closing_within_a_message_is_behind_its_reply(certificate: Path) -> None:
+    class Once(Plain):
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data)
+            self.transport.write(b"bye")
+            self.transport.stopProducing()
+
+    wire = Wire(certificate, Once()).shake_hands()
+    wire.send(b"quit", b"never read")
+    assert wire.application.got == [b"quit"]
+    assert wire.records() == [b"bye", b""]
+
+
+def test_before_the_handshake_closing_waits_only_if_there_is_something_to_say(
+    certificate: Path,
+) -> None:
+    silent = Wire(certificate)
+    silent.connect()
+    silent.application.transport.loseConnection()
+    assert silent.lower.asked == ["close"]
+    talking = Wire(certificate)
+    talking.connect()
+    talking.application.transport.write(b"busy")
+    talking.application.transport.loseConnection()
+    talking.application.transport.write(b"too late")
+    assert talking.lower.asked == []
+    talking.begin()
+    talking.pass_on()
+    talking.take()
+    talking.client.do_handshake()
+    talking.pass_on()
+    assert talking.records() == [b"busy", b""]
+    assert talking.lower.asked == ["close"]
+
+
+def test_an_abort_is_at_once(wire: Wire) -> None:
+    transport = wire.application.transport
+    transport.abortConnection()
+    transport.write(b"x")
+    transport.resumeProducing()
+    assert wire.lower.asked == ["abort"]
+    assert wire.got() == b""
+    producer = Producer()
+    transport.registerProducer(producer, True)
+    assert producer.events == ["stop"]
+
+
+def test_a_protocol_that_aborts_at_once_sees_no_handshake(certificate: Path) -> None:
+    class Refusing(Application):
+        def connectionMade(self) -> None:
+            self.transport.abortConnection()
+
+    wire = Wire(certificate, Refusing())
+    wire.connect()
+    wire.begin()
+    wire.pass_on()
+    assert wire.lower.sent == []
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "http request"),
+        (b"happy days, happy days\n", "wrong version number"),
+        (b"\x16\x03\x01\0\x05\x63\0\0\x01x", "unexpected message"),
+    ],
+)
+def test_what_is_no_tls_gets_an_alert_and_a_close(
+    certificate: Path, data: bytes, why: str
+) -> None:
+    wire = Wire(certificate)
+    wire.connect()
+    producer = Producer()
+    wire.application.transport.registerProducer(producer, True)
+    wire.connection.dataReceived(data)
+    assert wire.lower.asked == ["fin"]
+    assert producer.events == ["stop"]
+    # To what is not even a record OpenSSL says nothing.
+    assert [sent[0] for sent in wire.lower.sent] == [21] * (data[0] == 0x16)
+    wire.connection.writeConnectionLost()
+    wire.connection.dataReceived(b"more of it")
+    wire.application.transport.loseConnection()
+    wire.connection.readConnectionLost()
+    assert wire.lower.asked == ["fin", "close"]
+    wire.connection.connectionLost(Failure(ConnectionDone()))
+    assert wire.application.reason.check(TLSError)
+    assert wire.application.reason.check(ConnectionLost)
+    assert why in str(wire.application.reason.value)
+    assert not wire.clock.getDelayedCalls()
+
+
+def test_a_peer_that_stays_after_an_alert_is_aborted_in_time(certificate: Path) -> None:
+    wire = Wire(certificate)
+    wire.connect()
+    wire.connection.dataReceived(b"happy days\n")
+    wire.clock.advance(LINGER - 0.01)
+    assert wire.lower.asked == ["fin"]
+    wire.clock.advance(0.02)
+    assert wire.lower.asked == ["fin", "abort"]
+
+
+def test_a_damaged_record_ends_the_connection(wire: Wire) -> None:
+    producer = Producer()
+    wire.application.transport.registerProducer(producer, True)
+    wire.client.write(b"happy")
+    data = bytearray(wire.written())
+    data[-1] ^= 1
+    wire.got()
+    wire.connection.dataReceived(bytes(data))
+    assert wire.lower.asked == ["fin"]
+    assert wire.lower.producer is None
+    wire.take()
+    with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+        wire.client.read()
+    wire.application.transport.write(b"in vain")
+    assert wire.lower.sent == []
+    wire.connection.connectionLost(Failure(ConnectionDone()))
+    assert "bad record mac" in str(wire.application.reason.value)
+
+
+def test_a_client_that_leaves_within_the_handshake_is_closed(certificate: Path) -> None:
+    wire = Wire(certificate)
+    wire.connect()
+    wire.begin()
+    wire.pass_on()
+    wire.connection.readConnectionLost()
+    assert wire.lower.asked == ["close"]
+    wire.connection.connectionLost(Failure(ConnectionDone()))
+    assert wire.application.reason.check(ConnectionDone)
+
+
+def test_a_client_cannot_renegotiate(certificate: Path) -> None:
+    wire = Wire(certificate, client=client_context(ssl.TLSVersion.TLSv1_2)).shake_hands()
+    assert wire.connection._tls.context.options & ssl.OP_NO_RENEGOTIATION
+    assert wire.connection._tls.context.options & ssl.OP_NO_COMPRESSION
+
+
+def test_an_error_in_the_application_is_the_transports_to_handle(certificate: Path) -> None:
+    class Broken(Application):
+        def dataReceived(self, data: bytes) -> None:
+            raise ssl.SSLError("the application's own")
+
+    wire = Wire(certificate, Broken()).shake_hands()
+    with pytest.raises(ssl.SSLError, match="the application's own"):
+        wire.send(b"x")
+
+
+@given(data=st.data())
+def test_no_bytes_make_a_handshake_fail_otherwise(certificate: Path, data: st.DataObject) -> None:
+    wire = Wire(certificate)
+    wire.connect()
+    wire.begin()
+    hello = bytearray(wire.written())
+    for place in data.draw(st.lists(st.integers(0, len(hello) - 1), min_size=1, max_size=8)):
+        hello[place] = data.draw(st.integers(0, 255))
+    kind = st.sampled_from([bytes(hello), b"\x16\x03\x01", b""])
+    for piece in data.draw(st.lists(st.one_of(st.binary(max_size=400), kind), max_size=5)):
+        wire.connection.dataReceived(piece)
+    wire.connection.readConnectionLost()
+    wire.connection.connectionLost(Failure(ConnectionDone()))
+    assert wire.application.reason is not None
+    assert not wire.clock.getDelayedCalls()
+
+
+@given(data=st.data())
+def test_no_bytes_make_an_open_connection_fail_otherwise(
+    certificate: Path, data: st.DataObject
+) -> None:
+    wire = Wire(certificate).shake_hands()
+    wire.client.write(b"happy days")
+    record = bytearray(wire.written())
+    for place in data.draw(st.lists(st.integers(0, len(record) - 1), max_size=3)):
+        record[place] = data.draw(st.integers(0, 255))
+    wire.connection.dataReceived(bytes(record))
+    wire.connection.dataReceived(data.draw(st.binary(max_size=100)))
+    wire.connection.readConnectionLost()
+    wire.connection.connectionLost(Failure(ConnectionDone()))
+    assert wire.application.got in ([], [b"happy days"])
+
+
+def test_the_factory_passes_on_what_it_is_told(certificate: Path) -> None:
+    class Told(Factory):
+        told: list[str] = []  # noqa: RUF012
+
+        def doStart(self) -> None:
+            self.told.append("start")
+
+        def doStop(self) -> None:
+            self.told.append("stop")
+
+        def buildProtocol(self, addr: Any) -> Any:
+            return Plain() if addr == THERE else None
+
+    wrapped = TLSFactory(Told(), ServerContext(Files(str(certificate))), Clock())
+    wrapped.doStart()
+    wrapped.doStop()
+    assert Told.told == ["start", "stop"]
+    assert wrapped.buildProtocol(HERE) is None
+    assert isinstance(wrapped.buildProtocol(THERE), TLSConnection)
+    assert wrapped.logPrefix() == "Told (TLS)"
