@@ -15,6 +15,7 @@ in every endpoint string, a colon within a value is written `\:`.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,15 @@ from typing import Any
 
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.logger import Logger
 
 from echod.activation import ActivatedEndpoint, ActivationError, InheritedSockets
+from echod.escaping import escape
 from echod.proxied import Network, ProxyFactory
 from echod.tls import Files, FilesError, ServerContext, TLSFactory
 from echod.unix_socket import BACKLOG, MODE, UNIXEndpoint
+
+log = Logger()
 
 
 class ListenError(ValueError):
@@ -80,9 +85,23 @@ def parse_listen(reactor: Any, text: str, inherited: InheritedSockets | None = N
     files = _tls_files(words) if kind == "tls" else _ssl_files(words)
     try:
         context = ServerContext(files)
+        tell_validity(files.certificate, files.expiry())
     except FilesError as error:
         raise ListenError(str(error)) from error
     return Listening(_endpoint(reactor, words.endpoint, inherited), context, proxied)
+
+
+def tell_validity(certificate: str, until: datetime.datetime) -> None:
+    """Log until when the certificate in this file is valid."""
+    if until > datetime.datetime.now(datetime.UTC):
+        log.info("{path} is valid until {date:%Y-%m-%d}", path=escape(certificate), date=until)
+    else:
+        log.warn(
+            "{path} has expired on {date:%Y-%m-%d}, and clients will refuse it: "
+            "put a new certificate there and send SIGHUP",
+            path=escape(certificate),
+            date=until,
+        )
 
 
 def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:

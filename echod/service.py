@@ -33,7 +33,7 @@ from echod.draining import Drain
 from echod.escaping import escape
 from echod.handlers import ConcurrencyModel, HandlerError, Kind, resolve
 from echod.limits import Admission
-from echod.listen import ListenError, Listening, parse_listen
+from echod.listen import ListenError, Listening, parse_listen, tell_validity
 from echod.logs import LogObserver, sink_for
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
@@ -448,7 +448,7 @@ class EchoService(Service):
         taken = ", ".join(one.key for one in changed if one.text.reload)
         log.info("Reloaded; changed: {taken}", taken=taken or "nothing")
         for path, date in valid_until.items():
-            log.info("{path} is valid until {date:%Y-%m-%d}", path=escape(path), date=date)
+            tell_validity(path, date)
         if fixed := ", ".join(one.key for one in changed if not one.text.reload):
             log.warn("Not changed, because that takes a restart: {fixed}", fixed=fixed)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from echod.listen import ListenError, Words, parse_listen
 from echod.proxied import ProxyFactory
 from echod.tls import Files, TLSFactory
 from echod.unix_socket import UNIXEndpoint
-from tests.certificates import Authority
+from tests.certificates import DAY, Authority
+from tests.conftest import Log
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +190,16 @@ def test_a_socket_that_was_passed_is_found() -> None:
 def test_words_are_split_where_no_backslash_is_before_the_colon(values: list[str]) -> None:
     written = [value.replace("\\", r"\\").replace(":", r"\:") for value in values]
     assert Words.split(":".join(written)).words == (written or [""])
+
+
+@pytest.mark.parametrize(
+    ("days", "said"), [(1, "is valid until "), (-1, "has expired on ")], ids=["valid", "expired"]
+)
+def test_until_when_a_certificate_is_valid_is_told(
+    tmp_path: Path, log: Log, days: int, said: str
+) -> None:
+    path = tmp_path / "server.pem"
+    path.write_bytes(Authority().issue("server", days * DAY))
+    parse_listen(reactor, f"tls:0:certificate={path}")
+    date = datetime.datetime.now(datetime.UTC) + days * DAY
+    assert f"{path} {said}{date:%Y-%m-%d}" in log.text

@@ -632,6 +632,18 @@ def test_a_client_that_leaves_within_the_handshake_is_closed(certificate: Path) 
     assert wire.application.reason.check(ConnectionDone)
 
 
+def test_an_openssl_that_cannot_write_ends_the_connection(wire: Wire) -> None:
+    # As where a client has sent half of a key update, and OpenSSL waits for the rest.
+    def write(data: bytes) -> int:
+        raise ssl.SSLWantReadError("the operation did not complete")
+
+    wire.connection._write = write
+    wire.application.transport.write(b"x")
+    assert wire.lower.asked == ["fin"]
+    wire.connection.connectionLost(Failure(ConnectionDone()))
+    assert wire.application.reason.check(TLSError)
+
+
 def test_a_client_cannot_renegotiate(certificate: Path) -> None:
     wire = Wire(certificate, client=client_context(ssl.TLSVersion.TLSv1_2)).shake_hands()
     assert wire.connection._tls.context.options & ssl.OP_NO_RENEGOTIATION
