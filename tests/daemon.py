@@ -46,6 +46,7 @@ class Daemon:
         twistd: Path = SCRIPTS / "twistd",
         env: dict[str, str],
         under: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """Start it.
 
@@ -55,11 +56,13 @@ class Daemon:
             twistd: which of them.
             env: its environment.
             under: the command that runs the command, as `prlimit` does.
+            pass_fds: descriptors that it inherits.
         """
         self.process = subprocess.Popen(
             [*under, twistd, "-n", "--pidfile=", *REACTOR, "echod", *arguments],
             cwd=cwd,
             env=env,
+            pass_fds=pass_fds,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

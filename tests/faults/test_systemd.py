@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.daemon import Start, connect, receive
-from tests.faults.clients import greeted
+from tests.daemon import BANNER, Daemon, Start, connect, eventually, receive
+from tests.faults.clients import PREFIX, greeted
+from tests.faults.scale import Scale
 from tests.service_manager import Manager, managing
 
 HANDLERS = """
@@ -125,3 +129,102 @@ def test_a_manager_that_is_not_there_is_a_line_in_the_log(daemon: Start, tmp_pat
     running = daemon(env=environment)
     with greeted(running):
         running.wait_for("The service manager cannot be told: .*No such file or directory")
+
+
+# Socket activation.
+
+
+class Keeper:
+    """Keeps a listening socket, as systemd does, and starts one daemon after the other on it."""
+
+    def __init__(self, start: Start, *arguments: str) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.port = self.socket.getsockname()[1]
+        self._start = start
+        self._arguments = arguments
+
+    def start(self) -> Daemon:
+        """Start a daemon as systemd would: the socket is descriptor 3, and meant for it."""
+        number = self.socket.fileno()
+        os.set_inheritable(number, True)
+        hand_over = f'exec 3<&{number}; export LISTEN_PID=$$; exec "$@"'
+        return self._start(
+            *("--listen", "systemd:domain=INET:name=echod", *self._arguments),
+            under=["bash", "-c", hand_over, "bash"],
+            env={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                "LISTEN_FDS": "1",
+                "LISTEN_FDNAMES": "echod",
+            },
+            pass_fds=[number],
+        )
+
+
+MESSAGES = [b"%04d\n" % number for number in range(20)]
+REPLIES = [PREFIX + message for message in MESSAGES]
+
+
+class Load:
+    """Clients that come all the time, each with a conversation of some messages."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._over = threading.Event()
+        self.whole = self.cut = 0
+        self.wrong: list[object] = []
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._talk()
+            except Exception as error:  # each is one too many
+                self.wrong.append(error)
+
+    def _talk(self) -> None:
+        with connect(self._port) as connection:
+            replies = b""
+            if receive(connection, len(BANNER)) == BANNER:
+                for message in MESSAGES:
+                    connection.sendall(message)
+                    replies += receive(connection, len(PREFIX) + len(message))
+        if replies == b"".join(REPLIES):
+            self.whole += 1
+        elif any(replies == b"".join(REPLIES[:count]) for count in range(len(REPLIES))):
+            self.cut += 1  # between two messages: the client knows what was answered
+        else:
+            self.wrong.append(replies)
+
+    @contextlib.contextmanager
+    def from_threads(self, count: int) -> Iterator[None]:
+        """Run it in so many threads while this lasts."""
+        threads = [threading.Thread(target=self.run) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_no_restart_is_seen_by_a_client(daemon: Start, scale: Scale) -> None:
+    """Fault 64: Over 100 restarts under load with socket activation no connection is refused or
+    reset, and no reply is lost, cut or out of order; conversations end between two messages.
+    """
+    keeper = Keeper(daemon)
+    load = Load(keeper.port)
+    with keeper.socket, load.from_threads(4):
+        running = keeper.start()
+        for _ in scale(ci=10, soak=100):
+            running.wait_for("Socket now listening")
+            seen = load.whole
+            eventually(lambda seen=seen: load.whole > seen + 20 or load.wrong)
+            running.signal()
+            running.wait()
+            assert running.process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
+            running = keeper.start()
+        running.wait_for("Socket now listening")
+    assert load.wrong == []
+    scale.note(f"{load.whole:,} conversations were whole, {load.cut} ended earlier")
