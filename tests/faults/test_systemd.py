@@ -137,28 +137,78 @@ def test_a_manager_that_is_not_there_is_a_line_in_the_log(daemon: Start, tmp_pat
 class Keeper:
     """Keeps a listening socket, as systemd does, and starts one daemon after the other on it."""
 
-    def __init__(self, start: Start, *arguments: str) -> None:
+    def __init__(self, start: Start, *more: socket.socket) -> None:
+        """Open the socket.
+
+        Args:
+            start: starts a daemon.
+            more: sockets to pass behind it.
+        """
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self.port = self.socket.getsockname()[1]
         self._start = start
-        self._arguments = arguments
+        self._sockets = (self.socket, *more)
 
-    def start(self) -> Daemon:
-        """Start a daemon as systemd would: the socket is descriptor 3, and meant for it."""
-        number = self.socket.fileno()
-        os.set_inheritable(number, True)
-        hand_over = f'exec 3<&{number}; export LISTEN_PID=$$; exec "$@"'
+    def start(self, **environment: str) -> Daemon:
+        """Start a daemon as systemd would: sockets are descriptors from 3 on, and meant for it."""
+        numbers = [each.fileno() for each in self._sockets]
+        moves = " ".join(f"{3 + place}<&{number}" for place, number in enumerate(numbers))
+        hand_over = f'exec {moves}; export LISTEN_PID=$$; exec "$@"'
         return self._start(
-            *("--listen", "systemd:domain=INET:name=echod", *self._arguments),
+            *("--listen", "systemd:name=echod"),
             under=["bash", "-c", hand_over, "bash"],
-            env={
-                **os.environ,
-                "PYTHONUNBUFFERED": "1",
-                "LISTEN_FDS": "1",
-                "LISTEN_FDNAMES": "echod",
-            },
-            pass_fds=[number],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **PASSED, **environment},
+            pass_fds=numbers,
         )
+
+
+PASSED = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "echod"}
+
+REFUSED: dict[str, tuple[dict[str, str], str]] = {
+    "no sockets": ({"LISTEN_FDS": "0", "LISTEN_FDNAMES": ""}, "no socket echod was passed"),
+    "no variables": ({"LISTEN_FDS": ""}, "LISTEN_FDS is not set"),
+    "no names": ({"LISTEN_FDNAMES": ""}, "without a name"),
+    "another name": ({"LISTEN_FDNAMES": "other"}, "there is: other"),
+    "fewer names than sockets": ({"LISTEN_FDS": "2"}, "LISTEN_FDS says 2 sockets"),
+    "no number": ({"LISTEN_FDS": "many"}, "is no number of sockets"),
+}
+
+
+@pytest.mark.parametrize("situation", REFUSED)
+def test_without_its_socket_it_does_not_start(daemon: Start, situation: str) -> None:
+    """Fault 63: Where the socket that was asked for is not among those that were passed, it does
+    not start, and one line says what there is and what to do.
+    """
+    environment, why = REFUSED[situation]
+    keeper = Keeper(daemon)
+    with keeper.socket:
+        ended = keeper.start(**environment)
+        ended.wait()
+    assert ended.process.returncode == 1
+    (line,) = [line for line in ended.lines if line.startswith("echod: ")]
+    assert why in line
+    assert "Traceback" not in ended.log
+
+
+def test_a_socket_for_another_process_is_not_taken(daemon: Start) -> None:
+    """Fault 63: A socket that was meant for another process is not taken."""
+    ended = daemon(
+        "--listen", "systemd:name=echod", env={**os.environ, **PASSED, "LISTEN_PID": "1"}
+    )
+    ended.wait()
+    assert ended.process.returncode == 1
+    assert "the sockets are for process 1" in ended.log
+
+
+def test_two_sockets_of_one_name_are_both_served(daemon: Start) -> None:
+    """Fault 63: Several sockets of one name are one listener, and clients of each are served."""
+    with socket.create_server(("127.0.0.1", 0)) as another:
+        keeper = Keeper(daemon, another)
+        with keeper.socket:
+            keeper.start(LISTEN_FDS="2", LISTEN_FDNAMES="echod:echod")
+            for port in (keeper.port, another.getsockname()[1]):
+                with connect(port) as connection:
+                    assert receive(connection, len(BANNER)) == BANNER
 
 
 MESSAGES = [b"%04d\n" % number for number in range(20)]
