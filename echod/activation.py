@@ -192,10 +192,12 @@ class Ports:
 
 def _missing(passed: Sequence[tuple[int, str]], name: str | None, index: int | None) -> str:
     names = [each for _, each in passed]
-    if not any(names):
-        there = f"{len(passed)} without a name (LISTEN_FDNAMES is not set)"
-    else:
-        there = ", ".join(escape(each) for each in names)
     wanted = f"number {index}" if name is None else escape(name)
-    todo = "use one of these" if any(names) else "use FileDescriptorName=, or index=0"
+    if not passed:
+        there, todo = "none", "give the socket unit a ListenStream="
+    elif not any(names):
+        there = f"{len(passed)} without a name (LISTEN_FDNAMES is not set)"
+        todo = "use FileDescriptorName=, or index=0"
+    else:
+        there, todo = ", ".join(escape(each) for each in names), "use one of these"
     return f"no socket {wanted} was passed; there is: {there}; {todo}"

@@ -1,0 +1,332 @@
+"""PROXY headers, honest and hostile, before the daemon; and the real haproxy."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import random
+import re
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Authority
+from tests.daemon import (
+    BANNER,
+    Daemon,
+    Start,
+    connect,
+    eventually,
+    receive,
+    receive_all,
+    starting,
+    tool,
+)
+from tests.faults.scale import Scale
+from tests.haproxy import DEFAULTS, haproxy
+from tests.proxy_headers import DESTINATION, SIGNATURE, SOURCE, binary, line
+
+ROOT = Path(__file__).parents[2]
+LISTEN = ("--listen", "proxy:tcp:0:interface=127.0.0.1")
+HANDLERS = '''
+from echod import Handler
+
+
+class Who(Handler):
+    """Greets its clients by all that is known of them."""
+
+    def opened(self, client):
+        said = client.proxy
+        tls = said and said.tls
+        facts = {
+            "peer": client.peer,
+            "local": client.local,
+            "tls": client.tls and client.tls.version,
+            "version": said and said.version,
+            "command": said and said.command.value,
+            "unique id": said and said.unique_id,
+            "checksum": bool(said and said.field(3)),
+            "client": tls and (tls.version, tls.common_name, tls.verified, bool(tls.cipher)),
+        }
+        return f"{facts}\\n".encode()
+
+    def received(self, message):
+        return b"OK..." + message
+'''
+
+
+def who(connection: socket.socket) -> dict[str, object]:
+    """Return what the handler `Who` knows."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = connection.recv(1)
+        assert piece, line
+        line += piece
+    told = ast.literal_eval(line.decode())
+    assert isinstance(told, dict)
+    return told
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon for all tests that change nothing of it."""
+    with starting(tmp_path_factory.mktemp("proxy")) as start:
+        yield start(*LISTEN, "--proxy-timeout", "1")
+
+
+@pytest.fixture
+def knowing(daemon: Start, tmp_path: Path) -> Daemon:
+    """A daemon that tells its clients what it knows of them."""
+    (tmp_path / "served.py").write_text(HANDLERS)
+    return daemon(*LISTEN, "--handler", "served:Who")
+
+
+@pytest.mark.parametrize(
+    "header", [line(), line(("2001:db8::1", 1), ("::1", 2)), binary(), binary(None)]
+)
+def test_a_header_is_accepted_wherever_it_is_split(running: Daemon, header: bytes) -> None:
+    """Fault 41: A header may come in any pieces, byte by byte too; nothing behind it is lost."""
+    for place in range(1, len(header)):
+        with connect(running) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(header[:place])
+            connection.sendall(header[place:] + b"happy\n")
+            connection.shutdown(socket.SHUT_WR)
+            assert receive_all(connection) == BANNER + b"OK...happy\n"
+    with connect(running) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in header:
+            connection.sendall(bytes([byte]))
+        assert receive(connection, len(BANNER)) == BANNER
+
+
+def test_the_greeting_follows_the_header_and_the_real_peer_is_seen(knowing: Daemon) -> None:
+    """Fault 42: Before the header nothing is sent; after it greeting, handler and log know the
+    real client.
+    """
+    with connect(knowing) as connection:
+        connection.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(10)
+        connection.sendall(line())
+        told = who(connection)
+        assert (told["peer"], told["local"]) == ("203.0.113.7:56324", "198.51.100.1:443")
+    knowing.wait_for(r"Connected with 203\.0\.113\.7:56324")
+    knowing.wait_for(r"Disconnected from 203\.0\.113\.7:56324")
+
+
+def test_limits_by_address_are_for_the_real_clients(daemon: Start) -> None:
+    """Fault 42: The limit by address holds for each client behind a proxy, not for the proxy."""
+    running = daemon(*LISTEN, "--max-connections-per-address", "2")
+    with connect(running) as first, connect(running) as second, connect(running) as third:
+        for number, connection in enumerate((first, second, third)):
+            connection.sendall(line((f"203.0.113.{number % 2}", 1), DESTINATION))
+            assert receive(connection, len(BANNER)) == BANNER
+        with connect(running) as fourth:
+            fourth.sendall(line(("203.0.113.0", 1), DESTINATION))
+            assert b"too many connections from your address" in receive_all(fourth)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"PROXY TCP4 203.0.113.7 198.51.100.1 -1 443\r\n",
+        b"PROXY TCP4 203.0.113.7 198.51.100.1 99999999 443\r\n",
+        b"PROXY TCP4 203.0.113 198.51.100.1 1 443\r\n",
+        b"PROXY TCP4 2001:db8::1 2001:db8::2 1 443\r\n",
+        b"PROXY TCP6 203.0.113.7 198.51.100.1 1 443\r\n",
+        b"PROXY TCP4 203.0.113.7\x1b[31m 198.51.100.1 1 443\r\n",
+        b"PROXY TCP4 203.0.113.7 198.51.100.1 1 443\n",
+        b"PROXY " + b"A" * 200,
+        b"GET / HTTP/1.1\r\n\r\n",
+        SIGNATURE + b"\x31\x11\x00\x00",
+        SIGNATURE + b"\x21\x11\x00\x01x",
+        SIGNATURE + b"\x21\x11\xff\xff",
+        binary(SOURCE, DESTINATION, (3, b"1234")),
+    ],
+)
+def test_a_broken_header_is_refused(running: Daemon, header: bytes) -> None:
+    """Fault 43: A header that is not exactly right ends its connection, without a traceback; one
+    line of the log says why, with nothing of what came.
+    """
+    before = running.log.count("Refused")
+    with connect(running) as connection:
+        connection.sendall(header)
+        assert ended(connection)
+    eventually(lambda: running.log.count("Refused") > before)
+    assert "Traceback" not in running.log
+    assert "\x1b" not in running.log
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the connection ends, by an end or a reset, without a byte."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_junk_before_a_header_is_refused(running: Daemon, scale: Scale) -> None:
+    """Fault 43: Whatever comes in place of a header, others are served, and nothing is kept."""
+    chance = random.Random(43)
+    starts = (b"", b"PROXY ", b"PROXY TCP4 ", SIGNATURE, SIGNATURE + b"\x21\x11\x00\x0c")
+    for _ in scale(ci=50, soak=100_000):
+        junk = chance.choice(starts) + chance.randbytes(chance.randrange(1, 200))
+        with connect(running) as connection, contextlib.suppress(OSError):  # it is a reset, mostly
+            connection.sendall(junk)
+            connection.shutdown(socket.SHUT_WR)
+            receive_all(connection)
+    with connect(running) as connection:
+        connection.sendall(line())
+        assert receive(connection, len(BANNER)) == BANNER
+    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("pieces", [[], [b"PROXY "], [line()[:10], line()[10:20]]])
+def test_a_header_that_never_ends_is_not_waited_for(running: Daemon, pieces: list[bytes]) -> None:
+    """Fault 44: A header has its time; one that dribbles in does not get more."""
+    with connect(running) as connection:
+        began = time.monotonic()
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(0.3)
+        assert ended(connection)
+        assert 0.9 < time.monotonic() - began < 5
+    running.wait_for("no PROXY header in time")
+
+
+def test_only_trusted_proxies_are_heard(daemon: Start) -> None:
+    """Fault 45: A header from outside of --proxy-trust ends its connection, with one line."""
+    running = daemon(*LISTEN, "--proxy-trust", "127.0.0.2", "--proxy-trust", "10.0.0.0/8")
+    with connect(running) as connection:
+        port = connection.getsockname()[1]
+        connection.sendall(line())
+        assert ended(connection)
+    running.wait_for(rf"Refused 127\.0\.0\.1:{port}: PROXY headers are not taken from there")
+    with connect(running, source_address=("127.0.0.2", 0)) as connection:
+        connection.sendall(line())
+        assert receive(connection, len(BANNER)) == BANNER
+    running.wait_for("Connected with 203.0.113.7")
+
+
+def test_a_drain_waits_for_no_header(daemon: Start) -> None:
+    """Fault 44: At SIGTERM who has sent no header is disconnected at once."""
+    running = daemon(*LISTEN, "--drain-timeout", "60")
+    with connect(running) as silent, connect(running) as served:
+        served.sendall(line())
+        assert receive(served, len(BANNER)) == BANNER
+        running.tell()
+        assert ended(silent)
+        served.close()
+        assert running.wait() < 10
+
+
+# haproxy.
+
+
+def backend(running: Daemon, options: str, more: str = "") -> str:
+    return f"""{DEFAULTS}
+listen echod
+    bind {{bind}}
+    {more}
+    server one 127.0.0.1:{running.port} {options}
+"""
+
+
+@pytest.mark.parametrize(("options", "version"), [("send-proxy", 1), ("send-proxy-v2", 2)])
+def test_haproxys_headers_are_understood(
+    knowing: Daemon, tmp_path: Path, options: str, version: int
+) -> None:
+    """Fault 46: haproxy's headers, version 1 and 2, tell who the client is."""
+    with haproxy(tmp_path, backend(knowing, options)) as proxy, proxy.connect() as connection:
+        told = who(connection)
+        assert told["peer"] == "{}:{}".format(*connection.getsockname())
+        assert told["local"] == "{}:{}".format(*connection.getpeername())
+        assert (told["version"], told["command"]) == (version, "PROXY")
+        connection.sendall(b"x" * 1000)
+        assert receive(connection, 1005) == b"OK..." + b"x" * 1000
+
+
+def test_haproxys_health_checks_are_local(knowing: Daemon, tmp_path: Path) -> None:
+    """Fault 46: A health check, which says LOCAL, is served, and is no client."""
+    check = "option tcp-check\n    tcp-check expect string LOCAL"
+    config = backend(knowing, "send-proxy-v2 check inter 100ms fall 1 rise 1", check)
+    with haproxy(tmp_path, config) as proxy:
+        knowing.wait_for(r"Connected with 127\.0\.0\.1", count=3)
+        log = (tmp_path / "haproxy.log").read_text()
+        assert "DOWN" not in log
+        with proxy.connect() as connection:
+            assert who(connection)["command"] == "PROXY"
+    assert "Refused" not in knowing.log
+
+
+def test_haproxy_tells_of_the_clients_tls(knowing: Daemon, tmp_path: Path) -> None:
+    """Fault 46: Of a client's TLS session handlers find what haproxy's fields say: version,
+    cipher, the common name of its certificate; and the connection's unique ID.
+    """
+    authority = Authority()
+    (tmp_path / "server.pem").write_bytes(authority.pem)
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    (tmp_path / "client.pem").write_bytes(authority.issue("Ada\x1b"))
+    fields = "proxy-v2-options ssl,cert-cn,ssl-cipher,crc32c,unique-id"
+    config = backend(knowing, f"send-proxy-v2 {fields}", "unique-id-format %ci:%cp")
+    tls = f"ssl crt {tmp_path}/server.pem ca-file {tmp_path}/ca.pem verify optional"
+    with (
+        haproxy(tmp_path, config.replace("{bind}", f"{{bind}} {tls}")) as proxy,
+        proxy.connect() as plain,
+    ):
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        context.load_cert_chain(tmp_path / "client.pem")
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+            told = who(connection)  # type: ignore[arg-type]
+            assert told["client"] == (connection.version(), "Ada\x1b", True, True)
+            assert told["unique id"] == "{}:{}".format(*connection.getsockname()).encode()
+            assert told["checksum"]
+            assert told["tls"] is None
+
+
+def test_haproxys_header_comes_before_the_clients_tls(daemon: Start, tmp_path: Path) -> None:
+    """Fault 46: Where haproxy leaves TLS to the daemon its header comes first, in the clear."""
+    (tmp_path / "served.py").write_text(HANDLERS)
+    authority = Authority()
+    (tmp_path / "server.pem").write_bytes(authority.pem)
+    running = daemon("--handler", "served:Who", "--listen", "proxy:tls:0:certificate=server.pem")
+    with haproxy(tmp_path, backend(running, "send-proxy-v2")) as proxy, proxy.connect() as plain:
+        context = ssl.create_default_context(cadata=authority.certificate.decode())
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+            told = who(connection)  # type: ignore[arg-type]
+            assert told["tls"] == connection.version()
+            assert told["peer"] == "{}:{}".format(*connection.getsockname())
+
+
+def test_the_example_configuration_works(daemon: Start, tmp_path: Path) -> None:
+    """Fault 46: etc/haproxy.cfg is valid, and works as it says."""
+    file = ROOT / "etc/haproxy.cfg"
+    subprocess.run([tool("haproxy"), "-c", "-f", file], check=True, capture_output=True)
+    running = daemon(*LISTEN)
+    text = file.read_text().replace("bind :9999", "bind {bind}")
+    text = re.sub(r"127\.0\.0\.1:8888", f"127.0.0.1:{running.port}", text)
+    with haproxy(tmp_path, text) as proxy:
+        with proxy.connect() as connection:
+            name = connection.getsockname()
+            connection.sendall(b"happy\n")
+            connection.shutdown(socket.SHUT_WR)
+            assert receive_all(connection) == BANNER + b"OK...happy\n"
+        running.wait_for(r"Connected with {}:{}".format(*name))
+
+
+def test_many_clients_of_haproxy_lose_nothing(daemon: Start, tmp_path: Path, scale: Scale) -> None:
+    """Fault 46: Behind haproxy half-close works as without it: every reply comes."""
+    running = daemon(*LISTEN, "--no-banner")
+    with haproxy(tmp_path, backend(running, "send-proxy-v2")) as proxy:
+        for number in scale(ci=100, soak=100_000):
+            with proxy.connect() as connection:
+                connection.sendall(b"%d" % number)
+                connection.shutdown(socket.SHUT_WR)
+                assert receive_all(connection) == b"OK...%d" % number

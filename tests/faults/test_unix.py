@@ -1,0 +1,109 @@
+"""UNIX sockets: who may connect, and what a dead daemon leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import BANNER, PATIENCE, Daemon, Start, receive
+
+
+def connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(PATIENCE)
+    connection.connect(str(path))
+    return connection
+
+
+def is_served(path: Path) -> None:
+    with connect(path) as connection:
+        assert receive(connection, len(BANNER)) == BANNER
+        connection.sendall(b"happy\n")
+        assert receive(connection, 11) == b"OK...happy\n"
+
+
+def ready(running: Daemon) -> Daemon:
+    running.wait_for("Socket now listening")
+    return running
+
+
+@pytest.mark.parametrize(("option", "mode"), [("", 0o660), (":mode=600", 0o600)])
+def test_the_mode_is_explicit(daemon: Start, tmp_path: Path, option: str, mode: int) -> None:
+    """Fault 54: Owner and group may connect, and nobody else, unless the listener says so."""
+    path = tmp_path / "s"
+    before = os.umask(0)
+    try:
+        ready(daemon("--listen", f"unix:{path}{option}"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    is_served(path)
+
+
+def test_a_directory_that_anyone_may_write_to_is_refused(daemon: Start, tmp_path: Path) -> None:
+    """Fault 54: In a directory where anyone could replace the socket the daemon does not start."""
+    directory = tmp_path / "open"
+    directory.mkdir()
+    directory.chmod(0o777)
+    running = daemon("--listen", f"unix:{directory}/s")
+    running.wait()
+    assert running.process.returncode == 1
+    expected = (
+        f"echod: unix:{directory}/s: Bind failed. Error Code : 1 Message Anyone may write to "
+        f"{directory}, and replace the socket: chmod o-w, or use a directory of its own"
+    )
+    assert expected in running.log.splitlines()
+
+
+def test_what_a_killed_daemon_leaves_is_replaced(daemon: Start, tmp_path: Path) -> None:
+    """Fault 67: After SIGKILL the next daemon listens on the same path; nothing else was left."""
+    path = tmp_path / "s"
+    for _ in range(2):
+        running = ready(daemon("--listen", f"unix:{path}"))
+        is_served(path)
+        running.process.kill()
+        running.wait()
+        assert path.exists()
+    running = ready(daemon("--listen", f"unix:{path}"))
+    is_served(path)
+    running.tell()
+    running.wait()
+    assert not list(tmp_path.glob("s*"))
+
+
+def test_a_socket_in_use_is_left_to_its_owner(daemon: Start, tmp_path: Path) -> None:
+    """Fault 67: Where somebody listens the daemon does not start, and says so in one line; a
+    daemon that is only stopped is somebody too.
+    """
+    path = tmp_path / "s"
+    owner = ready(daemon("--listen", f"unix:{path}"))
+    owner.signal(signal.SIGSTOP)
+    second = daemon("--listen", f"unix:{path}")
+    second.wait()
+    owner.signal(signal.SIGCONT)
+    assert second.process.returncode == 1
+    expected = (
+        f"echod: unix:{path}: Bind failed. Error Code : 98 Message Address in use by another "
+        "process"
+    )
+    assert expected in second.log.splitlines()
+    is_served(path)
+
+
+def test_of_daemons_that_start_at_once_one_has_the_socket(daemon: Start, tmp_path: Path) -> None:
+    """Fault 67: When several start at once over what a killed one left, one gets the socket."""
+    path = tmp_path / "s"
+    killed = ready(daemon("--listen", f"unix:{path}"))
+    killed.process.kill()
+    killed.wait()
+    started = [daemon("--listen", f"unix:{path}") for _ in range(2)]
+    for each in started:
+        each.wait_for("now listening|in use by another process")
+    listening = [each for each in started if "now listening" in each.log]
+    assert len(listening) == 1
+    is_served(path)
