@@ -95,6 +95,8 @@ class Slow(Handler):
 
 @pytest_twisted.ensureDeferred
 async def test_replies_come_in_order_however_long_each_takes(model: str) -> None:
+    """Fault 9: Replies come in the order of their messages, in every model."""
+
     @settings(max_examples=15)
     @given(
         lines=st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b".")), max_size=25),

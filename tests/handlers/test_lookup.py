@@ -198,6 +198,7 @@ def test_a_handler_that_cannot_run_in_the_model_says_where_it_can() -> None:
 def test_a_broken_plugin_is_named_and_hides_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Fault 58: The error names the plugin and the reason, and the others are found."""
     entries = lookup.entry_points(group=lookup.GROUP)
     broken = EntryPoint("broken", "echod.nowhere:thing", lookup.GROUP)
     monkeypatch.setattr(lookup, "entry_points", lambda group: [*entries, broken])
@@ -210,6 +211,7 @@ def test_a_broken_plugin_is_named_and_hides_no_other(
 
 
 def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) -> None:
+    """Fault 58: The error names the plugin and the reason, and the others are found."""
     (dropin / "users_broken_dropin.py").write_text("raise RuntimeError('no good')\n")
     *found, broken = installed()
     assert [handler.name for handler in found] == ["count", "dropped", "echo", "reverse", "upper"]

@@ -143,6 +143,7 @@ def faulty(request: pytest.FixtureRequest, _faulty: dict[str, Faulty]) -> Iterat
 
 
 def test_a_handler_that_raises_ends_its_own_connection(faulty: Faulty) -> None:
+    """Fault 10: The connection ends within a second, one traceback is logged, others go on."""
     with faulty.one_traceback(), faulty.greeted() as connection:
         if not faulty.serial:
             assert faulty.serves(connection)
@@ -162,6 +163,7 @@ def test_a_handler_that_returns_no_bytes_ends_its_own_connection(faulty: Faulty)
 def test_a_handler_that_raises_elsewhere_ends_its_own_connection(
     faulty: Faulty, place: str
 ) -> None:
+    """Faults 11 and 12: The connection ends within a second, and no descriptor is left open."""
     with faulty.one_traceback():
         where = "the constructor" if place == "constructor" else place
         with faulty.failing(where), connect(faulty.running) as connection:
