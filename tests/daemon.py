@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -215,9 +216,13 @@ def tool(name: str) -> str:
     # An ordinary user's PATH lacks what is for root.
     path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if path is None:
-        message = f"{name} is not installed (.ci/run installs on Debian what the tests need)"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+        missing(f"{name} is not installed (.ci/run installs on Debian what the tests need)")
     return path
+
+
+def missing(what: str) -> NoReturn:
+    """End a test that lacks a program: a failure in CI, else a skip."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 
 
 def connect(to: Daemon | int, **options: object) -> socket.socket:

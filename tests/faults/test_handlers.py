@@ -59,6 +59,8 @@ def misbehave(message):
     return message
 """
 
+UNITS = Path(__file__).parents[2] / "etc" / "systemd"
+
 
 @pytest.fixture(autouse=True)
 def served(tmp_path: Path) -> None:
@@ -124,6 +126,14 @@ def test_a_handler_that_leaks_descriptors_ends_its_own_connection(
         assert receive(connection, 5) == b"close"
     eventually(lambda: is_served(running))
     assert running.log.count("Traceback") == 1
+
+
+@pytest.mark.parametrize("unit", UNITS.glob("*.service"), ids=lambda unit: unit.name)
+def test_the_units_limit_memory_and_processes(unit: Path) -> None:
+    """Fault 31: In the units that come with echod the service manager limits both."""
+    words = unit.read_text().split()
+    assert any(word.startswith("MemoryMax=") for word in words)
+    assert any(word.startswith("TasksMax=") for word in words)
 
 
 @contextlib.contextmanager
