@@ -128,7 +128,7 @@ def test_a_handler_that_leaks_descriptors_ends_its_own_connection(
     assert running.log.count("Traceback") == 1
 
 
-@pytest.mark.parametrize("unit", UNITS.glob("*.service"), ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
 def test_the_units_limit_memory_and_processes(unit: Path) -> None:
     """Fault 31: In the units that come with echod the service manager limits both."""
     words = unit.read_text().split()
