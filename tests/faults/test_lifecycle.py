@@ -217,7 +217,7 @@ def test_connections_are_closed_a_few_at_a_time(daemon: Start) -> None:
         connections = [stack.enter_context(greeted(running)) for _ in range(50)]
         began = time.monotonic()
         running.signal()
-        running.wait_for("Draining 50 connections")
+        running.wait_for("Draining, for .*; open connections: 50")
         running.wait_for("Disconnected from .*: drained", 2)
         assert sum(is_still_served(connection) for connection in connections) >= 40
         running.signal()
