@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,15 @@ from tests.faults.scale import Scale
 # So much may the memory of the daemon grow because of one client, in bytes.
 MOST = 8 << 20
 VOLUME = 100_000_000
+
+
+def connect_narrow(running: Daemon) -> socket.socket:
+    """Connect as a client for which the daemon's kernel cannot send much ahead."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(PATIENCE)
+    connection.connect(("127.0.0.1", running.port))
+    return connection
 
 
 def send_without_reading(connection: socket.socket) -> int:
@@ -57,6 +68,35 @@ def test_a_client_that_never_reads_is_paused_and_then_disconnected(
         assert serves(running)
         running.wait_for("Disconnected from .*: client did not read")
     assert "Traceback" not in running.log
+
+
+def send_and_read_slowly(connection: socket.socket, size: int, done: threading.Event) -> None:
+    """Send without reading, then read `size` bytes every twentieth of a second."""
+    send_without_reading(connection)
+    with contextlib.suppress(ConnectionError):
+        while not done.wait(0.05) and connection.recv(size):
+            pass
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_client_that_reads_too_slowly_is_disconnected(daemon: Start, model: str) -> None:
+    """Fault 13: To read a few bytes now and then does not put the write time-out off; to read at
+    the least rate does.
+    """
+    running = daemon("--concurrency", model, "--write-timeout=2", "--min-rate=10000")
+    done = threading.Event()
+    with (
+        connect_narrow(running) as steady,
+        connect_narrow(running) as slow,
+        ThreadPoolExecutor(2) as executor,
+    ):
+        executor.submit(send_and_read_slowly, steady, 4096, done)
+        executor.submit(send_and_read_slowly, slow, 10, done)
+        try:
+            ended = running.wait_for(r"Disconnected from \S+:(\d+): client did not read")
+        finally:
+            done.set()
+        assert ended == [str(slow.getsockname()[1])]
 
 
 @contextlib.contextmanager
