@@ -36,9 +36,8 @@ class Limits:
 
     max_connections: int = limit(
         16_384,
-        "idle, so many cost 40 MiB; at worst, when each holds the input and the replies that one "
-        "connection may hold, 2 GiB. And it is below the 20,000 descriptors that small machines "
-        "allow a process.",
+        "idle, so many cost 50 MiB; at worst, when none of them reads and each holds the 0.3 MiB "
+        "that one connection may, 5 GiB. On a small machine it should be lower.",
     )
     max_connections_per_address: int = limit(
         12_288,
@@ -81,8 +80,8 @@ class Limits:
     )
     max_pending: int = limit(
         64 * 1024,
-        "one read of Twisted's: a slower handler is never short of input, and a client that "
-        "sends without reading costs two of them.",
+        "a slower handler is never short of input. A client that sends without reading costs "
+        "this and one read, which is 256 KiB at most.",
     )
     threads: int = limit(
         16,

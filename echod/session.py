@@ -18,8 +18,7 @@ from __future__ import annotations
 import enum
 from typing import Protocol
 
-# One read of Twisted's: a slower handler is never short of input, and a client which sends
-# without reading costs two of them.
+# Where nobody says otherwise; the daemon takes it from `--max-pending`.
 READ_AHEAD = 64 * 1024
 
 
