@@ -466,6 +466,33 @@ class DirectProtocol(EchoProtocol):
         return self._reads + self._direct_messages
 
 
+class PooledProtocol(DirectProtocol):
+    """Chunk framing, and a handler in a pool thread: a read that comes alone goes straight there.
+
+    `_direct` stays while its answer is awaited, unless something happens meanwhile.
+    """
+
+    __slots__ = ()
+
+    def dataReceived(self, data: bytes) -> None:
+        session = self._session
+        if self._direct and not session.in_flight and len(data) <= self._piece:
+            session.in_flight = True
+            self._bytes_received += len(data)
+            self._direct_messages += 1
+            self._home.model.call(self._answered_directly, self._received, data)
+        else:
+            EchoProtocol.dataReceived(self, data)
+
+    def _answered_directly(self, result: object) -> None:
+        if self._direct and isinstance(result, bytes):
+            self._session.in_flight = False
+            self._bytes_sent += len(result)
+            self.transport.write(result)
+        else:
+            self._answered(result)
+
+
 class EchoFactory(Factory):
     """Makes a protocol for each accepted connection, and knows those that are open.
 
@@ -530,8 +557,12 @@ class EchoFactory(Factory):
     def _choose_protocol(self) -> type[ConnectionProtocol]:
         if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
             return SocketProtocol
-        in_loop = self.model.name is ConcurrencyModel.REACTOR
-        return DirectProtocol if in_loop and isinstance(self.framing, Chunk) else EchoProtocol
+        if isinstance(self.framing, Chunk):
+            if self.model.name is ConcurrencyModel.REACTOR:
+                return DirectProtocol
+            if self.model.name is ConcurrencyModel.DEFER_TO_THREAD:
+                return PooledProtocol
+        return EchoProtocol
 
     @property
     def limits(self) -> Limits:
