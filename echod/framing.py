@@ -149,6 +149,9 @@ class ChunkFramer:
 
     # A bytes object and its place in the list: one-byte reads must count for what they cost.
     _OVERHEAD = 64
+    # A long read gives its memory back in steps of so many bytes: where replies pile up as
+    # messages are handed out, the two together cost no more than the read did.
+    _STEP = 32 * 1024
 
     def __init__(self, max_message: int) -> None:
         self._max_message = max_message
@@ -172,7 +175,12 @@ class ChunkFramer:
         start = self._offset
         if len(read) - start > self._max_message:
             self._offset = start + self._max_message
-            return read[start : self._offset]
+            message = read[start : self._offset]
+            if self._offset >= self._STEP:
+                self._reads[0] = read[self._offset :]
+                self.buffered -= self._offset
+                self._offset = 0
+            return message
         del self._reads[0]
         self._offset = 0
         self.buffered -= len(read) + self._OVERHEAD

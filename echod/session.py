@@ -6,8 +6,9 @@ connection's own thread feeds it there; the rules are the same, and they are all
 * Messages are answered one at a time, in the order they came: while one is *in flight*, no other
   is handed out.  So replies are in order whatever the handler's speed, thread or Deferred.
 * While replies are *blocked* (the client does not read them), no message is handed out.
-* Input is wanted while what is buffered is below the read-ahead, and only then; or when a message
-  is still incomplete, which the framing bounds.
+* Input is wanted until what is buffered reaches the read-ahead, and again once all of it has been
+  handed out; or when a message is still incomplete, which the framing bounds.  (A read may be much
+  longer than the read-ahead: two of them are never held.)
 * After the end of input (the client's, or ours at drain), what was received is still answered;
   then, and not before, the session is finished.
 * After `close`, nothing more is handed out: a reply said so, a framing was broken, a turn is over.
@@ -60,6 +61,7 @@ class Session:
 
     __slots__ = (
         "_framer",
+        "_full",
         "_max_messages",
         "_read_ahead",
         "_starved",
@@ -88,6 +90,7 @@ class Session:
         self._max_messages = max_messages
         self._read_ahead = read_ahead
         self._starved = True
+        self._full = False
         self.blocked = False
         self.closed = False
         self.in_flight = False
@@ -99,6 +102,7 @@ class Session:
         if not self.closed:
             self._starved = False
             self._framer.feed(data)
+            self._full = self._framer.buffered >= self._read_ahead
 
     def end_input(self, *, cut_off: bool = False) -> None:
         """Note that no more input comes.
@@ -163,5 +167,5 @@ class Session:
     def wants_input(self) -> bool:
         """Whether to read on."""
         return not (self.input_ended or self.closed or self.blocked) and (
-            self._starved or self._framer.buffered < self._read_ahead
+            self._starved or not self._full or not self._framer.buffered
         )

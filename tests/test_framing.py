@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,17 @@ def test_chunk_counts_small_reads_for_what_they_cost() -> None:
     assert framer.buffered >= 1000 * 33
     assert len(messages(framer)) == 1000
     assert framer.buffered == 0
+
+
+def test_chunk_gives_back_the_memory_of_a_long_read_as_it_is_handed_out() -> None:
+    framer = Chunk(1000).framer()
+    data = random.Random(1).randbytes(250_000)
+    framer.feed(data)
+    handed_out = b""
+    while (message := framer.next_message()) is not None:
+        handed_out += message
+        assert framer.buffered + len(handed_out) <= len(data) + 40_000
+    assert handed_out == data
 
 
 @given(st.lists(st.binary(min_size=1, max_size=5000)), st.integers(1, 2000))

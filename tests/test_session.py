@@ -51,6 +51,19 @@ def test_input_is_wanted_up_to_the_read_ahead() -> None:
     assert session.wants_input
 
 
+def test_after_a_read_beyond_the_read_ahead_no_other_is_wanted_before_it_is_handed_out() -> None:
+    session = lines(read_ahead=10)
+    session.receive(b"1\n" * 50)
+    for _ in range(49):
+        assert session.next_message() == b"1"
+        assert not session.wants_input
+        session.answered()
+    assert session.next_message() == b"1"
+    assert session.wants_input
+    session.receive(b"2\n")
+    assert session.wants_input
+
+
 def test_input_is_wanted_beyond_the_read_ahead_while_a_message_is_incomplete() -> None:
     session = lines(read_ahead=10)
     session.receive(b"x" * 50)
