@@ -57,16 +57,19 @@ class MessageSource(Protocol):
 
 
 class Session:
-    """The state of one connection's conversation."""
+    """The state of one connection's conversation.
+
+    `full` says that what is held had reached the read-ahead when the last of it came.
+    """
 
     __slots__ = (
         "_framer",
-        "_full",
         "_max_messages",
         "_read_ahead",
         "_starved",
         "blocked",
         "closed",
+        "full",
         "in_flight",
         "input_ended",
         "messages",
@@ -90,7 +93,7 @@ class Session:
         self._max_messages = max_messages
         self._read_ahead = read_ahead
         self._starved = True
-        self._full = False
+        self.full = False
         self.blocked = False
         self.closed = False
         self.in_flight = False
@@ -102,7 +105,7 @@ class Session:
         if not self.closed:
             self._starved = False
             self._framer.feed(data)
-            self._full = self._framer.buffered >= self._read_ahead
+            self.full = self._framer.buffered >= self._read_ahead
 
     def end_input(self, *, cut_off: bool = False) -> None:
         """Note that no more input comes.
@@ -167,5 +170,5 @@ class Session:
     def wants_input(self) -> bool:
         """Whether to read on."""
         return not (self.input_ended or self.closed or self.blocked) and (
-            self._starved or not self._full or not self._framer.buffered
+            self._starved or not self.full or not self._framer.buffered
         )

@@ -39,7 +39,7 @@ from echod.reactor import logprefix
 from echod.reactor.connector import TCPConnector, UNIXConnector
 from echod.reactor.port import AcceptingPort, TCPPort, UNIXPort
 from echod.reactor.server import TCPServerTransport, UNIXServerTransport
-from echod.reactor.transport import StreamSocket, StreamTransport
+from echod.reactor.transport import SHORT_READ, StreamSocket, StreamTransport
 
 _log = Logger()
 
@@ -100,6 +100,8 @@ class UvloopReactor(EPollReactor):
         # whichever connection happened to schedule them, and keep it alive.
         self.context = Context()
         self.streams: set[StreamTransport] = set()
+        # For streams whose reads are short; its memory is not touched before there are some.
+        self.read_buffer = memoryview(bytearray(SHORT_READ))
         self.ports: set[AcceptingPort] = set()  # those that accept, or rest from it
         self._timer: Any = None
         self._timer_due = math.inf

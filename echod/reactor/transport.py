@@ -66,6 +66,9 @@ _log = Logger()
 #: Seconds to deliver what was written before the peer's end of stream was seen.
 FLUSH_TIMEOUT = 30.0
 
+#: The longest read after :meth:`StreamTransport.shortenReads`, in bytes: as in ``tcp``.
+SHORT_READ = 65536
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 # Shared by all connections, as in Twisted.
@@ -129,6 +132,7 @@ class StreamTransport:
     _write_ending = False
     _write_ended = False
     _write_paused = False
+    _reads_shortened = False
     _drain_scheduled = False
     _flush_timer: Any = None
     _tlsClientDefault = False
@@ -499,6 +503,16 @@ class StreamTransport:
     def stopProducing(self) -> None:
         self.loseConnection()
 
+    def shortenReads(self) -> None:
+        """Read at most :data:`SHORT_READ` bytes at once from now on; uvloop's limit is 256,000.
+
+        For a protocol that keeps what it is given. Reading has to be paused meanwhile: uvloop
+        looks when it starts to read.
+        """
+        if self.connected and not self._reads_shortened:
+            self._reads_shortened = True
+            self._uv.set_protocol(_ShortReads(self))
+
     startReading = resumeProducing
     stopReading = pauseProducing
 
@@ -556,6 +570,27 @@ class StreamTransport:
 
 def _name(protocol: Any) -> str:
     return "no protocol" if protocol is None else type(protocol).__name__
+
+
+class _ShortReads:
+    """A :class:`StreamTransport` as an asyncio ``BufferedProtocol``: uvloop reads into our buffer.
+
+    The buffer is the reactor's, for all connections: what is in it is copied at once.
+    """
+
+    def __init__(self, stream: StreamTransport) -> None:
+        self._stream = stream
+        self.connection_lost = stream.connection_lost
+        self.eof_received = stream.eof_received
+        self.pause_writing = stream.pause_writing
+        self.resume_writing = stream.resume_writing
+
+    def get_buffer(self, hint: int) -> memoryview:
+        return self._stream.reactor.read_buffer
+
+    def buffer_updated(self, size: int) -> None:
+        stream = self._stream
+        stream.data_received(bytes(stream.reactor.read_buffer[:size]))
 
 
 class _BelowTLS:

@@ -670,3 +670,46 @@ def test_idle_connection_is_small(harness: Harness) -> None:
     finally:
         tracemalloc.stop()
     assert sizes[0] < 2560
+
+
+def test_reads_can_be_shortened(harness: Harness) -> None:
+    """A protocol that keeps what it gets need not get a quarter of a megabyte at once."""
+    longest: dict[bool, int] = {False: 0, True: 0}
+    shortened = False
+
+    @implementer(IHalfCloseableProtocol)
+    class Keeps(Protocol):
+        def connectionMade(self) -> None:
+            self.kept: list[bytes] = []
+
+        def dataReceived(self, data: bytes) -> None:
+            nonlocal shortened
+            longest[shortened] = max(longest[shortened], len(data))
+            self.kept.append(data)
+            if not shortened and len(data) > transport_module.SHORT_READ:
+                shortened = True
+                self.transport.pauseProducing()
+                self.transport.shortenReads()
+                self.transport.shortenReads()
+                self.transport.reactor.callLater(0.05, self.transport.resumeProducing)
+
+        def readConnectionLost(self) -> None:
+            self.transport.write(b"".join(self.kept))
+            self.transport.loseConnection()
+
+        def writeConnectionLost(self) -> None:
+            pass
+
+    port = harness.listen(Keeps)
+    sent = os.urandom(8_000_000)
+
+    def client() -> None:
+        connection = dial(port)
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        check(read_all(connection) == sent)
+
+    harness.run(client)
+    assert shortened
+    assert longest[True] <= transport_module.SHORT_READ < longest[False]
+    assert harness.failures == []

@@ -20,6 +20,7 @@ from tests.daemon import (
     connect,
     nothing_kept,
     receive,
+    receive_all,
     warm_up,
 )
 
@@ -117,9 +118,13 @@ def test_the_tiniest_messages_cost_no_more(daemon: Start, tmp_path: Path, model:
     clients = 3
     running.wait_for("Socket now listening", 2)
     warm_up(running)
-    with flooding(1, connect_locally, b"\n"):  # this listener takes its reserve now
-        pass
+    with connect_locally() as connection:  # each listener takes its reserve when it first accepts
+        connection.shutdown(socket.SHUT_WR)
+        receive_all(connection)
+    running.wait_for("Disconnected from", 2)
     with nothing_kept(running):
+        with flooding(1, connect_locally, b"\n"):
+            pass
         before = running.resident
         with flooding(clients, connect_locally, b"\n" * 65536):
             assert (running.resident - before) / clients <= MOST
