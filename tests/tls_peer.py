@@ -40,14 +40,23 @@ class Peer:
     """
 
     def __init__(
-        self, port: int, context: ssl.SSLContext | None = None, *, server_name: str | None = None
+        self, port: int, context: ssl.SSLContext | None = None, *, narrow: bool = False
     ) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        """Connect.
+
+        Args:
+            port: where to, on 127.0.0.1.
+            context: how to shake hands.
+            narrow: whether the server's kernel shall not be able to send much ahead.
+        """
+        self.socket = socket.socket()
+        if narrow:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(("127.0.0.1", port))
         self.notified = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = (context or client_context()).wrap_bio(
-            self._incoming, self._outgoing, server_hostname=server_name
-        )
+        self.tls = (context or client_context()).wrap_bio(self._incoming, self._outgoing)
 
     def __enter__(self) -> Self:
         self.shake_hands()
@@ -81,6 +90,10 @@ class Peer:
         data = self.socket.recv(PIECE)
         self._incoming.write(data)
         return bool(data)
+
+    def written(self) -> bytes:
+        """Take what the client has to send, as it goes on the wire."""
+        return self._outgoing.read()
 
     def encrypted(self, data: bytes, end: End | None = None) -> bytes:
         """Return `data` as it goes on the wire, and the end's close_notify behind it."""

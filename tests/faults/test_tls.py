@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import fcntl
+import re
+import select
+import signal
+import socket
 import ssl
 import subprocess
+import termios
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.certificates import self_signed_pem
+from tests.certificates import Authority, self_signed_pem
 from tests.daemon import (
     MODELS,
     PATIENCE,
     Daemon,
+    Start,
+    connect,
+    eventually,
     nothing_kept,
+    receive_all,
     starting,
     tool,
 )
+from tests.faults.clients import is_over
 from tests.faults.scale import Scale
 from tests.tls_peer import ENDS, VERSIONS, End, Peer, client_context
 
@@ -134,3 +148,253 @@ def test_socat_as_a_client_gets_the_reply_to_what_it_sent_last(
     command = [tool("socat"), "-t5", "-", f"OPENSSL:127.0.0.1:{running.port},verify=0"]
     done = subprocess.run(command, input=b"happy\n", capture_output=True, timeout=PATIENCE)
     assert (done.stdout, done.stderr) == (b"OK...happy\n", b"")
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Start a daemon that serves TLS, in a folder of its own."""
+    (tmp_path / "server.pem").write_bytes(self_signed_pem())
+    with starting(tmp_path) as start:
+
+        def start_secure(*arguments: str) -> Daemon:
+            listen = "tls:0:interface=127.0.0.1:certificate=server.pem"
+            return start("--listen", listen, "--no-banner", *arguments)
+
+        yield start_secure
+
+
+@pytest.mark.parametrize("spoken", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "little"])
+def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
+    secure: Callable[..., Daemon], spoken: bytes
+) -> None:
+    """Fault 25: it is disconnected after `--handshake-timeout`, and has taken no thread and no
+    turn meanwhile.
+    """
+    running = secure("--handshake-timeout", "0.6", "--concurrency", "serial")
+    with connect(running) as silent:
+        silent.sendall(spoken)
+        with Peer(running.port) as peer:
+            assert peer.exchange(b"happy\n", "both") == b"OK...happy\n"
+        began = time.monotonic()
+        assert is_over(silent)
+        assert time.monotonic() - began < 3
+    running.wait_for("no TLS handshake")
+
+
+@pytest.mark.parametrize("model", MODELS[:3])
+def test_a_client_that_ignores_close_notify_is_disconnected_in_time(
+    secure: Callable[..., Daemon], model: str
+) -> None:
+    """Fault 26: it has two seconds to close after ours; then it is disconnected."""
+    running = secure("--concurrency", model, "--idle-timeout", "0.5")
+    with Peer(running.port) as peer:
+        assert peer.receive_all() == b""
+        assert peer.notified
+        assert peer.at_fin()
+        began = time.monotonic()
+        running.wait_for("Disconnected from")
+        assert time.monotonic() - began < 5
+
+
+def test_nothing_older_than_tls_1_2_is_spoken_and_nothing_is_renegotiated(
+    secure: Callable[..., Daemon],
+) -> None:
+    """Fault 47: sslscan finds TLS 1.2 and 1.3, and neither renegotiation nor compression; a
+    client that renegotiates all the same is refused; no early data is taken.
+    """
+    running = secure()
+    command = [tool("sslscan"), "--no-colour", f"127.0.0.1:{running.port}"]
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert re.findall(r"^((?:SSL|TLS)v\S+) +(\w+)$", seen, re.MULTILINE) == [
+        ("SSLv2", "disabled"),
+        ("SSLv3", "disabled"),
+        ("TLSv1.0", "disabled"),
+        ("TLSv1.1", "disabled"),
+        ("TLSv1.2", "enabled"),
+        ("TLSv1.3", "enabled"),
+    ]
+    assert "Session renegotiation not supported" in seen
+    assert "compression enabled" not in seen.lower()
+    assert "RENEGOTIATING" in openssl(running, "-tls1_2", finally_say="R")
+    running.wait_for("Disconnected from .*: connection lost")
+    assert "Max Early Data: 0" in openssl(running, "-tls1_3", finally_say="Q")
+    assert "Traceback" not in running.log
+
+
+def openssl(running: Daemon, *options: str, finally_say: str) -> str:
+    """Let `openssl s_client` send a message, then do what a letter means to it; return all."""
+    command = [tool("openssl"), "s_client", "-connect", f"127.0.0.1:{running.port}", *options]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print("happy", file=process.stdin, flush=True)
+        words = ""
+        for line in process.stdout:
+            words += line
+            if line == "OK...happy\n":
+                print(finally_say, file=process.stdin, flush=True)
+        return words
+
+
+@pytest.mark.parametrize("behind", ["nothing", "a handshake"])
+@pytest.mark.parametrize(
+    "plain",
+    [b"happy\n", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\0" * 99, b"\x16" * 9],
+    ids=["words", "http", "zeros", "handshakes"],
+)
+def test_plain_bytes_are_never_taken_for_encrypted_ones(
+    guarded: Daemon, plain: bytes, behind: str
+) -> None:
+    """Fault 48: what comes in clear to a TLS port reaches no handler, with a handshake behind it
+    or without; the connection is closed, and one line of the log says so.
+    """
+    before = len(guarded.lines)
+    peer = Peer(guarded.port)
+    with peer.socket:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            peer.tls.do_handshake()
+        peer.socket.sendall(plain + (peer.written() if behind != "nothing" else b""))
+        peer.socket.shutdown(socket.SHUT_WR)
+        came = receive_all(peer.socket)
+    assert came[:1] in (b"", b"\x15")  # nothing, or an alert
+    eventually(lambda: len(guarded.lines) >= before + 2)
+    connected, disconnected = guarded.lines[before:]
+    assert "Connected with" in connected
+    assert "messages: 0" in disconnected
+
+
+@pytest.fixture(scope="module")
+def guarded(folder: Path) -> Iterator[Daemon]:
+    """A daemon that hostile clients share."""
+    with starting(folder) as start:
+        listen = "tls:0:interface=127.0.0.1:certificate=server.pem"
+        running = start("--listen", listen)
+        assert running.port
+        yield running
+
+
+def certificate_of(running: Daemon) -> bytes:
+    """Return the certificate that a new client is shown."""
+    with Peer(running.port) as peer:
+        shown = peer.tls.getpeercert(binary_form=True)
+        assert shown
+        return shown
+
+
+def test_certificates_are_exchanged_under_load_and_nobody_notices(
+    secure: Callable[..., Daemon], tmp_path: Path, scale: Scale
+) -> None:
+    """Fault 66: at SIGHUP new clients are shown the new certificate; no connection is dropped, and
+    none is refused.  A key that cannot be used changes nothing, and the log says why.
+    """
+    running = secure("--max-connections-per-address", "0")
+    port, over, faults = running.port, threading.Event(), []
+
+    def talk(stay: bool) -> None:
+        try:
+            while not over.is_set():
+                with Peer(port) as peer:
+                    for number in range(1_000_000 if stay else 3):
+                        message = b"%d\n" % number
+                        peer.send(message)
+                        answer = peer.receive(len(PREFIX + message))
+                        assert answer == PREFIX + message, answer
+                        if over.is_set():
+                            break
+        except Exception as error:
+            faults.append(repr(error))
+
+    threads = [threading.Thread(target=talk, args=(stay,)) for stay in (True, True, False)]
+    for thread in threads:
+        thread.start()
+    try:
+        seen = {certificate_of(running)}
+        for number in scale(ci=6, soak=2000):
+            (tmp_path / "new.pem").write_bytes(self_signed_pem())
+            (tmp_path / "new.pem").replace(tmp_path / "server.pem")
+            running.signal(signal.SIGHUP)
+            running.wait_for("Reloaded; changed", number + 1)
+            seen.add(certificate_of(running))
+            assert len(seen) == number + 2
+        good = (tmp_path / "server.pem").read_bytes()
+        certificate, _, _ = good.partition(b"-----BEGIN PRIVATE")
+        (tmp_path / "server.pem").write_bytes(certificate)
+        running.signal(signal.SIGHUP)
+        running.wait_for("Reload refused, nothing has changed: .*server.pem holds no private key")
+        assert certificate_of(running) in seen
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert not faults
+
+
+@pytest.mark.parametrize("what", ["none", "unreadable", "another's"])
+def test_a_daemon_without_a_usable_key_does_not_start(
+    daemon: Start, tmp_path: Path, what: str
+) -> None:
+    """Fault 66: at the start a key that cannot be used is one line, and exit code 1."""
+    (tmp_path / "server.pem").write_bytes(self_signed_pem())
+    key = tmp_path / "key.pem"
+    if what == "unreadable":
+        key.mkdir()  # whoever runs the tests may be root, who reads every file
+    elif what == "another's":
+        key.write_bytes(Authority().key)
+    running = daemon("--listen", f"tls:0:certificate=server.pem:key={key}")
+    running.wait()
+    assert running.process.returncode == 1
+    expected = {
+        "none": "cannot read {}: No such file or directory",
+        "unreadable": "cannot read {}: Is a directory",
+        "another's": "{} is not the key of the certificate in server.pem: name the two that were "
+        "made together",
+    }[what].format(key)
+    assert running.lines[-1].endswith(expected)
+    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("model", MODELS[:3])
+def test_at_sigterm_what_had_come_is_answered(secure: Callable[..., Daemon], model: str) -> None:
+    """Fault 4: over TLS, too, every message that had come before SIGTERM is answered."""
+    running = secure("--concurrency", model)
+    sent = STREAM[:60_000]
+    with Peer(running.port) as peer, Peer(running.port) as halfway:
+        # Half a record is no message: the drain does not wait for the rest.
+        halfway.socket.sendall(halfway.encrypted(b"happy\n")[:-1])
+        for _ in range(20):  # as fast as it goes, so that much is under way
+            peer.send(sent[:3000])
+        peer.send(sent)
+        eventually(lambda: not unacknowledged(peer.socket))
+        running.signal(signal.SIGTERM)
+        assert peer.receive_all().replace(PREFIX, b"") == sent[:3000] * 20 + sent
+        assert peer.notified
+        assert halfway.receive_all() == b""
+        assert halfway.notified
+    assert running.wait() < 5
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """Return how many bytes the other side's kernel has not taken yet."""
+    count = array.array("i", [0])
+    fcntl.ioctl(connection, termios.TIOCOUTQ, count)
+    return count[0]
+
+
+@pytest.mark.parametrize("model", MODELS[:3])
+def test_a_client_that_never_reads_costs_little(secure: Callable[..., Daemon], model: str) -> None:
+    """Fault 13: over TLS, too, it is not read from, whatever it sends."""
+    running = secure("--concurrency", model)
+    with contextlib.ExitStack() as stack:
+        reader, *peers = [stack.enter_context(Peer(running.port, narrow=True)) for _ in range(5)]
+        before = running.resident
+        # More than the kernels hold, either way.
+        left = {peer: memoryview(peer.encrypted(b"x" * 16_000_000)) for peer in peers}
+        while writable := select.select([], [peer.socket for peer in peers], [], 0.5)[1]:
+            for peer in peers:
+                if peer.socket in writable:
+                    left[peer] = left[peer][peer.socket.send(left[peer][: 1 << 16]) :]
+        assert all(left.values())
+        assert running.resident - before < len(peers) * 512 * 1024
+        assert reader.exchange(b"happy\n", "both") == b"OK...happy\n"
