@@ -240,16 +240,17 @@ class ConnectionProtocol(Protocol):
         self._home.model.leave(self)
         self._finish()
         self._home.forget(self, self._reason)
-        self._log_end(self._reason)
+        self._log_end(self._reason, reason)
 
-    def _log_end(self, reason: EndReason) -> None:
+    def _log_end(self, reason: EndReason, lost: Failure) -> None:
         """Log the one line that tells all about a connection."""
         messages, received, sent = self.figures
         log.info(
-            "Disconnected from {peer}: {reason} "
+            "Disconnected from {peer}: {reason}{detail} "
             "({duration:.3f} s, messages: {messages}, bytes in: {received}, out: {sent})",
             peer=shown(self.client),
             reason=reason.value,
+            detail=escape(f": {lost.value}") if lost.check(TLSError) else "",
             duration=round(self._home.seconds() - self._began, 3),
             messages=messages,
             received=received,

@@ -61,6 +61,9 @@ LINGER = 2.0
 class TLSError(ConnectionLost):
     """TLS has failed: the handshake, or a record; the text says how, in OpenSSL's words."""
 
+    def __str__(self) -> str:
+        return str(self.args[0])
+
 
 @implementer(IHalfCloseableProtocol, IProtocol, ILoggingContext)
 @implementer(ISSLTransport, INegotiated, IPushProducer, ISystemHandle)

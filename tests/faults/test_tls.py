@@ -97,7 +97,7 @@ def fault(model: str, sent: bytes, came: bytes) -> str:
 def test_no_reply_is_lost_however_the_client_ends_its_stream(
     running: Daemon, model: str, version: ssl.TLSVersion, end: End, scale: Scale
 ) -> None:
-    """Fault 3: in TLS 1.2 and 1.3, and in every model, every reply arrives, then close_notify,
+    """Fault 3: In TLS 1.2 and 1.3, and in every model, every reply arrives, then close_notify,
     then FIN.
     """
     port, context = running.port, client_context(version)
@@ -167,7 +167,7 @@ def secure(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
     secure: Callable[..., Daemon], spoken: bytes
 ) -> None:
-    """Fault 25: it is disconnected after `--handshake-timeout`, and has taken no thread and no
+    """Fault 25: It is disconnected after `--handshake-timeout`, and has taken no thread and no
     turn meanwhile.
     """
     running = secure("--handshake-timeout", "0.6", "--concurrency", "serial")
@@ -185,7 +185,7 @@ def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
 def test_a_client_that_ignores_close_notify_is_disconnected_in_time(
     secure: Callable[..., Daemon], model: str
 ) -> None:
-    """Fault 26: it has two seconds to close after ours; then it is disconnected."""
+    """Fault 26: It has two seconds to close after ours; then it is disconnected."""
     running = secure("--concurrency", model, "--idle-timeout", "0.5")
     with Peer(running.port) as peer:
         assert peer.receive_all() == b""
@@ -247,7 +247,7 @@ def openssl(running: Daemon, *options: str, finally_say: str) -> str:
 def test_plain_bytes_are_never_taken_for_encrypted_ones(
     guarded: Daemon, plain: bytes, behind: str
 ) -> None:
-    """Fault 48: what comes in clear to a TLS port reaches no handler, with a handshake behind it
+    """Fault 48: What comes in clear to a TLS port reaches no handler, with a handshake behind it
     or without; the connection is closed, and one line of the log says so.
     """
     before = len(guarded.lines)
@@ -262,7 +262,7 @@ def test_plain_bytes_are_never_taken_for_encrypted_ones(
     eventually(lambda: len(guarded.lines) >= before + 2)
     connected, disconnected = guarded.lines[before:]
     assert "Connected with" in connected
-    assert "messages: 0" in disconnected
+    assert re.search(r"no TLS handshake: [a-z ]+ \(.*messages: 0", disconnected), disconnected
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ def certificate_of(running: Daemon) -> bytes:
 def test_certificates_are_exchanged_under_load_and_nobody_notices(
     secure: Callable[..., Daemon], tmp_path: Path, scale: Scale
 ) -> None:
-    """Fault 66: at SIGHUP new clients are shown the new certificate; no connection is dropped, and
+    """Fault 66: At SIGHUP new clients are shown the new certificate; no connection is dropped, and
     none is refused.  A key that cannot be used changes nothing, and the log says why.
     """
     running = secure("--max-connections-per-address", "0")
@@ -335,7 +335,7 @@ def test_certificates_are_exchanged_under_load_and_nobody_notices(
 def test_a_daemon_without_a_usable_key_does_not_start(
     daemon: Start, tmp_path: Path, what: str
 ) -> None:
-    """Fault 66: at the start a key that cannot be used is one line, and exit code 1."""
+    """Fault 66: At the start a key that cannot be used is one line, and exit code 1."""
     (tmp_path / "server.pem").write_bytes(self_signed_pem())
     key = tmp_path / "key.pem"
     if what == "unreadable":
@@ -357,7 +357,7 @@ def test_a_daemon_without_a_usable_key_does_not_start(
 
 @pytest.mark.parametrize("model", MODELS[:3])
 def test_at_sigterm_what_had_come_is_answered(secure: Callable[..., Daemon], model: str) -> None:
-    """Fault 4: over TLS, too, every message that had come before SIGTERM is answered."""
+    """Fault 4: Over TLS, too, every message that had come before SIGTERM is answered."""
     running = secure("--concurrency", model)
     sent = STREAM[:60_000]
     with Peer(running.port) as peer, Peer(running.port) as halfway:
@@ -384,7 +384,7 @@ def unacknowledged(connection: socket.socket) -> int:
 
 @pytest.mark.parametrize("model", MODELS[:3])
 def test_a_client_that_never_reads_costs_little(secure: Callable[..., Daemon], model: str) -> None:
-    """Fault 13: over TLS, too, it is not read from, whatever it sends."""
+    """Fault 13: Over TLS, too, it is not read from, whatever it sends."""
     running = secure("--concurrency", model)
     with contextlib.ExitStack() as stack:
         reader, *peers = [stack.enter_context(Peer(running.port, narrow=True)) for _ in range(5)]
