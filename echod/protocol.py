@@ -590,7 +590,7 @@ class EchoFactory(Factory):
             timeouts.append(limits.serial_timeout)
         if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
             timeouts.append(limits.write_timeout)
-        self._sweeper.interval = interval_for(timeouts)
+        self._sweeper.look_every(interval_for(timeouts))
 
     @property
     def admission(self) -> Admission:

@@ -434,6 +434,7 @@ class EchoService(Service):
         valid_until = {each.files.certificate: each.files.expiry() for each in contexts}
         # From here on nothing fails.
         self._settings = settings
+        _make_room(settings)
         for take_into_use in certificates:
             take_into_use()
         for listener in self.listeners:

@@ -67,13 +67,8 @@ class Sweeper:
         )
         self._timer: Any = None
 
-    @property
-    def interval(self) -> float:
-        """Seconds between two looks at a connection; a new one holds from the next round on."""
-        return self._rounds[1].interval
-
-    @interval.setter
-    def interval(self, interval: float) -> None:
+    def look_every(self, interval: float) -> None:
+        """Look at each connection once in `interval` seconds, from the next round on."""
         self._rounds[1].interval = interval
 
     def add(self, member: Watched) -> None:

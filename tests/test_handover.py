@@ -391,3 +391,47 @@ async def test_a_read_is_a_message_and_its_handler_may_answer_it_in_every_way() 
         assert await client.receive_all() == b"taggedbye"
         assert client.clean
         await eventually(lambda: server.factory.metrics.messages == 3)
+
+
+@pytest_twisted.ensureDeferred
+async def test_in_its_thread_too_a_message_has_to_come_in_its_time() -> None:
+    def upper(message: bytes) -> bytes:
+        return message.upper()
+
+    limits = Limits(message_timeout=0.6)
+    async with serving(MODEL, handler=upper, framing=Line(), limits=limits) as server:
+        client = await server.connect()
+        client.send(b"happy\nbirth")
+        await client.receive(b"HAPPY\n")
+        while not client.ended:
+            client.send(b"x")
+            await deferLater(reactor, 0.1)
+        await eventually(lambda: not server.factory.connections)
+        assert server.factory.metrics.ended == {"message too slow": 1}
+
+
+def flood(conn: socket.socket) -> None:
+    conn.sendall(b"x" * 30_000_000)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_does_not_read_what_a_thread_sends_is_disconnected() -> None:
+    async with serving(MODEL, handler=flood, limits=Limits(write_timeout=0.6)) as server:
+        client = await server.connect()
+        client.transport.pauseProducing()
+        await eventually(lambda: bool(server.factory.metrics.ended))
+        assert server.factory.metrics.ended == {"client did not read": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_call_that_sends_much_may_take_longer_than_the_write_time_out() -> None:
+    async with serving(MODEL, handler=flood, limits=Limits(write_timeout=0.6)) as server:
+        client = await server.connect()
+        for _ in range(10):
+            client.transport.pauseProducing()
+            await deferLater(reactor, 0.2)
+            client.transport.resumeProducing()
+            await deferLater(reactor, 0.01)
+        assert len(await client.receive_all()) == 30_000_000
+        await eventually(lambda: bool(server.factory.metrics.ended))
+        assert server.factory.metrics.ended == {"handler closed": 1}

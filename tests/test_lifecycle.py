@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor, ssl
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 
 from echod import EchoFactory, Limits
@@ -123,3 +124,18 @@ async def test_the_kernels_share_of_a_reply_is_waited_for() -> None:
     assert client.clean
     await drained
     await server.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_over_a_unix_socket_too_a_client_has_to_read(tmp_path: Path) -> None:
+    factory = EchoFactory(reactor, banner=b"", limits=Limits(write_timeout=0.6))
+    path = str(tmp_path / "socket")
+    port = reactor.listenUNIX(path, factory)
+    client = await connectProtocol(UNIXClientEndpoint(reactor, path), Talker())
+    client.transport.pauseProducing()
+    client.send(b"x" * 3_000_000)
+    await eventually(lambda: bool(factory.metrics.ended))
+    assert factory.metrics.ended == {"client did not read": 1}
+    client.transport.abortConnection()
+    await eventually(lambda: client.reason is not None)
+    await port.stopListening()

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -90,6 +90,7 @@ def test_new_limits_hold_for_those_who_come_from_now_on() -> None:
     door = admission(max_connections=1)
     assert door.accept() is None
     door.limits = Limits(max_connections=2)
+    assert door.limits == Limits(max_connections=2)
     assert door.accept() is None
     door.limits = Limits(max_connections=1)
     assert door.accept() is Refusal.MAX_CONNECTIONS
@@ -143,6 +144,7 @@ class Door(RuleBasedStateMachine):
 
 
 TestDoor = Door.TestCase
+TestDoor.settings = settings(max_examples=30, stateful_step_count=30)
 
 
 # The rate.

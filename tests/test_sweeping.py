@@ -131,7 +131,7 @@ def test_the_interval_is_a_small_part_of_the_shortest_time(timeouts: list[float]
 def test_a_new_interval_holds_from_the_next_round_on() -> None:
     clock, sweeper, (member,) = crowd(1)
     run(clock, 5.5)
-    sweeper.interval = 1.0
+    sweeper.look_every(1.0)
     member.looks.clear()
     run(clock, 10)
     assert len(member.looks) >= 5

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import self_signed_pem
 from tests.daemon import (
     BANNER,
     PATIENCE,
@@ -23,6 +26,7 @@ from tests.daemon import (
     nothing_kept,
     receive,
     receive_all,
+    tool,
     warm_up,
 )
 from tests.faults.clients import MODELS, greeted, is_over, is_served, serves
@@ -318,3 +322,41 @@ def test_a_line_may_come_in_any_pieces_but_not_be_endless(daemon: Start, model: 
         assert receive(connection, len(told)) == told
         assert is_over(connection)
     assert serves(running)
+
+
+def test_over_tls_a_client_above_a_cap_is_disconnected_and_room_is_made(
+    daemon: Start, tmp_path: Path
+) -> None:
+    """Fault 29: Over TLS a client above a cap is disconnected before its handshake, and counted;
+    who leaves makes room.
+    """
+    pem = self_signed_pem()
+    (tmp_path / "server.pem").write_bytes(pem)
+    running = daemon("--listen=tls:0:certificate=server.pem:key=server.pem", "--max-connections=1")
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with context.wrap_socket(connect(running)) as inside:
+        assert receive(inside, len(BANNER)) == BANNER
+        with pytest.raises(OSError), context.wrap_socket(connect(running)):  # noqa: PT011
+            pass
+        running.wait_for("Refused .*: max-connections$")
+        assert is_served(inside)
+    running.wait_for("Disconnected from")
+    with context.wrap_socket(connect(running)) as again:
+        assert receive(again, len(BANNER)) == BANNER
+
+
+def test_as_many_descriptors_are_asked_for_as_there_may_be_connections(daemon: Start) -> None:
+    """Fault 17: The daemon asks for the descriptors that its connections need, and says so when
+    the system gives it fewer.
+    """
+    small = daemon(under=[tool("prlimit"), "--nofile=64"])
+    able = daemon("--max-connections=1000", under=[tool("prlimit"), "--nofile=64:4096"])
+    small.wait_for(
+        r"may open 64 files and sockets, too few for 16384 connections: raise its limit"
+    )
+    able.wait_for("Socket now listening")
+    limits = Path(f"/proc/{able.process.pid}/limits").read_text()
+    assert re.search(r"^Max open files +1064 +4096 ", limits, re.MULTILINE)
+    assert "too few" not in able.log
