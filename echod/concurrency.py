@@ -271,24 +271,24 @@ class InPool(_OpenHouse):
             pool: the threads.
             max_queue: how many messages may wait for a thread; 0: any number.
         """
-        self._pool = pool
+        self.pool = pool
         self._max_queue = max_queue
 
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
-        if self._max_queue and self._pool.waiting >= self._max_queue:
-            waiting = self._pool.waiting
+        if self._max_queue and self.pool.waiting >= self._max_queue:
+            waiting = self.pool.waiting
             raise Busy(f"{waiting} messages are waiting already, try again later", "max-queue")
         return self.finish(done, function, *arguments)
 
     def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
-        self._pool.submit(done, function, arguments)
+        self.pool.submit(done, function, arguments)
         return PENDING
 
     def drain(self) -> Deferred[None]:
-        return self._pool.drain()
+        return self.pool.drain()
 
     def stop(self) -> None:
-        self._pool.stop()
+        self.pool.stop()
 
 
 class ThreadPerConnection(InPool):
@@ -303,8 +303,8 @@ class ThreadPerConnection(InPool):
     name = ConcurrencyModel.THREAD_PER_CONNECTION
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
-        if self._pool.available == 0:
-            threads = self._pool.size
+        if self.pool.available == 0:
+            threads = self.pool.size
             raise Busy(f"all {threads} threads are in use, try again later", "max-threads")
         start()
 
@@ -357,6 +357,11 @@ class WorkerPool:
     def waiting(self) -> int:
         """How many tasks wait for a thread."""
         return max(0, self._unfinished - self.size)
+
+    @property
+    def busy(self) -> int:
+        """How many threads are at work, or were a moment ago."""
+        return min(self.size, self._unfinished)
 
     def submit(self, done: Done, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Run `function(*arguments)` in a thread, and `done(result or Failure)` in the reactor.

@@ -239,15 +239,18 @@ class ConnectionProtocol(Protocol):
             self._stop()
         self._home.model.leave(self)
         self._finish()
-        self._home.forget(self, self._reason)
         self._log_end(self._reason, reason)
+        self._home.forget(self, self._reason)
 
     def _log_end(self, reason: EndReason, lost: Failure) -> None:
         """Log the one line that tells all about a connection."""
         messages, received, sent = self.figures
+        tls = self.client.tls.version if self.client.tls else None
+        proxy = shown_address(self.transport.getPeer()) if self.client.proxy else None
+        facts = [*([tls] if tls else []), *([f"through {proxy}"] if proxy else [])]
         log.info(
             "Disconnected from {peer}: {reason}{detail} "
-            "({duration:.3f} s, messages: {messages}, bytes in: {received}, out: {sent})",
+            "({duration:.3f} s, messages: {messages}, bytes in: {received}, out: {sent}{more})",
             peer=shown(self.client),
             reason=reason.value,
             detail=escape(f": {lost.value}") if lost.check(TLSError) else "",
@@ -256,6 +259,9 @@ class ConnectionProtocol(Protocol):
             received=received,
             sent=sent,
             listener=self.client.listener,
+            tls=tls,
+            proxy=proxy,
+            more="".join(f", {fact}" for fact in facts),
         )
 
     def _why_lost(self, reason: Failure) -> EndReason:

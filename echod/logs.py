@@ -217,6 +217,16 @@ class LogObserver:
         return Line(text, "warn")
 
     @property
+    def written(self) -> int:
+        """How many lines have been written."""
+        return self.writer.written
+
+    @property
+    def lost(self) -> int:
+        """How many lines found no room."""
+        return self.writer.dropped
+
+    @property
     def suppressed(self) -> int:
         """How many events were counted instead of written."""
         return self._limiter.suppressed if self._limiter else 0
@@ -282,7 +292,7 @@ def json_line(event: LogEvent) -> str:
     for name, value in event.items():
         if not name.startswith("log_") and name not in _NOT_FIELDS:
             shown = _field(value)
-            if shown is not None:
+            if shown not in (None, ""):
                 record[escape(name)] = shown
     if traceback:
         record["traceback"] = escape_lines(_shortened(str(traceback))).rstrip("\n")

@@ -6,8 +6,11 @@ a connection's own figures are added when it ends.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 
 @dataclass
@@ -42,3 +45,29 @@ class Metrics:
         self.messages += messages
         self.bytes_received += received
         self.bytes_sent += sent
+
+
+class Histogram:
+    """How often values fell into which range.
+
+    Attributes:
+        bounds: the upper bounds of the ranges, ascending; a value on a bound is below it.
+        counts: how many values were in each range; one more than bounds.
+        total: the sum of all values.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Start with nothing counted."""
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    @property
+    def cumulative(self) -> list[int]:
+        """How many values were at most each bound; the last is all of them."""
+        return list(accumulate(self.counts))

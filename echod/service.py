@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.app import ServerOptions
 from twisted.application.service import Service
@@ -44,6 +44,9 @@ from echod.signals import GRACE, Signals
 from echod.stalls import StallWatch
 from echod.systemd import Notifier
 from echod.tls import FilesError
+
+if TYPE_CHECKING:
+    from echod.status import HandlerTimer, StatusServer
 
 __all__ = ["EchoService", "Options", "StartError", "build_service", "makeService"]
 
@@ -130,7 +133,7 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
         )
     framing = settings.make_framing()
     model = make_model(settings, reactor)
-    metrics = Metrics()
+    timer = make_timer(model) if settings.status else None
     limits = settings.make_limits()
     admission = Admission(limits, reactor.seconds)
     inherited = InheritedSockets(started_with())
@@ -140,12 +143,12 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
             listening(reactor, description, inherited),
             EchoFactory(
                 reactor,
-                handler=handler,
+                handler=timer.timed(handler) if timer else handler,
                 framing=framing,
                 model=model,
                 limits=limits,
                 banner=settings.make_banner(framing),
-                metrics=metrics,
+                metrics=Metrics(),
                 admission=admission,
                 listener=description,
             ),
@@ -164,7 +167,25 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
         handler=escape(handler.name),
         model=model.name,
     )
-    return EchoService(reactor, settings, listeners, model, metrics)
+    service = EchoService(reactor, settings, listeners, model, Metrics())
+    if timer is not None:
+        wanted = listening(reactor, settings.status, inherited, "--status")
+        service.status = make_status(wanted, service, timer)
+    return service
+
+
+def make_timer(model: Model) -> HandlerTimer:
+    """Return what times the calls of handlers in `model`."""
+    from echod.status import HandlerTimer  # takes its time to import, and few ask for it
+
+    return HandlerTimer(in_threads=isinstance(model, InPool))
+
+
+def make_status(wanted: Listening, service: EchoService, timer: HandlerTimer) -> StatusServer:
+    """Return what serves the status of `service`, not listening."""
+    from echod.status import StatusServer
+
+    return StatusServer(service.reactor, wanted, service, timer)
 
 
 def make_log_observer(options: Options) -> LogObserver | None:
@@ -204,8 +225,10 @@ def make_model(settings: Settings, reactor: Any) -> Model:
             return ThreadPerConnection(WorkerPool(settings.max_threads, reactor.callFromThread))
 
 
-def listening(reactor: Any, description: str, inherited: InheritedSockets) -> Listening:
-    """Return what a `--listen` asks for.
+def listening(
+    reactor: Any, description: str, inherited: InheritedSockets, flag: str = "--listen"
+) -> Listening:
+    """Return what a `--listen` asks for, or another `flag` of its kind.
 
     Raises:
         StartError: it makes no sense, or what it names cannot be used.
@@ -213,7 +236,7 @@ def listening(reactor: Any, description: str, inherited: InheritedSockets) -> Li
     try:
         return parse_listen(reactor, description, inherited)
     except ListenError as error:
-        raise StartError(f"--listen {escape(description)}: {escape(str(error))}") from error
+        raise StartError(f"{flag} {escape(description)}: {escape(str(error))}") from error
 
 
 class Listener:
@@ -266,10 +289,15 @@ class Listener:
         log.info("Socket now listening")
 
     def _refused(self, failure: Failure) -> None:
-        assert failure.value is not None
-        why = bind_error(failure.value)
-        log.critical("{why}", why=why)
-        raise StartError(f"{escape(self.description)}: {why}")
+        raise start_error(failure, self.description)
+
+
+def start_error(failure: Failure, description: str) -> StartError:
+    """Return what says why nothing listens at the endpoint `description`, and log it."""
+    assert failure.value is not None
+    why = bind_error(failure.value)
+    log.critical("{why}", why=why)
+    return StartError(f"{escape(description)}: {why}")
 
 
 def bind_error(error: BaseException) -> str:
@@ -287,13 +315,14 @@ class EchoService(Service):
     Attributes:
         reactor: where it runs.
         listeners: where it listens, in the order given.
-        metrics: what it counts.
+        metrics: how often the event loop stood still; the rest is each listener's.
         configure: returns the settings as they are now to be; what `reload` asks.
         notifier: tells the service manager.
         signals: what turns signals into drain and abort; None where somebody else does.
         ready: whether new clients are welcome: it listens, and does not drain.
         draining: whether it is on its way to the end.
         log_observer: writes the log of the process; None where somebody else does.
+        status: shows how it is doing; None where nobody asked for it.
     """
 
     name = "echod"
@@ -323,6 +352,7 @@ class EchoService(Service):
         self.ready = False
         self.draining = False
         self.log_observer: LogObserver | None = None
+        self.status: StatusServer | None = None
         self.reactor = reactor
         self._settings = settings
         self._model = model
@@ -350,10 +380,25 @@ class EchoService(Service):
         attempts = [
             listener.listen().addErrback(self._cannot_listen) for listener in self.listeners
         ]
+        if self.status is not None:
+            attempts.append(self._listen_for_status(self.status))
         self._listening = DeferredList(attempts)
         if self._failures:
             self._stop_listening()
+            if self.status is not None:
+                self.status.stop()
             self._failures[0].raiseException()
+
+    def _listen_for_status(self, status: StatusServer) -> Deferred[Any]:
+        def refused(failure: Failure) -> None:
+            raise start_error(failure, self._settings.status)
+
+        return status.listen().addErrback(refused).addErrback(self._cannot_listen)
+
+    @property
+    def pool(self) -> WorkerPool | None:
+        """The threads that handlers run in; None where they do not."""
+        return self._model.pool if isinstance(self._model, InPool) else None
 
     def _cannot_listen(self, failure: Failure) -> None:
         self._failures.append(failure)
@@ -476,12 +521,14 @@ class EchoService(Service):
         self._drain = self._make_drain()
         return self._drain.begin()
 
-    def _stopped(self, _: object) -> None:
+    def _stopped(self, _: object) -> Deferred[Any] | None:
         self._model.stop()
         if self._watch is not None:
             self._watch.stop()
         self.notifier.close()
         log.info("Stopped")
+        # Last of all: whoever asks shall hear for as long as there is something to say.
+        return self.status.stop() if self.status is not None else None
 
 
 def _take_precautions(twistd: Mapping[str, Any]) -> None:

@@ -350,6 +350,15 @@ class Settings:
             reload=True,
         ),
     )
+    status: str = setting(
+        "",
+        Text(
+            "Where to serve health, metrics and a page for people, over HTTP: an endpoint string "
+            "as for --listen. Whoever reaches it can read it.",
+            unset="nowhere",
+            example="tcp:9464:interface=127.0.0.1",
+        ),
+    )
     log_format: str = setting(
         "text",
         Text(

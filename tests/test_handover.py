@@ -261,7 +261,7 @@ async def test_an_abort_wakes_a_thread_that_is_blocked_in_its_socket(
         await deferLater(reactor, 0.1)
         server.factory.abort()
         await eventually(lambda: not server.factory.connections)
-        await eventually(lambda: server.factory.model._pool.available == 4)  # type: ignore[attr-defined]
+        await eventually(lambda: server.factory.model.pool.available == 4)  # type: ignore[attr-defined]
 
 
 @pytest_twisted.ensureDeferred

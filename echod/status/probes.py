@@ -1,0 +1,84 @@
+"""What has to be measured, as nothing counts it: how late the event loop is, how long a queue is.
+
+One timer, every `INTERVAL` seconds, and only while the status is served.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from echod.concurrency import WorkerPool
+from echod.metrics import Histogram
+
+# Seconds from one look to the next.
+INTERVAL = 0.5
+
+# Over how many looks the worst lag is remembered: a minute.
+REMEMBERED = 120
+
+LAG_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+class Probes:
+    """Measures from time to time.
+
+    Attributes:
+        lag: by how many seconds the event loop was late.
+        recent_lags: those of the last minute.
+    """
+
+    def __init__(self, reactor: Any, pool: WorkerPool | None) -> None:
+        """Set up, without a timer.
+
+        Args:
+            reactor: for the clock.
+            pool: whose queue is measured; None where there is none.
+        """
+        self.lag = Histogram(LAG_BOUNDS)
+        self.recent_lags: deque[float] = deque(maxlen=REMEMBERED)
+        self._reactor = reactor
+        self._pool = pool
+        self._call: Any = None
+        self._due = 0.0
+        self._asked_at: float | None = None
+        self._last_wait = 0.0
+
+    def start(self) -> None:
+        """Begin to measure."""
+        self._due = self._reactor.seconds() + INTERVAL
+        self._call = self._reactor.callLater(INTERVAL, self._look)
+
+    def stop(self) -> None:
+        """Measure no more."""
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+
+    def _look(self) -> None:
+        late = max(0.0, self._reactor.seconds() - self._due)
+        self.lag.observe(late)
+        self.recent_lags.append(late)
+        self._ask_pool()
+        self.start()
+
+    def _ask_pool(self) -> None:
+        """Let a task of our own wait with the others, unless one does: so all of them wait."""
+        if self._pool is None or self._asked_at is not None:
+            return
+        if self._pool.waiting:
+            self._asked_at = self._reactor.seconds()
+            self._pool.submit(self._answered, self._reactor.seconds, ())
+        else:
+            self._last_wait = 0.0
+
+    def _answered(self, reached: Any) -> None:
+        if self._asked_at is not None and isinstance(reached, float):
+            self._last_wait = reached - self._asked_at
+        self._asked_at = None
+
+    @property
+    def pool_wait(self) -> float:
+        """How long a task waits for a thread, in seconds: by the last that was asked to."""
+        if self._asked_at is None:
+            return self._last_wait
+        return max(self._last_wait, float(self._reactor.seconds() - self._asked_at))

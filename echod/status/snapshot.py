@@ -1,0 +1,192 @@
+"""The figures at one moment, put together from those who keep them."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import twisted
+from echod import __version__
+from echod.concurrency import WorkerPool
+from echod.escaping import escape
+from echod.lifecycle import shown_address
+from echod.limits import Refusal
+from echod.metrics import Histogram, Metrics
+from echod.session import EndReason
+
+
+class ObservedFactory(Protocol):
+    """What is asked of a listener's factory."""
+
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def connections(self) -> Iterable[object]: ...
+
+
+class ObservedListener(Protocol):
+    """What is asked of a listener."""
+
+    @property
+    def description(self) -> str: ...
+    @property
+    def address(self) -> Any: ...
+    @property
+    def factory(self) -> ObservedFactory: ...
+
+
+class ObservedLog(Protocol):
+    """What is asked of the log."""
+
+    @property
+    def written(self) -> int: ...
+    @property
+    def lost(self) -> int: ...
+    @property
+    def suppressed(self) -> int: ...
+
+
+class Subject(Protocol):
+    """What is asked of the service."""
+
+    @property
+    def listeners(self) -> Sequence[ObservedListener]: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def draining(self) -> bool: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def pool(self) -> WorkerPool | None: ...
+    @property
+    def log_observer(self) -> ObservedLog | None: ...
+
+
+@dataclass(frozen=True)
+class Build:
+    """What runs."""
+
+    version: str
+    python: str
+    twisted: str
+    reactor: str
+
+    @classmethod
+    def of(cls, reactor: Any) -> Build:
+        """Return what runs on `reactor`."""
+        name = type(reactor).__name__.removesuffix("Reactor").lower()
+        return cls(__version__, platform.python_version(), twisted.__version__, name)
+
+
+@dataclass(frozen=True)
+class ListenerFigures:
+    """What one listener has seen; sizes in bytes.
+
+    Attributes:
+        name: its endpoint string, escaped; where several are alike, with a number.
+        address: where it listens; "" where it does not.
+        accepted, open: connections.
+        messages, received, sent: of connections that ended and of those that are open.
+        ended: connections by the reason of their end; every reason is there.
+        refused: clients by the limit that they met; every limit is there.
+    """
+
+    name: str
+    address: str
+    accepted: int
+    open: int
+    messages: int
+    received: int
+    sent: int
+    ended: Mapping[str, int]
+    refused: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class PoolFigures:
+    """The pool's threads, how many of them work, how many tasks wait, and how long (seconds)."""
+
+    size: int
+    busy: int
+    queued: int
+    wait: float
+
+
+@dataclass(frozen=True)
+class LogFigures:
+    """Lines written, lines lost, and events that the rate limit has only counted."""
+
+    written: int
+    lost: int
+    suppressed: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything at one moment; times in seconds."""
+
+    build: Build
+    started: float
+    uptime: float
+    state: str
+    listeners: Sequence[ListenerFigures]
+    handler_time: Histogram
+    lag: Histogram
+    worst_lag: float
+    stalls: int
+    stalled: float
+    pool: PoolFigures | None
+    log: LogFigures | None
+
+
+STATES = ("starting", "ready", "draining")
+
+
+def state_of(subject: Subject) -> str:
+    """Return one of `STATES`."""
+    if subject.draining:
+        return "draining"
+    return "ready" if subject.ready else "starting"
+
+
+def figures_of(listeners: Sequence[ObservedListener]) -> list[ListenerFigures]:
+    """Return what each listener has seen."""
+    seen: Counter[str] = Counter()
+    figures = []
+    for listener in listeners:
+        name = escape(listener.description)
+        seen[name] += 1
+        if seen[name] > 1:
+            name = f"{name} #{seen[name]}"
+        figures.append(_figures(name, listener))
+    return figures
+
+
+def _figures(name: str, listener: ObservedListener) -> ListenerFigures:
+    metrics = listener.factory.metrics
+    messages, received, sent = metrics.messages, metrics.bytes_received, metrics.bytes_sent
+    for connection in list(listener.factory.connections):
+        # One whose PROXY header is awaited has none yet.
+        some_messages, some_received, some_sent = getattr(connection, "figures", (0, 0, 0))
+        messages += some_messages
+        received += some_received
+        sent += some_sent
+    address = listener.address
+    return ListenerFigures(
+        name=name,
+        address="" if address is None else shown_address(address),
+        accepted=metrics.accepted,
+        open=metrics.open,
+        messages=messages,
+        received=received,
+        sent=sent,
+        ended={reason.value: metrics.ended[reason.value] for reason in EndReason},
+        refused={
+            **{refusal.value: metrics.refused[refusal.value] for refusal in Refusal},
+            **metrics.refused,
+        },
+    )

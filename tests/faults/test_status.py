@@ -1,0 +1,264 @@
+"""The status of the real daemon, asked for by real clients."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.daemon import (
+    BANNER,
+    Daemon,
+    Start,
+    connect,
+    eventually,
+    receive,
+    receive_all,
+    tool,
+)
+
+ETC = Path(__file__).parent.parent.parent / "etc"
+
+STATUS = ("--status", "tcp:0:interface=127.0.0.1")
+
+
+class Observed:
+    """A daemon, and where its status is."""
+
+    def __init__(self, running: Daemon) -> None:
+        self.running = running
+        self.port = int(running.wait_for(r"StatusSite starting on (\d+)")[0])
+
+    def curl(self, path: str, *options: str) -> tuple[int, str]:
+        """Return the status and the page that curl gets."""
+        done = subprocess.run(
+            [tool("curl"), "--silent", "--max-time", "10", "--write-out", "\n%{http_code}",
+             *options, f"http://127.0.0.1:{self.port}{path}"],
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+        page, _, status = done.stdout.rpartition("\n")
+        return int(status), page
+
+    def metrics(self) -> dict[tuple[str, ...], float]:
+        """Return each sample, by its name and the values of its labels."""
+        status, page = self.curl("/metrics")
+        assert status == 200
+        return {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+        }
+
+
+@pytest.fixture
+def observed(daemon: Start) -> Any:
+    """Start a daemon with a status."""
+    return lambda *arguments, **options: Observed(daemon(*STATUS, *arguments, **options))
+
+
+BLOCKING = """
+import time
+
+def block(message: bytes) -> bytes:
+    time.sleep(30)
+    return message
+"""
+
+
+@pytest.mark.parametrize("model", ["defer-to-thread", "thread-per-connection"])
+def test_health_answers_while_every_thread_is_blocked(
+    observed: Any, tmp_path: Path, model: str
+) -> None:
+    """Fault 27: With every thread blocked, health, readiness and metrics answer, and say how many
+    threads work and how many messages wait.
+    """
+    (tmp_path / "blocking.py").write_text(BLOCKING)
+    here = observed(
+        "--handler", "blocking:block", "--concurrency", model, "--threads", "2",
+        "--max-threads", "2", "--no-banner", "--drain-timeout", "0.1",
+    )  # fmt: skip
+    clients = [connect(here.running) for _ in range(3)]
+    for client in clients[:2] if model == "thread-per-connection" else clients:
+        client.sendall(b"happy\n")
+    eventually(lambda: here.metrics()[("echod_pool_busy",)] == 2)
+    assert here.curl("/healthz") == (200, "ok\n")
+    assert here.curl("/readyz") == (200, "ready\n")
+    if model == "defer-to-thread":
+        eventually(lambda: here.metrics()[("echod_pool_wait_seconds",)] > 0.5)
+        assert here.metrics()[("echod_pool_queued",)] >= 1
+    else:
+        metrics = here.metrics()
+        assert metrics["echod_connections_refused_total", "tcp:0", model] == 1
+    for client in clients:
+        client.close()
+
+
+def test_metrics_are_not_for_clients_and_do_not_grow_by_what_they_send(observed: Any) -> None:
+    """Fault 57: Clients find no metrics where they are served, and whatever they send, there are
+    as many time series as before.
+    """
+    here = observed("--framing", "line")
+    eventually(lambda: here.curl("/readyz")[0] == 200)
+    with connect(here.running) as client:
+        receive(client, len(BANNER))
+        client.sendall(b"GET /metrics HTTP/1.1\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert b"echod_" not in receive_all(client)
+    before = here.metrics()
+    for number in range(50):
+        with connect(here.running) as client:
+            receive(client, len(BANNER))
+            client.sendall(b'%d{label="\n",x}\x1b\xff\n' % number * number)
+            client.shutdown(socket.SHUT_WR)
+            receive_all(client)
+    eventually(lambda: here.metrics()[("echod_connections_open", "tcp:0")] == 0)
+    after = here.metrics()
+    assert set(after) == set(before)
+    assert after["echod_connections_ended_total", "client closed", "tcp:0"] == 51
+
+
+def test_open_connections_are_counted_while_they_are_open(observed: Any) -> None:
+    here = observed()
+    with connect(here.running) as client:
+        receive(client, len(BANNER))
+        client.sendall(b"happy\n")
+        receive(client, len(b"OK...happy\n"))
+        metrics = here.metrics()
+        assert metrics["echod_connections_open", "tcp:0"] == 1
+        assert metrics["echod_messages_total", "tcp:0"] == 1
+        assert metrics["echod_received_bytes_total", "tcp:0"] == 6
+        assert metrics["echod_sent_bytes_total", "tcp:0"] == len(BANNER) + 11
+        assert metrics[("echod_handler_seconds_count",)] == 1
+        assert metrics["echod_state", "ready"] == 1
+
+
+def test_the_status_answers_to_the_last_moment_of_a_drain(observed: Any, tmp_path: Path) -> None:
+    """Fault 57: While the daemon drains it is not ready, but healthy, and its metrics say so."""
+    (tmp_path / "blocking.py").write_text(BLOCKING)
+    here = observed(
+        "--handler", "blocking:block", "--concurrency", "defer-to-thread", "--drain-timeout", "2"
+    )
+    with connect(here.running) as client:
+        client.sendall(b"happy\n")
+        eventually(lambda: here.metrics()[("echod_pool_busy",)] == 1)
+        here.running.signal(signal.SIGTERM)
+        eventually(lambda: here.curl("/readyz") == (503, "draining\n"))
+        assert here.curl("/healthz") == (200, "ok\n")
+        assert here.metrics()["echod_state", "draining"] == 1
+        assert here.metrics()["echod_listening", "tcp:0"] == 0
+        here.running.wait()
+    lines = here.running.lines
+    stopped = [number for number, line in enumerate(lines) if line.endswith("] Stopped")]
+    closed = [number for number, line in enumerate(lines) if f"Port {here.port} Closed" in line]
+    assert closed > stopped > []
+
+
+def test_curl_reads_and_cannot_write(observed: Any) -> None:
+    here = observed()
+    status, page = here.curl("/")
+    assert status == 200
+    assert "<title>echod: ready</title>" in page
+    assert here.curl("/metrics", "--head")[0] == 200
+    assert here.curl("/metrics", "--request", "PUT")[0] == 405
+    assert here.curl("/metrics", "--data", "x=1")[0] == 400
+    assert here.curl("/nosuch")[0] == 404
+
+
+def test_it_can_be_served_on_a_unix_socket(daemon: Start, tmp_path: Path) -> None:
+    running = daemon("--status", f"unix:{tmp_path}/status")
+    eventually((tmp_path / "status").exists)
+    running.wait_for("Socket now listening")
+
+    def answer() -> str:
+        done = subprocess.run(
+            [tool("curl"), "--silent", "--unix-socket", tmp_path / "status", "http://x/readyz"],
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout
+
+    eventually(lambda: answer() == "ready\n")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        ("nosuch:1", "--status nosuch:1: Unknown endpoint type: 'nosuch'"),
+        ("tcp:{taken}:interface=127.0.0.1", "Bind failed. Error Code : 98"),
+    ],
+)
+def test_a_status_that_cannot_be_served_keeps_it_from_starting(
+    daemon: Start, endpoint: str, why: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        running = daemon("--status", endpoint.format(taken=taken.getsockname()[1]))
+        running.wait()
+    assert running.process.returncode == 1
+    assert why in running.lines[-1]
+
+
+# What etc/ says about metrics.
+
+
+@contextmanager
+def names(observed: Any) -> Iterator[set[str]]:
+    """The names of all metrics that there are, with and without threads."""
+    here = observed("--concurrency", "defer-to-thread")
+    yield {name for name, *_ in here.metrics()}
+
+
+def used(expression: str) -> set[str]:
+    """Return the names of metrics that an expression of Prometheus' uses."""
+    return set(re.findall(r"\b(?:echod|process)_\w+", expression))
+
+
+def expressions(node: Any) -> Iterator[str]:
+    """Yield every expression in a dashboard, or in rules."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("expr", "query") and isinstance(value, str):
+                yield value
+            else:
+                yield from expressions(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from expressions(value)
+
+
+def test_alerts_and_dashboard_use_metrics_that_there_are(observed: Any) -> None:
+    alerts = yaml.safe_load((ETC / "prometheus-alerts.yml").read_text())
+    dashboard = json.loads((ETC / "grafana-dashboard.json").read_text())
+    scrape = yaml.safe_load((ETC / "prometheus.yml").read_text())
+    assert scrape["rule_files"] == ["prometheus-alerts.yml"]
+    with names(observed) as known:
+        for file in (alerts, dashboard):
+            found = {name for expression in expressions(file) for name in used(expression)}
+            assert found
+            assert found <= known
+    shown = {name for expression in expressions(dashboard) for name in used(expression)}
+    assert {name for name in known if name.startswith("echod_") and "_total" in name} <= shown
+
+
+def test_promtool_accepts_the_metrics_and_the_rules(observed: Any) -> None:
+    promtool = tool("promtool")
+    here = observed()
+    _, page = here.curl("/metrics")
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=page, capture_output=True, text=True
+    )
+    # Of those that begin with process_, it complains too, but they are Prometheus' own.
+    complaints = [line for line in checked.stderr.splitlines() if line.startswith("echod_")]
+    assert not complaints
+    for command in (("rules", "prometheus-alerts.yml"), ("config", "prometheus.yml")):
+        subprocess.run([promtool, "check", *command], cwd=ETC, check=True, capture_output=True)

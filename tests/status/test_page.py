@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.task import Clock
+
+from echod.listen import parse_listen
+from echod.metrics import Metrics
+from echod.status.page import duration, number, page, size
+from echod.status.server import StatusServer
+from echod.status.snapshot import Snapshot
+from echod.status.timing import HandlerTimer
+from tests.status.fakes import FakeConnection, FakeFactory, FakeListener, FakeLog, FakeSubject
+
+
+class FakePool:
+    size, busy, waiting = 4, 4, 9
+
+
+def snapshot(subject: FakeSubject, clock: Clock | None = None) -> Snapshot:
+    timer = HandlerTimer(in_threads=False)
+    timer.histogram.observe(0.002)
+    wanted = parse_listen(reactor, "tcp:0")
+    return StatusServer(clock or Clock(), wanted, subject, timer).look()
+
+
+class Text(HTMLParser):
+    """The text of a page, and the tags that hold it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"] and data.strip():
+            self.words.append(data.strip())
+
+
+def busy_subject() -> FakeSubject:
+    metrics = Metrics(accepted=12)
+    metrics.end("client closed", messages=3, received=2048, sent=10)
+    metrics.end("idle", messages=0, received=0, sent=0)
+    metrics.refused["max-connections"] = 4
+    connections: list[Any] = [FakeConnection((1, 1024, 5))]
+    return FakeSubject(
+        listeners=[
+            FakeListener(factory=FakeFactory(metrics, connections)),
+            FakeListener(address=None),
+        ],
+        metrics=Metrics(stalls=2, stalled=0.5),
+        pool=FakePool(),
+        log_observer=FakeLog(),
+    )
+
+
+def test_the_page_shows_everything() -> None:
+    text = Text(page(snapshot(busy_subject())))
+    assert not text.open
+    shown = " ".join(text.words)
+    for what in (
+        "echod ready",
+        "Connections 10 open; 12 accepted",
+        "Messages 4 given to the handler",
+        "Received 3.0 KiB from clients",
+        "2 stalls, 500 ms",
+        "Log lines 7 2 lost, 3 above the rate",
+        "tcp:8888 10 12 4 3.0 KiB 15 B 127.0.0.1:8888",
+        "tcp:8888 #2 0 0 0 0 B 0 B not listening",
+        "client closed 1",
+        "max-connections 4",
+        "up to 5 ms 1",
+        "at work 4 of 4",
+        "messages waiting 9",
+    ):
+        assert what in shown, shown
+
+
+def test_a_page_with_little_to_show_says_so() -> None:
+    subject = FakeSubject(ready=False)
+    now = snapshot(subject)
+    now.handler_time.counts[:] = [0] * len(now.handler_time.counts)
+    shown = " ".join(Text(page(now)).words)
+    assert "echod starting" in shown
+    for nothing in ("No connection has ended yet", "Nobody has been refused", "No message has"):
+        assert nothing in shown
+    assert "Threads" not in shown
+    assert "Log lines" not in shown
+
+
+@given(st.text())
+def test_no_text_becomes_markup(text: str) -> None:
+    plain = Text(page(snapshot(FakeSubject()))).tags
+    subject = FakeSubject(listeners=[FakeListener(description=text)])
+    assert Text(page(snapshot(subject))).tags == plain
+
+
+def test_nothing_is_fetched_from_elsewhere() -> None:
+    html = page(snapshot(busy_subject()))
+    assert "<script" not in html
+    assert not re.findall(r"(?:src|href)=\"(?!data:,|metrics|readyz|healthz)", html)
+    assert "url(" not in html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (2e-6, "2 µs"),
+        (0.0123, "12.3 ms"),
+        (59.9, "59.9 s"),
+        (61, "1 min 1 s"),
+        (3660, "1 h 1 min"),
+        (90000, "1 d 1 h"),
+    ],
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_numbers_and_sizes_are_short() -> None:
+    assert [number(value) for value in (0, 12_345, 1_234_567, 5_000_000_000)] == [
+        "0",
+        "12,345",
+        "1.23 M",
+        "5.00 G",
+    ]
+    assert [size(value) for value in (0, 1023, 1024, 3 << 30, 5 << 50)] == [
+        "0 B",
+        "1,023 B",
+        "1.0 KiB",
+        "3.0 GiB",
+        "5,120.0 TiB",
+    ]

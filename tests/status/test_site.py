@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as plain
+from twisted.internet.address import IPv4Address
+from twisted.internet.protocol import connectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.web.http import HTTPChannel
+
+from echod.metrics import Metrics
+from echod.status.exposition import Exposition
+from echod.status.site import MOST_CLIENTS, PATIENCE, StatusSite, make_site
+from echod.status.snapshot import state_of
+from tests.conftest import Log
+from tests.status.fakes import FakeFactory, FakeListener, FakeSubject
+from tests.status.test_page import busy_subject, snapshot
+
+PEER = IPv4Address("TCP", "127.0.0.1", 1)
+
+
+class Visitor:
+    """A connection to the site, without a socket."""
+
+    def __init__(self, site: StatusSite) -> None:
+        self.transport: Any = StringTransport(peerAddress=PEER)
+        self.transport.abortConnection = self.lose
+        self.channel: Any = site.buildProtocol(PEER)
+        self.lost = False
+        if self.channel is not None:
+            self.channel.makeConnection(self.transport)
+
+    def lose(self) -> None:
+        if not self.lost:
+            self.lost = True
+            self.channel.connectionLost(connectionDone)
+
+    def ask(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Send a request; return the status, the headers and the body."""
+        self.channel.dataReceived(data)
+        head, _, body = self.transport.value().partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        return int(status.split()[1]), headers, body
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def subject() -> FakeSubject:
+    return busy_subject()
+
+
+@pytest.fixture
+def site(clock: Clock, subject: FakeSubject) -> StatusSite:
+    def look() -> Any:
+        return snapshot(subject, clock)
+
+    return make_site(
+        clock, look=look, state=lambda: state_of(subject), expose=Exposition(look).write
+    )
+
+
+Get = Callable[..., tuple[int, dict[str, str], bytes]]
+
+
+@pytest.fixture
+def get(site: StatusSite, clock: Clock) -> Get:
+    def get(path: str, method: str = "GET", accept: str = "*/*", rest: bytes = b"") -> Any:
+        visitor = Visitor(site)
+        head = f"{method} {path} HTTP/1.1\r\nHost: here\r\nAccept: {accept}\r\n".encode()
+        answer = visitor.ask(head + (rest or b"\r\n"))
+        assert visitor.transport.disconnecting  # one request a connection
+        visitor.lose()
+        assert site.clients == 0
+        assert not clock.getDelayedCalls()
+        return answer
+
+    return get
+
+
+def test_health_is_the_loops(get: Get) -> None:
+    assert get("/healthz")[::2] == (200, b"ok\n")
+
+
+@pytest.mark.parametrize(
+    ("ready", "draining", "status", "text"),
+    [
+        (True, False, 200, b"ready\n"),
+        (False, False, 503, b"starting\n"),
+        (False, True, 503, b"draining\n"),
+    ],
+)
+def test_readiness_is_the_services(
+    get: Get, subject: FakeSubject, ready: bool, draining: bool, status: int, text: bytes
+) -> None:
+    subject.ready, subject.draining = ready, draining
+    assert get("/readyz")[::2] == (status, text)
+
+
+def test_every_answer_says_what_browsers_may_do_with_it(get: Get, log: Log) -> None:
+    for path in ("/", "/healthz", "/metrics", "/nosuch"):
+        _, headers, _ = get(path)
+        assert headers["Server"] == "echod"
+        assert headers["Connection"] == "close"
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert "Content-Encoding" not in headers
+    assert not log.events
+
+
+def test_what_is_not_there_is_not_echoed(get: Get) -> None:
+    status, _, body = get("/nosuch/%3Cscript%3E")
+    assert status == 404
+    assert b"nosuch" not in body
+
+
+def test_it_is_for_reading(get: Get) -> None:
+    status, headers, body = get("/metrics", "HEAD")
+    assert (status, body) == (200, b"")
+    assert int(headers["Content-Length"]) > 1000
+    for method in ("DELETE", "OPTIONS", "BREW"):
+        status, headers, _ = get("/metrics", method)
+        assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Content-Length: 5\r\n\r\nhappy",
+        b"Content-Length: 500000000\r\n\r\n" + b"x" * 100_000,
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\nhappy\r\n0\r\n\r\n",
+    ],
+)
+def test_a_request_has_no_body(get: Get, rest: bytes) -> None:
+    assert get("/metrics", "GET", rest=rest)[0] == 400
+    assert get("/metrics", "POST", rest=rest)[0] == 400
+
+
+def test_a_client_has_little_time(site: StatusSite, clock: Clock) -> None:
+    visitor = Visitor(site)
+    for _ in range(int(PATIENCE)):
+        assert not visitor.lost
+        visitor.channel.dataReceived(b"G")
+        clock.advance(1)
+    assert visitor.lost
+    assert not clock.getDelayedCalls()
+
+
+def test_there_are_few_clients_at_once(site: StatusSite) -> None:
+    visitors = [Visitor(site) for _ in range(MOST_CLIENTS)]
+    assert Visitor(site).channel is None
+    visitors[0].lose()
+    assert Visitor(site).channel is not None
+    assert isinstance(visitors[1].channel, HTTPChannel)
+
+
+def families(get: Get, accept: str = "*/*") -> dict[str, Any]:
+    _, headers, body = get("/metrics", accept=accept)
+    parse = openmetrics if "openmetrics" in headers["Content-Type"] else plain
+    return {family.name: family for family in parse(body.decode())}
+
+
+def samples(family: Any) -> dict[tuple[str, ...], float]:
+    return {tuple(sample.labels.values()): sample.value for sample in family.samples}
+
+
+def test_metrics_can_be_read_in_each_format(get: Get) -> None:
+    for accept in (
+        "*/*",
+        "text/plain;version=0.0.4",
+        "text/plain;version=1.0.0;escaping=allow-utf-8",
+        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+    ):
+        found = families(get, accept)
+        assert samples(found["echod_connections_accepted"]) == {
+            ("tcp:8888",): 12,
+            ("tcp:8888 #2",): 0,
+        }
+
+
+@given(
+    st.text()
+    | st.from_regex(r"(text/plain|application/openmetrics-text);version=.{0,8}(;escaping=.*)?")
+)
+def test_whatever_is_asked_for_there_is_an_answer(accept: str) -> None:
+    subject = FakeSubject()
+    kind, body = Exposition(lambda: snapshot(subject)).write(accept)
+    assert kind.isascii()
+    assert kind.isprintable()
+    assert b"echod_build_info" in body
+
+
+def test_metrics_are_what_was_counted(get: Get) -> None:
+    found = families(get)
+    ended = samples(found["echod_connections_ended"])
+    assert ended["tcp:8888", "client closed"] == 1
+    assert ended["tcp:8888", "drained"] == 0
+    refused = {
+        (sample.labels["listener"], sample.labels["limit"]): sample.value
+        for sample in found["echod_connections_refused"].samples
+    }
+    assert refused["tcp:8888", "max-connections"] == 4
+    assert refused["tcp:8888 #2", "max-accept-rate"] == 0
+    for name, value in {
+        "echod_pool_threads": 4,
+        "echod_pool_busy": 4,
+        "echod_pool_queued": 9,
+        "echod_pool_wait_seconds": 0,
+        "echod_loop_stalls": 2,
+        "echod_loop_stalled_seconds": 0.5,
+        "echod_log_lines_written": 7,
+        "echod_log_lines_lost": 2,
+        "echod_log_events_suppressed": 3,
+    }.items():
+        assert samples(found[name]) == {(): value}, name
+    assert samples(found["echod_state"]) == {("starting",): 0, ("ready",): 1, ("draining",): 0}
+    # What open connections have moved counts while they are open.
+    assert samples(found["echod_messages"])["tcp:8888",] == 4
+    assert samples(found["echod_received_bytes"])["tcp:8888",] == 2048 + 1024
+    assert samples(found["echod_connections_open"])["tcp:8888",] == 10
+    assert "process_open_fds" in found
+
+
+def test_a_histogram_is_cumulative(get: Get) -> None:
+    family = families(get)["echod_handler_seconds"]
+    buckets = [
+        (sample.labels["le"], sample.value)
+        for sample in family.samples
+        if sample.name == "echod_handler_seconds_bucket"
+    ]
+    assert buckets[3:6] == [("0.001", 0), ("0.005", 1), ("0.01", 1)]
+    assert buckets[-1] == ("+Inf", 1)
+
+
+def test_without_threads_and_a_log_there_are_no_figures_of_them(
+    get: Get, subject: FakeSubject
+) -> None:
+    subject.pool = subject.log_observer = None
+    assert not [name for name in families(get) if "pool" in name or "echod_log" in name]
+
+
+def test_labels_are_as_many_as_listeners_and_limits(get: Get, subject: FakeSubject) -> None:
+    before = sum(len(family.samples) for family in families(get).values())
+    metrics = subject.listeners[0].factory.metrics
+    for _ in range(1000):
+        metrics.end("idle", messages=1, received=1, sent=1)
+        metrics.refused["max-accept-rate"] += 1
+    assert sum(len(family.samples) for family in families(get).values()) == before
+
+
+def test_a_hostile_listener_is_escaped(get: Get, subject: FakeSubject) -> None:
+    subject.listeners[:] = [
+        FakeListener(description='a"b\n\x1b\\', factory=FakeFactory(Metrics()))
+    ]
+    (labels,) = samples(families(get)["echod_listening"])
+    assert labels == (r'a"b\n\x1b' + "\\",)
