@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any, ClassVar
@@ -31,7 +32,9 @@ from echod.concurrency import Busy, InReactor
 from echod.framing import Framing
 from echod.handlers import Client
 from echod.limits import Admission
+from echod.proxy_protocol import ProxyHeader
 from echod.sweeping import URGENT_INTERVAL
+from echod.tls import TLSFacts
 from tests.conftest import Log
 from tests.serving import BANNER, eventually, serving
 
@@ -709,3 +712,13 @@ def test_connections_are_logged_in_these_words(log: Log) -> None:
         f"Disconnected from 192.168.1.1:54321: connection lost {figures}",
     ]
     assert connected["listener"] == disconnected["listener"] == "tcp:8888"
+
+
+def test_the_end_of_a_connection_tells_how_it_came(log: Log) -> None:
+    protocol, _ = connect(EchoFactory(Clock()))
+    facts = TLSFacts("TLSv1.3", "odd")
+    protocol.client = dataclasses.replace(protocol.client, tls=facts, proxy=ProxyHeader(2))
+    lose(protocol)
+    assert log.text.endswith(", out: 52, TLSv1.3, through 192.168.1.1:54321)")
+    assert log.events[-1]["tls"] == "TLSv1.3"
+    assert log.events[-1]["proxy"] == "192.168.1.1:54321"

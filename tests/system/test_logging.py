@@ -70,7 +70,7 @@ def test_a_background_daemon_logs_to_a_file_that_sigusr1_rotates(tmp_path: Path)
     finally:
         os.kill(process, signal.SIGTERM)
     eventually(lambda: log.read_text().endswith("Server Shut Down.\n"))
-    assert (tmp_path / "twistd.log.1").read_text() == first
+    assert (tmp_path / "twistd.log.1").read_text().startswith(first)
     assert first.count("starting up") == 1
     eventually(lambda: not Path(f"/proc/{process}").exists())
 
