@@ -189,6 +189,16 @@ class RelayedSocket(ConnectionSocket):
         self._peer = peer
         self._local = local
 
+    def shutdown(self, how: int, /) -> None:
+        # With this end shut for reading, what the client sends would break the relay, and with it
+        # go the replies on their way.
+        super().shutdown(socket.SHUT_WR if how == socket.SHUT_RDWR else how)
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):  # the handler was faster
+            self.shutdown(socket.SHUT_WR)
+        super().release()
+
     def getpeername(self) -> Any:
         return self._peer
 

@@ -42,13 +42,16 @@ if TYPE_CHECKING:
 class SocketProtocol(ConnectionProtocol):
     """Hands the connection to a thread, and closes it afterwards."""
 
-    __slots__ = ("_channel", "_conn", "_verdict")
+    __slots__ = ("_channel", "_conn", "_ended_early", "_verdict")
 
     def __init__(self, home: EchoFactory) -> None:
         super().__init__(home)
         self._conn: ConnectionSocket | None = None
         self._channel: _Direct | _Relay | None = None
         self._verdict: EndReason | None = None
+        # The handler has ended the stream before it returned; over a relay, where the reactor
+        # passes that on.
+        self._ended_early = False
 
     def _start(self) -> None:
         # A socket that a proxy opened would call the proxy its peer.
@@ -85,16 +88,25 @@ class SocketProtocol(ConnectionProtocol):
 
     def _end_writing(self) -> None:
         conn = self._conn
-        if conn is not None and conn.writing_ended and isinstance(self._channel, _Direct):
+        direct = isinstance(self._channel, _Direct)
+        if conn is not None and conn.writing_ended and (direct or self._ended_early):
             # Done by the handler; Twisted would write to see, and take EPIPE for a lost client.
             self.writeConnectionLost()
         else:
             super()._end_writing()
 
+    def writeConnectionLost(self) -> None:
+        if self._reason is not None:  # else the handler has ended the stream, and goes on
+            super().writeConnectionLost()
+
     def relay_ended(self) -> None:
-        """The handler's end of the socket pair is closed, and everything it wrote is relayed."""
-        ended = EndReason.DRAINED if self._draining else EndReason.HANDLER
-        self.close(self._verdict or ended)
+        """The handler writes no more, and everything it wrote is relayed."""
+        if self._verdict is not None:
+            self.close(self._verdict)
+        else:  # it may read on
+            self._ended_early = True
+            self.transport.unregisterProducer()
+            super()._end_writing()
 
     def _stop(self) -> None:
         if isinstance(self._channel, _Relay):
@@ -238,6 +250,10 @@ class _Relay(Protocol):
         self._asked: list[Callable[[], object]] = []
         # While the daemon drains: how much is still to be relayed.
         self._left = 0
+        # The thread's end, too: were it closed with input unread, what was written to it and is
+        # yet to be relayed would be lost.
+        self._kept: socket.socket | None = None
+        self._over = False
 
     def connect(self) -> ConnectionSocket:
         """Return the thread's end."""
@@ -247,6 +263,7 @@ class _Relay(Protocol):
         with ours:
             ours.setblocking(False)
             self._owner.adopt(ours, _Factory(self))
+        self._kept = theirs.dup()
         return RelayedSocket(
             theirs.detach(),
             peer=_socket_address((proxy and proxy.source) or client.getPeer()),
@@ -269,7 +286,7 @@ class _Relay(Protocol):
 
     def returned(self) -> bool:
         """Return whether the connection may be closed: not before all has been relayed."""
-        return False
+        return self._over
 
     def drain(self) -> int:
         """Return how much the thread may still read: all that will have been relayed."""
@@ -302,8 +319,15 @@ class _Relay(Protocol):
     def dataReceived(self, data: bytes) -> None:
         self._owner.transport.write(data)
 
-    def readConnectionLost(self) -> None:
+    def _ended(self) -> None:
+        self._over = True
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
         self._owner.relay_ended()
+
+    def readConnectionLost(self) -> None:
+        self._ended()
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
@@ -311,7 +335,7 @@ class _Relay(Protocol):
         pass
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._owner.relay_ended()
+        self._ended()
 
 
 class _Factory(Factory):

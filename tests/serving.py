@@ -229,10 +229,15 @@ class TwistedSecureServer(Server):
 
 @asynccontextmanager
 async def serving(
-    model: ConcurrencyModel | str = "reactor", *, threads: int = 4, **options: Any
+    model: ConcurrencyModel | str = "reactor",
+    *,
+    threads: int = 4,
+    over: ServerContext | None = None,
+    **options: Any,
 ) -> AsyncIterator[Server]:
-    """Serve with an `EchoFactory` of these options."""
-    server = Server(EchoFactory(reactor, model=make_model(model, threads), **options))
+    """Serve with an `EchoFactory` of these options, in clear or over TLS."""
+    factory = EchoFactory(reactor, model=make_model(model, threads), **options)
+    server = Server(factory) if over is None else SecureServer(factory, over)
     try:
         yield server
     finally:

@@ -1,10 +1,15 @@
-"""One suite for every concurrency model: the same handler gives the same bytes."""
+"""One suite for every concurrency model, in clear and over TLS: the same handler gives the same
+bytes.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +22,16 @@ from twisted.internet.task import deferLater
 from echod import Client, Close, EchoFactory, Handler, Length, Line, Reply, connection_handler
 from echod.handlers import ConcurrencyModel, reverse, upper
 from tests.conftest import Log
-from tests.serving import BANNER, Server, eventually, in_thread, make_model, run, serving
+from tests.serving import (
+    BANNER,
+    Server,
+    eventually,
+    in_thread,
+    make_model,
+    run,
+    server_context,
+    serving,
+)
 
 MODELS = [
     ConcurrencyModel.REACTOR,
@@ -25,6 +39,16 @@ MODELS = [
     ConcurrencyModel.THREAD_PER_CONNECTION,
 ]
 pytestmark = pytest.mark.parametrize("model", MODELS)
+
+
+@pytest.fixture(autouse=True, params=["clear", "TLS"])
+def way(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, certificate: Path
+) -> None:
+    """Let every test serve in clear, and over TLS."""
+    if request.param == "TLS":
+        over = functools.partial(serving, over=server_context(certificate))
+        monkeypatch.setattr(sys.modules[__name__], "serving", over)
 
 
 async def exchange(server: Server, *writes: bytes) -> bytes:

@@ -146,6 +146,7 @@ async def test_a_megabyte_goes_both_ways(way: str, certificate: Path) -> None:
         assert client.clean
 
 
+@WAYS
 @pytest.mark.parametrize(
     "end",
     [
@@ -157,7 +158,7 @@ async def test_a_megabyte_goes_both_ways(way: str, certificate: Path) -> None:
 )
 @pytest_twisted.ensureDeferred
 async def test_a_handler_may_end_the_stream_itself_before_it_returns(
-    end: Callable[[socket.socket], object],
+    way: str, certificate: Path, end: Callable[[socket.socket], object]
 ) -> None:
     leave = threading.Event()
 
@@ -167,7 +168,7 @@ async def test_a_handler_may_end_the_stream_itself_before_it_returns(
         end(conn)
         leave.wait(10)
 
-    async with serving(MODEL, handler=handler) as server:
+    async with both(way, certificate, handler=handler) as server:
         for _ in range(5):
             leave.clear()
             client = await server.connect()
