@@ -20,6 +20,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, Any, NamedTuple
 
@@ -62,19 +63,29 @@ class EventKind(NamedTuple):
 _OTHERS = EventKind("-", "(others)", "info")
 
 
+@dataclass
+class _Window:
+    """What was seen of a kind since the time it `began`."""
+
+    began: float
+    admitted: int = 0
+    excess: int = 0
+
+
 class Limiter:
-    """Counts events by kind, and says which are too many.  Pure: the time is passed in."""
+    """Counts events by kind, and says which are too many.  Pure: the time is passed in.
+
+    Attributes:
+        rate: how many events of one kind may be written a second, over `WINDOW` seconds; 0: all.
+        suppressed: how many were too many.
+    """
 
     def __init__(self, rate: float) -> None:
-        """Set up.
-
-        Args:
-            rate: how many events of one kind may be written a second, over `WINDOW` seconds.
-        """
+        """Start with nothing counted."""
+        self.rate = rate
         self.suppressed = 0
-        self._budget = rate * WINDOW
-        self._windows: dict[EventKind, list[float]] = {}
-        self._excess = 0
+        self._windows: dict[EventKind, _Window] = {}
+        self._unreported = 0
 
     def admits(self, kind: EventKind, now: float) -> bool:
         """Count an event; return whether it may be written."""
@@ -82,26 +93,27 @@ class Limiter:
         if window is None:
             if len(self._windows) >= MOST_KINDS:
                 kind = self._make_room(kind, now)
-            window = self._windows.setdefault(kind, [now, 0])
-        elif now - window[0] >= WINDOW and window[1] <= self._budget:
-            window[:] = now, 0
-        window[1] += 1
-        if window[1] <= self._budget:
+            window = self._windows.setdefault(kind, _Window(now))
+        elif now - window.began >= WINDOW and not window.excess:
+            window.began, window.admitted = now, 0
+        if not self.rate or window.admitted < self.rate * WINDOW:
+            window.admitted += 1
             return True
+        window.excess += 1
         self.suppressed += 1
-        self._excess += 1
+        self._unreported += 1
         return False
 
     def _make_room(self, kind: EventKind, now: float) -> EventKind:
-        for known, (began, count) in list(self._windows.items()):
-            if now - began >= WINDOW and count <= self._budget:
+        for known, window in list(self._windows.items()):
+            if now - window.began >= WINDOW and not window.excess:
                 del self._windows[known]
         return kind if len(self._windows) < MOST_KINDS else _OTHERS
 
     @property
     def holding(self) -> bool:
         """Whether there is something to report sooner or later."""
-        return self._excess > 0
+        return self._unreported > 0
 
     def report(self, now: float, *, everything: bool = False) -> list[tuple[EventKind, int, int]]:
         """Return kinds, how many of each were not written, and over how many seconds.
@@ -111,12 +123,12 @@ class Limiter:
             everything: also those whose window is not over yet.
         """
         reports = []
-        for kind, (began, count) in list(self._windows.items()):
-            if count > self._budget and (everything or now - began >= WINDOW):
-                excess = int(count - self._budget)
-                self._excess -= excess
+        for kind, window in list(self._windows.items()):
+            lasted = now - window.began
+            if window.excess and (everything or lasted >= WINDOW):
+                self._unreported -= window.excess
                 del self._windows[kind]
-                reports.append((kind, excess, max(1, round(now - began))))
+                reports.append((kind, window.excess, max(1, round(lasted))))
         return reports
 
 
@@ -150,23 +162,28 @@ class LogObserver:
         if sink.stamps and format == "text":
             self._render = unstamped_line
         self._lowest = LEVELS.index(level)
-        self._limiter = Limiter(rate) if rate else None
+        self._limiter = Limiter(rate)
         self._clock = clock
         self._lock = threading.RLock()
         self.writer = LogWriter(sink, notice=self._dropped_line, look_after=self._summarize)
+
+    def configure(self, *, level: str, rate: float) -> None:
+        """Take another level and rate, as for `__init__`, for the events to come."""
+        self._lowest = LEVELS.index(level)
+        self._limiter.rate = rate
 
     def __call__(self, event: LogEvent) -> None:
         """Write `event`, unless it is too many or too low."""
         level = event.get("log_level") or LogLevel.info
         if _RANKS.get(level, 0) < self._lowest:
             return
-        if self._limiter is not None and not self._admits(self._limiter, event):
+        if not self._admits(event):
             return
         if text := self._render(event):
             self.writer.add(Line(text, level.name))
 
-    def _admits(self, limiter: Limiter, event: LogEvent) -> bool:
-        kind = _kind(event)
+    def _admits(self, event: LogEvent) -> bool:
+        limiter, kind = self._limiter, _kind(event)
         with self._lock:
             held = limiter.holding
             admitted = limiter.admits(kind, self._clock())
@@ -176,17 +193,16 @@ class LogObserver:
 
     def _summarize(self) -> float | None:
         """In the writer's thread: say what was not written; return when to look again."""
-        if self._limiter is None or not self._limiter.holding:
+        if not self._limiter.holding:
             return None
         self._report()
         return 1.0
 
     def _report(self, *, everything: bool = False) -> None:
-        if self._limiter is not None:
-            with self._lock:
-                reports = self._limiter.report(self._clock(), everything=everything)
-            for kind, count, seconds in reports:
-                self.writer.add(Line(self._summary(kind, count, seconds), kind.level))
+        with self._lock:
+            reports = self._limiter.report(self._clock(), everything=everything)
+        for kind, count, seconds in reports:
+            self.writer.add(Line(self._summary(kind, count, seconds), kind.level))
 
     def finish(self) -> None:
         """The event loop has ended: say what is left to say, and wait for what comes yet."""
@@ -229,7 +245,7 @@ class LogObserver:
     @property
     def suppressed(self) -> int:
         """How many events were counted instead of written."""
-        return self._limiter.suppressed if self._limiter else 0
+        return self._limiter.suppressed
 
 
 def _kind(event: LogEvent) -> EventKind:

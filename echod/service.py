@@ -490,6 +490,8 @@ class EchoService(Service):
             self._model.patience = limits.serial_timeout
         if self.signals is not None:
             self.signals.patience = settings.drain_timeout + GRACE
+        if self.log_observer is not None:
+            self.log_observer.configure(level=settings.log_level, rate=settings.log_rate)
         self._watch_for_stalls()
         taken = ", ".join(one.key for one in changed if one.text.reload)
         log.info("Reloaded; changed: {taken}", taken=taken or "nothing")

@@ -373,6 +373,7 @@ class Settings:
         Text(
             f"The lowest level that is logged: {', '.join(LOG_LEVELS)}.",
             one_of(LOG_LEVELS),
+            reload=True,
         ),
     )
     log_rate: int = setting(
@@ -381,6 +382,7 @@ class Settings:
             "How many lines of one kind are logged a second, over ten seconds; those above are "
             "counted, and a line says how many there were; 0: no limit.",
             whole_number(0, 1_000_000),
+            reload=True,
         ),
     )
 

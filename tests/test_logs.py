@@ -308,6 +308,22 @@ def test_the_number_of_kinds_is_bounded() -> None:
     assert len(limiter._windows) <= MOST_KINDS
 
 
+def test_level_and_rate_can_be_changed_on_the_way() -> None:
+    observed = Observed(rate=0.1)
+    for _ in range(3):
+        observed.log.info("again")
+    assert len(observed.lines) == 1
+    observed.observer.configure(level="debug", rate=0)
+    observed.log.debug("quiet")
+    for _ in range(300):
+        observed.log.info("again")
+    assert len(observed.lines) == 301
+    observed.now += WINDOW
+    observed.observer._summarize()
+    assert "… 2 more like this in 10 s: again" in observed.lines[0]
+    assert observed.observer._summarize() is None
+
+
 # Where it goes.
 
 

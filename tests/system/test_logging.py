@@ -51,6 +51,21 @@ def test_what_is_below_the_level_is_left_out(daemon: Start) -> None:
     assert [line for line in running.lines if "#info" in line] == []
 
 
+def test_a_reload_changes_the_level(daemon: Start, tmp_path: Path) -> None:
+    file = tmp_path / "echod.toml"
+    file.write_text('log-level = "warn"\n')
+    running = daemon("--config", str(file), "--listen", f"unix:{tmp_path}/socket")
+    eventually((tmp_path / "socket").exists)
+    file.write_text('log-level = "debug"\nlog-rate = 50\n')
+
+    def reloaded() -> bool:
+        running.signal(signal.SIGHUP)
+        return "Reloaded; changed: log-level, log-rate" in running.log
+
+    eventually(reloaded)
+    assert "Socket now listening" not in running.log
+
+
 def test_a_background_daemon_logs_to_a_file_that_sigusr1_rotates(tmp_path: Path) -> None:
     path, log = tmp_path / "socket", tmp_path / "twistd.log"
     started = subprocess.run(
