@@ -204,6 +204,11 @@ class LogObserver:
         for kind, count, seconds in reports:
             self.writer.add(Line(self._summary(kind, count, seconds), kind.level))
 
+    def restart(self) -> None:
+        """In a forked child: a lock that another thread of the parent held is free for nobody."""
+        self._lock = threading.RLock()
+        self.writer.restart()
+
     def finish(self) -> None:
         """The event loop has ended: say what is left to say, and wait for what comes yet."""
         self._report(everything=True)

@@ -254,7 +254,7 @@ class LogWriter:
             self._size += len(line.text)
         if self._running and self._thread is None:
             self._launch()
-        if self._finishing:
+        if self._finishing and threading.current_thread() is not self._thread:
             self._finishing = self.flush(LAST_WAIT)
         elif not self._waking:
             self.wake()

@@ -593,6 +593,6 @@ def _log_through(observer: LogObserver) -> None:
     # twistd ends by the signal that it got, so that nothing registered with atexit is called.
     reactor.addSystemEventTrigger("after", "shutdown", observer.finish)
     atexit.register(observer.close)
-    os.register_at_fork(after_in_child=observer.writer.restart)
+    os.register_at_fork(after_in_child=observer.restart)
     if not signal.getsignal(signal.SIGUSR1):
         signal.signal(signal.SIGUSR1, rotate)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -322,6 +324,29 @@ def test_level_and_rate_can_be_changed_on_the_way() -> None:
     observed.observer._summarize()
     assert "… 2 more like this in 10 s: again" in observed.lines[0]
     assert observed.observer._summarize() is None
+
+
+def test_a_forked_child_does_not_wait_for_the_parents_threads() -> None:
+    observed = Observed(rate=1)
+    locked, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with observed.observer._lock, observed.observer.writer._lock:
+            locked.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait(10)
+    child = os.fork()
+    if not child:
+        observed.observer.restart()
+        observed.log.info("the child's")
+        os._exit(0 if observed.lines[-1].endswith("the child's") else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    leave.set()
+    thread.join()
+    observed.observer.close()
 
 
 # Where it goes.
