@@ -36,10 +36,10 @@ log = Logger()
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# The labels under which refusals are counted.
-UNTRUSTED = "proxy untrusted"
-BROKEN = "proxy header"
-LATE = "proxy timeout"
+# Under what refusals are counted: the setting, where it is one that was broken.
+UNTRUSTED = "proxy-trust"
+BROKEN = "proxy-header"
+LATE = "proxy-timeout"
 
 
 @implementer(IAddress)
