@@ -491,7 +491,11 @@ class PooledProtocol(DirectProtocol):
             session.in_flight = True
             self._bytes_received += len(data)
             self._direct_messages += 1
-            self._home.model.call(self._answered_directly, self._received, data)
+            try:
+                self._home.model.call(self._answered_directly, self._received, data)
+            except Busy as busy:
+                session.in_flight = False
+                self._turn_away(busy)
         else:
             EchoProtocol.dataReceived(self, data)
 
