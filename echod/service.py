@@ -462,7 +462,8 @@ class EchoService(Service):
         except (SettingError, FilesError) as error:
             self._refused = escape(str(error))
             log.error("Reload refused, nothing has changed: {why}", why=self._refused)
-        self.notifier.ready()
+        finally:
+            self.notifier.ready()
 
     def _take(self, wanted: Settings) -> None:
         """Take new settings into use.

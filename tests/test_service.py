@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from echod import service as module
 from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection
 from echod.default_reactor import name_of
 from echod.handlers import ConcurrencyModel, Handler, HandlerSpec, adopt
+from echod.limits import Limits
 from echod.listen import Listening
 from echod.service import (
     EchoService,
@@ -32,7 +34,7 @@ from echod.service import (
     build_service,
     makeService,
 )
-from echod.settings import Settings
+from echod.settings import SETTINGS, Settings
 from echod.signals import GRACE, Signals
 from tests.conftest import Log
 from tests.serving import BANNER, Talker, eventually
@@ -377,3 +379,11 @@ async def test_a_reload_that_is_refused_changes_nothing_and_says_why(log: Log) -
     await service.stopService()
     service.reload()
     assert log.text.count("Reloaded") == 1
+
+
+def test_every_setting_that_is_said_to_reload_is_known_to_the_reload() -> None:
+    limits = {one.name for one in fields(Limits)}
+    assert {one.name for one in SETTINGS if one.text.reload} - limits == {
+        *("banner", "no_banner", "drain_timeout", "drain_spread"),
+        *("stall_threshold", "log_level", "log_rate"),
+    }

@@ -112,6 +112,10 @@ def test_sighup_reloads_the_file(daemon: Start, file: Path) -> None:
         assert receive_all(connection) == b""
     with connect(running) as connection:
         assert receive(connection, 9) == b"Good day\n"
+    file.write_text('log-level = "warn"\nthreads = 3\n')
+    running.signal(signal.SIGHUP)
+    running.wait_for(r"Not changed, because that takes a restart: threads$", 2)
+    assert running.log.count("Reloaded") == 1
 
 
 @pytest.mark.parametrize(
