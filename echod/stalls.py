@@ -181,7 +181,7 @@ class StallWatch:
         if lag >= self.threshold:
             self._count(lag)
             if shown:
-                log.warn("The event loop is free again, after {seconds:.2f} s", seconds=lag)
+                log.warn("The event loop goes on, after {seconds:.2f} s", seconds=lag)
 
     def _answer(self) -> None:
         """In the reactor's thread."""
@@ -206,7 +206,7 @@ class StallWatch:
         self._silent_until = now + LOG_INTERVAL
         untold, self._untold = self._untold, 0
         log.warn(
-            "A handler has held the event loop for {seconds:.2f} s{others}; it is at:\n{stack}",
+            "The event loop has stood still for {seconds:.2f} s{others}; it is at:\n{stack}",
             seconds=seconds,
             others=f" ({untold} more were not shown)" if untold else "",
             stack=_stack(frame),
