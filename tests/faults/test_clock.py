@@ -22,6 +22,15 @@ def wall_clock(message):
 """
 
 
+# The library refuses the call that Python's sleep makes: clock_nanosleep with an absolute time.
+SLEEP = """
+import select
+import time
+
+time.sleep = lambda seconds: select.select([], [], [], seconds)
+"""
+
+
 class WallClock:
     """The wall clock that daemons see."""
 
@@ -30,7 +39,9 @@ class WallClock:
         self.set(0)
         if not LIBRARIES:
             missing("libfaketime is not installed (Debian: faketime)")
+        (directory / "sitecustomize.py").write_text(SLEEP)
         self.environment = {
+            "PYTHONPATH": str(directory),
             "LD_PRELOAD": str(LIBRARIES[0]),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",
