@@ -126,7 +126,7 @@ def _echod(name: str, reactor: str) -> Peer:
             twistd.append(f"--reactor={reactor}")
         where = f"{place.port}:interface=127.0.0.1"
         if tls:
-            listen = f"ssl:{where}:certKey={tools.certificate}:privateKey={tools.key}"
+            listen = f"tls:{where}:certificate={tools.certificate}:key={tools.key}"
         else:
             listen = f"tcp:{where}"
         asked = ["--listen", listen, "--concurrency", model]

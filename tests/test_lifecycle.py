@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from ssl import DER_cert_to_PEM_cert
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ from twisted.internet import reactor, ssl
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 
-from echod import EchoFactory, Limits
+from echod import Client, EchoFactory, Handler, Limits
 from echod.handlers import ConcurrencyModel
+from echod.tls.context import certificates_in
+from tests.certificates import Authority
 from tests.serving import (
     BANNER,
+    ClientContext,
     SecureServer,
     Server,
     Talker,
@@ -22,6 +26,7 @@ from tests.serving import (
     eventually,
     make_model,
     server_context,
+    serving,
 )
 
 
@@ -52,6 +57,47 @@ async def test_over_tls_clients_are_greeted_and_answered(certificate: Path, mode
         client.send(b"happy\n")
         await client.receive(b"OK...happy\n")
         assert all(connection.client.tls for connection in server.factory.connections)
+
+
+@pytest.mark.parametrize("model", [*ConcurrencyModel][:3])
+@pytest_twisted.ensureDeferred
+async def test_a_handler_knows_what_tls_knows_of_its_client(tmp_path: Path, model: str) -> None:
+    seen: list[Client] = []
+
+    class Asking(Handler):
+        def opened(self, client: Client) -> bytes:
+            seen.append(client)
+            return b"hello\n"
+
+        def received(self, message: bytes) -> None: ...
+
+    authority = Authority("an authority")
+    for name, content in {
+        "ca.pem": authority.certificate,
+        "server.pem": authority.issue("server"),
+        "client.pem": authority.issue("somebody"),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    asking = server_context(
+        tmp_path / "server.pem", client_ca=str(tmp_path / "ca.pem"), alpn=("echo",)
+    )
+    client = ClientContext()
+    client.context.load_cert_chain(tmp_path / "client.pem")
+    client.context.set_alpn_protocols(["echo"])
+    client.server_name = "example.com"
+    async with serving(model, over=asking, handler=Asking) as server:
+        assert isinstance(server, SecureServer)
+        await (await server.connect(client)).receive(b"hello\n")
+        stranger = await server.connect(ClientContext())
+        assert await stranger.receive_all() == b""
+        await eventually(lambda: server.factory.metrics.ended["no TLS handshake"] == 1)
+    (facts,) = (client.tls for client in seen)
+    assert facts is not None
+    assert (facts.version, facts.alpn, facts.server_name) == ("TLSv1.3", "echo", "example.com")
+    assert facts.certificate is not None
+    assert facts.certificate.common_name == "somebody"
+    pem = (tmp_path / "client.pem").read_text()
+    assert DER_cert_to_PEM_cert(facts.certificate.der).split() == certificates_in(pem)[0].split()
 
 
 @pytest.mark.parametrize("model", ConcurrencyModel)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from twisted.internet.error import ConnectionLost
@@ -365,17 +365,11 @@ class TLSConnection:
     def _encrypt(self, data: bytes) -> None:
         """Encrypt and send."""
         try:
-            if len(data) <= MOST:
-                self._write(data)
-            else:
-                view = memoryview(data)
-                for start in range(0, len(view), MOST):
-                    self._write(view[start : start + MOST])
-                    self.transport.write(self._outgoing.read())
+            for piece in (data,) if len(data) <= MOST else _cut(data):
+                self._write(piece)
+                self.transport.write(self._outgoing.read())
         except OSError as error:
             self._fail(error)
-            return
-        self._send()
 
     # Closing.
 
@@ -562,3 +556,9 @@ class TLSFactory(Factory):
 def _prefix(named: Any) -> str:
     provider = ILoggingContext(named, None)
     return str(provider.logPrefix()) if provider is not None else type(named).__name__
+
+
+def _cut(data: bytes) -> Iterator[memoryview]:
+    """Return `data` in pieces of at most `MOST` bytes."""
+    view = memoryview(data)
+    return (view[start : start + MOST] for start in range(0, len(data), MOST))
