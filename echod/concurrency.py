@@ -543,21 +543,39 @@ class Conversation:
         return reason
 
     def _answer_reads(self, conn: ConnectionSocket, handler: Handler) -> EndReason:
-        """Where what one read gave is a message: no framer, no session, and nothing held."""
-        received, recv, sendall = handler.received, conn.recv, conn.sendall
-        size = self.framing.max_message
-        while message := recv(size):
-            conn.messages += 1
-            reply = received(message)
-            if reply.__class__ is bytes:
-                sendall(reply)
-            elif isinstance(reply, Close):
-                if reply.reply:
-                    self._send(conn, reply.reply)
-                return EndReason.HANDLER
-            elif reply is not None:
-                self._send(conn, reply)
-        return EndReason.DRAINED if conn.draining else EndReason.CLIENT
+        """Where what one read gave is a message: no framer, no session, and nothing held.
+
+        What `conn.recv` and `conn.sendall` do is written out here: in a loop of two system calls,
+        a Python call around each is felt.
+        """
+        received, size = handler.received, self.framing.max_message
+        recv, sendall = super(ConnectionSocket, conn).recv, super(ConnectionSocket, conn).sendall
+        try:
+            while not conn.draining:
+                conn.receiving = True
+                message = recv(size)
+                conn.received_bytes += len(message)
+                conn.receiving = False
+                if not message:
+                    break
+                conn.messages += 1
+                reply = received(message)
+                if reply.__class__ is bytes:
+                    conn.sending = True
+                    sendall(reply)
+                    conn.sent_bytes += len(reply)
+                    conn.sending = False
+                elif isinstance(reply, Close):
+                    if reply.reply:
+                        self._send(conn, reply.reply)
+                    return EndReason.HANDLER
+                elif reply is not None:
+                    self._send(conn, reply)
+        except BaseException as error:
+            conn.failed(error)
+            raise
+        # At a drain the stream ends earlier than the socket says: `conn.recv` knows where.
+        return self._answer_framed(conn, handler) if conn.draining else EndReason.CLIENT
 
     def _answer_framed(self, conn: ConnectionSocket, handler: Handler) -> EndReason:
         session = Session(self.framing.framer())

@@ -47,6 +47,7 @@ class ConnectionSocket(socket.socket):
     __slots__ = (
         "_end",
         "_released",
+        "_uncounted_since",
         "draining",
         "error",
         "incomplete",
@@ -76,41 +77,43 @@ class ConnectionSocket(socket.socket):
         self.draining = False
         # While draining: the value of `received_bytes` at which the stream ends.
         self._end = 0
+        self._uncounted_since: int | None = None
         self.writing_ended = False
         self._released = False
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        if self.draining and (bufsize := min(bufsize, self._end - self.received_bytes)) <= 0:
+        if self.draining and (bufsize := min(bufsize, self._left())) <= 0:
             return b""
         self.receiving = True
         try:
             data = _recv(self, bufsize, flags)
         except BaseException as error:
-            self._failed(error)
+            self.failed(error)
             raise
-        self.receiving = False
         self.received_bytes += len(data)
+        self.receiving = False
         return data
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0, /) -> int:
         if self.draining:
-            nbytes = min(nbytes or memoryview(buffer).nbytes, self._end - self.received_bytes)
+            nbytes = min(nbytes or memoryview(buffer).nbytes, self._left())
             if nbytes <= 0:
                 return 0
         self.receiving = True
         try:
             count = _recv_into(self, buffer, nbytes, flags)
         except BaseException as error:
-            self._failed(error)
+            self.failed(error)
             raise
-        self.receiving = False
         self.received_bytes += count
+        self.receiving = False
         return count
 
-    def _failed(self, error: BaseException) -> None:
-        self.receiving = self.sending = False
-        if isinstance(error, OSError):
+    def failed(self, error: BaseException) -> None:
+        """Note that a call that was to move bytes, or the code around it, has raised `error`."""
+        if isinstance(error, OSError) and (self.receiving or self.sending):
             self.error = error
+        self.receiving = self.sending = False
 
     def drain(self, unread: int) -> None:
         """Let the stream end after `unread` bytes more: what the kernel held at that moment.
@@ -118,15 +121,25 @@ class ConnectionSocket(socket.socket):
         The socket is not shut down for reading: after that and a FIN, Linux answers whatever the
         client still sends with RST, which takes the reply with it.
         """
+        # The thread may have read something that it has not counted yet, as it waits for the
+        # interpreter's lock: that is not among the unread bytes.
+        self._uncounted_since = self.received_bytes if self.receiving else None
         self._end = self.received_bytes + unread
         self.draining = True
+
+    def _left(self) -> int:
+        """Return how many bytes the thread may still read."""
+        if self._uncounted_since is not None:
+            self._end += self.received_bytes - self._uncounted_since
+            self._uncounted_since = None
+        return self._end - self.received_bytes
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         self.sending = True
         try:
             count = _send(self, data, flags)
         except BaseException as error:
-            self._failed(error)
+            self.failed(error)
             raise
         self.sending = False
         self.sent_bytes += count
@@ -137,7 +150,7 @@ class ConnectionSocket(socket.socket):
         try:
             _sendall(self, data, flags)
         except BaseException as error:
-            self._failed(error)
+            self.failed(error)
             raise
         self.sending = False
         self.sent_bytes += len(data) if data.__class__ is bytes else memoryview(data).nbytes

@@ -332,7 +332,8 @@ class Settings:
     serial_timeout: float = setting(
         Limits.serial_timeout,
         Text(
-            "Seconds that a silent client may keep others waiting in serial; 0: for ever.",
+            "Seconds that a silent client may keep others waiting in serial; 0: until "
+            "--idle-timeout.",
             seconds,
             unit="seconds",
             reload=True,

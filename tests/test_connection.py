@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from echod import connection
 from echod.connection import ConnectionSocket, RelayedSocket
 
 
@@ -100,3 +102,39 @@ def test_a_relayed_socket_gives_the_clients_addresses() -> None:
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         conn.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         conn.release()
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_what_was_read_but_not_counted_when_a_drain_began_takes_nothing_from_the_rest(
+    pair: tuple[ConnectionSocket, socket.socket], monkeypatch: pytest.MonkeyPatch, into: bool
+) -> None:
+    conn, peer = pair
+    peer.sendall(b"x" * 1500)
+    name = "_recv_into" if into else "_recv"
+    plain = getattr(connection, name)
+
+    def drained_meanwhile(*arguments: Any) -> Any:
+        result = plain(*arguments)
+        if not conn.draining:
+            conn.drain(500)  # what the kernel holds now
+        return result
+
+    monkeypatch.setattr(connection, name, drained_meanwhile)
+
+    def receive(size: int) -> int:
+        return conn.recv_into(bytearray(size)) if into else len(conn.recv(size))
+
+    assert receive(1000) == 1000
+    peer.sendall(b"came later")
+    assert [receive(1000), receive(1000)] == [500, 0]
+
+
+def test_a_drain_counts_from_what_was_read(
+    pair: tuple[ConnectionSocket, socket.socket],
+) -> None:
+    conn, peer = pair
+    peer.sendall(b"x" * 1500)
+    assert len(conn.recv(1000)) == 1000
+    conn.drain(500)
+    peer.sendall(b"came later")
+    assert [len(conn.recv(1000)), len(conn.recv(1000))] == [500, 0]
