@@ -12,7 +12,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import yaml
 
+from echod.settings import configure
 from tests.daemon import Daemon, Start, receive_all, tool
 from tests.faults.clients import greeted, is_served
 
@@ -99,6 +101,16 @@ def test_settings_that_are_there_already_are_kept(tmp_path: Path) -> None:
     settings.write_text("port = 7\n")
     install(tmp_path)
     assert settings.read_text() == "port = 7\n"
+
+
+def test_the_settings_for_kubernetes_are_good() -> None:
+    manifest = list(yaml.safe_load_all((ROOT / "etc" / "kubernetes.yaml").read_text()))
+    (settings,) = (each["data"]["echod.toml"] for each in manifest if each["kind"] == "ConfigMap")
+    (pod,) = (each["spec"]["template"] for each in manifest if each["kind"] == "Deployment")
+    drain = configure({}, settings, "kubernetes.yaml").drain_timeout
+    (container,) = pod["spec"]["containers"]
+    delay = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["spec"]["terminationGracePeriodSeconds"] > delay + drain
 
 
 # What the units take away, the daemon does not need.
