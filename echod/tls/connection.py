@@ -56,6 +56,7 @@ MOST = 2 * RECORD
 # How long a peer has to read an alert and to close, in seconds: closing at once on input that we
 # have not read would send RST, and RST takes the alert with it.
 LINGER = 2.0
+NOTHING = memoryview(b"")
 
 
 class TLSError(ConnectionLost):
@@ -132,7 +133,7 @@ class TLSConnection:
         self._direct = False
         self._reading = True
         # What has come and was not given to OpenSSL.
-        self._rest = b""
+        self._rest = NOTHING
         # What was written and not encrypted: before the handshake, and within `dataReceived`.
         self._parts: list[bytes] = []
         self._size = 0
@@ -196,7 +197,7 @@ class TLSConnection:
         if self._input_over or self._lost:
             return
         if self._open:
-            self._rest += data
+            self._rest = memoryview(bytes(self._rest) + data if self._rest else data)
             self._read_on()
         else:
             self._incoming.write(data)
@@ -205,7 +206,7 @@ class TLSConnection:
     def _read_on(self) -> None:
         """Decrypt what has come for as long as the application reads; then say that it is over."""
         while self._reading and not self._input_over and self._waiting:
-            data, self._rest = self._rest[:MOST], self._rest[MOST:]
+            data, self._rest = self._rest[:MOST], self._rest[MOST:] or NOTHING
             self._incoming.write(data)
             self._decrypt()
         if self._eof and self._reading and not self._input_over:
@@ -249,7 +250,7 @@ class TLSConnection:
         """Neither read nor write any more."""
         self._writable = self._direct = self._reading = False
         self._parts.clear()
-        self._rest = b""
+        self._rest = NOTHING
 
     def _end_input(self) -> None:
         """The peer has sent its last byte."""

@@ -396,5 +396,6 @@ def test_a_client_that_never_reads_costs_little(secure: Callable[..., Daemon], m
                 if peer.socket in writable:
                     left[peer] = left[peer][peer.socket.send(left[peer][: 1 << 16]) :]
         assert all(left.values())
-        assert running.resident - before < len(peers) * 512 * 1024
+        # One read of uvloop's is 256 KB; the replies to a part of it wait beside the rest.
+        assert running.resident - before < len(peers) * 1024 * 1024
         assert reader.exchange(b"happy\n", "both") == b"OK...happy\n"
