@@ -378,6 +378,10 @@ class EchoProtocol(ConnectionProtocol):
         return self._session.in_flight or self._session.blocked
 
 
+def _unconnected(data: bytes) -> None:
+    raise AssertionError
+
+
 class DirectProtocol(EchoProtocol):
     """The hot path: chunk framing, and a handler in the event loop.
 
@@ -386,13 +390,22 @@ class DirectProtocol(EchoProtocol):
     state changes, and given again by `_settle` alone, when the session is idle.
     """
 
-    __slots__ = ("_direct", "_direct_messages", "_piece")
+    __slots__ = ("_direct", "_direct_messages", "_piece", "_send")
 
     def __init__(self, home: EchoFactory) -> None:
         super().__init__(home)
         self._direct = False
         self._direct_messages = 0
         self._piece = home.framing.max_message
+        self._send: Callable[[bytes], None] = _unconnected
+
+    def connect_directly(self, write: Callable[[bytes], None]) -> None:
+        self._send = write
+
+    def makeConnection(self, transport: Any) -> None:
+        if self._send is _unconnected:
+            self._send = transport.write
+        super().makeConnection(transport)
 
     def dataReceived(self, data: bytes) -> None:
         if not self._direct:
@@ -401,14 +414,16 @@ class DirectProtocol(EchoProtocol):
             # All that most messages cost; hence no call that could be spared.
             self._bytes_received += len(data)
             self._direct_messages += 1
+            received = self._received
             try:
-                reply = self._received(data)
+                reply = received(data)
             except Exception:
                 self.fail(Failure())
                 return
-            if reply.__class__ is bytes:
+            if type(reply) is bytes:
                 self._bytes_sent += len(reply)
-                self.transport.write(reply)
+                send = self._send
+                send(reply)
             elif reply is not None:
                 self._take_directly(reply)
         else:
@@ -453,6 +468,7 @@ class DirectProtocol(EchoProtocol):
 
     def _stop(self) -> None:
         self._direct = False
+        self._send = _unconnected
         super()._stop()
 
     def _cut_input(self) -> None:

@@ -199,6 +199,11 @@ class StreamTransport:
 
     def _begin(self, protocol: IProtocol) -> None:
         self.protocol = protocol
+        connect_directly = getattr(protocol, "connect_directly", None)
+        if connect_directly is not None:
+            self.data_received = protocol.dataReceived  # type: ignore[method-assign]
+            self._uv.set_protocol(self)
+            connect_directly(self._uv.write)
         protocol.makeConnection(self)
 
     # What uvloop calls
@@ -276,6 +281,7 @@ class StreamTransport:
             self._flush_timer.cancel()
         self._protocol_name = _name(self.protocol)
         self.producer = self.protocol = None
+        self.__dict__.pop("data_received", None)
 
     def _release(self) -> None:
         """Drop the connection and tell nobody; a duplicate of the socket stays connected."""
