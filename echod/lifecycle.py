@@ -509,6 +509,31 @@ def acknowledged(transport: Any) -> int:
 
 # `struct tcp_info` of linux/tcp.h, as far as tcpi_bytes_acked.
 _BYTES_ACKED = struct.Struct("=120xQ")
+# tcpi_state, tcpi_bytes_received, tcpi_bytes_sent, tcpi_bytes_retrans; the last two of Linux 4.19.
+_TRAFFIC = struct.Struct("=B127xQ64xQQ")
+# The states in which the kernel has had the other side's FIN, which it counts as a byte received:
+# TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
+_FIN_HAS_COME = {6, 8, 9, 11}
+
+
+def traffic(transport: Any, *, input_ended: bool) -> tuple[int, int] | None:
+    """Return how many bytes a TCP connection has brought and taken, as the kernel counts.
+
+    Args:
+        transport: the connection.
+        input_ended: whether the other side's end of stream has been seen.
+
+    Returns:
+        Bytes received and sent; None where the kernel does not count.
+    """
+    handle = _handle(transport)
+    if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TRAFFIC.size)
+    if len(info) < _TRAFFIC.size:
+        return None
+    state, received, sent, again = _TRAFFIC.unpack(info)
+    return received - (input_ended or state in _FIN_HAS_COME), sent - again
 
 
 def _held_by_kernel(transport: Any, request: int) -> int:

@@ -39,6 +39,7 @@ from echod.lifecycle import (
     log_failure,
     network_at,
     shown_address,
+    traffic,
     unread,
 )
 from echod.limits import Admission, Limits, Refusal
@@ -378,41 +379,50 @@ class EchoProtocol(ConnectionProtocol):
         return self._session.in_flight or self._session.blocked
 
 
-def _unconnected(data: bytes) -> None:
-    raise AssertionError
-
-
 class DirectProtocol(EchoProtocol):
     """The hot path: chunk framing, and a handler in the event loop.
 
     While nothing is held or awaited, input needs no framer and no session: it is cut, handled
-    and answered on the spot.  `_direct` says whether that is so.  It is taken back wherever the
-    state changes, and given again by `_settle` alone, when the session is idle.
+    and answered on the spot.  `_direct` says how much of it: the longest message, or nothing.  It
+    is taken back wherever the state changes, and given again by `_settle` alone, when the session
+    is idle.
     """
 
-    __slots__ = ("_direct", "_direct_messages", "_piece", "_send")
+    __slots__ = ("_direct", "_direct_messages", "_kernel_counts", "_send")
 
     def __init__(self, home: EchoFactory) -> None:
         super().__init__(home)
-        self._direct = False
+        self._direct = 0
         self._direct_messages = 0
-        self._piece = home.framing.max_message
-        self._send: Callable[[bytes], None] = _unconnected
+        self._send: Any = self._write
+        self._kernel_counts = False
 
-    def connect_directly(self, write: Callable[[bytes], None]) -> None:
+    def connect_directly(
+        self, transport: Any, write: Callable[[bytes], None]
+    ) -> Callable[[bytes], None]:
+        """From the uvloop reactor: return what is called for each read, instead of `dataReceived`.
+
+        To count bytes costs more than all else here.  The kernel counts those of TCP anyway.
+
+        Args:
+            transport: what `makeConnection` will bring.
+            write: the quickest way to write, for as long as the connection is open.
+        """
+        if traffic(transport, input_ended=False) is None:
+            return self.dataReceived
+        self._kernel_counts = True
         self._send = write
-
-    def makeConnection(self, transport: Any) -> None:
-        if self._send is _unconnected:
-            self._send = transport.write
-        super().makeConnection(transport)
+        return self._answer
 
     def dataReceived(self, data: bytes) -> None:
-        if not self._direct:
-            super().dataReceived(data)
-        elif len(data) <= self._piece:
-            # All that most messages cost; hence no call that could be spared.
+        if self._direct:
             self._bytes_received += len(data)
+        self._answer(data)
+
+    def _answer(self, data: bytes) -> None:
+        if len(data) <= self._direct:
+            # All that most messages cost; hence no call that could be spared, and no attribute
+            # that is called as if it were a method, which the interpreter is slower at.
             self._direct_messages += 1
             received = self._received
             try:
@@ -421,18 +431,18 @@ class DirectProtocol(EchoProtocol):
                 self.fail(Failure())
                 return
             if type(reply) is bytes:
-                self._bytes_sent += len(reply)
                 send = self._send
                 send(reply)
             elif reply is not None:
                 self._take_directly(reply)
-        else:
-            self._bytes_received += len(data)
+        elif self._direct:
             self._answer_pieces(data)
+        else:
+            super().dataReceived(data)
 
     def _answer_pieces(self, data: bytes) -> None:
         """Answer a long read; small replies leave together."""
-        size, received, batch = self._piece, self._received, ReplyBatch(self._write)
+        size, received, batch = self._direct, self._received, ReplyBatch(self._write)
         try:
             for start in range(0, len(data), size):
                 if not self._direct:
@@ -457,35 +467,44 @@ class DirectProtocol(EchoProtocol):
         try:
             settled = cast(InReactor, self._home.model).settle(self._answered, result)
             if not self._take(settled):
-                self._direct = False
+                self._direct = 0
                 self._session.in_flight = True
         except Exception:
             self.fail(Failure())
 
     def pauseProducing(self) -> None:
-        self._direct = False
+        self._direct = 0
         super().pauseProducing()
 
     def _stop(self) -> None:
-        self._direct = False
-        self._send = _unconnected
+        self._direct = 0
+        self._send = None  # which would keep what it belongs to
         super()._stop()
 
     def _cut_input(self) -> None:
-        self._direct = False
+        self._direct = 0
         super()._cut_input()
 
     def _settle(self) -> None:
         super()._settle()
-        self._direct = self._reason is None and self._session.idle and not self._draining
+        direct = self._reason is None and self._session.idle and not self._draining
+        self._direct = self._home.framing.max_message if direct else 0
 
     @property
     def _incomplete(self) -> int:
         return 0  # what one read gave is a message: it is never under way
 
+    def _finish(self) -> None:
+        _, self._bytes_received, self._bytes_sent = self.figures
+        self._kernel_counts = False
+        super()._finish()
+
     @property
     def figures(self) -> tuple[int, int, int]:
         messages, received, sent = super().figures
+        if self._kernel_counts:
+            counted = traffic(self.transport, input_ended=self._input_ended)
+            received, sent = counted or (received, sent)
         return messages + self._direct_messages, received, sent
 
     @property

@@ -201,9 +201,8 @@ class StreamTransport:
         self.protocol = protocol
         connect_directly = getattr(protocol, "connect_directly", None)
         if connect_directly is not None:
-            self.data_received = protocol.dataReceived  # type: ignore[method-assign]
-            self._uv.set_protocol(self)
-            connect_directly(self._uv.write)
+            self.data_received = connect_directly(self, self._uv.write)  # type: ignore[method-assign]
+            self._uv.set_protocol(self)  # which looks data_received up, and keeps it
         protocol.makeConnection(self)
 
     # What uvloop calls
