@@ -23,6 +23,7 @@ import fcntl
 import math
 import socket
 import struct
+import sys
 import termios
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -445,7 +446,7 @@ def client_of(transport: Any, listener: str) -> Client:
     """Return who is at the other end of `transport`, come by the endpoint `listener`."""
     return Client(
         peer=shown_address(transport.getPeer()),
-        local=shown_address(transport.getHost()),
+        local=sys.intern(shown_address(transport.getHost())),  # most have the same
         listener=listener,
     )
 

@@ -109,11 +109,7 @@ class EchoProtocol(ConnectionProtocol):
         home = self._home
         self._handler = home.handler.message_handler()
         self._received = self._handler.received
-        self._session = Session(
-            home.framing.framer(),
-            max_messages=home.model.max_messages,
-            read_ahead=home.limits.max_pending,
-        )
+        self._session = self._new_session()
         # Until the handler is open, what comes is kept: behind a PROXY header, or behind the end
         # of a handshake, a message may be here before the connection's turn is.
         self._session.in_flight = True
@@ -124,6 +120,14 @@ class EchoProtocol(ConnectionProtocol):
         self._bytes_received = 0
         self._bytes_sent = 0
         self._drain_left = 0
+
+    def _new_session(self) -> Session:
+        home = self._home
+        return Session(
+            home.framing.framer(),
+            max_messages=home.model.max_messages,
+            read_ahead=home.limits.max_pending,
+        )
 
     # From Twisted.
 
@@ -388,7 +392,7 @@ class DirectProtocol(EchoProtocol):
     is idle.
     """
 
-    __slots__ = ("_direct", "_direct_messages", "_kernel_counts", "_send")
+    __slots__ = ("_direct", "_direct_messages", "_held", "_kernel_counts", "_send")
 
     def __init__(self, home: EchoFactory) -> None:
         super().__init__(home)
@@ -396,6 +400,19 @@ class DirectProtocol(EchoProtocol):
         self._direct_messages = 0
         self._send: Any = self._write
         self._kernel_counts = False
+
+    _held: Session | None
+
+    @property
+    def _session(self) -> Session:
+        """The session, anew when it is needed again: an idle connection does not keep one."""
+        if self._held is None:
+            self._held = self._new_session()
+        return self._held
+
+    @_session.setter
+    def _session(self, session: Session) -> None:
+        self._held = session
 
     def connect_directly(
         self, transport: Any, write: Callable[[bytes], None]
@@ -476,6 +493,18 @@ class DirectProtocol(EchoProtocol):
         self._direct = 0
         super().pauseProducing()
 
+    def _go_on(self) -> None:
+        if self._reason is None and self._session.idle:
+            self._settle()
+        else:
+            super()._go_on()
+
+    def _client_finished(self) -> None:
+        if self._direct:
+            self.close(EndReason.CLIENT)
+        else:
+            super()._client_finished()
+
     def _stop(self) -> None:
         self._direct = 0
         self._send = None  # which would keep what it belongs to
@@ -487,12 +516,20 @@ class DirectProtocol(EchoProtocol):
 
     def _settle(self) -> None:
         super()._settle()
-        direct = self._reason is None and self._session.idle and not self._draining
-        self._direct = self._home.framing.max_message if direct else 0
+        if self._reason is None and self._session.idle and not self._draining:
+            self._direct = self._home.framing.max_message
+            self._direct_messages += self._session.messages
+            self._held = None
+        else:
+            self._direct = 0
 
     @property
     def _incomplete(self) -> int:
         return 0  # what one read gave is a message: it is never under way
+
+    @property
+    def _busy(self) -> bool:
+        return not self._direct and super()._busy
 
     def _finish(self) -> None:
         _, self._bytes_received, self._bytes_sent = self.figures
@@ -501,7 +538,8 @@ class DirectProtocol(EchoProtocol):
 
     @property
     def figures(self) -> tuple[int, int, int]:
-        messages, received, sent = super().figures
+        messages = self._held.messages if self._held else 0
+        received, sent = self._bytes_received, self._bytes_sent
         if self._kernel_counts:
             counted = traffic(self.transport, input_ended=self._input_ended)
             received, sent = counted or (received, sent)

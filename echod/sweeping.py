@@ -94,6 +94,8 @@ class Sweeper:
         for one in self._rounds:
             for member in one.take(now):
                 self._look_at(member, now)
+        if not self.urgent:
+            self.urgent.clear()  # or the set keeps the room that ten thousand once took
         if self._timer is fired:  # not stopped, and begun anew, meanwhile
             pause = min(one.pause(now) for one in self._rounds)
             self._timer = self._clock().callLater(pause, self._sweep)

@@ -1,17 +1,17 @@
-"""Say in the log which connection an event belongs to, at no cost to the events.
+"""Say in the log which connection an event belongs to, at almost no cost to the events.
 
-Twisted's own transports push a log context around each read, which costs more than the read.
-uvloop enters a :class:`contextvars.Context` around each callback of a connection anyway: so a
-variable in it names the connection, and the prefix is looked up only when something is logged.
+Twisted's own transports push a log context around each read, which costs more than the read. Here
+a stream that calls its protocol only says so in `running`; the prefix is looked up when something
+is logged.
 """
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 from twisted.python import context
 from twisted.python.log import ILogContext
+from twisted.python.threadable import isInIOThread
 
 
 class HasLogPrefix(Protocol):
@@ -20,15 +20,27 @@ class HasLogPrefix(Protocol):
     def logPrefix(self) -> str: ...
 
 
-current: ContextVar[HasLogPrefix | None] = ContextVar("current transport", default=None)
+class Running:
+    """Which stream has called its protocol, in the reactor's thread.
+
+    :ivar stream: the stream; ``None`` between its calls.
+    """
+
+    __slots__ = ("stream",)
+
+    def __init__(self) -> None:
+        self.stream: HasLogPrefix | None = None
+
+
+running = Running()
 
 
 class _LogContext(dict[str, Any]):
     """Twisted's outermost log context, with the running connection's prefix as its system."""
 
     def __getitem__(self, key: str) -> Any:
-        if key == "system" and (transport := current.get()) is not None:
-            return transport.logPrefix()
+        if key == "system" and (stream := running.stream) is not None and isInIOThread():
+            return stream.logPrefix()
         return super().__getitem__(key)
 
     def copy(self) -> dict[str, Any]:

@@ -20,17 +20,20 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp, unix
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.logger import Logger
 
 from echod.reactor.server import (
     ServerTransport,
     TCPServerTransport,
     UNIXServerTransport,
+    tcp_address,
     with_scope,
 )
 from echod.reactor.transport import StreamSocket
@@ -62,6 +65,7 @@ _TRY_NEXT = {
     errno.EOPNOTSUPP,
     errno.ENETUNREACH,
 }
+_ANY = {"0.0.0.0", "::"}  # noqa: S104 - not bound here
 _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 
 
@@ -218,10 +222,22 @@ class AcceptingPort(tcp.Port):
 
 
 class TCPPort(AcceptingPort):
-    """A TCP port whose connections are uvloop's."""
+    """A TCP port whose connections are uvloop's.
+
+    :ivar address: where all its connections arrive; ``None`` where there may be several.
+    """
+
+    address: IPv4Address | IPv6Address | None = None
+
+    def startListening(self) -> None:
+        super().startListening()
+        host = tcp_address(with_scope(self.socket.getsockname()))
+        self.address = None if host.host in _ANY else host
 
     def _transport(self, skt: StreamSocket, address: Any) -> TCPServerTransport:
-        client = with_scope(address)
+        host, *rest = with_scope(address)
+        # Interned: each connection keeps it, and many may come from the same.
+        client = (sys.intern(host), *rest)
         return TCPServerTransport(skt, client, self.factory, self, self.reactor)
 
 

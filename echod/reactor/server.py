@@ -72,6 +72,8 @@ class ServerTransport(StreamTransport):
 class TCPServerTransport(ServerTransport):
     """A TCP connection that a client opened."""
 
+    server: TCPPort | None
+
     @classmethod
     def adopted(cls, skt: StreamSocket, factory: Any, reactor: UvloopReactor) -> Self:
         client = with_scope(skt.getpeername())
@@ -81,6 +83,8 @@ class TCPServerTransport(ServerTransport):
         return adopted
 
     def getHost(self) -> IPv4Address | IPv6Address:
+        if self.server is not None and self.server.address is not None:
+            return self.server.address
         return tcp_address(with_scope(self.socket.getsockname()))
 
     def getPeer(self) -> IPv4Address | IPv6Address:

@@ -51,7 +51,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.reactor import logprefix
+from echod.reactor.logprefix import running
 
 try:
     from twisted.internet import _newtls as newtls
@@ -160,9 +160,7 @@ class StreamTransport:
         return self
 
     def connection_made(self, uv: Any) -> None:
-        """Called by uvloop, in this connection's own context, as all its callbacks are."""
         self._uv = uv
-        logprefix.current.set(self)
 
     def _attached(self, attaching: Any) -> None:
         try:
@@ -208,14 +206,18 @@ class StreamTransport:
     # What uvloop calls
 
     def data_received(self, data: bytes) -> None:
+        running.stream = self
         try:
             self.protocol.dataReceived(data)
         except BaseException:
             self._fail("dataReceived failed on")
+        finally:
+            running.stream = None
 
     def eof_received(self) -> bool:
         """The peer ended its stream. True keeps the writing side open; it is ours to close."""
         self._read_ended = True
+        running.stream = self
         half_closeable = IHalfCloseableProtocol(self.protocol, None)
         if half_closeable is None:
             self._close_after_flush()
@@ -224,6 +226,7 @@ class StreamTransport:
                 half_closeable.readConnectionLost()
             except BaseException:
                 self._fail("readConnectionLost failed on")
+        running.stream = None
         return True
 
     def pause_writing(self) -> None:
@@ -237,9 +240,9 @@ class StreamTransport:
 
     def connection_lost(self, exception: BaseException | None) -> None:
         if not self.disconnected:
+            running.stream = self
             self._finish(self._reason or self._reason_for(exception))
-        # The context is uvloop's transport's, and that is ours: a cycle, were it to go on.
-        logprefix.current.set(None)
+            running.stream = None
 
     # Closing
 

@@ -183,7 +183,8 @@ def test_keeps_listening(harness: Harness, monkeypatch: pytest.MonkeyPatch, numb
     assert 0 < len(events) < 10
 
 
-def test_resting_can_be_cut_short(harness: Harness) -> None:
+def test_resting_can_be_cut_short(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port_module, "REST", 10.0)
     number = harness.listen(Echo)
     harness.port._rest()
     harness.port.stopReading()
