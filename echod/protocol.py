@@ -500,7 +500,7 @@ class DirectProtocol(EchoProtocol):
             super()._go_on()
 
     def _client_finished(self) -> None:
-        if self._direct:
+        if self._direct and not self._busy:
             self.close(EndReason.CLIENT)
         else:
             super()._client_finished()
@@ -529,7 +529,7 @@ class DirectProtocol(EchoProtocol):
 
     @property
     def _busy(self) -> bool:
-        return not self._direct and super()._busy
+        return self._held is not None and super()._busy
 
     def _finish(self) -> None:
         _, self._bytes_received, self._bytes_sent = self.figures
@@ -558,9 +558,15 @@ class PooledProtocol(DirectProtocol):
 
     __slots__ = ()
 
+    def connect_directly(
+        self, transport: Any, write: Callable[[bytes], None]
+    ) -> Callable[[bytes], None]:
+        """As in `DirectProtocol`; beside the hand-over to a thread, to count costs little."""
+        return self.dataReceived
+
     def dataReceived(self, data: bytes) -> None:
         session = self._session
-        if self._direct and not session.in_flight and len(data) <= self._piece:
+        if len(data) <= self._direct and not session.in_flight:
             session.in_flight = True
             self._bytes_received += len(data)
             self._direct_messages += 1

@@ -722,3 +722,19 @@ def test_the_end_of_a_connection_tells_how_it_came(log: Log) -> None:
     assert log.text.endswith(", out: 52, TLSv1.3, through 192.168.1.1:54321)")
     assert log.events[-1]["tls"] == "TLSv1.3"
     assert log.events[-1]["proxy"] == "192.168.1.1:54321"
+
+
+@pytest.mark.parametrize("size", [1, 1024, 70_000])
+@pytest_twisted.ensureDeferred
+async def test_the_bytes_of_a_connection_are_counted_exactly(size: int) -> None:
+    async with serving() as server:
+        client = await server.connect()
+        await client.receive(BANNER)
+        client.send(b"x" * size)
+        await client.until(lambda: bytes(client.data).count(b"x") == size)
+        client.finish()
+        answered = BANNER + await client.receive_all()
+        await eventually(lambda: not server.factory.connections)
+        metrics = server.factory.metrics
+        assert (metrics.bytes_received, metrics.bytes_sent) == (size, len(answered))
+        assert metrics.messages >= -(-size // 1024)

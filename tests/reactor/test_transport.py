@@ -713,3 +713,33 @@ def test_reads_can_be_shortened(harness: Harness) -> None:
     assert shortened
     assert longest[True] <= transport_module.SHORT_READ < longest[False]
     assert harness.failures == []
+
+
+# A protocol that is connected directly
+
+
+def test_a_protocol_may_be_called_by_uvloop_itself(harness: Harness) -> None:
+    class Direct(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+
+        def connect_directly(self, transport: Any, write: Any) -> Any:
+            self.direct_write = write
+            return self.answer
+
+        def answer(self, data: bytes) -> None:
+            if data == b"fail":
+                raise ValueError("on purpose")
+            self.direct_write(b"OK..." + data)
+
+    port = harness.listen(Direct)
+
+    def client() -> None:
+        connection = dial(port)
+        connection.sendall(b"happy")
+        assert connection.recv(100) == b"OK...happy"
+        connection.sendall(b"fail")
+        assert read_all(connection) == b""
+
+    harness.run(client)
+    assert [str(failure["log_failure"].value) for failure in harness.failures] == ["on purpose"]
+    assert Direct.events == ["ValueError"]
