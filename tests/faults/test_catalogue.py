@@ -48,3 +48,14 @@ def test_no_test_proves_a_fault_that_is_not_there() -> None:
     numbers = {number for faults in catalogue.CATALOGUE.values() for number in faults}
     for proof in catalogue.proofs():
         assert set(proof.faults) <= numbers, proof
+
+
+def test_every_fault_has_a_test_or_a_reason_to_have_none() -> None:
+    proved = {number for proof in catalogue.proofs() for number in proof.faults}
+    numbers = {number for faults in catalogue.CATALOGUE.values() for number in faults}
+    assert numbers - proved == set(catalogue.NOT_APPLICABLE)
+
+
+def test_the_page_is_as_the_tests_have_it() -> None:
+    written = catalogue.PAGE.read_text()
+    assert written == catalogue.page(written, catalogue.proofs()), "run `make docs`"

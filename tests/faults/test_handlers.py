@@ -125,6 +125,7 @@ def test_a_handler_that_leaks_descriptors_ends_its_own_connection(
         connection.sendall(b"close")
         assert receive(connection, 5) == b"close"
     eventually(lambda: is_served(running))
+    running.wait_for("Traceback")
     assert running.log.count("Traceback") == 1
 
 

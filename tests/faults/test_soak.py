@@ -8,12 +8,12 @@ import statistics
 import struct
 import threading
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import pytest
 
 from tests.certificates import self_signed_pem
-from tests.daemon import Daemon, Start, connect, eventually, receive_all
+from tests.daemon import Start, connect, eventually, receive_all
 from tests.faults.clients import MODELS
 from tests.faults.scale import Scale
 from tests.tls_peer import Peer
@@ -41,33 +41,40 @@ SLOPE = 1 << 20
 TELLING = 1800.0
 
 
-def answered(running: Daemon, chance: random.Random) -> None:
+class Ports(NamedTuple):
+    """Where a daemon listens."""
+
+    clear: int
+    tls: int
+
+
+def answered(ports: Ports, chance: random.Random) -> None:
     message = b"x" * chance.randrange(1, 10_000)
-    with connect(running) as connection:
+    with connect(ports.clear) as connection:
         connection.sendall(message)
         connection.shutdown(socket.SHUT_WR)
         assert receive_all(connection) == message
 
 
-def answered_over_tls(running: Daemon, chance: random.Random) -> None:
+def answered_over_tls(ports: Ports, chance: random.Random) -> None:
     message = b"x" * chance.randrange(1, 10_000)
-    with Peer(int(running.wait_for(r"starting on (\d+)", 2)[1])) as peer:
+    with Peer(ports.tls) as peer:
         assert peer.exchange(message, chance.choice(["close_notify", "fin", "both"])) == message
 
 
-def reset(running: Daemon, chance: random.Random) -> None:
-    with connect(running) as connection:
+def reset(ports: Ports, chance: random.Random) -> None:
+    with connect(ports.clear) as connection:
         connection.sendall(b"x" * chance.randrange(1, 100_000))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def silent(running: Daemon, chance: random.Random) -> None:
-    with connect(running):
+def silent(ports: Ports, chance: random.Random) -> None:
+    with connect(ports.clear):
         pass
 
 
-def failing(running: Daemon, chance: random.Random) -> None:
-    with connect(running) as connection:
+def failing(ports: Ports, chance: random.Random) -> None:
+    with connect(ports.clear) as connection:
         connection.sendall(b"raise")
         assert receive_all(connection) == b""
 
@@ -85,10 +92,10 @@ def slope(samples: list[tuple[float, int]]) -> float:
 class Crowd:
     """Clients that come and go, until they are told or one of them finds something wrong."""
 
-    def __init__(self, running: Daemon) -> None:
+    def __init__(self, ports: Ports) -> None:
         self.sessions = 0
         self.wrong: list[object] = []
-        self._running = running
+        self._ports = ports
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=self._come_and_go, args=(number,)) for number in range(CLIENTS)
@@ -109,7 +116,7 @@ class Crowd:
         while not self._over.is_set():
             session = chance.choice(SESSIONS)
             try:
-                session(self._running, chance)
+                session(self._ports, chance)
             except Exception as error:
                 self.wrong.append((session, error))
                 self._over.set()
@@ -133,17 +140,18 @@ def test_nothing_grows(daemon: Start, tmp_path: Path, model: str, scale: Scale) 
         *("--concurrency", model, "--handler", "served:fickle"),
         *("--threads", str(THREADS), "--max-threads", str(THREADS)),
     )
+    ports = Ports(*map(int, running.wait_for(r"starting on (\d+)", 2)))
+    running.wait_for("Socket now listening", 2)
     for session in SESSIONS * 3:  # what is made the first time
-        session(running, random.Random(0))
+        session(ports, random.Random(0))
     before = running.descriptors
     samples: list[tuple[float, int]] = []
-    with Crowd(running) as crowd:
+    with Crowd(ports) as crowd:
         for passed in scale.for_seconds(ci=4, soak=3600):
             samples.append((passed, running.resident))
             crowd.wait(0.2)
             if len(running.lines) > 100_000:
-                # The log is in this process's memory. Its first lines tell where to connect.
-                del running.lines[50:-1000]
+                running.lines.clear()  # the log is in this process's memory
     eventually(lambda: running.descriptors <= before)
     threads = len(list(Path(f"/proc/{running.process.pid}/task").iterdir()))
     assert threads <= THREADS + OTHER_THREADS
