@@ -30,7 +30,7 @@ def fickle(message):
 """
 
 CLIENTS = 4
-THREADS = 32
+THREADS = 256
 
 # Beside the pool: the main thread, and a few that wait for the log, stalls or signals.
 OTHER_THREADS = 6
