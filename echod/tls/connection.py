@@ -462,6 +462,18 @@ class TLSConnection:
         self._reading = self._direct = False
         if self._open and self._failure is None:  # handshakes and alerts have to be read
             self.transport.pauseProducing()
+            if self._rest:
+                self._hold_less()
+
+    def _hold_less(self) -> None:
+        """Let go of what was decrypted of a read, and have the next ones shorter if that goes.
+
+        A read of uvloop's is 250 KiB, and so would be the least part of it that has to wait.
+        """
+        self._rest = memoryview(bytes(self._rest))
+        shorten = getattr(self.transport, "shortenReads", None)
+        if shorten is not None:
+            shorten()
 
     def resumeProducing(self) -> None:
         if self._lost or self._closing or self._failure is not None:
