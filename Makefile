@@ -52,7 +52,7 @@ soak: $(VENV)/soak.stamp ## run the long forms of tests/faults, for SOAK_HOURS=8
 	  --timeout=0 -p no:randomly
 
 bench: $(VENV)/bench.stamp ## compare with other servers; a quarter of an hour (see bench/README.md)
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench --document docs/performance.md
 
 install-service: ## install what systemd needs (see docs/deploy.md); DESTDIR=, PREFIX=/opt/echod
 	install -d $(addprefix $(DESTDIR)$(LIBDIR)/,systemd/system sysusers.d tmpfiles.d)

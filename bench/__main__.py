@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(prog="python -m bench", description=__doc__)
     add = result.add_argument
     add("--rounds", type=_positive(int), help="how often each server has its turn [5]")
-    add("--seconds", type=_positive(float), help="length of each measurement [2]")
+    add("--seconds", type=_positive(float), help="length of each measurement [1.5]")
     add("--idle", type=_positive(int), help=f"idle connections, at most [{IDLE}]")
     add("--quick", action="store_true", help="1 round of 0.5 seconds, 500 idle connections")
     add("--only", metavar="PEER,...", type=_words, help="these servers only; * and ? match any")
@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace, directory: Path) -> int:
 
 def _plan(options: argparse.Namespace, peers: tuple[Peer, ...]) -> Plan:
     """Return what to run, with defaults where nothing was said."""
-    rounds, seconds, idle = (1, 0.5, 500) if options.quick else (5, 2.0, IDLE)
+    rounds, seconds, idle = (1, 0.5, 500) if options.quick else (5, 1.5, IDLE)
     idle = options.idle or idle
     most = raise_descriptor_limit() - SPARE_DESCRIPTORS
     if idle > most:

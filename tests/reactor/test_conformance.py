@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import coverage
 import pytest
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 
 #: Each suite, and how many tests it has at least: with fewer, some would not have been found.
 SUITES = {
@@ -38,12 +40,21 @@ EXCEPTIONS = {
 }
 
 
+def measured() -> list[str]:
+    """Return what goes before a program's name so that its coverage is measured, if ours is."""
+    current = coverage.Coverage.current()
+    if current is None:
+        return []
+    file = f"--data-file={current.get_option('run:data_file')}"
+    return ["-m", "coverage", "run", "--parallel-mode", f"--rcfile={ROOT}/pyproject.toml", file]
+
+
 @pytest.mark.parametrize("name", SUITES)
 def test_suite(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / "conformance.py"), name],
+        [sys.executable, "-W", "ignore", *measured(), str(HERE / "conformance.py"), name],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(HERE.parent.parent), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         timeout=55,

@@ -6,9 +6,12 @@ import errno
 import os
 import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,8 +63,23 @@ def no_descriptors() -> Iterator[None]:
 
 exhausting = pytest.mark.skipif(
     "TEST_EXHAUSTION" not in os.environ,
-    reason="takes every descriptor of the process that runs the tests: TEST_EXHAUSTION=1, alone",
+    reason="takes every descriptor of the process: test_without_descriptors runs it in another",
 )
+
+
+def test_without_descriptors() -> None:
+    """Run the tests marked so in a process of their own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-k", "out_of", __file__],
+        cwd=Path(__file__).parent.parent.parent,
+        env={**os.environ, "TEST_EXHAUSTION": "1"},
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "3 passed" in done.stdout
 
 
 @exhausting
