@@ -384,7 +384,7 @@ def unacknowledged(connection: socket.socket) -> int:
 
 def _fill(peers: list[Peer]) -> None:
     """Send more than the kernels hold, either way, and read nothing."""
-    left = {peer: memoryview(peer.encrypted(b"x" * 16_000_000)) for peer in peers}
+    left = {peer: memoryview(peer.encrypted(b"x" * 12_000_000)) for peer in peers}
     while writable := select.select([], [peer.socket for peer in peers], [], 0.5)[1]:
         for peer in peers:
             if peer.socket in writable:
@@ -397,7 +397,7 @@ def test_a_client_that_never_reads_costs_little(secure: Callable[..., Daemon], m
     """Fault 13: Over TLS, too, it is not read from, whatever it sends."""
     running = secure("--concurrency", model)
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(Peer(running.port, narrow=True)) for _ in range(10)]
+        opened = [stack.enter_context(Peer(running.port, narrow=True)) for _ in range(6)]
         reader, first, *peers = opened
         _fill([first])  # what the daemon takes once, whoever comes, is not theirs
         before = running.resident
