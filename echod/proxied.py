@@ -110,12 +110,12 @@ class HeaderProtocol(Protocol):
         others = set(self._home.connections) if self._draining else set()
         transport.protocol = protocol
         protocol.makeConnection(transport)
+        self._home.unwatch(self)
         if self._parser.rest:
             protocol.dataReceived(self._parser.rest)
         if self._draining:
             for each in self._home.connections - others:
                 each.drain()
-        self._home.unwatch(self)
 
     def _refuse(self, reason: str, why: str) -> None:
         self._over = True
@@ -141,13 +141,14 @@ class HeaderProtocol(Protocol):
     def drain(self) -> None:
         """Close, unless the header is here and was only not read yet."""
         self._draining = True
-        if not unread(self.transport):
+        if not self._over and not unread(self.transport):
             self.abort(EndReason.DRAINED)
 
     def abort(self, reason: EndReason) -> None:
-        """Close at once."""
-        self._over = True
-        self.transport.abortConnection()
+        """Close at once; not what is the next protocol's by now."""
+        if not self._handed_over:
+            self._over = True
+            self.transport.abortConnection()
 
 
 class ProxyFactory(Factory):

@@ -21,8 +21,10 @@ from zope.interface import implementer
 
 from echod import Client, EchoFactory, Handler, Limits
 from echod.handlers import ConcurrencyModel
+from echod.protocol import DirectProtocol
 from echod.proxied import BROKEN, LATE, UNTRUSTED, ProxyFactory
 from echod.proxy_protocol import FieldType
+from echod.session import EndReason
 from echod.settings import LOOPBACK
 from echod.tls import TLSFactory
 from tests.conftest import Log
@@ -396,6 +398,38 @@ async def test_a_drain_answers_what_had_come_with_the_header() -> None:
         waiting.transport.resumeProducing()
         assert await client.receive_all() == b"OK...happy\n"
         await drained
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_gradual_drain_does_not_cut_off_who_has_sent_the_header_meanwhile() -> None:
+    async with proxied(banner=b"") as server:
+        client = await server.connect()
+        await eventually(lambda: server.factory.connections)
+        (waiting,) = server.factory.connections
+        client.send(line() + b"happy\n")
+        await client.receive(b"OK...happy\n")
+        waiting.drain()  # its turn comes when it is no more
+        waiting.abort(EndReason.DRAINED)
+        client.send(b"still here\n")
+        client.finish()
+        assert await client.receive_all() == b"OK...still here\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_fails_on_what_comes_behind_the_header_is_forgotten(
+    log: Log,
+) -> None:
+    class Failing(DirectProtocol):
+        def dataReceived(self, data: bytes) -> None:
+            raise ValueError("odd")
+
+    async with proxied() as server:
+        server.factory.protocol = Failing
+        client = await server.connect()
+        client.send(line() + b"happy\n")
+        await client.receive_all()
+        await eventually(lambda: not server.factory.connections)
+        assert log.take_errors()
 
 
 @pytest_twisted.ensureDeferred
