@@ -156,11 +156,6 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
         )
         for description in settings.endpoints
     ]
-    if unused := inherited.unused:
-        log.warn(
-            "systemd passed sockets that no --listen uses: {names}",
-            names=escape(", ".join(unused)),
-        )
     log.info(
         "Serving the {kind} handler {handler}, concurrency model {model}",
         kind=handler.kind,
@@ -170,7 +165,14 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
     service = EchoService(reactor, settings, listeners, model, Metrics())
     if timer is not None:
         wanted = listening(reactor, settings.status, inherited, "--status")
+        if wanted.proxied:
+            raise StartError(f"--status {escape(settings.status)}: no PROXY header is read here")
         service.status = make_status(wanted, service, timer)
+    if unused := inherited.unused:
+        log.warn(
+            "systemd passed sockets that neither --listen nor --status uses: {names}",
+            names=escape(", ".join(unused)),
+        )
     return service
 
 
@@ -475,7 +477,8 @@ class EchoService(Service):
         changed = differences(self._settings, wanted)
         settings = reloaded(self._settings, wanted)
         limits = settings.make_limits()
-        contexts = [each.tls for each in self.listeners if each.tls is not None]
+        listening = (*self.listeners, *filter(None, [self.status]))
+        contexts = [each.tls for each in listening if each.tls is not None]
         certificates = [context.reread() for context in contexts]
         valid_until = {each.files.certificate: each.files.expiry() for each in contexts}
         # From here on nothing fails.

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.task import Clock
 
 from echod import service as module
+from echod.activation import InheritedSockets
 from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection
 from echod.default_reactor import name_of
 from echod.handlers import ConcurrencyModel, Handler, HandlerSpec, adopt
@@ -36,8 +38,9 @@ from echod.service import (
 )
 from echod.settings import SETTINGS, Settings
 from echod.signals import GRACE, Signals
+from tests.certificates import Authority
 from tests.conftest import Log
-from tests.serving import BANNER, Talker, eventually
+from tests.serving import BANNER, Talker, eventually, in_thread
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 
@@ -146,6 +149,7 @@ def talk(conn: socket.socket) -> None:
         ({"listen": ("nosuch:1",)}, "--listen nosuch:1: Unknown endpoint type: 'nosuch'"),
         ({"listen": ("tcp:http",)}, "--listen tcp:http: "),
         ({"listen": ("tcp",)}, "--listen tcp: "),
+        ({"status": "proxy:tcp:0"}, "--status proxy:tcp:0: no PROXY header is read here"),
     ],
 )
 def test_what_cannot_start_says_why(values: dict[str, Any], why: str) -> None:
@@ -359,6 +363,36 @@ async def test_a_reload_greets_new_clients_with_the_new_banner() -> None:
     await client.receive(b"Good day\n")
     await service.stopService()
     await client.receive_all()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_reads_the_certificate_of_the_status_again(tmp_path: Path) -> None:
+    path = tmp_path / "status.pem"
+    path.write_bytes(Authority().pem)
+    wanted = {"status": f"tls:{LOOPBACK}:certificate={path}"}
+    service = build_service(settings(**wanted), reactor)
+    service.startService()
+    assert service.status is not None
+    address = ("127.0.0.1", service.status.address.port)
+    shown: list[str] = []
+    await in_thread(lambda: shown.append(ssl.get_server_certificate(address)))
+    path.write_bytes(Authority().pem)
+    service.configure = Configured(**wanted)
+    service.reload()
+    await in_thread(lambda: shown.append(ssl.get_server_certificate(address)))
+    assert shown[0] != shown[1]
+    await service.stopService()
+
+
+def test_a_passed_socket_that_the_status_uses_is_not_called_unused(
+    monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        names = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "status"}
+        inherited = InheritedSockets(names, first=passed.fileno())
+        monkeypatch.setattr(module, "InheritedSockets", lambda environment: inherited)
+        build_service(settings(status="systemd:name=status"), reactor)
+    assert "systemd passed" not in log.text
 
 
 @pytest_twisted.ensureDeferred

@@ -25,7 +25,11 @@ from echod.status.timing import HandlerTimer
 
 
 class StatusServer:
-    """The listener of the status, and what it measures itself."""
+    """The listener of the status, and what it measures itself.
+
+    Attributes:
+        tls: the certificate and the rules; None in clear.
+    """
 
     def __init__(
         self, reactor: Any, listening: Listening, subject: Subject, timer: HandlerTimer
@@ -38,6 +42,7 @@ class StatusServer:
             subject: whose status it is.
             timer: times that one's handlers.
         """
+        self.tls = listening.tls
         self._reactor = reactor
         self._listening = listening
         self._subject = subject
