@@ -28,6 +28,7 @@ How the pool is cheap, and keeps its promises without a lock:
 from __future__ import annotations
 
 import _thread
+import contextlib
 import inspect
 import threading
 import types
@@ -324,6 +325,7 @@ class WorkerPool:
         call_from_thread: Callable[[Callable[[], None]], object],
         *,
         name: str = "echod",
+        queues: bool = True,
     ) -> None:
         """Set up a pool without threads.
 
@@ -331,8 +333,10 @@ class WorkerPool:
             size: how many threads there may be.
             call_from_thread: runs a function in the reactor thread, soon; safe in any thread.
             name: what the threads' names start with.
+            queues: whether a task may wait for a busy thread where the system allows no other.
         """
         self.size = size
+        self._queues = queues
         self._call_from_thread = call_from_thread
         self._name = name
         self._threads = 0
@@ -366,7 +370,7 @@ class WorkerPool:
     def submit(self, done: Done, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Run `function(*arguments)` in a thread, and `done(result or Failure)` in the reactor.
 
-        After `stop` it is dropped.
+        Where no thread can be started, that is a Failure with `Busy`.  After `stop` it is dropped.
         """
         if not self._stopped:
             self._unfinished += 1
@@ -442,8 +446,30 @@ class WorkerPool:
         elif self._threads < self.size:
             self._summoned = True
             name = f"{self._name}-{self._threads}"
-            threading.Thread(target=self._work, name=name, daemon=True).start()
-            self._threads += 1
+            try:
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+            except RuntimeError as error:  # at the system's limit, or the unit's
+                self._summoned = False
+                self._do_without(error)
+            else:
+                self._threads += 1
+
+    def _do_without(self, error: RuntimeError) -> None:
+        """No thread can be started: fail what waits, unless a busy thread will see to it."""
+        if self._threads and self._queues:
+            return
+        log.warn(
+            "No thread can be started ({why}): there are {count}",
+            why=str(error),
+            count=self._threads,
+        )
+        with contextlib.suppress(IndexError):  # a thread that has become free is faster
+            while self._backlog:
+                done, _, _ = self._backlog.popleft()
+                busy = Busy("no thread can be started, try again later", "threads")
+                self._results.append((done, Failure(busy)))
+        if not self._turn_is_due:
+            self._ask_for_a_turn()
 
     def _work(self) -> None:
         """Live as a worker thread."""

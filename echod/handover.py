@@ -72,7 +72,13 @@ class SocketProtocol(ConnectionProtocol):
     def _returned(self, result: object) -> None:
         """The handler has returned: `result` is the reason to close, or a Failure."""
         assert self._channel is not None and self._conn is not None
-        if isinstance(result, Failure):
+        if isinstance(result, Failure) and isinstance(result.value, Busy):
+            # No thread has had the socket.
+            self._conn.release()
+            self._channel.returned()
+            self.fail(result)
+            result = EndReason.REFUSED
+        elif isinstance(result, Failure):
             lost = result.value is self._conn.error
             if not lost:
                 log_failure(result, self.client)

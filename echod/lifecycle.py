@@ -209,8 +209,6 @@ class ConnectionProtocol(Protocol):
         self._idle_since = self._home.seconds()
         try:
             self._start()
-        except Busy as busy:
-            self._turn_away(busy)
         except Exception:
             self.fail(Failure())
         if self._draining and self._reason is None:
@@ -308,9 +306,12 @@ class ConnectionProtocol(Protocol):
             self.close(reason)
 
     def fail(self, failure: Failure) -> None:
-        """Log a handler's error with its traceback, and close."""
-        log_failure(failure, self.client)
-        self.close(EndReason.HANDLER_ERROR)
+        """Log a handler's error with its traceback, and close; or there was no room for it."""
+        if isinstance(failure.value, Busy):  # the handler was not called
+            self._turn_away(failure.value)
+        else:
+            log_failure(failure, self.client)
+            self.close(EndReason.HANDLER_ERROR)
 
     # Deadlines and drain.
 

@@ -202,9 +202,6 @@ class EchoProtocol(ConnectionProtocol):
                     batch.flush()
                     if not self._take(result):
                         break
-            except Busy as busy:
-                batch.flush()
-                self._turn_away(busy)
             except Exception:
                 batch.flush()
                 self.fail(Failure())

@@ -224,7 +224,8 @@ def make_model(settings: Settings, reactor: Any) -> Model:
             pool = WorkerPool(settings.threads, reactor.callFromThread)
             return InPool(pool, max_queue=settings.max_queue)
         case ConcurrencyModel.THREAD_PER_CONNECTION:
-            return ThreadPerConnection(WorkerPool(settings.max_threads, reactor.callFromThread))
+            pool = WorkerPool(settings.max_threads, reactor.callFromThread, queues=False)
+            return ThreadPerConnection(pool)
 
 
 def listening(

@@ -52,7 +52,7 @@ def make_model(name: ConcurrencyModel | str, threads: int = 4) -> Model:
         case ConcurrencyModel.DEFER_TO_THREAD:
             return InPool(WorkerPool(threads, reactor.callFromThread))
         case ConcurrencyModel.THREAD_PER_CONNECTION:
-            return ThreadPerConnection(WorkerPool(threads, reactor.callFromThread))
+            return ThreadPerConnection(WorkerPool(threads, reactor.callFromThread, queues=False))
 
 
 @implementer(IHalfCloseableProtocol)

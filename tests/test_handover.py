@@ -198,6 +198,27 @@ async def test_above_max_threads_a_client_gets_a_line_and_a_close() -> None:
         await (await server.connect()).receive(BANNER)
 
 
+@pytest.mark.parametrize("kind", ["direct", "relayed"])
+@pytest_twisted.ensureDeferred
+async def test_without_a_thread_for_it_a_client_gets_a_line_and_a_close(
+    kind: str, certificate: Path, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with both(kind, certificate, handler=clientthread) as server:
+        with monkeypatch.context() as context:
+            context.setattr(threading, "_start_new_thread", refuse)
+            refused = await server.connect()
+            assert await refused.receive_all() == (
+                b"Server busy: no thread can be started, try again later\n"
+            )
+            assert refused.clean
+        assert server.factory.metrics.refused == {"threads": 1}
+        assert "Traceback" not in log.text
+        await (await server.connect()).receive(BANNER)
+
+
 @WAYS
 @pytest_twisted.ensureDeferred
 async def test_a_banner_that_was_asked_for_precedes_the_handler(

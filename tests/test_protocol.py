@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import threading
 from typing import Any, ClassVar
 
 import pytest
@@ -387,6 +388,24 @@ class Witness(Handler):
 
     def closed(self, reason: str) -> None:
         self.calls.append(reason)
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_a_thread_in_the_pool_a_client_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with serving("defer-to-thread", banner=b"") as server:
+        with monkeypatch.context() as context:
+            context.setattr(threading, "_start_new_thread", refuse)
+            client = await server.connect()
+            client.send(b"happy\n")
+            told = b"Server busy: no thread can be started, try again later\n"
+            assert await client.receive_all() == told
+        assert server.factory.metrics.refused == {"threads": 1}
+        assert "Traceback" not in log.text
 
 
 @pytest.mark.parametrize(
