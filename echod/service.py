@@ -47,6 +47,7 @@ from echod.tls import FilesError
 
 if TYPE_CHECKING:
     from echod.status import HandlerTimer, StatusServer
+    from echod.tls import ServerContext
 
 __all__ = ["EchoService", "Options", "StartError", "build_service", "makeService"]
 
@@ -478,8 +479,7 @@ class EchoService(Service):
         changed = differences(self._settings, wanted)
         settings = reloaded(self._settings, wanted)
         limits = settings.make_limits()
-        listening = (*self.listeners, *filter(None, [self.status]))
-        contexts = [each.tls for each in listening if each.tls is not None]
+        contexts = self._contexts()
         certificates = [context.reread() for context in contexts]
         valid_until = {each.files.certificate: each.files.expiry() for each in contexts}
         # From here on nothing fails.
@@ -504,6 +504,13 @@ class EchoService(Service):
             tell_validity(path, date)
         if fixed := ", ".join(one.key for one in changed if not one.text.reload):
             log.warn("Not changed, because that takes a restart: {fixed}", fixed=fixed)
+
+    def _contexts(self) -> list[ServerContext]:
+        """Return what has certificates."""
+        found = [listener.tls for listener in self.listeners]
+        if self.status is not None:
+            found.append(self.status.tls)
+        return [each for each in found if each is not None]
 
     def describe(self) -> str:
         """Return what it is doing, in a few words, for the service manager."""
