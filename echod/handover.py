@@ -319,7 +319,7 @@ class _Relay(Protocol):
     def _when_connected(self, ask: Callable[[], object]) -> None:
         if self.transport is None:
             self._asked.append(ask)
-        else:
+        elif not self._over:
             ask()
 
     def dataReceived(self, data: bytes) -> None:

@@ -30,8 +30,8 @@ def is_served(connection: socket.socket, message: bytes = b"happy\n") -> bool:
 
 def serves(running: Daemon) -> bool:
     """Return whether a new client is served."""
-    with greeted(running) as connection:
-        return is_served(connection)
+    with connect(running) as connection:
+        return receive(connection, len(BANNER)) == BANNER and is_served(connection)
 
 
 def is_over(connection: socket.socket) -> bool:
