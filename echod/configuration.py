@@ -90,7 +90,7 @@ class Setting:
     @property
     def shown_default(self) -> str:
         """The default, for people."""
-        if self.text.unset or self.default in (None, False, ()):
+        if self.text.unset or self.native is bool or self.default in (None, ()):
             return self.text.unset
         return f"{self.default:g}" if self.native is float else str(self.default)
 

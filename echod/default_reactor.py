@@ -1,7 +1,7 @@
 """Which Twisted reactor the daemon runs on: uvloop's, unless somebody has chosen another.
 
-Under `twistd`, a reactor is in place before `Options.postOptions` only if `--reactor` asked for
-it; `twist` always installs one first, so there it has to be asked for.
+A reactor is in place before `Options.postOptions` only if `--reactor` asked for it, under `twistd`
+and under `twist`.
 """
 
 from __future__ import annotations

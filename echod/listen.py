@@ -1,6 +1,7 @@
 r"""The grammar of `--listen`, and what it makes: an endpoint, and what wraps the factory there.
 
     tcp:8888, tcp6:8888, ...                               any Twisted server endpoint string
+    8888                                                   short for tcp:8888
     unix:/run/echod/echod.sock:mode=660                    a UNIX socket (`echod.unix_socket`)
     systemd:name=echod                                     what systemd passed (`echod.activation`)
     tls:8443:certificate=F:key=F                           TLS, on a TCP port
@@ -32,6 +33,18 @@ from echod.tls import Files, FilesError, ServerContext, TLSFactory
 from echod.unix_socket import BACKLOG, MODE, UNIXEndpoint
 
 log = Logger()
+
+# What Twisted's parsers of endpoint strings say, and what that means to who wrote one.
+PLAIN_WORDS = (
+    (r"Unknown endpoint type: (.*)", r"there is no kind of listener \1; give one as tcp:8888 is"),
+    (r"invalid literal for int\(\) .*: (.*)", r"\1 is not a number"),
+    (r".* got an unexpected keyword argument (.*)", r"{kind}: takes no option \1"),
+    (r".* takes .* positional arguments but .*", r"{kind}: has too many words"),
+    (
+        r".* missing \d+ required positional argument.*",
+        r"{kind}: is not complete; it is written as in tcp:8888:interface=127.0.0.1",
+    ),
+)
 
 
 class ListenError(ValueError):
@@ -106,15 +119,28 @@ def tell_validity(certificate: str, until: datetime.datetime) -> None:
 
 def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:
     kind, _, rest = text.partition(":")
+    if kind.isdigit():
+        kind, text = "tcp", f"tcp:{text}"
     if kind == "unix":
         return _unix_endpoint(reactor, Words.split(rest))
     if kind == "systemd":
         return _activated_endpoint(reactor, Words.split(rest), inherited)
+    if kind == "stdio":
+        raise ListenError("stdio: is no place where clients come: it is one stream, once")
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser has its own ways to refuse
-        raise ListenError(str(error) or type(error).__name__) from error
+        raise ListenError(_plainly(kind, error)) from error
     return endpoint
+
+
+def _plainly(kind: str, error: Exception) -> str:
+    """Return what is wrong with an endpoint string of this kind, in an operator's words."""
+    said = str(error) or type(error).__name__
+    for pattern, words in PLAIN_WORDS:
+        if found := re.fullmatch(pattern, said):
+            return found.expand(words).replace("{kind}", kind)
+    return said
 
 
 def _unix_endpoint(reactor: Any, words: Words) -> UNIXEndpoint:
@@ -187,9 +213,8 @@ class Words:
 
     @property
     def endpoint(self) -> str:
-        """The endpoint string that is left; a port alone is one of TCP."""
-        first = self.words[0] if self.words else ""
-        return ":".join(["tcp", *self.words] if first.isdigit() else self.words)
+        """The endpoint string that is left."""
+        return ":".join(self.words)
 
 
 def _tls_files(words: Words) -> Files:

@@ -6,6 +6,7 @@ in the log.
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,12 @@ def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
         return (
             f"--pidfile {pidfile} is a symbolic link: twistd would write to wherever it points; "
             "remove it, or name another file"
+        )
+    # twistd finds this out too, but says so in a traceback.
+    if pidfile and not Path(pidfile).exists() and not os.access(Path(pidfile).parent, os.W_OK):
+        return (
+            f"--pidfile {pidfile}: nothing can be written to that folder; "
+            "name another file, or none: twistd --pidfile= echod"
         )
     if uid == ROOT and twistd.get("gid") is not None and twistd.get("uid") is None:
         return "--gid without --uid leaves the daemon running as root: name a --uid too"

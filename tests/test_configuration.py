@@ -36,6 +36,7 @@ class Cake:
 
     layers: int = setting(3, Text("How many.", whole_number(1, 9), section="Shape"))
     height: float = setting(2.5, Text("How high.", seconds, unit="seconds"))
+    rest: float = setting(0.0, Text("How long to let it be.", seconds, unit="seconds"))
     candles: tuple[int, ...] = setting((), Text("Years.", whole_number(0, 99), repeats=True))
     taste: Taste = setting(
         Taste.SWEET, Text("What like.", lambda text: Taste(one_of(Taste)(text)), section="Taste")
@@ -54,13 +55,19 @@ def read(text: str) -> dict[str, Any]:
 
 def test_a_field_is_described_by_its_name_type_and_text() -> None:
     assert [one.flag for one in CAKE][:2] == ["--layers", "--height"]
-    assert [one.native for one in CAKE] == [int, float, int, str, str, str, bool]
+    assert [one.native for one in CAKE] == [int, float, float, int, str, str, str, bool]
     assert {heading: len(ones) for heading, ones in by_section(CAKE).items()} == {
-        "Shape": 3,
+        "Shape": 4,
         "Taste": 4,
     }
-    assert [one.placeholder for one in CAKE] == ["N", "SECONDS", "N", "TEXT", "TEXT", "TEXT", ""]
-    assert [one.shown_default for one in CAKE] == ["3", "2.5", "", "sweet", "nothing", "", ""]
+    assert [one.placeholder for one in CAKE] == [
+        *["N", "SECONDS", "SECONDS", "N"],
+        *["TEXT", "TEXT", "TEXT", ""],
+    ]
+    assert [one.shown_default for one in CAKE] == [
+        *["3", "2.5", "0", ""],
+        *["sweet", "nothing", "", ""],
+    ]
 
 
 def test_a_file_holds_values_of_tomls_own_types() -> None:
@@ -115,7 +122,7 @@ def test_an_empty_file_says_nothing() -> None:
         ("icing = 1", "1 is a whole number, but this takes true or false"),
         ("\n\nlayer = 3", "cake.toml:3: layer: there is no such key; did you mean layers?"),
         ("Layers = 3", "did you mean layers?"),
-        ("'zzz' = 3", ":1: zzz: there is no such key; there are: layers, height, candles,"),
+        ("'zzz' = 3", ":1: zzz: there is no such key; there are: layers, height, rest, candles,"),
         ("[shape]\nlayers = 3", ":1: shape: there are no tables: every key stands at the top"),
         ("layers 3", "cake.toml: Expected '=' after a key"),
         ("layers = " + "[" * 5000, "cake.toml: "),

@@ -146,7 +146,7 @@ def talk(conn: socket.socket) -> None:
             },
             "--max-message is of no use",
         ),
-        ({"listen": ("nosuch:1",)}, "--listen nosuch:1: Unknown endpoint type: 'nosuch'"),
+        ({"listen": ("nosuch:1",)}, "--listen nosuch:1: there is no kind of listener 'nosuch'"),
         ({"listen": ("tcp:http",)}, "--listen tcp:http: "),
         ({"listen": ("tcp",)}, "--listen tcp: "),
         ({"status": "proxy:tcp:0"}, "--status proxy:tcp:0: no PROXY header is read here"),

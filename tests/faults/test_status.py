@@ -199,7 +199,7 @@ def test_it_can_be_served_on_a_unix_socket(daemon: Start, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("endpoint", "why"),
     [
-        ("nosuch:1", "--status nosuch:1: Unknown endpoint type: 'nosuch'"),
+        ("nosuch:1", "--status nosuch:1: there is no kind of listener 'nosuch'"),
         ("tcp:{taken}:interface=127.0.0.1", "Bind failed. Error Code : 98"),
     ],
 )

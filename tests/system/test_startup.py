@@ -279,6 +279,7 @@ def test_twist_runs_it_too(tmp_path: Path) -> None:
                 said += line
                 if "Socket now listening" in line:
                     break
+            assert "Running on the uvloop reactor" in said
             found = re.search(r"starting on (\d+)", said)
             assert found, said
             with connect(int(found[1])) as connection:
