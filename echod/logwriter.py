@@ -113,6 +113,17 @@ class _LogFile(LogFile):
         descriptor: int = self._file.fileno()
         return descriptor
 
+    def renew(self) -> None:
+        """Begin a new file.
+
+        Raises:
+            OSError: it cannot be; again may help.
+        """
+        if self._file.closed:  # `rotate` has failed half-way
+            self._openFile()
+        else:
+            self.rotate()
+
 
 class FileSink(DescriptorSink):
     """A log file, which begins anew at a million bytes and whenever it is asked to."""
@@ -127,7 +138,8 @@ class FileSink(DescriptorSink):
             OSError: it cannot be opened.
         """
         self._file = _LogFile.fromFullPath(path)
-        super().__init__(self._file.descriptor)
+        # One of our own: between the old file and the new one a client may take the last there is.
+        super().__init__(os.dup(self._file.descriptor))
 
     def _write_all(self, data: bytes) -> int:
         if self._file.shouldRotate():
@@ -138,12 +150,13 @@ class FileSink(DescriptorSink):
 
     def rotate(self) -> None:
         with contextlib.suppress(OSError):  # it cannot be: then the old one goes on
-            self._file.rotate()
-        self._descriptor = self._file.descriptor
+            self._file.renew()
+            os.dup2(self._file.descriptor, self._descriptor, inheritable=False)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        os.close(self._descriptor)
 
 
 class SyslogSink:

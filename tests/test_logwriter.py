@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -200,6 +201,26 @@ def test_a_file_that_cannot_be_rotated_goes_on(
     sink.rotate()
     assert sink.write([Line("on it goes", "info")]) == 1
     assert (tmp_path / "log").read_text() == "on it goes\n"
+    sink.close()
+
+
+def test_a_file_goes_on_when_there_is_no_descriptor_for_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    sink = FileSink(str(tmp_path / "log"))
+    with monkeypatch.context() as context:
+        context.setattr("twisted.python.logfile.open", refuse, raising=False)
+        sink.rotate()
+        assert sink.write([Line("still here", "info")]) == 1
+        sink.rotate()
+    assert sink.write([Line("in the old one", "info")]) == 1
+    sink.rotate()
+    assert sink.write([Line("in a new one", "info")]) == 1
+    assert (tmp_path / "log.1").read_text() == "still here\nin the old one\n"
+    assert (tmp_path / "log").read_text() == "in a new one\n"
     sink.close()
 
 
