@@ -169,10 +169,10 @@ class ConnectionProtocol(Protocol):
             self.abort(EndReason.HANDLER_ERROR)
 
     def connectionMade(self) -> None:
+        self._home.opened(self)  # first: whatever fails from here on, it is counted out again
+        self._began = self._home.seconds()
         if self.client.proxy is None:  # else a proxy has said already who it is
             self.client = client_of(self.transport, self._home.listener)
-        self._began = self._home.seconds()
-        self._home.opened(self)
         log.info("Connected with {peer}", peer=shown(self.client), listener=self.client.listener)
         if ISSLTransport.providedBy(self.transport):
             # Until its handshake is over a client takes none of the model's places.
@@ -324,7 +324,7 @@ class ConnectionProtocol(Protocol):
         if self._fin_sent:
             self._look_after_fin(now)
         elif now >= self._deadline:
-            self._deadline_passed(now)
+            self._deadline_passed()
         elif self._reason is None and self._entered:
             self._sweep_silence(now)
             if self._deadline == math.inf and not self._draining:
@@ -340,13 +340,13 @@ class ConnectionProtocol(Protocol):
         self._left = acknowledged(self.transport)
         self._expect_by(self._home.limits.write_timeout)
 
-    def _deadline_passed(self, now: float) -> None:
+    def _deadline_passed(self) -> None:
         if not self._entered and self._reason is None:
             self.abort(EndReason.NO_HANDSHAKE)
             return
         if self._has_read():
             # The client takes its time with what the kernel holds, but it does take it.
-            self._deadline = now + self._home.limits.write_timeout
+            self._expect_by(self._home.limits.write_timeout)
         else:
             self.abort(EndReason.STALLED)
 
@@ -413,7 +413,7 @@ class ConnectionProtocol(Protocol):
 
     def drain(self) -> None:
         """Answer what has been received, and close; now, or when the connection's turn comes."""
-        if not self._draining:
+        if not self._draining and not self._lost:
             self._draining = True
             self._home.urgent.add(self)
             if self._entered and self._reason is None:

@@ -422,7 +422,8 @@ class DirectProtocol(EchoProtocol):
             transport: what `makeConnection` will bring.
             write: the quickest way to write, for as long as the connection is open.
         """
-        if traffic(transport, input_ended=False) is None:
+        own = type(self).dataReceived is DirectProtocol.dataReceived
+        if not own or traffic(transport, input_ended=False) is None:
             return self.dataReceived
         self._kernel_counts = True
         self._send = write

@@ -33,6 +33,7 @@ from echod.concurrency import Busy, InReactor
 from echod.framing import Framing
 from echod.handlers import Client
 from echod.limits import Admission
+from echod.protocol import DirectProtocol
 from echod.proxy_protocol import ProxyHeader
 from echod.sweeping import URGENT_INTERVAL
 from echod.tls import TLSFacts
@@ -388,6 +389,60 @@ class Witness(Handler):
 
     def closed(self, reason: str) -> None:
         self.calls.append(reason)
+
+
+def test_a_connection_whose_transport_fails_at_once_is_counted_in_and_out(log: Log) -> None:
+    class Failing(Transport):
+        def getPeer(self) -> Any:
+            raise OSError("gone")
+
+    factory = EchoFactory(Clock())
+    protocol = factory.buildProtocol(None)
+    assert protocol is not None
+    transport = Failing()
+    protocol.makeConnection(transport)
+    assert transport.aborting
+    assert log.take_errors()
+    protocol.connectionLost(Failure(ConnectionLost()))
+    assert factory.metrics.open == factory.admission.open == 0
+    assert not factory.connections
+
+
+def test_a_client_that_reads_is_given_time_for_ever_once_a_reload_says_so() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=Limits(write_timeout=30))
+    protocol, transport = connect(factory)
+    protocol.pauseProducing()
+    factory.limits = Limits(write_timeout=0)
+    protocol._left = -1  # as if the client had read since
+    clock.pump([1] * 60)
+    assert not transport.aborting
+    lose(protocol)
+
+
+def test_a_drain_leaves_alone_what_is_lost() -> None:
+    factory = EchoFactory(Clock())
+    protocol, _ = connect(factory)
+    lose(protocol)
+    protocol.drain()
+    assert not factory.urgent
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_subclass_may_look_at_what_comes() -> None:
+    seen: list[bytes] = []
+
+    class Looking(DirectProtocol):
+        def dataReceived(self, data: bytes) -> None:
+            seen.append(data)
+            super().dataReceived(data)
+
+    async with serving(banner=b"") as server:
+        server.factory.protocol = Looking
+        client = await server.connect()
+        client.send(b"happy")
+        await client.receive(b"OK...happy")
+    assert seen == [b"happy"]
 
 
 @pytest_twisted.ensureDeferred
