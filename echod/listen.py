@@ -126,7 +126,7 @@ def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamSe
     if kind == "systemd":
         return _activated_endpoint(reactor, Words.split(rest), inherited)
     if kind == "stdio":
-        raise ListenError("stdio: is no place where clients come: it is one stream, once")
+        raise ListenError("standard input is one stream, not a place to which clients come")
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser has its own ways to refuse

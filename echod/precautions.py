@@ -28,12 +28,14 @@ def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
             f"--pidfile {pidfile} is a symbolic link: twistd would write to wherever it points; "
             "remove it, or name another file"
         )
-    # twistd finds this out too, but says so in a traceback.
+    # twistd finds these out too, but says so in a traceback.
     if pidfile and not Path(pidfile).exists() and not os.access(Path(pidfile).parent, os.W_OK):
         return (
-            f"--pidfile {pidfile}: nothing can be written to that folder; "
+            f"--pidfile {pidfile}: nothing can be written to that directory; "
             "name another file, or none: twistd --pidfile= echod"
         )
+    if not Path(twistd.get("rundir") or ".").is_dir():
+        return f"--rundir {twistd['rundir']}: there is no such directory"
     if uid == ROOT and twistd.get("gid") is not None and twistd.get("uid") is None:
         return "--gid without --uid leaves the daemon running as root: name a --uid too"
     return None

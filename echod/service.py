@@ -201,7 +201,8 @@ def make_log_observer(options: Options) -> LogObserver | None:
     try:
         sink = sink_for(twistd, sys.stdout)
     except OSError as error:
-        raise SystemExit(f"echod: --logfile: {escape(str(error))}") from None
+        where = f"--logfile {error.filename}" if error.filename else "the log"
+        raise SystemExit(escape(f"echod: {where}: {error.strerror}")) from None
     if sink is None:
         return None
     observer = LogObserver(

@@ -90,7 +90,7 @@ def test_the_names_of_twisteds_own_ssl_endpoint_will_do(pem: str) -> None:
         ("nosuch:1", "there is no kind of listener 'nosuch'; give one as tcp:8888"),
         ("tcp", "tcp: is not complete; it is written as in tcp:8888:interface=127.0.0.1"),
         ("tcp:1:2:3:4:5", "tcp: has too many words"),
-        ("stdio:", "stdio: is no place where clients come"),
+        ("stdio:", "standard input is one stream"),
         ("tcp:http", "'http' is not a number"),
         ("tcp:8888:colour=red", "tcp: takes no option 'colour'"),
         ("proxy:proxy:tcp:0", "there is no kind of listener 'proxy'"),

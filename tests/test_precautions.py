@@ -45,12 +45,18 @@ def test_a_pidfile_that_cannot_be_written_is_refused(
 ) -> None:
     why = refusal({"pidfile": str(tmp_path / "none" / "twistd.pid")}, uid=SOMEBODY)
     assert why is not None
-    assert f"{tmp_path}/none/twistd.pid: nothing can be written to that folder" in why
+    assert f"{tmp_path}/none/twistd.pid: nothing can be written to that directory" in why
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as it is for an ordinary user
     assert refusal({"pidfile": ""}, uid=SOMEBODY) is None
     assert refusal({"pidfile": str(tmp_path / "twistd.pid")}, uid=SOMEBODY) is not None
     (tmp_path / "twistd.pid").touch()  # twistd's own concern: somebody may be running
     assert refusal({"pidfile": str(tmp_path / "twistd.pid")}, uid=SOMEBODY) is None
+
+
+def test_a_run_directory_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert refusal({"rundir": str(tmp_path)}, uid=SOMEBODY) is None
+    why = refusal({"rundir": str(tmp_path / "none")}, uid=SOMEBODY)
+    assert why == f"--rundir {tmp_path}/none: there is no such directory"
 
 
 def test_what_others_can_write_is_named(tmp_path: Path) -> None:
