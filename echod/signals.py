@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import threading
 import time
@@ -62,7 +63,8 @@ class Signals:
         self._abort = abort
         self._reload = reload
         self._pidfile = pidfile
-        self._hurry = threading.Event()
+        # Not an Event: its lock is no good where one signal may come while another is handled.
+        self._hurry: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._previous: dict[int, Any] = {}
         self._stop: dict[int, Any] = {}
         self._signalled = False
@@ -95,7 +97,7 @@ class Signals:
 
     def _on_stop(self, number: int, frame: FrameType | None = None) -> None:
         if self._signalled:
-            self._hurry.set()
+            self._hurry.put(None)
             self._reactor.callFromThread(self._abort)
             return
         self._signalled = True
@@ -106,7 +108,8 @@ class Signals:
 
     def _insist(self, number: int) -> None:
         """In a thread: end the process where nothing else does."""
-        if self._hurry.wait(self.patience):
+        with contextlib.suppress(queue.Empty):
+            self._hurry.get(timeout=self.patience)
             time.sleep(GRACE)
         remove_pidfile(self._pidfile)
         # 128 + the signal's number is what a shell reports of a process that a signal ended.

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,3 +154,31 @@ def test_until_the_daemon_is_put_together_sigint_ends_it_and_sighup_does_nothing
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_quietly_until_started()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+STORM = """
+import os, signal, sys, time
+from echod import signals
+
+class Reactor:
+    callFromThread = sigTerm = sigInt = staticmethod(lambda *arguments: None)
+
+def send(*_):
+    if left:
+        left.pop()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+left = [None] * 20
+signals.GRACE = 0.05
+signals.Signals(Reactor(), abort=str, reload=str, patience=0.2).install()
+os.kill(os.getpid(), signal.SIGTERM)
+sys.setprofile(send)
+os.kill(os.getpid(), signal.SIGTERM)
+sys.setprofile(None)
+time.sleep(60)
+"""
+
+
+def test_signals_that_come_while_one_is_handled_do_not_keep_the_process() -> None:
+    ended = subprocess.run([sys.executable, "-c", STORM], timeout=20, check=False)
+    assert ended.returncode == 128 + signal.SIGTERM
