@@ -402,10 +402,11 @@ class ConnectionProtocol(Protocol):
 
     def _look_at_silence(self, now: float, silence: float) -> None:
         """Close if `silence` seconds are more than the client may keep."""
-        limits, heard = self._home.limits, self.figures[1]
-        if limits.first_byte_timeout and not heard and silence >= limits.first_byte_timeout:
+        first, idle = self._home.limits.first_byte_timeout, self._home.limits.idle_timeout
+        # In this order: the figures may have to be asked for.
+        if first and silence >= first and not self.figures[1]:
             self._time_out(EndReason.SILENT)
-        elif limits.idle_timeout and silence >= limits.idle_timeout:
+        elif idle and silence >= idle:
             self._time_out(EndReason.IDLE)
 
     def _time_out(self, reason: EndReason) -> None:

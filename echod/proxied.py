@@ -81,7 +81,6 @@ class HeaderProtocol(Protocol):
     def connectionMade(self) -> None:
         self._deadline = self._home.seconds() + (self._home.limits.proxy_timeout or math.inf)
         self._home.watch(self)
-        self._home.urgent.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         if self._over:
