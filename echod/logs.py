@@ -49,8 +49,6 @@ _NOT_FIELDS = frozenset(
     ("message", "time", "system", "format", "isError", "why", "failure", "level", "logger")
 )
 
-Render = Callable[[LogEvent], str]
-
 
 class EventKind(NamedTuple):
     """What makes events alike."""

@@ -39,10 +39,9 @@ from echod.handlers import BANNER, PREFIX, ConcurrencyModel, HandlerError, Handl
 from echod.limits import LOG_RATE, Limits
 from echod.logs import FORMATS as LOG_FORMATS
 from echod.logs import LEVELS as LOG_LEVELS
+from echod.proxied import Network
 
 DEFAULT_PORT = 8888
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # A proxy on the same machine is the one case in which nobody else could stand in for it.
 LOOPBACK: tuple[Network, ...] = (

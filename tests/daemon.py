@@ -231,6 +231,28 @@ def connect(to: Daemon | int, **options: object) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), PATIENCE, **options)  # type: ignore[arg-type]
 
 
+def connect_narrow(running: Daemon) -> socket.socket:
+    """Connect as a client for which the daemon's kernel cannot send much ahead."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(PATIENCE)
+    connection.connect(("127.0.0.1", running.port))
+    return connection
+
+
+def is_over(connection: socket.socket, within: float = PATIENCE) -> bool:
+    """Return whether the connection ends within so many seconds, by an end or a reset."""
+    connection.settimeout(within)
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
 def receive(connection: socket.socket, size: int) -> bytes:
     """Read exactly `size` bytes, or what there is before the end."""
     data = bytearray()

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import twisted
 from echod import __version__
 from echod.concurrency import WorkerPool
+from echod.default_reactor import name_of
 from echod.escaping import escape
 from echod.lifecycle import shown_address
 from echod.limits import Refusal
@@ -78,8 +79,7 @@ class Build:
     @classmethod
     def of(cls, reactor: Any) -> Build:
         """Return what runs on `reactor`."""
-        name = type(reactor).__name__.removesuffix("Reactor").lower()
-        return cls(__version__, platform.python_version(), twisted.__version__, name)
+        return cls(__version__, platform.python_version(), twisted.__version__, name_of(reactor))
 
 
 @dataclass(frozen=True)

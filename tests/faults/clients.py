@@ -32,15 +32,3 @@ def serves(running: Daemon) -> bool:
     """Return whether a new client is served."""
     with connect(running) as connection:
         return receive(connection, len(BANNER)) == BANNER and is_served(connection)
-
-
-def is_over(connection: socket.socket) -> bool:
-    """Return whether the connection ends in time, by an end or a reset."""
-    try:
-        while connection.recv(1 << 16):
-            pass
-    except ConnectionResetError:
-        pass
-    except TimeoutError:
-        return False
-    return True

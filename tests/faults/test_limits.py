@@ -22,28 +22,21 @@ from tests.daemon import (
     Daemon,
     Start,
     connect,
+    connect_narrow,
     eventually,
+    is_over,
     nothing_kept,
     receive,
     receive_all,
     tool,
     warm_up,
 )
-from tests.faults.clients import MODELS, greeted, is_over, is_served, serves
+from tests.faults.clients import MODELS, greeted, is_served, serves
 from tests.faults.scale import Scale
 
 # So much may the memory of the daemon grow because of one client, in bytes.
 MOST = 8 << 20
 VOLUME = 100_000_000
-
-
-def connect_narrow(running: Daemon) -> socket.socket:
-    """Connect as a client for which the daemon's kernel cannot send much ahead."""
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.settimeout(PATIENCE)
-    connection.connect(("127.0.0.1", running.port))
-    return connection
 
 
 def send_without_reading(connection: socket.socket) -> int:

@@ -27,12 +27,12 @@ from tests.daemon import (
     Start,
     connect,
     eventually,
+    is_over,
     nothing_kept,
     receive_all,
     starting,
     tool,
 )
-from tests.faults.clients import is_over
 from tests.faults.scale import Scale
 from tests.tls_peer import ENDS, VERSIONS, End, Peer, client_context
 

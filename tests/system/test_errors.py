@@ -16,6 +16,7 @@ from tests.daemon import (
     Daemon,
     connect,
     eventually,
+    is_over,
     nothing_kept,
     receive,
     starting,
@@ -108,19 +109,6 @@ class Faulty:
         assert "Unhandled" not in self.running.log
 
 
-def is_over(connection: socket.socket) -> bool:
-    """Return whether the connection ends within a second, by an end or a reset."""
-    connection.settimeout(1)
-    try:
-        while connection.recv(1 << 16):
-            pass
-    except ConnectionResetError:
-        pass
-    except TimeoutError:
-        return False
-    return True
-
-
 @pytest.fixture(scope="module")
 def _faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Faulty]]:
     with contextlib.ExitStack() as stack:
@@ -148,14 +136,14 @@ def test_a_handler_that_raises_ends_its_own_connection(faulty: Faulty) -> None:
         if not faulty.serial:
             assert faulty.serves(connection)
         connection.sendall(b"raise an objection")
-        assert is_over(connection)
+        assert is_over(connection, 1)
     assert any("RuntimeError: an objection" in line for line in faulty.running.lines)
 
 
 def test_a_handler_that_returns_no_bytes_ends_its_own_connection(faulty: Faulty) -> None:
     with faulty.one_traceback(), faulty.greeted() as connection:
         connection.sendall(b"return text")
-        assert is_over(connection)
+        assert is_over(connection, 1)
     assert any("a handler returns bytes" in line for line in faulty.running.lines)
 
 
@@ -169,7 +157,7 @@ def test_a_handler_that_raises_elsewhere_ends_its_own_connection(
         with faulty.failing(where), connect(faulty.running) as connection:
             if place == "closed":
                 connection.shutdown(socket.SHUT_WR)
-            assert is_over(connection)
+            assert is_over(connection, 1)
             eventually(lambda: f"RuntimeError: in {where}" in faulty.running.log)
 
 
@@ -179,7 +167,7 @@ def test_messages_pipelined_behind_one_that_raises_are_not_answered(faulty: Faul
         with contextlib.suppress(ConnectionError):
             for _ in range(20):
                 connection.sendall(b"raise again")
-        assert is_over(connection)
+        assert is_over(connection, 1)
 
 
 def test_an_endless_pipeline_ends_where_the_handler_raises(faulty: Faulty) -> None:
@@ -196,7 +184,7 @@ def test_an_endless_pipeline_ends_where_the_handler_raises(faulty: Faulty) -> No
         sender.start()
         began = time.monotonic()
         try:
-            assert is_over(connection)
+            assert is_over(connection, 1)
             assert time.monotonic() - began < 1
         finally:
             over.set()
@@ -220,7 +208,7 @@ def test_what_a_client_gets_into_an_error_is_escaped_and_no_format(
 ) -> None:
     with faulty.one_traceback(), faulty.greeted() as connection:
         connection.sendall(b"raise " + text.encode("utf-8", "surrogateescape"))
-        assert is_over(connection)
+        assert is_over(connection, 1)
         faulty.running.wait_for("RuntimeError: ")
         eventually(lambda: f"RuntimeError: {HOSTILE[text]}" in faulty.running.log)
     assert set(faulty.running.log) & set("\x1b\r\0\x9b\u2028\u202e\udcff") == set()
@@ -230,6 +218,6 @@ def test_a_client_cannot_forge_a_line_of_the_log(faulty: Faulty) -> None:
     forged = "2026-01-01T00:00:00+0000 [echod.service#info] Stopped"
     with faulty.one_traceback(), faulty.greeted() as connection:
         connection.sendall(f"raise a\n{forged}".encode())
-        assert is_over(connection)
+        assert is_over(connection, 1)
         faulty.running.wait_for(forged.replace("+", r"\+").replace("[", r"\["))
     assert not any(line.startswith(forged) for line in faulty.running.lines)

@@ -18,6 +18,7 @@ from tests.daemon import (
     Daemon,
     Start,
     connect,
+    connect_narrow,
     nothing_kept,
     receive,
     receive_all,
@@ -32,15 +33,6 @@ VOLUME = 8_000_000
 TIME = 8.0
 # Nobody's kernel has taken a byte for so long, in seconds: the daemon reads no more.
 QUIET = 0.4
-
-
-def connect_narrow(running: Daemon) -> socket.socket:
-    """Connect as a client for which the daemon's kernel cannot send much ahead."""
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.settimeout(PATIENCE)
-    connection.connect(("127.0.0.1", running.port))
-    return connection
 
 
 def flood(connections: list[socket.socket], data: bytes) -> None:
