@@ -7,7 +7,7 @@ SIGTERM and SIGINT stop the daemon, in three steps, each a fall-back of the one 
 * The second one aborts at once.
 * A thread ends the process if the reactor is not gone `GRACE` seconds after that: a handler that
   blocks the event loop for ever, or a foreign thread that is joined at exit, cannot keep the
-  process alive.
+  process alive.  Where the system allows no more threads, a timer of the kernel's does.
 
 SIGHUP reloads; at no time does it kill.
 
@@ -68,6 +68,7 @@ class Signals:
         self._previous: dict[int, Any] = {}
         self._stop: dict[int, Any] = {}
         self._signalled = False
+        self._threadless = False
 
     def install(self) -> None:
         """Take the signals; the reactor, when it runs, leaves them here."""
@@ -98,13 +99,24 @@ class Signals:
     def _on_stop(self, number: int, frame: FrameType | None = None) -> None:
         if self._signalled:
             self._hurry.put(None)
+            if self._threadless:
+                signal.setitimer(signal.ITIMER_REAL, GRACE)
             self._reactor.callFromThread(self._abort)
             return
         self._signalled = True
-        threading.Thread(
-            target=self._insist, args=(number,), name="echod-stopper", daemon=True
-        ).start()
+        try:
+            threading.Thread(
+                target=self._insist, args=(number,), name="echod-stopper", daemon=True
+            ).start()
+        except RuntimeError:  # no more are allowed: what is raised here would hit anybody
+            self._insist_without_thread()
         self._stop[number](number, frame)
+
+    def _insist_without_thread(self) -> None:
+        """Let the kernel's timer end the process, by SIGALRM; its pidfile stays."""
+        self._threadless = True
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, max(self.patience, GRACE))
 
     def _insist(self, number: int) -> None:
         """In a thread: end the process where nothing else does."""

@@ -107,8 +107,13 @@ class StallWatch:
         self._watched = threading.get_ident()
         if hasattr(time, "pthread_getcpuclockid"):  # not on macOS
             self._clock = time.pthread_getcpuclockid(self._watched)
-        self._thread = threading.Thread(target=self._watch, name="echod-stalls", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._watch, name="echod-stalls", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more are allowed: that is no reason not to serve
+            log.warn("Nobody watches for stalls: {why}", why=str(error))
+        else:
+            self._thread = thread
 
     def stop(self) -> None:
         """Watch no more.  Again is harmless."""

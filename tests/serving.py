@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, MemoryBIO, SSLContext, SSLObject, TLSVersion
 from typing import Any
 
+import pytest
 from twisted.internet import reactor, ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
@@ -242,6 +243,18 @@ async def serving(
         yield server
     finally:
         await server.stop()
+
+
+@contextmanager
+def no_more_threads() -> Iterator[None]:
+    """No thread can be started, as at the system's limit."""
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "_start_new_thread", refuse)
+        yield
 
 
 def in_thread(function: Callable[[], None]) -> Deferred[None]:

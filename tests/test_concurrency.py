@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from echod.concurrency import (
     WorkerPool,
 )
 from tests.conftest import Log
+from tests.serving import no_more_threads
 
 
 class Loop:
@@ -354,28 +355,14 @@ def test_with_every_thread_taken_a_connection_is_refused_with_a_line(loop: Loop)
     model.stop()
 
 
-@pytest.fixture
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """No thread can be started, as at the system's limit, until this is called."""
-    with monkeypatch.context() as context:
-
-        def refuse(*arguments: object) -> None:
-            raise RuntimeError("can't start new thread")
-
-        context.setattr(threading, "_start_new_thread", refuse)
-        yield context.undo
-
-
-def test_without_any_thread_a_task_fails_and_the_next_tries_again(
-    loop: Loop, no_threads: Callable[[], None], log: Log
-) -> None:
+def test_without_any_thread_a_task_fails_and_the_next_tries_again(loop: Loop, log: Log) -> None:
     pool = WorkerPool(2, loop.call_from_thread)
     results: list[Any] = []
-    pool.submit(results.append, int, ())
-    loop.until(lambda: len(results) == 1)
+    with no_more_threads():
+        pool.submit(results.append, int, ())
+        loop.until(lambda: len(results) == 1)
     assert results[0].check(Busy)
     assert "No thread can be started" in log.text
-    no_threads()
     pool.submit(results.append, int, ())
     loop.until(lambda: len(results) == 2)
     assert results[1] == 0
@@ -384,7 +371,7 @@ def test_without_any_thread_a_task_fails_and_the_next_tries_again(
 
 @pytest.mark.parametrize("queues", [True, False])
 def test_with_too_few_threads_a_task_waits_for_a_busy_one_if_it_may(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch, queues: bool
+    loop: Loop, queues: bool
 ) -> None:
     pool = WorkerPool(2, loop.call_from_thread, queues=queues)
     gate = Gate()
@@ -392,13 +379,10 @@ def test_with_too_few_threads_a_task_waits_for_a_busy_one_if_it_may(
     pool.submit(results.append, gate, ())
     loop.until(gate.entered.is_set)
 
-    def refuse(*arguments: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading, "_start_new_thread", refuse)
-    pool.submit(results.append, int, ())
-    loop.turn()
-    loop.turn_if_due()
+    with no_more_threads():
+        pool.submit(results.append, int, ())
+        loop.turn()
+        loop.turn_if_due()
     assert len(results) == (0 if queues else 1)
     gate.leave.set()
     loop.until(lambda: len(results) == 2)

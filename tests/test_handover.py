@@ -25,6 +25,7 @@ from tests.serving import (
     Talker,
     eventually,
     make_model,
+    no_more_threads,
     server_context,
     serving,
 )
@@ -201,14 +202,10 @@ async def test_above_max_threads_a_client_gets_a_line_and_a_close() -> None:
 @pytest.mark.parametrize("kind", ["direct", "relayed"])
 @pytest_twisted.ensureDeferred
 async def test_without_a_thread_for_it_a_client_gets_a_line_and_a_close(
-    kind: str, certificate: Path, monkeypatch: pytest.MonkeyPatch, log: Log
+    kind: str, certificate: Path, log: Log
 ) -> None:
-    def refuse(*arguments: object) -> None:
-        raise RuntimeError("can't start new thread")
-
     async with both(kind, certificate, handler=clientthread) as server:
-        with monkeypatch.context() as context:
-            context.setattr(threading, "_start_new_thread", refuse)
+        with no_more_threads():
             refused = await server.connect()
             assert await refused.receive_all() == (
                 b"Server busy: no thread can be started, try again later\n"

@@ -16,7 +16,7 @@ from echod.activation import InheritedSockets
 from echod.listen import ListenError, Words, parse_listen
 from echod.proxied import ProxyFactory
 from echod.tls import Files, TLSFactory
-from echod.unix_socket import UNIXEndpoint
+from echod.unix_socket import BACKLOG, UNIXEndpoint
 from tests.certificates import DAY, Authority
 from tests.conftest import Log
 
@@ -141,11 +141,11 @@ def test_a_listener_is_an_endpoint_and_what_comes_before(
 @pytest.mark.parametrize(
     ("text", "options"),
     [
-        ("unix:/run/s", ("/run/s", 0o660, 50)),
-        ("unix:/run/s:mode=600", ("/run/s", 0o600, 50)),
+        ("unix:/run/s", ("/run/s", 0o660, BACKLOG)),
+        ("unix:/run/s:mode=600", ("/run/s", 0o600, BACKLOG)),
         ("unix:/run/s:mode=0777:backlog=7:lockfile=1", ("/run/s", 0o777, 7)),
-        (r"unix:/run/a\:b\\", ("/run/a:b\\", 0o660, 50)),
-        (r"unix:/run/a\=b", ("/run/a=b", 0o660, 50)),
+        (r"unix:/run/a\:b\\", ("/run/a:b\\", 0o660, BACKLOG)),
+        (r"unix:/run/a\=b", ("/run/a=b", 0o660, BACKLOG)),
     ],
 )
 def test_a_unix_socket_has_options(

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import threading
 from typing import Any, ClassVar
 
 import pytest
@@ -38,7 +37,7 @@ from echod.proxy_protocol import ProxyHeader
 from echod.sweeping import URGENT_INTERVAL
 from echod.tls import TLSFacts
 from tests.conftest import Log
-from tests.serving import BANNER, eventually, serving
+from tests.serving import BANNER, eventually, no_more_threads, serving
 
 
 class Transport(StringTransport):
@@ -446,15 +445,9 @@ async def test_a_subclass_may_look_at_what_comes() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_without_a_thread_in_the_pool_a_client_is_told_so(
-    monkeypatch: pytest.MonkeyPatch, log: Log
-) -> None:
-    def refuse(*arguments: object) -> None:
-        raise RuntimeError("can't start new thread")
-
+async def test_without_a_thread_in_the_pool_a_client_is_told_so(log: Log) -> None:
     async with serving("defer-to-thread", banner=b"") as server:
-        with monkeypatch.context() as context:
-            context.setattr(threading, "_start_new_thread", refuse)
+        with no_more_threads():
             client = await server.connect()
             client.send(b"happy\n")
             told = b"Server busy: no thread can be started, try again later\n"

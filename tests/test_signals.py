@@ -182,3 +182,37 @@ time.sleep(60)
 def test_signals_that_come_while_one_is_handled_do_not_keep_the_process() -> None:
     ended = subprocess.run([sys.executable, "-c", STORM], timeout=20, check=False)
     assert ended.returncode == 128 + signal.SIGTERM
+
+
+THREADLESS = """
+import os, signal, sys, threading, time
+from echod import signals
+
+class Reactor:
+    callFromThread = staticmethod(lambda *arguments: None)
+    sigTerm = sigInt = staticmethod(lambda *arguments: print("stopped", flush=True))
+
+def refuse(*arguments):
+    raise RuntimeError("can't start new thread")
+
+threading._start_new_thread = refuse
+signals.GRACE = 0.05
+signals.Signals(Reactor(), abort=str, reload=str, patience=float(sys.argv[1])).install()
+for _ in sys.argv[1:]:
+    os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["0.2"], ["30", "twice"]])
+def test_where_no_thread_can_be_started_the_kernels_timer_ends_the_process(
+    arguments: list[str],
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", THREADLESS, *arguments],
+        stdout=subprocess.PIPE,
+        timeout=20,
+        check=False,
+    )
+    assert ended.stdout == b"stopped\n"
+    assert ended.returncode == -signal.SIGALRM

@@ -14,7 +14,7 @@ from echod import stalls as module
 from echod.metrics import Metrics
 from echod.stalls import StallWatch
 from tests.conftest import Log
-from tests.serving import eventually
+from tests.serving import eventually, no_more_threads
 
 THRESHOLD = 0.1
 
@@ -76,6 +76,14 @@ async def test_the_stack_of_what_holds_the_loop_is_logged_while_it_does(
     await eventually(lambda: "goes on, after" in log.text)
     (seconds,) = re.findall(r"The event loop goes on, after (\S+) s", log.text)
     assert float(seconds) == pytest.approx(metrics.stalled, abs=0.01)
+
+
+def test_without_a_thread_nobody_watches_and_the_log_says_so(metrics: Metrics, log: Log) -> None:
+    watching = StallWatch(reactor, THRESHOLD, metrics)
+    with no_more_threads():
+        watching.start()
+    assert "Nobody watches for stalls: can't start new thread" in log.text
+    watching.stop()
 
 
 @pytest_twisted.ensureDeferred

@@ -176,6 +176,30 @@ def test_a_handler_that_forks_without_end_ends_its_own_connection(
         assert is_served(running)
 
 
+def test_without_threads_for_them_clients_are_told_so_and_others_served(tmp_path: Path) -> None:
+    """Fault 31: Where threads are limited, as TasksMax does, clients for whom there is none are
+    told so; those who are served go on being served, and new ones are once there is a thread.
+    """
+    with few_processes(30) as within, starting(tmp_path) as daemon:
+        running = start(daemon, "thread-per-connection", *within)
+        with contextlib.ExitStack() as stack:
+            served = []
+            for _ in range(40):
+                connection = stack.enter_context(connect(running))
+                connection.sendall(b"ready?")
+                if (answer := receive(connection, 6)) != b"ready?":
+                    break
+                served.append(connection)
+            assert 0 < len(served) < 30
+            told = answer + receive_all(connection)
+            assert told == b"Server busy: no thread can be started, try again later\n"
+            for connection in served:
+                connection.sendall(b"still?")
+                assert receive(connection, 6) == b"still?"
+        eventually(lambda: is_served(running))
+        assert "Traceback" not in running.log
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("message", [b"exit", b"interrupt"])
 def test_a_handler_that_exits_ends_its_own_connection(
