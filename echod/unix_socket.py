@@ -39,8 +39,8 @@ log = Logger()
 # The owner and the group: a client outside both wants a group, or a mode that says so.
 MODE = 0o660
 
-# How many connections the kernel queues; as in Twisted's endpoints.
-BACKLOG = 50
+# How many connections the kernel queues: as many as it will.
+BACKLOG = socket.SOMAXCONN
 
 # How long another daemon that starts in the same directory is waited for, in seconds.
 PATIENCE = 2.0
