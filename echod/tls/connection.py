@@ -90,6 +90,7 @@ class TLSConnection:
         "_open",
         "_outgoing",
         "_parts",
+        "_pass_on",
         "_producer",
         "_producer_paused",
         "_read",
@@ -124,6 +125,8 @@ class TLSConnection:
         plain: Any = getattr(self._tls, "_sslobj", self._tls)
         self._read: Callable[[int], bytes] = plain.read
         self._write: Callable[[Any], int] = plain.write
+        # The transport's `write`, or what is quicker.
+        self._pass_on: Callable[[bytes], None] | None = None
         self._hello = ClientHello() if self._tls.server_side else None
         self._server_name: str | None = None
         # The handshake is over.
@@ -153,8 +156,21 @@ class TLSConnection:
 
     # From the network.
 
+    def connect_directly(
+        self, transport: Any, write: Callable[[bytes], None]
+    ) -> Callable[[bytes], None]:
+        """From the uvloop reactor: return what is called for each read.
+
+        Args:
+            transport: what `makeConnection` will bring.
+            write: the quickest way to write, for as long as the connection is open.
+        """
+        self._pass_on = write
+        return self.dataReceived
+
     def makeConnection(self, transport: Any) -> None:
         self.transport = transport
+        self._pass_on = self._pass_on or transport.write
         self.connectionMade()
 
     def connectionMade(self) -> None:
@@ -249,6 +265,7 @@ class TLSConnection:
     def _stop(self) -> None:
         """Neither read nor write any more."""
         self._writable = self._direct = self._reading = False
+        self._pass_on = self.transport.write  # and let go of what the quicker one belongs to
         self._parts.clear()
         self._rest = NOTHING
 
@@ -365,10 +382,12 @@ class TLSConnection:
 
     def _encrypt(self, data: bytes) -> None:
         """Encrypt and send."""
+        write, outgoing, pass_on = self._write, self._outgoing, self._pass_on
+        assert pass_on is not None
         try:
             for piece in (data,) if len(data) <= MOST else _cut(data):
-                self._write(piece)
-                self.transport.write(self._outgoing.read())
+                write(piece)
+                pass_on(outgoing.read())
         except OSError as error:
             self._fail(error)
 
