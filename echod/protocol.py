@@ -457,7 +457,9 @@ class DirectProtocol(EchoProtocol):
 
     def _answer_pieces(self, data: bytes) -> None:
         """Answer a long read; small replies leave together."""
-        size, received, batch = self._direct, self._received, ReplyBatch(self._write)
+        size, received, send = self._direct, self._received, self._send
+        replies: list[bytes] = []
+        held, failure = 0, None
         try:
             for start in range(0, len(data), size):
                 if not self._direct:
@@ -467,15 +469,19 @@ class DirectProtocol(EchoProtocol):
                     return
                 self._direct_messages += 1
                 reply = received(data[start : start + size])
-                if reply.__class__ is bytes:
-                    batch.add(reply)
+                if type(reply) is bytes:
+                    replies.append(reply)
+                    held += len(reply)
+                    if held >= ReplyBatch.MOST:
+                        held = _send_together(send, replies)
                 elif reply is not None:
-                    batch.flush()
+                    held = _send_together(send, replies)
                     self._take_directly(reply)
         except Exception:
-            batch.flush()
-            self.fail(Failure())
-        batch.flush()
+            failure = Failure()
+        _send_together(send, replies)
+        if failure:
+            self.fail(failure)
 
     def _take_directly(self, result: object) -> None:
         """Take what is not plain bytes: `Close`, or something to wait for."""
@@ -546,6 +552,14 @@ class DirectProtocol(EchoProtocol):
     @property
     def _activity(self) -> int:
         return self._reads + self._direct_messages
+
+
+def _send_together(send: Callable[[bytes], None], replies: list[bytes]) -> int:
+    """Send `replies` in one write, and empty them; return how many bytes are left."""
+    if replies:
+        send(b"".join(replies))
+        replies.clear()
+    return 0
 
 
 class PooledProtocol(DirectProtocol):
