@@ -75,8 +75,9 @@ class SocketProtocol(ConnectionProtocol):
         if isinstance(result, Failure) and isinstance(result.value, Busy):
             # No thread has had the socket.
             self._conn.release()
-            self._channel.returned()
-            self.fail(result)
+            if not self._lost:
+                self._channel.returned()
+                self.fail(result)
             result = EndReason.REFUSED
         elif isinstance(result, Failure):
             lost = result.value is self._conn.error

@@ -14,8 +14,10 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from echod import Chunk, Close, EchoFactory, Handler, Limits, Line
+from echod.concurrency import Busy
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
 from tests.conftest import Log
 from tests.serving import (
@@ -214,6 +216,22 @@ async def test_without_a_thread_for_it_a_client_gets_a_line_and_a_close(
         assert server.factory.metrics.refused == {"threads": 1}
         assert "Traceback" not in log.text
         await (await server.connect()).receive(BANNER)
+
+
+@pytest.mark.parametrize("kind", ["direct", "relayed"])
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_is_gone_needs_not_be_told_that_there_is_no_thread(
+    kind: str, certificate: Path
+) -> None:
+    submitted: list[Callable[[Any], None]] = []
+    async with both(kind, certificate, handler=clientthread) as server:
+        server.factory.model.pool.submit = lambda done, *_: submitted.append(done)
+        await server.connect()
+        await eventually(lambda: submitted)
+        server.factory.abort()
+        await eventually(lambda: not server.factory.connections)
+        submitted[0](Failure(Busy("no thread can be started", "threads")))
+        assert not server.factory.metrics.refused
 
 
 @WAYS
