@@ -9,6 +9,10 @@ import resource
 # accept those with whom it refuses.
 SPARE = 64
 
+# What a connection's own thread needs beside the connection: a duplicate of its descriptor; over
+# TLS and behind a proxy, both ends of a socket pair and a duplicate of one.
+MOST_OF_A_THREAD = 3
+
 
 def make_room(wanted: int) -> int:
     """Allow this process `wanted` descriptors, as far as the system lets it.

@@ -556,10 +556,9 @@ def _take_precautions(twistd: Mapping[str, Any]) -> None:
 
 def _make_room(settings: Settings) -> None:
     """Let there be as many connections as the limit says, or say that there cannot be."""
-    # A thread has a descriptor of its own for its connection.
-    threads = settings.max_threads
-    threaded = settings.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION
-    wanted = settings.max_connections + descriptors.SPARE + (threads if threaded else 0)
+    wanted = settings.max_connections + descriptors.SPARE
+    if settings.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION:
+        wanted += settings.max_threads * descriptors.MOST_OF_A_THREAD
     allowed = descriptors.make_room(wanted)
     if allowed < wanted:
         log.warn(

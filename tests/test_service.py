@@ -25,6 +25,7 @@ from echod import service as module
 from echod.activation import InheritedSockets
 from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection
 from echod.default_reactor import name_of
+from echod.descriptors import SPARE
 from echod.handlers import ConcurrencyModel, Handler, HandlerSpec, adopt
 from echod.limits import Limits
 from echod.listen import Listening
@@ -295,6 +296,17 @@ def test_make_service_builds_what_the_flags_ask_for(tmp_path: Path, log: Log) ->
 
 
 @pytest.mark.usefixtures("globals_kept")
+@pytest.mark.parametrize(("model", "more"), [("reactor", 0), ("thread-per-connection", 300)])
+def test_there_is_room_for_what_relayed_threads_need(
+    monkeypatch: pytest.MonkeyPatch, model: str, more: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(module.descriptors, "make_room", lambda n: asked.append(n) or n)
+    concurrency = ConcurrencyModel(model)
+    module._make_room(settings(max_connections=100, max_threads=100, concurrency=concurrency))
+    assert asked == [100 + SPARE + more]
+
+
 def test_make_service_refuses_in_one_line() -> None:
     options = Options()
     options.parseOptions(["--handler", "nosuch"])
