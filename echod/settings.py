@@ -354,7 +354,7 @@ class Settings:
         "",
         Text(
             "Where to serve health, metrics and a page for people, over HTTP: an endpoint string "
-            "as for --listen. Whoever reaches it can read it.",
+            "as for --listen, without proxy:. Whoever reaches it can read it.",
             unset="nowhere",
             example="tcp:9464:interface=127.0.0.1",
         ),
