@@ -161,14 +161,15 @@ class SocketProtocol(ConnectionProtocol):
 
     def _time_out(self, reason: EndReason) -> None:
         assert self._channel is not None
-        self._verdict = reason
-        self._expect_by(self._home.limits.linger)
-        self._channel.wake()
+        if self._verdict is None:  # else the handler is being waited for already
+            self._verdict = reason
+            self._expect_by(self._home.limits.linger)
+            self._channel.wake()
 
     def abort(self, reason: EndReason) -> None:
         if self._channel is not None:
             self._channel.wake()
-        super().abort(reason)
+        super().abort(self._verdict or reason)
 
     def _finish(self) -> None:
         if self._channel is not None:

@@ -58,9 +58,9 @@ class ReplyBatch:
 
     __slots__ = ("_parts", "_size", "_write")
 
-    # In bytes, and in replies; one of them may be longer.
+    # In bytes of memory: each reply costs a little more than what is in it.  One may be longer.
     MOST = 16 * 1024
-    MOST_PARTS = 256
+    OVERHEAD = 64
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         self._write = write
@@ -70,8 +70,8 @@ class ReplyBatch:
     def add(self, data: bytes) -> None:
         """Keep `data` to be written soon."""
         self._parts.append(data)
-        self._size += len(data)
-        if self._size >= self.MOST or len(self._parts) >= self.MOST_PARTS:
+        self._size += len(data) + self.OVERHEAD
+        if self._size >= self.MOST:
             self.flush()
 
     def flush(self) -> None:
@@ -471,7 +471,7 @@ class DirectProtocol(EchoProtocol):
                 reply = received(data[start : start + size])
                 if type(reply) is bytes:
                     replies.append(reply)
-                    held += len(reply)
+                    held += len(reply) + ReplyBatch.OVERHEAD
                     if held >= ReplyBatch.MOST:
                         held = _send_together(send, replies)
                 elif reply is not None:

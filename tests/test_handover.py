@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import socketserver
@@ -282,6 +283,26 @@ async def test_a_silent_client_is_disconnected_but_a_busy_handler_is_not(
         assert server.factory.metrics.ended == {"idle": 1}
         leave.set()
         assert await working.receive_all() == b"done\n"
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_ignores_the_end_does_not_keep_a_silent_client(
+    way: str, certificate: Path
+) -> None:
+    leave = threading.Event()
+
+    def deaf(conn: socket.socket) -> None:
+        while not leave.wait(0.01):
+            with contextlib.suppress(OSError):
+                conn.recv(1)
+
+    limits = Limits(idle_timeout=0.3, linger=0.6)
+    async with both(way, certificate, handler=deaf, limits=limits) as server:
+        await server.connect()
+        await eventually(lambda: not server.factory.connections)
+        assert server.factory.metrics.ended == {"idle": 1}
+        leave.set()
 
 
 @WAYS
