@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -28,8 +29,11 @@ class Passed:
     def add(self, kept: socket.socket) -> int:
         """Keep a socket, as systemd does; return the descriptor that is passed."""
         self._kept.append(kept)
-        self.descriptors.append(os.dup(kept.fileno()))
-        return self.descriptors[-1]
+        # Above all that are in use: they have to follow each other.
+        least = self.descriptors[-1] + 1 if self.descriptors else 500
+        passed = fcntl.fcntl(kept.fileno(), fcntl.F_DUPFD_CLOEXEC, least)
+        self.descriptors.append(passed)
+        return passed
 
     def close(self) -> None:
         for descriptor, kept in zip(self.descriptors, self._kept, strict=True):
