@@ -457,6 +457,7 @@ class DirectProtocol(EchoProtocol):
 
     def _answer_pieces(self, data: bytes) -> None:
         """Answer a long read; small replies leave together."""
+        # What `ReplyBatch` does, in a list: its calls would be a third of what this costs.
         size, received, send = self._direct, self._received, self._send
         replies: list[bytes] = []
         held, failure = 0, None
