@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,11 +114,13 @@ def flags(data: bytes) -> None:
 
 def file(data: bytes) -> None:
     """A settings file is read, or refused by a SettingError."""
-    keys = "\n".join(setting.key for setting in SETTINGS).split("\n")
-    text = data.decode("utf-8", "replace")
-    for key in (None, keys[len(data) % len(keys)]):
+    setting = SETTINGS[(data[0] if data else 0) % len(SETTINGS)]
+    text = data[1:].decode("utf-8", "replace")
+    # As it is, as the value of a key, and as a string there, which every setting has to judge.
+    string = json.dumps(text, ensure_ascii=False)
+    for content in (text, f"{setting.key} = {text}", f"{setting.key} = {string}"):
         with contextlib.suppress(SettingError):
-            Settings(**read_file(SETTINGS, text if key is None else f"{key} = {text}", "file"))
+            Settings(**read_file(SETTINGS, content, "file"))
 
 
 def handler(data: bytes) -> None:
