@@ -27,23 +27,19 @@ from echod.status.snapshot import STATES, ListenerFigures, Snapshot
 
 
 class EchodCollector(Collector):
-    """Gives the registry the figures at the moment it asks."""
+    """Gives a registry the figures."""
 
-    def __init__(self, look: Callable[[], Snapshot]) -> None:
+    def __init__(self, now: Snapshot) -> None:
         """Set up.
 
         Args:
-            look: returns the figures as they are.
+            now: the figures.
         """
-        self._look = look
-
-    def describe(self) -> list[Metric]:
-        """Return nothing: so nobody looks before there is something to see."""
-        return []
+        self._now = now
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
-        now = self._look()
+        now = self._now
         yield from _daemon(now)
         yield from _connections(now)
         yield _histogram(
@@ -141,32 +137,24 @@ def _histogram(name: str, what: str, histogram: Histogram) -> Metric:
     return HistogramMetricFamily(name, what, buckets=buckets, sum_value=histogram.total)
 
 
-class Exposition:
-    """Writes the figures in the format that is asked for."""
+def expose(now: Snapshot, accept: str) -> tuple[str, bytes]:
+    """Return a media type and the figures in it.
 
-    def __init__(self, look: Callable[[], Snapshot]) -> None:
-        """Set up.
+    Args:
+        now: the figures.
+        accept: the header of that name, which names the formats that are understood.
+    """
+    registry = CollectorRegistry()
+    registry.register(EchodCollector(now))
+    ProcessCollector(registry=registry)  # memory, descriptors, processor time
+    try:
+        return _expose_as(accept, registry)
+    except (TypeError, ValueError):  # versions that are none, and what else can be asked for
+        return _expose_as("", registry)
 
-        Args:
-            look: returns the figures as they are.
-        """
-        self._registry = CollectorRegistry()
-        self._registry.register(EchodCollector(look))
-        ProcessCollector(registry=self._registry)  # memory, descriptors, processor time
 
-    def write(self, accept: str) -> tuple[str, bytes]:
-        """Return a media type and the figures in it.
-
-        Args:
-            accept: the header of that name.
-        """
-        try:
-            return self._write_as(accept)
-        except (TypeError, ValueError):  # versions that are none, and what else can be asked for
-            return self._write_as("")
-
-    def _write_as(self, accept: str) -> tuple[str, bytes]:
-        encode, kind = choose_encoder(accept)
-        if not (kind.isascii() and kind.isprintable()):
-            raise ValueError("the library puts what was asked for into the media type")
-        return kind, encode(self._registry)
+def _expose_as(accept: str, registry: CollectorRegistry) -> tuple[str, bytes]:
+    encode, kind = choose_encoder(accept)
+    if not (kind.isascii() and kind.isprintable()):
+        raise ValueError("the library puts what was asked for into the media type")
+    return kind, encode(registry)

@@ -7,9 +7,9 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import deferLater
 
 from echod.listen import Listening
-from echod.status.exposition import Exposition
 from echod.status.probes import Probes
 from echod.status.site import make_site
 from echod.status.snapshot import (
@@ -59,7 +59,6 @@ class StatusServer:
             self._reactor,
             look=self.look,
             state=lambda: state_of(self._subject),
-            expose=Exposition(self.look).write,
         )
         factory = self._listening.wrap(site, self._reactor)
         return self._listening.endpoint.listen(factory).addCallback(self._listens)
@@ -83,15 +82,16 @@ class StatusServer:
             else succeed(None).addCallback(lambda _: port.stopListening())
         )
 
-    def look(self) -> Snapshot:
+    async def look(self) -> Snapshot:
         """Return everything as it is now."""
         subject = self._subject
+        listeners = await figures_of(subject.listeners, lambda: deferLater(self._reactor, 0))
         return Snapshot(
             build=self._build,
             started=self._started,
             uptime=self._reactor.seconds() - self._began,
             state=state_of(subject),
-            listeners=figures_of(subject.listeners),
+            listeners=listeners,
             handler_time=self._timer.histogram,
             lag=self._probes.lag,
             worst_lag=max(self._probes.recent_lags, default=0.0),

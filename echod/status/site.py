@@ -7,16 +7,18 @@ them at most, and nothing that comes in a request comes back in a page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
-from twisted.web.server import Request, Site
+from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from echod.status.exposition import expose
 from echod.status.page import CONTENT_SECURITY_POLICY, page
 from echod.status.snapshot import Snapshot
 
@@ -108,8 +110,8 @@ class StatusSite(Site):
 
 PLAIN = "text/plain; charset=utf-8"
 
-# Makes a page for an `Accept` header: a status, a media type and the page itself.
-Make = Callable[[str], tuple[int, str, bytes]]
+# What makes a page for an `Accept` header: a status, a media type and the page itself.
+Make = Callable[[str], Awaitable[tuple[int, str, bytes]]]
 
 
 class Pages(Resource):
@@ -126,28 +128,37 @@ class Pages(Resource):
         super().__init__()
         self._pages = pages
 
-    def render(self, request: Any) -> bytes:
-        status, kind, body = self._answer(request)
+    def render(self, request: Any) -> int:
+        answering = Deferred.fromCoroutine(self._answer(request))
+        request.notifyFinish().addErrback(lambda _: answering.cancel())
+        answering.addErrback(_failed, request)
+        return NOT_DONE_YET
+
+    async def _answer(self, request: Any) -> None:
+        status, kind, body = await self._page(request)
         request.setResponseCode(status)
         request.setHeader(b"Content-Type", kind.encode())
-        return body
+        request.setHeader(b"Content-Length", b"%d" % len(body))
+        request.write(body)
+        request.finish()
 
-    def _answer(self, request: Request) -> tuple[int, str, bytes]:
+    async def _page(self, request: Request) -> tuple[int, str, bytes]:
         if request.method not in (b"GET", b"HEAD"):
             request.setHeader(b"Allow", b"GET, HEAD")
             return 405, PLAIN, b"only GET and HEAD\n"
         make = self._pages.get(request.path)
         if make is None:
             return 404, PLAIN, b"there is no such page\n"
-        return make(request.getHeader("accept") or "")
+        return await make(request.getHeader("accept") or "")
+
+
+def _failed(failure: Failure, request: Any) -> None:
+    if not failure.check(CancelledError):  # who asked has gone
+        request.processingFailed(failure)
 
 
 def make_site(
-    reactor: Any,
-    *,
-    look: Callable[[], Snapshot],
-    state: Callable[[], str],
-    expose: Callable[[str], tuple[str, bytes]],
+    reactor: Any, *, look: Callable[[], Awaitable[Snapshot]], state: Callable[[], str]
 ) -> StatusSite:
     """Return the site.
 
@@ -155,17 +166,25 @@ def make_site(
         reactor: for deadlines.
         look: returns all figures.
         state: returns what the daemon is doing: "ready" if new clients are welcome.
-        expose: returns a media type and the figures for Prometheus, for an `Accept` header.
     """
 
-    def ready(_: str) -> tuple[int, str, bytes]:
+    async def overview(_: str) -> tuple[int, str, bytes]:
+        return 200, "text/html; charset=utf-8", page(await look()).encode()
+
+    async def healthy(_: str) -> tuple[int, str, bytes]:
+        return 200, PLAIN, b"ok\n"
+
+    async def ready(_: str) -> tuple[int, str, bytes]:
         now = state()
         return 200 if now == "ready" else 503, PLAIN, f"{now}\n".encode()
 
+    async def metrics(accept: str) -> tuple[int, str, bytes]:
+        return 200, *expose(await look(), accept)
+
     pages: dict[bytes, Make] = {
-        b"/": lambda _: (200, "text/html; charset=utf-8", page(look()).encode()),
-        b"/healthz": lambda _: (200, PLAIN, b"ok\n"),
+        b"/": overview,
+        b"/healthz": healthy,
         b"/readyz": ready,
-        b"/metrics": lambda accept: (200, *expose(accept)),
+        b"/metrics": metrics,
     }
     return StatusSite(Pages(pages), reactor)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import twisted
@@ -17,6 +17,7 @@ from echod.lifecycle import shown_address
 from echod.limits import Refusal
 from echod.metrics import Histogram, Metrics
 from echod.session import EndReason
+from echod.sweeping import SLICE
 
 
 class ObservedFactory(Protocol):
@@ -153,37 +154,58 @@ def state_of(subject: Subject) -> str:
     return "ready" if subject.ready else "starting"
 
 
-def figures_of(listeners: Sequence[ObservedListener]) -> list[ListenerFigures]:
-    """Return what each listener has seen."""
+async def figures_of(
+    listeners: Sequence[ObservedListener], pause: Callable[[], Awaitable[object]]
+) -> list[ListenerFigures]:
+    """Return what each listener has seen.
+
+    Each connection has to be asked, which takes long where there are many: 100 ms for ten
+    thousand.  The event loop is given its turn between slices of them.
+
+    Args:
+        listeners: who is asked.
+        pause: returns what is awaited between two slices.
+    """
     seen: Counter[str] = Counter()
     figures = []
-    for listener in listeners:
+    for listener in list(listeners):
         name = escape(listener.description)
         seen[name] += 1
         if seen[name] > 1:
             name = f"{name} #{seen[name]}"
-        figures.append(_figures(name, listener))
+        figures.append(await _figures(name, listener, pause))
     return figures
 
 
-def _figures(name: str, listener: ObservedListener) -> ListenerFigures:
-    metrics = listener.factory.metrics
-    messages, received, sent = metrics.messages, metrics.bytes_received, metrics.bytes_sent
-    for connection in list(listener.factory.connections):
+async def _figures(
+    name: str, listener: ObservedListener, pause: Callable[[], Awaitable[object]]
+) -> ListenerFigures:
+    # The sums and the connections are those of one moment: a connection that ends meanwhile is in
+    # the list still, with its last figures, and not in the sums yet.  So no sum ever goes back.
+    counted, connections = _counted(name, listener), list(listener.factory.connections)
+    messages, received, sent = counted.messages, counted.received, counted.sent
+    for number, connection in enumerate(connections, 1):
         # One whose PROXY header is awaited has none yet.
         some_messages, some_received, some_sent = getattr(connection, "figures", (0, 0, 0))
         messages += some_messages
         received += some_received
         sent += some_sent
-    address = listener.address
+        if number % SLICE == 0:
+            await pause()
+    return replace(counted, messages=messages, received=received, sent=sent)
+
+
+def _counted(name: str, listener: ObservedListener) -> ListenerFigures:
+    """Return what a listener's counters say; they know nothing of open connections' traffic."""
+    metrics, address = listener.factory.metrics, listener.address
     return ListenerFigures(
         name=name,
         address="" if address is None else shown_address(address),
         accepted=metrics.accepted,
         open=metrics.open,
-        messages=messages,
-        received=received,
-        sent=sent,
+        messages=metrics.messages,
+        received=metrics.bytes_received,
+        sent=metrics.bytes_sent,
         ended={reason.value: metrics.ended[reason.value] for reason in EndReason},
         refused={
             **{refusal.value: metrics.refused[refusal.value] for refusal in Refusal},

@@ -22,7 +22,7 @@ def row(family: Any) -> str:
 
 
 def table() -> str:
-    families = EchodCollector(lambda: snapshot(busy_subject())).collect()
+    families = EchodCollector(snapshot(busy_subject())).collect()
     head = ["| metric | type | labels | what it is |", "| --- | --- | --- | --- |"]
     return "\n".join([*head, *map(row, families)]) + "\n"
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from echod.listen import parse_listen
@@ -27,7 +28,15 @@ def snapshot(subject: FakeSubject, clock: Clock | None = None) -> Snapshot:
     timer = HandlerTimer(in_threads=False)
     timer.histogram.observe(0.002)
     wanted = parse_listen(reactor, "tcp:0")
-    return StatusServer(clock or Clock(), wanted, subject, timer).look()
+    server = StatusServer(clock or Clock(), wanted, subject, timer)
+    return immediate(Deferred.fromCoroutine(server.look()))
+
+
+def immediate(deferred: Deferred[Any]) -> Any:
+    """Return a result that is there already."""
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    return results[0]
 
 
 class Text(HTMLParser):

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.http import HTTPChannel
 
 from echod.metrics import Metrics
-from echod.status.exposition import Exposition
+from echod.status.exposition import expose
 from echod.status.site import MOST_CLIENTS, PATIENCE, StatusSite, make_site
 from echod.status.snapshot import state_of
 from tests.conftest import Log
@@ -62,12 +63,10 @@ def subject() -> FakeSubject:
 
 @pytest.fixture
 def site(clock: Clock, subject: FakeSubject) -> StatusSite:
-    def look() -> Any:
+    async def look() -> Any:
         return snapshot(subject, clock)
 
-    return make_site(
-        clock, look=look, state=lambda: state_of(subject), expose=Exposition(look).write
-    )
+    return make_site(clock, look=look, state=lambda: state_of(subject))
 
 
 Get = Callable[..., tuple[int, dict[str, str], bytes]]
@@ -195,7 +194,7 @@ def test_metrics_can_be_read_in_each_format(get: Get) -> None:
 )
 def test_whatever_is_asked_for_there_is_an_answer(accept: str) -> None:
     subject = FakeSubject()
-    kind, body = Exposition(lambda: snapshot(subject)).write(accept)
+    kind, body = expose(snapshot(subject), accept)
     assert kind.isascii()
     assert kind.isprintable()
     assert b"echod_build_info" in body
@@ -265,3 +264,44 @@ def test_a_hostile_listener_is_escaped(get: Get, subject: FakeSubject) -> None:
     ]
     (labels,) = samples(families(get)["echod_listening"])
     assert labels == (r'a"b\n\x1b' + "\\",)
+
+
+Looking = tuple[StatusSite, Deferred[Any]]
+
+
+@pytest.fixture
+def looking(clock: Clock) -> Looking:
+    """A site whose figures are yet to come."""
+    figures: Deferred[Any] = Deferred()
+
+    async def look() -> Any:
+        return await figures
+
+    return make_site(clock, look=look, state=lambda: "ready"), figures
+
+
+ASK = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+def test_who_leaves_while_figures_are_gathered_leaves_nothing(
+    looking: Looking, clock: Clock, log: Log
+) -> None:
+    site, figures = looking
+    visitor = Visitor(site)
+    visitor.channel.dataReceived(ASK)
+    assert not visitor.transport.value()
+    visitor.lose()
+    assert figures.called  # cancelled
+    assert not clock.getDelayedCalls()
+    assert not log.events
+
+
+def test_figures_that_fail_are_the_servers_error(looking: Looking, log: Log) -> None:
+    site, figures = looking
+    visitor = Visitor(site)
+    visitor.channel.dataReceived(ASK)
+    figures.errback(RuntimeError("no figures"))
+    assert visitor.transport.value().startswith(b"HTTP/1.1 500 ")
+    assert b"no figures" not in visitor.transport.value()
+    assert "no figures" in log.take_errors()[0]
+    visitor.lose()
