@@ -149,23 +149,29 @@ def table(found: list[Proof]) -> str:
             "| --- | --- | --- | --- |",
         ]
         for number, what in faults.items():
-            lines.append(f"| {number} | {what} | {_promise_and_test(number, found)} |")
+            lines += _rows(number, what, found)
         lines.append("")
     return "\n".join(lines)
 
 
-def _promise_and_test(number: int, found: list[Proof]) -> str:
-    held = [proof for proof in found if number in proof.faults]
+def _rows(number: int, what: str, found: list[Proof]) -> Iterator[str]:
+    """Yield a row for each promise about a fault: the fault is named in the first."""
+    held: dict[str, list[str]] = {}
+    for proof in found:
+        if number in proof.faults:
+            held.setdefault(proof.promise, []).append(_link(proof))
     if not held:
         reason = NOT_APPLICABLE.get(number)
-        return f"Not applicable: {reason} |" if reason else "None yet |"
-    promises = dict.fromkeys(proof.promise for proof in held)
-    tests = (
-        f"[{proof.test.removeprefix('test_').replace('_', ' ')}]"
-        f"({os.path.relpath(TESTS / proof.path, PAGE.parent)})"
-        for proof in held
-    )
-    return f"{' '.join(promises)} | {'; '.join(tests)}"
+        held[f"Not applicable: {reason}" if reason else "None yet"] = []
+    start = f"| {number} | {what} |"
+    for promise, links in held.items():
+        yield f"{start} {promise} | {'; '.join(links)} |"
+        start = "| | |"
+
+
+def _link(proof: Proof) -> str:
+    path = os.path.relpath(TESTS / proof.path, PAGE.parent)
+    return f"[{proof.test.removeprefix('test_').replace('_', ' ')}]({path})"
 
 
 def page(before: str, found: list[Proof]) -> str:

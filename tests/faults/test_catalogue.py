@@ -59,3 +59,19 @@ def test_every_fault_has_a_test_or_a_reason_to_have_none() -> None:
 def test_the_page_is_as_the_tests_have_it() -> None:
     written = catalogue.PAGE.read_text()
     assert written == catalogue.page(written, catalogue.proofs()), "run `make docs`"
+
+
+def test_each_promise_stands_beside_the_tests_that_hold_it() -> None:
+    found = [
+        catalogue.Proof((1, 2), "Every reply arrives.", Path("faults/test_x.py"), "test_replies"),
+        catalogue.Proof((1,), "So does the end.", Path("faults/test_x.py"), "test_the_end"),
+        catalogue.Proof((1,), "Every reply arrives.", Path("faults/test_y.py"), "test_many"),
+    ]
+    rows = catalogue.table(found).splitlines()
+    first = next(number for number, row in enumerate(rows) if row.startswith("| 1 |"))
+    assert rows[first].endswith(
+        "| Every reply arrives. | [replies](../tests/faults/test_x.py); "
+        "[many](../tests/faults/test_y.py) |"
+    )
+    assert rows[first + 1] == "| | | So does the end. | [the end](../tests/faults/test_x.py) |"
+    assert rows[first + 2].startswith("| 2 |")
