@@ -205,7 +205,7 @@ def test_without_threads_for_them_clients_are_told_so_and_others_served(tmp_path
 def test_a_handler_that_exits_ends_its_own_connection(
     daemon: Start, model: str, message: bytes
 ) -> None:
-    """Fault 10: So it is where what it raises would end a program."""
+    """Fault 10: A handler that calls `sys.exit` ends its own connection, and not the daemon."""
     running = start(daemon, model)
     with bystander(running):
         assert ask(running, message) == b""
