@@ -207,6 +207,13 @@ class ClientContext:
         return self.context.wrap_bio(incoming, outgoing, server_hostname=name)
 
 
+class ExhaustedContext:
+    """A context for which there is no memory left."""
+
+    def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO) -> SSLObject:
+        raise MemoryError
+
+
 class TwistedSecureServer(Server):
     """The same over Twisted's own TLS."""
 

@@ -16,9 +16,11 @@ from echod import Client, EchoFactory, Handler, Limits
 from echod.handlers import ConcurrencyModel
 from echod.tls.context import certificates_in
 from tests.certificates import Authority
+from tests.conftest import Log
 from tests.serving import (
     BANNER,
     ClientContext,
+    ExhaustedContext,
     SecureServer,
     Server,
     Talker,
@@ -130,6 +132,21 @@ async def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
         assert await silent.receive_all() == b""
         await eventually(lambda: not server.factory.connections)
         assert server.factory.metrics.ended == {"no TLS handshake": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_for_whom_tls_has_no_memory_is_closed_logged_and_counted_out(
+    log: Log,
+) -> None:
+    factory = EchoFactory(reactor)
+    server = SecureServer(factory, ExhaustedContext())
+    client = await connect_in_clear(server)
+    assert await client.receive_all() == b""
+    await eventually(lambda: factory.metrics.ended["no TLS handshake"] == 1)
+    assert factory.admission.open == 0
+    assert not factory.admission.by_address
+    assert log.text.count("no TLS handshake: no memory") == 1
+    await server.stop()
 
 
 @pytest_twisted.ensureDeferred

@@ -32,6 +32,7 @@ from tests.proxy_headers import DESTINATION, SIGNATURE, SOURCE, binary, line, tl
 from tests.serving import (
     BANNER,
     ClientContext,
+    ExhaustedContext,
     Server,
     Talker,
     eventually,
@@ -511,6 +512,21 @@ async def test_who_waits_for_tls_is_refused_without_a_word(certificate: Path) ->
         await server.connect()
         await eventually(lambda: factory.admission.open == 1)
         assert await (await server.connect()).receive_all() == b""
+    finally:
+        await server.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_for_whom_tls_has_no_memory_is_counted_out() -> None:
+    factory = EchoFactory(reactor)
+    server = ProxiedServer(factory, TLSFactory(factory, ExhaustedContext(), reactor))
+    try:
+        client = await server.connect()
+        client.send(line())
+        assert await client.receive_all() == b""
+        await eventually(lambda: factory.metrics.ended["no TLS handshake"] == 1)
+        assert factory.admission.open == 0
+        assert not factory.admission.by_address
     finally:
         await server.stop()
 

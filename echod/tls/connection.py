@@ -79,6 +79,7 @@ class TLSConnection:
         "_clock",
         "_closing",
         "_collecting",
+        "_context",
         "_direct",
         "_eof",
         "_failure",
@@ -120,14 +121,10 @@ class TLSConnection:
         self.transport: Any = None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap(self._incoming, self._outgoing)
-        # Without `SSLObject` in between, which only passes on, there are two calls less a message.
-        plain: Any = getattr(self._tls, "_sslobj", self._tls)
-        self._read: Callable[[int], bytes] = plain.read
-        self._write: Callable[[Any], int] = plain.write
+        self._context = context
         # The transport's `write`, or what is quicker.
         self._pass_on: Callable[[bytes], None] | None = None
-        self._hello = ClientHello() if self._tls.server_side else None
+        self._hello: ClientHello | None = None
         self._server_name: str | None = None
         # The handshake is over.
         self._open = False
@@ -176,7 +173,22 @@ class TLSConnection:
     def connectionMade(self) -> None:
         self.protocol.makeConnection(self)
         if not self._lost:
-            self._shake_hands(b"")  # a client speaks first
+            self._set_up()
+
+    def _set_up(self) -> None:
+        """Make OpenSSL's part; only now, so that the application hears of it if that fails."""
+        try:
+            self._tls = self._context.wrap(self._incoming, self._outgoing)
+        except Exception as error:  # a context that is of no use, or no memory
+            self._fail(error)
+            return
+        # Without `SSLObject` in between, which only passes on, there are two calls less a message.
+        plain: Any = getattr(self._tls, "_sslobj", self._tls)
+        self._read: Callable[[int], bytes] = plain.read
+        self._write: Callable[[Any], int] = plain.write
+        if self._tls.server_side:
+            self._hello = ClientHello()
+        self._shake_hands(b"")  # a client speaks first
 
     def dataReceived(self, data: bytes) -> None:
         if not self._direct or len(data) > MOST:
@@ -282,7 +294,8 @@ class TLSConnection:
     def _fail(self, error: Exception) -> None:
         """TLS is over: send OpenSSL's alert, and close when the peer has had time to read it."""
         reason = getattr(error, "verify_message", None) or getattr(error, "reason", None) or error
-        self._failure = Failure(TLSError(str(reason).lower().replace("_", " ")))
+        words = "no memory" if isinstance(error, MemoryError) else str(reason)
+        self._failure = Failure(TLSError(words.lower().replace("_", " ")))
         self._input_over = True
         self._stop()
         if self._producer is not None:
@@ -527,13 +540,13 @@ class TLSConnection:
         return self.transport.getHandle()
 
     def getPeerCertificate(self) -> bytes | None:
-        """Return the peer's certificate in DER; None where it has shown none."""
-        return self._tls.getpeercert(binary_form=True)
+        """Return the peer's certificate in DER; None where it has shown none, or not yet."""
+        return self._tls.getpeercert(binary_form=True) if self._open else None
 
     @property
     def negotiatedProtocol(self) -> bytes | None:
-        """The application protocol that both sides chose (RFC 7301)."""
-        chosen = self._tls.selected_alpn_protocol()
+        """The application protocol that both sides chose (RFC 7301); None before they did."""
+        chosen = self._tls.selected_alpn_protocol() if self._open else None
         return None if chosen is None else chosen.encode()
 
     def getTcpNoDelay(self) -> Any:

@@ -632,6 +632,43 @@ def test_a_client_that_leaves_within_the_handshake_is_closed(certificate: Path) 
     assert wire.application.reason.check(ConnectionDone)
 
 
+class Useless:
+    """A context of which nothing can be made."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (MemoryError(), "no memory"),
+        (ssl.SSLError(1, "internal error"), "internal error"),
+    ],
+)
+def test_an_openssl_that_cannot_be_had_ends_the_connection(
+    certificate: Path, error: Exception, why: str
+) -> None:
+    application, lower, clock = Application(), Lower(), Clock()
+    connection = TLSFactory(
+        Factory.forProtocol(lambda: application), Useless(error), clock
+    ).buildProtocol(THERE)
+    connection.makeConnection(lower)
+    assert application.transport.negotiatedProtocol is None
+    assert application.transport.getPeerCertificate() is None
+    connection.dataReceived(b"\x16\x03\x01")
+    assert lower.asked == ["fin"]
+    connection.readConnectionLost()
+    assert lower.asked == ["fin", "close"]
+    connection.connectionLost(Failure(ConnectionDone()))
+    assert why in str(application.reason.value)
+    assert application.events == []
+    assert not clock.getDelayedCalls()
+
+
 def test_an_openssl_that_cannot_write_ends_the_connection(wire: Wire) -> None:
     # As where a client has sent half of a key update, and OpenSSL waits for the rest.
     def write(data: bytes) -> int:
