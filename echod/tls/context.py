@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator
@@ -99,10 +98,16 @@ class Files:
             return
         if CERTIFICATE not in (more := read(self.chain)):
             raise FilesError(f"{self.chain} holds no certificate in PEM")
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-            file.write("\n".join([*certificates_in(read(self.certificate)), more]))
-            file.flush()
-            yield file.name
+        try:
+            with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+                file.write("\n".join([*certificates_in(read(self.certificate)), more]))
+                file.flush()
+                yield file.name
+        except OSError as error:
+            raise FilesError(
+                f"{self.chain} cannot be used: {_why(error)}: append its certificates to those in "
+                f"{self.certificate}, and leave it out"
+            ) from error
 
     def _load_client_ca(self, context: ssl.SSLContext, path: str) -> None:
         if CERTIFICATE not in read(path):
@@ -175,8 +180,11 @@ def read(path: str) -> str:
         # Bytes beyond ASCII have no meaning in PEM, and are no reason to refuse a comment.
         return Path(path).read_text("ascii", errors="replace")
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise FilesError(f"cannot read {path}: {why}") from error
+        raise FilesError(f"cannot read {path}: {_why(error)}") from error
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def certificates_in(text: str) -> list[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime
 import ssl
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ def folder(tmp_path: Path) -> Path:
     """A folder with files of all kinds."""
     pair = AUTHORITY.issue("server")
     certificate, _, key = pair.partition(b"-----BEGIN PRIVATE")
-    damaged = certificate[:200] + b"AAAA" + certificate[204:]
+    # At its beginning: elsewhere a change may make another certificate of it.
+    damaged = certificate.replace(b"CERTIFICATE-----\nMI", b"CERTIFICATE-----\nAA", 1)
     for name, content in {
         "pair.pem": pair,
         "certificate.pem": certificate,
@@ -104,6 +106,21 @@ def test_what_cannot_be_used_says_why_in_one_line(
         ServerContext(files(folder, certificate, **names))
     assert str(raised.value).startswith(why.format(folder))
     assert "\n" not in str(raised.value)
+
+
+def test_a_chain_without_a_temporary_directory_says_so_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(folder / "none")])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(FilesError) as raised:
+        ServerContext(files(folder, "pair.pem", chain="ca.pem"))
+    assert str(raised.value).startswith(
+        f"{folder}/ca.pem cannot be used: No usable temporary directory found in "
+    )
+    assert str(raised.value).endswith(
+        f": append its certificates to those in {folder}/pair.pem, and leave it out"
+    )
 
 
 def test_a_reload_takes_the_new_certificate_for_new_connections(folder: Path) -> None:
