@@ -36,15 +36,31 @@ log = Logger()
 
 # What Twisted's parsers of endpoint strings say, and what that means to who wrote one.
 PLAIN_WORDS = (
-    (r"Unknown endpoint type: (.*)", r"there is no kind of listener \1; give one as tcp:8888 is"),
+    (
+        r"Unknown endpoint type: (.*)",
+        r"there is no kind of listener \1; one is written as in tcp:8888:interface=127.0.0.1",
+    ),
     (r"invalid literal for int\(\) .*: (.*)", r"\1 is not a number"),
     (r".* got an unexpected keyword argument (.*)", r"{kind}: takes no option \1"),
-    (r".* takes .* positional arguments but .*", r"{kind}: has too many words"),
+    (
+        r".* (takes .* positional arguments but|got multiple values for argument) .*",
+        r"{kind}: has too many words; a colon within one is written \\:, as in interface=\\:\\:1",
+    ),
     (
         r".* missing \d+ required positional argument.*",
         r"{kind}: is not complete; it is written as in tcp:8888:interface=127.0.0.1",
     ),
 )
+
+
+# Kinds that Twisted has, or that are a prefix here, and why they are no endpoint.
+NO_ENDPOINTS = {
+    "proxy": "proxy: stands once, before all else",
+    "tls": "tls: stands once, before the endpoint",
+    "ssl": "ssl: stands once, before the endpoint",
+    "haproxy": "haproxy: believes anybody's PROXY header: write proxy: in its place",
+    "stdio": "standard input is one stream, not a place to which clients come",
+}
 
 
 class ListenError(ValueError):
@@ -125,13 +141,22 @@ def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamSe
         return _unix_endpoint(reactor, Words.split(rest))
     if kind == "systemd":
         return _activated_endpoint(reactor, Words.split(rest), inherited)
-    if kind == "stdio":
-        raise ListenError("standard input is one stream, not a place to which clients come")
+    if kind in NO_ENDPOINTS:
+        raise ListenError(NO_ENDPOINTS[kind])
+    if kind in ("tcp", "tcp6"):
+        _check_port(Words.split(text.partition(":")[2]))
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser has its own ways to refuse
         raise ListenError(_plainly(kind, error)) from error
     return endpoint
+
+
+def _check_port(words: Words) -> None:
+    """Refuse a port that no listener can have; whether it is a number at all, Twisted says."""
+    port = words.pop("port") or words.pop() or ""
+    if re.fullmatch("-?[0-9]{1,20}", port) and not 0 <= int(port) <= 65535:
+        raise ListenError(f"{port} is no port: they go from 0 to 65535")
 
 
 def _plainly(kind: str, error: Exception) -> str:
