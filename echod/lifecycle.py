@@ -198,8 +198,7 @@ class ConnectionProtocol(Protocol):
 
     def _turn_away(self, busy: Busy) -> None:
         """There is no room for this client: count it, tell it, and close."""
-        self._home.metrics.refused[busy.limit] += 1
-        log.warn("Refused {peer}: {why}", peer=shown(self.client), why=str(busy))
+        self._home.note_refusal(busy.limit, self.client, str(busy))
         self.refuse(EndReason.REFUSED, str(busy))
 
     def _enter(self) -> None:
@@ -246,13 +245,13 @@ class ConnectionProtocol(Protocol):
         messages, received, sent = self.figures
         tls = self.client.tls.version if self.client.tls else None
         proxy = shown_address(self.transport.getPeer()) if self.client.proxy else None
+        error = escape(str(lost.value)) if lost.check(TLSError) else None
         facts = [*([tls] if tls else []), *([f"through {proxy}"] if proxy else [])]
         log.info(
-            "Disconnected from {peer}: {reason}{detail} "
-            "({duration:.3f} s, messages: {messages}, bytes in: {received}, out: {sent}{more})",
+            "Disconnected from {peer}: {reason}{_error} "
+            "({duration:.3f} s, messages: {messages}, bytes in: {received}, out: {sent}{_facts})",
             peer=shown(self.client),
             reason=reason.value,
-            detail=escape(f": {lost.value}") if lost.check(TLSError) else "",
             duration=round(self._home.seconds() - self._began, 3),
             messages=messages,
             received=received,
@@ -260,7 +259,9 @@ class ConnectionProtocol(Protocol):
             listener=self.client.listener,
             tls=tls,
             proxy=proxy,
-            more="".join(f", {fact}" for fact in facts),
+            error=error,
+            _error=f": {error}" if error else "",
+            _facts="".join(f", {fact}" for fact in facts),
         )
 
     def _why_lost(self, reason: Failure) -> EndReason:

@@ -291,7 +291,8 @@ def json_line(event: LogEvent) -> str:
     """Return `event` as an object of JSON, in one line.
 
     It has `time`, `level`, `logger` and `message`, `traceback` if there is one, and the values
-    that the message was made from.  All text in it is escaped, decoded too.
+    that the message was made from, but for those whose names begin with `_`, which only help to
+    word it.  All text in it is escaped, decoded too.
     """
     message = _message(event, with_traceback=False)
     traceback = event.get("traceback", "")
@@ -309,7 +310,7 @@ def json_line(event: LogEvent) -> str:
         "message": escape_lines(_shortened(message)),
     }
     for name, value in event.items():
-        if not name.startswith("log_") and name not in _NOT_FIELDS:
+        if not name.startswith(("log_", "_")) and name not in _NOT_FIELDS:
             shown = _field(value)
             if shown not in (None, ""):
                 record[escape(name)] = shown

@@ -38,6 +38,7 @@ from echod.lifecycle import (
     RefusedProtocol,
     log_failure,
     network_at,
+    shown,
     shown_address,
     traffic,
     unread,
@@ -739,9 +740,19 @@ class EchoFactory(Factory):
 
     def refused(self, addr: IAddress | None, refusal: Refusal) -> Protocol:
         """Count and log a refusal; return the protocol that tells the client."""
-        self.metrics.refused[refusal.value] += 1
-        log.warn("Refused {peer}: {why}", peer=shown_address(addr), why=refusal.value)
+        self.note_refusal(refusal.value, Client(shown_address(addr)), refusal.value)
         return RefusedProtocol(self.framing.encode_line(refusal.text.encode()))
+
+    def note_refusal(self, limit: str, client: Client, why: str) -> None:
+        """Count and log that a client is turned away; telling it is the caller's."""
+        self.metrics.refused[limit] += 1
+        log.warn(
+            "Refused {peer}: {why}",
+            peer=shown(client),
+            why=why,
+            limit=limit,
+            listener=self.listener,
+        )
 
     def opened(self, connection: ConnectionProtocol) -> None:
         """Register a connection: it is counted from here to `forget`."""

@@ -20,19 +20,17 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IProtocolFactory
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.handlers import Client
-from echod.lifecycle import shown, shown_address, unread
+from echod.lifecycle import shown_address, unread
 from echod.proxy_protocol import Address, HeaderParser, ProxyError, ProxyHeader
 from echod.session import EndReason
 
 if TYPE_CHECKING:
     from echod.protocol import EchoFactory
 
-log = Logger()
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -201,8 +199,7 @@ class ProxyFactory(Factory):
 
     def refuse(self, address: object, reason: str, why: str) -> None:
         """Count and log that a connection is refused; closing it is the caller's."""
-        self.home.metrics.refused[reason] += 1
-        log.warn("Refused {peer}: {why}", peer=shown(Client(shown_address(address))), why=why)
+        self.home.note_refusal(reason, Client(shown_address(address)), why)
 
 
 def _twisted_address(address: Address | None) -> IPv4Address | IPv6Address | UNIXAddress | None:

@@ -104,7 +104,7 @@ def test_json_is_an_object_with_the_values_of_the_message(records: Observed) -> 
     model = ConcurrencyModel.REACTOR
     records.log.info(
         "Of {peer}", peer="ü", count=3, ratio=0.5, yes=True, data=b"a\xff", model=model,
-        nothing=None, thing=object(), endless=float("inf"),
+        nothing=None, thing=object(), endless=float("inf"), _punctuation=", ",
     )  # fmt: skip
     record = json.loads(records.lines[0])
     assert datetime.fromisoformat(record.pop("time")).tzinfo is not None

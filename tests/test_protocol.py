@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import ISSLTransport
@@ -35,7 +35,7 @@ from echod.limits import Admission
 from echod.protocol import DirectProtocol
 from echod.proxy_protocol import ProxyHeader
 from echod.sweeping import URGENT_INTERVAL
-from echod.tls import TLSFacts
+from echod.tls import TLSError, TLSFacts
 from tests.conftest import Log
 from tests.serving import BANNER, eventually, no_more_threads, serving
 
@@ -289,7 +289,9 @@ def test_a_client_above_a_limit_is_told_so_and_costs_nothing(log: Log) -> None:
 
     clock = Clock()
     limits = Limits(max_connections=2, max_connections_per_address=1)
-    factory = EchoFactory(clock, handler=Counted, framing=Line(b"\r\n"), limits=limits)
+    factory = EchoFactory(
+        clock, handler=Counted, framing=Line(b"\r\n"), limits=limits, listener="unix:/x"
+    )
     first = factory.buildProtocol(address(1))
     first.makeConnection(Transport())
     assert told(factory.buildProtocol(address(1))) == (
@@ -301,8 +303,11 @@ def test_a_client_above_a_limit_is_told_so_and_costs_nothing(log: Log) -> None:
     )
     assert len(made) == 2
     assert factory.metrics.accepted == 2
-    assert factory.metrics.refused == {"max-connections": 1, "max-connections-per-address": 1}
+    assert told(factory.buildProtocol(UNIXAddress(None))).startswith(b"Server busy")
+    assert "Refused a client without an address: max-connections" in log.text
+    assert factory.metrics.refused == {"max-connections": 2, "max-connections-per-address": 1}
     assert "Refused 127.0.0.3:50000: max-connections" in log.text
+    assert (log.events[-1]["limit"], log.events[-1]["listener"]) == ("max-connections", "unix:/x")
     lose(first)
     factory.buildProtocol(address(1)).makeConnection(Transport())
     for connection in list(factory.connections):
@@ -468,7 +473,11 @@ def test_a_client_without_a_thread_is_told_so_and_counted(
 ) -> None:
     Witness.calls.clear()
     factory = EchoFactory(
-        Clock(), handler=Witness, framing=Line(), model=Overworked(busy, "closed")
+        Clock(),
+        handler=Witness,
+        framing=Line(),
+        model=Overworked(busy, "closed"),
+        listener="tcp:8888",
     )
     protocol, transport = connect(factory)
     protocol.dataReceived(b"happy\nbirthday\n")
@@ -479,6 +488,8 @@ def test_a_client_without_a_thread_is_told_so_and_counted(
     assert factory.metrics.ended == {"refused": 1}
     assert Witness.calls == calls
     assert "Refused 192.168.1.1:54321: Server busy: no thread" in log.text
+    (refused,) = (event for event in log.events if "limit" in event)
+    assert (refused["limit"], refused["listener"]) == ("max-queue", "tcp:8888")
 
 
 def test_messages_wait_for_the_deferred_of_the_one_before() -> None:
@@ -756,7 +767,7 @@ async def test_build_protocol_that_raises_closes_the_socket(log: Log) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_ipv6_and_hostile_addresses_are_shown_escaped(log: Log) -> None:
-    from twisted.internet.address import IPv6Address, UNIXAddress
+    from twisted.internet.address import IPv6Address
 
     from echod.lifecycle import shown_address
 
@@ -789,6 +800,14 @@ def test_the_end_of_a_connection_tells_how_it_came(log: Log) -> None:
     assert log.text.endswith(", out: 52, TLSv1.3, through 192.168.1.1:54321)")
     assert log.events[-1]["tls"] == "TLSv1.3"
     assert log.events[-1]["proxy"] == "192.168.1.1:54321"
+    assert log.events[-1]["error"] is None
+
+
+def test_the_end_of_a_connection_tells_what_is_wrong_with_its_tls(log: Log) -> None:
+    protocol, _ = connect(EchoFactory(Clock()))
+    protocol.connectionLost(Failure(TLSError("wrong\nversion")))
+    assert r": connection lost: wrong\nversion (" in log.text
+    assert log.events[-1]["error"] == r"wrong\nversion"
 
 
 @pytest.mark.parametrize("size", [1, 1024, 70_000])

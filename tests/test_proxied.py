@@ -285,6 +285,8 @@ async def test_a_broken_header_is_refused_counted_and_logged(
         assert server.factory.metrics.accepted == server.factory.admission.open == 0
     lines = [each for each in log.text.splitlines() if "Refused" in each]
     assert lines == [f"Refused 127.0.0.1:{port}: {why}"]
+    (refused,) = (event for event in log.events if "limit" in event)
+    assert (refused["limit"], refused["listener"]) == (BROKEN, server.factory.listener)
     assert "\x1b" not in log.text
 
 
