@@ -598,8 +598,9 @@ class Conversation:
                 elif reply is not None:
                     self._send(conn, reply)
         except BaseException as error:
-            conn.failed(error)
-            raise
+            if not conn.ended_by(error):
+                conn.failed(error)
+                raise
         # At a drain the stream ends earlier than the socket says: `conn.recv` knows where.
         return self._answer_framed(conn, handler) if conn.draining else EndReason.CLIENT
 

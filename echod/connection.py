@@ -13,8 +13,11 @@ reactor to read, written by the handler's thread only, plain integers, so no loc
 
 `writing_ended` says that the handler itself has sent the FIN.
 
-`drain` is called by the reactor: the thread then reads what had been received, and after it the
-end of the stream, which is the daemon's doing and not the client's.
+`drain` and `interrupt` are called by the reactor, when the daemon drains: the thread then reads
+what had been received when that began, and after it the end of the stream, which is the daemon's
+doing and not the client's.  All of that happens in here.  The connection itself is shut down for
+reading by nobody: after that and a FIN, Linux answers whatever the client still sends with RST,
+which takes the reply with it.
 
 The four calls that move bytes cost what the C calls cost and little more, since with a thread for
 each connection they are most of the work: no `super()`, no `finally`, no call but the one.
@@ -24,12 +27,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+
+# Interrupts what a thread waits for in the kernel, and means nothing: SIGURG, because no program
+# uses it and its default is to be ignored.  Whoever runs the process has to handle it, with a
+# function that does nothing (`echod.signals` does): an ignored signal interrupts nobody.
+INTERRUPT = signal.SIGURG
+
+# What SO_RCVTIMEO takes for "at once"; zero would be never.
+_AT_ONCE = struct.pack("@ll", 0, 1)
 
 _recv = socket.socket.recv
 _recv_into = socket.socket.recv_into
@@ -46,6 +59,7 @@ class ConnectionSocket(socket.socket):
 
     __slots__ = (
         "_end",
+        "_interrupted",
         "_released",
         "_uncounted_since",
         "draining",
@@ -56,6 +70,7 @@ class ConnectionSocket(socket.socket):
         "receiving",
         "sending",
         "sent_bytes",
+        "thread",
         "writing_ended",
     )
 
@@ -74,7 +89,10 @@ class ConnectionSocket(socket.socket):
         self.messages = 0
         self.incomplete = 0
         self.error: OSError | None = None
+        # Whose this is, while its handler runs: what `threading.get_ident` says there.
+        self.thread: int | None = None
         self.draining = False
+        self._interrupted = False
         # While draining: the value of `received_bytes` at which the stream ends.
         self._end = 0
         self._uncounted_since: int | None = None
@@ -88,6 +106,8 @@ class ConnectionSocket(socket.socket):
         try:
             data = _recv(self, bufsize, flags)
         except BaseException as error:
+            if self.ended_by(error):
+                return b""
             self.failed(error)
             raise
         self.received_bytes += len(data)
@@ -103,6 +123,8 @@ class ConnectionSocket(socket.socket):
         try:
             count = _recv_into(self, buffer, nbytes, flags)
         except BaseException as error:
+            if self.ended_by(error):
+                return 0
             self.failed(error)
             raise
         self.received_bytes += count
@@ -116,16 +138,38 @@ class ConnectionSocket(socket.socket):
         self.receiving = self.sending = False
 
     def drain(self, unread: int) -> None:
-        """Let the stream end after `unread` bytes more: what the kernel held at that moment.
-
-        The socket is not shut down for reading: after that and a FIN, Linux answers whatever the
-        client still sends with RST, which takes the reply with it.
-        """
+        """Let the stream end after `unread` bytes more: what the kernel held at that moment."""
         # The thread may have read something that it has not counted yet, as it waits for the
         # interpreter's lock: that is not among the unread bytes.
         self._uncounted_since = self.received_bytes if self.receiving else None
         self._end = self.received_bytes + unread
         self.draining = True
+
+    def interrupt(self) -> bool:
+        """While draining: let a `recv` that waits return the end of the stream, if nothing comes.
+
+        What comes in the last moment is returned instead; nothing is lost.
+
+        Returns:
+            Whether it will.  A `recv` with a time-out (`settimeout`) waits elsewhere and cannot
+            be interrupted, nor can one in a thread that the handler has started itself.
+        """
+        if self.thread is None or self.gettimeout() is not None:
+            return False
+        self._interrupted = True
+        with contextlib.suppress(OSError):  # closed by now, so nobody waits
+            # First, since the interpreter tries again what a signal has interrupted.
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _AT_ONCE)
+            signal.pthread_kill(self.thread, INTERRUPT)
+        return True
+
+    def ended_by(self, error: BaseException) -> bool:
+        """Return whether `error` is no error: an interrupted `recv`, which has found the end."""
+        ended = self._interrupted and self.receiving and isinstance(error, BlockingIOError)
+        if ended:
+            self.receiving = False
+            self._end, self._uncounted_since = self.received_bytes, None
+        return ended
 
     def _left(self) -> int:
         """Return how many bytes the thread may still read."""

@@ -7,9 +7,11 @@ descriptor), and the transport lies idle meanwhile: no byte passes through the r
 Guarantees, either way:
 
 * While the thread owns the socket the reactor neither reads from it nor writes to it; it shuts it
-  down where a deadline or a drain asks for that, which wakes a thread that is blocked in it.
+  down where a deadline asks for that, which wakes a thread that is blocked in it.
 * When the daemon drains, the thread reads what had been received, then sees the end of the stream
-  (see `ConnectionSocket.drain`); one that waits for a silent client is woken by SHUT_RD.
+  (see `ConnectionSocket.drain`); one that waits for a silent client is interrupted.  The
+  connection stays open for reading, so a client may go on sending: that is read, discarded, and
+  harms no reply.
 * When the handler has returned the reactor closes the connection gently; the thread is free.
 """
 
@@ -19,6 +21,7 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +40,10 @@ from echod.session import EndReason
 
 if TYPE_CHECKING:
     from echod.protocol import EchoFactory
+
+# How often a thread is interrupted before its socket is shut down: a sweep apart, and more than
+# once because one that has just been interrupted may not have run since.
+PATIENCE = 2
 
 
 class SocketProtocol(ConnectionProtocol):
@@ -139,8 +146,8 @@ class SocketProtocol(ConnectionProtocol):
     def _end_silence(self) -> None:
         """While the daemon drains: wake a thread that waits for a client with nothing to say."""
         assert self._channel is not None and self._conn is not None
-        if self._conn.receiving and self._channel.settled():
-            self._channel.end_input()
+        if self._conn.receiving:
+            self._channel.end_silence(self._conn)
 
     def sweep(self, now: float) -> None:
         super().sweep(now)
@@ -198,9 +205,11 @@ class SocketProtocol(ConnectionProtocol):
 
 def _converse(talk: Callable[[ConnectionSocket], EndReason], conn: ConnectionSocket) -> EndReason:
     """In the thread: hold the conversation, and give the socket up whatever happens."""
+    conn.thread = threading.get_ident()
     try:
         return talk(conn)
     finally:
+        conn.thread = None  # from here on it may do something else, or be gone
         conn.release()
 
 
@@ -210,6 +219,7 @@ class _Direct:
     def __init__(self, transport: Any, handle: socket.socket) -> None:
         self._transport = transport
         self._handle = handle
+        self._interruptions = 0
 
     def connect(self) -> ConnectionSocket:
         """Return the thread's socket."""
@@ -226,9 +236,14 @@ class _Direct:
         """Return how many bytes the client has sent that the thread has not read."""
         return unread(self._transport)
 
-    def settled(self) -> bool:
-        """Return whether nothing is under way either way, so that no RST can do harm."""
-        return not unread(self._transport) and not unsent(self._transport)
+    def end_silence(self, conn: ConnectionSocket) -> None:
+        """While the daemon drains: let a thread that waits for the client see the end."""
+        if conn.interrupt() and self._interruptions < PATIENCE:
+            self._interruptions += 1
+        elif not unread(self._transport) and not unsent(self._transport):
+            # From now on, what the client sends after our FIN is answered by RST; the client's
+            # machine has all that was sent so far, which RST does not take back.
+            self.end_input()
 
     def end_input(self) -> None:
         """Let the thread see the end of the stream."""
@@ -301,9 +316,11 @@ class _Relay(Protocol):
         self._left = unread(self._owner.transport)
         return sys.maxsize
 
-    def settled(self) -> bool:
-        """Return whether the end may come now, behind all that had come when the drain began."""
-        return self._left <= 0 or not unread(self._owner.transport)
+    def end_silence(self, conn: ConnectionSocket) -> None:
+        """While the daemon drains: let a thread that waits for the client see the end."""
+        # It comes behind all that had come when the drain began.
+        if self._left <= 0 or not unread(self._owner.transport):
+            self.end_input()
 
     def end_input(self) -> None:
         """Let the thread read what was relayed, and then the end of the stream."""

@@ -9,7 +9,8 @@ SIGTERM and SIGINT stop the daemon, in three steps, each a fall-back of the one 
   blocks the event loop for ever, or a foreign thread that is joined at exit, cannot keep the
   process alive.  Where the system allows no more threads, a timer of the kernel's does.
 
-SIGHUP reloads; at no time does it kill.
+SIGHUP reloads; at no time does it kill.  SIGURG does nothing, and so can interrupt a thread that
+waits for its client: see `ConnectionSocket.interrupt`.
 
 The handlers are in place before the reactor runs.  What arrives until then waits in the reactor's
 queue, and is the first thing that it does.  Signals that were ignored when the daemon was started,
@@ -28,6 +29,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from echod.connection import INTERRUPT
 
 # How long after the drain's deadline the process may take to end in good order, in seconds.
 GRACE = 0.7
@@ -84,6 +87,8 @@ class Signals:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_stop)
         self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
+        if signal.getsignal(INTERRUPT) is signal.SIG_DFL:
+            self._previous[INTERRUPT] = signal.signal(INTERRUPT, _do_nothing)
 
     def uninstall(self) -> None:
         """Give the signals back."""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -138,3 +140,81 @@ def test_a_drain_counts_from_what_was_read(
     conn.drain(500)
     peer.sendall(b"came later")
     assert [len(conn.recv(1000)), len(conn.recv(1000))] == [500, 0]
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What `echod.signals` does in the daemon."""
+    previous = signal.signal(connection.INTERRUPT, lambda number, frame: None)
+    yield
+    signal.signal(connection.INTERRUPT, previous)
+
+
+def received_meanwhile(conn: ConnectionSocket, receive: Callable[[], Any]) -> Iterator[Any]:
+    """Let a thread receive; go on once it is about to, and at the end yield what it got."""
+    results: list[Any] = []
+
+    def run() -> None:
+        conn.thread = threading.get_ident()
+        results.append(receive())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not conn.receiving:
+        pass
+    yield
+    thread.join(10)
+    yield results.pop()
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("into", [False, True])
+def test_while_it_drains_a_thread_that_waits_can_be_interrupted_and_sees_the_end(
+    pair: tuple[ConnectionSocket, socket.socket], into: bool
+) -> None:
+    conn, peer = pair
+    meanwhile = received_meanwhile(
+        conn, lambda: conn.recv_into(bytearray(5)) if into else conn.recv(5)
+    )
+    next(meanwhile)
+    conn.drain(0)
+    assert conn.interrupt()
+    assert not next(meanwhile)
+    assert not conn.receiving
+    assert conn.error is None
+    peer.sendall(b"came later")
+    assert conn.recv(5) == b""
+    conn.sendall(b"bye")
+    assert peer.recv(5) == b"bye"
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_what_comes_before_the_interruption_is_returned(
+    pair: tuple[ConnectionSocket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn, peer = pair
+    plain, go_on = connection._recv, threading.Event()
+
+    def come_to_it_late(*arguments: Any) -> bytes:
+        go_on.wait(10)
+        return plain(*arguments)
+
+    monkeypatch.setattr(connection, "_recv", come_to_it_late)
+    meanwhile = received_meanwhile(conn, lambda: [conn.recv(5), conn.recv(5)])
+    next(meanwhile)
+    conn.drain(0)
+    assert conn.interrupt()
+    peer.sendall(b"happy")
+    go_on.set()
+    assert next(meanwhile) == [b"happy", b""]
+
+
+def test_a_thread_that_waits_with_a_time_out_or_is_nobodys_is_not_interrupted(
+    pair: tuple[ConnectionSocket, socket.socket],
+) -> None:
+    conn, _ = pair
+    conn.drain(0)
+    assert not conn.interrupt()
+    conn.thread = threading.get_ident()
+    conn.settimeout(10)
+    assert not conn.interrupt()

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import contextlib
 import select
+import signal
 import socket
 import socketserver
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from echod import Chunk, Close, EchoFactory, Handler, Limits, Line
+from echod import Chunk, Close, EchoFactory, Handler, Limits, Line, connection
 from echod.concurrency import Busy
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
+from echod.lifecycle import unread
 from tests.conftest import Log
 from tests.serving import (
     BANNER,
@@ -34,6 +36,14 @@ from tests.serving import (
 )
 
 MODEL = ConcurrencyModel.THREAD_PER_CONNECTION
+
+
+@pytest.fixture(autouse=True)
+def waiting_threads_can_be_interrupted() -> Iterator[None]:
+    """What `echod.signals` does in the daemon."""
+    previous = signal.signal(connection.INTERRUPT, lambda number, frame: None)
+    yield
+    signal.signal(connection.INTERRUPT, previous)
 
 
 def clientthread(conn):  # type: ignore[no-untyped-def]
@@ -356,6 +366,104 @@ async def test_a_drain_lets_the_thread_read_what_was_received_and_then_the_end(
         go_on.set()
         assert await client.receive_all() == b"HAPPY DAYSend"
         await drained
+
+
+# What a slow reader gets: at the end of the stream most of it is still with the daemon's kernel.
+MUCH = b"x" * 200_000
+
+
+async def connect_slow_reader(server: Server) -> Talker:
+    """Return a client that leaves what it gets with the kernels."""
+    client = await server.connect()
+    client.transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 30_000)
+    client.transport.pauseProducing()
+    return client
+
+
+async def send_after_the_end(client: Talker, server: Server) -> bytes:
+    """Send more once the daemon has ended the stream, and only then read; return what came."""
+    (served,) = server.factory.connections
+    await eventually(lambda: served._fin_sent or served._lost)
+    client.send(b"came later\n")
+    client.transport.resumeProducing()
+    return await client.receive_all()
+
+
+def say_much_at_the_end(conn: socket.socket) -> None:
+    while conn.recv(1024):
+        pass
+    conn.sendall(MUCH)
+
+
+def wait_with_a_time_out(conn: socket.socket) -> None:
+    conn.settimeout(10)
+    clientthread(conn)
+
+
+def wait_in_another_thread(conn: socket.socket) -> None:
+    reader = threading.Thread(target=clientthread, args=(conn,))
+    reader.start()
+    reader.join()
+
+
+def is_waiting(server: Server) -> bool:
+    """Whether the one thread waits for its client."""
+    (served,) = server.factory.connections
+    return bool(served._conn.receiving and not unread(served.transport))
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_sends_after_a_drain_gets_all_of_it_and_no_reset() -> None:
+    async with serving(MODEL, handler=say_much_at_the_end) as server:
+        client = await connect_slow_reader(server)
+        await eventually(lambda: is_waiting(server))
+        drained = server.factory.drain()
+        assert await send_after_the_end(client, server) == MUCH
+        assert client.clean
+        await drained
+        assert server.factory.metrics.ended == {"drained": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_that_was_read_but_not_counted_when_a_drain_began_is_answered_in_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_read, go_on = threading.Event(), threading.Event()
+    plain = connection._recv
+
+    def read_and_linger(*arguments: Any) -> bytes:
+        data: bytes = plain(*arguments)
+        has_read.set()
+        go_on.wait(10)
+        return data
+
+    def handler(conn: socket.socket) -> None:
+        while conn.recv(1024):
+            conn.sendall(MUCH)
+
+    monkeypatch.setattr(connection, "_recv", read_and_linger)
+    async with serving(MODEL, handler=handler) as server:
+        client = await connect_slow_reader(server)
+        client.send(b"happy\n")
+        await eventually(has_read.is_set)
+        drained = server.factory.drain()
+        go_on.set()
+        assert await send_after_the_end(client, server) == MUCH
+        assert client.clean
+        await drained
+
+
+@pytest.mark.parametrize("handler", [wait_with_a_time_out, wait_in_another_thread])
+@pytest_twisted.ensureDeferred
+async def test_a_thread_that_cannot_be_interrupted_is_woken_nevertheless(
+    handler: Callable[[socket.socket], None],
+) -> None:
+    async with serving(MODEL, handler=handler) as server:
+        client = await server.connect()
+        await client.receive(BANNER)
+        await eventually(lambda: is_waiting(server))
+        await server.factory.drain()
+        assert server.factory.metrics.ended == {"drained": 1}
 
 
 @pytest_twisted.ensureDeferred

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from echod import signals as module
+from echod.connection import INTERRUPT
 from echod.signals import Signals, end_quietly_until_started
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, INTERRUPT)
 
 
 class FakeReactor:
