@@ -231,10 +231,10 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
 
 
 def _unknown(key: str, value: object, known: Mapping[str, Setting]) -> str:
-    if close := get_close_matches(key.replace("_", "-").lower(), known, 1):
-        return f"there is no such key; did you mean {close[0]}?"
     if isinstance(value, dict):
         return "there are no tables: every key stands at the top"
+    if close := get_close_matches(key.replace("_", "-").lower(), known, 1):
+        return f"there is no such key; did you mean {close[0]}?"
     return f"there is no such key; there are: {', '.join(known)}"
 
 

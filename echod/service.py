@@ -105,7 +105,7 @@ def prepare_service(options: Options) -> EchoService:
     try:
         return build_service(options.settings, reactor)
     except StartError as error:
-        raise SystemExit(f"echod: {error}") from None
+        raise SystemExit(f"echod: {options.placed(str(error))}") from None
 
 
 def twistd_options(options: Options) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ is what `twistd` asks for.
 from __future__ import annotations
 
 import ipaddress
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -535,6 +536,12 @@ class Options(usage.Options):
         except UnicodeDecodeError:
             raise SettingError(f"{self.file}: this is not UTF-8") from None
         return configure(self.flags, text, str(self.file))
+
+    def placed(self, error: str) -> str:
+        """Return an error that begins with a flag, behind the file where it was said there."""
+        flag = re.match("--([a-z-]+)", error)
+        in_file = self.file and flag and flag[1].replace("-", "_") not in self.flags
+        return f"{self.file}: {error}" if in_file else error
 
     def check(self) -> None:
         """Check what the settings name; what is wrong is a `SystemExit`.  Here: nothing more."""

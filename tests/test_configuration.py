@@ -124,6 +124,8 @@ def test_an_empty_file_says_nothing() -> None:
         ("Layers = 3", "did you mean layers?"),
         ("'zzz' = 3", ":1: zzz: there is no such key; there are: layers, height, rest, candles,"),
         ("[shape]\nlayers = 3", ":1: shape: there are no tables: every key stands at the top"),
+        ("[cake]\ntaste = 'sour'", ":1: cake: there are no tables"),
+        ("[heights]\nheight = 1", ":1: heights: there are no tables"),
         ("layers 3", "cake.toml: Expected '=' after a key"),
         ("layers = " + "[" * 5000, "cake.toml: "),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import ssl
@@ -311,6 +312,21 @@ def test_make_service_refuses_in_one_line() -> None:
     options = Options()
     options.parseOptions(["--handler", "nosuch"])
     with pytest.raises(SystemExit, match=r"^echod: --handler: no handler is named 'nosuch'"):
+        makeService(options)
+
+
+@pytest.mark.parametrize(
+    ("flags", "where"),
+    [([], "{file}: --handler: no handler"), (["--handler", "no"], "--handler: no handler")],
+)
+def test_what_the_file_names_and_nobody_has_is_said_with_the_file(
+    tmp_path: Path, flags: list[str], where: str
+) -> None:
+    file = tmp_path / "echod.toml"
+    file.write_text("handler = 'nosuch'")
+    options = Options()
+    options.parseOptions(["--config", str(file), *flags])
+    with pytest.raises(SystemExit, match=re.escape(f"echod: {where.format(file=file)}")):
         makeService(options)
 
 

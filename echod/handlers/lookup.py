@@ -189,6 +189,7 @@ def adopt(
         threaded = model is ConcurrencyModel.THREAD_PER_CONNECTION
         kind = Kind.CONNECTION if threaded else Kind.MESSAGE
     converted = convert_arguments(name, target, arguments or {})
+    _check_call(name, target, kind, converted)
     return ResolvedHandler(name, kind, target, converted)  # type: ignore[arg-type]
 
 
@@ -242,6 +243,26 @@ def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> di
         if parameter.default is parameter.empty and key not in texts:
             raise HandlerError(f"{name} needs the argument {key!r}: {name}:{key}=...")
     return {key: _convert(name, key, text, parameters[key]) for key, text in texts.items()}
+
+
+def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, Any]) -> None:
+    """Refuse what takes no message, or connection: else its first client would find out."""
+    called, given = target, [str(kind)]
+    if inspect.isclass(target):
+        called, given, arguments = vars(target).get("received"), ["self", *given], {}
+        if not isinstance(called, types.FunctionType):  # inherited, static, socketserver's, ...
+            return
+    elif hasattr(target, "received"):
+        called = target.received
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # a builtin without one
+        return
+    try:
+        signature.bind(*given, **arguments)
+    except TypeError:
+        wanted = ", ".join(given)
+        raise HandlerError(f"{name} takes no {kind}: let its parameters be ({wanted})") from None
 
 
 def _settable_parameters(target: object) -> dict[str, inspect.Parameter]:

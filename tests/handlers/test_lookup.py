@@ -51,6 +51,21 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             instance = Inner()
             instance.received = lambda message: message
             nothing = None
+
+            def deaf(*, loud: bool = False): ...
+
+            class NoSelf:
+                def received(message): ...
+
+            class Static:
+                @staticmethod
+                def received(message): ...
+
+            class TwoMessages:
+                def received(self, message, other): ...
+
+            silent = Inner()
+            silent.received = lambda: b""
             '''
         )
     )
@@ -177,11 +192,33 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
         ("count:start=soon", "count: start=soon is not of type int"),
         ("users_handlers:Inner.shout:loud=perhaps", "loud=perhaps is not of type bool"),
         ("users_handlers:tag", "needs the argument 'name': users_handlers:tag:name=..."),
+        (
+            "users_handlers:deaf",
+            r"users_handlers:deaf takes no message: let its parameters be \(message\)",
+        ),
+        ("users_handlers:NoSelf", r"takes no message: let its parameters be \(self, message\)"),
+        (
+            "users_handlers:TwoMessages",
+            r"takes no message: let its parameters be \(self, message\)",
+        ),
+        ("users_handlers:silent", r"takes no message: let its parameters be \(message\)"),
     ],
 )
 def test_what_cannot_be_had_says_why(module: str, text: str, why: str) -> None:
     with pytest.raises(HandlerError, match=why):
         resolve(parse(text), REACTOR)
+
+
+def test_a_connection_handler_without_a_parameter_is_refused(module: str) -> None:
+    with pytest.raises(HandlerError, match="deaf takes no connection: let its parameters be"):
+        resolve(parse("users_handlers:deaf"), OWN_THREAD)
+
+
+@pytest.mark.parametrize(
+    "text", ["users_handlers:Static", "users_handlers:instance", "os:fsencode"]
+)
+def test_whatever_takes_a_message_will_do(module: str, text: str) -> None:
+    assert resolve(parse(text), REACTOR).message_handler().received(b"x") in (None, b"x")
 
 
 def test_a_handler_that_cannot_run_in_the_model_says_where_it_can() -> None:
