@@ -49,7 +49,7 @@ PATIENCE = 2
 class SocketProtocol(ConnectionProtocol):
     """Hands the connection to a thread, and closes it afterwards."""
 
-    __slots__ = ("_channel", "_conn", "_ended_early", "_verdict")
+    __slots__ = ("_channel", "_conn", "_ended_early", "_told", "_verdict")
 
     def __init__(self, home: EchoFactory) -> None:
         super().__init__(home)
@@ -59,6 +59,7 @@ class SocketProtocol(ConnectionProtocol):
         # The handler has ended the stream before it returned; over a relay, where the reactor
         # passes that on.
         self._ended_early = False
+        self._told = 0  # how many bytes we have sent ourselves, as no thread has
 
     def _start(self) -> None:
         # A socket that a proxy opened would call the proxy its peer.
@@ -186,8 +187,13 @@ class SocketProtocol(ConnectionProtocol):
 
     @property
     def figures(self) -> tuple[int, int, int]:
-        conn = self._conn
-        return (conn.messages, conn.received_bytes, conn.sent_bytes) if conn else (0, 0, 0)
+        if (conn := self._conn) is None:
+            return 0, 0, self._told
+        return conn.messages, conn.received_bytes, conn.sent_bytes + self._told
+
+    def _write(self, data: bytes) -> None:
+        self._told += len(data)
+        self.transport.write(data)
 
     @property
     def _incomplete(self) -> int:

@@ -133,6 +133,10 @@ class ConnectionProtocol(Protocol):
         """Answer what has been received, and no more, then close: the daemon drains."""
         raise NotImplementedError
 
+    def _write(self, data: bytes) -> None:
+        """Send `data`, and count it."""
+        raise NotImplementedError
+
     def _stop(self) -> None:
         """Hand out no more work: the connection begins to close."""
 
@@ -303,7 +307,7 @@ class ConnectionProtocol(Protocol):
     def refuse(self, reason: EndReason, why: str) -> None:
         """Tell the client `why`, in one line, and close."""
         if self._reason is None:
-            self.transport.write(self._home.framing.encode_line(why.encode()))
+            self._write(self._home.framing.encode_line(why.encode()))
             self.close(reason)
 
     def fail(self, failure: Failure) -> None:

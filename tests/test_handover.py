@@ -206,6 +206,8 @@ async def test_above_max_threads_a_client_gets_a_line_and_a_close() -> None:
         )
         assert refused.clean
         assert server.factory.metrics.refused == {"max-threads": 1}
+        await eventually(lambda: server.factory.metrics.ended == {"refused": 1})
+        assert server.factory.metrics.bytes_sent == 55
         served[0].finish()
         await served[0].receive_all()
         await eventually(lambda: len(server.factory.connections) == 1)
@@ -224,6 +226,8 @@ async def test_without_a_thread_for_it_a_client_gets_a_line_and_a_close(
                 b"Server busy: no thread can be started, try again later\n"
             )
             assert refused.clean
+        await eventually(lambda: server.factory.metrics.ended == {"refused": 1})
+        assert server.factory.metrics.bytes_sent == 55
         assert server.factory.metrics.refused == {"threads": 1}
         assert "Traceback" not in log.text
         await (await server.connect()).receive(BANNER)

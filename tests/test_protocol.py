@@ -218,6 +218,7 @@ def test_a_message_that_takes_too_long_is_refused_however_steadily_it_comes(
     assert transport.value() == framing.encode_line(b"Message too slow: the limit is 10 s")
     lose(protocol)
     assert factory.metrics.ended == {"message too slow": 1}
+    assert factory.metrics.bytes_sent == len(transport.value())
 
 
 def test_a_long_message_may_take_longer_and_each_has_its_own_time() -> None:
@@ -486,6 +487,7 @@ def test_a_client_without_a_thread_is_told_so_and_counted(
     lose(protocol)
     assert factory.metrics.refused == {"max-queue": 1}
     assert factory.metrics.ended == {"refused": 1}
+    assert factory.metrics.bytes_sent == len(sent)
     assert Witness.calls == calls
     assert "Refused 192.168.1.1:54321: Server busy: no thread" in log.text
     (refused,) = (event for event in log.events if "limit" in event)
