@@ -7,20 +7,16 @@ the environment, `sys.path` and `sys.excepthook`.
 from __future__ import annotations
 
 import atexit
-import errno
 import os
 import signal
-import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.app import ServerOptions
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, succeed
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
@@ -34,10 +30,10 @@ from echod.escaping import escape
 from echod.handlers import ConcurrencyModel, HandlerError, Kind, resolve
 from echod.limits import Admission
 from echod.listen import ListenError, Listening, parse_listen, tell_validity
+from echod.listener import Listener
 from echod.logs import LogObserver, sink_for
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
-from echod.proxied import Network
 from echod.settings import Options as SettingsOptions
 from echod.settings import Settings, differences, reloaded
 from echod.signals import GRACE, Signals
@@ -140,6 +136,7 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
     inherited = InheritedSockets(started_with())
     listeners = [
         Listener(
+            reactor,
             description,
             listening(reactor, description, inherited),
             EchoFactory(
@@ -168,7 +165,7 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
         wanted = listening(reactor, settings.status, inherited, "--status")
         if wanted.proxied:
             raise StartError(f"--status {escape(settings.status)}: no PROXY header is read here")
-        service.status = make_status(wanted, service, timer)
+        service.status = make_status(settings.status, wanted, service, timer)
     if unused := inherited.unused:
         log.warn(
             "systemd passed sockets that neither --listen nor --status uses: {names}",
@@ -184,11 +181,13 @@ def make_timer(model: Model) -> HandlerTimer:
     return HandlerTimer(in_threads=isinstance(model, InPool))
 
 
-def make_status(wanted: Listening, service: EchoService, timer: HandlerTimer) -> StatusServer:
+def make_status(
+    description: str, wanted: Listening, service: EchoService, timer: HandlerTimer
+) -> StatusServer:
     """Return what serves the status of `service`, not listening."""
     from echod.status import StatusServer
 
-    return StatusServer(service.reactor, wanted, service, timer)
+    return StatusServer(service.reactor, description, wanted, service, timer)
 
 
 def make_log_observer(options: Options) -> LogObserver | None:
@@ -244,76 +243,6 @@ def listening(
         raise StartError(f"{flag} {escape(description)}: {escape(str(error))}") from error
 
 
-class Listener:
-    """One endpoint, and the factory that serves it."""
-
-    def __init__(
-        self,
-        description: str,
-        listening: Listening,
-        factory: EchoFactory,
-        trusted: Sequence[Network] = (),
-    ) -> None:
-        self.description = description
-        self.factory = factory
-        self.tls = listening.tls
-        self._wanted = listening
-        self._trusted = trusted
-        self._port: IListeningPort | None = None
-
-    def listen(self) -> Deferred[Any]:
-        """Bind and listen.
-
-        Returns:
-            Fires once it listens; fails with `StartError`.
-        """
-        log.info("Socket created")
-        wanted = self._wanted
-        factory = wanted.wrap(self.factory, self.factory.reactor, self._trusted)
-        return wanted.endpoint.listen(factory).addCallbacks(self._listening, self._refused)
-
-    def stop(self) -> Deferred[None]:
-        """Accept nothing more; fires once that is so."""
-        port, self._port = self._port, None
-        if port is None:
-            return succeed(None)
-        return succeed(None).addCallback(lambda _: port.stopListening())
-
-    @property
-    def address(self) -> Any:
-        """Where it listens, as a Twisted address; None where it does not."""
-        return self._port and self._port.getHost()
-
-    def _listening(self, port: Any) -> None:
-        self._port = port
-        if "backlog=" not in self.description and hasattr(port, "socket"):
-            # Twisted lets 50 clients wait. Of those that come when the queue is full, some are
-            # told that they are connected, and wait for a greeting for ever.
-            port.socket.listen(socket.SOMAXCONN)
-        log.info("Socket bind complete")
-        log.info("Socket now listening")
-
-    def _refused(self, failure: Failure) -> None:
-        raise start_error(failure, self.description)
-
-
-def start_error(failure: Failure, description: str) -> StartError:
-    """Return what says why nothing listens at the endpoint `description`, and log it."""
-    assert failure.value is not None
-    why = bind_error(failure.value)
-    log.critical("{why}", why=why)
-    return StartError(f"{escape(description)}: {why}")
-
-
-def bind_error(error: BaseException) -> str:
-    """Return why listening failed, in the words that every first server prints."""
-    cause: Any = error.socketError if isinstance(error, CannotListenError) else error
-    if isinstance(cause, OSError) and cause.errno is not None:
-        why = escape(cause.strerror or os.strerror(cause.errno))
-        return f"Bind failed. Error Code : {cause.errno} Message {why}"
-    return f"Bind failed. Error Code : {errno.EINVAL} Message {escape(str(cause))}"
-
-
 class EchoService(Service):
     """Listens, and at the end drains.
 
@@ -336,7 +265,7 @@ class EchoService(Service):
         self,
         reactor: Any,
         settings: Settings,
-        listeners: list[Listener],
+        listeners: list[Listener[EchoFactory]],
         model: Model,
         metrics: Metrics,
     ) -> None:
@@ -383,22 +312,27 @@ class EchoService(Service):
         if self.log_observer is not None:
             self.log_observer.writer.start()
         attempts = [
-            listener.listen().addErrback(self._cannot_listen) for listener in self.listeners
+            self._listen(listener).addErrback(self._cannot_listen) for listener in self.listeners
         ]
         if self.status is not None:
-            attempts.append(self._listen_for_status(self.status))
+            attempts.append(self.status.listen().addErrback(self._cannot_listen))
         self._listening = DeferredList(attempts)
         if self._failures:
             self._stop_listening()
             if self.status is not None:
                 self.status.stop()
-            self._failures[0].raiseException()
+            raise StartError(str(self._failures[0].value))
 
-    def _listen_for_status(self, status: StatusServer) -> Deferred[Any]:
-        def refused(failure: Failure) -> None:
-            raise start_error(failure, self._settings.status)
+    def _listen(self, listener: Listener[EchoFactory]) -> Deferred[Any]:
+        """Say what every first server says."""
 
-        return status.listen().addErrback(refused).addErrback(self._cannot_listen)
+        def tell(_: object) -> None:
+            if listener.address is not None:
+                log.info("Socket bind complete")
+                log.info("Socket now listening")
+
+        log.info("Socket created")
+        return listener.listen().addCallback(tell)
 
     @property
     def pool(self) -> WorkerPool | None:
@@ -460,7 +394,8 @@ class EchoService(Service):
         """Take into use what the settings are now, or change nothing and say why."""
         if self.draining:
             return
-        self.notifier.reloading()
+        if self.ready:  # else the manager waits for the start, and is told of that alone
+            self.notifier.reloading()
         try:
             self._take(self.configure())
             self._refused = ""
@@ -468,7 +403,8 @@ class EchoService(Service):
             self._refused = escape(str(error))
             log.error("Reload refused, nothing has changed: {why}", why=self._refused)
         finally:
-            self.notifier.ready()
+            if self.ready:
+                self.notifier.ready()
 
     def _take(self, wanted: Settings) -> None:
         """Take new settings into use.

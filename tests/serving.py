@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from twisted.internet import reactor, ssl
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import clientFromString, connectProtocol
+from twisted.internet.endpoints import clientFromString, connectProtocol, serverFromString
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
@@ -36,6 +36,7 @@ from echod.limits import Limits
 from echod.protocol import EchoFactory
 from echod.tls import Context, Files, ServerContext, TLSFactory
 
+LOOPBACK = "tcp:0:interface=127.0.0.1"
 BANNER = b"Welcome to the server. Type something and hit enter\n"
 
 # How long a condition may take to come true, in seconds.
@@ -233,6 +234,24 @@ class TwistedSecureServer(Server):
         await connected
         self.clients.append(talker)
         return talker
+
+
+class SlowEndpoint:
+    """Takes its time to listen; `listening` fires when the test says so."""
+
+    def __init__(self) -> None:
+        self.listening: Deferred[Any] = Deferred()
+        self._factory: Any = None
+
+    def listen(self, factory: Any) -> Deferred[Any]:
+        self._factory = factory
+        return self.listening
+
+    async def begin(self) -> Any:
+        """Listen now; return the port."""
+        port = await serverFromString(reactor, LOOPBACK).listen(self._factory)
+        self.listening.callback(port)
+        return port
 
 
 @asynccontextmanager

@@ -17,10 +17,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
-from twisted.internet.error import CannotListenError
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 
 from echod import service as module
 from echod.activation import InheritedSockets
@@ -34,17 +32,16 @@ from echod.service import (
     EchoService,
     Options,
     StartError,
-    bind_error,
     build_service,
     makeService,
 )
 from echod.settings import SETTINGS, Settings
 from echod.signals import GRACE, Signals
+from echod.systemd import Notifier
 from tests.certificates import Authority
 from tests.conftest import Log
-from tests.serving import BANNER, Talker, eventually, in_thread
-
-LOOPBACK = "tcp:0:interface=127.0.0.1"
+from tests.service_manager import managing
+from tests.serving import BANNER, LOOPBACK, SlowEndpoint, Talker, eventually, in_thread
 
 
 def settings(**values: Any) -> Settings:
@@ -115,22 +112,6 @@ async def test_a_port_that_is_taken_stops_the_start(log: Log) -> None:
         await eventually(lambda: service.listeners[0].address is None)
 
 
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (OSError(errno.EACCES, ""), "Error Code : 13 Message Permission denied"),
-        (CannotListenError("", 1, OSError(98, None)), "Error Code : 98 Message Address already"),
-        (OSError(98, "in use\x1b"), r"Error Code : 98 Message in use\x1b"),
-        (CannotListenError("", 1, "odd\x1b"), r"Error Code : 22 Message odd\x1b"),
-        (ValueError("odd"), "Error Code : 22 Message odd"),
-    ],
-)
-def test_why_listening_failed_is_told_in_the_words_of_every_first_server(
-    error: Exception, text: str
-) -> None:
-    assert bind_error(error).startswith(f"Bind failed. {text}")
-
-
 def talk(conn: socket.socket) -> None:
     """A connection handler."""
 
@@ -160,14 +141,30 @@ def test_what_cannot_start_says_why(values: dict[str, Any], why: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_the_manager_hears_of_no_reload_before_everybody_listens(
+    tmp_path: Path, log: Log
+) -> None:
+    service = build_service(settings(listen=(LOOPBACK, LOOPBACK)), reactor)
+    endpoint = SlowEndpoint()
+    service.listeners[1]._wanted = Listening(endpoint)  # type: ignore[arg-type]
+    with managing(str(tmp_path / "notify")) as manager:
+        service.notifier = Notifier(reactor, service.describe, address=manager.address)
+        service.startService()
+        service.reload()
+        service.configure = Configured(drain_timeout=1.0, drain_spread=2.0)
+        service.reload()
+        log.take_errors()
+        await deferLater(reactor, 0)
+        assert manager.hear() == []
+        await endpoint.begin()
+        await eventually(lambda: bool(manager.hear()))
+        await service.stopService()
+        manager.hear()
+    assert [message[0] for message in manager.heard] == ["READY=1", "STOPPING=1"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_an_endpoint_that_fails_late_stops_the_daemon(log: Log) -> None:
-    class SlowEndpoint:
-        def __init__(self) -> None:
-            self.listening: Deferred[Any] = Deferred()
-
-        def listen(self, factory: object) -> Deferred[Any]:
-            return self.listening
-
     class StoppableReactor(Clock):
         triggers: list[tuple[Any, ...]] = []  # noqa: RUF012
         stopped = False

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from echod.listen import Listening
+from echod.listener import Listener
 from echod.status.probes import Probes
-from echod.status.site import make_site
+from echod.status.site import StatusSite, make_site
 from echod.status.snapshot import (
     Build,
     LogFigures,
@@ -24,63 +24,45 @@ from echod.status.snapshot import (
 from echod.status.timing import HandlerTimer
 
 
-class StatusServer:
-    """The listener of the status, and what it measures itself.
-
-    Attributes:
-        tls: the certificate and the rules; None in clear.
-    """
+class StatusServer(Listener[StatusSite]):
+    """The listener of the status, and what it measures itself."""
 
     def __init__(
-        self, reactor: Any, listening: Listening, subject: Subject, timer: HandlerTimer
+        self,
+        reactor: Any,
+        description: str,
+        wanted: Listening,
+        subject: Subject,
+        timer: HandlerTimer,
     ) -> None:
         """Set up, without listening.
 
         Args:
             reactor: where it runs.
-            listening: where to listen.
+            description: the endpoint, as the operator wrote it.
+            wanted: where to listen.
             subject: whose status it is.
             timer: times that one's handlers.
         """
-        self.tls = listening.tls
-        self._reactor = reactor
-        self._listening = listening
+        site = make_site(reactor, look=self.look, state=lambda: state_of(subject))
+        super().__init__(reactor, description, wanted, site)
         self._subject = subject
         self._timer = timer
         self._probes = Probes(reactor, subject.pool)
         self._build = Build.of(reactor)
         self._began = reactor.seconds()
         self._started = time.time()
-        self._port: IListeningPort | None = None
 
     def listen(self) -> Deferred[Any]:
-        """Listen; fires once that is so."""
-        site = make_site(
-            self._reactor,
-            look=self.look,
-            state=lambda: state_of(self._subject),
-        )
-        factory = self._listening.wrap(site, self._reactor)
-        return self._listening.endpoint.listen(factory).addCallback(self._listens)
+        return super().listen().addCallback(self._begin)
 
-    def _listens(self, port: IListeningPort) -> None:
-        self._port = port
-        self._probes.start()
-
-    @property
-    def address(self) -> Any:
-        """Where it listens, as a Twisted address; None where it does not."""
-        return self._port and self._port.getHost()
+    def _begin(self, _: object) -> None:
+        if self.address is not None:
+            self._probes.start()
 
     def stop(self) -> Deferred[Any]:
-        """Listen no more; fires once that is so."""
         self._probes.stop()
-        port, self._port = self._port, None
-        return (
-            succeed(None)
-            if port is None
-            else succeed(None).addCallback(lambda _: port.stopListening())
-        )
+        return super().stop()
 
     async def look(self) -> Snapshot:
         """Return everything as it is now."""

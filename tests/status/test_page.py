@@ -28,7 +28,7 @@ def snapshot(subject: FakeSubject, clock: Clock | None = None) -> Snapshot:
     timer = HandlerTimer(in_threads=False)
     timer.histogram.observe(0.002)
     wanted = parse_listen(reactor, "tcp:0")
-    server = StatusServer(clock or Clock(), wanted, subject, timer)
+    server = StatusServer(clock or Clock(), "tcp:0", wanted, subject, timer)
     return immediate(Deferred.fromCoroutine(server.look()))
 
 

@@ -11,9 +11,7 @@ from twisted.internet.endpoints import clientFromString, connectProtocol
 from echod.service import StartError, build_service
 from echod.settings import Settings
 from tests.conftest import Log
-from tests.serving import BANNER, Talker
-
-LOOPBACK = "tcp:0:interface=127.0.0.1"
+from tests.serving import BANNER, LOOPBACK, Talker
 
 
 async def talker(address: Any) -> Talker:

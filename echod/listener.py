@@ -1,0 +1,107 @@
+"""One place where the daemon listens: from the attempt to listen to the end of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from echod.escaping import escape
+from echod.listen import ListenError, Listening
+from echod.proxied import Network
+
+log = Logger()
+
+Served = TypeVar("Served")
+
+
+class Listener(Generic[Served]):
+    """One endpoint, and the factory that serves it.
+
+    Attributes:
+        description: the endpoint, as the operator wrote it.
+        factory: makes the protocols.
+        tls: the certificate and the rules; None in clear.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        description: str,
+        wanted: Listening,
+        factory: Served,
+        trusted: Sequence[Network] = (),
+    ) -> None:
+        """Set up, without listening.
+
+        Args:
+            reactor: for the timers of TLS.
+            description: see above.
+            wanted: where to listen, and what stands in front of the factory.
+            factory: see above.
+            trusted: where PROXY headers are taken from.
+        """
+        self.description = description
+        self.factory = factory
+        self.tls = wanted.tls
+        self._reactor = reactor
+        self._wanted = wanted
+        self._trusted = trusted
+        self._stopped = False
+        self._port: IListeningPort | None = None
+
+    def listen(self) -> Deferred[Any]:
+        """Bind and listen.
+
+        Returns:
+            Fires once it listens, or has been stopped before it could; fails with `ListenError`.
+        """
+        self._stopped = False
+        factory = self._wanted.wrap(self.factory, self._reactor, self._trusted)
+        return self._wanted.endpoint.listen(factory).addCallbacks(self._listens, self._refused)
+
+    def stop(self) -> Deferred[Any]:
+        """Accept nothing more; fires once that is so."""
+        self._stopped = True
+        port, self._port = self._port, None
+        if port is None:
+            return succeed(None)
+        return succeed(None).addCallback(lambda _: port.stopListening())
+
+    @property
+    def address(self) -> Any:
+        """Where it listens, as a Twisted address; None where it does not."""
+        return self._port and self._port.getHost()
+
+    def _listens(self, port: Any) -> Deferred[Any] | None:
+        self._port = port
+        if self._stopped:  # by somebody who could not wait for the endpoint
+            return self.stop()
+        if "backlog=" not in self.description and hasattr(port, "socket"):
+            # Twisted lets 50 clients wait. Of those that come when the queue is full, some are
+            # told that they are connected, and wait for a greeting for ever.
+            port.socket.listen(socket.SOMAXCONN)
+        return None
+
+    def _refused(self, failure: Failure) -> None:
+        assert failure.value is not None
+        why = bind_error(failure.value)
+        log.critical("{why}", why=why)
+        raise ListenError(f"{escape(self.description)}: {why}")
+
+
+def bind_error(error: BaseException) -> str:
+    """Return why listening failed, in the words that every first server prints."""
+    cause: Any = error.socketError if isinstance(error, CannotListenError) else error
+    if isinstance(cause, OSError) and cause.errno is not None:
+        why = escape(cause.strerror or os.strerror(cause.errno))
+        return f"Bind failed. Error Code : {cause.errno} Message {why}"
+    return f"Bind failed. Error Code : {errno.EINVAL} Message {escape(str(cause))}"

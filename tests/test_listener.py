@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import Factory
+
+from echod.listen import ListenError, Listening, parse_listen
+from echod.listener import Listener, bind_error
+from tests.conftest import Log
+from tests.serving import LOOPBACK, SlowEndpoint
+
+
+def listener(endpoint: Any = None, description: str = LOOPBACK) -> Listener[Factory]:
+    wanted = Listening(endpoint) if endpoint else parse_listen(reactor, description)
+    return Listener(reactor, description, wanted, Factory())
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_has_an_address_while_it_listens_and_listens_again() -> None:
+    made = listener()
+    for _ in range(2):
+        assert made.address is None
+        await made.listen()
+        with socket.create_connection(("127.0.0.1", made.address.port)):
+            pass
+        await made.stop()
+    assert made.address is None
+    await made.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_that_is_slower_than_the_end_is_stopped_as_soon_as_it_listens() -> None:
+    endpoint = SlowEndpoint()
+    made = listener(endpoint)
+    listening = made.listen()
+    await made.stop()
+    port = await endpoint.begin()
+    await listening
+    assert made.address is None
+    assert port.disconnected
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_listen_says_where_and_why(log: Log) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        line = "Bind failed. Error Code : 98 Message Address already in use"
+        with pytest.raises(ListenError, match=f"^{endpoint}: {line}$"):
+            await listener(description=endpoint).listen()
+        assert line in log.take_errors()[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.EACCES, ""), "Error Code : 13 Message Permission denied"),
+        (CannotListenError("", 1, OSError(98, None)), "Error Code : 98 Message Address already"),
+        (OSError(98, "in use\x1b"), r"Error Code : 98 Message in use\x1b"),
+        (CannotListenError("", 1, "odd\x1b"), r"Error Code : 22 Message odd\x1b"),
+        (ValueError("odd"), "Error Code : 22 Message odd"),
+    ],
+)
+def test_why_listening_failed_is_told_in_the_words_of_every_first_server(
+    error: Exception, text: str
+) -> None:
+    assert bind_error(error).startswith(f"Bind failed. {text}")
