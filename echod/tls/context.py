@@ -179,12 +179,12 @@ def read(path: str) -> str:
     try:
         # Bytes beyond ASCII have no meaning in PEM, and are no reason to refuse a comment.
         return Path(path).read_text("ascii", errors="replace")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # no path can hold NUL
         raise FilesError(f"cannot read {path}: {_why(error)}") from error
 
 
-def _why(error: OSError) -> str:
-    return error.strerror or str(error)
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def certificates_in(text: str) -> list[str]:

@@ -84,6 +84,7 @@ def test_a_certificate_and_its_key_are_taken(folder: Path, names: dict[str, str]
     ("certificate", "names", "why"),
     [
         ("none.pem", {}, "cannot read {}/none.pem: No such file or directory"),
+        ("no\0ne.pem", {}, "cannot read {}/no\0ne.pem: embedded null byte"),
         ("pair.pem", {"key": "none.pem"}, "cannot read {}/none.pem: No such file"),
         ("pair.pem", {"key": "."}, "cannot read {}: Is a directory"),
         ("text.pem", {}, "{}/text.pem holds no certificate in PEM"),
