@@ -152,6 +152,21 @@ _TOLD = {
 }
 
 
+# All that clients are turned away by, for metrics, which have each from the beginning: the above,
+# and what only concurrency models and listeners with `proxy:` know.
+REFUSED_BY = (
+    *(refusal.value for refusal in Refusal),
+    "descriptors",
+    "max-queue",
+    "max-threads",
+    "proxy-header",
+    "proxy-timeout",
+    "proxy-trust",
+    "serial-queue",
+    "threads",
+)
+
+
 class Admission:
     """Who is let in: counts connections, over all listeners.
 

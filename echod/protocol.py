@@ -43,7 +43,7 @@ from echod.lifecycle import (
     traffic,
     unread,
 )
-from echod.limits import Admission, Limits, Refusal
+from echod.limits import REFUSED_BY, Admission, Limits, Refusal
 from echod.metrics import Metrics
 from echod.proxied import HeaderProtocol, ProxiedAddress
 from echod.session import EndReason, Session
@@ -745,6 +745,7 @@ class EchoFactory(Factory):
 
     def note_refusal(self, limit: str, client: Client, why: str) -> None:
         """Count and log that a client is turned away; telling it is the caller's."""
+        assert limit in REFUSED_BY
         self.metrics.refused[limit] += 1
         log.warn(
             "Refused {peer}: {why}",

@@ -14,7 +14,7 @@ from echod.concurrency import WorkerPool
 from echod.default_reactor import name_of
 from echod.escaping import escape
 from echod.lifecycle import shown_address
-from echod.limits import Refusal
+from echod.limits import REFUSED_BY
 from echod.metrics import Histogram, Metrics
 from echod.session import EndReason
 from echod.sweeping import SLICE
@@ -207,8 +207,5 @@ def _counted(name: str, listener: ObservedListener) -> ListenerFigures:
         received=metrics.bytes_received,
         sent=metrics.bytes_sent,
         ended={reason.value: metrics.ended[reason.value] for reason in EndReason},
-        refused={
-            **{refusal.value: metrics.refused[refusal.value] for refusal in Refusal},
-            **metrics.refused,
-        },
+        refused={limit: metrics.refused[limit] for limit in REFUSED_BY},
     )

@@ -211,6 +211,7 @@ def test_metrics_are_what_was_counted(get: Get) -> None:
     }
     assert refused["tcp:8888", "max-connections"] == 4
     assert refused["tcp:8888 #2", "max-accept-rate"] == 0
+    assert refused["tcp:8888", "max-threads"] == refused["tcp:8888", "proxy-header"] == 0
     for name, value in {
         "echod_pool_threads": 4,
         "echod_pool_busy": 4,
