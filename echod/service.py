@@ -21,7 +21,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from echod import default_reactor, descriptors, precautions, signals
+from echod import default_reactor, descriptors, precautions
 from echod.activation import InheritedSockets, started_with
 from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
 from echod.configuration import SettingError
@@ -92,7 +92,6 @@ def prepare_service(options: Options) -> EchoService:
     """Return the service as it is before it takes over log, signals and the service manager."""
     from twisted.internet import reactor
 
-    signals.end_quietly_until_started()
     _take_precautions(twistd_options(options))
     _import_from_current_directory()
     _show_start_errors_in_one_line()

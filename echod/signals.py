@@ -133,21 +133,7 @@ class Signals:
         os._exit(128 + number)
 
 
-def end_quietly_until_started() -> None:
-    """Let signals have no more than their plainest effect while the daemon is put together.
-
-    Nothing has been opened then that would have to be closed.  So SIGTERM and SIGINT end the
-    process on the spot, without Python's traceback, and SIGHUP does nothing: the settings have
-    just been read.
-    """
-    if threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, _do_nothing)
-
-
 def _do_nothing(number: int, frame: FrameType | None) -> None:
-    # SIG_IGN would be handed on to the processes that a handler starts.
     pass
 
 

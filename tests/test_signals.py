@@ -13,7 +13,7 @@ import pytest
 
 from echod import signals as module
 from echod.connection import INTERRUPT
-from echod.signals import Signals, end_quietly_until_started
+from echod.signals import Signals
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, INTERRUPT)
 
@@ -140,21 +140,10 @@ def test_the_pidfile_of_somebody_else_is_left_alone(tmp_path: Path, content: str
 
 def test_signals_are_left_alone_outside_the_main_thread(looped: FakeReactor) -> None:
     before = [signal.getsignal(number) for number in HANDLED]
-    for function in (make(looped).install, end_quietly_until_started):
-        thread = threading.Thread(target=function)
-        thread.start()
-        thread.join()
+    thread = threading.Thread(target=make(looped).install)
+    thread.start()
+    thread.join()
     assert [signal.getsignal(number) for number in HANDLED] == before
-
-
-def test_until_the_daemon_is_put_together_sigint_ends_it_and_sighup_does_nothing() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    end_quietly_until_started()
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    os.kill(os.getpid(), signal.SIGHUP)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_quietly_until_started()
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 STORM = """

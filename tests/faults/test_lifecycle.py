@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,6 +311,50 @@ def test_a_signal_while_the_handler_is_imported_ends_it_silently(
     assert starting.process.wait(PATIENCE) == -number
     assert starting.log.read_text().strip().endswith("importing")
     assert not starting.pidfile.exists()
+
+
+SIGNALLED_IMPORT = """
+import os, signal, sys
+
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), {number})
+
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["twistd", "-n", "echod", "--check-config"]
+from twisted.scripts.twistd import run
+run()
+"""
+
+
+def signalled_import(directory: Path, module: str, number: int) -> tuple[int, str]:
+    """Send a signal when `module` is imported; return how twistd ends, and what it says."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SIGNALLED_IMPORT.format(module=module, number=int(number))],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return ended.returncode, ended.stdout
+
+
+@pytest.mark.parametrize("module", ["echod", "echod.service", "uvloop"])
+def test_a_signal_while_the_daemon_itself_is_imported_does_no_more_than_it_says(
+    tmp_path: Path, module: str
+) -> None:
+    """Fault 61: While the daemon's own code is imported, SIGTERM and Ctrl-C end it silently, and
+    SIGHUP does nothing.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        assert signalled_import(tmp_path, module, number) == (-number, "")
+    good = (0, "echod: the configuration is good\n")
+    assert signalled_import(tmp_path, module, signal.SIGHUP) == good
 
 
 def test_sighup_during_the_start_does_no_harm(tmp_path: Path) -> None:
