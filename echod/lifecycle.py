@@ -517,11 +517,15 @@ def acknowledged(transport: Any) -> int:
 
 # `struct tcp_info` of linux/tcp.h, as far as tcpi_bytes_acked.
 _BYTES_ACKED = struct.Struct("=120xQ")
-# tcpi_state, tcpi_bytes_received, tcpi_bytes_sent, tcpi_bytes_retrans; the last two of Linux 4.19.
-_TRAFFIC = struct.Struct("=B127xQ64xQQ")
+# tcpi_state, tcpi_bytes_received, tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans; the
+# last two of Linux 4.19.
+_TRAFFIC = struct.Struct("=B127xQ8xI52xQQ")
 # The states in which the kernel has had the other side's FIN, which it counts as a byte received:
 # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
 _FIN_HAS_COME = {6, 8, 9, 11}
+# Those in which our own FIN may still be to send, behind what waits, as a byte of it: FIN_WAIT1,
+# LAST_ACK, CLOSING.
+_FIN_GOES = {4, 9, 11}
 
 
 def traffic(transport: Any, *, input_ended: bool) -> tuple[int, int] | None:
@@ -540,8 +544,10 @@ def traffic(transport: Any, *, input_ended: bool) -> tuple[int, int] | None:
     info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TRAFFIC.size)
     if len(info) < _TRAFFIC.size:
         return None
-    state, received, sent, again = _TRAFFIC.unpack(info)
-    return received - (input_ended or state in _FIN_HAS_COME), sent - again
+    state, received, waiting, sent, again = _TRAFFIC.unpack(info)
+    # What waits for the client to make room counts too: the kernel sends it, closed or not.
+    waiting -= waiting > 0 and state in _FIN_GOES
+    return received - (input_ended or state in _FIN_HAS_COME), sent - again + waiting
 
 
 def _held_by_kernel(transport: Any, request: int) -> int:

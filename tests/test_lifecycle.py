@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest_twisted
 from twisted.internet import reactor, ssl
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
+from twisted.internet.testing import StringTransport
 
 from echod import Client, EchoFactory, Handler, Limits
 from echod.handlers import ConcurrencyModel
+from echod.lifecycle import traffic
 from echod.tls.context import certificates_in
 from tests.certificates import Authority
 from tests.conftest import Log
@@ -202,3 +205,22 @@ async def test_over_a_unix_socket_too_a_client_has_to_read(tmp_path: Path) -> No
     client.transport.abortConnection()
     await eventually(lambda: client.reason is not None)
     await port.stopListening()
+
+
+def test_what_waits_in_the_kernel_for_a_client_to_read_is_counted_as_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.getsockname())
+        ours, _ = listener.accept()
+        with ours:
+            ours.setblocking(False)
+            taken = ours.send(b"x" * 1_000_000)
+            assert taken > 100_000
+            transport = StringTransport()
+            transport.getHandle = lambda: ours
+            assert traffic(transport, input_ended=False) == (0, taken)
+            ours.shutdown(socket.SHUT_WR)
+            assert traffic(transport, input_ended=False) == (0, taken)
+            with client.makefile("rb") as stream:
+                assert len(stream.read()) == taken
+            assert traffic(transport, input_ended=False) == (0, taken)
