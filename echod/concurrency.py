@@ -543,8 +543,11 @@ class Conversation:
         run: Callable[..., object] = self.handler.target
         if is_request_handler(run):
             run(conn, conn.getpeername(), self.server, **self.handler.arguments)
-        else:
-            run(conn, **self.handler.arguments)
+        elif isinstance(run(conn, **self.handler.arguments), bytes | Close):
+            raise TypeError(
+                "a connection handler sends by itself, and what it returns goes nowhere; "
+                "mark it with @message_handler if it takes messages"
+            )
         return EndReason.DRAINED if conn.draining else EndReason.HANDLER
 
     def answer_messages(self, conn: ConnectionSocket) -> EndReason:

@@ -99,6 +99,19 @@ async def test_an_unchanged_client_thread_owns_its_socket(way: str, certificate:
                 await client.receive(b"OK..." + word)
 
 
+@pytest.mark.parametrize("returned", [b"reply", Close(b"reply")])
+@pytest_twisted.ensureDeferred
+async def test_a_reply_that_a_connection_handler_returns_does_not_vanish_silently(
+    returned: object, log: Log
+) -> None:
+    async with serving(MODEL, handler=lambda conn: returned) as server:
+        client = await server.connect()
+        assert await client.receive_all() == b""
+        await eventually(lambda: server.factory.metrics.ended == {"handler error": 1})
+    (error,) = log.take_errors()
+    assert "what it returns goes nowhere; mark it with @message_handler" in error
+
+
 @WAYS
 @pytest_twisted.ensureDeferred
 async def test_an_unchanged_socketserver_handler_runs(way: str, certificate: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from echod.handlers import Client
 from echod.limits import Admission
 from echod.protocol import DirectProtocol
 from echod.proxy_protocol import ProxyHeader
+from echod.reactor import UvloopReactor
 from echod.sweeping import URGENT_INTERVAL
 from echod.tls import TLSError, TLSFacts
 from tests.conftest import Log
@@ -826,3 +828,15 @@ async def test_the_bytes_of_a_connection_are_counted_exactly(size: int) -> None:
         metrics = server.factory.metrics
         assert (metrics.bytes_received, metrics.bytes_sent) == (size, len(answered))
         assert metrics.messages >= -(-size // 1024)
+
+
+@pytest.mark.skipif(not isinstance(reactor, UvloopReactor), reason="asyncio's loop is not running")
+@pytest_twisted.ensureDeferred
+async def test_what_is_asyncios_can_be_awaited_as_a_deferred() -> None:
+    async def wait(message: bytes) -> bytes:
+        return await Deferred.fromFuture(asyncio.ensure_future(asyncio.sleep(0.01, message)))
+
+    async with serving(handler=wait) as server:
+        client = await server.connect()
+        client.send(b"happy")
+        await client.receive(b"happy")
