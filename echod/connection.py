@@ -15,9 +15,8 @@ reactor to read, written by the handler's thread only, plain integers, so no loc
 
 `drain` and `interrupt` are called by the reactor, when the daemon drains: the thread then reads
 what had been received when that began, and after it the end of the stream, which is the daemon's
-doing and not the client's.  All of that happens in here.  The connection itself is shut down for
-reading by nobody: after that and a FIN, Linux answers whatever the client still sends with RST,
-which takes the reply with it.
+doing and not the client's.  The connection itself stays open for reading: were it shut down, Linux
+would answer what the client still sends behind our FIN with RST, which takes the reply with it.
 
 The four calls that move bytes cost what the C calls cost and little more, since with a thread for
 each connection they are most of the work: no `super()`, no `finally`, no call but the one.
