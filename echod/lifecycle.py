@@ -212,7 +212,7 @@ class ConnectionProtocol(Protocol):
         self._idle_since = self._home.seconds()
         try:
             self._start()
-        except Exception:
+        except BaseException:
             self.fail(Failure())
         if self._draining and self._reason is None:
             self._cut_input()

@@ -178,7 +178,7 @@ class EchoProtocol(ConnectionProtocol):
                 self._handler_failed(greeting)
             elif self._reason is None:
                 self._greet(greeting)
-        except Exception:
+        except BaseException:
             self.fail(Failure())
         self._go_on()
 
@@ -203,7 +203,7 @@ class EchoProtocol(ConnectionProtocol):
                     batch.flush()
                     if not self._take(result):
                         break
-            except Exception:
+            except BaseException:
                 batch.flush()
                 self.fail(Failure())
             session.answered()
@@ -243,7 +243,7 @@ class EchoProtocol(ConnectionProtocol):
                 self._handler_failed(result)
             elif result is not None and self._reason is None:
                 self._reply(result)
-        except Exception:
+        except BaseException:
             self.fail(Failure())
         self._session.answered()
         self._go_on()
@@ -330,7 +330,7 @@ class EchoProtocol(ConnectionProtocol):
         assert self._reason is not None
         try:
             self._home.model.finish(self._closed, closed, self._reason.value)
-        except Exception:
+        except BaseException:
             self.fail(Failure())
 
     def _closed(self, result: object) -> None:
@@ -443,7 +443,7 @@ class DirectProtocol(EchoProtocol):
             received = self._received
             try:
                 reply = received(data)
-            except Exception:
+            except BaseException:
                 self.fail(Failure())
                 return
             if type(reply) is bytes:
@@ -479,7 +479,7 @@ class DirectProtocol(EchoProtocol):
                 elif reply is not None:
                     held = _send_together(send, replies)
                     self._take_directly(reply)
-        except Exception:
+        except BaseException:
             failure = Failure()
         _send_together(send, replies)
         if failure:
@@ -492,7 +492,7 @@ class DirectProtocol(EchoProtocol):
             if not self._take(settled):
                 self._direct = 0
                 self._session.in_flight = True
-        except Exception:
+        except BaseException:
             self.fail(Failure())
 
     def pauseProducing(self) -> None:
@@ -717,7 +717,7 @@ class EchoFactory(Factory):
             # Behind a proxy, that was done before the header was read.
             refusal = None if peer is not addr else self.admission.accept()
             return self.refused(addr, refusal) if refusal else self._accepted(addr, peer)
-        except Exception:
+        except BaseException:
             log_failure(Failure(), Client(shown_address(peer)))
             return None
 
@@ -729,7 +729,7 @@ class EchoFactory(Factory):
             return self.refused(peer, refusal)
         try:
             protocol = self.protocol(self)
-        except Exception:
+        except BaseException:
             self.admission.release(network)
             raise
         protocol.factory = self

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod import (
+    Chunk,
     EchoFactory,
     EchoProtocol,
     EndReason,
@@ -622,6 +623,37 @@ def test_closed_is_not_called_where_opened_failed(log: Log) -> None:
 
     protocol, _ = connect(EchoFactory(Clock(), handler=Failing))
     lose(protocol)
+    assert len(log.take_errors()) == 1
+
+
+@pytest.mark.parametrize("framing", [Chunk(), Line()])
+@pytest.mark.parametrize("hook", ["opened", "received", "closed"])
+def test_a_handler_that_calls_exit_ends_its_own_connection(
+    framing: Framing, hook: str, log: Log
+) -> None:
+    def leave(*_: object) -> None:
+        sys.exit("no more")
+
+    quitter = type("Quitter", (Handler,), {"received": lambda _, message: message, hook: leave})
+    factory = EchoFactory(Clock(), handler=quitter, framing=framing)
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"happy\n" + b"x" * 2000 + b"\n")
+    assert transport.half_closed is (hook != "closed")
+    lose(protocol)
+    (error,) = log.take_errors()
+    assert "SystemExit: no more" in error
+    assert factory.metrics.ended.total() == 1
+    assert factory.metrics.ended["handler error"] == (hook != "closed")
+
+
+def test_a_constructor_that_calls_exit_costs_no_place(log: Log) -> None:
+    class Quitter(Handler):
+        def __init__(self) -> None:
+            sys.exit("no more")
+
+    factory = EchoFactory(Clock(), handler=Quitter)
+    assert factory.buildProtocol(address(1)) is None
+    assert factory.admission.open == 0
     assert len(log.take_errors()) == 1
 
 

@@ -356,7 +356,7 @@ def _import_target(target: str, name: str) -> object:
     module, _, attribute = target.partition(":")
     try:
         return attrgetter(attribute)(import_module(module))
-    except Exception as error:  # a plugin may do anything when it is imported
+    except (Exception, SystemExit) as error:  # it may do anything when it is imported
         raise HandlerError(
             f"{escape(name)} cannot be imported: {type(error).__name__}: {escape(str(error))}"
         ) from error

@@ -209,6 +209,12 @@ def test_what_cannot_be_had_says_why(module: str, text: str, why: str) -> None:
         resolve(parse(text), REACTOR)
 
 
+def test_a_module_that_exits_when_it_is_imported_says_so(module: str, tmp_path: Path) -> None:
+    (tmp_path / "users_script.py").write_text("import sys\nsys.exit()\n")
+    with pytest.raises(HandlerError, match="users_script:f cannot be imported: SystemExit"):
+        resolve(parse("users_script:f"), REACTOR)
+
+
 def test_a_connection_handler_without_a_parameter_is_refused(module: str) -> None:
     with pytest.raises(HandlerError, match="deaf takes no connection: let its parameters be"):
         resolve(parse("users_handlers:deaf"), OWN_THREAD)
