@@ -301,6 +301,8 @@ class _Relay(Protocol):
 
     def connectionMade(self) -> None:
         client = self._owner.transport
+        if hasattr(self.transport, "shortenReads"):  # what a read brings is held until it is sent
+            self.transport.shortenReads()
         client.registerProducer(self.transport, True)
         self.transport.registerProducer(client, True)
         client.resumeProducing()

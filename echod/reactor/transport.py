@@ -66,8 +66,12 @@ _log = Logger()
 #: Seconds to deliver what was written before the peer's end of stream was seen.
 FLUSH_TIMEOUT = 30.0
 
-#: The longest read after :meth:`StreamTransport.shortenReads`, in bytes: as in ``tcp``.
-SHORT_READ = 65536
+#: The longest read after :meth:`StreamTransport.shortenReads`, in bytes: as in ``tcp``, and a
+#: little more, so that 64 KiB and what TLS puts around them are one read.
+SHORT_READ = 65536 + 1024
+
+#: How much may wait to be sent, after that, before a producer is paused: uvloop's own is 64 KiB.
+SHORT_BACKLOG = 16384
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -132,7 +136,7 @@ class StreamTransport:
     _write_ending = False
     _write_ended = False
     _write_paused = False
-    _reads_shortened = False
+    _backlog: int | None = None  # SHORT_BACKLOG, or uvloop's own
     _drain_scheduled = False
     _flush_timer: Any = None
     _tlsClientDefault = False
@@ -200,8 +204,16 @@ class StreamTransport:
         connect_directly = getattr(protocol, "connect_directly", None)
         if connect_directly is not None:
             self.data_received = connect_directly(self, self._uv.write)  # type: ignore[method-assign]
-            self._uv.set_protocol(self)  # which looks data_received up, and keeps it
+            self._announce()
         protocol.makeConnection(self)
+
+    def _announce(self) -> None:
+        """Have uvloop look up again what it calls: it keeps the methods that it has found."""
+        reading = self._uv.is_reading()
+        self._uv.pause_reading()  # it looks where to read to when it starts to read
+        self._uv.set_protocol(self)
+        if reading:
+            self._uv.resume_reading()
 
     # What uvloop calls
 
@@ -283,7 +295,8 @@ class StreamTransport:
             self._flush_timer.cancel()
         self._protocol_name = _name(self.protocol)
         self.producer = self.protocol = None
-        self.__dict__.pop("data_received", None)
+        for name in ("data_received", "get_buffer", "buffer_updated"):
+            self.__dict__.pop(name, None)
 
     def _release(self) -> None:
         """Drop the connection and tell nobody; a duplicate of the socket stays connected."""
@@ -410,7 +423,7 @@ class StreamTransport:
 
     def _drained(self) -> None:
         if self.producer is not None and self.streamingProducer:
-            self._uv.set_write_buffer_limits()
+            self._uv.set_write_buffer_limits(self._backlog)
         if self.producer is not None and (self.producerPaused or not self.streamingProducer):
             self._resume_producer()
         elif self._write_ending and not self._write_ended and not self.disconnecting:
@@ -514,12 +527,23 @@ class StreamTransport:
     def shortenReads(self) -> None:
         """Read at most :data:`SHORT_READ` bytes at once from now on; uvloop's limit is 256,000.
 
-        For a protocol that keeps what it is given. Reading has to be paused meanwhile: uvloop
-        looks when it starts to read.
+        For a protocol that keeps what it is given. What waits to be sent is bounded by
+        :data:`SHORT_BACKLOG`, and the answer to one read.
         """
-        if self.connected and not self._reads_shortened:
-            self._reads_shortened = True
-            self._uv.set_protocol(_ShortReads(self))
+        if self.connected and self._backlog is None:
+            self._backlog = SHORT_BACKLOG
+            self._uv.set_write_buffer_limits(SHORT_BACKLOG)
+            # With these, uvloop takes it for an asyncio ``BufferedProtocol``.
+            self.get_buffer = self._buffer
+            self.buffer_updated = self._take_from_buffer
+            self._announce()
+
+    def _buffer(self, hint: int) -> memoryview:
+        """Where uvloop reads to: what is all connections', as it is copied at once."""
+        return self.reactor.read_buffer
+
+    def _take_from_buffer(self, size: int) -> None:
+        self.data_received(bytes(self.reactor.read_buffer[:size]))
 
     startReading = resumeProducing
     stopReading = pauseProducing
@@ -578,27 +602,6 @@ class StreamTransport:
 
 def _name(protocol: Any) -> str:
     return "no protocol" if protocol is None else type(protocol).__name__
-
-
-class _ShortReads:
-    """A :class:`StreamTransport` as an asyncio ``BufferedProtocol``: uvloop reads into our buffer.
-
-    The buffer is the reactor's, for all connections: what is in it is copied at once.
-    """
-
-    def __init__(self, stream: StreamTransport) -> None:
-        self._stream = stream
-        self.connection_lost = stream.connection_lost
-        self.eof_received = stream.eof_received
-        self.pause_writing = stream.pause_writing
-        self.resume_writing = stream.resume_writing
-
-    def get_buffer(self, hint: int) -> memoryview:
-        return self._stream.reactor.read_buffer
-
-    def buffer_updated(self, size: int) -> None:
-        stream = self._stream
-        stream.data_received(bytes(stream.reactor.read_buffer[:size]))
 
 
 class _BelowTLS:

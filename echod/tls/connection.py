@@ -51,8 +51,10 @@ from echod.tls.facts import ClientHello, TLSFacts, facts_of
 
 # The most that one record holds (RFC 8446, 5.1): less would leave the rest of it inside OpenSSL.
 RECORD = 2**14
-# How much OpenSSL is given at a time, in bytes: two records, so that hardly any is cut.
+# How much OpenSSL is given to decrypt at a time, in bytes: two records, so that hardly any is cut.
 MOST = 2 * RECORD
+# How much leaves in one write, in bytes: a system call costs more than to encrypt a record.
+BATCH = 5 * RECORD
 # How long a peer has to read an alert and to close, in seconds: closing at once on input that we
 # have not read would send RST, and RST takes the alert with it.
 LINGER = 2.0
@@ -194,13 +196,15 @@ class TLSConnection:
         if not self._direct or len(data) > MOST:
             self._receive(data)
             return
-        self._incoming.write(data)
-        self._decrypt()
-
-    def _decrypt(self) -> None:
-        """Give the application what is in OpenSSL's buffer, and send what that makes it write."""
-        incoming, read = self._incoming, self._read
         self._collecting = True
+        self._decrypt(data)
+        self._collecting = False
+        self._flush()
+
+    def _decrypt(self, data: bytes | memoryview) -> None:
+        """Give the application what is in OpenSSL's buffer, and then `data`."""
+        incoming, read = self._incoming, self._read
+        incoming.write(data)
         while self._reading:
             try:
                 data = read(RECORD)
@@ -217,26 +221,37 @@ class TLSConnection:
             self.protocol.dataReceived(data)
             if not incoming.pending:
                 break
-        self._collecting = False
-        self._flush()
 
     def _receive(self, data: bytes) -> None:
         """Take input where more is to be thought of than in plain sailing."""
         if self._input_over or self._lost:
             return
         if self._open:
+            if len(data) > MOST:
+                self._shorten_reads()
             self._rest = memoryview(bytes(self._rest) + data if self._rest else data)
             self._read_on()
         else:
             self._incoming.write(data)
             self._shake_hands(data)
 
+    def _shorten_reads(self) -> None:
+        """Have what may have to wait, the rest of a read, be less than uvloop's 250 KiB.
+
+        Not from the beginning: each read costs more then.
+        """
+        shorten = getattr(self.transport, "shortenReads", None)
+        if shorten is not None:
+            shorten()
+
     def _read_on(self) -> None:
         """Decrypt what has come for as long as the application reads; then say that it is over."""
+        self._collecting = True
         while self._reading and not self._input_over and self._waiting:
             data, self._rest = self._rest[:MOST], self._rest[MOST:] or NOTHING
-            self._incoming.write(data)
-            self._decrypt()
+            self._decrypt(data)
+        self._collecting = False
+        self._flush()
         if self._eof and self._reading and not self._input_over:
             self._end_input()
         self._choose()
@@ -358,7 +373,7 @@ class TLSConnection:
         if self._collecting and self._writable:
             self._parts.append(data)
             self._size += len(data)
-            if self._size > MOST:
+            if self._size > BATCH:
                 self._flush()
         elif self._writable:
             self._encrypt(data)
@@ -398,9 +413,16 @@ class TLSConnection:
         write, outgoing, pass_on = self._write, self._outgoing, self._pass_on
         assert pass_on is not None
         try:
-            for piece in (data,) if len(data) <= MOST else _cut(data):
-                write(piece)
+            if len(data) <= RECORD:
+                write(data)
                 pass_on(outgoing.read())
+                return
+            for batch in _cut(memoryview(data), BATCH):
+                records = []
+                for piece in _cut(batch, RECORD):
+                    write(piece)
+                    records.append(outgoing.read())
+                pass_on(b"".join(records))
         except OSError as error:
             self._fail(error)
 
@@ -494,18 +516,7 @@ class TLSConnection:
         self._reading = self._direct = False
         if self._open and self._failure is None:  # handshakes and alerts have to be read
             self.transport.pauseProducing()
-            if self._rest:
-                self._hold_less()
-
-    def _hold_less(self) -> None:
-        """Let go of what was decrypted of a read, and have the next ones shorter if that goes.
-
-        A read of uvloop's is 250 KiB, and so would be the least part of it that has to wait.
-        """
-        self._rest = memoryview(bytes(self._rest))
-        shorten = getattr(self.transport, "shortenReads", None)
-        if shorten is not None:
-            shorten()
+            self._rest = memoryview(bytes(self._rest))  # let go of what was decrypted of the read
 
     def resumeProducing(self) -> None:
         if self._lost or self._closing or self._failure is not None:
@@ -603,7 +614,6 @@ def _prefix(named: Any) -> str:
     return str(provider.logPrefix()) if provider is not None else type(named).__name__
 
 
-def _cut(data: bytes) -> Iterator[memoryview]:
-    """Return `data` in pieces of at most `MOST` bytes."""
-    view = memoryview(data)
-    return (view[start : start + MOST] for start in range(0, len(data), MOST))
+def _cut(data: memoryview, size: int) -> Iterator[memoryview]:
+    """Return `data` in pieces of at most `size` bytes."""
+    return (data[start : start + size] for start in range(0, len(data), size))

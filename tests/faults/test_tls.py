@@ -402,7 +402,8 @@ def test_a_client_that_never_reads_costs_little(secure: Callable[..., Daemon], m
         _fill([first])  # what the daemon takes once, whoever comes, is not theirs
         before = running.resident
         _fill(peers)
-        # What is left of the first read, which is 250 KiB on uvloop, beside the replies to it and
-        # OpenSSL's buffers.
-        assert running.resident - before < len(peers) * 400 * 1024
+        # Twisted's own transports hold more, and a relay to a thread takes two of them.
+        narrow = running.on_uvloop or model != "thread-per-connection"
+        most = (256 if narrow else 400) * 1024
+        assert running.resident - before < len(peers) * most
         assert reader.exchange(b"happy\n", "both") == b"OK...happy\n"

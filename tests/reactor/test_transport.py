@@ -672,6 +672,39 @@ def test_idle_connection_is_small(harness: Harness) -> None:
     assert sizes[0] < 2560
 
 
+def test_with_short_reads_a_producer_is_paused_earlier(harness: Harness) -> None:
+    paused: list[int] = []
+    over = threading.Event()
+
+    class Sends(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+
+        def connectionMade(self) -> None:
+            self.transport.shortenReads()
+            self.transport.registerProducer(self, True)
+            while not paused:
+                self.transport.write(b"x" * 1000)
+
+        def pauseProducing(self) -> None:
+            paused.append(self.transport._uv.get_write_buffer_size())
+            self.transport.abortConnection()
+            over.set()
+
+        def resumeProducing(self) -> None: ...
+
+        def stopProducing(self) -> None: ...
+
+    port = harness.listen(Sends)
+
+    def client() -> None:
+        with dial(port):
+            over.wait(10)
+
+    harness.run(client)
+    backlog = transport_module.SHORT_BACKLOG
+    assert backlog < paused[0] <= backlog + 1000
+
+
 def test_reads_can_be_shortened(harness: Harness) -> None:
     """A protocol that keeps what it gets need not get a quarter of a megabyte at once."""
     longest: dict[bool, int] = {False: 0, True: 0}
@@ -688,10 +721,8 @@ def test_reads_can_be_shortened(harness: Harness) -> None:
             self.kept.append(data)
             if not shortened and len(data) > transport_module.SHORT_READ:
                 shortened = True
-                self.transport.pauseProducing()
                 self.transport.shortenReads()
                 self.transport.shortenReads()
-                self.transport.reactor.callLater(0.05, self.transport.resumeProducing)
 
         def readConnectionLost(self) -> None:
             self.transport.write(b"".join(self.kept))

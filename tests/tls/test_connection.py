@@ -26,7 +26,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from echod.tls import Files, ServerContext, TLSConnection, TLSError, TLSFactory, TLSFacts
-from echod.tls.connection import LINGER, MOST, RECORD
+from echod.tls.connection import BATCH, LINGER, MOST, RECORD
 from tests.tls_peer import VERSIONS, client_context
 
 HERE, THERE = IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "127.0.0.1", 2)
@@ -325,8 +325,33 @@ def test_replies_to_what_came_together_leave_in_one_record_and_one_write(
     assert wire.records() == [b"happy" * 16]
 
 
+@pytest.mark.parametrize("size", [1000, RECORD])
+def test_replies_to_one_long_read_leave_in_one_write(certificate: Path, size: int) -> None:
+    class Echo(Plain):
+        def dataReceived(self, data: bytes) -> None:
+            for start in range(0, len(data), size):
+                self.transport.write(b"OK..." + data[start : start + size])
+
+    wire = Wire(certificate, Echo()).shake_hands()
+    wire.got()
+    wire.send(b"x" * 65536)
+    assert len(wire.lower.sent) == 1
+    assert wire.got().replace(b"OK...", b"") == b"x" * 65536
+
+
+def test_after_a_long_read_the_next_ones_shall_be_shorter(wire: Wire) -> None:
+    def shorten() -> None:
+        wire.lower.asked.append("short reads")
+
+    wire.lower.shortenReads = shorten  # type: ignore[attr-defined]
+    wire.send(b"x" * 1000)
+    assert wire.lower.asked == []
+    wire.send(b"x" * MOST)
+    assert wire.lower.asked == ["short reads"]
+
+
 def test_a_long_write_leaves_in_pieces(wire: Wire) -> None:
-    data = b"x" * (5 * MOST + 1)
+    data = b"x" * (5 * BATCH + 1)
     wire.got()
     wire.application.transport.write(data)
     assert len(wire.lower.sent) == 6
@@ -338,11 +363,11 @@ def test_long_replies_leave_before_all_is_read(certificate: Path) -> None:
         def dataReceived(self, data: bytes) -> None:
             for _ in range(10):
                 self.transport.write(b"x" * MOST)
-            self.left_early = len(wire.lower.sent)
+            self.left_early = sum(map(len, wire.lower.sent))
 
     wire = Wire(certificate, Long()).shake_hands()
     wire.send(b"go")
-    assert wire.application.left_early >= 9
+    assert wire.application.left_early >= 10 * MOST - BATCH
     assert len(wire.got()) == 10 * MOST
 
 
