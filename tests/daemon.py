@@ -87,7 +87,7 @@ class Daemon:
         """All that it has printed."""
         return "\n".join(self.lines)
 
-    def wait_for(self, pattern: str, count: int = 1) -> list[str]:
+    def wait_for(self, pattern: str, count: int = 1, patience: float = PATIENCE) -> list[str]:
         """Wait until `count` lines match `pattern`; return their first groups, or the matches."""
         found: list[str] = []
 
@@ -97,13 +97,14 @@ class Daemon:
             return len(found) >= count
 
         with self._changed:
-            assert self._changed.wait_for(is_there, PATIENCE), f"no {pattern!r} in:\n{self.log}"
+            assert self._changed.wait_for(is_there, patience), f"no {pattern!r} in:\n{self.log}"
         return found
 
     @property
     def port(self) -> int:
         """The TCP port that it listens on: the kernel's choice, where it was asked for 0."""
-        self.wait_for("Socket now listening")
+        # Eight of them may have been started at a time, on a busy machine.
+        self.wait_for("Socket now listening", patience=2 * PATIENCE)
         return int(self.wait_for(r"starting on (\d+)")[0])
 
     @property
