@@ -144,11 +144,11 @@ def test_a_file_can_be_checked_printed_and_used(tmp_path: Path, daemon: Start) -
     [
         ("prot = 0", "echod.toml:1: prot: there is no such key; did you mean port?"),
         ("port = 'http'", "echod.toml:1: port: 'http' is a string, but this takes a whole number"),
-        ("handler = 'nonesuch'", "echod: --handler: no handler is named 'nonesuch'"),
-        ("listen = 'tcp:x'", "echod: --listen tcp:x: "),
+        ("handler = 'nonesuch'", "echod.toml: --handler: no handler is named 'nonesuch'"),
+        ("listen = 'tcp:x'", "echod.toml: --listen tcp:x: "),
         (
             "listen = 'ssl:0:privateKey=none.pem:certKey=none.pem'",
-            "echod: --listen ssl:0:privateKey=none.pem:certKey=none.pem: ",
+            "echod.toml: --listen ssl:0:privateKey=none.pem:certKey=none.pem: ",
         ),
     ],
 )
