@@ -14,7 +14,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
@@ -41,6 +41,8 @@ class Text:
             section of the setting before it.
         example: a value for the annotated file, where the default is None or empty.
         reload: whether a running daemon can take a new value, at SIGHUP.
+        replaces: another setting, by name, that says otherwise about the same: given as a flag,
+            this one sets aside what a file says of that.
     """
 
     help: str
@@ -51,6 +53,7 @@ class Text:
     section: str = ""
     example: Any = None
     reload: bool = False
+    replaces: str = ""
 
 
 def setting(default: Any, text: Text) -> Any:
@@ -228,6 +231,35 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
         except SettingError as error:
             raise SettingError(f"{file}{_line_of(key, text)}: {key}: {error}") from None
     return values
+
+
+def set_aside(
+    settings: Iterable[Setting], written: Mapping[str, Any], flags: Collection[str]
+) -> dict[str, Any]:
+    """Return what is `written` in a file but for what flags say otherwise; both by name."""
+    spoken_for = {*flags, *(one.text.replaces for one in settings if one.name in flags)}
+    return {name: value for name, value in written.items() if name not in spoken_for}
+
+
+def placed(error: str, flags: Collection[str], written: Collection[str], file: str) -> str:
+    """Return an error that names settings, as flags, with the place where each was said.
+
+    Args:
+        error: the error, one line.
+        flags: the names of the settings that are given as flags.
+        written: the names of those that are taken from the file.
+        file: what the file is called.
+    """
+    first, *others = re.findall("--([a-z-]+)", error) or [""]
+    stands_in_file = _name(first) in written
+    elsewhere = flags if stands_in_file else written
+    place = "is given as a flag" if stands_in_file else f"stands in {file}"
+    notes = "".join(f" (--{key} {place})" for key in others if _name(key) in elsewhere)
+    return f"{file}: {error}{notes}" if stands_in_file else f"{error}{notes}"
+
+
+def _name(key: str) -> str:
+    return key.replace("-", "_")
 
 
 def _unknown(key: str, value: object, known: Mapping[str, Setting]) -> str:

@@ -9,7 +9,6 @@ is what `twistd` asks for.
 from __future__ import annotations
 
 import ipaddress
-import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -29,8 +28,10 @@ from echod.configuration import (
     describe,
     escaped_bytes,
     one_of,
+    placed,
     read_file,
     seconds,
+    set_aside,
     setting,
     whole_number,
 )
@@ -97,6 +98,7 @@ class Settings:
             repeats=True,
             section="Listening",
             example=(DEFAULT_PORT,),
+            replaces="listen",
         ),
     )
     listen: tuple[str, ...] = setting(
@@ -109,6 +111,7 @@ class Settings:
             "with proxy: before all, as in proxy:tcp:8888; repeats.",
             repeats=True,
             example=("tcp:8888:interface=127.0.0.1", "tcp6:8888"),
+            replaces="port",
         ),
     )
     proxy_trust: tuple[Network, ...] = setting(
@@ -196,9 +199,12 @@ class Settings:
             section="What clients are told",
             example=b"Good day",
             reload=True,
+            replaces="no_banner",
         ),
     )
-    no_banner: bool = setting(False, Text("Greet nobody, whatever the handler.", reload=True))
+    no_banner: bool = setting(
+        False, Text("Greet nobody, whatever the handler.", reload=True, replaces="banner")
+    )
     prefix: str | None = setting(
         None,
         Text(
@@ -393,7 +399,10 @@ class Settings:
         if self.concurrency is ConcurrencyModel.SERIAL and self.banner is not None:
             raise SettingError("--banner is of no use with --concurrency serial: it greets nobody")
         if self.drain_spread and self.drain_spread >= self.drain_timeout:
-            raise SettingError("--drain-spread must be shorter than --drain-timeout")
+            raise SettingError(
+                f"--drain-spread ({self.drain_spread:g}) must be shorter than "
+                f"--drain-timeout ({self.drain_timeout:g})"
+            )
         if self.delimiter is not None and self.framing != "line":
             raise SettingError(f"--delimiter needs --framing line, not {self.framing}")
 
@@ -455,11 +464,11 @@ def configure(flags: Mapping[str, Any], text: str = "", file: str = "") -> Setti
     Raises:
         SettingError: something in the file is wrong, or two settings contradict each other.
     """
-    values = {**read_file(SETTINGS, text, file), **flags}
+    written = set_aside(SETTINGS, read_file(SETTINGS, text, file), flags)
     try:
-        return Settings(**values)
+        return Settings(**written, **flags)
     except SettingError as error:
-        raise SettingError(f"{file}: {error}" if file else str(error)) from None
+        raise SettingError(placed(str(error), flags, written, file)) from None
 
 
 def differences(old: Settings, new: Settings) -> list[Setting]:
@@ -538,10 +547,9 @@ class Options(usage.Options):
         return configure(self.flags, text, str(self.file))
 
     def placed(self, error: str) -> str:
-        """Return an error that begins with a flag, behind the file where it was said there."""
-        flag = re.match("--([a-z-]+)", error)
-        in_file = self.file and flag and flag[1].replace("-", "_") not in self.flags
-        return f"{self.file}: {error}" if in_file else error
+        """Return an error that names flags, with the file where that is what said so."""
+        chosen = {one.name for one in differences(Settings(), self.settings)}
+        return placed(error, self.flags, chosen - set(self.flags), str(self.file))
 
     def check(self) -> None:
         """Check what the settings name; what is wrong is a `SystemExit`.  Here: nothing more."""

@@ -427,7 +427,7 @@ async def test_a_reload_that_is_refused_changes_nothing_and_says_why(log: Log) -
     limits = service.listeners[0].factory.limits
     service.configure = Configured(drain_timeout=1.0, drain_spread=2.0, idle_timeout=1.0)
     service.reload()
-    why = "--drain-spread must be shorter than --drain-timeout"
+    why = "--drain-spread (2) must be shorter than --drain-timeout (1)"
     assert log.take_errors()[0].endswith(f"Reload refused, nothing has changed: {why}")
     assert service.listeners[0].factory.limits is limits
     assert service.describe() == f"Serving; connections: 0; the last reload was refused: {why}"

@@ -164,6 +164,51 @@ def test_a_file_gives_settings_and_flags_win(file: Path) -> None:
     assert settings == Settings(threads=5, port=(90,), idle_timeout=8.0, max_threads=6)
 
 
+@pytest.mark.parametrize(
+    ("content", "flag", "settings"),
+    [
+        ("no-banner = true", "--banner=Hi", Settings(banner=b"Hi")),
+        ("banner = 'Hi'", "--no-banner", Settings(no_banner=True)),
+        ("port = 80", "--listen=unix:/a", Settings(listen=("unix:/a",))),
+        ("listen = 'tcp6:80'\nport = 80", "--port=0", Settings(port=(0,))),
+    ],
+)
+def test_a_flag_wins_over_what_contradicts_it_in_the_file(
+    file: Path, content: str, flag: str, settings: Settings
+) -> None:
+    file.write_text(content)
+    assert parse("--config", str(file), flag) == settings
+
+
+SPREAD = "--drain-spread (5) must be shorter than --drain-timeout (2.5)"
+
+
+@pytest.mark.parametrize(
+    ("content", "flag", "why"),
+    [
+        ("drain-timeout = 2.5\ndrain-spread = 5", "--threads=1", "{file}: " + SPREAD),
+        (
+            "drain-spread = 5",
+            "--drain-timeout=2.5",
+            "{file}: " + SPREAD + " (--drain-timeout is given as a flag)",
+        ),
+        (
+            "drain-timeout = 2.5",
+            "--drain-spread=5",
+            SPREAD + " (--drain-timeout stands in {file})",
+        ),
+        ("threads = 1", "--delimiter=x", "--delimiter needs --framing line, not chunk"),
+    ],
+)
+def test_a_contradiction_between_flags_and_file_names_both_places(
+    file: Path, content: str, flag: str, why: str
+) -> None:
+    file.write_text(content)
+    with pytest.raises(SystemExit) as caught:
+        parse("--config", str(file), flag)
+    assert str(caught.value).startswith(f"echod: {why.format(file=file)} (see")
+
+
 def test_the_file_may_be_named_before_or_after_the_flags(file: Path) -> None:
     assert parse("--threads=6", f"--config={file}").threads == 6
 

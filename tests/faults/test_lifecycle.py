@@ -124,7 +124,7 @@ def test_sighup_reloads_the_file(daemon: Start, file: Path) -> None:
     [
         ("idle-timeout = 0.2\nidle-timeuot = 3\n", "idle-timeuot"),
         ("idle-timeout = 0.2\nthreads = -1\n", "threads"),
-        ("idle-timeout = 0.2\ndrain-spread = 60\n", "--drain-spread must be shorter"),
+        ("idle-timeout = 0.2\ndrain-spread = 60\n", "--drain-spread (60) must be shorter"),
         ("idle-timeout = \n", "echod.toml"),
         (None, "No such file"),
     ],
