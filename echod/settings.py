@@ -41,6 +41,7 @@ from echod.handlers import BANNER, PREFIX, ConcurrencyModel, HandlerError, Handl
 from echod.limits import LOG_RATE, Limits
 from echod.logs import FORMATS as LOG_FORMATS
 from echod.logs import LEVELS as LOG_LEVELS
+from echod.output import printing
 from echod.proxied import Network
 
 DEFAULT_PORT = 8888
@@ -524,11 +525,9 @@ class Options(usage.Options):
         if "check" in self._only:
             self.check()
         if "print" in self._only:
-            print(as_file(SETTINGS, self.settings), end="")
-        elif self._only:
-            print("echod: the configuration is good")
+            _print_and_exit(as_file(SETTINGS, self.settings))
         if self._only:
-            raise SystemExit(0)
+            _print_and_exit("echod: the configuration is good\n")
 
     def configure(self) -> Settings:
         """Read the file, if one was named, and return the settings: at the start, and again.
@@ -569,8 +568,11 @@ class Options(usage.Options):
 
     def opt_version(self) -> NoReturn:
         """Print echod's version, and exit."""
-        print(f"echod {__version__}")
-        raise SystemExit(0)
+        _print_and_exit(f"echod {__version__}\n")
+
+    def opt_help(self) -> NoReturn:
+        """Print this, and exit."""
+        _print_and_exit(str(self))
 
     def getUsage(self, width: int | None = None) -> str:
         """Return what `--help` prints: the settings, in sections."""
@@ -587,6 +589,12 @@ class Options(usage.Options):
             method = getattr(self, f"opt_{flag.partition('=')[0].replace('-', '_')}")
             lines += _entry(f"--{flag}", " ".join(method.__doc__.split()), width)
         return "\n".join([*lines, ""])
+
+
+def _print_and_exit(text: str) -> NoReturn:
+    with printing():
+        print(text, end="")
+    raise SystemExit(0)
 
 
 def _entry(flag: str, text: str, width: int) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from twisted.logger import globalLogBeginner
 
 from echod import __version__
 from echod.handlers import ConcurrencyModel, InstalledHandler, installed
+from echod.output import printing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,17 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parsed = _parser().parse_args(arguments)
+    with printing():
+        parsed = _parser().parse_args(arguments)
     # What Twisted logs about plugins that are broken, the command says itself.
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
-    try:
-        code: int = parsed.run()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has had enough, as `head` has; the interpreter shall not try
-        # to write the rest either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    code: int = parsed.run()
     return code
 
 
@@ -40,8 +34,9 @@ def list_handlers() -> int:
     """Print the handlers that are installed; return 1 if one of them is broken."""
     handlers = list(installed())
     width = max((len(handler.name) for handler in handlers), default=0)
-    for handler in handlers:
-        print(f"{handler.name:{width}}  {_description(handler)}")
+    with printing():
+        for handler in handlers:
+            print(f"{handler.name:{width}}  {_description(handler)}")
     broken = [handler for handler in handlers if handler.error]
     for handler in broken:
         print(f"echod: {handler.origin}: {handler.error}", file=sys.stderr)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(sys.executable).parent
+COMMANDS = [
+    "echod handlers",
+    "echod --help",
+    "echod --version",
+    "twistd echod --help",
+    "twistd echod --version",
+    "twistd echod --print-config",
+    "twistd echod --check-config",
+]
+
+
+def run(command: str, output: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SCRIPTS / "python", SCRIPTS / command.split()[0], *command.split()[1:]],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        # With it, argparse takes no notice of what it cannot write.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_output_that_cannot_be_written_is_one_line(command: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = run(command, full.fileno())
+    assert done.returncode == 1
+    assert done.stderr == "echod: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_whoever_reads_the_output_may_stop_reading(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as output:
+        done = run(command, output.fileno())
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_command_without_standard_output_does_what_it_does() -> None:
+    command = f"exec {SCRIPTS / 'echod'} handlers >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
