@@ -20,7 +20,8 @@ Guarantees:
 On the way of a message there are few calls.  Whether a connection is in plain sailing is one flag,
 `_direct`.  An exception from OpenSSL, which is how it asks for more input, is dear; it is avoided
 where the buffer says that nothing is left.  Writes from within `dataReceived` are collected, and
-leave in one record and one write.
+leave in one write.  They are encrypted before the next record is looked at: OpenSSL encrypts
+nothing behind a damaged one, and what came before that is answered.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ BATCH = 5 * RECORD
 # How long a peer has to read an alert and to close, in seconds: closing at once on input that we
 # have not read would send RST, and RST takes the alert with it.
 LINGER = 2.0
+# What a short record costs beside what is in it, about, in bytes.
+OVERHEAD = 32
 NOTHING = memoryview(b"")
 
 
@@ -98,6 +101,7 @@ class TLSConnection:
         "_producer_paused",
         "_read",
         "_reading",
+        "_records",
         "_rest",
         "_server_name",
         "_size",
@@ -140,6 +144,8 @@ class TLSConnection:
         self._parts: list[bytes] = []
         self._size = 0
         self._collecting = False
+        # What was encrypted and not sent, before what is in OpenSSL's buffer.
+        self._records: list[bytes] = []
         self._producer: Any = None
         self._streaming = False
         self._producer_paused = False
@@ -197,9 +203,11 @@ class TLSConnection:
             self._receive(data)
             return
         self._collecting = True
-        self._decrypt(data)
-        self._collecting = False
-        self._flush()
+        try:
+            self._decrypt(data)
+        finally:
+            self._collecting = False
+            self._flush()
 
     def _decrypt(self, data: bytes | memoryview) -> None:
         """Give the application what is in OpenSSL's buffer, and then `data`."""
@@ -221,6 +229,7 @@ class TLSConnection:
             self.protocol.dataReceived(data)
             if not incoming.pending:
                 break
+            self._seal()
 
     def _receive(self, data: bytes) -> None:
         """Take input where more is to be thought of than in plain sailing."""
@@ -247,11 +256,14 @@ class TLSConnection:
     def _read_on(self) -> None:
         """Decrypt what has come for as long as the application reads; then say that it is over."""
         self._collecting = True
-        while self._reading and not self._input_over and self._waiting:
-            data, self._rest = self._rest[:MOST], self._rest[MOST:] or NOTHING
-            self._decrypt(data)
-        self._collecting = False
-        self._flush()
+        try:
+            while self._reading and not self._input_over and self._waiting:
+                data, self._rest = self._rest[:MOST], self._rest[MOST:] or NOTHING
+                self._decrypt(data)
+                self._seal()
+        finally:
+            self._collecting = False
+            self._flush()
         if self._eof and self._reading and not self._input_over:
             self._end_input()
         self._choose()
@@ -395,34 +407,57 @@ class TLSConnection:
 
     def _flush(self) -> None:
         """Send what was collected, and what OpenSSL has to say by itself."""
+        self._size = 0
         if parts := self._parts:
             data = parts[0] if len(parts) == 1 else b"".join(parts)
             parts.clear()
-            self._size = 0
             self._encrypt(data)
         else:
             self._send()
 
     def _send(self) -> None:
         """Send what OpenSSL has made."""
-        if self._outgoing.pending:
-            self.transport.write(self._outgoing.read())
+        data = self._outgoing.read()
+        if self._records:
+            data = b"".join((*self._records, data))
+            self._records.clear()
+        if data:
+            self.transport.write(data)
+
+    def _seal(self) -> None:
+        """Encrypt what was collected, to be sent later."""
+        if parts := self._parts:
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            self._size += OVERHEAD
+            try:
+                self._add(data)
+            except OSError as error:
+                self._fail(error)
+
+    def _add(self, data: bytes | memoryview) -> None:
+        """Have OpenSSL make records of `data`, behind those that it has made."""
+        outgoing, write = self._outgoing, self._write
+        if outgoing.pending + len(data) <= RECORD:  # as below, but quicker
+            write(data)
+            return
+        for piece in _cut(memoryview(data), RECORD):
+            if outgoing.pending + len(piece) > RECORD:
+                self._records.append(outgoing.read())
+            write(piece)
 
     def _encrypt(self, data: bytes) -> None:
         """Encrypt and send."""
         write, outgoing, pass_on = self._write, self._outgoing, self._pass_on
         assert pass_on is not None
         try:
-            if len(data) <= RECORD:
+            if len(data) <= RECORD and not self._records:
                 write(data)
                 pass_on(outgoing.read())
                 return
             for batch in _cut(memoryview(data), BATCH):
-                records = []
-                for piece in _cut(batch, RECORD):
-                    write(piece)
-                    records.append(outgoing.read())
-                pass_on(b"".join(records))
+                self._add(batch)
+                self._send()
         except OSError as error:
             self._fail(error)
 

@@ -129,6 +129,27 @@ def test_a_megabyte_is_answered_in_full(running: Daemon, model: str, end: End) -
         assert peer.notified
 
 
+@pytest.mark.parametrize("size", [1, 1000, 20_000, 60_000])
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+@pytest.mark.parametrize("model", ["reactor", "serial"])  # the others' replies come later
+def test_what_came_before_a_damaged_record_is_answered(
+    daemons: dict[str, Daemon], model: str, version: ssl.TLSVersion, size: int
+) -> None:
+    """Fault 3: The replies arrive, then the alert, then FIN."""
+    running = daemons[model]
+    for damage in (b"GET / ", b""):
+        with nothing_kept(running), Peer(running.port, client_context(version)) as peer:
+            intact, behind = peer.encrypted(STREAM[:size]), bytearray(peer.encrypted(b"damaged"))
+            behind[-1] ^= 1
+            peer.socket.sendall(intact + damage + behind)
+            came = b""
+            with contextlib.suppress(ssl.SSLError):  # the alert
+                while data := peer.receive(1):
+                    came += data
+            assert not fault(model, STREAM[:size], came)
+    assert "Traceback" not in running.log
+
+
 def test_openssl_as_a_client_is_answered(running: Daemon, model: str) -> None:
     command = ["openssl", "s_client", "-connect", f"127.0.0.1:{running.port}", "-quiet"]
     with subprocess.Popen(

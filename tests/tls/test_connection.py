@@ -215,6 +215,14 @@ class Wire:
         """Return what the client gets."""
         return b"".join(self.records())
 
+    def got_before_the_alert(self) -> bytes:
+        """Return what the client gets before an alert, which must be there."""
+        self.take()
+        came: list[bytes] = []
+        with pytest.raises(ssl.SSLError, match="ALERT"):
+            came.extend(iter(lambda: self.client.read(RECORD), b""))
+        return b"".join(came)
+
 
 @pytest.fixture
 def wire(certificate: Path) -> Wire:
@@ -311,28 +319,27 @@ def test_a_pause_does_not_stop_the_handshake(certificate: Path) -> None:
     assert wire.lower.reading
 
 
-def test_replies_to_what_came_together_leave_in_one_record_and_one_write(
-    certificate: Path,
-) -> None:
-    class Echo(Plain):
-        def dataReceived(self, data: bytes) -> None:
-            self.transport.write(data)
+class Echo(Plain):
+    def dataReceived(self, data: bytes) -> None:
+        self.transport.write(data)
 
+
+def test_replies_to_what_came_together_leave_in_one_write(certificate: Path) -> None:
     wire = Wire(certificate, Echo()).shake_hands()
     wire.got()
     wire.send(*[b"happy"] * 16)
     assert len(wire.lower.sent) == 1
-    assert wire.records() == [b"happy" * 16]
+    assert wire.got() == b"happy" * 16
 
 
 @pytest.mark.parametrize("size", [1000, RECORD])
 def test_replies_to_one_long_read_leave_in_one_write(certificate: Path, size: int) -> None:
-    class Echo(Plain):
+    class Pieces(Plain):
         def dataReceived(self, data: bytes) -> None:
             for start in range(0, len(data), size):
                 self.transport.write(b"OK..." + data[start : start + size])
 
-    wire = Wire(certificate, Echo()).shake_hands()
+    wire = Wire(certificate, Pieces()).shake_hands()
     wire.got()
     wire.send(b"x" * 65536)
     assert len(wire.lower.sent) == 1
@@ -447,10 +454,6 @@ def test_the_end_of_input_ends_nothing_else(
 def test_an_application_without_half_close_is_closed_behind_what_it_wrote(
     certificate: Path,
 ) -> None:
-    class Echo(Plain):
-        def dataReceived(self, data: bytes) -> None:
-            self.transport.write(data)
-
     wire = Wire(certificate, Echo()).shake_hands()
     wire.client.write(b"last")
     wire.end()
@@ -646,6 +649,40 @@ def test_a_damaged_record_ends_the_connection(wire: Wire) -> None:
     assert "bad record mac" in str(wire.application.reason.value)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("damage", ["a bit", "plain bytes"])
+@pytest.mark.parametrize("size", [1, 1000, RECORD, MOST, 70_000, 300_000])
+def test_what_came_before_a_damaged_record_is_answered(
+    certificate: Path, version: ssl.TLSVersion, damage: str, size: int
+) -> None:
+    wire = Wire(certificate, Echo(), client_context(version)).shake_hands()
+    wire.got()
+    sent = b"%07d\n" * (size // 8 + 1) % tuple(range(size // 8 + 1))
+    wire.client.write(sent[:size])
+    intact = wire.written()
+    wire.client.write(b"damaged")
+    behind = bytearray(wire.written())
+    behind[-1] ^= 1
+    wire.connection.dataReceived(intact + (b"GET / " if damage != "a bit" else b"") + behind)
+    assert wire.lower.asked == ["fin"]
+    assert wire.got_before_the_alert() == sent[:size]
+
+
+def test_a_reply_longer_than_a_batch_is_sent_before_a_damaged_record_is_looked_at(
+    certificate: Path,
+) -> None:
+    class Long(Plain):
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.write(data * 3 * BATCH)
+
+    wire = Wire(certificate, Long()).shake_hands()
+    wire.got()
+    wire.client.write(b"x")
+    wire.client.write(b"y")
+    wire.connection.dataReceived(wire.written() + b"GET / HTTP/1.1\r\n\r\n")
+    assert wire.got_before_the_alert() == b"x" * 3 * BATCH + b"y" * 3 * BATCH
+
+
 def test_a_client_that_leaves_within_the_handshake_is_closed(certificate: Path) -> None:
     wire = Wire(certificate)
     wire.connect()
@@ -706,6 +743,24 @@ def test_an_openssl_that_cannot_write_ends_the_connection(wire: Wire) -> None:
     assert wire.application.reason.check(TLSError)
 
 
+def test_what_was_encrypted_before_openssl_could_write_no_more_is_sent(
+    certificate: Path,
+) -> None:
+    wire = Wire(certificate, Echo()).shake_hands()
+    wire.got()
+    plain = wire.connection._write
+
+    def write(data: Any) -> int:
+        if data == b"b":
+            raise ssl.SSLWantReadError("the operation did not complete")
+        return plain(data)
+
+    wire.connection._write = write
+    wire.send(b"a", b"b", b"c")
+    assert wire.lower.asked == ["fin"]
+    assert wire.got() == b"a"
+
+
 def test_a_client_cannot_renegotiate(certificate: Path) -> None:
     wire = Wire(certificate, client=client_context(ssl.TLSVersion.TLSv1_2)).shake_hands()
     assert wire.connection._tls.context.options & ssl.OP_NO_RENEGOTIATION
@@ -720,6 +775,21 @@ def test_an_error_in_the_application_is_the_transports_to_handle(certificate: Pa
     wire = Wire(certificate, Broken()).shake_hands()
     with pytest.raises(ssl.SSLError, match="the application's own"):
         wire.send(b"x")
+
+
+def test_what_came_before_an_error_in_the_application_is_answered(certificate: Path) -> None:
+    class Broken(Plain):
+        def dataReceived(self, data: bytes) -> None:
+            if data == b"break":
+                raise RuntimeError("the application's own")
+            self.transport.write(data)
+
+    for filling in (b"", b"x" * 2 * MOST):  # a read in plain sailing, and a long one
+        wire = Wire(certificate, Broken()).shake_hands()
+        wire.got()
+        with pytest.raises(RuntimeError, match="the application's own"):
+            wire.send(b"happy", b"days", filling or b"!", b"break")
+        assert wire.got() == b"happydays" + (filling or b"!")
 
 
 @given(data=st.data())
