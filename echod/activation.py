@@ -29,6 +29,7 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from echod.escaping import escape
+from echod.wording import plural
 
 FIRST = 3
 
@@ -101,7 +102,8 @@ class InheritedSockets:
         called = names.split(":") if names else [""] * int(count)
         if len(called) != int(count):
             raise ActivationError(
-                f"LISTEN_FDS says {count} sockets, and LISTEN_FDNAMES names {len(called)}: "
+                f"LISTEN_FDS says {count} {plural(int(count), 'socket', 'sockets')}, "
+                f"and LISTEN_FDNAMES names {len(called)}: "
                 "give each socket unit a FileDescriptorName="
             )
         return [(self._first + place, name) for place, name in enumerate(called)]

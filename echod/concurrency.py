@@ -53,6 +53,7 @@ from echod.handlers import (
     is_request_handler,
 )
 from echod.session import EndReason, Session
+from echod.wording import plural
 
 log = Logger()
 
@@ -226,7 +227,8 @@ class Serial(InReactor):
             start()
             return
         if len(self._waiting) >= self._queue_size:
-            raise Busy(f"{self._queue_size} clients are waiting already", "serial-queue")
+            clients = plural(self._queue_size, "client is", "clients are")
+            raise Busy(f"{self._queue_size} {clients} waiting already", "serial-queue")
         if not self._waiting:
             self._contended_since = self._seconds()
         self._waiting[connection] = start
@@ -278,7 +280,8 @@ class InPool(_OpenHouse):
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._max_queue and self.pool.waiting >= self._max_queue:
             waiting = self.pool.waiting
-            raise Busy(f"{waiting} messages are waiting already, try again later", "max-queue")
+            messages = plural(waiting, "message is", "messages are")
+            raise Busy(f"{waiting} {messages} waiting already, try again later", "max-queue")
         return self.finish(done, function, *arguments)
 
     def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -305,8 +308,9 @@ class ThreadPerConnection(InPool):
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         if self.pool.available == 0:
-            threads = self.pool.size
-            raise Busy(f"all {threads} threads are in use, try again later", "max-threads")
+            size = self.pool.size
+            threads = plural(size, "the only thread is", f"all {size} threads are")
+            raise Busy(f"{threads} in use, try again later", "max-threads")
         start()
 
 
@@ -459,7 +463,7 @@ class WorkerPool:
         if self._threads and self._queues:
             return
         log.warn(
-            "No thread can be started ({why}): there are {count}",
+            "No thread can be started ({why}); threads: {count}",
             why=str(error),
             count=self._threads,
         )

@@ -15,6 +15,8 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from echod.wording import plural
+
 
 class FramingError(ValueError):
     """The peer's bytes break the framing; the text of the error is fit to send to the peer."""
@@ -24,14 +26,17 @@ class MessageTooLong(FramingError):
     """A message is longer than the framing allows."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"Message too long: the limit is {limit} bytes")
+        super().__init__(
+            f"Message too long: the limit is {limit} {plural(limit, 'byte', 'bytes')}"
+        )
 
 
 class MessageCutShort(FramingError):
     """The stream ended inside a message whose length had been announced."""
 
     def __init__(self, missing: int) -> None:
-        super().__init__(f"Message cut short: the stream ended {missing} bytes before its end")
+        unit = plural(missing, "byte", "bytes")
+        super().__init__(f"Message cut short: the stream ended {missing} {unit} before its end")
 
 
 class Framer(Protocol):

@@ -29,6 +29,7 @@ from zope.interface import implementer
 
 from echod.escaping import escape, escape_lines
 from echod.logwriter import DescriptorSink, FileSink, Line, LogWriter, Sink, SyslogSink
+from echod.wording import plural
 
 FORMATS = ("text", "json")
 LEVELS: tuple[str, ...] = tuple(level.name for level in LogLevel.iterconstants())
@@ -231,7 +232,15 @@ class LogObserver:
 
     def _dropped_line(self, count: int) -> Line:
         text = self._render(
-            _event("{dropped} lines of the log were lost", level="warn", dropped=count)
+            _event(
+                plural(
+                    count,
+                    "{dropped} line of the log was lost",
+                    "{dropped} lines of the log were lost",
+                ),
+                level="warn",
+                dropped=count,
+            )
         )
         return Line(text, "warn")
 

@@ -252,6 +252,11 @@ class EchoProtocol(ConnectionProtocol):
         if not (self._lost and failure.check(CancelledError)):  # cancelled by `_finish`
             self.fail(failure)
 
+    def _turn_away(self, busy: Busy) -> None:
+        if self._handler_open and self._session.in_flight:
+            self._session.take_back()
+        super()._turn_away(busy)
+
     def _reply(self, result: object) -> None:
         if isinstance(result, Close):
             if result.reply:
@@ -583,9 +588,9 @@ class PooledProtocol(DirectProtocol):
         if len(data) <= self._direct and not session.in_flight:
             session.in_flight = True
             self._bytes_received += len(data)
-            self._direct_messages += 1
             try:
                 self._home.model.call(self._answered_directly, self._received, data)
+                self._direct_messages += 1
             except Busy as busy:
                 session.in_flight = False
                 self._turn_away(busy)

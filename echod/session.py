@@ -141,6 +141,10 @@ class Session:
         if self.messages == self._max_messages:
             self.closed = True
 
+    def take_back(self) -> None:
+        """Note that the message in flight has not reached the handler, and never will."""
+        self.messages -= 1
+
     def close(self) -> None:
         """Hand out nothing more."""
         self.closed = True

@@ -30,6 +30,7 @@ from twisted.logger import Logger
 
 from echod.escaping import escape_lines
 from echod.metrics import Metrics
+from echod.wording import plural
 
 log = Logger()
 
@@ -213,7 +214,7 @@ class StallWatch:
         log.warn(
             "The event loop has stood still for {seconds:.2f} s{others}; it is at:\n{stack}",
             seconds=seconds,
-            others=f" ({untold} more were not shown)" if untold else "",
+            others=f" ({untold} more {plural(untold, 'was', 'were')} not shown)" if untold else "",
             stack=_stack(frame),
         )
         return True

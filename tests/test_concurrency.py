@@ -346,7 +346,7 @@ def test_with_every_thread_taken_a_connection_is_refused_with_a_line(loop: Loop)
     model = ThreadPerConnection(WorkerPool(1, loop.call_from_thread))
     gate, results = Gate(), []  # type: ignore[var-annotated]
     model.enter(object(), lambda: model.call(results.append, gate))
-    with pytest.raises(Busy, match="Server busy: all 1 threads are in use, try again later"):
+    with pytest.raises(Busy, match="Server busy: the only thread is in use, try again later"):
         model.enter(object(), lambda: results.append("must not start"))
     gate.leave.set()
     loop.until(lambda: len(results) == 1)

@@ -276,11 +276,14 @@ def test_the_end_tells_what_was_not_told_yet() -> None:
         assert "… 2 more like this in 1 s: again" in observed.sink.lines[-1]
 
 
-def test_lost_lines_are_told(texts: Observed) -> None:
-    texts.observer.writer.dropped = 7
+@pytest.mark.parametrize(
+    ("dropped", "told"), [(7, "7 lines of the log were lost"), (1, "1 line of the log was lost")]
+)
+def test_lost_lines_are_told(texts: Observed, dropped: int, told: str) -> None:
+    texts.observer.writer.dropped = dropped
     texts.log.info("on it goes")
     lost, line = texts.lines
-    assert lost.endswith("[echod.logs#warn] 7 lines of the log were lost")
+    assert lost.endswith(f"[echod.logs#warn] {told}")
     assert line.endswith("on it goes")
 
 

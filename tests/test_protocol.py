@@ -462,6 +462,8 @@ async def test_without_a_thread_in_the_pool_a_client_is_told_so(log: Log) -> Non
             told = b"Server busy: no thread can be started, try again later\n"
             assert await client.receive_all() == told
         assert server.factory.metrics.refused == {"threads": 1}
+        await eventually(lambda: bool(server.factory.metrics.ended))
+        assert server.factory.metrics.messages == 0  # the handler was not called
         assert "Traceback" not in log.text
 
 
@@ -490,6 +492,7 @@ def test_a_client_without_a_thread_is_told_so_and_counted(
     lose(protocol)
     assert factory.metrics.refused == {"max-queue": 1}
     assert factory.metrics.ended == {"refused": 1}
+    assert factory.metrics.messages == 0
     assert factory.metrics.bytes_sent == len(sent)
     assert Witness.calls == calls
     assert "Refused 192.168.1.1:54321: Server busy: no thread" in log.text

@@ -29,6 +29,16 @@ def test_no_message_is_handed_out_while_one_is_in_flight() -> None:
     assert session.next_message() == b"two"
 
 
+def test_a_message_that_did_not_reach_the_handler_is_not_counted() -> None:
+    session = lines()
+    session.receive(b"one\ntwo\n")
+    assert answer_all(session) == [b"one", b"two"]
+    session.receive(b"three\n")
+    assert session.next_message() == b"three"
+    session.take_back()
+    assert session.messages == 2
+
+
 def test_no_message_is_handed_out_while_replies_are_blocked() -> None:
     session = lines()
     session.blocked = True

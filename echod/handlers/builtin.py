@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from echod.handlers.contract import Client, Close, Handler, Reply, message_handler
+from echod.wording import plural
 
 BANNER = b"Welcome to the server. Type something and hit enter\n"
 PREFIX = b"OK..."
@@ -57,7 +58,8 @@ class Count(Handler):
 
     def received(self, message: bytes) -> Reply:
         if message.strip() == b"quit":
-            return Close(b"%d messages\n" % (self._next - self._start))
+            count = self._next - self._start
+            return Close(f"{count} {plural(count, 'message', 'messages')}\n".encode())
         numbered = b"%d: %s" % (self._next, message)
         self._next += 1
         return numbered

@@ -11,6 +11,7 @@ from html import escape
 
 from echod.metrics import Histogram
 from echod.status.snapshot import ListenerFigures, PoolFigures, Snapshot
+from echod.wording import plural
 
 # Seconds after which a browser asks again.
 REFRESH = 5
@@ -114,9 +115,10 @@ def _header(now: Snapshot) -> str:
 
 def _tiles(now: Snapshot) -> str:
     listeners = now.listeners
-    stalls = (
-        f"{now.stalls:,} stalls, {duration(now.stalled)} in all" if now.stalls else "no stalls"
-    )
+    stalls = "no stalls"
+    if now.stalls:
+        count = f"{number(now.stalls)} {plural(now.stalls, 'stall', 'stalls')}"
+        stalls = f"{count}, {duration(now.stalled)} in all"
     tiles = [
         _tile(
             "Connections",

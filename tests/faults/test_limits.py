@@ -214,6 +214,7 @@ def test_with_every_thread_blocked_work_is_queued_and_then_refused(
         for number, client in enumerate(clients):
             assert receive(client, 4) == (b"reso" if number == 1 else b"wait")
     running.wait_for("Refused 127.*: Server busy: 3 messages are waiting")
+    running.wait_for("refused .*messages: 0, bytes in: 4")
 
 
 def test_a_client_without_a_thread_is_told_so(daemon: Start) -> None:

@@ -43,7 +43,7 @@ def chat(message: bytes) -> bytes:
 # All but newlines and tabs that could steer a terminal, hide what follows or forge a line.
 RAW_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
-LOST = re.compile(rb"(\d+) lines of the log were lost")
+LOST = re.compile(rb"(\d+) lines? of the log w(?:as|ere) lost")
 
 
 @contextmanager

@@ -42,4 +42,7 @@ def test_count_numbers_each_clients_messages_until_quit() -> None:
     count = Count()
     assert [count.received(b"a\n"), count.received(b"b\n")] == [b"1: a\n", b"2: b\n"]
     assert count.received(b"quit\n") == Close(b"2 messages\n")
+    alone = Count()
+    alone.received(b"happy\n")
+    assert alone.received(b"quit\n") == Close(b"1 message\n")
     assert Count(start=7).received(b"a") == b"7: a"
