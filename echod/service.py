@@ -27,7 +27,7 @@ from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnect
 from echod.configuration import SettingError
 from echod.draining import Drain
 from echod.escaping import escape
-from echod.handlers import ConcurrencyModel, HandlerError, Kind, resolve
+from echod.handlers import ConcurrencyModel, HandlerError, Kind, ResolvedHandler, resolve
 from echod.limits import Admission
 from echod.listen import ListenError, Listening, parse_listen, tell_validity
 from echod.listener import Listener
@@ -118,6 +118,35 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
     Raises:
         StartError: the handler cannot be had or an endpoint string is wrong.
     """
+    handler = find_handler(settings)
+    model = make_model(settings, reactor)
+    timer = make_timer(model) if settings.status else None
+    inherited = InheritedSockets(started_with())
+    timed = timer.timed(handler) if timer else handler
+    listeners = make_listeners(settings, reactor, timed, model, inherited)
+    log.info(
+        "Serving the {kind} handler {handler}, concurrency model {model}",
+        kind=handler.kind,
+        handler=escape(handler.name),
+        model=model.name,
+    )
+    service = EchoService(reactor, settings, listeners, model, Metrics())
+    if timer is not None:
+        service.status = make_status(service, settings.status, inherited, timer)
+    if unused := inherited.unused:
+        log.warn(
+            "systemd passed sockets that neither --listen nor --status uses: {names}",
+            names=escape(", ".join(unused)),
+        )
+    return service
+
+
+def find_handler(settings: Settings) -> ResolvedHandler:
+    """Return the handler that `settings` ask for.
+
+    Raises:
+        StartError: it cannot be had, or other settings are of no use to it.
+    """
     try:
         handler = resolve(settings.handler_spec, settings.concurrency)
     except HandlerError as error:
@@ -127,50 +156,48 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
             f"{useless[0]} is of no use: {escape(handler.name)} is a connection handler, "
             "which reads the socket itself"
         )
+    return handler
+
+
+def make_listeners(
+    settings: Settings,
+    reactor: Any,
+    handler: ResolvedHandler,
+    model: Model,
+    inherited: InheritedSockets,
+) -> list[Listener[EchoFactory]]:
+    """Return what listens where `settings` say, with limits that hold over all together.
+
+    Raises:
+        StartError: an endpoint string is wrong, or what it names cannot be used.
+    """
     framing = settings.make_framing()
-    model = make_model(settings, reactor)
-    timer = make_timer(model) if settings.status else None
     limits = settings.make_limits()
     admission = Admission(limits, reactor.seconds)
-    inherited = InheritedSockets(started_with())
-    listeners = [
+
+    def make_factory(description: str) -> EchoFactory:
+        return EchoFactory(
+            reactor,
+            handler=handler,
+            framing=framing,
+            model=model,
+            limits=limits,
+            banner=settings.make_banner(framing),
+            metrics=Metrics(),
+            admission=admission,
+            listener=description,
+        )
+
+    return [
         Listener(
             reactor,
             description,
             listening(reactor, description, inherited),
-            EchoFactory(
-                reactor,
-                handler=timer.timed(handler) if timer else handler,
-                framing=framing,
-                model=model,
-                limits=limits,
-                banner=settings.make_banner(framing),
-                metrics=Metrics(),
-                admission=admission,
-                listener=description,
-            ),
+            make_factory(description),
             settings.proxy_trust,
         )
         for description in settings.endpoints
     ]
-    log.info(
-        "Serving the {kind} handler {handler}, concurrency model {model}",
-        kind=handler.kind,
-        handler=escape(handler.name),
-        model=model.name,
-    )
-    service = EchoService(reactor, settings, listeners, model, Metrics())
-    if timer is not None:
-        wanted = listening(reactor, settings.status, inherited, "--status")
-        if wanted.proxied:
-            raise StartError(f"--status {escape(settings.status)}: no PROXY header is read here")
-        service.status = make_status(settings.status, wanted, service, timer)
-    if unused := inherited.unused:
-        log.warn(
-            "systemd passed sockets that neither --listen nor --status uses: {names}",
-            names=escape(", ".join(unused)),
-        )
-    return service
 
 
 def make_timer(model: Model) -> HandlerTimer:
@@ -181,11 +208,18 @@ def make_timer(model: Model) -> HandlerTimer:
 
 
 def make_status(
-    description: str, wanted: Listening, service: EchoService, timer: HandlerTimer
+    service: EchoService, description: str, inherited: InheritedSockets, timer: HandlerTimer
 ) -> StatusServer:
-    """Return what serves the status of `service`, not listening."""
+    """Return what serves the status of `service` at an endpoint string, not listening.
+
+    Raises:
+        StartError: the endpoint string is wrong, or what it names cannot be used.
+    """
     from echod.status import StatusServer
 
+    wanted = listening(service.reactor, description, inherited, "--status")
+    if wanted.proxied:
+        raise StartError(f"--status {escape(description)}: no PROXY header is read here")
     return StatusServer(service.reactor, description, wanted, service, timer)
 
 
