@@ -47,6 +47,11 @@ WAITS_IN = frozenset(
     }
 )
 
+# How the reactor came to call is the same in each stall, and not shown: what starts in `RUNS`, as
+# all reactors do, and goes on in these.
+RUNS = "twisted.internet.base"
+CALLS = ("twisted.", "echod.reactor.", "asyncio.")
+
 # Seconds from one stack in the log to the next: a handler that is slow each time would fill it.
 LOG_INTERVAL = 10.0
 
@@ -224,5 +229,20 @@ def _stack(frame: FrameType | None) -> str:
     """Return the innermost frames, as a traceback shows them."""
     if frame is None:
         return "  a place that could not be seen"
-    lines = traceback.format_stack(frame)[-DEPTH:]
-    return escape_lines("".join(lines).rstrip("\n"))
+    frames = list(traceback.walk_stack(frame))[::-1]
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    shown = traceback.StackSummary.extract(iter(frames[_beginning(names) :]))
+    return escape_lines("".join(shown.format()[-DEPTH:]).rstrip("\n"))
+
+
+def _beginning(names: list[str]) -> int:
+    """Return from which frame on stalls differ: the first that is none of the running reactor's.
+
+    Args:
+        names: the frames' modules, the outermost first.
+    """
+    if RUNS in names:
+        for index in range(names.index(RUNS), len(names)):
+            if not names[index].startswith(CALLS):
+                return index
+    return 0

@@ -71,11 +71,21 @@ async def test_the_stack_of_what_holds_the_loop_is_logged_while_it_does(
     said = await deferLater(reactor, 0, sleep_on_the_job, log, 0.6)
     assert "The event loop has stood still for 0." in said
     assert "in sleep_on_the_job\n    time.sleep(seconds)" in said
+    assert re.findall(r"line \d+, in (\w+)", said) == ["sleep_on_the_job"]
     await eventually(lambda: metrics.stalls == 1)
     assert 0.5 < metrics.stalled < 2
     await eventually(lambda: "goes on, after" in log.text)
     (seconds,) = re.findall(r"The event loop goes on, after (\S+) s", log.text)
     assert float(seconds) == pytest.approx(metrics.stalled, abs=0.01)
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_nothing_but_twisted_is_at_work_the_whole_stack_is_logged(
+    watch: StallWatch, metrics: Metrics, log: Log
+) -> None:
+    await deferLater(reactor, 0, time.sleep, 0.3)
+    await eventually(lambda: metrics.stalls == 1)
+    assert "in runUntilCurrent" in log.text
 
 
 def test_without_a_thread_nobody_watches_and_the_log_says_so(metrics: Metrics, log: Log) -> None:

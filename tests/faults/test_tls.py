@@ -135,7 +135,7 @@ def test_a_megabyte_is_answered_in_full(running: Daemon, model: str, end: End) -
 def test_what_came_before_a_damaged_record_is_answered(
     daemons: dict[str, Daemon], model: str, version: ssl.TLSVersion, size: int
 ) -> None:
-    """Fault 3: The replies arrive, then the alert, then FIN."""
+    """Fault 3: What came before a damaged record is answered, in the same read or not."""
     running = daemons[model]
     for damage in (b"GET / ", b""):
         with nothing_kept(running), Peer(running.port, client_context(version)) as peer:
