@@ -27,7 +27,14 @@ from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnect
 from echod.configuration import SettingError
 from echod.draining import Drain
 from echod.escaping import escape
-from echod.handlers import ConcurrencyModel, HandlerError, Kind, ResolvedHandler, resolve
+from echod.handlers import (
+    ConcurrencyModel,
+    HandlerError,
+    Kind,
+    ResolvedHandler,
+    check_name,
+    resolve,
+)
 from echod.limits import Admission
 from echod.listen import ListenError, Listening, parse_listen, tell_validity
 from echod.listener import Listener
@@ -217,9 +224,7 @@ def make_status(
     """
     from echod.status import StatusServer
 
-    wanted = listening(service.reactor, description, inherited, "--status")
-    if wanted.proxied:
-        raise StartError(f"--status {escape(description)}: no PROXY header is read here")
+    wanted = status_listening(service.reactor, description, inherited)
     return StatusServer(service.reactor, description, wanted, service, timer)
 
 
@@ -274,6 +279,40 @@ def listening(
         return parse_listen(reactor, description, inherited)
     except ListenError as error:
         raise StartError(f"{flag} {escape(description)}: {escape(str(error))}") from error
+
+
+def status_listening(reactor: Any, description: str, inherited: InheritedSockets) -> Listening:
+    """Return what `--status` asks for.
+
+    Raises:
+        StartError: it makes no sense, or what it names cannot be used.
+    """
+    wanted = listening(reactor, description, inherited, "--status")
+    if wanted.proxied:
+        raise StartError(f"--status {escape(description)}: no PROXY header is read here")
+    return wanted
+
+
+def check_for_restart(running: Settings, wanted: Settings, reactor: Any) -> None:
+    """Refuse what the next start would refuse, as far as a daemon that runs can tell.
+
+    No handler is imported: code that is new has no business in this process.  Sockets that
+    systemd passes are not looked for: the next start gets its own.
+
+    Raises:
+        StartError: no handler has that name, or an endpoint string is wrong.
+    """
+    inherited = InheritedSockets({})
+    if wanted.handler != running.handler:
+        try:
+            check_name(wanted.handler.name)
+        except HandlerError as error:
+            raise StartError(f"--handler: {error}") from error
+    for description in wanted.endpoints:
+        if description not in running.endpoints and "systemd:" not in description:
+            listening(reactor, description, inherited)
+    if wanted.status not in ("", running.status) and "systemd:" not in wanted.status:
+        status_listening(reactor, wanted.status, inherited)
 
 
 class EchoService(Service):
@@ -432,7 +471,7 @@ class EchoService(Service):
         try:
             self._take(self.configure())
             self._refused = ""
-        except (SettingError, FilesError) as error:
+        except (SettingError, FilesError, StartError) as error:
             self._refused = escape(str(error))
             log.error("Reload refused, nothing has changed: {why}", why=self._refused)
         finally:
@@ -445,7 +484,9 @@ class EchoService(Service):
         Raises:
             SettingError: they cannot be used; nothing has changed.
             FilesError: a certificate cannot be used; nothing has changed.
+            StartError: the next start would fail on them; nothing has changed.
         """
+        check_for_restart(self._settings, wanted, self.reactor)
         changed = differences(self._settings, wanted)
         settings = reloaded(self._settings, wanted)
         limits = settings.make_limits()

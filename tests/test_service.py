@@ -420,6 +420,44 @@ def test_a_passed_socket_that_the_status_uses_is_not_called_unused(
     assert "systemd passed" not in log.text
 
 
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"handler": HandlerSpec("nosuch")}, "--handler: no handler is named 'nosuch'"),
+        ({"listen": (LOOPBACK, "tcp:99999999")}, "--listen tcp:99999999: 99999999 is no port"),
+        ({"status": "proxy:tcp:0"}, "--status proxy:tcp:0: no PROXY header is read here"),
+        (
+            {"status": "tls:0:certificate=none.pem"},
+            "--status tls:0:certificate=none.pem: cannot read none.pem",
+        ),
+    ],
+)
+def test_a_reload_refuses_what_the_next_start_would_refuse(
+    values: dict[str, Any], why: str, log: Log
+) -> None:
+    service = build_service(settings(), reactor)
+    service.configure = Configured(idle_timeout=1.0, **values)
+    service.reload()
+    assert f"Reload refused, nothing has changed: {why}" in log.take_errors()[0]
+    assert service.listeners[0].factory.limits == settings().make_limits()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_neither_imports_a_handler_nor_looks_for_sockets_that_are_not_passed_yet(
+    log: Log,
+) -> None:
+    service = build_service(settings(), reactor)
+    service.startService()
+    service.configure = Configured(
+        handler=HandlerSpec("nosuch:handler"),
+        listen=("systemd:name=echod",),
+        status="systemd:name=status",
+    )
+    service.reload()
+    assert "Not changed, because that takes a restart: listen, handler, status" in log.text
+    await service.stopService()
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_reload_that_is_refused_changes_nothing_and_says_why(log: Log) -> None:
     service = build_service(settings(), reactor)

@@ -199,8 +199,20 @@ def find(name: str) -> object:
     Raises:
         HandlerError: there is none, two claim the name, or it cannot be imported.
     """
-    if ":" in name:
-        return _import_target(name, name)
+    return _import_target(name, name) if ":" in name else _offered(name).load()
+
+
+def check_name(name: str) -> None:
+    """See whether `name` could stand for a handler, without importing one.
+
+    Raises:
+        HandlerError: it is no `module:object`, and is not installed, or by several.
+    """
+    if ":" not in name:
+        _offered(name)
+
+
+def _offered(name: str) -> _Offer:
     offers, _ = _offers()
     named = [offer for offer in offers if offer.name == name]
     claims = [offer for offer in named if not offer.is_dropin] or named
@@ -212,7 +224,7 @@ def find(name: str) -> object:
     if len(claims) > 1:
         origins = ", ".join(offer.origin for offer in claims)
         raise HandlerError(f"{name!r} is claimed by several: {origins}; give module:object")
-    return claims[0].load()
+    return claims[0]
 
 
 def installed() -> Iterator[InstalledHandler]:
