@@ -21,7 +21,7 @@ On the way of a message there are few calls.  Whether a connection is in plain s
 `_direct`.  An exception from OpenSSL, which is how it asks for more input, is dear; it is avoided
 where the buffer says that nothing is left.  Writes from within `dataReceived` are collected, and
 leave in one write.  They are encrypted before the next record is looked at: OpenSSL encrypts
-nothing behind a damaged one, and what came before that is answered.
+nothing behind a damaged one, which would take the replies to what came before with it.
 """
 
 from __future__ import annotations
@@ -566,7 +566,11 @@ class TLSConnection:
                 self._choose()
 
     def _read_later(self) -> None:
-        self._read_on()
+        try:
+            self._read_on()
+        except BaseException:  # the transport, which would end the connection, does not see it
+            self.abortConnection()
+            raise
         if self._reading:
             self.transport.resumeProducing()
 

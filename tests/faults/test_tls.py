@@ -135,7 +135,9 @@ def test_a_megabyte_is_answered_in_full(running: Daemon, model: str, end: End) -
 def test_what_came_before_a_damaged_record_is_answered(
     daemons: dict[str, Daemon], model: str, version: ssl.TLSVersion, size: int
 ) -> None:
-    """Fault 3: What came before a damaged record is answered, in the same read or not."""
+    """Fault 3: A damaged record takes no reply with it that a handler in the event loop has given
+    to what came before, in the same read or not.
+    """
     running = daemons[model]
     for damage in (b"GET / ", b""):
         with nothing_kept(running), Peer(running.port, client_context(version)) as peer:

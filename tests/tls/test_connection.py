@@ -529,17 +529,27 @@ def test_closing_waits_for_the_producer(wire: Wire, how: str, asked: str) -> Non
     assert wire.records() == [b"its last", b""]
 
 
-def test_closing_within_a_message_is_behind_its_reply(certificate: Path) -> None:
-    class Once(Plain):
+@pytest.mark.parametrize("long", [b"x", b"x" * 3 * MOST])
+@pytest.mark.parametrize(
+    ("how", "asked"), [("stopProducing", "close"), ("loseWriteConnection", "fin")]
+)
+def test_closing_within_a_message_is_behind_its_reply(
+    certificate: Path, how: str, asked: str, long: bytes
+) -> None:
+    class UntilQuit(Plain):
         def dataReceived(self, data: bytes) -> None:
             super().dataReceived(data)
-            self.transport.write(b"bye")
-            self.transport.stopProducing()
+            self.transport.write(data)
+            if data == b"quit":
+                getattr(self.transport, how)()
 
-    wire = Wire(certificate, Once()).shake_hands()
-    wire.send(b"quit", b"never read")
-    assert wire.application.got == [b"quit"]
-    assert wire.records() == [b"bye", b""]
+    wire = Wire(certificate, UntilQuit()).shake_hands()
+    wire.send(b"happy", long, b"quit", b"never answered")
+    assert wire.application.got[-1] == (b"quit" if asked == "close" else b"never answered")
+    records = wire.records()
+    assert b"".join(records) == b"happy" + long + b"quit"
+    assert records[-1] == b""
+    assert wire.lower.asked == [asked]
 
 
 def test_before_the_handshake_closing_waits_only_if_there_is_something_to_say(
@@ -790,6 +800,26 @@ def test_what_came_before_an_error_in_the_application_is_answered(certificate: P
         with pytest.raises(RuntimeError, match="the application's own"):
             wire.send(b"happy", b"days", filling or b"!", b"break")
         assert wire.got() == b"happydays" + (filling or b"!")
+
+
+def test_an_error_in_the_application_that_has_paused_meanwhile_ends_the_connection(
+    certificate: Path,
+) -> None:
+    class Broken(Plain):
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.write(data)
+            if data == b"break":
+                raise RuntimeError("the application's own")
+            self.transport.pauseProducing()
+
+    wire = Wire(certificate, Broken()).shake_hands()
+    wire.got()
+    wire.send(b"happy", b"break")
+    wire.application.transport.resumeProducing()
+    with pytest.raises(RuntimeError, match="the application's own"):
+        wire.clock.advance(0)
+    assert wire.got() == b"happybreak"
+    assert wire.lower.asked == ["abort"]
 
 
 @given(data=st.data())
