@@ -11,7 +11,8 @@ Guarantees, either way:
 * When the daemon drains, the thread reads what had been received, then sees the end of the stream
   (see `ConnectionSocket.drain`); one that waits for a silent client is interrupted.  The
   connection stays open for reading, so a client may go on sending: that is read, discarded, and
-  harms no reply.
+  harms no reply.  Where a thread cannot be interrupted, its socket is shut down for reading, once
+  the client's machine has all that was sent.
 * When the handler has returned the reactor closes the connection gently; the thread is free.
 """
 
