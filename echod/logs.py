@@ -47,7 +47,7 @@ LONGEST = 32 * 1024
 
 # What Twisted adds to events for observers of old, and what a record has of its own.
 _NOT_FIELDS = frozenset(
-    ("message", "time", "system", "format", "isError", "why", "failure", "level", "logger")
+    ("message", "time", "system", "format", "isError", "failure", "level", "logger")
 )
 
 

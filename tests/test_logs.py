@@ -103,16 +103,17 @@ def test_text_is_a_time_a_logger_a_level_and_a_message(texts: Observed) -> None:
 def test_json_is_an_object_with_the_values_of_the_message(records: Observed) -> None:
     model = ConcurrencyModel.REACTOR
     records.log.info(
-        "Of {peer}", peer="ü", count=3, ratio=0.5, yes=True, data=b"a\xff", model=model,
-        nothing=None, thing=object(), endless=float("inf"), _punctuation=", ",
+        "Of {peer}: {why}", peer="ü", why="odd", count=3, ratio=0.5, yes=True, data=b"a\xff",
+        model=model, nothing=None, thing=object(), endless=float("inf"), _punctuation=", ",
     )  # fmt: skip
     record = json.loads(records.lines[0])
     assert datetime.fromisoformat(record.pop("time")).tzinfo is not None
     assert record == {
         "level": "info",
         "logger": "here",
-        "message": "Of ü",
+        "message": "Of ü: odd",
         "peer": "ü",
+        "why": "odd",
         "count": 3,
         "ratio": 0.5,
         "yes": True,
