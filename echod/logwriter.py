@@ -5,8 +5,9 @@ is, `LogWriter.add` returns at once.  Guarantees:
 
 * `add` may be called from any thread, from a signal handler and while an object is deleted; it
   never waits for the sink.
-* What waits to be written is bounded by `MOST_PENDING`.  What finds no room there, and what the
-  sink would not take, is counted as dropped, and the number is written as soon as something is.
+* What waits to be written, and what is being written, is bounded by `MOST_PENDING`.  What finds no
+  room there, and what the sink would not take, is counted as dropped, and the number is written
+  as soon as something is.
 * Lines are written in the order they were added, many at a time: a line wakes the thread, which
   gathers for `GATHER` seconds what others add.
 * The thread is a daemon and nobody joins it without a time-out: a reader that reads no more
@@ -329,8 +330,8 @@ class LogWriter:
 
     def _write_pending(self) -> None:
         with self._lock:
-            lines, self._pending, self._size = self._pending, [], 0
-            dropped = self.dropped
+            lines, self._pending = self._pending, []
+            size, dropped = self._size, self.dropped
         if not lines:
             return
         unreported = dropped - self._reported
@@ -340,5 +341,6 @@ class LogWriter:
             self._reported = dropped
             written -= 1
         with self._lock:
+            self._size -= size  # only now: what the sink has in hand takes room, too
             self.written += written
             self.dropped += len(lines) - written
