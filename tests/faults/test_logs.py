@@ -76,13 +76,22 @@ def serving(
         stdout=stdout,
     )  # fmt: skip
     try:
-        eventually(path.exists)
+        eventually(lambda: is_listening(path))
         yield path
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE)
     finally:
         process.kill()
         process.wait()
+
+
+def is_listening(path: Path) -> bool:
+    """Return whether somebody listens there: the path is there a moment earlier."""
+    sockets = Path("/proc/net/unix").read_text().splitlines()
+    return any(
+        flags == "00010000" and name == [str(path)]  # __SO_ACCEPTCON of linux/net.h
+        for _, _, _, flags, _, _, _, *name in map(str.split, sockets)
+    )
 
 
 def connect_to(path: Path) -> socket.socket:
