@@ -7,7 +7,8 @@ A test that has a long form takes its count from the fixture `scale`::
             ...
 
 Threads may share what `scale` returns.  In a soak it shows how far it is, and it ends early when
-the test has had its share of SOAK_HOURS; the summary says how much of it was done.
+the test has had its share of SOAK_HOURS, though not below the count of `make test`; the summary
+says how much of it was done.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Part:
     """What one loop of a test was to do, and did."""
 
     wanted: int
+    least: int
     done: int = 0
 
 
@@ -83,7 +85,8 @@ class Rounds:
     def __next__(self) -> int:
         with self._lock:
             now = time.monotonic()
-            if self._part.done >= self._part.wanted or now > self._deadline:
+            late = now > self._deadline and self._part.done >= self._part.least
+            if self._part.done >= self._part.wanted or late:
                 raise StopIteration
             if now - self._shown > SHOWN_EVERY:
                 self._shown = now
@@ -110,14 +113,14 @@ class Scale:
 
     def __call__(self, *, ci: int, soak: int) -> Rounds:
         """Return the numbers from 0 to `ci`, or in a soak to `soak`."""
-        part = Part(soak if self.soak else ci)
+        part = Part(soak if self.soak else ci, ci)
         self.report.parts.append(part)
         return Rounds(part, self._deadline, self._show if self.soak else _silent)
 
     def for_seconds(self, *, ci: float, soak: float) -> Iterator[float]:
         """Yield the seconds that have passed, until they are `ci`, or in a soak `soak`."""
         began = shown = time.monotonic()
-        end = min(self._deadline, began + (soak if self.soak else ci))
+        end = max(began + ci, min(self._deadline, began + soak)) if self.soak else began + ci
         while (now := time.monotonic()) < end:
             if self.soak and now - shown > SHOWN_EVERY:
                 shown = now

@@ -16,13 +16,17 @@ def test_without_a_soak_the_short_count_is_done() -> None:
 def test_in_a_soak_the_long_count_is_done_until_time_is_up() -> None:
     scale = Scale("a test", time.monotonic() + 60)
     assert len(list(scale(ci=3, soak=100))) == 100
+
+
+def test_in_a_soak_that_is_too_short_the_short_count_is_done() -> None:
     late = Scale("a test", time.monotonic() - 1)
-    assert list(late(ci=3, soak=100)) == []
-    assert late.report.parts == [Part(wanted=100, done=0)]
+    assert list(late(ci=3, soak=100)) == [0, 1, 2]
+    assert late.report.parts == [Part(wanted=100, least=3, done=3)]
+    assert max(late.for_seconds(ci=0.01, soak=100)) > 0
 
 
 def test_threads_share_the_count() -> None:
-    rounds = Rounds(Part(1000), float("inf"), print)
+    rounds = Rounds(Part(1000, 1), float("inf"), print)
     seen: list[int] = []
     threads = [threading.Thread(target=seen.extend, args=(rounds,)) for _ in range(4)]
     for thread in threads:
