@@ -36,7 +36,7 @@ from zope.interface import implementer
 from echod.concurrency import Busy, Conversation
 from echod.connection import ConnectionSocket, RelayedSocket
 from echod.handlers import Kind
-from echod.lifecycle import ConnectionProtocol, log_failure, unread, unsent
+from echod.lifecycle import ConnectionProtocol, log_failure, shorten_reads, unread, unsent
 from echod.session import EndReason
 
 if TYPE_CHECKING:
@@ -302,8 +302,7 @@ class _Relay(Protocol):
 
     def connectionMade(self) -> None:
         client = self._owner.transport
-        if hasattr(self.transport, "shortenReads"):  # what a read brings is held until it is sent
-            self.transport.shortenReads()
+        shorten_reads(self.transport)  # what a read brings is held until it is sent
         client.registerProducer(self.transport, True)
         self.transport.registerProducer(client, True)
         client.resumeProducing()

@@ -550,6 +550,16 @@ def traffic(transport: Any, *, input_ended: bool) -> tuple[int, int] | None:
     return received - (input_ended or state in _FIN_HAS_COME), sent - again + waiting
 
 
+def shorten_reads(transport: Any) -> None:
+    """Have a transport read in smaller pieces from now on, if it can.
+
+    What is held costs as much as the longest read, and that is 250 KiB on uvloop.
+    """
+    shorten = getattr(transport, "shortenReads", None)
+    if shorten is not None:
+        shorten()
+
+
 def _held_by_kernel(transport: Any, request: int) -> int:
     handle = _handle(transport)
     if handle is None:

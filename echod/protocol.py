@@ -38,6 +38,7 @@ from echod.lifecycle import (
     RefusedProtocol,
     log_failure,
     network_at,
+    shorten_reads,
     shown,
     shown_address,
     traffic,
@@ -298,16 +299,8 @@ class EchoProtocol(ConnectionProtocol):
             else:
                 self.transport.pauseProducing()
                 if self._session.full:
-                    self._shorten_reads()
-
-    def _shorten_reads(self) -> None:
-        """Have a client that is ahead of its handler read from in smaller pieces, if that helps.
-
-        What is held costs as much as the longest read, and that is 250 KiB on uvloop.
-        """
-        shorten = getattr(self.transport, "shortenReads", None)
-        if shorten is not None:
-            shorten()
+                    # A client that is ahead of its handler.
+                    shorten_reads(self.transport)
 
     def _client_finished(self) -> None:
         self._session.end_input()
