@@ -9,11 +9,32 @@ from __future__ import annotations
 
 import re
 
-_CONTROL_EXCEPT_LAYOUT = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-_CONTROL = re.compile(f"{_CONTROL_EXCEPT_LAYOUT.pattern}|[\t\n]")
 _NAMED = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
+
+
+def _escaped(code: int) -> str:
+    return _NAMED.get(chr(code)) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+# C0, DEL and C1; marks and overrides of direction; separators of lines and paragraphs; surrogates.
+# A table, because a call for each character would make hostile text ten times as dear as this.
+_CONTROLS = {
+    code: _escaped(code)
+    for start, end in [
+        (0x00, 0x1F),
+        (0x7F, 0x9F),
+        (0x200E, 0x200F),
+        (0x2028, 0x202E),
+        (0x2066, 0x2069),
+        (0xD800, 0xDFFF),
+    ]
+    for code in range(start, end + 1)
+}
+_CONTROLS_BUT_LAYOUT = {
+    code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\t\n"
+}
+# Most text has none, which a search finds quicker.
+_HAS_CONTROL = re.compile(f"[{re.escape(''.join(map(chr, _CONTROLS)))}]")
 
 _WRITTEN = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.?)", re.DOTALL)
 _MEANT = dict(zip(b"abfnrtv\\'\"", b"\a\b\f\n\r\t\v\\'\"", strict=True))
@@ -26,12 +47,12 @@ def escape(value: bytes | str) -> str:
     UTF-8 come back as ``\n``, ``\x1b``, ``\u2028`` and the like; all else is left as it is.
     """
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-    return _CONTROL.sub(_escape_one, text)
+    return text.translate(_CONTROLS) if _HAS_CONTROL.search(text) else text
 
 
 def escape_lines(text: str) -> str:
     """Escape `text` as `escape` does, but leave its newlines and tabs: for tracebacks."""
-    return _CONTROL_EXCEPT_LAYOUT.sub(_escape_one, text)
+    return text.translate(_CONTROLS_BUT_LAYOUT) if _HAS_CONTROL.search(text) else text
 
 
 def unescape(text: str) -> bytes:
@@ -70,11 +91,3 @@ def _unescape_one(match: re.Match[bytes]) -> bytes:
     if escaped[:1] in b"01234567" and escaped and int(escaped, 8) < 256:
         return bytes([int(escaped, 8)])
     raise ValueError(f"no escape: {escape(match[0])}")
-
-
-def _escape_one(match: re.Match[str]) -> str:
-    character = match[0]
-    if character in _NAMED:
-        return _NAMED[character]
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -45,6 +45,7 @@ from echod.concurrency import Busy
 from echod.escaping import escape, escape_lines
 from echod.handlers import Client
 from echod.limits import network_of
+from echod.logline import LogLine
 from echod.session import EndReason
 from echod.tls import TLSConnection, TLSError, TLSFacts
 
@@ -52,6 +53,14 @@ if TYPE_CHECKING:
     from echod.protocol import EchoFactory
 
 log = Logger()
+_connected = LogLine(log, "info", "Connected with {peer}")
+_disconnected = LogLine(
+    log,
+    "info",
+    "Disconnected from {peer}: {reason}{_error} "
+    "({duration:.3f} s, messages: {messages}, bytes in: {received}, out: {sent}{_facts})",
+)
+_failed = LogLine(log, "error", "Error while serving {peer}:\n{traceback}")
 
 # Until the transport can be asked.
 NOBODY = Client("")
@@ -177,7 +186,8 @@ class ConnectionProtocol(Protocol):
         self._began = self._home.seconds()
         if self.client.proxy is None:  # else a proxy has said already who it is
             self.client = client_of(self.transport, self._home.listener)
-        log.info("Connected with {peer}", peer=shown(self.client), listener=self.client.listener)
+        if _connected.wanted():
+            _connected.write(peer=shown(self.client), listener=self.client.listener)
         if ISSLTransport.providedBy(self.transport):
             # Until its handshake is over a client takes none of the model's places.
             self._expect_by(self._home.limits.handshake_timeout)
@@ -241,7 +251,8 @@ class ConnectionProtocol(Protocol):
             self._stop()
         self._home.model.leave(self)
         self._finish()
-        self._log_end(self._reason, reason)
+        if _disconnected.wanted():
+            self._log_end(self._reason, reason)
         self._home.forget(self, self._reason)
 
     def _log_end(self, reason: EndReason, lost: Failure) -> None:
@@ -251,9 +262,7 @@ class ConnectionProtocol(Protocol):
         proxy = shown_address(self.transport.getPeer()) if self.client.proxy else None
         error = escape(str(lost.value)) if lost.check(TLSError) else None
         facts = [*([tls] if tls else []), *([f"through {proxy}"] if proxy else [])]
-        log.info(
-            "Disconnected from {peer}: {reason}{_error} "
-            "({duration:.3f} s, messages: {messages}, bytes in: {received}, out: {sent}{_facts})",
+        _disconnected.write(
             peer=shown(self.client),
             reason=reason.value,
             duration=round(self._home.seconds() - self._began, 3),
@@ -482,11 +491,10 @@ def shown(client: Client) -> str:
 
 def log_failure(failure: Failure, client: Client) -> None:
     """Log a traceback; whatever the client got into it is escaped."""
-    log.error(
-        "Error while serving {peer}:\n{traceback}",
-        peer=shown(client),
-        traceback=escape_lines(failure.getTraceback().rstrip("\n")),
-    )
+    if _failed.wanted():
+        _failed.write(
+            peer=shown(client), traceback=escape_lines(failure.getTraceback().rstrip("\n"))
+        )
 
 
 def unread(transport: Any) -> int:

@@ -20,27 +20,20 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
 from zope.interface import implementer
 
 from echod.escaping import escape, escape_lines
+from echod.lograte import EventKind, Limiter
 from echod.logwriter import DescriptorSink, FileSink, Line, LogWriter, Sink, SyslogSink
 from echod.wording import plural
 
 FORMATS = ("text", "json")
 LEVELS: tuple[str, ...] = tuple(level.name for level in LogLevel.iterconstants())
 _RANKS = {level: rank for rank, level in enumerate(LogLevel.iterconstants())}
-
-# Over how many seconds events of a kind are counted.  Long enough for a burst, as of clients that
-# all come back at once, to be written whole.
-WINDOW = 10.0
-
-# How many kinds are told apart; formats are few unless somebody makes them from what comes in.
-MOST_KINDS = 1000
 
 # The longest text in a line, in characters; a handler may print a whole message.
 LONGEST = 32 * 1024
@@ -49,86 +42,6 @@ LONGEST = 32 * 1024
 _NOT_FIELDS = frozenset(
     ("message", "time", "system", "format", "isError", "failure", "level", "logger")
 )
-
-
-class EventKind(NamedTuple):
-    """What makes events alike."""
-
-    logger: str
-    format: str
-    level: str
-
-
-_OTHERS = EventKind("-", "(others)", "info")
-
-
-@dataclass
-class _Window:
-    """What was seen of a kind since the time it `began`."""
-
-    began: float
-    admitted: int = 0
-    excess: int = 0
-
-
-class Limiter:
-    """Counts events by kind, and says which are too many.  Pure: the time is passed in.
-
-    Attributes:
-        rate: how many events of one kind may be written a second, over `WINDOW` seconds; 0: all.
-        suppressed: how many were too many.
-    """
-
-    def __init__(self, rate: float) -> None:
-        """Start with nothing counted."""
-        self.rate = rate
-        self.suppressed = 0
-        self._windows: dict[EventKind, _Window] = {}
-        self._unreported = 0
-
-    def admits(self, kind: EventKind, now: float) -> bool:
-        """Count an event; return whether it may be written."""
-        window = self._windows.get(kind)
-        if window is None:
-            if len(self._windows) >= MOST_KINDS:
-                kind = self._make_room(kind, now)
-            window = self._windows.setdefault(kind, _Window(now))
-        elif now - window.began >= WINDOW and not window.excess:
-            window.began, window.admitted = now, 0
-        if not self.rate or window.admitted < self.rate * WINDOW:
-            window.admitted += 1
-            return True
-        window.excess += 1
-        self.suppressed += 1
-        self._unreported += 1
-        return False
-
-    def _make_room(self, kind: EventKind, now: float) -> EventKind:
-        for known, window in list(self._windows.items()):
-            if now - window.began >= WINDOW and not window.excess:
-                del self._windows[known]
-        return kind if len(self._windows) < MOST_KINDS else _OTHERS
-
-    @property
-    def holding(self) -> bool:
-        """Whether there is something to report sooner or later."""
-        return self._unreported > 0
-
-    def report(self, now: float, *, everything: bool = False) -> list[tuple[EventKind, int, int]]:
-        """Return kinds, how many of each were not written, and over how many seconds.
-
-        Args:
-            now: the time.
-            everything: also those whose window is not over yet.
-        """
-        reports = []
-        for kind, window in list(self._windows.items()):
-            lasted = now - window.began
-            if window.excess and (everything or lasted >= WINDOW):
-                self._unreported -= window.excess
-                del self._windows[kind]
-                reports.append((kind, window.excess, max(1, round(lasted))))
-        return reports
 
 
 @implementer(ILogObserver)
@@ -176,19 +89,27 @@ class LogObserver:
         level = event.get("log_level") or LogLevel.info
         if _RANKS.get(level, 0) < self._lowest:
             return
-        if not self._admits(event):
+        if not self._ask(self._limiter.admits, _kind(event)):
             return
         if text := self._render(event):
             self.writer.add(Line(text, level.name))
 
-    def _admits(self, event: LogEvent) -> bool:
-        limiter, kind = self._limiter, _kind(event)
+    def wants(self, kind: EventKind) -> bool:
+        """Return whether an event of `kind`, which is yet to be made, would be written.
+
+        One that would be too many is counted here, and need not be made.
+        """
+        if LEVELS.index(kind.level) < self._lowest:
+            return False
+        return not self._ask(self._limiter.refuses, kind)
+
+    def _ask(self, question: Callable[[EventKind, float], bool], kind: EventKind) -> bool:
         with self._lock:
-            held = limiter.holding
-            admitted = limiter.admits(kind, self._clock())
-        if limiter.holding and not held:
+            held = self._limiter.holding
+            answer = question(kind, self._clock())
+        if self._limiter.holding and not held:
             self.writer.wake()  # from now on it has to look after the summary
-        return admitted
+        return answer
 
     def _summarize(self) -> float | None:
         """In the writer's thread: say what was not written; return when to look again."""

@@ -45,12 +45,13 @@ from echod.lifecycle import (
     unread,
 )
 from echod.limits import REFUSED_BY, Admission, Limits, Refusal
+from echod.logline import LogLine
 from echod.metrics import Metrics
 from echod.proxied import HeaderProtocol, ProxiedAddress
 from echod.session import EndReason, Session
 from echod.sweeping import Sweeper, interval_for
 
-log = Logger()
+_refused = LogLine(Logger(), "warn", "Refused {peer}: {why}")
 
 
 class ReplyBatch:
@@ -745,13 +746,8 @@ class EchoFactory(Factory):
         """Count and log that a client is turned away; telling it is the caller's."""
         assert limit in REFUSED_BY
         self.metrics.refused[limit] += 1
-        log.warn(
-            "Refused {peer}: {why}",
-            peer=shown(client),
-            why=why,
-            limit=limit,
-            listener=self.listener,
-        )
+        if _refused.wanted():
+            _refused.write(peer=shown(client), why=why, limit=limit, listener=self.listener)
 
     def opened(self, connection: ConnectionProtocol) -> None:
         """Register a connection: it is counted from here to `forget`."""

@@ -18,12 +18,9 @@ from twisted.logger import Logger, LogLevel, LogPublisher, globalLogPublisher
 from twisted.python import log as legacy
 
 from echod.concurrency import ConcurrencyModel
+from echod.lograte import WINDOW
 from echod.logs import (
     LONGEST,
-    MOST_KINDS,
-    WINDOW,
-    EventKind,
-    Limiter,
     LogObserver,
     json_line,
     sink_for,
@@ -286,32 +283,6 @@ def test_lost_lines_are_told(texts: Observed, dropped: int, told: str) -> None:
     lost, line = texts.lines
     assert lost.endswith(f"[echod.logs#warn] {told}")
     assert line.endswith("on it goes")
-
-
-def kind(number: int) -> EventKind:
-    return EventKind("here", str(number), "info")
-
-
-def test_a_new_window_begins_when_the_old_one_is_over() -> None:
-    limiter = Limiter(rate=0.1)
-    assert limiter.admits(kind(1), 0)
-    assert not limiter.admits(kind(1), 5)
-    assert limiter.admits(kind(2), 9)
-    assert limiter.admits(kind(2), 19)
-    assert not limiter.admits(kind(1), 11)  # until it has been told
-    assert limiter.report(11) == [(kind(1), 2, 11)]
-    assert limiter.admits(kind(1), 11)
-
-
-def test_the_number_of_kinds_is_bounded() -> None:
-    limiter = Limiter(rate=1)
-    assert all(limiter.admits(kind(number), 0) for number in range(MOST_KINDS))
-    extra = [limiter.admits(kind(MOST_KINDS + number), 1) for number in range(100)]
-    assert extra.count(True) == WINDOW
-    ((others, count, _),) = limiter.report(11)
-    assert (others.format, count) == ("(others)", 90)
-    assert all(limiter.admits(kind(-number), 12) for number in range(1, 100))
-    assert len(limiter._windows) <= MOST_KINDS
 
 
 def test_level_and_rate_can_be_changed_on_the_way() -> None:

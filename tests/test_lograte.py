@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echod.lograte import MOST_KINDS, WINDOW, EventKind, Limiter
+
+
+def kind(number: int) -> EventKind:
+    return EventKind("here", str(number), "info")
+
+
+def test_a_new_window_begins_when_the_old_one_is_over() -> None:
+    limiter = Limiter(rate=0.1)
+    assert limiter.admits(kind(1), 0)
+    assert not limiter.admits(kind(1), 5)
+    assert limiter.admits(kind(2), 9)
+    assert limiter.admits(kind(2), 19)
+    assert not limiter.admits(kind(1), 11)  # until it has been told
+    assert limiter.report(11) == [(kind(1), 2, 11)]
+    assert limiter.admits(kind(1), 11)
+
+
+def test_the_number_of_kinds_is_bounded() -> None:
+    limiter = Limiter(rate=1)
+    assert all(limiter.admits(kind(number), 0) for number in range(MOST_KINDS))
+    extra = [limiter.admits(kind(MOST_KINDS + number), 1) for number in range(100)]
+    assert extra.count(True) == WINDOW
+    ((others, count, _),) = limiter.report(11)
+    assert (others.format, count) == ("(others)", 90)
+    assert all(limiter.admits(kind(-number), 12) for number in range(1, 100))
+    assert len(limiter._windows) <= MOST_KINDS
+
+
+def test_a_refusal_beforehand_counts_as_the_event_would_have() -> None:
+    limiter = Limiter(rate=0.2)
+    for _ in range(5):
+        if not limiter.refuses(kind(1), 0):
+            limiter.admits(kind(1), 0)
+    assert limiter.suppressed == 3
+    assert limiter.report(11) == [(kind(1), 3, 11)]
+    assert not limiter.refuses(kind(1), 11)
+
+
+@given(
+    st.sampled_from([0, 0.1, 0.5, 3]),
+    st.lists(st.tuples(st.integers(0, 2), st.floats(0, 2 * WINDOW)), max_size=80),
+)
+def test_who_asks_beforehand_writes_and_counts_the_same(
+    rate: float, events: list[tuple[int, float]]
+) -> None:
+    asking, unasked, now = Limiter(rate), Limiter(rate), 0.0
+    for number, pause in events:
+        now += pause
+        wanted = not asking.refuses(kind(number), now) and asking.admits(kind(number), now)
+        assert wanted is unasked.admits(kind(number), now)
+        assert asking.suppressed == unasked.suppressed
+        assert asking.report(now) == unasked.report(now)
