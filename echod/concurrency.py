@@ -3,16 +3,23 @@
 Guarantees:
 
 * A model is used from the reactor thread only; handler code runs where the model says.
-* `call` either returns the result, or raises, or returns `PENDING` and calls `done` later, once,
+* `call` either returns the result, or raises, or returns a `Pending` and calls `done` later, once,
   in the reactor thread, never before `call` has returned.
 * Pool threads are daemons and are never joined: a handler that blocks for ever cannot keep the
   process from ending.  No call waits for a thread; a pool that is busy queues.
 * The pool is echod's own: the reactor's pool, which resolves names, is left alone.
+* Work of a connection that is lost waits behind the work of those that are open.  It is still
+  done: one such task for each `OPEN_IN_A_ROW` others where there is no end of those.  A message
+  is dropped, and counted, only when `MOST_LOST` such tasks wait; a handler's `closed` never is.
 
 How the pool is cheap, and keeps its promises without a lock:
 
 * Tasks wait in one backlog, from which workers help themselves (`deque.popleft` is atomic), so a
   worker does many short tasks in a row, and no other has to be woken for them.
+* What lost connections leave waits in a second line.  A task is moved there in two steps: its
+  arguments are taken out (`list.pop` is atomic: either the reactor has them, or a worker, which
+  then runs the task), and a new task with them joins the second line.  The first line keeps an
+  empty task, which costs a worker nothing; many of them are cleared away together.
 * Only the reactor thread wakes workers, and starts them; one at a time, in `_turn`.  Whatever may
   call for a worker asks for a turn: a task that is submitted, and a worker that has just woken
   and taken a task while others wait.  If that task is short, the turn finds nothing left to do,
@@ -38,7 +45,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -57,8 +64,16 @@ from echod.wording import plural
 
 log = Logger()
 
-# What `call` returns when the result will come through `done`.
-PENDING = object()
+# How many tasks of lost connections may wait before messages are dropped.  Their replies would go
+# nowhere, so this is generous: of the longest messages of `length` framing it is 128 MiB.
+MOST_LOST = 4096
+
+# How many `closed` calls may wait before new connections are refused, as each of those will need
+# another.  They cannot be dropped; each keeps its handler in memory, 50 MiB of them in all.
+MOST_CLOSING = 4 * MOST_LOST
+
+# How many tasks of open connections a worker prefers to one of a lost one that waits.
+OPEN_IN_A_ROW = 15
 
 # Called in the reactor thread with what the handler returned, or a Failure.
 Done = Callable[[Any], None]
@@ -74,6 +89,28 @@ class Busy(Exception):
     def __init__(self, text: str, limit: str) -> None:
         super().__init__(f"Server busy: {text}")
         self.limit = limit
+
+
+class Dropped(CancelledError):
+    """A message of a lost connection was not handled, as too many of them wait already."""
+
+
+class Pending:
+    """What `call` returns when the result will come through `done`.
+
+    Attributes:
+        handle: what `abandon` takes.
+    """
+
+    __slots__ = ("handle",)
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+
+# A call that waits for a thread: `done`, the function and, until it begins, its arguments.  A
+# list, since its last item can be taken out in one step that no other thread comes between.
+Task = list[Any]
 
 
 class Model(Protocol):
@@ -117,7 +154,16 @@ class Model(Protocol):
         """
 
     def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Do what `call` does, for a connection that has ended: this is never refused."""
+        """Do what `call` does, for a connection that is lost: this is never refused."""
+
+    def abandon(self, handle: Any) -> None:
+        """Learn that the connection is lost for which `call` has returned a `Pending`.
+
+        `done` may be called at once, with a Failure.
+
+        Args:
+            handle: the `Pending`'s.
+        """
 
     def drain(self) -> Deferred[None]:
         """Return what fires once no handler code runs or waits to run; `stop` fires it too."""
@@ -152,6 +198,9 @@ class InReactor(_OpenHouse):
 
     finish = call
 
+    def abandon(self, handle: Any) -> None:
+        handle.cancel()
+
     def settle(self, done: Done, result: Any) -> Any:
         """Do what `call` does once the handler's code has returned `result`."""
         if result.__class__ is bytes or result is None:
@@ -165,13 +214,6 @@ class InReactor(_OpenHouse):
 
     def stop(self) -> None:
         pass
-
-
-@dataclass(frozen=True)
-class Pending:
-    """What `InReactor.call` returns for a Deferred that has not fired: it can be cancelled."""
-
-    deferred: Deferred[Any]
 
 
 def _wait(done: Done, deferred: Deferred[Any]) -> Any:
@@ -277,16 +319,32 @@ class InPool(_OpenHouse):
         self.pool = pool
         self._max_queue = max_queue
 
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        if self.pool.lost_waiting >= MOST_CLOSING:
+            text = f"{MOST_CLOSING} ended connections are waiting already, try again later"
+            raise Busy(text, "max-queue")
+        start()
+
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        return Pending(self.submit(done, function, arguments))
+
+    def submit(self, done: Done, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Task:
+        """Do what `call` does, and return what `abandon` takes.
+
+        Raises:
+            Busy: too much is waiting already.
+        """
         if self._max_queue and self.pool.waiting >= self._max_queue:
             waiting = self.pool.waiting
             messages = plural(waiting, "message is", "messages are")
             raise Busy(f"{waiting} {messages} waiting already, try again later", "max-queue")
-        return self.finish(done, function, *arguments)
+        return self.pool.submit(done, function, arguments)
 
     def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
-        self.pool.submit(done, function, arguments)
-        return PENDING
+        return Pending(self.pool.submit(done, function, arguments, lost=True))
+
+    def abandon(self, handle: Any) -> None:
+        self.pool.put_behind(handle)
 
     def drain(self) -> Deferred[None]:
         return self.pool.drain()
@@ -321,6 +379,10 @@ class WorkerPool:
     a lightly loaded pool keeps few stacks warm.
 
     In the reactor thread it does as the thread pool that Twisted's `deferToThreadPool` takes.
+
+    Attributes:
+        size: how many threads there may be.
+        dropped: how many messages of lost connections found no room.
     """
 
     def __init__(
@@ -346,7 +408,12 @@ class WorkerPool:
         self._threads = 0
         # Tasks that were submitted and whose results were not passed on.
         self._unfinished = 0
-        self._backlog: deque[tuple[Done, Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._backlog: deque[Task] = deque()
+        # Those of connections that are lost.
+        self._lost: deque[Task] = deque()
+        # How many empty tasks the backlog may hold.
+        self._emptied = 0
+        self.dropped = 0
         self._results: deque[tuple[Done, Any]] = deque()
         # What idle workers wait for: locks that they hold, and that the reactor releases.
         self._idle: list[_thread.LockType] = []
@@ -363,26 +430,81 @@ class WorkerPool:
 
     @property
     def waiting(self) -> int:
-        """How many tasks wait for a thread."""
-        return max(0, self._unfinished - self.size)
+        """How many tasks wait for a thread, but for those of lost connections."""
+        return max(0, self._unfinished - self.size - len(self._lost))
+
+    @property
+    def lost_waiting(self) -> int:
+        """How many tasks of lost connections wait for a thread."""
+        return len(self._lost)
 
     @property
     def busy(self) -> int:
         """How many threads are at work, or were a moment ago."""
         return min(self.size, self._unfinished)
 
-    def submit(self, done: Done, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    def submit(
+        self,
+        done: Done,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        *,
+        lost: bool = False,
+    ) -> Task:
         """Run `function(*arguments)` in a thread, and `done(result or Failure)` in the reactor.
 
         Where no thread can be started, that is a Failure with `Busy`.  After `stop` it is dropped.
+
+        Args:
+            done: takes the result.
+            function: what to run.
+            arguments: its arguments.
+            lost: whether it is for a connection that is lost, and has to wait for the others.
+
+        Returns:
+            What `put_behind` takes.
         """
+        task = [done, function, arguments]
         if not self._stopped:
             self._unfinished += 1
-            self._backlog.append((done, function, arguments))
+            (self._lost if lost else self._backlog).append(task)
             # At the end of this turn of the loop: a worker that was woken now would fight the
             # reactor for the interpreter's lock while that still reads what other clients sent.
             if not self._turn_is_due:
                 self._ask_for_a_turn()
+        return task
+
+    def put_behind(self, task: Task) -> None:
+        """Let a task of a lost connection wait for those of the others, unless it has begun.
+
+        Where too many such tasks wait, it is dropped: `done` is called with a `Dropped`, at once.
+        """
+        try:
+            arguments = task.pop(2)
+        except IndexError:  # a worker has it
+            return
+        done, function = task
+        task.clear()
+        if not self._turn_is_due:
+            # A worker may have found the empty task before the other one was there.
+            self._ask_for_a_turn()
+        self._emptied += 1
+        if self._emptied > max(1000, len(self._backlog) // 2):
+            self._clear_away_the_emptied()
+        if len(self._lost) < MOST_LOST:
+            self._lost.append([done, function, arguments])
+        else:
+            self.dropped += 1
+            self._unfinished -= 1
+            done(Failure(Dropped()))
+
+    def _clear_away_the_emptied(self) -> None:
+        """Keep no more empty tasks than others, however long every worker is blocked."""
+        # A task that a worker takes meanwhile is put back, but without its arguments.
+        tasks = self._backlog.copy()
+        self._backlog.clear()
+        self._backlog.extend(filter(None, tasks))
+        self._emptied = 0
 
     def callInThread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Run `function` in a thread; an exception is logged."""
@@ -413,6 +535,7 @@ class WorkerPool:
         """Drop what has not begun; idle threads end now, busy ones when they can."""
         self._stopped = True
         self._backlog.clear()
+        self._lost.clear()
         while self._idle:
             self._idle.pop().release()
         self._tell_if_drained()
@@ -439,7 +562,7 @@ class WorkerPool:
         self._turn_is_due = False
         if self._results:
             self._ask_for_a_turn()
-        if self._backlog and not self._summoned:
+        if (self._backlog or self._lost) and not self._summoned:
             self._summon()
         self._tell_if_drained()
 
@@ -467,11 +590,13 @@ class WorkerPool:
             why=str(error),
             count=self._threads,
         )
-        with contextlib.suppress(IndexError):  # a thread that has become free is faster
-            while self._backlog:
-                done, _, _ = self._backlog.popleft()
-                busy = Busy("no thread can be started, try again later", "threads")
-                self._results.append((done, Failure(busy)))
+        for line in (self._backlog, self._lost):
+            while line:
+                with contextlib.suppress(IndexError):  # a thread is faster, or it is empty
+                    task = line.popleft()
+                    task.pop(2)
+                    busy = Busy("no thread can be started, try again later", "threads")
+                    self._results.append((task[0], Failure(busy)))
         if not self._turn_is_due:
             self._ask_for_a_turn()
 
@@ -483,7 +608,8 @@ class WorkerPool:
         while not self._stopped:
             self._work_off_backlog()
             self._idle.append(called)
-            if not ((self._backlog or self._stopped) and self._take_back(called)):
+            waits = self._backlog or self._lost or self._stopped
+            if not (waits and self._take_back(called)):
                 called.acquire()
                 self._summoned = False
 
@@ -497,16 +623,24 @@ class WorkerPool:
 
     def _work_off_backlog(self) -> None:
         """Run tasks until none is left.  Nothing of them may stay alive while the thread waits."""
-        backlog, results = self._backlog, self._results
+        backlog, lost, results = self._backlog, self._lost, self._results
         just_woken = True
-        while backlog:
+        in_a_row = 0
+        while backlog or lost:
+            line = lost if lost and (in_a_row >= OPEN_IN_A_ROW or not backlog) else backlog
             try:
-                done, function, arguments = backlog.popleft()
-            except IndexError:  # another worker was faster
-                return
+                task = line.popleft()
+                arguments = task.pop(2)
+            except IndexError:  # another worker was faster, or the connection is lost
+                continue
+            if line is lost:
+                in_a_row = 0
+            elif lost:
+                in_a_row += 1
+            done, function = task
             if just_woken:
                 just_woken = False
-                if backlog and not self._turn_is_due:
+                if (backlog or lost) and not self._turn_is_due:
                     self._ask_for_a_turn()
             try:
                 result = function(*arguments)

@@ -22,7 +22,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.concurrency import PENDING, Busy, InReactor, Model, Pending, checked, overridden
+from echod.concurrency import (
+    Busy,
+    Dropped,
+    InPool,
+    InReactor,
+    Model,
+    Pending,
+    checked,
+    overridden,
+)
 from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
@@ -51,7 +60,11 @@ from echod.proxied import HeaderProtocol, ProxiedAddress
 from echod.session import EndReason, Session
 from echod.sweeping import Sweeper, interval_for
 
-_refused = LogLine(Logger(), "warn", "Refused {peer}: {why}")
+log = Logger()
+_refused = LogLine(log, "warn", "Refused {peer}: {why}")
+_dropped = LogLine(
+    log, "warn", "Dropped the work of {peer}, which is lost: too much such work is waiting"
+)
 
 
 class ReplyBatch:
@@ -116,7 +129,7 @@ class EchoProtocol(ConnectionProtocol):
         # Until the handler is open, what comes is kept: behind a PROXY header, or behind the end
         # of a handshake, a message may be here before the connection's turn is.
         self._session.in_flight = True
-        self._pending: Deferred[Any] | None = None
+        self._pending: Any = None
         self._reading = True
         self._handler_open = False
         self._reads = 0
@@ -231,11 +244,11 @@ class EchoProtocol(ConnectionProtocol):
         return True
 
     def _is_pending(self, result: object) -> bool:
-        """Return whether `result` is yet to come; keep what could be cancelled."""
+        """Return whether `result` is yet to come; keep what could be abandoned."""
         if isinstance(result, Pending):
-            self._pending = result.deferred
+            self._pending = result.handle
             return True
-        return result is PENDING
+        return False
 
     def _answered(self, result: object) -> None:
         """The message in flight has its result at last: a reply, or a Failure."""
@@ -251,8 +264,13 @@ class EchoProtocol(ConnectionProtocol):
         self._go_on()
 
     def _handler_failed(self, failure: Failure) -> None:
-        if not (self._lost and failure.check(CancelledError)):  # cancelled by `_finish`
+        if not (self._lost and failure.check(CancelledError)):  # abandoned by `_finish`
             self.fail(failure)
+        elif failure.check(Dropped):
+            if self._handler_open:
+                self._session.take_back()
+            if _dropped.wanted():
+                _dropped.write(peer=shown(self.client), listener=self.client.listener)
 
     def _turn_away(self, busy: Busy) -> None:
         if self._handler_open and self._session.in_flight:
@@ -316,7 +334,7 @@ class EchoProtocol(ConnectionProtocol):
 
     def _finish(self) -> None:
         if self._pending is not None:
-            self._pending.cancel()
+            self._home.model.abandon(self._pending)
         if not self._session.in_flight:
             self._close_handler()
 
@@ -583,7 +601,8 @@ class PooledProtocol(DirectProtocol):
             session.in_flight = True
             self._bytes_received += len(data)
             try:
-                self._home.model.call(self._answered_directly, self._received, data)
+                submit = cast(InPool, self._home.model).submit
+                self._pending = submit(self._answered_directly, self._received, (data,))
                 self._direct_messages += 1
             except Busy as busy:
                 session.in_flight = False
@@ -593,6 +612,7 @@ class PooledProtocol(DirectProtocol):
 
     def _answered_directly(self, result: object) -> None:
         if self._direct and isinstance(result, bytes):
+            self._pending = None
             self._session.in_flight = False
             self._bytes_sent += len(result)
             self.transport.write(result)

@@ -56,6 +56,24 @@ class MessageSource(Protocol):
     def next_message(self) -> bytes | None: ...
 
 
+class _Nothing:
+    """The framer of a session that is closed."""
+
+    buffered = 0
+
+    def feed(self, data: bytes) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def next_message(self) -> None:
+        return None
+
+
+NOTHING = _Nothing()
+
+
 class Session:
     """The state of one connection's conversation.
 
@@ -146,8 +164,9 @@ class Session:
         self.messages -= 1
 
     def close(self) -> None:
-        """Hand out nothing more."""
+        """Hand out nothing more; what is held is let go, however long the message in flight is."""
         self.closed = True
+        self._framer = NOTHING
 
     @property
     def idle(self) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,13 +11,15 @@ import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
+from echod import concurrency
 from echod.concurrency import (
-    PENDING,
+    OPEN_IN_A_ROW,
     Busy,
+    Dropped,
     InPool,
     InReactor,
     Pending,
@@ -315,7 +318,7 @@ def test_the_pool_model_answers_later(loop: Loop) -> None:
     connection = object()
     model.enter(connection, lambda: started.append(True))
     assert started == [True]
-    assert model.call(results.append, bytes.upper, b"happy") is PENDING
+    assert isinstance(model.call(results.append, bytes.upper, b"happy"), Pending)
     assert results == []
     loop.until(lambda: results == [b"HAPPY"])
     assert not model.overdue(connection, 1e9)
@@ -334,12 +337,198 @@ def test_above_its_queue_the_pool_model_takes_no_message_but_ends_what_has_begun
     with pytest.raises(Busy, match="2 messages are waiting already, try again later") as caught:
         model.call(results.append, int)
     assert caught.value.limit == "max-queue"
-    assert model.finish(results.append, str) is PENDING
+    assert isinstance(model.finish(results.append, str), Pending)
     gate.leave.set()
     loop.until(lambda: results == [None, 0, 0, ""])
-    assert model.call(results.append, int) is PENDING
+    assert isinstance(model.call(results.append, int), Pending)
     loop.until(lambda: len(results) == 5)
     model.stop()
+
+
+# What lost connections leave.
+
+
+class Blocked:
+    """A pool whose only thread is at work until the test lets it go."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.pool = WorkerPool(1, loop.call_from_thread)
+        self.results: list[Any] = []
+        self._gate = Gate()
+        self.pool.submit(self.results.append, self._gate, ("first",))
+        loop.until(self._gate.entered.is_set)
+
+    def submit(self, value: Any, *, lost: bool = False) -> Any:
+        return self.pool.submit(self.results.append, lambda: value, (), lost=lost)
+
+    def finish(self) -> list[Any]:
+        """Let it go, and return what has been done, in order, when all has."""
+        drained = self.pool.drain()
+        self._gate.leave.set()
+        self.loop.until(lambda: bool(drained.called))
+        self.pool.stop()
+        return self.results
+
+
+def test_the_work_of_the_lost_waits_behind_that_of_the_others(loop: Loop) -> None:
+    blocked = Blocked(loop)
+    many = [blocked.submit(number) for number in range(100)]
+    tasks = [blocked.submit(name) for name in ("a", "b", "c", "d")]
+    blocked.submit("closed", lost=True)
+    blocked.pool.put_behind(tasks[0])
+    blocked.pool.put_behind(tasks[2])
+    for task in many:
+        blocked.pool.put_behind(task)
+    assert (blocked.pool.waiting, blocked.pool.lost_waiting) == (2, 103)
+    blocked.submit("late")
+    assert blocked.finish() == ["first", "b", "d", "late", "closed", "a", "c", *range(100)]
+    assert blocked.pool.dropped == 0
+
+
+def test_the_lost_do_have_their_turn_where_the_others_have_no_end(loop: Loop) -> None:
+    blocked = Blocked(loop)
+    for number in range(2):
+        blocked.submit(f"lost {number}", lost=True)
+    for number in range(40):
+        blocked.submit(number)
+    done = blocked.finish()
+    assert done.index("lost 0") == 1 + OPEN_IN_A_ROW
+    assert done.index("lost 1") == 2 + 2 * OPEN_IN_A_ROW
+    assert [each for each in done if isinstance(each, int)] == list(range(40))
+
+
+def test_what_has_begun_is_not_put_behind(loop: Loop) -> None:
+    pool = WorkerPool(1, loop.call_from_thread)
+    gate, results = Gate(), []  # type: ignore[var-annotated]
+    task = pool.submit(results.append, gate, ("begun",))
+    loop.until(gate.entered.is_set)
+    pool.put_behind(task)
+    assert pool.lost_waiting == 0
+    gate.leave.set()
+    loop.until(lambda: results == ["begun"])
+    pool.put_behind(task)
+    assert (results, pool.lost_waiting, pool.available) == (["begun"], 0, 1)
+    pool.stop()
+
+
+def test_only_where_too_much_of_the_lost_waits_a_message_is_dropped(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "MOST_LOST", 2)
+    blocked = Blocked(loop)
+    tasks = [blocked.submit(number) for number in range(3)]
+    for task in tasks:
+        blocked.pool.put_behind(task)
+    (dropped,) = blocked.results
+    assert dropped.check(Dropped, CancelledError)
+    assert blocked.pool.dropped == 1
+    blocked.submit("closed", lost=True)  # this never is
+    assert blocked.finish()[1:] == ["first", 0, 1, "closed"]
+
+
+def test_the_lost_do_not_make_the_pool_too_busy_for_others(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = Blocked(loop)
+    model = InPool(blocked.pool, max_queue=2)
+    for number in range(10):
+        model.abandon(model.call(blocked.results.append, lambda n=number: n).handle)
+    model.call(blocked.results.append, lambda: "a")
+    model.call(blocked.results.append, lambda: "b")
+    with pytest.raises(Busy, match="2 messages are waiting"):
+        model.call(blocked.results.append, int)
+    assert blocked.finish() == ["first", "a", "b", *range(10)]
+
+
+def test_while_too_many_ends_wait_no_connection_begins(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "MOST_CLOSING", 2)
+    blocked = Blocked(loop)
+    model = InPool(blocked.pool)
+    started: list[str] = []
+    model.finish(blocked.results.append, lambda: "one")
+    model.enter(object(), lambda: started.append("in time"))
+    model.finish(blocked.results.append, lambda: "other")
+    with pytest.raises(Busy, match="2 ended connections are waiting") as caught:
+        model.enter(object(), lambda: started.append("must not start"))
+    assert caught.value.limit == "max-queue"
+    assert blocked.finish() == ["first", "one", "other"]
+    assert started == ["in time"]
+
+
+def test_the_lost_leave_nothing_in_the_first_line_while_every_thread_is_blocked(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "MOST_LOST", 10)
+    blocked = Blocked(loop)
+    for number in range(10):
+        blocked.submit(number)
+    for _ in range(10_000):
+        blocked.pool.put_behind(blocked.submit("lost"))
+    assert len(blocked.pool._backlog) < 1100
+    done = [each for each in blocked.finish() if not isinstance(each, Failure)]
+    assert done == ["first", *range(10), *["lost"] * 10]
+    assert blocked.pool.dropped == 9990
+
+
+def test_without_any_thread_the_work_of_the_lost_fails_too(loop: Loop, log: Log) -> None:
+    pool = WorkerPool(2, loop.call_from_thread)
+    results: list[Any] = []
+    with no_more_threads():
+        pool.put_behind(pool.submit(results.append, int, ()))
+        pool.submit(results.append, int, ())
+        loop.until(lambda: len(results) == 2)
+    assert all(result.check(Busy) for result in results)
+    pool.stop()
+
+
+def test_a_stopped_pool_drops_the_work_of_the_lost(loop: Loop) -> None:
+    blocked = Blocked(loop)
+    blocked.submit("lost", lost=True)
+    blocked.pool.stop()
+    assert blocked.pool.lost_waiting == 0
+    blocked._gate.leave.set()
+    loop.until(lambda: blocked.results == ["first"])
+
+
+@given(
+    st.lists(st.sampled_from(["submit", "lose", "finish", "turn"]), max_size=200),
+    st.integers(1, 4),
+    st.integers(0, 5),
+)
+def test_whoever_is_lost_meanwhile_each_task_is_done_once_or_dropped(
+    plan: list[str], threads: int, most: int
+) -> None:
+    """Workers help themselves all the while."""
+    loop = Loop()
+    results: list[tuple[int, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(concurrency, "MOST_LOST", most)
+        pool = WorkerPool(threads, loop.call_from_thread)
+        tasks: list[tuple[int, Any]] = []
+        count = 0
+        for step in plan:
+            if step == "turn":
+                loop.turn_if_due()
+            elif step == "lose":
+                if tasks:
+                    pool.put_behind(tasks.pop(0)[1])
+            else:
+                keep = partial(lambda number, result: results.append((number, result)), count)
+                task = pool.submit(keep, int, (count,), lost=step == "finish")
+                if step == "submit":
+                    tasks.append((count, task))
+                count += 1
+        loop.until(lambda: len(results) == count)
+    assert sorted(number for number, _ in results) == list(range(count))
+    dropped = [result for _, result in results if isinstance(result, Failure)]
+    assert pool.dropped == len(dropped)
+    assert all(result.check(Dropped) for result in dropped)
+    assert all(number == result for number, result in results if isinstance(result, int))
+    assert (pool.available, pool.waiting, pool.lost_waiting) == (pool.size, 0, 0)
+    pool.stop()
 
 
 def test_with_every_thread_taken_a_connection_is_refused_with_a_line(loop: Loop) -> None:

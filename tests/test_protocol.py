@@ -4,6 +4,8 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -29,8 +31,9 @@ from echod import (
     Limits,
     Line,
     Serial,
+    concurrency,
 )
-from echod.concurrency import Busy, InReactor
+from echod.concurrency import Busy, InPool, InReactor, WorkerPool
 from echod.framing import Framing
 from echod.handlers import Client
 from echod.limits import Admission
@@ -40,7 +43,7 @@ from echod.reactor import UvloopReactor
 from echod.sweeping import URGENT_INTERVAL
 from echod.tls import TLSError, TLSFacts
 from tests.conftest import Log
-from tests.serving import BANNER, eventually, no_more_threads, serving
+from tests.serving import BANNER, Server, eventually, no_more_threads, serving
 
 
 class Transport(StringTransport):
@@ -465,6 +468,117 @@ async def test_without_a_thread_in_the_pool_a_client_is_told_so(log: Log) -> Non
         await eventually(lambda: bool(server.factory.metrics.ended))
         assert server.factory.metrics.messages == 0  # the handler was not called
         assert "Traceback" not in log.text
+
+
+class Blocking(Handler):
+    """Tells what is called, and lets nobody in the threads go on before the test says so."""
+
+    calls: ClassVar[list[str]] = []
+    released = threading.Event()
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def received(self, message: bytes) -> bytes:
+        self.name = message.decode().strip()
+        assert self.released.wait(10)
+        self.calls.append(f"received {self.name}")
+        return message
+
+    def closed(self, reason: str) -> None:
+        self.calls.append(f"closed {self.name}")
+
+
+class Slow(Blocking):
+    """Blocks in `opened`."""
+
+    def opened(self, client: Client) -> None:
+        assert self.released.wait(10)
+        self.calls.append("opened")
+
+
+@pytest.fixture
+def blocking() -> Iterator[type[Blocking]]:
+    Blocking.calls.clear()
+    Blocking.released.clear()
+    yield Blocking
+    Blocking.released.set()
+
+
+def pool_of(server: Server) -> WorkerPool:
+    model = server.factory.model
+    assert isinstance(model, InPool)
+    return model.pool
+
+
+@pytest.mark.parametrize("framing", [Chunk(), Line()])
+@pytest_twisted.ensureDeferred
+async def test_messages_of_lost_connections_are_handled_behind_those_of_others(
+    framing: Framing, blocking: type[Blocking]
+) -> None:
+    options = {"threads": 1, "handler": blocking, "framing": framing, "banner": b""}
+    async with serving("defer-to-thread", **options) as server:
+        metrics, pool = server.factory.metrics, pool_of(server)
+        clients = [await server.connect() for _ in range(4)]
+        for number, client in enumerate(clients):
+            client.send(b"%d\n" % number)
+            await eventually(lambda n=number: pool.waiting == n)
+        clients[1].reset()
+        clients[2].reset()
+        await eventually(lambda: len(metrics.ended) == 1 and metrics.ended.total() == 2)
+        assert (pool.waiting, pool.lost_waiting) == (1, 2)
+        blocking.released.set()
+        await clients[3].receive(b"3\n")
+        await eventually(lambda: len(blocking.calls) == 6)
+        assert [call.split()[1] for call in blocking.calls if "received" in call] == list("0312")
+        assert sorted(call.split()[1] for call in blocking.calls if "closed" in call) == ["1", "2"]
+        assert metrics.messages == 2
+        assert pool.dropped == 0
+
+
+@pytest.mark.parametrize("framing", [Chunk(), Line()])
+@pytest_twisted.ensureDeferred
+async def test_a_message_that_is_dropped_is_counted_and_its_handler_closed(
+    framing: Framing, blocking: type[Blocking], log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "MOST_LOST", 1)
+    options = {"threads": 1, "handler": blocking, "framing": framing, "banner": b""}
+    async with serving("defer-to-thread", **options) as server:
+        metrics, pool = server.factory.metrics, pool_of(server)
+        clients = [await server.connect() for _ in range(3)]
+        for number, client in enumerate(clients):
+            client.send(b"%d\n" % number)
+            await eventually(lambda n=number: pool.waiting == n)
+        clients[1].reset()
+        await eventually(lambda: metrics.ended.total() == 1)
+        clients[2].reset()
+        await eventually(lambda: metrics.ended.total() == 2)
+        assert pool.dropped == 1
+        assert metrics.messages == 1  # the other has not reached the handler, and never will
+        assert "Dropped the work of 127.0.0.1" in log.text
+        blocking.released.set()
+        await clients[0].receive(b"0\n")
+        await eventually(lambda: len(blocking.calls) == 4)
+        assert blocking.calls[:1] == ["received 0"]
+        assert sorted(blocking.calls[1:]) == ["closed ", "closed 1", "received 1"]
+        assert "Traceback" not in log.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handler_is_not_closed_whose_opening_is_dropped(
+    blocking: type[Blocking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "MOST_LOST", 0)
+    async with serving("defer-to-thread", threads=1, handler=Slow, banner=b"") as server:
+        pool = pool_of(server)
+        (await server.connect()).send(b"0\n")
+        late = await server.connect()
+        await eventually(lambda: pool.waiting == 1)
+        late.reset()
+        await eventually(lambda: pool.dropped == 1)
+        Slow.released.set()
+        await server.clients[0].receive(b"0\n")
+        assert blocking.calls == ["opened", "received 0"]
 
 
 @pytest.mark.parametrize(

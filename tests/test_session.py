@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.framing import Chunk, Length, Line, MessageCutShort, MessageTooLong
+from echod.framing import Chunk, Length, Line, LineFramer, MessageCutShort, MessageTooLong
 from echod.session import Session
 
 
@@ -37,6 +39,26 @@ def test_a_message_that_did_not_reach_the_handler_is_not_counted() -> None:
     assert session.next_message() == b"three"
     session.take_back()
     assert session.messages == 2
+
+
+def test_what_is_held_is_let_go_when_the_session_is_closed() -> None:
+    class Framer(LineFramer):
+        """One that can be referred to weakly."""
+
+    framer = Framer(b"\n", 100)
+    session = Session(framer)
+    session.receive(b"one\ntwo\nthree")
+    assert session.next_message() == b"one"
+    alive = weakref.ref(framer)
+    del framer
+    session.close()
+    assert alive() is None
+    session.receive(b"four\n")
+    session.end_input()
+    session.answered()
+    assert session.next_message() is None
+    assert session.finished
+    assert session.incomplete == 0
 
 
 def test_no_message_is_handed_out_while_replies_are_blocked() -> None:

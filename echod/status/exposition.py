@@ -110,6 +110,12 @@ def _pool(now: Snapshot) -> Iterator[Metric]:
         yield _gauge("echod_pool_busy", "Threads that are at work.", pool.busy)
         yield _gauge("echod_pool_queued", "Messages that wait for a thread.", pool.queued)
         yield _gauge("echod_pool_wait_seconds", "How long a message waits for one.", pool.wait)
+        yield _gauge("echod_pool_lost_queued", "Calls for lost connections that wait.", pool.lost)
+        yield _counter(
+            "echod_pool_lost_dropped",
+            "Messages of lost connections that found no room.",
+            pool.dropped,
+        )
 
 
 def _log(now: Snapshot) -> Iterator[Metric]:

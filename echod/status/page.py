@@ -187,6 +187,8 @@ def _pool(pool: PoolFigures | None) -> str:
 <td><meter value="{pool.busy}" max="{pool.size}"></meter></td></tr>
 <tr><td>messages waiting</td><td>{pool.queued:,}</td><td></td></tr>
 <tr><td>waiting for</td><td>{duration(pool.wait)}</td><td></td></tr>
+<tr><td>for lost connections</td><td>{pool.lost:,}</td><td></td></tr>
+<tr><td>of those, dropped</td><td>{pool.dropped:,}</td><td></td></tr>
 </tbody></table></section>"""
 
 

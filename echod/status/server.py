@@ -87,7 +87,14 @@ class StatusServer(Listener[StatusSite]):
         pool = self._subject.pool
         if pool is None:
             return None
-        return PoolFigures(pool.size, pool.busy, pool.waiting, self._probes.pool_wait)
+        return PoolFigures(
+            pool.size,
+            pool.busy,
+            pool.waiting,
+            self._probes.pool_wait,
+            pool.lost_waiting,
+            pool.dropped,
+        )
 
     def _log(self) -> LogFigures | None:
         log = self._subject.log_observer

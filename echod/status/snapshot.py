@@ -109,12 +109,21 @@ class ListenerFigures:
 
 @dataclass(frozen=True)
 class PoolFigures:
-    """The pool's threads, how many of them work, how many tasks wait, and how long (seconds)."""
+    """The pool's threads, and what waits for them.
+
+    Attributes:
+        size, busy: how many threads there may be, and how many work.
+        queued, wait: how many tasks wait, and how long (seconds).
+        lost, dropped: how many tasks of lost connections wait, behind those; how many of their
+            messages found no room.
+    """
 
     size: int
     busy: int
     queued: int
     wait: float
+    lost: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         36: "The log is on a full disk",
         37: "Who reads the log dies",
         38: "Clients make the log grow",
+        71: "Clients send and vanish while every thread is at work",
     },
     "Security": {
         39: "A client sends control characters",

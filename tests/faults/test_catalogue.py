@@ -19,7 +19,8 @@ def test_all_is_answered(scale):
 
 def test_every_fault_has_its_place() -> None:
     numbers = [number for faults in catalogue.CATALOGUE.values() for number in faults]
-    assert numbers == list(range(1, 68))
+    assert len(set(numbers)) == len(numbers)
+    assert set(numbers) >= set(range(1, 68))
 
 
 def test_a_docstring_says_what_a_test_proves(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.status.fakes import FakeConnection, FakeFactory, FakeListener, FakeLo
 
 
 class FakePool:
-    size, busy, waiting = 4, 4, 9
+    size, busy, waiting, lost_waiting, dropped = 4, 4, 9, 6, 5
 
 
 def snapshot(subject: FakeSubject, clock: Clock | None = None) -> Snapshot:
@@ -98,6 +98,8 @@ def test_the_page_shows_everything() -> None:
         "up to 5 ms 1",
         "at work 4 of 4",
         "messages waiting 9",
+        "for lost connections 6",
+        "of those, dropped 5",
     ):
         assert what in shown, shown
 
