@@ -28,7 +28,8 @@ from zope.interface import implementer
 
 from echod.escaping import escape, escape_lines
 from echod.lograte import EventKind, Limiter
-from echod.logwriter import DescriptorSink, FileSink, Line, LogWriter, Sink, SyslogSink
+from echod.logsinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
+from echod.logwriter import LogWriter
 from echod.wording import plural
 
 FORMATS = ("text", "json")
@@ -77,12 +78,26 @@ class LogObserver:
         self._limiter = Limiter(rate)
         self._clock = clock
         self._lock = threading.RLock()
-        self.writer = LogWriter(sink, notice=self._dropped_line, look_after=self._summarize)
+        self._sink = sink
+        self.writer = LogWriter(
+            sink,
+            notice=self._dropped_line,
+            trouble=self._no_new_file,
+            look_after=self._summarize,
+        )
 
-    def configure(self, *, level: str, rate: float) -> None:
-        """Take another level and rate, as for `__init__`, for the events to come."""
+    def configure(self, *, level: str, rate: float, files: int) -> None:
+        """Take another level and rate, as for `__init__`, for the events to come.
+
+        Args:
+            level: see there.
+            rate: see there.
+            files: how many old files to keep, where there are files; 0: all.
+        """
         self._lowest = LEVELS.index(level)
         self._limiter.rate = rate
+        if isinstance(self._sink, FileSink):
+            self._sink.keep = files
 
     def __call__(self, event: LogEvent) -> None:
         """Write `event`, unless it is too many or too low."""
@@ -164,6 +179,17 @@ class LogObserver:
             )
         )
         return Line(text, "warn")
+
+    def _no_new_file(self, error: OSError) -> Line:
+        text = self._render(
+            _event(
+                "Cannot begin a new log file, the old one goes on: {path}: {why}",
+                level="error",
+                path=escape(str(error.filename)),
+                why=escape(error.strerror or str(error)),
+            )
+        )
+        return Line(text, "error")
 
     @property
     def written(self) -> int:
@@ -307,12 +333,13 @@ def _shortened(text: str) -> str:
     return f"{text[:half]}… ({left_out} characters left out) …{text[-half:]}"
 
 
-def sink_for(twistd: Mapping[str, Any], stdout: IO[str]) -> Sink | None:
+def sink_for(twistd: Mapping[str, Any], stdout: IO[str], *, keep: int = 0) -> Sink | None:
     """Return where twistd was asked to log to.
 
     Args:
         twistd: twistd's own options.
         stdout: standard output.
+        keep: how many old files to keep, where it is a file; 0: all.
 
     Returns:
         None where twistd has to decide: it was given an observer, or refuses to start.
@@ -327,4 +354,4 @@ def sink_for(twistd: Mapping[str, Any], stdout: IO[str]) -> Sink | None:
         return SyslogSink(twistd["prefix"])
     if path == "-" or (in_foreground and not path):
         return DescriptorSink(stdout.fileno())
-    return FileSink(path or "twistd.log")
+    return FileSink(path or "twistd.log", keep=keep)

@@ -17,17 +17,12 @@ is, `LogWriter.add` returns at once.  Guarantees:
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
 import queue
-import select
-import syslog
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
 
-from twisted.python.logfile import LogFile
+from echod.logsinks import Line, Sink
 
 # How much may wait to be written, in characters: some 8,000 lines, or a few seconds of a flood.
 MOST_PENDING = 1024 * 1024
@@ -38,156 +33,6 @@ GATHER = 0.02
 
 # How long the end of the process may wait for the last lines, in seconds.
 LAST_WAIT = 0.5
-
-
-class Line(NamedTuple):
-    """A line on its way: its text, without the newline, and its level's name."""
-
-    text: str
-    level: str
-
-
-class Sink(Protocol):
-    """Where lines go."""
-
-    # Whether who receives the lines adds the time to them.
-    stamps: bool
-
-    def write(self, lines: Sequence[Line]) -> int:
-        """Write `lines`, for as long as that takes; return how many of them were written."""
-
-    def rotate(self) -> None:
-        """Begin a new file, where there is one."""
-
-
-class DescriptorSink:
-    """A file descriptor: standard output."""
-
-    stamps = False
-
-    def __init__(self, descriptor: int) -> None:
-        """Set up.
-
-        Args:
-            descriptor: stays the caller's.
-        """
-        self._descriptor = descriptor
-        self._broken = False
-
-    def write(self, lines: Sequence[Line]) -> int:
-        encoded = [f"{line.text}\n".encode("utf-8", "backslashreplace") for line in lines]
-        if self._broken:
-            # A write that failed may have left half a line: this one begins a new line.
-            encoded[0] = b"\n" + encoded[0]
-        written = self._write_all(b"".join(encoded))
-        ends = itertools.accumulate(map(len, encoded))
-        whole = sum(end <= written for end in ends)
-        self._broken = whole < len(lines)
-        return whole
-
-    def _write_all(self, data: bytes) -> int:
-        view, written = memoryview(data), 0
-        while written < len(data):
-            try:
-                written += os.write(self._descriptor, view[written:])
-            except BlockingIOError:
-                # Somebody who shares the file has made it non-blocking.
-                self._wait_until_writable()
-            except OSError:
-                break
-        return written
-
-    def _wait_until_writable(self) -> None:
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
-        poll.poll()
-
-    def rotate(self) -> None:
-        pass
-
-
-class _LogFile(LogFile):
-    """Twisted's, which knows how to rotate; its own `write` does not tell how much it wrote."""
-
-    @property
-    def descriptor(self) -> int:
-        descriptor: int = self._file.fileno()
-        return descriptor
-
-    def renew(self) -> None:
-        """Begin a new file.
-
-        Raises:
-            OSError: it cannot be; again may help.
-        """
-        if self._file.closed:  # `rotate` has failed half-way
-            self._openFile()
-        else:
-            self.rotate()
-
-
-class FileSink(DescriptorSink):
-    """A log file, which begins anew at a million bytes and whenever it is asked to."""
-
-    def __init__(self, path: str) -> None:
-        """Open the file.
-
-        Args:
-            path: where it is.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
-        self._file = _LogFile.fromFullPath(path)
-        # One of our own: between the old file and the new one a client may take the last there is.
-        super().__init__(os.dup(self._file.descriptor))
-
-    def _write_all(self, data: bytes) -> int:
-        if self._file.shouldRotate():
-            self.rotate()
-        written = super()._write_all(data)
-        self._file.size += written
-        return written
-
-    def rotate(self) -> None:
-        with contextlib.suppress(OSError):  # it cannot be: then the old one goes on
-            self._file.renew()
-            os.dup2(self._file.descriptor, self._descriptor, inheritable=False)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        os.close(self._descriptor)
-
-
-class SyslogSink:
-    """The system's log; it adds the time itself."""
-
-    stamps = True
-    _PRIORITIES = {  # noqa: RUF012 - a constant
-        "debug": syslog.LOG_DEBUG,
-        "info": syslog.LOG_INFO,
-        "warn": syslog.LOG_WARNING,
-        "error": syslog.LOG_ERR,
-        "critical": syslog.LOG_CRIT,
-    }
-
-    def __init__(self, prefix: str) -> None:
-        """Open the connection.
-
-        Args:
-            prefix: what each line begins with, twistd's `--prefix`.
-        """
-        syslog.openlog(prefix, syslog.LOG_PID)
-
-    def write(self, lines: Sequence[Line]) -> int:
-        for line in lines:
-            for piece in line.text.split("\n"):
-                syslog.syslog(self._PRIORITIES.get(line.level, syslog.LOG_INFO), piece)
-        return len(lines)
-
-    def rotate(self) -> None:
-        pass
 
 
 class LogWriter:
@@ -203,6 +48,7 @@ class LogWriter:
         sink: Sink,
         *,
         notice: Callable[[int], Line],
+        trouble: Callable[[OSError], Line],
         look_after: Callable[[], float | None] = lambda: None,
     ) -> None:
         """Set up, without the thread: see `start`.
@@ -210,6 +56,7 @@ class LogWriter:
         Args:
             sink: where lines go.
             notice: makes the line that says how many were dropped.
+            trouble: makes the line that says why there is no new file.
             look_after: called in the writer's thread whenever that has been woken; may add
                 lines.  Returns in how many seconds to call it again whatever happens, or None.
         """
@@ -217,10 +64,12 @@ class LogWriter:
         self.dropped = 0
         self._sink = sink
         self._notice = notice
+        self._trouble = trouble
         self._look_after = look_after
         self._reported = 0
         self._running = False
         self._finishing = False
+        self._in_child = False
         self._reset()
 
     def _reset(self) -> None:
@@ -243,10 +92,14 @@ class LogWriter:
         """In a forked child: leave to the parent what is the parent's.
 
         Before `start` nothing is: twistd forks to go into the background, and goes on as the
-        child.  After it, the thread begins anew if something is added: most children are there
-        to run a program.
+        child.  After it, the child writes each line when it is added: it may end, as one of
+        `multiprocessing` does, without a word to any thread.
         """
         pending = [] if self._running else self._pending
+        if self._running:
+            self._running = False
+            self._in_child = True
+            self._sink = self._sink.in_child()
         self._reset()
         for line in pending:
             self.add(line)
@@ -266,6 +119,9 @@ class LogWriter:
                 return
             self._pending.append(line)
             self._size += len(line.text)
+        if self._in_child:
+            self._write_pending()
+            return
         if self._running and self._thread is None:
             self._launch()
         if self._finishing and threading.current_thread() is not self._thread:
@@ -280,7 +136,13 @@ class LogWriter:
 
     def rotate(self) -> None:
         """Write what is pending, then begin a new file.  A signal handler may call this."""
-        self._wake.put(self._sink.rotate)
+        self._wake.put(self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        try:
+            self._sink.begin_anew()
+        except OSError as error:
+            self.add(self._trouble(error))
 
     def flush(self, timeout: float) -> bool:
         """Wait until what is pending is written.

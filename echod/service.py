@@ -236,7 +236,7 @@ def make_log_observer(options: Options) -> LogObserver | None:
     if not isinstance(twistd, ServerOptions):
         return None
     try:
-        sink = sink_for(twistd, sys.stdout)
+        sink = sink_for(twistd, sys.stdout, keep=settings.log_files)
     except OSError as error:
         where = f"--logfile {error.filename}" if error.filename else "the log"
         raise SystemExit(escape(f"echod: {where}: {error.strerror}")) from None
@@ -507,7 +507,9 @@ class EchoService(Service):
         if self.signals is not None:
             self.signals.patience = settings.drain_timeout + GRACE
         if self.log_observer is not None:
-            self.log_observer.configure(level=settings.log_level, rate=settings.log_rate)
+            self.log_observer.configure(
+                level=settings.log_level, rate=settings.log_rate, files=settings.log_files
+            )
         self._watch_for_stalls()
         taken = ", ".join(one.key for one in changed if one.text.reload)
         log.info("Reloaded; changed: {taken}", taken=taken or "nothing")

@@ -393,6 +393,15 @@ class Settings:
             reload=True,
         ),
     )
+    log_files: int = setting(
+        10,
+        Text(
+            "How many files of the log are kept beside the one that is written to, where it goes "
+            "to a file: another is begun every million bytes, and at SIGUSR1; 0: all.",
+            whole_number(0, 1_000_000),
+            reload=True,
+        ),
+    )
 
     def __post_init__(self) -> None:
         if self.banner is not None and self.no_banner:

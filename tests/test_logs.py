@@ -26,7 +26,7 @@ from echod.logs import (
     sink_for,
     text_line,
 )
-from echod.logwriter import DescriptorSink, FileSink, Line, SyslogSink
+from echod.logsinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
 
 # What may be in a log: everything but what steers a terminal, hides or forges.
 PRINTABLE = re.compile(
@@ -47,8 +47,11 @@ class Kept:
         self.lines += [line.text for line in lines]
         return len(lines)
 
-    def rotate(self) -> None:
+    def begin_anew(self) -> None:
         pass
+
+    def in_child(self) -> Sink:
+        return self
 
 
 class Observed:
@@ -290,7 +293,7 @@ def test_level_and_rate_can_be_changed_on_the_way() -> None:
     for _ in range(3):
         observed.log.info("again")
     assert len(observed.lines) == 1
-    observed.observer.configure(level="debug", rate=0)
+    observed.observer.configure(level="debug", rate=0, files=0)
     observed.log.debug("quiet")
     for _ in range(300):
         observed.log.info("again")
@@ -322,6 +325,15 @@ def test_a_forked_child_does_not_wait_for_the_parents_threads() -> None:
     leave.set()
     thread.join()
     observed.observer.close()
+
+
+def test_how_many_files_are_kept_can_be_changed_on_the_way(tmp_path: Path) -> None:
+    sink = FileSink(str(tmp_path / "log"), keep=3)
+    observer = LogObserver(sink)
+    observer.configure(level="info", rate=0, files=2)
+    assert sink.keep == 2
+    observer.close()
+    sink.close()
 
 
 # Where it goes.

@@ -94,6 +94,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         65: "SIGSTOP for 30 seconds, then SIGCONT",
         66: "A certificate is renewed; a key cannot be read",
         67: "SIGKILL leaves a UNIX socket behind",
+        82: "The log's file is a device or a link, or is moved, removed or truncated",
     },
 }
 

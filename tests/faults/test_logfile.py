@@ -1,0 +1,163 @@
+"""What others do to the log's file, and what the daemon does to what is no file of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import PATIENCE, REACTOR, SCRIPTS, eventually, missing, receive_all, tool
+from tests.faults.test_logs import connect_to, daemon_of, is_listening
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Logging:
+    """A daemon that logs to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with connect_to(path) as client:
+            self.process = daemon_of(client)
+
+    def visit(self, size: int = 1) -> None:
+        """Send so many bytes, and go; the log tells how many there were."""
+        with connect_to(self._path) as client:
+            client.sendall(b"x" * size)
+            client.shutdown(socket.SHUT_WR)
+            assert receive_all(client).endswith(b"x" * size)
+
+    def begin_anew(self) -> None:
+        os.kill(self.process, signal.SIGUSR1)
+
+
+@contextmanager
+def logging_to(
+    logfile: str | Path, folder: Path, *, twistd: Sequence[str] = (), under: Sequence[str] = ()
+) -> Iterator[Logging]:
+    path = folder / "socket"
+    process = subprocess.Popen(
+        [*under, SCRIPTS / "twistd", "-n", "--pidfile=", "--logfile", logfile, *REACTOR, *twistd,
+         "echod", "--listen", f"unix:{path}", "--log-rate", "0"],
+        cwd=folder,
+    )  # fmt: skip
+    try:
+        eventually(lambda: is_listening(path))
+        running = Logging(path)
+        yield running
+        os.kill(running.process, signal.SIGTERM)
+        process.wait(PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+
+
+# Gives a command a /dev of its own, which it may spoil, and lists what is there before and after.
+DEVICES = """
+list() { stat --format "%n %F %t:%T" /dev/*; }
+mount -t tmpfs -o mode=755 none dev || exit
+for device in null:3 zero:5 full:7 random:8 urandom:9; do
+    mknod -m 666 dev/${device%:*} c 1 ${device#*:} || exit
+done
+mkfifo dev/fifo
+ln -s /proc/self/fd/1 dev/stdout
+ln -s null dev/link
+mount --move dev /dev || exit
+list > before
+"$@"
+list > after
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes a /dev of its own")
+@pytest.mark.parametrize("name", ["null", "stdout", "fifo", "link"])
+def test_a_device_is_never_renamed(tmp_path: Path, name: str) -> None:
+    """Fault 82: A device, a FIFO or a link to one is written to, and stays what it is."""
+    (tmp_path / "dev").mkdir()
+    own = (tool("unshare"), "--mount", "sh", "-c", DEVICES, "sh")
+    if subprocess.run([*own, "true"], cwd=tmp_path, capture_output=True, check=False).returncode:
+        missing("no mount namespace can be made")
+    with logging_to(f"/dev/{name}", tmp_path, under=own) as running:
+        for _ in range(2):
+            running.begin_anew()
+            running.visit()
+    before, after = ((tmp_path / name).read_text() for name in ("before", "after"))
+    assert "/dev/null character special file 1:3" in before
+    assert after == before
+
+
+@pytest.mark.parametrize("mode", ["create 0600", "copytruncate", "nocreate"])
+def test_logrotate_and_the_daemon_agree(tmp_path: Path, mode: str) -> None:
+    """Fault 82: With logrotate, whichever way it works, each line is in one file, once, and no
+    file has a hole; SIGUSR1 opens the path again.
+    """
+    folder = tmp_path / "log"
+    folder.mkdir(mode=0o755)
+    log = folder / "echod.log"
+    with logging_to(str(log), tmp_path) as running:
+        stanza = (ROOT / "etc/logrotate.d/echod").read_text()
+        for old, new in {
+            "/var/log/echod/echod.log": str(log),
+            '"$(cat /run/echod/echod.pid)"': str(running.process),
+            "create 0640 echod echod": mode,
+            "    compress\n    delaycompress\n": "",
+        }.items():
+            assert old in stanza
+            stanza = stanza.replace(old, new)
+        if mode == "copytruncate":  # which tells the daemon nothing
+            stanza = re.sub(r" *postrotate\n.*\n *endscript\n", "", stanza)
+        config = tmp_path / "logrotate.conf"
+        config.write_text(stanza)
+        config.chmod(0o644)
+        for size in (1, 2, 3):
+            running.visit(size)
+            eventually(lambda size=size: f"bytes in: {size}," in log.read_text())
+            subprocess.run(
+                [tool("logrotate"), "--force", "--state", str(tmp_path / "state"), str(config)],
+                check=True,
+                capture_output=True,
+            )
+            eventually(lambda: is_open(running.process, log))
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(written) == ["echod.log", "echod.log.1", "echod.log.2", "echod.log.3"]
+    for number in (1, 2, 3):
+        found = re.findall(rb"bytes in: ([1-9]),", written[f"echod.log.{number}"])
+        assert found == [b"%d" % (4 - number)]
+        assert b"\0" not in written[f"echod.log.{number}"]
+    assert written["echod.log"].endswith(b"Server Shut Down.\n")
+
+
+def is_open(process: int, log: Path) -> bool:
+    """Return whether the daemon has the file open that is at the path now."""
+    try:
+        wanted = log.stat()
+    except FileNotFoundError:
+        return False
+    return any(
+        os.path.samestat(wanted, entry.stat())
+        for entry in Path(f"/proc/{process}/fd").iterdir()
+        if entry.exists()
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it is about root's folder")
+def test_where_no_new_file_can_be_had_the_log_says_so(tmp_path: Path) -> None:
+    """Fault 82: Where no new file can be had, as in root's folder with `--uid`, the log says so,
+    and the old file goes on.
+    """
+    log = tmp_path / "roots" / "echod.log"
+    log.parent.mkdir()
+    with logging_to(log, tmp_path, twistd=("--uid=65534", "--gid=65534")) as running:
+        running.begin_anew()
+        eventually(lambda: b"Cannot begin a new log file" in log.read_bytes())
+        running.visit()
+        eventually(lambda: b"Disconnected from" in log.read_bytes())
+    assert [path.name for path in log.parent.iterdir()] == [log.name]
+    assert f"{log}: Permission denied" in log.read_text()
