@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 
+# The longest text in a line, in characters; a handler may print a whole message.
+LONGEST = 32 * 1024
+
 _NAMED = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
 
@@ -53,6 +56,15 @@ def escape(value: bytes | str) -> str:
 def escape_lines(text: str) -> str:
     """Escape `text` as `escape` does, but leave its newlines and tabs: for tracebacks."""
     return text.translate(_CONTROLS_BUT_LAYOUT) if _HAS_CONTROL.search(text) else text
+
+
+def shortened(text: str) -> str:
+    """Return `text` without its middle where it is too long: of a traceback, the end says most."""
+    left_out = len(text) - LONGEST
+    if left_out <= 0:
+        return text
+    half = LONGEST // 2
+    return f"{text[:half]}… ({left_out} characters left out) …{text[-half:]}"
 
 
 def unescape(text: str) -> bytes:

@@ -42,12 +42,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.concurrency import Busy
-from echod.escaping import escape, escape_lines
+from echod.escaping import escape
 from echod.handlers import Client
 from echod.limits import network_of
 from echod.logline import LogLine
 from echod.session import EndReason
 from echod.tls import TLSConnection, TLSError, TLSFacts
+from echod.tracebacks import traceback_of
 
 if TYPE_CHECKING:
     from echod.protocol import EchoFactory
@@ -492,9 +493,7 @@ def shown(client: Client) -> str:
 def log_failure(failure: Failure, client: Client) -> None:
     """Log a traceback; whatever the client got into it is escaped."""
     if _failed.wanted():
-        _failed.write(
-            peer=shown(client), traceback=escape_lines(failure.getTraceback().rstrip("\n"))
-        )
+        _failed.write(peer=shown(client), traceback=traceback_of(failure))
 
 
 def unread(transport: Any) -> int:

@@ -26,18 +26,16 @@ from typing import IO, Any
 from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
 from zope.interface import implementer
 
-from echod.escaping import escape, escape_lines
+from echod.escaping import escape, escape_lines, shortened
 from echod.lograte import EventKind, Limiter
 from echod.logsinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
 from echod.logwriter import LogWriter
+from echod.tracebacks import traceback_of
 from echod.wording import plural
 
 FORMATS = ("text", "json")
 LEVELS: tuple[str, ...] = tuple(level.name for level in LogLevel.iterconstants())
 _RANKS = {level: rank for rank, level in enumerate(LogLevel.iterconstants())}
-
-# The longest text in a line, in characters; a handler may print a whole message.
-LONGEST = 32 * 1024
 
 # What Twisted adds to events for observers of old, and what a record has of its own.
 _NOT_FIELDS = frozenset(
@@ -239,7 +237,9 @@ def text_line(event: LogEvent) -> str:
 
 def unstamped_line(event: LogEvent) -> str:
     """Return `event` as text, without the time."""
-    text = escape_lines(_shortened(_message(event))).rstrip("\n")
+    text = escape_lines(shortened(_message(event))).rstrip("\n")
+    if "log_failure" in event:
+        text = f"{text}\n{traceback_of(event['log_failure'])}".lstrip("\n")
     return text and f"[{_system(event)}] {text}".replace("\n", "\n\t")
 
 
@@ -250,10 +250,10 @@ def json_line(event: LogEvent) -> str:
     that the message was made from, but for those whose names begin with `_`, which only help to
     word it.  All text in it is escaped, decoded too.
     """
-    message = _message(event, with_traceback=False)
+    message = _message(event)
     traceback = event.get("traceback", "")
     if "log_failure" in event:
-        traceback = _traceback(event)
+        traceback = traceback_of(event["log_failure"])
     elif traceback:
         # echod's own messages end with it, for observers that know nothing of fields.
         message = message.removesuffix(f"\n{traceback}").removesuffix(":")
@@ -263,7 +263,7 @@ def json_line(event: LogEvent) -> str:
         "time": timestamp(event),
         "level": _level(event),
         "logger": escape(str(event.get("log_namespace", "-"))),
-        "message": escape_lines(_shortened(message)),
+        "message": escape_lines(shortened(message)),
     }
     for name, value in event.items():
         if not name.startswith(("log_", "_")) and name not in _NOT_FIELDS:
@@ -271,7 +271,7 @@ def json_line(event: LogEvent) -> str:
             if shown not in (None, ""):
                 record[escape(name)] = shown
     if traceback:
-        record["traceback"] = escape_lines(_shortened(str(traceback))).rstrip("\n")
+        record["traceback"] = escape_lines(shortened(str(traceback))).rstrip("\n")
     return json.dumps(record, ensure_ascii=False)
 
 
@@ -285,7 +285,7 @@ def _field(value: object) -> object:
         return value
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
-    return escape(_shortened(value)) if isinstance(value, str) else None
+    return escape(shortened(value)) if isinstance(value, str) else None
 
 
 def _level(event: LogEvent) -> str:
@@ -300,37 +300,15 @@ def _system(event: LogEvent) -> str:
     return escape(str(system))
 
 
-def _message(event: LogEvent, *, with_traceback: bool = True) -> str:
+def _message(event: LogEvent) -> str:
     form = event.get("log_format")
     # Twisted's own way understands more, as `{method()}`, and takes twenty times as long.
-    if isinstance(form, str) and "()" not in form and "log_failure" not in event:
+    if isinstance(form, str) and "()" not in form:
         try:
             return form.format_map(event)
         except Exception:  # noqa: S110 - Twisted's way says what is wrong with it
             pass
-    return eventAsText(
-        event,
-        includeTraceback=with_traceback,
-        includeTimestamp=False,
-        includeSystem=False,
-    )
-
-
-def _traceback(event: LogEvent) -> str:
-    try:
-        text: str = event["log_failure"].getTraceback()
-    except Exception as error:  # whose traceback it is may have made it impossible
-        return f"(no traceback: {type(error).__name__})"
-    return text
-
-
-def _shortened(text: str) -> str:
-    """Return `text` without its middle where it is too long: of a traceback, the end says most."""
-    left_out = len(text) - LONGEST
-    if left_out <= 0:
-        return text
-    half = LONGEST // 2
-    return f"{text[:half]}… ({left_out} characters left out) …{text[-half:]}"
+    return eventAsText(event, includeTraceback=False, includeTimestamp=False, includeSystem=False)
 
 
 def sink_for(twistd: Mapping[str, Any], stdout: IO[str], *, keep: int = 0) -> Sink | None:

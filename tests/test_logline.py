@@ -92,6 +92,7 @@ def test_a_traceback_that_will_not_be_written_is_not_put_together(
 
     class Failed:
         shown = 0
+        tb = value = None
 
         def getTraceback(self) -> str:
             self.shown += 1

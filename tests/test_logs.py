@@ -18,9 +18,9 @@ from twisted.logger import Logger, LogLevel, LogPublisher, globalLogPublisher
 from twisted.python import log as legacy
 
 from echod.concurrency import ConcurrencyModel
+from echod.escaping import LONGEST
 from echod.lograte import WINDOW
 from echod.logs import (
-    LONGEST,
     LogObserver,
     json_line,
     sink_for,
@@ -193,6 +193,8 @@ def test_an_event_that_cannot_be_formatted_is_a_line_all_the_same(
     texts: Observed, records: Observed
 ) -> None:
     class Unlucky:
+        tb = value = None
+
         def getTraceback(self) -> str:
             raise RuntimeError
 
@@ -204,7 +206,7 @@ def test_an_event_that_cannot_be_formatted_is_a_line_all_the_same(
     unformattable, called, failed = texts.lines
     assert "Unable to format event" in unformattable
     assert called.endswith("] called")
-    assert "UNABLE TO OBTAIN TRACEBACK" in failed
+    assert failed.endswith("(no traceback: RuntimeError)")
     assert json.loads(records.lines[2])["traceback"] == "(no traceback: RuntimeError)"
 
 
