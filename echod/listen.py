@@ -114,7 +114,7 @@ def parse_listen(reactor: Any, text: str, inherited: InheritedSockets | None = N
     files = _tls_files(words) if kind == "tls" else _ssl_files(words)
     try:
         context = ServerContext(files)
-        tell_validity(files.certificate, files.expiry())
+        tell_validity(files.certificate, context.valid_until)
     except FilesError as error:
         raise ListenError(str(error)) from error
     return Listening(_endpoint(reactor, words.endpoint, inherited), context, proxied)

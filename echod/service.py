@@ -492,7 +492,6 @@ class EchoService(Service):
         limits = settings.make_limits()
         contexts = self._contexts()
         certificates = [context.reread() for context in contexts]
-        valid_until = {each.files.certificate: each.files.expiry() for each in contexts}
         # From here on nothing fails.
         self._settings = settings
         _make_room(settings)
@@ -513,7 +512,7 @@ class EchoService(Service):
         self._watch_for_stalls()
         taken = ", ".join(one.key for one in changed if one.text.reload)
         log.info("Reloaded; changed: {taken}", taken=taken or "nothing")
-        for path, date in valid_until.items():
+        for path, date in {each.files.certificate: each.valid_until for each in contexts}.items():
             tell_validity(path, date)
         if fixed := ", ".join(one.key for one in changed if not one.text.reload):
             log.warn("Not changed, because that takes a restart: {fixed}", fixed=fixed)

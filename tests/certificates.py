@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,18 +40,49 @@ class Authority:
         """Certificate and key."""
         return self.certificate + self.key
 
-    def issue(self, name: str, valid: datetime.timedelta = DAY) -> bytes:
+    def issue(self, name: str | x509.Name, valid: datetime.timedelta = DAY) -> bytes:
         """Return a new certificate, valid for so long from now on, and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         return self._sign(name, key.public_key(), valid) + _pem(key)
 
-    def _sign(self, name: str, key: ec.EllipticCurvePublicKey, valid: datetime.timedelta) -> bytes:
+    def issue_changed(self, name: str, old: bytes, new: bytes) -> bytes:
+        """Return a new certificate with other bytes in what is signed, and its key.
+
+        Args:
+            name: as for `issue`.
+            old: what stands in it, in DER.
+            new: what is put in its place, of the same size.
+        """
+        assert len(old) == len(new)
+        certificate, _, key = self.issue(name).partition(b"-----BEGIN PRIVATE")
+        parsed = x509.load_pem_x509_certificate(certificate)
+        before, signed, signature = (
+            parsed.public_bytes(serialization.Encoding.DER),
+            parsed.tbs_certificate_bytes,
+            parsed.signature,
+        )
+        assert old in signed
+        start = before.index(signed)
+        algorithm = before[start + len(signed) : before.index(signature) - 3]
+        changed = signed.replace(old, new)
+        signature = self._key.sign(changed, ec.ECDSA(hashes.SHA256()))
+        bits = b"\x03" + bytes([len(signature) + 1]) + b"\0" + signature
+        body = changed + algorithm + bits
+        der = b"\x30\x82" + len(body).to_bytes(2, "big") + body
+        return ssl.DER_cert_to_PEM_cert(der).encode() + b"-----BEGIN PRIVATE" + key
+
+    def _sign(
+        self,
+        name: str | x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        valid: datetime.timedelta,
+    ) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         constraints = x509.BasicConstraints(ca=name == self.name, path_length=None)
         return (
             x509.CertificateBuilder()
-            .subject_name(_name(name))
+            .subject_name(_name(name) if isinstance(name, str) else name)
             .issuer_name(_name(self.name))
             .public_key(key)
             .serial_number(x509.random_serial_number())

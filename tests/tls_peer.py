@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import ssl
 import threading
@@ -31,6 +32,16 @@ def client_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     return context
 
 
+def records(hello: bytes, *sizes: int) -> bytes:
+    """Return the same hello in records of these sizes, in turns (RFC 8446, 5.1)."""
+    message, turns = memoryview(hello)[5:], itertools.cycle(sizes)
+    cut = b""
+    while message:
+        piece, message = message[: (size := next(turns))], message[size:]
+        cut += b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece
+    return cut
+
+
 class Peer:
     """One connection.
 
@@ -40,7 +51,12 @@ class Peer:
     """
 
     def __init__(
-        self, port: int, context: ssl.SSLContext | None = None, *, narrow: bool = False
+        self,
+        port: int,
+        context: ssl.SSLContext | None = None,
+        *,
+        narrow: bool = False,
+        server_name: str | None = None,
     ) -> None:
         """Connect.
 
@@ -48,6 +64,7 @@ class Peer:
             port: where to, on 127.0.0.1.
             context: how to shake hands.
             narrow: whether the server's kernel shall not be able to send much ahead.
+            server_name: the host that it asks for.
         """
         self.socket = socket.socket()
         if narrow:
@@ -56,7 +73,9 @@ class Peer:
         self.socket.connect(("127.0.0.1", port))
         self.notified = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = (context or client_context()).wrap_bio(self._incoming, self._outgoing)
+        self.tls = (context or client_context()).wrap_bio(
+            self._incoming, self._outgoing, server_hostname=server_name
+        )
 
     def __enter__(self) -> Self:
         self.shake_hands()
@@ -69,6 +88,12 @@ class Peer:
         traceback: TracebackType | None,
     ) -> None:
         self.socket.close()
+
+    def hello(self) -> bytes:
+        """Return what the client begins with, as it goes on the wire."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        return self.written()
 
     def shake_hands(self) -> None:
         while True:

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
+import os
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+from echod.tls.der import not_after
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----"
+
+Read: TypeAlias = Callable[[str], str]
 
 
 class FilesError(ValueError):
@@ -44,36 +50,44 @@ class Files:
     dh_parameters: str | None = None
     alpn: tuple[str, ...] = ()
 
-    def load(self) -> ssl.SSLContext:
+    def load(self) -> Loaded:
         """Return a context made of what the files hold now.
+
+        Each file is read once: a certificate that is rewritten meanwhile is the old one or the new
+        one here, or damaged, but is not both.
 
         Raises:
             FilesError: they cannot be used.
         """
+        once = functools.cache(read)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-        self._load_certificate(context)
-        if self.client_ca is not None:
-            self._load_client_ca(context, self.client_ca)
-        if self.dh_parameters is not None:
-            read(self.dh_parameters)
-            with _explained(f"{self.dh_parameters} holds no Diffie-Hellman parameters in PEM"):
-                context.load_dh_params(self.dh_parameters)
-        if self.alpn:
-            context.set_alpn_protocols(list(self.alpn))
-        return context
+        # OpenSSL would send two, for a client that comes back with two connections at once.
+        context.num_tickets = 1
+        try:
+            self._load_certificate(context, once)
+            if self.client_ca is not None:
+                self._load_client_ca(context, self.client_ca, once)
+            if self.dh_parameters is not None:
+                self._load_dh_parameters(context, self.dh_parameters, once)
+            if self.alpn:
+                context.set_alpn_protocols(list(self.alpn))
+            with _explained(f"the certificate in {self.certificate} is damaged"):
+                first = certificates_in(once(self.certificate))[0]
+                return Loaded(context, not_after(ssl.PEM_cert_to_DER_cert(first)))
+        except OSError as error:
+            raise FilesError(f"{self.certificate} cannot be used: {_why(error)}") from error
 
-    def _load_certificate(self, context: ssl.SSLContext) -> None:
+    def _load_certificate(self, context: ssl.SSLContext, once: Read) -> None:
         key = self.key or self.certificate
-        if CERTIFICATE not in read(self.certificate):
-            raise FilesError(f"{self.certificate} holds no certificate in PEM")
-        if "PRIVATE KEY-----" not in read(key):
+        certificates = self._chained(once)
+        if "PRIVATE KEY-----" not in once(key):
             hint = "" if self.key else ": name the key's own file"
             raise FilesError(f"{key} holds no private key in PEM{hint}")
-        with self._chained() as certificates:
+        with _file(certificates) as certificate_file, _file(once(key)) as key_file:
             try:
-                context.load_cert_chain(certificates, key, _no_password)
+                context.load_cert_chain(certificate_file, key_file, _no_password)
             except ssl.SSLError as error:
                 if error.reason == "KEY_VALUES_MISMATCH":
                     raise FilesError(
@@ -90,41 +104,41 @@ class Files:
                     "password: decrypt it, with openssl pkey"
                 ) from None
 
-    @contextlib.contextmanager
-    def _chained(self) -> Iterator[str]:
-        """Give the path of one file with the certificate and all that lead to a root."""
+    def _chained(self, once: Read) -> str:
+        """Return the certificate and all that lead to a root."""
+        if CERTIFICATE not in (text := once(self.certificate)):
+            raise FilesError(f"{self.certificate} holds no certificate in PEM")
         if self.chain is None:
-            yield self.certificate
-            return
-        if CERTIFICATE not in (more := read(self.chain)):
+            return text
+        if CERTIFICATE not in (more := once(self.chain)):
             raise FilesError(f"{self.chain} holds no certificate in PEM")
-        try:
-            with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-                file.write("\n".join([*certificates_in(read(self.certificate)), more]))
-                file.flush()
-                yield file.name
-        except OSError as error:
-            raise FilesError(
-                f"{self.chain} cannot be used: {_why(error)}: append its certificates to those in "
-                f"{self.certificate}, and leave it out"
-            ) from error
+        return "\n".join([*certificates_in(text), more])
 
-    def _load_client_ca(self, context: ssl.SSLContext, path: str) -> None:
-        if CERTIFICATE not in read(path):
+    def _load_client_ca(self, context: ssl.SSLContext, path: str, once: Read) -> None:
+        if CERTIFICATE not in once(path):
             raise FilesError(f"{path} holds no certificate in PEM to verify clients by")
-        with _explained(f"a certificate in {path} is damaged"):
-            context.load_verify_locations(path)
+        with _explained(f"a certificate in {path} is damaged"), _file(once(path)) as file:
+            context.load_verify_locations(file)
         optional = self.client_certificates_optional
         context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
 
-    def expiry(self) -> datetime.datetime:
-        """Return until when the certificate is valid.
+    def _load_dh_parameters(self, context: ssl.SSLContext, path: str, once: Read) -> None:
+        what = f"{path} holds no Diffie-Hellman parameters in PEM"
+        with _file(once(path)) as file, _explained(what):
+            context.load_dh_params(file)
 
-        Raises:
-            FilesError: it cannot be read.
-        """
-        with _explained(f"the certificate in {self.certificate} is damaged"):
-            return not_after(certificates_in(read(self.certificate))[0])
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `Files` hold.
+
+    Attributes:
+        context: makes OpenSSL's part of a connection.
+        valid_until: when the certificate's validity ends.
+    """
+
+    context: ssl.SSLContext
+    valid_until: datetime.datetime
 
 
 class Context(Protocol):
@@ -148,12 +162,18 @@ class ServerContext:
             FilesError: they cannot be used.
         """
         self.files = files
-        self._context = files.load()
+        self._loaded = files.load()
+
+    @property
+    def valid_until(self) -> datetime.datetime:
+        """When the validity of the certificate in use ends."""
+        return self._loaded.valid_until
 
     def reread(self) -> Callable[[], None]:
         """Read the files again, and return what takes them into use.
 
-        That is for handshakes from then on; open connections go on as they are.
+        That is for handshakes from then on; open connections go on as they are.  Tickets that
+        were given out before are of no use from then on: their sessions begin anew.
 
         Raises:
             FilesError: they cannot be used.
@@ -161,13 +181,13 @@ class ServerContext:
         loaded = self.files.load()
 
         def take_into_use() -> None:
-            self._context = loaded
+            self._loaded = loaded
 
         return take_into_use
 
     def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
         """Return a new connection's server side."""
-        return self._context.wrap_bio(incoming, outgoing, server_side=True)
+        return self._loaded.context.wrap_bio(incoming, outgoing, server_side=True)
 
 
 def read(path: str) -> str:
@@ -195,34 +215,33 @@ def certificates_in(text: str) -> list[str]:
     ]
 
 
-def not_after(certificate: str) -> datetime.datetime:
-    """Return the end of a certificate's validity (RFC 5280, 4.1.2.5).
+@contextlib.contextmanager
+def _file(text: str) -> Iterator[str]:
+    """Give the path of a file that holds `text`: Python lets OpenSSL read from nothing else.
+
+    It is in memory where the system has such files, so that no key gets onto a disk by this.
 
     Raises:
-        ValueError: it is no certificate.
+        OSError: there can be no such file.
     """
-    _, certificate_body, _ = _element(ssl.PEM_cert_to_DER_cert(certificate))
-    _, fields, _ = _element(certificate_body)
-    tag, _, rest = _element(fields)
-    # The version may be left out; serial number, signature's algorithm and issuer follow.
-    for _ in range(3 if tag == 0xA0 else 2):
-        _, _, rest = _element(rest)
-    _, validity, _ = _element(rest)
-    _, _, after = _element(validity)
-    tag, moment, _ = _element(after)
-    form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
-    return datetime.datetime.strptime(moment.decode(), form).replace(tzinfo=datetime.UTC)
+    with contextlib.ExitStack() as stack:
+        if (path := _in_memory(text, stack)) is None:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".pem"))
+            file.write(text.encode("ascii", errors="replace"))
+            file.flush()
+            path = file.name
+        yield path
 
 
-def _element(der: bytes) -> tuple[int, bytes, bytes]:
-    """Return the tag and the body of the first element of `der`, and what follows it."""
-    if len(der) < 2:
-        raise ValueError("it ends too early")
-    size, start = der[1], 2
-    if size & 0x80:
-        start += size & 0x7F
-        size = int.from_bytes(der[2:start], "big")
-    return der[0], der[start : start + size], der[start + size :]
+def _in_memory(text: str, stack: contextlib.ExitStack) -> str | None:
+    try:
+        descriptor = os.memfd_create("echod")
+        stack.callback(os.close, descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}")
+        path.write_text(text, "ascii", errors="replace")
+    except (AttributeError, OSError):  # another system, or one without /proc
+        return None
+    return str(path)
 
 
 class _Encrypted(Exception):

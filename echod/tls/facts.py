@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
-from typing import Any
+
+from echod.tls.der import subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +13,9 @@ class Certificate:
     """The certificate by which the peer has proved who it is.
 
     Attributes:
-        subject: the distinguished name, as (attribute, value) pairs in their order.
+        subject: the distinguished name, as (attribute, value) pairs in their order: attributes as
+            OpenSSL calls them, or by their OID; a value that is no text is "#" and its DER in
+            hexadecimal (RFC 4514, 2.4).  Not escaped.  Empty where the certificate is not in DER.
         der: the certificate itself, in DER.
     """
 
@@ -21,7 +24,7 @@ class Certificate:
 
     @property
     def common_name(self) -> str:
-        """The subject's common name, "" where there is none; not escaped."""
+        """The subject's common name, the first of several, "" where there is none; not escaped."""
         return next((value for name, value in self.subject if name == "commonName"), "")
 
 
@@ -64,41 +67,78 @@ def facts_of(connection: ssl.SSLObject, server_name: str | None) -> TLSFacts:
 
 def certificate_of(connection: ssl.SSLObject) -> Certificate | None:
     """Return the peer's certificate; None where it has shown none that was verified."""
-    shown: Any = connection.getpeercert()
     der = connection.getpeercert(binary_form=True)
-    if not shown or der is None:
+    if der is None or connection.context.verify_mode == ssl.CERT_NONE:
         return None
-    subject = tuple(pair for relative in shown.get("subject", ()) for pair in relative)
-    return Certificate(subject, der)
+    # Not by `getpeercert()`: there a name that is a BIT STRING is bytes, and one that OpenSSL
+    # cannot convert, or an alternative name that is not UTF-8, raises.
+    try:
+        return Certificate(subject(der), der)
+    except ValueError:  # in BER: OpenSSL reads that, too
+        return Certificate((), der)
+
+
+# The longest ClientHello that OpenSSL takes, in bytes, with the header of the message.
+LARGEST = 131_396 + 4
+HANDSHAKE, CLIENT_HELLO = 22, 1
 
 
 class ClientHello:
     """The bytes of a ClientHello (RFC 8446, 4.1.2), for the host name in it.
+
+    It may come in several records, each of any size, and each record in several reads.  What is
+    kept of it is bounded by `LARGEST`; OpenSSL refuses what is longer.
 
     Python's own callback for that name prints a traceback where the name is not ASCII, which any
     stranger could have it do.
     """
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        # The message without the records' headers; the header that is being read; how much of its
+        # record is yet to come; and whether what came is of no ClientHello.
+        self._message = bytearray()
+        self._header = bytearray()
+        self._left = 0
+        self._alien = False
 
     def feed(self, data: bytes) -> bool:
-        """Take what came; return whether the first record is complete.
+        """Take what came; return whether no more is needed."""
+        rest = memoryview(data)
+        while rest and not self._over:
+            if self._left:
+                self._message += rest[: self._left]
+                taken = min(self._left, len(rest))
+                self._left -= taken
+            else:
+                taken = min(5 - len(self._header), len(rest))
+                self._header += rest[:taken]
+                self._begin_record()
+            rest = rest[taken:]
+        return self._over
 
-        After that, or after the most that a record may hold, more is not needed.
-        """
-        self._bytes += data
-        whole = 5 + int.from_bytes(self._bytes[3:5], "big")
-        return len(self._bytes) >= min(whole, 5 + 2**14)
+    def _begin_record(self) -> None:
+        if len(self._header) == 5:
+            self._alien = self._header[0] != HANDSHAKE
+            self._left = int.from_bytes(self._header[3:], "big")
+            self._header.clear()
+
+    @property
+    def _over(self) -> bool:
+        """Whether the message is complete, or none that OpenSSL takes."""
+        message = self._message
+        if len(message) < 4:
+            return self._alien or message[:1] not in (b"", bytes([CLIENT_HELLO]))
+        size = 4 + int.from_bytes(message[1:4], "big")
+        return self._alien or message[0] != CLIENT_HELLO or not len(message) < size <= LARGEST
 
     @property
     def server_name(self) -> str | None:
         """The host that the client asks for; None where it asks for none, or not in good form."""
         # Slices of what is not there are empty, and empty is 0: no hello makes this raise.
-        hello = _Slice(bytes(self._bytes))
-        if hello.take(1) != b"\x16":
+        hello = _Slice(bytes(self._message))
+        if self._alien or hello.take(1) != bytes([CLIENT_HELLO]):
             return None
-        hello.take(4 + 4 + 2 + 32)  # record, message, version, random
+        hello.take(3 + 2 + 32)  # the message's size, version, random
         hello.block(1)  # session
         hello.block(2)  # cipher suites
         hello.block(1)  # compression methods

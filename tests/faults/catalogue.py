@@ -83,6 +83,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         56: "WebSocket frames: unmasked, fragmented, huge",
         57: "The metrics are seen by clients, or grow by what they send",
         58: "A plugin cannot be imported",
+        80: "A ClientHello in pieces; a certificate with an unusual name",
     },
     "Life cycle": {
         59: "SIGHUP",

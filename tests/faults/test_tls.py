@@ -165,6 +165,36 @@ def test_openssl_as_a_client_is_answered(running: Daemon, model: str) -> None:
         process.terminate()
 
 
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_openssl_as_a_client_resumes_by_the_one_ticket_that_it_gets(
+    running: Daemon, model: str, tmp_path: Path, version: str
+) -> None:
+    def shake_hands(*options: str) -> str:
+        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{running.port}", *options]
+        command += [f"-tls{version.replace('.', '_')}", "-msg", "-ign_eof", "-servername", "host"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"happy\n")
+            process.stdin.flush()
+            said = b""
+            while b"OK...happy" not in said:
+                line = process.stdout.readline()
+                assert line, said
+                said += line
+            process.terminate()
+        return said.decode(errors="replace")
+
+    session = str(tmp_path / "session")
+    first = shake_hands("-sess_out", session)
+    again = shake_hands("-sess_in", session)
+    assert f"New, TLSv{version}" in first
+    assert f"Reused, TLSv{version}" in again
+    assert first.count("NewSessionTicket") == 1
+
+
 def test_socat_as_a_client_gets_the_reply_to_what_it_sent_last(
     running: Daemon, model: str
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from echod.settings import configure
+from tests.certificates import self_signed_pem
 from tests.daemon import Daemon, Start, receive_all, tool
 from tests.faults.clients import greeted, is_served
 
@@ -143,8 +144,10 @@ def test_no_system_call_is_needed_that_the_units_forbid(
     daemon: Start, tmp_path: Path, allowed: set[str], model: str
 ) -> None:
     trace = tmp_path / "trace"
+    (tmp_path / "server.pem").write_bytes(self_signed_pem())
     running = daemon(
         *("--concurrency", model, "--listen", f"unix:{tmp_path / 'socket'}", "--port", "0"),
+        *("--listen", f"tls:0:interface=127.0.0.1:certificate={tmp_path / 'server.pem'}"),
         under=[tool("strace"), "-f", "-qq", "-o", str(trace), "--signal=none"],
     )
     with greeted(running) as connection:

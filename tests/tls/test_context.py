@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
+import itertools
+import os
 import ssl
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from echod.tls import Files, FilesError, ServerContext
+from echod.tls import Files, FilesError, ServerContext, context
+from echod.tls.context import read
+from echod.tls.facts import facts_of
 from tests.certificates import DAY, Authority, encrypted_key
+from tests.tls_peer import VERSIONS, client_context
 
 AUTHORITY = Authority("an authority")
 
@@ -42,11 +49,11 @@ def files(folder: Path, certificate: str, **names: str) -> Files:
 
 
 def handshake(
-    server: ServerContext, client: ssl.SSLContext, name: str | None = None
+    server: ServerContext, client: ssl.SSLContext, session: ssl.SSLSession | None = None
 ) -> tuple[ssl.SSLObject, ssl.SSLObject]:
     """Let both sides shake hands in memory."""
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    sides = [server.wrap(up, down), client.wrap_bio(down, up, server_hostname=name)]
+    sides = [server.wrap(up, down), client.wrap_bio(down, up, session=session)]
     for side in (sides[1], *sides, *sides):
         try:
             side.do_handshake()
@@ -109,18 +116,45 @@ def test_what_cannot_be_used_says_why_in_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_a_chain_without_a_temporary_directory_says_so_in_one_line(
+@pytest.fixture(params=[OSError, AttributeError])
+def no_memory_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system without files in memory, or without this way to have one."""
+
+    def memfd_create(name: str) -> int:
+        raise request.param
+
+    monkeypatch.setattr(os, "memfd_create", memfd_create)
+
+
+def test_files_in_memory_will_do_without_a_temporary_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(folder / "none")])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    ServerContext(files(folder, "certificate.pem", key="key.pem", chain="ca.pem"))
+
+
+@pytest.mark.usefixtures("no_memory_files")
+def test_a_temporary_directory_will_do_without_files_in_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "temporary"))
+    server = ServerContext(files(folder, "certificate.pem", key="key.pem", chain="ca.pem"))
+    handshake(server, trusting(ca=folder / "ca.pem"))
+    assert not list((folder / "temporary").iterdir())
+
+
+@pytest.mark.usefixtures("no_memory_files")
+def test_without_either_it_says_so_in_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(folder / "none")])
     monkeypatch.setattr(tempfile, "tempdir", None)
     with pytest.raises(FilesError) as raised:
-        ServerContext(files(folder, "pair.pem", chain="ca.pem"))
+        ServerContext(files(folder, "pair.pem"))
     assert str(raised.value).startswith(
-        f"{folder}/ca.pem cannot be used: No usable temporary directory found in "
-    )
-    assert str(raised.value).endswith(
-        f": append its certificates to those in {folder}/pair.pem, and leave it out"
+        f"{folder}/pair.pem cannot be used: No usable temporary directory found in "
     )
 
 
@@ -148,18 +182,47 @@ def test_a_reload_that_fails_changes_nothing(folder: Path) -> None:
     ("name", "days"), [("pair.pem", 1), ("expired.pem", -1), ("certificate.pem", 1)]
 )
 def test_the_end_of_validity_is_told(folder: Path, name: str, days: int) -> None:
-    expiry = files(folder, name).expiry()
+    key = "key.pem" if name == "certificate.pem" else name
+    server = ServerContext(files(folder, name, key=key))
     expected = datetime.datetime.now(datetime.UTC) + days * DAY
-    assert abs(expiry - expected) < datetime.timedelta(minutes=5)
+    assert abs(server.valid_until - expected) < datetime.timedelta(minutes=5)
 
 
 @pytest.mark.parametrize("content", [b"", b"AA==", b"MIIB", b"MAA="])
-def test_a_certificate_that_is_none_has_no_end_of_validity(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "wrong.pem"
+def test_a_certificate_that_is_none_is_refused(folder: Path, content: bytes) -> None:
+    path = folder / "wrong.pem"
     begin, end = b"-----BEGIN CERTIFICATE-----\n", b"\n-----END CERTIFICATE-----\n"
     path.write_bytes(begin + content + end)
-    with pytest.raises(FilesError, match=r"the certificate in .*wrong\.pem is damaged"):
-        Files(str(path)).expiry()
+    with pytest.raises(
+        FilesError, match=r"the certificate in .*wrong\.pem or the key in .* damaged"
+    ):
+        Files(str(path), str(folder / "key.pem")).load()
+
+
+def test_a_file_that_changes_while_it_is_read_is_one_thing_or_the_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each read of a file finds it as the renewal has left it, or half written."""
+    path = folder / "pair.pem"
+    states = [b"", b"-----BEGIN CERT", path.read_bytes(), AUTHORITY.issue("new", 9 * DAY)]
+    for order in itertools.product(states, repeat=3):
+        turns = itertools.chain(order, itertools.repeat(order[-1]))
+
+        def changing(of: str, turns: Iterator[bytes] = turns) -> str:
+            path.write_bytes(next(turns))
+            return read(of)
+
+        monkeypatch.setattr(context, "read", changing)
+        try:
+            server = ServerContext(files(folder, "pair.pem"))
+        except FilesError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            continue
+        _, client = handshake(server, trusting(ca=folder / "ca.pem"))
+        shown = client.getpeercert()
+        assert shown is not None
+        said = ssl.cert_time_to_seconds(str(shown["notAfter"]))
+        assert said == server.valid_until.timestamp()
 
 
 def test_client_certificates_are_required_or_optional(folder: Path) -> None:
@@ -181,3 +244,48 @@ def test_a_protocol_is_agreed_on(folder: Path) -> None:
     client = trusting()
     client.set_alpn_protocols(["a", "b"])
     assert handshake(server, client)[0].selected_alpn_protocol() == "b"
+
+
+def session_of(client: ssl.SSLObject) -> ssl.SSLSession:
+    """Return what a client can resume: in TLS 1.3 it reads its ticket first."""
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.read(1)
+    assert client.session is not None
+    assert client.session.has_ticket
+    return client.session
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_session_is_resumed_by_its_ticket_and_that_one_by_its_own(
+    folder: Path, version: ssl.TLSVersion
+) -> None:
+    server, client = ServerContext(files(folder, "pair.pem")), client_context(version)
+    session = None
+    for reused in (False, True, True):
+        sides = handshake(server, client, session)
+        assert [side.session_reused for side in sides] == [reused, reused]
+        session = session_of(sides[1])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_client_that_resumes_has_the_same_certificate(
+    folder: Path, version: ssl.TLSVersion
+) -> None:
+    server = ServerContext(files(folder, "pair.pem", client_ca="ca.pem"))
+    client = client_context(version)
+    client.load_cert_chain(folder / "pair.pem")
+    first = handshake(server, client)
+    again = handshake(server, client, session_of(first[1]))
+    assert again[0].session_reused
+    facts = [facts_of(side, None) for side in (first[0], again[0])]
+    assert facts[0] == facts[1]
+    assert facts[1].certificate is not None
+    assert facts[1].certificate.common_name == "server"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_after_a_reload_sessions_begin_anew(folder: Path, version: ssl.TLSVersion) -> None:
+    server, client = ServerContext(files(folder, "pair.pem")), client_context(version)
+    session = session_of(handshake(server, client)[1])
+    server.reread()()
+    assert not handshake(server, client, session)[0].session_reused

@@ -21,7 +21,10 @@ from echod.listen import ListenError, parse_listen
 from echod.proxy_protocol import HeaderParser, ProxyError
 from echod.settings import SETTINGS, Settings
 from echod.tls import Files, ServerContext, TLSFactory
+from echod.tls.der import not_after, subject
+from echod.tls.facts import ClientHello
 from tests.certificates import Authority
+from tests.tls_peer import records
 
 
 def cut(data: bytes) -> Iterator[bytes]:
@@ -187,6 +190,24 @@ def tls(data: bytes) -> None:
         clock.advance(60)
 
 
+def hello(data: bytes) -> None:
+    """However a ClientHello is cut into records and reads, the host in it is the same."""
+    for start in (b"", b"\x01\0\0\x80\x03\x03" + bytes(33)):
+        message = bytes(5) + start + data
+        whole, pieces = ClientHello(), ClientHello()
+        whole.feed(records(message, 1 << 14))
+        for read in cut(records(message, len(data) % 5 + 1, 3)):
+            pieces.feed(read)
+        assert pieces.server_name == whole.server_name
+
+
+def certificate(data: bytes) -> None:
+    """What is asked of a certificate is found, or refused by a ValueError."""
+    for read in (subject, not_after):
+        with contextlib.suppress(ValueError):
+            read(data)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -201,5 +222,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         listen,
         proxy,
         tls,
+        hello,
+        certificate,
     )
 }

@@ -1,0 +1,123 @@
+"""DER (X.690), as much of it as is asked of certificates here: their name, and their validity.
+
+Whatever the bytes are, what is raised is a ValueError.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from collections.abc import Iterator
+
+# How the types of strings (X.680, 8.4) are decoded, as OpenSSL does; those of one byte a letter
+# are taken for Latin-1.
+CHARSETS = {
+    0x0C: "utf-8",  # UTF8String
+    0x12: "latin-1",  # NumericString
+    0x13: "latin-1",  # PrintableString
+    0x14: "latin-1",  # TeletexString, also called T61String
+    0x16: "latin-1",  # IA5String
+    0x1A: "latin-1",  # VisibleString
+    0x1C: "utf-32-be",  # UniversalString
+    0x1E: "utf-16-be",  # BMPString
+}
+UTC_TIME = 0x17
+VERSION = 0xA0
+
+
+def not_after(certificate: bytes) -> datetime.datetime:
+    """Return the end of a certificate's validity (RFC 5280, 4.1.2.5).
+
+    Raises:
+        ValueError: it is no certificate.
+    """
+    validity = _fields(certificate)[3]
+    tag, moment, _ = element(element(element(validity)[1])[2])
+    form = "%y%m%d%H%M%SZ" if tag == UTC_TIME else "%Y%m%d%H%M%SZ"
+    return datetime.datetime.strptime(moment.decode(), form).replace(tzinfo=datetime.UTC)
+
+
+def subject(certificate: bytes) -> tuple[tuple[str, str], ...]:
+    """Return the name of who has a certificate (RFC 5280, 4.1.2.6).
+
+    Returns:
+        (attribute, value) pairs in their order, those of one relative name one after the other.
+        An attribute is called what OpenSSL calls it, or by the numbers of its OID.  A value that
+        is no text, as a BIT STRING is none, is "#" and its DER in hexadecimal (RFC 4514, 2.4).
+
+    Raises:
+        ValueError: it is no certificate.
+    """
+    name = element(_fields(certificate)[4])[1]
+    return tuple(
+        (_attribute(element(kind)[1]), _value(value))
+        for relative in elements(name)
+        for pair in elements(element(relative)[1])
+        for kind, value in [_two(element(pair)[1])]
+    )
+
+
+def element(der: bytes) -> tuple[int, bytes, bytes]:
+    """Return the tag and the body of the first element of `der`, and what follows it.
+
+    Raises:
+        ValueError: it ends too early.
+    """
+    size, start = der[1:2], 2
+    length = size[0] if size else 0
+    if length & 0x80:
+        start += length & 0x7F
+        length = int.from_bytes(der[2:start], "big")
+    if not size or len(der) < start + length:
+        raise ValueError("it ends too early")
+    return der[0], der[start : start + length], der[start + length :]
+
+
+def elements(der: bytes) -> Iterator[bytes]:
+    """Return each element of `der`, whole.
+
+    Raises:
+        ValueError: the last one ends too early.
+    """
+    while der:
+        rest = element(der)[2]
+        yield der[: len(der) - len(rest)]
+        der = rest
+
+
+def _two(der: bytes) -> tuple[bytes, bytes]:
+    first, second = elements(der)
+    return first, second
+
+
+def _fields(certificate: bytes) -> list[bytes]:
+    """Return serial number, signature's algorithm, issuer, validity, subject, and what follows."""
+    fields = list(elements(element(element(certificate)[1])[1]))
+    if fields and fields[0][0] == VERSION:  # it may be left out
+        del fields[0]
+    if len(fields) < 5:
+        raise ValueError("it ends too early")
+    return fields
+
+
+def _attribute(oid: bytes) -> str:
+    """Return what OpenSSL calls an attribute, or its OID in dots where it has no name for it."""
+    numbers = [0]
+    for byte in oid:
+        numbers[-1] = numbers[-1] << 7 | byte & 0x7F
+        if not byte & 0x80:
+            numbers.append(0)
+    first = min(numbers[0] // 40, 2)
+    dotted = ".".join(map(str, (first, numbers[0] - 40 * first, *numbers[1:-1])))
+    try:
+        return ssl._ASN1Object(dotted).longname
+    except ValueError:
+        return dotted
+
+
+def _value(der: bytes) -> str:
+    tag, body, _ = element(der)
+    try:
+        return body.decode(CHARSETS[tag])
+    except (KeyError, UnicodeDecodeError):
+        return f"#{der.hex()}"
