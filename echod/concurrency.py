@@ -50,6 +50,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.connection import ConnectionSocket
+from echod.contexts import Followed
 from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
@@ -199,15 +200,17 @@ class InReactor(_OpenHouse):
     finish = call
 
     def abandon(self, handle: Any) -> None:
-        handle.cancel()
+        handle.deferred.cancel()
 
     def settle(self, done: Done, result: Any) -> Any:
         """Do what `call` does once the handler's code has returned `result`."""
         if result.__class__ is bytes or result is None:
             return result
+        followed = None
         if inspect.iscoroutine(result):
-            result = Deferred.fromCoroutine(result)
-        return _wait(done, result) if isinstance(result, Deferred) else result
+            followed = Followed()
+            result = Deferred.fromCoroutine(followed.run(result))
+        return _wait(done, result, followed) if isinstance(result, Deferred) else result
 
     def drain(self) -> Deferred[None]:
         return succeed(None)
@@ -216,7 +219,20 @@ class InReactor(_OpenHouse):
         pass
 
 
-def _wait(done: Done, deferred: Deferred[Any]) -> Any:
+@dataclass(frozen=True)
+class Awaited:
+    """What `InReactor.call` waits for.
+
+    Attributes:
+        deferred: has not fired; it can be cancelled.
+        followed: the coroutine behind it, if there is one.
+    """
+
+    deferred: Deferred[Any]
+    followed: Followed | None
+
+
+def _wait(done: Done, deferred: Deferred[Any], followed: Followed | None) -> Any:
     """Return the result of `deferred` if it has one, else what will become one."""
     results: list[Any] = []
     returned = False
@@ -230,7 +246,9 @@ def _wait(done: Done, deferred: Deferred[Any]) -> Any:
     deferred.addBoth(arrived)
     returned = True
     if not results:
-        return Pending(deferred)
+        return Pending(Awaited(deferred, followed))
+    if followed is not None:
+        followed.take_over()
     if isinstance(results[0], Failure):
         results[0].raiseException()
     return results[0]

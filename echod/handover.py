@@ -24,6 +24,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import UNIXAddress
@@ -76,7 +77,7 @@ class SocketProtocol(ConnectionProtocol):
         conversation = Conversation(home.handler, home.framing, self.client, home.banner)
         whole = home.handler.kind is Kind.CONNECTION
         talk = conversation.own_socket if whole else conversation.answer_messages
-        self._home.model.call(self._returned, _converse, talk, conn)
+        self._home.model.call(self._returned, Context().run, _converse, talk, conn)
 
     def _returned(self, result: object) -> None:
         """The handler has returned: `result` is the reason to close, or a Failure."""

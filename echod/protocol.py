@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextvars import Context
+from functools import partial
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IAddress, IPushProducer
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.concurrency import (
+    Awaited,
     Busy,
     Dropped,
     InPool,
@@ -32,6 +35,7 @@ from echod.concurrency import (
     checked,
     overridden,
 )
+from echod.contexts import call_in, context_of, take_over
 from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
@@ -99,11 +103,17 @@ class ReplyBatch:
 
 @implementer(IPushProducer)
 class EchoProtocol(ConnectionProtocol):
-    """Gives each message to a handler and sends its reply, in order."""
+    """Gives each message to a handler and sends its reply, in order.
+
+    In the event loop, handler code is called from where the conversation's context has been
+    entered: by the transport, or by us where something comes in (`_from_transport`, for what the
+    transport calls; `_inside`, for what others do).  In the pool the thread enters it.
+    """
 
     __slots__ = (
         "_bytes_received",
         "_bytes_sent",
+        "_context",
         "_drain_left",
         "_handler",
         "_handler_open",
@@ -123,7 +133,9 @@ class EchoProtocol(ConnectionProtocol):
         """
         super().__init__(EchoFactory() if home is None else home)
         home = self._home
-        self._handler = home.handler.message_handler()
+        # The conversation's own; None where the transport has one.
+        self._context: Context | None = Context()
+        self._handler = self._context.run(home.handler.message_handler)
         self._received = self._handler.received
         self._session = self._new_session()
         # Until the handler is open, what comes is kept: behind a PROXY header, or behind the end
@@ -145,9 +157,54 @@ class EchoProtocol(ConnectionProtocol):
             read_ahead=home.limits.max_pending,
         )
 
+    # The conversation's context.
+
+    def _from_transport(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Do what the transport has called for."""
+        if self._context is None:
+            function(*arguments)
+        else:
+            self._inside(function, *arguments)
+
+    def _inside(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Do what somebody else than the transport has called for."""
+        if isinstance(self._home.model, InPool):
+            function(*arguments)
+        else:
+            context = context_of(self.transport) if self._context is None else self._context
+            function(*arguments) if context is None else call_in(context, function, *arguments)
+
+    def _in_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what calls handler code where it runs: a pool's thread has to be told."""
+        if self._context is None or not isinstance(self._home.model, InPool):
+            return function
+        return partial(self._context.run, function)
+
     # From Twisted.
 
+    def connectionMade(self) -> None:
+        if not isinstance(self._home.model, InPool) and context_of(self.transport) is not None:
+            constructors, self._context = self._context, None
+            assert constructors is not None
+            take_over(constructors)
+        self._from_transport(super().connectionMade)
+
+    def handshakeCompleted(self) -> None:
+        self._from_transport(super().handshakeCompleted)
+
+    def readConnectionLost(self) -> None:
+        self._from_transport(super().readConnectionLost)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._from_transport(super().connectionLost, reason)
+
     def dataReceived(self, data: bytes) -> None:
+        if self._context is None:
+            self._receive(data)
+        else:
+            self._inside(self._receive, data)
+
+    def _receive(self, data: bytes) -> None:
         self._reads += 1
         self._bytes_received += len(data)
         self._session.receive(data)
@@ -166,12 +223,18 @@ class EchoProtocol(ConnectionProtocol):
         """The transport has written everything."""
         self._session.blocked = False
         self._deadline = math.inf
-        self._answer_messages()
+        self._from_transport(self._answer_messages)
 
     def stopProducing(self) -> None:
         """The transport will write no more; `connectionLost` follows."""
 
     # The conversation.
+
+    def _enter(self) -> None:
+        if self._waiting:  # for another connection to leave, in whose context this is called
+            self._inside(super()._enter)
+        else:
+            super()._enter()
 
     def _start(self) -> None:
         self.transport.registerProducer(self, True)
@@ -179,13 +242,14 @@ class EchoProtocol(ConnectionProtocol):
         if opened is None:
             self._opened(None)
             return
-        result = self._home.model.call(self._opened, opened, self.client)
+        done = partial(self._inside, self._opened)
+        result = self._home.model.call(done, self._in_thread(opened), self.client)
         if not self._is_pending(result):
             self._opened(result)
 
     def _opened(self, greeting: object) -> None:
         """The handler's `opened` has returned `greeting`, or failed with it."""
-        self._pending = None
+        self._waited()
         self._session.in_flight = False
         self._handler_open = not isinstance(greeting, Failure)
         try:
@@ -207,7 +271,8 @@ class EchoProtocol(ConnectionProtocol):
 
     def _answer_messages(self) -> None:
         """Hand out messages for as long as the session allows; then read on, or close."""
-        session, call, received = self._session, self._home.model.call, self._received
+        session, call = self._session, self._home.model.call
+        received = self._in_thread(self._received)
         encode, batch = self._home.framing.encode, ReplyBatch(self._write)
         while (message := self._next_message(batch)) is not None:
             try:
@@ -250,9 +315,18 @@ class EchoProtocol(ConnectionProtocol):
             return True
         return False
 
+    def _waited(self) -> None:
+        """What was waited for, if anything was, has a result."""
+        pending, self._pending = self._pending, None
+        if isinstance(pending, Awaited) and pending.followed is not None:
+            pending.followed.take_over()
+
     def _answered(self, result: object) -> None:
         """The message in flight has its result at last: a reply, or a Failure."""
-        self._pending = None
+        self._inside(self._take_answer, result)
+
+    def _take_answer(self, result: object) -> None:
+        self._waited()
         try:
             if isinstance(result, Failure):
                 self._handler_failed(result)
@@ -346,7 +420,7 @@ class EchoProtocol(ConnectionProtocol):
         self._handler_open = False
         assert self._reason is not None
         try:
-            self._home.model.finish(self._closed, closed, self._reason.value)
+            self._home.model.finish(self._closed, self._in_thread(closed), self._reason.value)
         except BaseException:
             self.fail(Failure())
 
@@ -355,6 +429,9 @@ class EchoProtocol(ConnectionProtocol):
             log_failure(result, self.client)
 
     # Drain: take what the kernel holds for us at that moment, and no more.
+
+    def drain(self) -> None:
+        self._inside(super().drain)
 
     def _cut_input(self) -> None:
         self._drain_left = unread(self.transport)
@@ -369,7 +446,7 @@ class EchoProtocol(ConnectionProtocol):
         super().sweep(now)
         if self._draining and self._entered and self._reason is None:
             # What had come may be no message at all: a part of a TLS record.
-            self._cut_input_when_read()
+            self._inside(self._cut_input_when_read)
 
     # For the sweep and the metrics.
 
@@ -441,7 +518,8 @@ class DirectProtocol(EchoProtocol):
             write: the quickest way to write, for as long as the connection is open.
         """
         own = type(self).dataReceived is DirectProtocol.dataReceived
-        if not own or traffic(transport, input_ended=False) is None:
+        countless = traffic(transport, input_ended=False) is None
+        if not own or countless or context_of(transport) is None:
             return self.dataReceived
         self._kernel_counts = True
         self._send = write
@@ -450,7 +528,10 @@ class DirectProtocol(EchoProtocol):
     def dataReceived(self, data: bytes) -> None:
         if self._direct:
             self._bytes_received += len(data)
-        self._answer(data)
+        if self._context is None:
+            self._answer(data)
+        else:
+            self._inside(self._answer, data)
 
     def _answer(self, data: bytes) -> None:
         if len(data) <= self._direct:
@@ -471,7 +552,7 @@ class DirectProtocol(EchoProtocol):
         elif self._direct:
             self._answer_pieces(data)
         else:
-            super().dataReceived(data)
+            self._receive(data)
 
     def _answer_pieces(self, data: bytes) -> None:
         """Answer a long read; small replies leave together."""
@@ -601,14 +682,15 @@ class PooledProtocol(DirectProtocol):
             session.in_flight = True
             self._bytes_received += len(data)
             try:
-                submit = cast(InPool, self._home.model).submit
-                self._pending = submit(self._answered_directly, self._received, (data,))
+                assert self._context is not None
+                submit, run = cast(InPool, self._home.model).submit, self._context.run
+                self._pending = submit(self._answered_directly, run, (self._received, data))
                 self._direct_messages += 1
             except Busy as busy:
                 session.in_flight = False
                 self._turn_away(busy)
         else:
-            EchoProtocol.dataReceived(self, data)
+            self._receive(data)
 
     def _answered_directly(self, result: object) -> None:
         if self._direct and isinstance(result, bytes):

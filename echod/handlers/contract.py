@@ -100,8 +100,8 @@ class Handler:
     same place, by the concurrency model: in the event loop (`reactor`, `serial`), in a pool
     thread (`defer-to-thread`: maybe another one each time), or in the connection's own thread
     (`thread-per-connection`).  They never run at the same time for one connection, so an
-    instance needs no lock for its own state.  Context variables that one of them sets are not
-    there in the next one's thread: keep what is the connection's in the instance.
+    instance needs no lock for its own state.  Context variables (`contextvars`) that one of them,
+    or the constructor, sets are there in the next one, and in no other connection's.
 
     The constructor runs in the event loop, under every model but `thread-per-connection`, when
     the connection is accepted.  What may take its time (a database, a file) belongs in `opened`.

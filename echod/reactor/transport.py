@@ -30,10 +30,12 @@ Differences from ``twisted.internet.tcp``, each for a reason:
 from __future__ import annotations
 
 import _socket
+import gc
 import socket
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import error, main
@@ -51,6 +53,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.contexts import call_in
 from echod.reactor.logprefix import running
 
 try:
@@ -177,6 +180,17 @@ class StreamTransport:
         self.connected = 1
         self.socket.stream = self
         self.reactor.streams.add(self)
+        context = self.context
+        self._open() if context is None else context.run(self._open)
+
+    @property
+    def context(self) -> Context | None:
+        """The context in which uvloop calls this stream, which no other stream has."""
+        # It keeps it to itself; but the garbage collector has to know of it.
+        referred = gc.get_referents(self._uv)
+        return next((one for one in referred if type(one) is Context), None)
+
+    def _open(self) -> None:
         try:
             protocol = self._build_protocol()
             if protocol is None:
@@ -309,8 +323,9 @@ class StreamTransport:
     def connectionLost(self, reason: Failure) -> None:
         """End the connection here and now, as the reactor does when it stops."""
         if not self.disconnected:
+            context = self.context
             self._uv.abort()
-            self._finish(reason)
+            self._finish(reason) if context is None else call_in(context, self._finish, reason)
 
     def _fail(self, what: str) -> None:
         """Log the exception being handled, and end the connection with it."""
@@ -346,7 +361,9 @@ class StreamTransport:
             self._uv.close()
             if self.writing:
                 loop = self.reactor.loop
-                self._flush_timer = loop.call_later(FLUSH_TIMEOUT, self._uv.abort)
+                self._flush_timer = loop.call_later(
+                    FLUSH_TIMEOUT, self._uv.abort, context=self.reactor.context
+                )
 
     def abortConnection(self) -> None:
         if self.connected and not self._aborting:
@@ -410,7 +427,7 @@ class StreamTransport:
             self._uv.set_write_buffer_limits(0)
         elif not self._drain_scheduled:
             self._drain_scheduled = True
-            self.reactor.loop.call_soon(self._drained_later)
+            self.reactor.loop.call_soon(self._drained_later, context=self.context)
 
     def _drained_later(self) -> None:
         self._drain_scheduled = False

@@ -72,7 +72,7 @@ class DescriptorSender(StreamTransport):
         except BlockingIOError:
             # The kernel's buffer is full, with nothing of ours to wait for: look again soon.
             self._drain_scheduled = True
-            self.reactor.loop.call_later(0.01, self._drained_later)
+            self.reactor.loop.call_later(0.01, self._drained_later, context=self.context)
             self._pause_streaming()
             return
         except OSError:

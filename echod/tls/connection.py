@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import Context as CallContext
 from typing import Any
 
 from twisted.internet.error import ConnectionLost
@@ -47,6 +48,7 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.contexts import call_in, context_of
 from echod.tls.context import Context
 from echod.tls.facts import ClientHello, TLSFacts, facts_of
 
@@ -566,8 +568,9 @@ class TLSConnection:
                 self._choose()
 
     def _read_later(self) -> None:
+        context = self.context
         try:
-            self._read_on()
+            self._read_on() if context is None else call_in(context, self._read_on)
         except BaseException:  # the transport, which would end the connection, does not see it
             self.abortConnection()
             raise
@@ -578,6 +581,11 @@ class TLSConnection:
         self.loseConnection()
 
     # The application's transport: the rest.
+
+    @property
+    def context(self) -> CallContext | None:
+        """The context in which the application is called; None where the transport has none."""
+        return context_of(self.transport)
 
     def getPeer(self) -> Any:
         return self.transport.getPeer()

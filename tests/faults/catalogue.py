@@ -97,6 +97,9 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         67: "SIGKILL leaves a UNIX socket behind",
         82: "The log's file is a device or a link, or is moved, removed or truncated",
     },
+    "Handlers": {
+        76: "A handler keeps what is its client's in context variables",
+    },
 }
 
 NOT_APPLICABLE: Mapping[int, str] = {
