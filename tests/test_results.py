@@ -1,0 +1,360 @@
+"""One suite for every kind of result that a handler may give, in every place of a long read.
+
+Several pieces of code answer messages: one for each concurrency model, and in chunk framing a
+shorter way for what is plain bytes.  Here all of them are held to one rule, `expected`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from echod import Chunk, Close, EchoFactory, Handler, Length, Line, Serial
+from echod.concurrency import InReactor, Model
+from echod.framing import Framing
+from echod.handlers import ConcurrencyModel
+from echod.protocol import EchoProtocol
+from tests.conftest import Log
+from tests.serving import eventually, server_context, serving
+
+# The messages, each named for its result.  Each says which it was, to show order.
+REPLY, EMPTY, LONG, NOTHING = b"r", b"e", b"l", b"n"
+LAST, HANG_UP, RAISES, TEXT = b"q", b"h", b"x", b"t"
+AT_ONCE = (REPLY, EMPTY, LONG, NOTHING, LAST, HANG_UP, RAISES, TEXT)
+# In the event loop: Deferreds and coroutines that have their result, and that have it later.
+FIRED, FAILED, LATER, NOTHING_LATER = b"f", b"F", b"d", b"N"
+LAST_LATER, FAILS_LATER, TEXT_LATER = b"Q", b"X", b"T"
+RETURNS, AWAITS, RAISES_THERE, LAST_THERE, LAST_AWAITED = b"c", b"a", b"y", b"k", b"K"
+ANY = (
+    *AT_ONCE,
+    *(FIRED, FAILED, LATER, NOTHING_LATER, LAST_LATER, FAILS_LATER, TEXT_LATER),
+    *(RETURNS, AWAITS, RAISES_THERE, LAST_THERE, LAST_AWAITED),
+)
+
+ERRORS = {RAISES, TEXT, FAILED, FAILS_LATER, TEXT_LATER, RAISES_THERE}
+LASTS = {LAST, LAST_LATER, LAST_THERE, LAST_AWAITED, HANG_UP}
+
+EVENT_LOOP = {ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL}
+FRAMINGS = [Chunk(max_message=1), Line(), Length()]
+
+
+def reply_to(kind: bytes, number: int) -> bytes | None:
+    """The bytes that message `number` is answered with, however they come."""
+    if kind in (EMPTY, NOTHING, NOTHING_LATER, HANG_UP) or kind in ERRORS:
+        return b"" if kind == EMPTY else None
+    return b"%s%d." % (kind, number) * (5_000 if kind == LONG else 1)
+
+
+@dataclass
+class Ending:
+    """What a client gets, and what is counted."""
+
+    wire: bytes = b""
+    messages: int = 0
+    reason: str = "client closed"
+    errors: int = 0
+
+
+def expected(kinds: list[bytes], framing: Framing, *, served: int | None = None) -> Ending:
+    """Replies in order, up to the first that is the last one, or to the first error."""
+    end = Ending()
+    for number, kind in enumerate(kinds, 1):
+        end.messages = number
+        reply = reply_to(kind, number)
+        if reply is not None:
+            end.wire += framing.encode(reply)
+        if kind in ERRORS:
+            end.reason, end.errors = "handler error", 1
+            break
+        if kind in LASTS:
+            end.reason = "handler closed"
+            break
+        if number == served:
+            end.reason = "served"
+            break
+    return end
+
+
+@dataclass
+class Script:
+    """What the handlers of one server have done, and what they wait for."""
+
+    later: Callable[[Callable[[], object]], object]
+    received: list[bytes] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+    def handler(self) -> type[Handler]:
+        """Return a handler that gives the result which each message names."""
+        script = self
+
+        class Scripted(Handler):
+            def __init__(self) -> None:
+                self._count = 0
+
+            def received(self, message: bytes) -> Any:
+                self._count += 1
+                script.received.append(message)
+                return script.result(message, reply_to(message, self._count))
+
+            def closed(self, reason: str) -> None:
+                script.closed.append(reason)
+
+        return Scripted
+
+    def result(self, kind: bytes, reply: bytes | None) -> Any:
+        if kind in (RETURNS, AWAITS, RAISES_THERE, LAST_THERE, LAST_AWAITED):
+            return self._coroutine(kind, reply)
+        give: dict[bytes, Callable[[], Any]] = {
+            LAST: lambda: Close(reply or b""),
+            HANG_UP: Close,
+            RAISES: self._fail,
+            TEXT: lambda: "text",
+            FIRED: lambda: succeed(reply),
+            FAILED: lambda: fail(RuntimeError("no good")),
+            LATER: lambda: self._soon(reply),
+            NOTHING_LATER: lambda: self._soon(None),
+            LAST_LATER: lambda: self._soon(Close(reply or b"")),
+            FAILS_LATER: lambda: self._soon(Failure(RuntimeError("no good"))),
+            TEXT_LATER: lambda: self._soon("text"),
+        }
+        return give.get(kind, lambda: reply)()
+
+    def _fail(self) -> None:
+        raise RuntimeError("no good")
+
+    def _soon(self, result: Any) -> Deferred[Any]:
+        deferred: Deferred[Any] = Deferred()
+        self.later(lambda: deferred.callback(result))
+        return deferred
+
+    async def _coroutine(self, kind: bytes, reply: bytes | None) -> Any:
+        if kind in (AWAITS, LAST_AWAITED):
+            await self._soon(None)
+        if kind == RAISES_THERE:
+            self._fail()
+        return Close(reply or b"") if kind in (LAST_THERE, LAST_AWAITED) else reply
+
+
+# In memory, with nothing left to chance: the models of the event loop, and each way in.
+
+
+class Narrow(StringTransport):
+    """A TCP connection in memory, which is full after some bytes; it says what it is asked."""
+
+    ROOM = 8_000
+
+    def __init__(self, handle: socket.socket) -> None:
+        super().__init__()
+        self.half_closed = False
+        self.full = False
+        self._handle = handle
+        self._room = self.ROOM
+
+    def getHandle(self) -> socket.socket:
+        return self._handle
+
+    def write(self, data: bytes) -> None:
+        assert not self.half_closed, "written behind the end of our stream"
+        super().write(data)
+        self._room -= len(data)
+        if self._room < 0 and not self.full and self.producer:
+            self.full = True
+            self.producer.pauseProducing()
+
+    def make_room(self) -> None:
+        self._room, self.full = self.ROOM, False
+        if self.producer:
+            self.producer.resumeProducing()
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
+
+
+@contextlib.contextmanager
+def in_memory(
+    framing: Framing, model: Model, script: Script, *, directly: bool
+) -> Iterator[tuple[EchoFactory, EchoProtocol, Narrow, Callable[[bytes], None]]]:
+    """Connect a protocol; the last that is given is what takes a read."""
+    factory = EchoFactory(
+        Clock(), handler=script.handler(), framing=framing, model=model, banner=b""
+    )
+    protocol = factory.buildProtocol(None)
+    assert isinstance(protocol, EchoProtocol)
+    # The kernel counts for a socket that is connected to nothing, too.
+    with socket.socket() as handle:
+        transport = Narrow(handle)
+        read: Callable[[bytes], None] = protocol.dataReceived
+        if directly and hasattr(protocol, "connect_directly"):
+            read = protocol.connect_directly(transport, transport.write)
+            assert read != protocol.dataReceived
+        protocol.makeConnection(transport)
+        yield factory, protocol, transport, read
+        assert not factory.connections
+
+
+def converse(
+    kinds: list[bytes], cuts: list[int], framing: Framing, *, serial: bool, directly: bool
+) -> tuple[Ending, Script]:
+    """Send these messages, in reads that end behind each of `cuts`; return what came of it."""
+    waiting: list[Callable[[], object]] = []
+    script = Script(waiting.append)
+    model = Serial(lambda: 0.0, patience=0, queue_size=1) if serial else InReactor()
+    with in_memory(framing, model, script, directly=directly) as (factory, protocol, wire, read):
+
+        def go_on() -> None:
+            """Let come true what is waited for."""
+            while waiting or wire.full:
+                if wire.full:
+                    wire.make_room()
+                else:
+                    waiting.pop(0)()
+
+        parts = [framed(kind, framing) for kind in kinds]
+        for start, end in itertools.pairwise(sorted({0, len(kinds), *cuts})):
+            if wire.producerState != "producing":
+                go_on()
+            read(b"".join(parts[start:end]))
+        protocol.readConnectionLost()
+        go_on()
+        assert wire.half_closed or wire.disconnecting
+        protocol.writeConnectionLost()
+        assert wire.disconnecting
+        protocol.connectionLost(Failure(ConnectionDone()))
+        sent = wire.value()
+    metrics = factory.metrics
+    (reason,) = metrics.ended
+    assert metrics.ended.total() == 1
+    return Ending(sent, metrics.messages, reason), script
+
+
+def framed(kind: bytes, framing: Framing) -> bytes:
+    return framing.encode(kind)
+
+
+WAYS = [
+    pytest.param(Chunk(max_message=1), False, True, id="chunk, from uvloop"),
+    pytest.param(Chunk(max_message=1), False, False, id="chunk"),
+    pytest.param(Line(), False, False, id="line"),
+    pytest.param(Length(), False, False, id="length"),
+    pytest.param(Chunk(max_message=1), True, False, id="serial, chunk"),
+    pytest.param(Line(), True, False, id="serial, line"),
+    pytest.param(Length(), True, False, id="serial, length"),
+]
+
+
+def check(
+    kinds: list[bytes],
+    cuts: list[int],
+    way: tuple[Framing, bool, bool],
+    log: Log,
+) -> None:
+    framing, serial, directly = way
+    due = expected(kinds, framing, served=1 if serial else None)
+    ending, script = converse(kinds, cuts, framing, serial=serial, directly=directly)
+    errors = log.take_errors()
+    assert all(error.count("Traceback") == 1 for error in errors)
+    ending.errors = len(errors)
+    assert ending == due
+    assert script.received == kinds[: due.messages]
+    assert script.closed == [due.reason]
+
+
+@pytest.mark.parametrize(("framing", "serial", "directly"), WAYS)
+@pytest.mark.parametrize("kind", ANY)
+def test_a_result_of_any_kind_takes_its_place_among_those_of_one_read(
+    kind: bytes, framing: Framing, serial: bool, directly: bool, log: Log
+) -> None:
+    """In each place of a read, between any two of the plain ones."""
+    way = framing, serial, directly
+    for before, after in itertools.product(range(4), range(3)):
+        for plain in (REPLY, NOTHING):
+            check([plain] * before + [kind] + [REPLY] * after, [], way, log)
+    for other in ANY:
+        check([REPLY, REPLY, kind, other, REPLY], [], way, log)
+
+
+@pytest.mark.parametrize(("framing", "serial", "directly"), WAYS)
+def test_results_are_sent_in_order_up_to_the_last_however_the_input_comes(
+    framing: Framing, serial: bool, directly: bool, log: Log
+) -> None:
+    @given(
+        kinds=st.lists(st.sampled_from([*ANY, *[REPLY, LONG, LATER, AWAITS] * 5]), min_size=1),
+        cuts=st.lists(st.integers(1, 20), max_size=4),
+    )
+    def talk(kinds: list[bytes], cuts: list[int]) -> None:
+        places = [place for place in cuts if place < len(kinds)]
+        check(kinds, places, (framing, serial, directly), log)
+
+    talk()
+
+
+# Over the network: every model and framing, in clear and over TLS.
+
+
+@pytest.mark.parametrize("way", ["clear", "TLS"])
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("model", ConcurrencyModel)
+@pytest_twisted.ensureDeferred
+async def test_every_model_and_framing_gives_the_same_results(
+    model: ConcurrencyModel, framing: Framing, way: str, certificate: Path, log: Log
+) -> None:
+    """In each place of one read."""
+    script = Script(lambda call: reactor.callLater(0, call))
+    over = server_context(certificate) if way == "TLS" else None
+    served = 1 if model is ConcurrencyModel.SERIAL else None
+    options = {"handler": script.handler(), "framing": framing, "banner": b"", "over": over}
+    async with serving(model, **options) as server:
+        metrics = server.factory.metrics
+        for kind, place in itertools.product(ANY if model in EVENT_LOOP else AT_ONCE, range(3)):
+            kinds = [REPLY] * place + [kind] + [REPLY] * (2 - place)
+            due = expected(kinds, framing, served=served)
+            script.received.clear()
+            script.closed.clear()
+            metrics.ended.clear()
+            before = metrics.messages
+            client = await server.connect()
+            client.send(b"".join(framed(one, framing) for one in kinds))
+            client.finish()
+            assert await client.receive_all() == due.wire, kinds
+            assert client.clean
+            await eventually(lambda: bool(script.closed and metrics.ended))
+            assert metrics.ended == {due.reason: 1}
+            assert script.closed == [due.reason]
+            assert script.received == kinds[: metrics.messages - before] == kinds[: due.messages]
+            errors = log.take_errors()
+            assert [error.count("Traceback") for error in errors] == [1] * due.errors
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("model", sorted({*ConcurrencyModel} - EVENT_LOOP))
+@pytest_twisted.ensureDeferred
+async def test_in_a_thread_nothing_can_be_waited_for(
+    model: ConcurrencyModel, framing: Framing, log: Log
+) -> None:
+    class Waiting(Handler):
+        def received(self, message: bytes) -> Any:
+            return message if message == REPLY else succeed(message)
+
+    async with serving(model, handler=Waiting, framing=framing, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"".join(framed(one, framing) for one in (REPLY, FIRED, REPLY)))
+        assert await client.receive_all() == framing.encode(REPLY)
+        await eventually(lambda: bool(server.factory.metrics.ended))
+        (error,) = log.take_errors()
+        assert "a handler returns bytes, None or Close, not Deferred" in error
