@@ -254,6 +254,26 @@ def test_many_results_cost_one_wake_up(loop: Loop) -> None:
     pool.stop()
 
 
+def test_a_result_that_comes_while_others_are_passed_on_is_passed_on_next(loop: Loop) -> None:
+    pool = WorkerPool(1, loop.call_from_thread)
+    second, third = Gate(), Gate()
+    results: list[Any] = []
+
+    def while_passed_on(result: Any) -> None:
+        results.append(result)
+        second.leave.set()
+        assert third.entered.wait(10)  # so the second result is there, and no turn was asked for
+
+    pool.submit(while_passed_on, str, ("first",))
+    pool.submit(results.append, second, ("second",))
+    pool.submit(results.append, third, ("third",))
+    loop.until(lambda: len(results) == 2)
+    assert results == ["first", "second"]
+    third.leave.set()
+    loop.until(lambda: len(results) == 3)
+    pool.stop()
+
+
 def test_a_result_that_cannot_be_delivered_does_not_keep_the_others(loop: Loop, log: Log) -> None:
     pool = WorkerPool(1, loop.call_from_thread)
     results: list[Any] = []
@@ -642,6 +662,20 @@ def test_serial_lets_only_so_many_wait() -> None:
         turns.enter(name)
     with pytest.raises(Busy, match="Server busy: 2 clients are waiting already"):
         turns.enter("d")
+
+
+def test_in_serial_one_whose_turn_has_come_does_not_wait_any_more() -> None:
+    turns = Turns()
+    for name in ("a", "b", "c"):
+        turns.enter(name)
+    turns.model.leave("a")
+    turns.enter("d")  # as many as may wait do so again
+    with pytest.raises(Busy):
+        turns.enter("e")
+    turns.model.leave("b")
+    turns.model.leave("c")
+    assert turns.started == ["a", "b", "c", "d"]
+    assert not turns.model.overdue("d", turns.now + 1e6)  # nobody waits for it
 
 
 def test_a_silent_client_is_overdue_only_once_another_has_waited_long_enough() -> None:

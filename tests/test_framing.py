@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from echod.framing import (
     Line,
     MessageCutShort,
     MessageTooLong,
+    encode_greeting,
 )
 
 
@@ -29,10 +31,19 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 
 def fed(framing: Framing, *reads: bytes) -> list[bytes]:
-    framer = framing.framer()
+    """Feed `reads` and pull: after each as the event loop does, or after several held back.
+
+    The messages are the same.
+    """
+    framer, held = framing.framer(), framing.framer()
+    found: list[bytes] = []
     for read in reads:
         framer.feed(read)
-    return messages(framer)
+        held.feed(read)
+        found += messages(framer)
+    assert messages(held) == found
+    assert held.buffered == framer.buffered
+    return found
 
 
 @pytest.mark.parametrize(
@@ -65,6 +76,35 @@ def test_chunk_gives_back_the_memory_of_a_long_read_as_it_is_handed_out() -> Non
         handed_out += message
         assert framer.buffered + len(handed_out) <= len(data) + 40_000
     assert handed_out == data
+
+
+class Counted(bytes):
+    """Counts the bytes that are copied out of it."""
+
+    copied = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        part = Counted(super().__getitem__(key))
+        Counted.copied += len(part)
+        return part
+
+
+def test_chunk_copies_a_long_read_a_few_times_and_not_once_for_each_message() -> None:
+    Counted.copied = 0
+    framer = Chunk(64).framer()
+    framer.feed(Counted(200_000))
+    assert len(messages(framer)) == 200_000 // 64
+    # Each message, and what is left of the read, a step shorter each time.
+    assert Counted.copied <= 200_000 + sum(range(0, 200_000, 32 * 1024))
+
+
+def test_chunk_keeps_long_reads_in_order() -> None:
+    reads = [random.Random(seed).randbytes(100_000) for seed in range(3)]
+    framer = Chunk().framer()
+    for read in reads:
+        framer.feed(read)
+    assert b"".join(messages(framer)) == b"".join(reads)
+    assert framer.buffered == 0
 
 
 @given(st.lists(st.binary(min_size=1, max_size=5000)), st.integers(1, 2000))
@@ -121,13 +161,47 @@ def test_a_last_line_beyond_the_limit_is_refused() -> None:
         framer.next_message()
 
 
-def test_one_byte_segments_are_searched_once() -> None:
-    framer = Line(max_message=200_000).framer()
-    for _ in range(100_000):
-        framer.feed(b"x")
-        assert framer.next_message() is None
-    framer.feed(b"\n")
-    assert framer.next_message() == b"x" * 100_000
+def test_a_last_line_of_the_limit_passes() -> None:
+    framer = Line(b"\r\n", max_message=5).framer()
+    framer.feed(b"12345")
+    assert framer.next_message() is None
+    framer.end()
+    assert messages(framer) == [b"12345"]
+
+
+class Searched(bytearray):
+    """Counts the bytes that are looked at for a delimiter."""
+
+    looked_at = 0
+
+    def find(self, delimiter: Any, start: Any = 0, end: Any = None) -> int:
+        at = super().find(delimiter, start, end)
+        self.looked_at += (len(self) if at < 0 else at + len(delimiter)) - start
+        return at
+
+
+@pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"-----"])
+def test_one_byte_segments_are_searched_once(delimiter: bytes) -> None:
+    framer = Line(delimiter, max_message=20_000).framer()
+    framer._buffer = buffer = Searched()  # type: ignore[attr-defined]
+    for _ in range(2):
+        for _ in range(10_000):
+            framer.feed(b"x")
+            assert framer.next_message() is None
+        framer.feed(delimiter)
+        assert framer.next_message() == b"x" * 10_000
+    # Each byte once, and the last ones again, in which a delimiter might have begun.
+    assert buffer.looked_at <= 2 * 10_001 * len(delimiter) + 10
+
+
+def test_behind_a_line_the_next_is_searched_from_its_beginning() -> None:
+    framer = Line(b"--").framer()
+    framer.feed(b"a long line")
+    assert framer.next_message() is None
+    framer.feed(b"--b--c")
+    assert messages(framer) == [b"a long line", b"b"]
+    framer.end()
+    assert messages(framer) == [b"c"]
 
 
 @given(st.lists(st.binary(max_size=300)), st.lists(st.integers(0, 10**6)))
@@ -141,6 +215,10 @@ def test_lengths_come_whole_however_the_stream_was_segmented(
 def test_a_length_beyond_the_limit_is_refused_by_its_header_alone() -> None:
     with pytest.raises(MessageTooLong, match="the limit is 10 bytes"):
         fed(Length(max_message=10), b"\x00\x00\x00\x0b")
+
+
+def test_a_length_of_the_limit_passes() -> None:
+    assert fed(Length(max_message=10), b"\0\0\0\x0a0123456789") == [b"0123456789"]
 
 
 @pytest.mark.parametrize(("stream", "missing"), [(b"\x00", 3), (b"\x00\x00\x00\x05ab", 3)])
@@ -180,6 +258,23 @@ def test_a_line_of_the_daemons_own_ends_as_the_framing_has_it(
     framing: Framing, wire: bytes
 ) -> None:
     assert framing.encode_line(b"Hi") == wire
+
+
+@pytest.mark.parametrize(
+    ("framing", "greeting", "wire"),
+    [
+        (Chunk(), b"Hi\n", b"Hi\n"),
+        (Chunk(), b"Hi ", b"Hi "),
+        (Line(b"\r\n"), b"Hi\n", b"Hi\r\n"),
+        (Line(b"\r\n"), b"Hi", b"Hi\r\n"),
+        (Length(), b"Hi\n", b"\x00\x00\x00\x03Hi\n"),
+        (Length(), b"Hi", b"\x00\x00\x00\x02Hi"),
+    ],
+)
+def test_a_greeting_that_is_a_line_ends_as_the_framing_has_it(
+    framing: Framing, greeting: bytes, wire: bytes
+) -> None:
+    assert encode_greeting(framing, greeting) == wire
 
 
 @pytest.mark.parametrize("name", FRAMINGS)

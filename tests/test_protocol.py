@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -17,7 +19,6 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock, deferLater
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -35,7 +36,7 @@ from echod import (
 )
 from echod.concurrency import Busy, InPool, InReactor, WorkerPool
 from echod.framing import Framing
-from echod.handlers import Client
+from echod.handlers import Client, ConcurrencyModel
 from echod.limits import Admission
 from echod.protocol import DirectProtocol
 from echod.proxy_protocol import ProxyHeader
@@ -43,32 +44,17 @@ from echod.reactor import UvloopReactor
 from echod.sweeping import URGENT_INTERVAL
 from echod.tls import TLSError, TLSFacts
 from tests.conftest import Log
-from tests.serving import BANNER, Server, eventually, no_more_threads, serving
-
-
-class Transport(StringTransport):
-    """A transport in memory that can half-close, and says when it was aborted."""
-
-    half_closed = False
-    aborting = False
-
-    def abortConnection(self) -> None:
-        self.aborting = True
-
-    def loseWriteConnection(self) -> None:
-        self.half_closed = True
-
-
-def connect(factory: EchoFactory) -> tuple[EchoProtocol, Transport]:
-    protocol = factory.buildProtocol(None)
-    transport = Transport()
-    assert isinstance(protocol, EchoProtocol)
-    protocol.makeConnection(transport)
-    return protocol, transport
-
-
-def lose(protocol: EchoProtocol) -> None:
-    protocol.connectionLost(Failure(ConnectionLost()))
+from tests.memory import Transport, connect, lose
+from tests.serving import (
+    BANNER,
+    Server,
+    eventually,
+    in_thread,
+    no_more_threads,
+    server_context,
+    serving,
+)
+from tests.tls_peer import Peer
 
 
 def test_the_protocol_works_in_any_factory() -> None:
@@ -374,15 +360,20 @@ def test_new_limits_hold_for_open_connections_too() -> None:
 
 
 class Overworked(InReactor):
-    """Has no thread for the handler methods of these names."""
+    """Has no thread for the handler methods of these names; shall be taken for model `name`."""
 
-    def __init__(self, *busy: str) -> None:
+    def __init__(self, *busy: str, name: ConcurrencyModel = ConcurrencyModel.REACTOR) -> None:
         self.busy = busy
+        self.name = name
 
     def call(self, done: Any, function: Any, *arguments: Any) -> Any:
         if function.__name__ in self.busy:
             raise Busy("no thread", "max-queue")
         return super().call(done, function, *arguments)
+
+    def submit(self, done: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
+        """What is asked of a pool."""
+        return self.call(done, function, *arguments)
 
 
 class Witness(Handler):
@@ -429,6 +420,50 @@ def test_a_client_that_reads_is_given_time_for_ever_once_a_reload_says_so() -> N
     clock.pump([1] * 60)
     assert not transport.aborting
     lose(protocol)
+
+
+@pytest.mark.parametrize("framing", [Chunk(), Line()])
+def test_a_drain_does_not_wait_for_what_is_no_message(framing: Framing) -> None:
+    """As half a TLS record: it is read from the kernel, and nothing comes of it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        clock = Clock()
+        factory = EchoFactory(clock, banner=b"", framing=framing)
+        transport = Transport()
+        transport.getHandle = lambda: ours  # type: ignore[method-assign]
+        protocol, _ = connect(factory, transport)
+        clock.pump([URGENT_INTERVAL] * 20)  # it is calm
+        theirs.sendall(b"half a record")
+        drained = factory.drain()
+        clock.advance(URGENT_INTERVAL)
+        assert not transport.half_closed
+        ours.recv(100)
+        clock.advance(URGENT_INTERVAL)
+        assert transport.half_closed
+        lose(protocol)
+        assert drained.called
+        assert factory.metrics.ended == {"drained": 1}
+
+
+@pytest.mark.parametrize("model", ConcurrencyModel)
+@pytest_twisted.ensureDeferred
+async def test_a_drain_does_not_wait_for_the_other_half_of_a_tls_record(
+    model: ConcurrencyModel, certificate: Path
+) -> None:
+    over = server_context(certificate)
+    async with serving(model, over=over, limits=Limits(linger=0.1)) as server:
+        peer = Peer(server.number)
+        try:
+            await in_thread(peer.shake_hands)
+            await eventually(lambda: any(one.client.tls for one in server.factory.connections))
+            record = peer.encrypted(b"happy\n")
+            # Without a turn of the loop in between: it is in the kernel when the drain begins.
+            peer.socket.sendall(record[: len(record) // 2])
+            drained = server.factory.drain()
+            await drained.addTimeout(10, reactor)
+            assert server.factory.metrics.ended == {"drained": 1}
+        finally:
+            peer.socket.close()
 
 
 def test_a_drain_leaves_alone_what_is_lost() -> None:
@@ -588,15 +623,24 @@ async def test_a_handler_is_not_closed_whose_opening_is_dropped(
         ("received", b"hello\nServer busy: no thread\n", ["opened", "refused"]),
     ],
 )
+@pytest.mark.parametrize(
+    ("framing", "name"),
+    [
+        (Line(), ConcurrencyModel.REACTOR),
+        (Line(), ConcurrencyModel.DEFER_TO_THREAD),
+        (Chunk(), ConcurrencyModel.DEFER_TO_THREAD),
+        (Chunk(max_message=6), ConcurrencyModel.DEFER_TO_THREAD),
+    ],
+)
 def test_a_client_without_a_thread_is_told_so_and_counted(
-    busy: str, sent: bytes, calls: list[str], log: Log
+    framing: Framing, name: ConcurrencyModel, busy: str, sent: bytes, calls: list[str], log: Log
 ) -> None:
     Witness.calls.clear()
     factory = EchoFactory(
         Clock(),
         handler=Witness,
-        framing=Line(),
-        model=Overworked(busy, "closed"),
+        framing=framing,
+        model=Overworked(busy, "closed", name=name),
         listener="tcp:8888",
     )
     protocol, transport = connect(factory)

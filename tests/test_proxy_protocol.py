@@ -244,6 +244,11 @@ def test_the_longest_binary_header_is_taken() -> None:
     assert parse(whole)[0] is not None
 
 
+def test_the_longest_unique_id_is_taken() -> None:
+    header, _ = parse(binary(SOURCE, DESTINATION, (5, bytes(128))))
+    assert header is not None and header.unique_id == bytes(128)
+
+
 def test_the_checksum_covers_every_byte() -> None:
     whole = binary(SOURCE, DESTINATION, (1, b"h2"), (0xE1, b"other"), checksum=True)
     assert parse(whole)[0] is not None

@@ -22,7 +22,6 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from echod import Chunk, Close, EchoFactory, Handler, Length, Line, Serial
@@ -31,6 +30,7 @@ from echod.framing import Framing
 from echod.handlers import ConcurrencyModel
 from echod.protocol import EchoProtocol
 from tests.conftest import Log
+from tests.memory import Transport
 from tests.serving import eventually, server_context, serving
 
 # The messages, each named for its result.  Each says which it was, to show order.
@@ -154,14 +154,13 @@ class Script:
 # In memory, with nothing left to chance: the models of the event loop, and each way in.
 
 
-class Narrow(StringTransport):
-    """A TCP connection in memory, which is full after some bytes; it says what it is asked."""
+class Narrow(Transport):
+    """A TCP connection in memory, which is full after some bytes."""
 
     ROOM = 8_000
 
     def __init__(self, handle: socket.socket) -> None:
         super().__init__()
-        self.half_closed = False
         self.full = False
         self._handle = handle
         self._room = self.ROOM
@@ -181,9 +180,6 @@ class Narrow(StringTransport):
         self._room, self.full = self.ROOM, False
         if self.producer:
             self.producer.resumeProducing()
-
-    def loseWriteConnection(self) -> None:
-        self.half_closed = True
 
 
 @contextlib.contextmanager

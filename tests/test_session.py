@@ -164,6 +164,37 @@ def test_after_close_nothing_is_handed_out_or_taken() -> None:
     assert not session.wants_input
 
 
+def test_what_comes_after_close_is_not_even_held() -> None:
+    framer = Line().framer()
+    session = Session(framer)
+    session.close()
+    for _ in range(100):
+        session.receive(b"x" * 1000)
+    assert framer.buffered == 0
+    assert not session.full
+
+
+def test_a_message_is_incomplete_while_its_client_alone_is_due() -> None:
+    session = lines()
+    assert session.incomplete == 0
+    session.receive(b"one\ntw")
+    assert session.incomplete == 0  # it is not known yet whether there are messages
+    assert answer_all(session) == [b"one"]
+    assert session.incomplete == 2
+    session.receive(b"o")
+    assert answer_all(session) == []
+    assert session.incomplete == 3
+    session.receive(b"\n")
+    assert session.next_message() == b"two"
+    assert session.incomplete == 0
+    session.answered()
+    assert answer_all(session) == []
+    session.receive(b"thr")
+    assert answer_all(session) == []
+    session.end_input(cut_off=True)
+    assert session.incomplete == 0
+
+
 def test_a_close_waits_for_the_message_in_flight() -> None:
     session = lines()
     session.receive(b"one\n")

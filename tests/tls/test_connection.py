@@ -462,6 +462,17 @@ def test_an_application_without_half_close_is_closed_behind_what_it_wrote(
     wire.connection.writeConnectionLost()
 
 
+@pytest.mark.parametrize("size", [1, 5 * MOST])
+def test_what_comes_with_the_peers_close_notify_behind_it_is_waited_for_by_nobody(
+    wire: Wire, size: int
+) -> None:
+    with contextlib.suppress(ssl.SSLError):
+        wire.client.unwrap()
+    wire.connection.dataReceived(wire.written() + b"x" * size)
+    assert wire.application.events == ["handshake", "input over"]
+    assert wire.connection.undelivered == 0
+
+
 def test_what_comes_after_the_peers_close_notify_is_not_looked_at(wire: Wire) -> None:
     wire.end()
     wire.connection.dataReceived(b"GET / HTTP/1.1\r\n\r\n")
@@ -527,6 +538,21 @@ def test_closing_waits_for_the_producer(wire: Wire, how: str, asked: str) -> Non
     transport.unregisterProducer()
     assert wire.lower.asked == [asked]
     assert wire.records() == [b"its last", b""]
+
+
+def test_the_end_is_sent_once_whatever_produces_after_it(wire: Wire) -> None:
+    transport = wire.application.transport
+    transport.loseWriteConnection()
+    for _ in range(2):
+        transport.registerProducer(Producer(), True)
+        transport.unregisterProducer()
+        transport.loseWriteConnection()
+    assert wire.lower.asked == ["fin"]
+    assert wire.records() == [b""]
+    transport.loseConnection()
+    transport.loseConnection()
+    assert wire.lower.asked == ["fin", "close"]
+    assert wire.lower.sent == []
 
 
 @pytest.mark.parametrize("long", [b"x", b"x" * 3 * MOST])
