@@ -137,6 +137,11 @@ class LogObserver:
         for kind, count, seconds in reports:
             self.writer.add(Line(self._summary(kind, count, seconds), kind.level))
 
+    def write_now(self, event: LogEvent) -> None:
+        """Write `event`, before the writer's thread runs: nothing may be left when we return."""
+        self(event)
+        self.writer.flush(0)
+
     def restart(self) -> None:
         """In a forked child: a lock that another thread of the parent held is free for nobody."""
         self._lock = threading.RLock()
@@ -206,7 +211,7 @@ class LogObserver:
 
 
 def _kind(event: LogEvent) -> EventKind:
-    form = event.get("log_format")
+    form = event.get("log_kind", event.get("log_format"))
     return EventKind(
         str(event.get("log_namespace", "-")), form if isinstance(form, str) else "", _level(event)
     )

@@ -7,6 +7,7 @@ the environment, `sys.path` and `sys.excepthook`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -38,6 +39,7 @@ from echod.handlers import (
 from echod.limits import Admission
 from echod.listen import ListenError, Listening, parse_listen, tell_validity
 from echod.listener import Listener
+from echod.logcapture import Capture, capturing
 from echod.logs import LogObserver, sink_for
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
@@ -78,10 +80,14 @@ class Options(SettingsOptions):
 
 def makeService(options: Options) -> EchoService:
     """Return the service that `options` ask for; what is wrong with them is one line, exit 1."""
-    service = prepare_service(options)
+    log_observer = make_log_observer(options)
+    capture = None if log_observer is None else Capture(log_observer.write_now)
+    with capturing(capture):
+        service = prepare_service(options)
     reactor = service.reactor
     _make_room(options.settings)
-    service.log_observer = make_log_observer(options)
+    service.log_observer = log_observer
+    service.capture = capture
     service.configure = options.configure
     service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
     service.signals = Signals(
@@ -328,6 +334,7 @@ class EchoService(Service):
         ready: whether new clients are welcome: it listens, and does not drain.
         draining: whether it is on its way to the end.
         log_observer: writes the log of the process; None where somebody else does.
+        capture: leads what is printed into the log; None where there is none of ours.
         status: shows how it is doing; None where nobody asked for it.
     """
 
@@ -358,6 +365,7 @@ class EchoService(Service):
         self.ready = False
         self.draining = False
         self.log_observer: LogObserver | None = None
+        self.capture: Capture | None = None
         self.status: StatusServer | None = None
         self.reactor = reactor
         self._settings = settings
@@ -383,6 +391,8 @@ class EchoService(Service):
         super().privilegedStartService()
         if self.log_observer is not None:
             self.log_observer.writer.start()
+        if self.capture is not None:
+            self.capture.publish()
         attempts = [
             self._listen(listener).addErrback(self._cannot_listen) for listener in self.listeners
         ]
@@ -599,7 +609,9 @@ def _show_start_errors_in_one_line() -> None:
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, StartError):
-            print(f"echod: {error}", file=sys.__stderr__)  # sys.stderr is the log
+            # sys.stderr is the log.  At once: the log's thread may write to the same terminal.
+            with contextlib.suppress(OSError):
+                os.write(2, f"echod: {error}\n".encode(errors="backslashreplace"))
         else:
             previous(kind, error, traceback)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from tests.daemon import (
     connect,
     eventually,
     receive,
+    tool,
 )
+from tests.faults.test_logs import connect_to, daemon_of, is_listening
 
 
 def test_every_line_is_an_object_from_the_first_to_the_last(daemon: Start) -> None:
@@ -141,6 +144,115 @@ def fork(message: bytes) -> bytes:
         assert receive(client, 6) == b"happy\n"
     running.wait_for("the parent says so")
     assert len(running.wait_for("the child says so")) == 1
+
+
+CHATTY = """
+import logging, multiprocessing, sys
+print("while it is imported")
+logging.basicConfig(level=logging.INFO)
+log = logging.getLogger("chatty")
+log.info("configured")
+
+def speak() -> None:
+    print("the child prints")
+    log.warning("the child logs")
+
+def chat(message: bytes) -> bytes:
+    log.info("got %d bytes", len(message))
+    print("to standard error", file=sys.stderr)
+    for _ in range(5):
+        child = multiprocessing.get_context("fork").Process(target=speak)
+        child.start()
+        child.join()
+    return message
+"""
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_what_a_handler_prints_and_logs_is_in_the_log_whoever_does_it(
+    tmp_path: Path, background: bool
+) -> None:
+    (tmp_path / "chatty.py").write_text(CHATTY)
+    path, log = tmp_path / "socket", tmp_path / "log"
+    ends = [] if background else ["-n"]
+    daemon = subprocess.Popen(
+        [SCRIPTS / "twistd", *ends, "--logfile", log, *REACTOR, "echod", "--log-format", "json",
+         "--handler", "chatty:chat", "--listen", f"unix:{path}"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    with daemon:
+        eventually(lambda: is_listening(path))
+        with connect_to(path) as client:
+            client.sendall(b"happy\n")
+            assert receive(client, 6) == b"happy\n"
+            os.kill(daemon_of(client), signal.SIGTERM)
+        printed, _ = daemon.communicate(timeout=PATIENCE)
+    assert printed == b""
+    eventually(lambda: "Server Shut Down." in log.read_text())
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    told = [(record["logger"], record["level"], record["message"]) for record in records]
+    for line, times in {
+        ("stdout", "info", "while it is imported"): 1,
+        ("stderr", "info", "INFO:chatty:configured"): 1,
+        ("chatty", "info", "got 6 bytes"): 1,
+        ("stderr", "info", "to standard error"): 1,
+        ("stdout", "info", "the child prints"): 5,
+        ("chatty", "warn", "the child logs"): 5,
+    }.items():
+        assert told.count(line) == times
+
+
+def test_the_access_lines_of_a_web_server_are_no_errors(daemon: Start) -> None:
+    running = daemon(
+        "--concurrency", "thread-per-connection", "--log-format", "json",
+        "--handler", "http.server:SimpleHTTPRequestHandler",
+    )  # fmt: skip
+    with connect(running) as client:
+        client.sendall(b"GET /nosuch HTTP/1.0\r\n\r\n")
+        assert receive(client, 22) == b"HTTP/1.0 404 File not "
+    (line,) = running.wait_for('.*"GET /nosuch HTTP/1.0.*')
+    assert json.loads(line)["level"] == "info"
+
+
+def test_a_start_that_fails_shows_what_was_printed_and_then_why(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("print('so far')\nraise ValueError('odd')\n")
+    failed = subprocess.run(
+        [SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--handler", "broken:handler"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert failed.returncode == 1
+    assert failed.stdout.endswith("[stdout#info] so far\n")
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith("echod: --handler: ")
+    assert "ValueError: odd" in line
+
+
+def test_the_error_of_a_start_is_written_at_once(tmp_path: Path) -> None:
+    """So that a line of the log, written to the same terminal by a thread, cannot tear it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        trace = tmp_path / "trace"
+        failed = subprocess.run(
+            [tool("strace"), "-f", "-o", trace, "-e", "trace=write", "-s", "200",
+             SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, "echod",
+             "--listen", f"tcp:{port}:interface=127.0.0.1"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )  # fmt: skip
+    assert failed.returncode == 1
+    writes = [line for line in trace.read_text().splitlines() if 'write(2, "' in line]
+    assert len(writes) == 1
+    assert "echod: tcp:" in writes[0]
+    assert "already in use\\n" in writes[0]
 
 
 @pytest.mark.parametrize("flag", ["--log-format=xml", "--log-level=loud", "--log-rate=-1"])
