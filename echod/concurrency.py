@@ -38,10 +38,9 @@ import _thread
 import contextlib
 import inspect
 import threading
-import types
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -58,6 +57,7 @@ from echod.handlers import (
     ConcurrencyModel,
     Handler,
     ResolvedHandler,
+    StandInServer,
     is_request_handler,
 )
 from echod.session import EndReason, Session
@@ -683,14 +683,14 @@ class Conversation:
         framing: how messages are cut, for a message handler.
         client: who is at the other end.
         banner: sent instead of the handler's greeting, as it is; None: the handler's own is.
+        server: what `socketserver` handlers find as `self.server`.
     """
 
     handler: ResolvedHandler
     framing: Framing
     client: Client
-    banner: bytes | None = None
-    # What `socketserver` handlers find as `self.server`.
-    server: object = field(default_factory=lambda: types.SimpleNamespace())
+    banner: bytes | None
+    server: StandInServer
 
     def own_socket(self, conn: ConnectionSocket) -> EndReason:
         """Hand `conn` to a connection handler, until it returns."""
@@ -698,6 +698,7 @@ class Conversation:
             conn.sendall(self.banner)
         run: Callable[..., object] = self.handler.target
         if is_request_handler(run):
+            self.server.meet(conn.getsockname())
             run(conn, conn.getpeername(), self.server, **self.handler.arguments)
         elif isinstance(run(conn, **self.handler.arguments), bytes | Close):
             raise TypeError(

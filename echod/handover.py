@@ -74,7 +74,9 @@ class SocketProtocol(ConnectionProtocol):
             return
         self._channel, self._conn = channel, conn
         home = self._home
-        conversation = Conversation(home.handler, home.framing, self.client, home.banner)
+        conversation = Conversation(
+            home.handler, home.framing, self.client, home.banner, home.stand_in
+        )
         whole = home.handler.kind is Kind.CONNECTION
         talk = conversation.own_socket if whole else conversation.answer_messages
         self._home.model.call(self._returned, Context().run, _converse, talk, conn)

@@ -43,6 +43,7 @@ from echod.handlers import (
     ConcurrencyModel,
     Echo,
     ResolvedHandler,
+    StandInServer,
     adopt,
 )
 from echod.handover import SocketProtocol
@@ -709,6 +710,7 @@ class EchoFactory(Factory):
         connections: the protocols of the connections that are open.
         urgent: those of them that have a deadline: `echod.sweeping` looks at them more often.
         metrics: what has been counted.
+        stand_in: what a `socketserver` request handler finds as its server.
         protocol: the class of the protocols that it makes; may be replaced by a subclass.
     """
 
@@ -751,6 +753,7 @@ class EchoFactory(Factory):
         if not isinstance(handler, ResolvedHandler):
             handler = adopt(handler, self.model.name)
         self.handler = handler
+        self.stand_in = StandInServer(handler.target)
         self.framing = Chunk() if framing is None else framing
         self.banner = banner
         self.metrics = Metrics() if metrics is None else metrics

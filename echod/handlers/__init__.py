@@ -26,6 +26,7 @@ from echod.handlers.lookup import (
     parse,
     resolve,
 )
+from echod.handlers.standin import StandInServer
 
 __all__ = [
     "BANNER",
@@ -44,6 +45,7 @@ __all__ = [
     "Kind",
     "Reply",
     "ResolvedHandler",
+    "StandInServer",
     "adopt",
     "check_name",
     "connection_handler",

@@ -27,6 +27,7 @@ or `socket.socket`) or a decorator (`@message_handler`, `@connection_handler`) s
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 import socket
 import socketserver
@@ -170,30 +171,40 @@ def kind_of(target: object) -> Kind | None:
         return Kind(marked)
     if is_request_handler(target):
         return Kind.CONNECTION
-    if callable(getattr(target, "received", None)):
+    made = class_of(target)
+    if callable(getattr(target if made is None else made, "received", None)):
         return Kind.MESSAGE
     if not callable(target):
         raise HandlerError(f"{target!r} is not callable, nor has it a method `received`")
-    if inspect.isclass(target):
+    if made is not None:
         raise HandlerError(
-            f"the class {target.__qualname__} has no method `received`, "
+            f"the class {made.__qualname__} has no method `received`, "
             "nor is it a socketserver request handler"
         )
     return Kind.MESSAGE if is_async(target) else _kind_by_annotation(target)
 
 
 def is_request_handler(target: object) -> bool:
-    """Return whether `target` is a `socketserver` request-handler class for streams."""
+    """Return whether `target` makes `socketserver` request handlers for streams."""
+    made = class_of(target)
     return (
-        isinstance(target, type)
-        and issubclass(target, socketserver.BaseRequestHandler)
-        and not issubclass(target, socketserver.DatagramRequestHandler)
+        made is not None
+        and issubclass(made, socketserver.BaseRequestHandler)
+        and not issubclass(made, socketserver.DatagramRequestHandler)
     )
+
+
+def class_of(target: object) -> type | None:
+    """Return the class that `target` makes instances of: itself, or behind a partial."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    return target if isinstance(target, type) else None
 
 
 def is_async(target: object) -> bool:
     """Return whether `target`, or its method `received`, is an `async def`."""
-    function = getattr(target, "received", target)
+    made = class_of(target)
+    function = getattr(target if made is None else made, "received", target)
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - the method itself is what is asked about
     )

@@ -36,11 +36,12 @@ from echod.handlers.contract import (
     Handler,
     HandlerError,
     Kind,
+    class_of,
     is_async,
-    is_request_handler,
     kind_of,
     models_for,
 )
+from echod.handlers.parameters import parameters_of
 
 GROUP = "echod.handlers"
 
@@ -95,7 +96,7 @@ class ResolvedHandler:
         Raises:
             Exception: whatever the class's constructor raises.
         """
-        if inspect.isclass(self.target):
+        if class_of(self.target) is not None:
             return cast(Handler, self.target(**self.arguments))
         if hasattr(self.target, "received"):  # an instance that serves every connection
             return cast(Handler, self.target)
@@ -246,22 +247,25 @@ def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> di
     Raises:
         HandlerError: there is no such parameter, one is missing, or a text does not convert.
     """
-    parameters = _settable_parameters(target)
-    unknown = sorted(set(texts) - set(parameters))
-    if unknown:
-        takes = ", ".join(parameters) or "none"
-        raise HandlerError(f"{name} takes no argument {escape(unknown[0])!r}; it takes: {takes}")
-    for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in texts:
+    takes = parameters_of(target)
+    unknown = sorted(set(texts) - set(takes.named))
+    if unknown and not takes.any_name:
+        names = ", ".join(takes.named) or "none"
+        raise HandlerError(f"{name} takes no argument {escape(unknown[0])!r}; it takes: {names}")
+    for key in takes.named:
+        if key in takes.required and key not in texts:
             raise HandlerError(f"{name} needs the argument {key!r}: {name}:{key}=...")
-    return {key: _convert(name, key, text, parameters[key]) for key, text in texts.items()}
+    return {
+        key: _convert(name, key, text, takes.named[key]) if key in takes.named else text
+        for key, text in texts.items()
+    }
 
 
 def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, Any]) -> None:
     """Refuse what takes no message, or connection: else its first client would find out."""
-    called, given = target, [str(kind)]
-    if inspect.isclass(target):
-        called, given, arguments = vars(target).get("received"), ["self", *given], {}
+    called, given, made = target, [str(kind)], class_of(target)
+    if made is not None:
+        called, given, arguments = vars(made).get("received"), ["self", *given], {}
         if not isinstance(called, types.FunctionType):  # inherited, static, socketserver's, ...
             return
     elif hasattr(target, "received"):
@@ -277,24 +281,12 @@ def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, Any]
         raise HandlerError(f"{name} takes no {kind}: let its parameters be ({wanted})") from None
 
 
-def _settable_parameters(target: object) -> dict[str, inspect.Parameter]:
-    """Return the parameters of `target` beyond those that echod itself fills."""
-    filled = 1  # the message, or the connection
-    if inspect.isclass(target):
-        filled = 3 if is_request_handler(target) else 0
-    elif hasattr(target, "received"):
-        return {}
-    assert callable(target)
-    try:
-        parameters = list(inspect.signature(target, eval_str=True).parameters.values())
-    except (NameError, TypeError, ValueError):  # a builtin, or an annotation that names nothing
-        return {}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name: p for p in parameters[filled:] if p.kind in named}
+# What an annotation may be that is still text, as another one of the same function names nothing.
+_BUILTINS: Mapping[object, type] = {one.__name__: one for one in (str, int, float, bool, bytes)}
 
 
 def _convert(handler: str, name: str, text: str, parameter: inspect.Parameter) -> object:
-    wanted = parameter.annotation
+    wanted = _BUILTINS.get(parameter.annotation, parameter.annotation)
     if wanted is parameter.empty and parameter.default not in (parameter.empty, None):
         wanted = type(parameter.default)
     if typing.get_origin(wanted) in (types.UnionType, typing.Union):  # `int | None`: an int

@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
+import xmlrpc.client
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.daemon import BANNER, PATIENCE, Start, connect, receive, receive_all
+from tests.daemon import BANNER, PATIENCE, Daemon, Start, connect, receive, receive_all
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -92,6 +94,43 @@ def test_the_standalone_program_says_why_it_cannot_listen() -> None:
         output, _ = process.communicate(timeout=PATIENCE)
     assert "ValueError: invalid literal for int() with base 10: 'no port'" in output
     assert process.returncode == 1
+
+
+# Servers of the standard library.
+
+
+def served(daemon: Start, handler: str, *options: str) -> Daemon:
+    return daemon("--handler", handler, *THREAD, *options, cwd=EXAMPLES)
+
+
+def test_a_wsgi_server_that_does_not_listen_serves_real_clients(daemon: Start) -> None:
+    running = served(daemon, "servers:web")
+    for _ in range(2):
+        url = f"http://127.0.0.1:{running.port}/happy?days=1"
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            text = answer.read().decode()
+        assert text.startswith("Hello world!")
+        assert "PATH_INFO = '/happy'" in text
+        assert "QUERY_STRING = 'days=1'" in text
+        assert "SERVER_NAME = 'localhost'" in text
+    assert "Error while serving" not in running.log
+
+
+def test_an_xml_rpc_server_that_does_not_listen_serves_real_clients(daemon: Start) -> None:
+    running = served(daemon, "servers:rpc")
+    with xmlrpc.client.ServerProxy(f"http://127.0.0.1:{running.port}") as proxy:
+        assert [proxy.pow(2, power) for power in (1, 10)] == [2, 1024]
+        with pytest.raises(xmlrpc.client.Fault, match="unsupported operand"):
+            proxy.pow("2", 10)
+
+
+def test_a_class_of_the_standard_library_gets_its_argument(daemon: Start, tmp_path: Path) -> None:
+    (tmp_path / "happy.txt").write_text("days\n")
+    handler = f"http.server:SimpleHTTPRequestHandler:directory={tmp_path}"
+    running = served(daemon, handler)
+    url = f"http://127.0.0.1:{running.port}/happy.txt"
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+        assert answer.read() == b"days\n"
 
 
 # Handlers.

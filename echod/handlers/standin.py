@@ -1,0 +1,70 @@
+"""What a `socketserver` request handler finds as `self.server`: what is known without a server.
+
+Some handlers ask their server for more, as wsgiref's asks for the application.  Those are served
+by a server object of theirs that does not listen: docs/handlers.md shows how.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+
+class StandInServer:
+    """Stands in for the server of all connections of a listener.
+
+    Handlers may keep here what they share.
+
+    Attributes:
+        RequestHandlerClass: the handler's class.
+        server_address: where the first client connected to, as the `socket` module has it.
+        socket_type, request_queue_size, allow_reuse_address, timeout: as `socketserver` has them.
+    """
+
+    socket_type = socket.SOCK_STREAM
+    request_queue_size = 5
+    allow_reuse_address = True
+    timeout = None
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        """Set up.
+
+        Args:
+            handler: the request handler's class, or what makes one.
+        """
+        self.RequestHandlerClass = handler
+        self.server_address: Any = ("", 0)
+        self._met = False
+
+    def meet(self, address: Any) -> None:
+        """Learn where a client connected to."""
+        if not self._met:
+            self.server_address, self._met = address, True
+
+    @property
+    def address_family(self) -> socket.AddressFamily:
+        """The family of `server_address`."""
+        if not isinstance(self.server_address, tuple):
+            return socket.AF_UNIX
+        return socket.AF_INET6 if len(self.server_address) == 4 else socket.AF_INET
+
+    @property
+    def server_name(self) -> str:
+        """The host of `server_address`; a UNIX socket's path."""
+        address = self.server_address
+        return str(address[0] if isinstance(address, tuple) else address)
+
+    @property
+    def server_port(self) -> int:
+        """The port of `server_address`; 0 for a UNIX socket."""
+        return int(self.server_address[1]) if isinstance(self.server_address, tuple) else 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        made = getattr(self.RequestHandlerClass, "__name__", "this handler")
+        raise AttributeError(
+            f"self.server has no {name!r} here, as echod listens itself; let a server object that "
+            f"does not listen serve {made}: 'A server that does not listen' in docs/handlers.md"
+        )
