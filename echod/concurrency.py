@@ -50,6 +50,7 @@ from twisted.python.failure import Failure
 
 from echod.connection import ConnectionSocket
 from echod.contexts import Followed
+from echod.fairness import Holders, Turns, may_have_another
 from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
@@ -258,26 +259,36 @@ class Serial(InReactor):
     """`serial`: one client at a time, one message each, as a single-threaded accept loop does.
 
     Unlike such a loop, a silent client holds the turn for `patience` seconds at most once
-    another one waits, and at most `queue_size` may wait.
+    another one waits, and at most `queue_size` may wait.  Addresses have turns one after the
+    other, so the many of one do not come before the only one of another.
     """
 
     name = ConcurrencyModel.SERIAL
     greets = False
     max_messages = 1
 
-    def __init__(self, seconds: Callable[[], float], *, patience: float, queue_size: int) -> None:
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        *,
+        patience: float,
+        queue_size: int,
+        shared: bool = True,
+    ) -> None:
         """Set up an empty queue.
 
         Args:
             seconds: the reactor's clock.
             patience: seconds that a silent client may keep others waiting; 0: for ever.
             queue_size: how many connections may wait.
+            shared: whether one address may have only a share of the queue.
         """
         self._seconds = seconds
         self.patience = patience
+        self.shared = shared
         self._queue_size = queue_size
         self._holder: object = None
-        self._waiting: dict[object, Callable[[], None]] = {}
+        self._waiting: Turns[Callable[[], None]] = Turns()
         self._contended_since = 0.0
         self._advancing = False
 
@@ -286,24 +297,28 @@ class Serial(InReactor):
             self._holder = connection
             start()
             return
-        if len(self._waiting) >= self._queue_size:
+        address, free = _address_of(connection), self._queue_size - len(self._waiting)
+        if free <= 0:
             clients = plural(self._queue_size, "client is", "clients are")
             raise Busy(f"{self._queue_size} {clients} waiting already", "serial-queue")
+        if self.shared and address:
+            _check_share(self._waiting.waiting(address), free, "serial-queue-per-address")
         if not self._waiting:
             self._contended_since = self._seconds()
-        self._waiting[connection] = start
+        self._waiting.add(connection, address, start)
 
     def leave(self, connection: object) -> None:
-        self._waiting.pop(connection, None)
+        self._waiting.discard(connection, _address_of(connection))
         if connection is not self._holder:
             return
         self._holder = None
         if self._advancing:
             return  # a successor left as soon as it had started: the loop below goes on
         self._advancing = True
+        last = _address_of(connection)
         while self._holder is None and self._waiting:
-            self._holder, start = next(iter(self._waiting.items()))
-            del self._waiting[self._holder]
+            self._holder, start = self._waiting.next(last)
+            last = _address_of(self._holder)
             self._contended_since = self._seconds()
             start()
         self._advancing = False
@@ -377,17 +392,48 @@ class ThreadPerConnection(InPool):
     With every thread taken, a client is refused at once, with a line that says so.  A queue
     would be worse: a conversation lasts as long as its client likes, so nobody could say how
     long the wait will be, and a client cannot tell a queue from a server that hangs; refused, it
-    or its load balancer can try elsewhere.
+    or its load balancer can try elsewhere.  One address may have only a share of the threads: a
+    thread whose client says nothing could not be taken back for another.
     """
 
     name = ConcurrencyModel.THREAD_PER_CONNECTION
 
+    def __init__(self, pool: WorkerPool, *, shared: bool = True) -> None:
+        """Run handler code in `pool`.
+
+        Args:
+            pool: the threads.
+            shared: whether one address may have only a share of them.
+        """
+        super().__init__(pool)
+        self.shared = shared
+        self._inside = Holders()
+
     def enter(self, connection: object, start: Callable[[], None]) -> None:
-        if self.pool.available == 0:
+        address, free = _address_of(connection), self.pool.available
+        if free == 0:
             size = self.pool.size
             threads = plural(size, "the only thread is", f"all {size} threads are")
             raise Busy(f"{threads} in use, try again later", "max-threads")
+        if self.shared and address:
+            _check_share(self._inside.by_address[address], free, "threads-per-address")
+        self._inside.add(connection, address)
         start()
+
+    def leave(self, connection: object) -> None:
+        self._inside.discard(connection)
+
+
+def _address_of(connection: object) -> str:
+    """Return what a connection counts under; "" where it has no address."""
+    address: str = getattr(connection, "network", "")
+    return address
+
+
+def _check_share(held: int, free: int, limit: str) -> None:
+    """Raise `Busy` where an address has its share already."""
+    if not may_have_another(held, free):
+        raise Busy("too many connections from your address, try again later", limit)
 
 
 class WorkerPool:

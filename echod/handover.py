@@ -51,13 +51,14 @@ PATIENCE = 2
 class SocketProtocol(ConnectionProtocol):
     """Hands the connection to a thread, and closes it afterwards."""
 
-    __slots__ = ("_channel", "_conn", "_ended_early", "_told", "_verdict")
+    __slots__ = ("_channel", "_conn", "_ended_early", "_has_thread", "_told", "_verdict")
 
     def __init__(self, home: EchoFactory) -> None:
         super().__init__(home)
         self._conn: ConnectionSocket | None = None
         self._channel: _Direct | _Relay | None = None
         self._verdict: EndReason | None = None
+        self._has_thread = False
         # The handler has ended the stream before it returned; over a relay, where the reactor
         # passes that on.
         self._ended_early = False
@@ -80,10 +81,17 @@ class SocketProtocol(ConnectionProtocol):
         whole = home.handler.kind is Kind.CONNECTION
         talk = conversation.own_socket if whole else conversation.answer_messages
         self._home.model.call(self._returned, Context().run, _converse, talk, conn)
+        self._has_thread = True
+
+    def _leave(self) -> None:
+        if not self._has_thread:  # the place is the thread, however long it outlives the client
+            super()._leave()
 
     def _returned(self, result: object) -> None:
         """The handler has returned: `result` is the reason to close, or a Failure."""
         assert self._channel is not None and self._conn is not None
+        self._has_thread = False
+        self._leave()
         if isinstance(result, Failure) and isinstance(result.value, Busy):
             # No thread has had the socket.
             self._conn.release()

@@ -150,6 +150,10 @@ class ConnectionProtocol(Protocol):
     def _stop(self) -> None:
         """Hand out no more work: the connection begins to close."""
 
+    def _leave(self) -> None:
+        """Give the concurrency model back the connection's place.  Again is harmless."""
+        self._home.model.leave(self)
+
     def _finish(self) -> None:
         """Clean up: the connection is lost."""
 
@@ -250,7 +254,7 @@ class ConnectionProtocol(Protocol):
         if self._reason is None:
             self._reason = self._why_lost(reason)
             self._stop()
-        self._home.model.leave(self)
+        self._leave()
         self._finish()
         if _disconnected.wanted():
             self._log_end(self._reason, reason)
@@ -291,7 +295,7 @@ class ConnectionProtocol(Protocol):
             return
         self._reason = reason
         self._stop()
-        self._home.model.leave(self)
+        self._leave()
         self._expect_to_be_read()
         # Closing alone sends no FIN while a child that a handler has forked holds the descriptor.
         self._end_writing()

@@ -43,7 +43,8 @@ class Limits:
         12_288,
         "three quarters of all: no single address can shut out the others. It cannot be much "
         "lower, because a load balancer or a large office is a single address; where clients "
-        "come from addresses of their own, 100 is plenty.",
+        "come from addresses of their own, 100 is plenty. Where a thread or a turn is scarcer, an "
+        "address may have three quarters of those, too, and less the more others have.",
     )
     max_accept_rate: int = limit(
         20_000,
@@ -96,15 +97,18 @@ class Limits:
         "slow, divide the wait that clients bear by that.",
     )
     max_threads: int = limit(
-        256,
-        "each thread has a stack, of which it uses 100 KiB or so, and all of them share one "
-        "interpreter; with many more, switching costs more than the work.",
+        342,
+        "256 for clients of one address, and a third as many for others. Each thread has a stack, "
+        "of which it uses 100 KiB or so, and all of them share one interpreter; with many more, "
+        "switching costs more than the work.",
     )
     serial_timeout: float = limit(
         10.0, "how long a silent client may keep others waiting in `serial`: time to type a line."
     )
     serial_queue: int = limit(
-        128, "the kernel's own queue (SOMAXCONN) was as long for thirty years."
+        171,
+        "128 for clients of one address, and a third as many for others. The kernel's own queue "
+        "(SOMAXCONN) was as long as the first for thirty years.",
     )
     handshake_timeout: float = limit(
         10.0, "a TLS handshake is two round trips: slow links included, this is patience enough."
@@ -124,6 +128,11 @@ class Limits:
         for one in fields(self):
             if getattr(self, one.name) < 0:
                 raise ValueError(f"{one.name} must not be negative")
+
+    @property
+    def bounds_addresses(self) -> bool:
+        """Whether an address may have only a share of what is scarce."""
+        return self.max_connections_per_address > 0
 
     def message_time(self, size: int) -> float:
         """Return how long a message may have been under way of which `size` bytes have come."""
@@ -163,7 +172,9 @@ REFUSED_BY = (
     "proxy-timeout",
     "proxy-trust",
     "serial-queue",
+    "serial-queue-per-address",
     "threads",
+    "threads-per-address",
 )
 
 

@@ -263,14 +263,17 @@ def make_model(settings: Settings, reactor: Any) -> Model:
         case ConcurrencyModel.SERIAL:
             limits = settings.make_limits()
             return Serial(
-                reactor.seconds, patience=limits.serial_timeout, queue_size=limits.serial_queue
+                reactor.seconds,
+                patience=limits.serial_timeout,
+                queue_size=limits.serial_queue,
+                shared=limits.bounds_addresses,
             )
         case ConcurrencyModel.DEFER_TO_THREAD:
             pool = WorkerPool(settings.threads, reactor.callFromThread)
             return InPool(pool, max_queue=settings.max_queue)
         case ConcurrencyModel.THREAD_PER_CONNECTION:
             pool = WorkerPool(settings.max_threads, reactor.callFromThread, queues=False)
-            return ThreadPerConnection(pool)
+            return ThreadPerConnection(pool, shared=settings.make_limits().bounds_addresses)
 
 
 def listening(
@@ -513,6 +516,8 @@ class EchoService(Service):
             listener.factory.banner = settings.make_banner(listener.factory.framing)
         if isinstance(self._model, Serial):
             self._model.patience = limits.serial_timeout
+        if isinstance(self._model, Serial | ThreadPerConnection):
+            self._model.shared = limits.bounds_addresses
         if self.signals is not None:
             self.signals.patience = settings.drain_timeout + GRACE
         if self.log_observer is not None:

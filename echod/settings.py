@@ -246,8 +246,9 @@ class Settings:
     max_connections_per_address: int = setting(
         Limits.max_connections_per_address,
         Text(
-            "How many of them may come from one IPv4 address, or one IPv6 /64 network; "
-            "0: any number. UNIX sockets have no addresses.",
+            "How many of them may come from one IPv4 address, or one IPv6 /64 network; 0: any "
+            "number, and all threads of thread-per-connection and all places in serial's queue "
+            "are for one as for many. UNIX sockets have no addresses.",
             whole_number(0, 10**7),
             reload=True,
         ),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -692,6 +693,86 @@ def test_a_silent_client_is_overdue_only_once_another_has_waited_long_enough() -
     turns.enter("c")
     assert not turns.model.overdue("b", turns.now + 9)
     assert turns.model.overdue("b", turns.now + 10)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A connection from an address."""
+
+    network: str
+    number: int
+
+
+def test_in_serial_addresses_take_turns() -> None:
+    turns = Turns(queue_size=100)
+    model, started = turns.model, []  # type: ignore[var-annotated]
+    many = [Guest("many", number) for number in range(4)]
+    one, other = Guest("one", 0), Guest("other", 0)
+    for guest in (*many, one):
+        model.enter(guest, partial(started.append, guest))
+    for guest in (many[0], one, many[1]):
+        model.leave(guest)
+    model.enter(other, partial(started.append, other))
+    for guest in many[2:]:
+        model.leave(guest)
+        model.leave(other)
+    assert started == [many[0], one, many[1], many[2], other, many[3]]
+
+
+def test_in_serial_one_address_has_a_share_of_the_queue() -> None:
+    turns = Turns(queue_size=8)
+    model = turns.model
+    for number in range(7):
+        model.enter(Guest("many", number), str)
+    with pytest.raises(Busy, match="too many connections from your address") as caught:
+        model.enter(Guest("many", 7), str)
+    assert caught.value.limit == "serial-queue-per-address"
+    model.enter(Guest("other", 0), str)
+    model.enter(Guest("", 0), str)  # at a UNIX socket
+    with pytest.raises(Busy, match="8 clients are waiting already") as caught:
+        model.enter(Guest("third", 0), str)
+    assert caught.value.limit == "serial-queue"
+
+
+def test_where_addresses_tell_nothing_one_may_have_the_whole_queue() -> None:
+    turns = Turns(queue_size=8, shared=False)
+    for number in range(9):
+        turns.model.enter(Guest("many", number), str)
+    with pytest.raises(Busy, match="8 clients are waiting already"):
+        turns.model.enter(Guest("other", 0), str)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_one_address_has_a_share_of_the_threads(loop: Loop, shared: bool) -> None:
+    model = ThreadPerConnection(WorkerPool(8, loop.call_from_thread), shared=shared)
+    gate, results = Gate(), []  # type: ignore[var-annotated]
+    guests = [Guest("many", number) for number in range(8)]
+
+    def enter(guest: Guest) -> None:
+        model.enter(guest, lambda: model.call(results.append, gate))
+
+    for guest in guests[:6]:
+        enter(guest)
+    if shared:
+        with pytest.raises(Busy, match="too many connections from your address") as caught:
+            enter(guests[6])
+        assert caught.value.limit == "threads-per-address"
+        enter(Guest("other", 0))
+        enter(Guest("", 0))
+    else:
+        enter(guests[6])
+        enter(guests[7])
+    with pytest.raises(Busy, match="all 8 threads are in use") as caught:
+        enter(Guest("third", 0))
+    assert caught.value.limit == "max-threads"
+    gate.leave.set()
+    loop.until(lambda: len(results) == 8)
+    for guest in guests:
+        model.leave(guest)
+        model.leave(guest)
+    for guest in guests[:6]:
+        enter(guest)
+    model.stop()
 
 
 def test_without_patience_set_nobody_is_overdue() -> None:

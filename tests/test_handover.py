@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from echod import Chunk, Close, EchoFactory, Handler, Limits, Line, connection
-from echod.concurrency import Busy
+from echod.concurrency import Busy, ThreadPerConnection
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
 from echod.lifecycle import unread
 from tests.conftest import Log
@@ -225,6 +225,32 @@ async def test_above_max_threads_a_client_gets_a_line_and_a_close() -> None:
         await served[0].receive_all()
         await eventually(lambda: len(server.factory.connections) == 1)
         await (await server.connect()).receive(BANNER)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_has_gone_has_its_address_s_place_until_the_thread_is_free(
+    certificate: Path,
+) -> None:
+    released = threading.Event()
+
+    def block(conn: socket.socket) -> None:
+        assert released.wait(10)
+
+    async with both("relayed", certificate, handler=block) as server:
+        model, metrics = server.factory.model, server.factory.metrics
+        assert isinstance(model, ThreadPerConnection)
+        clients = [await server.connect() for _ in range(3)]
+        await eventually(lambda: model.pool.busy == 3)
+        for client in clients:
+            client.transport.abortConnection()
+        await eventually(lambda: metrics.ended.total() == 3)
+        await (await server.connect()).receive_all()
+        assert metrics.refused == {"threads-per-address": 1}
+        released.set()
+        await eventually(lambda: model.pool.available == 4)
+        for client in [await server.connect() for _ in range(3)]:
+            await client.receive_all()
+        assert metrics.refused == {"threads-per-address": 1}
 
 
 @pytest.mark.parametrize("kind", ["direct", "relayed"])

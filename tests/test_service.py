@@ -378,6 +378,20 @@ async def test_a_reload_changes_what_it_can_for_open_connections_too(log: Log) -
     await service.stopService()
 
 
+@pytest.mark.parametrize("concurrency", ["serial", "thread-per-connection"])
+@pytest_twisted.ensureDeferred
+async def test_a_reload_says_anew_whether_addresses_have_shares(concurrency: str) -> None:
+    service = build_service(settings(concurrency=concurrency), reactor)
+    service.startService()
+    shared = [service._model.shared]  # type: ignore[attr-defined]
+    for most in (0, 7):
+        service.configure = Configured(concurrency=concurrency, max_connections_per_address=most)
+        service.reload()
+        shared.append(service._model.shared)  # type: ignore[attr-defined]
+    assert shared == [True, False, True]
+    await service.stopService()
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_reload_greets_new_clients_with_the_new_banner() -> None:
     service = build_service(settings(), reactor)

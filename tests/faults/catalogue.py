@@ -61,6 +61,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         37: "Who reads the log dies",
         38: "Clients make the log grow",
         71: "Clients send and vanish while every thread is at work",
+        72: "One address opens as many connections as there are threads, or places in a queue",
     },
     "Security": {
         39: "A client sends control characters",

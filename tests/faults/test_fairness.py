@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import select
 import socket
 import struct
 from collections import Counter
@@ -10,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from echod.concurrency import MOST_LOST
-from tests.daemon import Daemon, Start, connect, receive
+from echod.limits import Limits
+from tests.daemon import BANNER, Daemon, Start, connect, receive, receive_all
+from tests.faults.clients import is_served
 from tests.faults.scale import Scale
+from tests.proxy_headers import DESTINATION, line
 
 BLOCKING = """
 import time
@@ -81,3 +87,77 @@ def test_the_work_of_clients_that_have_gone_waits_behind_that_of_others(
     assert len(running.wait_for("Dropped the work of", gone - len(kept))) == gone - len(kept)
     assert "Refused" not in running.log
     assert "Traceback" not in running.log
+
+
+CROWD = "127.0.0.1"
+REFUSED = b"Server busy: too many connections from your address, try again later\n"
+
+
+def connect_from(running: Daemon, host: str, listen: str) -> socket.socket:
+    """Connect from an address, or through a proxy that says so."""
+    if not listen.startswith("proxy:"):
+        return connect(running, source_address=(host, 0))
+    connection = connect(running)
+    connection.sendall(line((host, 1), DESTINATION))
+    return connection
+
+
+@pytest.mark.parametrize("listen", ["tcp:0", "proxy:tcp:0"])
+def test_no_address_takes_every_thread(daemon: Start, listen: str) -> None:
+    """Fault 72: In `thread-per-connection`, however many silent connections an address opens, and
+    a second one after it, there are threads left for others.  Those for whom there is none are
+    told so and counted.
+    """
+    running = daemon("--concurrency=thread-per-connection", "--listen", listen, "--log-rate=0")
+    size = Limits.max_threads
+    with contextlib.ExitStack() as stack:
+        for host in (CROWD, "127.0.0.2"):
+            crowd = [stack.enter_context(connect_from(running, host, listen)) for _ in range(size)]
+            first = [each.makefile("rb").readline() for each in crowd]
+            assert set(first) == {BANNER, REFUSED}
+            # The whole of it but for a quarter; of that, three quarters.
+            least = {CROWD: size * 3 // 4, "127.0.0.2": size // 8}[host]
+            assert first.count(BANNER) >= least
+            assert first[:least] == [BANNER] * least
+        for host in ("127.0.0.3", "127.0.0.4"):
+            other = stack.enter_context(connect_from(running, host, listen))
+            assert receive(other, len(BANNER)) == BANNER
+            assert is_served(other)
+    running.wait_for(r"Refused 127.0.0.1:\d+: Server busy: too many connections from your address")
+
+
+@pytest.mark.parametrize("listen", ["tcp:0", "proxy:tcp:0"])
+def test_no_address_takes_every_turn(daemon: Start, listen: str) -> None:
+    """Fault 72: In `serial`, however many silent connections an address opens, there is room in
+    the queue for others, and they wait for one turn of that address, not for all.
+    """
+    running = daemon("--concurrency=serial", "--listen", listen, "--serial-timeout=0.5")
+    size = Limits.serial_queue + 1
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(connect_from(running, CROWD, listen)) for _ in range(size)]
+        running.wait_for(r"Refused 127.0.0.1:\d+: Server busy: too many connections from your")
+        for host in ("127.0.0.2", "127.0.0.3"):
+            before = len(re.findall("kept others waiting", running.log))
+            other = stack.enter_context(connect_from(running, host, listen))
+            other.sendall(b"happy\n")
+            assert receive_all(other) == b"OK...happy\n"
+            assert len(re.findall("kept others waiting", running.log)) - before <= 2
+        served = [each for each in crowd if not select.select([each], [], [], 0)[0]]
+        assert len(served) > size // 2  # and nobody else has been sent away for that
+
+
+@pytest.mark.parametrize("model", ["thread-per-connection", "serial"])
+def test_where_addresses_tell_nothing_one_may_have_all(daemon: Start, model: str) -> None:
+    """Fault 72: Without a limit for each address, as behind a load balancer that names no client,
+    one address may have every thread and every place in the queue.
+    """
+    running = daemon(
+        *("--concurrency", model, "--max-connections-per-address=0", "--max-threads=8"),
+        "--log-rate=0",
+    )
+    size = 8 if model == "thread-per-connection" else Limits.serial_queue + 1
+    with contextlib.ExitStack() as stack:
+        for _ in range(size + 1):
+            stack.enter_context(connect_from(running, CROWD, "tcp:0"))
+        running.wait_for("Refused .*: Server busy: (all 8 threads|171 clients)")
+        assert len(running.wait_for("Refused")) == 1
