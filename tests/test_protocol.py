@@ -372,8 +372,10 @@ class Overworked(InReactor):
         return super().call(done, function, *arguments)
 
     def submit(self, done: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
-        """What is asked of a pool."""
-        return self.call(done, function, *arguments)
+        """What is asked of a pool: `function` runs the first of `arguments` in a context."""
+        if arguments[0].__name__ in self.busy:
+            raise Busy("no thread", "max-queue")
+        return super().call(done, function, *arguments)
 
 
 class Witness(Handler):
