@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
-from echod.escaping import escape, unescape, unescaped
+from echod.escaping import escape, quoted, unescape, unescaped
 
 
 class SettingError(ValueError):
@@ -121,7 +121,7 @@ class Setting:
         except SettingError:
             raise
         except ValueError as error:
-            raise SettingError(f"{text!r} is not {error}") from None
+            raise SettingError(f"{quoted(text)} is not {error}") from None
 
     def from_file(self, value: object) -> Any:
         """Return the value that a TOML value stands for.
@@ -137,8 +137,14 @@ class Setting:
     def _from_native(self, value: object) -> Any:
         if type(value) not in _ACCEPTED[self.native]:
             wanted, given = _KINDS[self.native], _KINDS.get(type(value), "something else")
-            raise SettingError(f"{value!r} is {given}, but this takes {wanted}")
-        return value if self.native is bool else self.from_flag(str(value))
+            raise SettingError(f"{quoted(value)} is {given}, but this takes {wanted}")
+        if self.native is bool:
+            return value
+        try:
+            text = str(value)
+        except ValueError:  # of more digits than Python writes
+            text = quoted(value)
+        return self.from_flag(text)
 
     def in_file(self, value: Any) -> str:
         """Return `value` as it is written in a file: what `from_file` reads.
@@ -229,7 +235,7 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
                 raise SettingError(_unknown(key, value, known))
             values[known[key].name] = known[key].from_file(value)
         except SettingError as error:
-            raise SettingError(f"{file}{_line_of(key, text)}: {key}: {error}") from None
+            raise SettingError(f"{file}{_line_of(key, text)}: {_short(key)}: {error}") from None
     return values
 
 
@@ -270,6 +276,10 @@ def _unknown(key: str, value: object, known: Mapping[str, Setting]) -> str:
     return f"there is no such key; there are: {', '.join(known)}"
 
 
+def _short(key: str) -> str:
+    return key if len(key) <= 60 else f"{key[:57]}..."
+
+
 def _line_of(key: str, text: str) -> str:
     match = re.search(rf"^[ \t]*[\[\"']*{re.escape(key)}\b", text, re.MULTILINE)
     return f":{text.count(chr(10), 0, match.start()) + 1}" if match else ""
@@ -297,26 +307,47 @@ def as_file(settings: Iterable[Setting], values: object) -> str:
 # What flags accept.
 
 
-def whole_number(lowest: int, highest: int, unit: str = "") -> Callable[[str], int]:
-    """Return a parser of whole numbers from `lowest` to `highest`."""
+def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `lowest` to `highest`, as TOML writes decimal ones."""
 
     def parse_number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not lowest <= int(text[:20]) <= highest:
-            raise ValueError(f"a whole number from {lowest} to {highest}{unit}")
+        # Neither is `int` asked for what it reads beside these, nor for what is too long for it.
+        if not re.fullmatch(f"0|[1-9][0-9]{{0,{len(str(highest)) - 1}}}", text) or not (
+            lowest <= int(text) <= highest
+        ):
+            hint = ", without zeros before it" if re.fullmatch("0+[0-9]+", text) else ""
+            raise ValueError(f"a whole number from {lowest} to {highest}{hint}")
         return int(text)
 
     return parse_number
 
 
-def seconds(text: str) -> float:
-    """Parse a duration in seconds."""
-    try:
-        value = float(text)
-    except ValueError:
+# The longest duration, in seconds: a hundred days and some, which every timer can take.
+LONGEST_TIME = 10**7
+
+
+def seconds_from(least: float) -> Callable[[str], float]:
+    """Return a parser of durations in seconds, as TOML writes numbers.
+
+    Args:
+        least: the shortest but for 0, which stands for none.
+    """
+
+    def parse_seconds(text: str) -> float:
         value = -1.0
-    if not 0 <= value <= 10**7:
-        raise ValueError("a number of seconds, 0 or more")
-    return value
+        # Of a longer fraction, what is not 0 could become 0, which means something else.
+        if re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]{1,30})?", text):
+            value = float(text)
+        if value != 0 and not least <= value <= LONGEST_TIME:
+            raise ValueError(
+                f"a number of seconds, 0 or from {least:g} to {LONGEST_TIME}, as in 90 or 0.5"
+            )
+        return value
+
+    return parse_seconds
+
+
+seconds = seconds_from(0.001)
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:

@@ -8,6 +8,7 @@ escape sequence drives a terminal.  Everything that came from outside passes thr
 from __future__ import annotations
 
 import re
+import reprlib
 
 # The longest text in a line, in characters; a handler may print a whole message.
 LONGEST = 32 * 1024
@@ -103,3 +104,25 @@ def _unescape_one(match: re.Match[bytes]) -> bytes:
     if escaped[:1] in b"01234567" and escaped and int(escaped, 8) < 256:
         return bytes([int(escaped, 8)])
     raise ValueError(f"no escape: {escape(match[0])}")
+
+
+class _Quoted(reprlib.Repr):
+    """Python's notation, which is printable, but cut where it is long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # Python writes no number of more than 4300 digits
+            return f"a number of {x.bit_length()} bits"
+
+
+def quoted(value: object) -> str:
+    """Return a value as an error shows it: escaped, and without its middle where it is long."""
+    return _QUOTED.repr(value)
+
+
+_QUOTED = _Quoted()

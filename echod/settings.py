@@ -31,6 +31,7 @@ from echod.configuration import (
     placed,
     read_file,
     seconds,
+    seconds_from,
     set_aside,
     setting,
     whole_number,
@@ -352,8 +353,8 @@ class Settings:
         0.1,
         Text(
             "Seconds for which a handler may hold the event loop before the log shows where it "
-            "is; 0: do not watch.",
-            seconds,
+            "is; from 0.01 on, because to look more often costs too much; 0: do not watch.",
+            seconds_from(0.01),
             unit="seconds",
             section="Watching over it",
             reload=True,
@@ -548,11 +549,13 @@ class Options(usage.Options):
         if self.file is None:
             return configure(self.flags)
         try:
-            text = self.file.read_text("utf-8")
+            text = self.file.read_text("utf-8-sig")  # some editors begin with a byte order mark
         except OSError as error:
             raise SettingError(f"--config {self.file}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise SettingError(f"{self.file}: this is not UTF-8") from None
+        except ValueError as error:  # no path can hold NUL
+            raise SettingError(f"--config {self.file}: {error}") from None
         return configure(self.flags, text, str(self.file))
 
     def placed(self, error: str) -> str:
@@ -622,8 +625,10 @@ def _reader(one: Setting) -> Callable[..., None]:
             value = one.from_flag(text)
         except SettingError as error:
             raise usage.UsageError(f"{one.flag}: {error}") from None
-        repeated = (*self.flags.get(one.name, ()), value)
-        self.flags[one.name] = repeated if one.text.repeats else value
+        # Of what does not repeat, the last one wins, as it does in twistd's own flags.
+        self.flags[one.name] = (
+            (*self.flags.get(one.name, ()), value) if one.text.repeats else value
+        )
 
     return read
 

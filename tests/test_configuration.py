@@ -107,13 +107,25 @@ def test_an_empty_file_says_nothing() -> None:
         ("\nlayers = -1", ":2: layers: '-1' is not a whole number"),
         (f"layers = {'9' * 3000}", ":1: layers: "),
         (f"layers = {'9' * 5000}", "cake.toml: "),
+        (f"layers = 0x{'f' * 4000}", "layers: 'a number of 16000 bits' is not a whole number"),
+        (f"height = 0x{'f' * 4000}", "height: 'a number of 16000 bits' is not a number of sec"),
+        (f"candles = [1, 0x{'f' * 4000}]", "candles: 'a number of 16000 bits' is not a whole"),
+        (f"taste = 0x{'f' * 4000}", "taste: a number of 16000 bits is a whole number, but this"),
+        (f"layers = [0x{'f' * 4000}]", "layers: [a number of 16000 bits] is an array, but"),
+        (f"layers = {'[' * 300}{']' * 300}", "layers: [[[[[[[...]]]]]]] is an array, but this"),
+        (
+            f"layers.{'.'.join('a' * 5000)} = 1",
+            "layers: {'a': {'a': {'a': {'a': {'a': {'a':",
+        ),
+        (f"taste = '{'x' * 9000}'", f"taste: '{'x' * 27}...{'x' * 28}' is not one of: sweet"),
+        (f"{'x' * 9000} = 1", f": {'x' * 57}...: there is no such key"),
         ("layers = '3'", ":1: layers: '3' is a string, but this takes a whole number"),
         ("layers = 3.5", "3.5 is a number, but this takes a whole number"),
         ("layers = true", "True is true or false, but this takes a whole number"),
         ("layers = [3]", "[3] is an array, but this takes a whole number"),
         ("height = true", "this takes a number"),
-        ("height = nan", "'nan' is not a number of seconds, 0 or more"),
-        ("height = -inf", "'-inf' is not a number of seconds, 0 or more"),
+        ("height = nan", "'nan' is not a number of seconds, 0 or from 0.001 to 10000000"),
+        ("height = -inf", "'-inf' is not a number of seconds, 0 or from 0.001"),
         ("candles = [1, 100]", "'100' is not a whole number from 0 to 99"),
         ("candles = [[1]]", "[1] is an array"),
         ("taste = 'salty'", "taste: 'salty' is not one of: sweet, sour"),
@@ -137,6 +149,49 @@ def test_what_is_wrong_names_file_line_key_and_what_is_accepted(text: str, why: 
     assert str(caught.value).startswith("cake.toml")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("0", "'0' is not a whole number from 1 to 9"),
+        ("10", "'10' is not a whole number from 1 to 9"),
+        ("05", "'05' is not a whole number from 1 to 9, without zeros before it"),
+        (f"{'0' * 20}5", "is not a whole number from 1 to 9, without zeros before it"),
+        ("+5", r"'\+5' is not a whole number from 1 to 9"),
+        ("1_0", "'1_0' is not"),
+        (" 5", "' 5' is not"),
+        ("5\n", r"'5\\n' is not"),
+        ("5.0", "'5.0' is not"),
+        ("0x5", "'0x5' is not"),
+        ("\u0665", "is not a whole number"),  # an Arabic-Indic five
+        ("", "'' is not"),
+        ("9" * 9000, "'9999.*[.][.][.]9999.*' is not"),
+    ],
+)
+def test_a_whole_number_is_decimal_digits_and_nothing_else(text: str, why: str) -> None:
+    with pytest.raises(SettingError, match=why) as caught:
+        CAKE[0].from_flag(text)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "0.001", "90", "0.5", "10000000", "1.50"])
+def test_a_duration_is_digits_and_a_fraction(text: str) -> None:
+    assert CAKE[1].from_flag(text) == float(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["1_0", "\u096a", "1e3", "1e-7", "0.0001", "0." + "0" * 5000 + "1", "-0", "+1"],
+        *[".5", "5.", " 5", "5\n", "nan", "inf", "Infinity", "0x10", "007", "10000000.1"],
+        *["9" * 9000, "1,5", ""],
+    ],
+)
+def test_a_duration_is_nothing_else(text: str) -> None:
+    with pytest.raises(SettingError, match=r"not a number of seconds, 0 or from 0") as caught:
+        CAKE[1].from_flag(text)
+    assert len(str(caught.value)) < 200
+
+
 def test_a_whole_sentence_of_a_parser_is_left_as_it_is() -> None:
     def refuse(text: str) -> str:
         raise SettingError(f"no {text} today")
@@ -154,7 +209,7 @@ WRITABLE = st.text(st.characters(codec="utf-8"))
 CAKES = st.builds(
     Cake,
     layers=st.integers(1, 9),
-    height=st.floats(0, 10**7),
+    height=st.just(0.0) | st.floats(0.001, 10**7),
     candles=st.lists(st.integers(0, 99)).map(tuple),
     taste=st.sampled_from(Taste),
     writing=st.none() | st.binary() | WRITABLE.map(str.encode),

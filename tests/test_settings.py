@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echod import Chunk, Length, Limits, Line
-from echod.configuration import SettingError, as_file
+from echod.configuration import Setting, SettingError, as_file
+from echod.escaping import escape
 from echod.handlers import ConcurrencyModel, HandlerSpec
 from echod.settings import (
     SETTINGS,
@@ -99,7 +102,10 @@ def test_limits_on_clients_are_settings() -> None:
         (["--threads=0"], "--threads: '0' is not a whole number from 1 to 10000"),
         (["--threads=\u0663"], "is not a whole number"),
         (["--max-message=0"], "--max-message: '0' is not"),
-        (["--drain-timeout=soon"], "'soon' is not a number of seconds, 0 or more"),
+        (
+            ["--drain-timeout=soon"],
+            "'soon' is not a number of seconds, 0 or from 0.001 to 1",
+        ),
         (["--drain-timeout=-1"], "'-1' is not a number of seconds"),
         (["--drain-timeout=nan"], "'nan' is not a number of seconds"),
         (["--framing=xml"], "--framing: 'xml' is not one of: chunk, line, length"),
@@ -126,6 +132,74 @@ def test_a_wrong_flag_is_one_line_that_says_what_is_accepted(
     assert why in message
     assert message.startswith("echod: ")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("one", [one for one in SETTINGS if one.native is not bool])
+def test_of_a_flag_that_is_given_twice_the_last_one_wins_unless_it_repeats(one: Setting) -> None:
+    first, last = SOME.get(one.name, ("1", "2"))
+    options = Options()
+    options.parseOptions([f"{one.flag}={first}", f"{one.flag}={last}", *NEEDED.get(one.name, ())])
+    expected = (one.from_flag(first), one.from_flag(last))
+    assert getattr(options.settings, one.name) == (expected if one.text.repeats else expected[1])
+
+
+# Two values for each setting that takes no numbers, and what else it needs.
+SOME = {
+    "proxy_trust": ("10.0.0.0/8", "fd00::/8"),
+    "concurrency": ("serial", "reactor"),
+    "framing": ("line", "length"),
+    "log_format": ("json", "text"),
+    "log_level": ("debug", "warn"),
+}
+NEEDED = {"delimiter": ("--framing=line",)}
+
+
+def test_to_watch_for_stalls_is_not_to_burn_the_processor() -> None:
+    for text in ("1e-7", "0.0099"):
+        with pytest.raises(SystemExit, match=r"not a number of seconds, 0 or from 0\.01 to"):
+            parse(f"--stall-threshold={text}")
+    assert parse("--stall-threshold=0.01").stall_threshold == 0.01
+
+
+def taken(read: Callable[[Any], Any], value: object) -> list[Any]:
+    """Return what a value is taken for; nothing where it is refused in one printable line."""
+    try:
+        return [read(value)]
+    except SettingError as error:
+        said = escape(str(error))
+    assert len(said) < 600
+    assert "\n" not in said
+    return []
+
+
+@given(st.sampled_from(SETTINGS), st.text() | st.text("0123456789.e+-_ \u0967\u0665"))
+def test_whatever_a_flag_says_is_a_value_or_one_line(one: Setting, text: str) -> None:
+    for value in taken(one.from_flag, text):
+        if one.native in (int, float):
+            # As TOML writes numbers; nothing else that Python would read.
+            assert tomllib.loads(f"it = {text}")["it"] == value
+
+
+# What a TOML value may be.
+TOML = st.recursive(
+    st.integers()
+    | st.floats()
+    | st.booleans()
+    | st.text()
+    | st.dates()
+    | st.times()
+    | st.datetimes(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(SETTINGS), TOML)
+def test_whatever_a_file_says_is_a_value_or_one_line(one: Setting, value: object) -> None:
+    for kept in taken(one.from_file, value):
+        if one.native in (int, float, bool):
+            items = value if isinstance(value, list) else [value]
+            assert kept == (tuple(items) if one.text.repeats else value)
 
 
 def test_contradictions_are_refused_however_settings_are_made() -> None:
@@ -259,6 +333,19 @@ def test_a_wrong_file_is_one_line_that_names_it(file: Path, content: bytes, why:
     assert "\x1b" not in message
 
 
+def test_a_byte_order_mark_is_skipped(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert parse("--config", str(file)).threads == 5
+    file.write_bytes(b"\xef\xbb\xbfprot = 1")
+    with pytest.raises(SystemExit, match=r"echod\.toml:1: prot: there is no such key"):
+        parse("--config", str(file))
+
+
+def test_a_path_that_is_none_is_one_line() -> None:
+    with pytest.raises(SystemExit, match=r"echod: --config /a\\x00b: embedded null byte"):
+        parse("--config", "/a\0b")
+
+
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         parse("--config", str(tmp_path / "none"))
@@ -269,7 +356,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
 
 NAMES = st.from_regex(r"[a-z_]{1,9}", fullmatch=True)
 TEXTS = st.text(st.characters(codec="utf-8"))
-SECONDS = st.floats(0, 10**7)
+SECONDS = st.just(0.0) | st.floats(0.001, 10**7)
 
 # A value for each setting that stands alone; what excludes each other is left out.
 ANY_SETTINGS = st.builds(
