@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
-from echod.escaping import escape, quoted, unescape, unescaped
+from echod.escaping import clipped, escape, quoted, unescape, unescaped
 
 
 class SettingError(ValueError):
@@ -235,7 +235,7 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
                 raise SettingError(_unknown(key, value, known))
             values[known[key].name] = known[key].from_file(value)
         except SettingError as error:
-            raise SettingError(f"{file}{_line_of(key, text)}: {_short(key)}: {error}") from None
+            raise SettingError(f"{file}{_line_of(key, text)}: {clipped(key)}: {error}") from None
     return values
 
 
@@ -274,10 +274,6 @@ def _unknown(key: str, value: object, known: Mapping[str, Setting]) -> str:
     if close := get_close_matches(key.replace("_", "-").lower(), known, 1):
         return f"there is no such key; did you mean {close[0]}?"
     return f"there is no such key; there are: {', '.join(known)}"
-
-
-def _short(key: str) -> str:
-    return key if len(key) <= 60 else f"{key[:57]}..."
 
 
 def _line_of(key: str, text: str) -> str:

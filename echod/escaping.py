@@ -126,3 +126,8 @@ def quoted(value: object) -> str:
 
 
 _QUOTED = _Quoted()
+
+
+def clipped(text: str, longest: int = 60) -> str:
+    """Return `text` with dots for its end where it is longer than an error has room for."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -17,6 +17,8 @@ in every endpoint string, a colon within a value is written `\:`.
 from __future__ import annotations
 
 import datetime
+import ipaddress
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +29,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 
 from echod.activation import ActivatedEndpoint, ActivationError, InheritedSockets
-from echod.escaping import escape
+from echod.escaping import escape, quoted
 from echod.proxied import Network, ProxyFactory
 from echod.tls import Files, FilesError, ServerContext, TLSFactory
 from echod.unix_socket import BACKLOG, MODE, UNIXEndpoint
@@ -52,6 +54,12 @@ PLAIN_WORDS = (
     ),
 )
 
+
+# Of a host: at least one letter, or it would be an address that is none.
+HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+
+# The longest path of a UNIX socket, in bytes: the kernel has room for 108, and a NUL behind it.
+LONGEST_PATH = 107
 
 # Kinds that Twisted has, or that are a prefix here, and why they are no endpoint.
 NO_ENDPOINTS = {
@@ -144,7 +152,7 @@ def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamSe
     if kind in NO_ENDPOINTS:
         raise ListenError(NO_ENDPOINTS[kind])
     if kind in ("tcp", "tcp6"):
-        _check_port(Words.split(text.partition(":")[2]))
+        _check_tcp(Words.split(text.partition(":")[2]))
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser has its own ways to refuse
@@ -152,11 +160,32 @@ def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamSe
     return endpoint
 
 
-def _check_port(words: Words) -> None:
-    """Refuse a port that no listener can have; whether it is a number at all, Twisted says."""
-    port = words.pop("port") or words.pop() or ""
-    if re.fullmatch("-?[0-9]{1,20}", port) and not 0 <= int(port) <= 65535:
-        raise ListenError(f"{port} is no port: they go from 0 to 65535")
+def _check_tcp(words: Words) -> None:
+    """Refuse what no listener can have, and Twisted would find out when it listens."""
+    backlog, interface = words.pop("backlog"), words.pop("interface")
+    port = words.pop("port")
+    port = words.pop() if port is None else port
+    if port and not re.fullmatch("-?[0-9]+", port):
+        raise ListenError(f"{quoted(port)} is not a number")
+    if port and not (re.fullmatch("0|[1-9][0-9]{0,4}", port) and int(port) <= 65535):
+        raise ListenError(f"{port[:20]} is no port: they go from 0 to 65535")
+    if backlog is not None:
+        _check_backlog(backlog)
+    if interface and not (_is_address(interface) or HOST_NAME.fullmatch(interface)):
+        raise ListenError(f"interface={quoted(interface)} is neither an address nor a name")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_backlog(text: str) -> None:
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ListenError(f"backlog={quoted(text)} is no number of connections")
 
 
 def _plainly(kind: str, error: Exception) -> str:
@@ -175,10 +204,16 @@ def _unix_endpoint(reactor: Any, words: Words) -> UNIXEndpoint:
     path = words.pop("address") or words.pop()
     if not path:
         raise ListenError("unix: needs a path, as in unix:/run/echod/echod.sock")
+    if "\0" in path:
+        raise ListenError("no path can hold NUL")
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ListenError(
+            f"this path has {len(os.fsencode(path))} bytes, and a socket's has {LONGEST_PATH} at "
+            "most: name it relative to the folder that twistd is started in"
+        )
     if not re.fullmatch("0?[0-7]{3}", mode):
         raise ListenError(f"mode={mode} is no octal mode, as in 660")
-    if not re.fullmatch("[1-9][0-9]{0,8}", backlog):
-        raise ListenError(f"backlog={backlog} is no number of connections")
+    _check_backlog(backlog)
     words.expect_no_more()
     return UNIXEndpoint(reactor, path, int(mode, 8), int(backlog))
 
@@ -262,8 +297,11 @@ def _tls_files(words: Words) -> Files:
 
 def _protocols(text: str | None) -> tuple[str, ...]:
     names = tuple(text.split(",")) if text is not None else ()
-    if not all(name.isascii() and 0 < len(name) < 256 for name in names):
-        raise ListenError(f"alpn={text} is not a list of protocols, as in h2,http/1.1")
+    # RFC 7301, 3.1: of 255 bytes each, and 65,535 together, with a byte for the length of each.
+    if not all(name.isascii() and 0 < len(name) < 256 for name in names) or (
+        sum(map(len, names)) + len(names) > 65_535
+    ):
+        raise ListenError(f"alpn={quoted(text)} is not a list of protocols, as in h2,http/1.1")
     return names
 
 

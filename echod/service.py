@@ -27,7 +27,7 @@ from echod.activation import InheritedSockets, started_with
 from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
 from echod.configuration import SettingError
 from echod.draining import Drain
-from echod.escaping import escape
+from echod.escaping import clipped, escape
 from echod.handlers import (
     ConcurrencyModel,
     HandlerError,
@@ -287,7 +287,8 @@ def listening(
     try:
         return parse_listen(reactor, description, inherited)
     except ListenError as error:
-        raise StartError(f"{flag} {escape(description)}: {escape(str(error))}") from error
+        where = escape(clipped(description, 200))
+        raise StartError(f"{flag} {where}: {escape(str(error))}") from error
 
 
 def status_listening(reactor: Any, description: str, inherited: InheritedSockets) -> Listening:

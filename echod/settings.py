@@ -430,7 +430,7 @@ class Settings:
         spec = self.handler
         if self.prefix is None:
             return spec
-        return HandlerSpec(spec.name, {**spec.arguments, "prefix": self.prefix})
+        return replace(spec, arguments={**spec.arguments, "prefix": self.prefix})
 
     @property
     def about_messages(self) -> list[str]:

@@ -93,7 +93,15 @@ def check_directory(directory: Path) -> None:
     Raises:
         OSError: it is writable for everybody, or it is not there.
     """
-    mode = directory.stat().st_mode
+    try:
+        mode = directory.stat().st_mode
+    except FileNotFoundError as error:
+        raise OSError(
+            error.errno,
+            f"There is no directory {directory}: make it first, as in mkdir {directory}",
+        ) from None
+    if not stat.S_ISDIR(mode):
+        raise OSError(errno.ENOTDIR, f"{directory} is no directory")
     if not mode & stat.S_IWOTH:
         return
     if not mode & stat.S_ISVTX:

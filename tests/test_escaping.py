@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.escaping import escape, escape_lines, unescape, unescaped
+from echod.escaping import clipped, escape, escape_lines, quoted, unescape, unescaped
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,21 @@ def test_what_is_written_with_escapes_is_one_line_and_read_again(value: bytes) -
     written = unescaped(value)
     assert unescape(written) == value
     assert written == escape(written)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a\x1bb\u202e", r"'a\x1bb\u202e'"),
+        ("x" * 100, f"'{'x' * 27}...{'x' * 28}'"),
+        ([1 << 20_000], "[a number of 20001 bits]"),
+        ([1, [2]], "[1, [2]]"),
+    ],
+)
+def test_a_value_is_quoted_in_little_room(value: object, shown: str) -> None:
+    assert quoted(value) == shown
+
+
+def test_a_text_is_clipped() -> None:
+    assert clipped("x" * 60) == "x" * 60
+    assert clipped("x" * 61) == "x" * 57 + "..."

@@ -133,7 +133,10 @@ async def test_a_shared_directory_is_warned_of(tmp_path: Path, log: Log) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_a_directory_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"There is no directory .*/no: make it first"):
+        await UNIXEndpoint(reactor, str(tmp_path / "no" / "s")).listen(EchoFactory(reactor))
+    (tmp_path / "no").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"/no is no directory"):
         await UNIXEndpoint(reactor, str(tmp_path / "no" / "s")).listen(EchoFactory(reactor))
 
 

@@ -13,11 +13,14 @@ installed; it hides no other.
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from operator import attrgetter
@@ -30,7 +33,7 @@ from twisted.plugin import IPlugin, getPlugins
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
 
-from echod.escaping import escape, unescape
+from echod.escaping import clipped, escape, quoted, unescape
 from echod.handlers.contract import (
     ConcurrencyModel,
     Handler,
@@ -44,6 +47,11 @@ from echod.handlers.contract import (
 from echod.handlers.parameters import parameters_of
 
 GROUP = "echod.handlers"
+
+NUMBERS: Mapping[Any, re.Pattern[str]] = {
+    int: re.compile(r"[+-]?[0-9]+"),
+    float: re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"),
+}
 
 
 class IHandlerPlugin(Interface):
@@ -64,12 +72,21 @@ class HandlerPlugin:
 
 @dataclass(frozen=True)
 class HandlerSpec:
-    """What `--handler` said, taken apart."""
+    """What `--handler` said, taken apart.
+
+    Attributes:
+        name: an installed name, or `module:object`.
+        arguments: texts by name.
+        text: how it was written; "" where it was not.
+    """
 
     name: str
     arguments: Mapping[str, str] = field(default_factory=dict)
+    text: str = field(default="", compare=False)
 
     def __str__(self) -> str:
+        if self.text:
+            return self.text
         items = (f"{key}={value}".replace(",", "\\,") for key, value in self.arguments.items())
         return ":".join([self.name, *filter(None, [",".join(items)])])
 
@@ -127,7 +144,7 @@ class InstalledHandler:
 
 
 def parse(text: str) -> HandlerSpec:
-    r"""Take `NAME[:key=value,...]` apart; `\,` is a comma within a value.
+    r"""Take `NAME[:key=value,...]` apart; `\,` is a comma within a value, and `\:` a colon.
 
     Raises:
         HandlerError: the text has another form.
@@ -137,18 +154,20 @@ def parse(text: str) -> HandlerSpec:
     )
     if match is None:
         raise HandlerError(
-            f"{escape(text)!r} is not of the form NAME[:key=value,...] "
+            f"{quoted(text)} is not of the form NAME[:key=value,...] "
             "(NAME: an installed name, or module:object)"
         )
     arguments: dict[str, str] = {}
     for item in re.split(r"(?<!\\),", match["arguments"] or "") if match["arguments"] else ():
         key, equals, value = item.partition("=")
         if not equals or not key.isidentifier():
-            raise HandlerError(f"{escape(item)!r} is not of the form key=value")
+            raise HandlerError(
+                f"{quoted(item)} is not of the form key=value (a comma within a value: \\,)"
+            )
         if key in arguments:
-            raise HandlerError(f"{key!r} is given twice")
-        arguments[key] = value.replace("\\,", ",")
-    return HandlerSpec(match["name"], arguments)
+            raise HandlerError(f"{quoted(key)} is given twice")
+        arguments[key] = re.sub(r"\\([,:;& ])", r"\1", value)
+    return HandlerSpec(match["name"], arguments, text)
 
 
 def resolve(spec: HandlerSpec, model: ConcurrencyModel) -> ResolvedHandler:
@@ -158,7 +177,23 @@ def resolve(spec: HandlerSpec, model: ConcurrencyModel) -> ResolvedHandler:
         HandlerError: there is none of that name, it cannot be imported, it does not take the
             arguments, or it cannot run in that model.
     """
-    return adopt(find(spec.name), model, spec.name, spec.arguments)
+    target = find(spec.name)
+    _check_separators(spec, parameters_of(target).named if callable(target) else ())
+    return adopt(target, model, spec.name, spec.arguments)
+
+
+def _check_separators(spec: HandlerSpec, parameters: Collection[str]) -> None:
+    r"""Refuse `name:a=1:b=2` where `b` is an argument, too: with `\:` it is not."""
+    others = "|".join(re.escape(key) for key in parameters if key not in spec.arguments)
+    written = spec.text[len(spec.name) + 1 :]
+    wrong = re.compile(rf"(?<![\\,])([:;&\s])\s*({others})=")
+    if not others or (found := wrong.search(written)) is None:
+        return
+    right = f"{spec.name}:" + wrong.sub(r",\2=", written)
+    raise HandlerError(
+        f"arguments are parted by commas: {escape(clipped(right, 200))} "
+        f"(or, if {found[1]!r} belongs to the value, write \\{escape(found[1])})"
+    )
 
 
 def adopt(
@@ -218,14 +253,30 @@ def _offered(name: str) -> _Offer:
     named = [offer for offer in offers if offer.name == name]
     claims = [offer for offer in named if not offer.is_dropin] or named
     if not claims:
-        names = ", ".join(sorted({offer.name for offer in offers}))
+        names = sorted({offer.name for offer in offers})
         raise HandlerError(
-            f"no handler is named {escape(name)!r}; installed: {names} (or give module:object)"
+            f"no handler is named {quoted(name)}; installed: {', '.join(names)} "
+            f"({_suggestion(name, names)})"
         )
     if len(claims) > 1:
         origins = ", ".join(offer.origin for offer in claims)
         raise HandlerError(f"{name!r} is claimed by several: {origins}; give module:object")
     return claims[0]
+
+
+def _suggestion(name: str, names: Sequence[str]) -> str:
+    """Return what may have been meant by a name that nothing has."""
+    if close := get_close_matches(name, names, 1):
+        return f"did you mean {close[0]}?"
+    module, _, attribute = _module(name).rpartition(".")
+    if module and attribute:
+        return f"or give module:object, as in {escape(clipped(f'{module}:{attribute}'))}"
+    return "or give module:object"
+
+
+def _module(path: str) -> str:
+    """Return the module that a file's path may stand for."""
+    return path.removeprefix("./").removesuffix(".py").strip("/").replace("/", ".")
 
 
 def installed() -> Iterator[InstalledHandler]:
@@ -248,10 +299,13 @@ def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> di
         HandlerError: there is no such parameter, one is missing, or a text does not convert.
     """
     takes = parameters_of(target)
-    unknown = sorted(set(texts) - set(takes.named))
+    unknown = [key for key in texts if key not in takes.named]
     if unknown and not takes.any_name:
         names = ", ".join(takes.named) or "none"
-        raise HandlerError(f"{name} takes no argument {escape(unknown[0])!r}; it takes: {names}")
+        raise HandlerError(
+            f"{name} takes no argument {quoted(unknown[0])}; it takes: {names}"
+            f"{_right_form(name, unknown[0], texts[unknown[0]], list(takes.named))}"
+        )
     for key in takes.named:
         if key in takes.required and key not in texts:
             raise HandlerError(f"{name} needs the argument {key!r}: {name}:{key}=...")
@@ -259,6 +313,16 @@ def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> di
         key: _convert(name, key, text, takes.named[key]) if key in takes.named else text
         for key, text in texts.items()
     }
+
+
+def _right_form(name: str, key: str, text: str, parameters: Sequence[str]) -> str:
+    """Return how an argument could have been given that a handler does not take, if at all."""
+    if not parameters:
+        return f"; write: {name}"
+    close = get_close_matches(key, parameters, 1)
+    word = "did you mean" if close else "as in"
+    form = f"{name}:{(close or parameters)[0]}={text}"
+    return f"; {word} {escape(clipped(form))}{'?' if close else ''}"
 
 
 def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, Any]) -> None:
@@ -298,11 +362,13 @@ def _convert(handler: str, name: str, text: str, parameter: inspect.Parameter) -
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
                 text.lower()
             ]
-        if wanted in (int, float):
+        if wanted in NUMBERS:
+            if not NUMBERS[wanted].fullmatch(text):  # Python would read more than a user writes
+                raise ValueError
             return wanted(text)
     except (ValueError, KeyError):
         raise HandlerError(
-            f"{handler}: {name}={escape(text)} is not of type {wanted.__name__}"
+            f"{handler}: {name}={escape(clipped(text))} is not of type {wanted.__name__}"
         ) from None
     return text
 
@@ -361,9 +427,34 @@ def _import_target(target: str, name: str) -> object:
     try:
         return attrgetter(attribute)(import_module(module))
     except (Exception, SystemExit) as error:  # it may do anything when it is imported
+        hint = _hint(error, module, attribute)
         raise HandlerError(
-            f"{escape(name)} cannot be imported: {type(error).__name__}: {escape(str(error))}"
+            f"{escape(clipped(name))} cannot be imported: {type(error).__name__}: "
+            f"{escape(clipped(str(error), 300))}{hint and f'; {hint}'}"
         ) from error
+
+
+def _hint(error: BaseException, module: str, attribute: str) -> str:
+    """Return what to write, or to do, where a module or what is named in it is not there."""
+    meant = _module(module)
+    if meant != module and isinstance(error, (ModuleNotFoundError, TypeError)):
+        return f"write {escape(clipped(f'{meant}:{attribute}'))}"
+    if isinstance(error, ModuleNotFoundError) and _is_part(error.name, module):
+        if module in {offer.name for offer in _offers()[0]}:
+            return f"an argument has a value: {escape(clipped(f'{module}:{attribute}'))}=..."
+        return (
+            f"{escape(clipped(module.replace('.', '/')))}.py has to be in {escape(os.getcwd())}, "
+            "in a folder of PYTHONPATH, or installed"
+        )
+    if isinstance(error, AttributeError) and module in sys.modules:
+        close = get_close_matches(attribute, dir(sys.modules[module]), 1)
+        return f"did you mean {escape(f'{module}:{close[0]}')}?" if close else ""
+    return ""
+
+
+def _is_part(name: str | None, module: str) -> bool:
+    """Whether a module that is missing is the one asked for, or a package above it."""
+    return name is not None and f"{module}.".startswith(f"{name}.")
 
 
 def _summary(target: object) -> str:

@@ -97,6 +97,7 @@ def dropin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> Path
         ("echo:prefix=>>", "echo", {"prefix": ">>"}),
         ("echo:banner=Hi: there,prefix=a=b", "echo", {"banner": "Hi: there", "prefix": "a=b"}),
         (r"echo:prefix=a\,b", "echo", {"prefix": "a,b"}),
+        (r"echo:prefix=a\:banner=b", "echo", {"prefix": "a:banner=b"}),
         ("echo:prefix=", "echo", {"prefix": ""}),
         ("m:f:times=2", "m:f", {"times": "2"}),
     ],
@@ -187,9 +188,34 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
         ("no.such:thing", "no.such:thing cannot be imported: ModuleNotFoundError"),
         ("echod:nothing", "echod:nothing cannot be imported: AttributeError"),
         ("users_handlers:nothing", "None is not callable"),
-        ("echo:colour=red", "echo takes no argument 'colour'; it takes: banner, prefix"),
-        ("upper:x=1", "upper takes no argument 'x'; it takes: none"),
+        ("eco", r"no handler is named 'eco'; installed: .* \(did you mean echo\?\)"),
+        ("greeter.Greeter", r"or give module:object, as in greeter:Greeter\)"),
+        ("./greeter.py", r"\(or give module:object\)"),
+        ("no.such:thing", r"no/such\.py has to be in /.*, in a folder of PYTHONPATH, or inst"),
+        ("echo:prefix", "an argument has a value: echo:prefix=..."),
+        ("nosuch.py:thing", "nosuch.py:thing cannot be imported: .*; write nosuch:thing"),
+        ("./no/such.py:thing", "; write no.such:thing"),
+        ("users_handlers:conversion", "did you mean users_handlers:conversation\\?"),
+        ("users_handlers:importing.x", "AttributeError: .*importing"),
+        (
+            "echo:colour=red",
+            "echo takes no argument 'colour'; it takes: banner, prefix; as in echo:banner=red",
+        ),
+        ("echo:prefx=>", r"it takes: banner, prefix; did you mean echo:prefix=>\?"),
+        ("upper:x=1", "upper takes no argument 'x'; it takes: none; write: upper"),
+        *(
+            (
+                f"echo:prefix=a{wrong}banner=b",
+                r"arguments are parted by commas: echo:prefix=a,banner=b \(or, if '.' belongs to",
+            )
+            for wrong in (":", ";", "&", " ", ": ")
+        ),
         ("count:start=soon", "count: start=soon is not of type int"),
+        ("count:start=1_0", "count: start=1_0 is not of type int"),
+        ("count:start=\u0967", "is not of type int"),
+        ("users_handlers:tag:name=n,rate=nan", "rate=nan is not of type float"),
+        ("users_handlers:tag:name=n,rate=1_0", "rate=1_0 is not of type float"),
+        ("count:start=" + "9" * 5000, r"start=9{57}\.\.\. is not of type int"),
         ("users_handlers:Inner.shout:loud=perhaps", "loud=perhaps is not of type bool"),
         ("users_handlers:tag", "needs the argument 'name': users_handlers:tag:name=..."),
         (
@@ -207,6 +233,33 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
 def test_what_cannot_be_had_says_why(module: str, text: str, why: str) -> None:
     with pytest.raises(HandlerError, match=why):
         resolve(parse(text), REACTOR)
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"),
+    [
+        (r"echo:prefix=a\:banner=b", b"a:banner=b"),
+        ("echo:prefix=a:banner=b,banner=c", b"a:banner=b"),
+        ("echo:prefix=a:colour=b", b"a:colour=b"),
+        ("echo:prefix=http://banner?a=b", b"http://banner?a=b"),
+    ],
+)
+def test_a_value_may_hold_what_looks_like_an_argument(text: str, prefix: bytes) -> None:
+    assert resolve(parse(text), REACTOR).arguments["prefix"] == prefix
+
+
+def test_a_module_that_lacks_another_is_not_said_to_be_missing(
+    module: str, tmp_path: Path
+) -> None:
+    (tmp_path / "users_lacking.py").write_text("import users_lacked\n")
+    with pytest.raises(HandlerError, match=r"No module named 'users_lacked'$"):
+        resolve(parse("users_lacking:f"), REACTOR)
+
+
+def test_a_handler_is_written_as_it_was() -> None:
+    text = r"echo:prefix=a\:b\,c\x3e"
+    assert str(parse(text)) == text
+    assert str(HandlerSpec("echo", {"prefix": "a,b"})) == r"echo:prefix=a\,b"
 
 
 def test_a_module_that_exits_when_it_is_imported_says_so(module: str, tmp_path: Path) -> None:

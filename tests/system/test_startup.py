@@ -224,7 +224,10 @@ REFUSED = {
     "--banner Hi --no-banner": "--banner and --no-banner contradict",
     "--listen carrier-pigeon:8888": "--listen carrier-pigeon:8888",
     "--listen ssl:0:privateKey=none.pem": "--listen ssl:0:privateKey=none.pem",
-    "--listen unix:no/such/folder": "Bind failed. Error Code : 2 Message No such file",
+    "--listen unix:no/such/folder": (
+        "unix:no/such/folder: Bind failed. Error Code : 2 Message There is no directory no/such: "
+        "make it first, as in mkdir no/such"
+    ),
 }
 
 
