@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+import struct
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from ssl import DER_cert_to_PEM_cert
 from typing import Any
@@ -10,16 +12,31 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor, ssl
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
-from twisted.internet.task import deferLater
+from twisted.internet.protocol import connectionDone
+from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 
-from echod import Client, EchoFactory, Handler, Limits
+from echod import (
+    Client,
+    EchoFactory,
+    EchoProtocol,
+    EndReason,
+    Handler,
+    Limits,
+    Line,
+    Serial,
+    lifecycle,
+)
+from echod.concurrency import InReactor, Model
 from echod.handlers import ConcurrencyModel
 from echod.lifecycle import traffic
+from echod.sweeping import URGENT_INTERVAL
 from echod.tls.context import certificates_in
 from tests.certificates import Authority
 from tests.conftest import Log
+from tests.memory import Transport, connect, lose
 from tests.serving import (
     BANNER,
     ClientContext,
@@ -33,6 +50,7 @@ from tests.serving import (
     server_context,
     serving,
 )
+from tests.tls.test_connection import Wire
 
 
 @asynccontextmanager
@@ -224,3 +242,280 @@ def test_what_waits_in_the_kernel_for_a_client_to_read_is_counted_as_sent() -> N
             with client.makefile("rb") as stream:
                 assert len(stream.read()) == taken
             assert traffic(transport, input_ended=False) == (0, taken)
+
+
+# Deadlines, on a clock that the test moves.
+
+
+def seconds_until(clock: Clock, condition: Callable[[], bool], at_most: float = 1000) -> float:
+    """Let time pass until `condition` holds; return how much did, to within a sweep's interval."""
+    begin = clock.seconds()
+    while not condition():
+        clock.advance(URGENT_INTERVAL)
+        assert clock.seconds() - begin <= at_most, "this has not come true in time"
+    return clock.seconds() - begin
+
+
+def calm(clock: Clock, factory: EchoFactory) -> None:
+    """Let time pass until nothing is urgent any more."""
+    seconds_until(clock, lambda: not factory.urgent)
+    clock.advance(0.1)  # so that no sweep of all falls together with a deadline
+
+
+# No time-out but those that a test sets.
+PATIENT = Limits(
+    first_byte_timeout=0, idle_timeout=0, message_timeout=0, write_timeout=0, min_rate=0, linger=0
+)
+
+
+@pytest.mark.parametrize("model", [InReactor, lambda: Serial(float, patience=0, queue_size=1)])
+def test_the_time_for_a_handshake_ends_with_it(
+    certificate: Path, model: Callable[[], Model]
+) -> None:
+    clock = Clock()
+    limits = replace(PATIENT, handshake_timeout=10)
+    factory = EchoFactory(clock, model=model(), limits=limits, banner=b"")
+    protocol = factory.buildProtocol(None)
+    wire = Wire(certificate, protocol).shake_hands()
+    clock.pump([URGENT_INTERVAL] * 100)
+    assert wire.lower.asked == []
+    assert not factory.urgent
+    wire.send(b"happy")
+    assert wire.got().startswith(b"OK...happy")
+    assert protocol is not None
+    protocol.connectionLost(connectionDone)
+
+
+def test_a_handshake_has_the_time_that_the_limit_gives_it_and_no_more(certificate: Path) -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=replace(PATIENT, handshake_timeout=10))
+    wire = Wire(certificate, factory.buildProtocol(None))
+    wire.connect()
+    wire.begin()
+    wire.pass_on()
+    passed = seconds_until(clock, lambda: "abort" in wire.lower.asked)
+    assert 10 <= passed <= 10 + URGENT_INTERVAL
+    wire.connection.connectionLost(connectionDone)
+    assert factory.metrics.ended == {"no TLS handshake": 1}
+
+
+def test_what_has_no_deadline_is_not_urgent_and_what_has_one_is() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=replace(PATIENT, write_timeout=31))
+    protocol, transport = connect(factory)
+    calm(clock, factory)
+    protocol.pauseProducing()
+    passed = seconds_until(clock, lambda: transport.aborting)
+    assert 31 <= passed <= 31 + URGENT_INTERVAL
+    lose(protocol)
+
+
+def test_what_is_drained_is_urgent_until_it_is_closed() -> None:
+    clock = Clock()
+    waiting: Deferred[bytes] = Deferred()
+    factory = EchoFactory(clock, handler=lambda message: waiting, banner=b"", limits=PATIENT)
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"x")
+    calm(clock, factory)
+    protocol.drain()
+    clock.pump([URGENT_INTERVAL] * 100)
+    assert factory.urgent == {protocol}
+    waiting.callback(b"y")
+    assert (transport.value(), transport.half_closed) == (b"y", True)
+    lose(protocol)
+
+
+def test_a_drain_is_remembered_until_the_turn_of_a_client_that_waits() -> None:
+    clock = Clock()
+    model = Serial(clock.seconds, patience=0, queue_size=1)
+    factory = EchoFactory(clock, model=model, limits=PATIENT)
+    (first, _), (second, transport) = connect(factory), connect(factory)
+    second.drain()
+    second.drain()
+    assert not transport.half_closed
+    lose(first)
+    assert transport.half_closed
+    lose(second)
+    assert factory.metrics.ended == {"connection lost": 1, "drained": 1}
+
+
+def test_a_second_drain_takes_nothing_in_that_came_since_the_first() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        factory = EchoFactory(Clock(), banner=b"", framing=Line(), limits=PATIENT)
+        transport = Transport()
+        transport.getHandle = lambda: ours  # type: ignore[method-assign]
+        protocol, _ = connect(factory, transport)
+        theirs.sendall(b"one\n")
+        protocol.drain()
+        theirs.sendall(b"two\n")
+        protocol.drain()
+        protocol.dataReceived(ours.recv(4))
+        assert transport.half_closed
+        protocol.dataReceived(ours.recv(4))
+        assert transport.value() == b"OK...one\n"
+        lose(protocol)
+
+
+class Acknowledged(socket.socket):
+    """A TCP socket whose kernel says that so many bytes were acknowledged."""
+
+    count = 0
+
+    def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
+        if (level, option) == (socket.IPPROTO_TCP, socket.TCP_INFO):
+            return struct.pack("=120xQ", self.count)
+        return super().getsockopt(level, option, size)
+
+
+@pytest.mark.parametrize(
+    ("rate", "read", "enough"),
+    [(10, 200, True), (10, 199, False), (0, 1, True), (0, 0, False), (0.01, 1, True)],
+)
+def test_a_client_that_reads_as_fast_as_it_has_to_is_given_more_time(
+    rate: int, read: int, enough: bool
+) -> None:
+    clock = Clock()
+    limits = replace(PATIENT, write_timeout=20, min_rate=rate)
+    factory = EchoFactory(clock, limits=limits)
+    with Acknowledged() as handle:
+        handle.count = 1000
+        transport = Transport()
+        transport.getHandle = lambda: handle  # type: ignore[method-assign]
+        protocol, _ = connect(factory, transport)
+        calm(clock, factory)
+        protocol.pauseProducing()
+        clock.pump([URGENT_INTERVAL] * 39)
+        assert not transport.aborting
+        handle.count += read
+        clock.pump([URGENT_INTERVAL] * 2)
+        assert transport.aborting is not enough
+        if enough:
+            assert 19 <= seconds_until(clock, lambda: transport.aborting) <= 20
+        lose(protocol)
+
+
+def test_where_the_kernel_does_not_count_anything_that_moves_is_enough() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=replace(PATIENT, write_timeout=20, min_rate=1000))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        transport = Transport()
+        transport.getHandle = lambda: ours  # type: ignore[method-assign]
+        protocol, _ = connect(factory, transport)
+        ours.sendall(b"x" * 1000)
+        ours.sendall(b"x" * 1000)
+        protocol.pauseProducing()
+        clock.pump([URGENT_INTERVAL] * 39)
+        theirs.recv(1000)
+        clock.pump([URGENT_INTERVAL] * 40)
+        assert not transport.aborting
+        clock.pump([URGENT_INTERVAL] * 2)
+        assert transport.aborting
+        lose(protocol)
+
+
+class Kernel:
+    """Holds what was sent and not acknowledged."""
+
+    held = 0
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(lifecycle, "unsent", lambda transport: self.held)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(monkeypatch)
+
+
+def ended(factory: EchoFactory) -> tuple[EchoProtocol, Transport]:
+    """Return a connection that has sent its FIN."""
+    protocol, transport = connect(factory)
+    protocol.close(EndReason.HANDLER)
+    assert transport.half_closed
+    protocol.writeConnectionLost()
+    return protocol, transport
+
+
+def test_after_our_fin_a_client_has_the_linger_for_its_own(kernel: Kernel) -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=replace(PATIENT, linger=7))
+    protocol, transport = ended(factory)
+    assert 7 <= seconds_until(clock, lambda: transport.aborting) <= 7 + URGENT_INTERVAL
+    lose(protocol)
+
+
+def test_the_linger_begins_when_the_client_has_read_everything(kernel: Kernel) -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=replace(PATIENT, linger=7, write_timeout=100))
+    kernel.held = 10
+    protocol, transport = ended(factory)
+    clock.pump([URGENT_INTERVAL] * 60)
+    kernel.held = 0
+    passed = seconds_until(clock, lambda: transport.aborting)
+    assert 7 <= passed <= 7 + 2 * URGENT_INTERVAL
+    lose(protocol)
+
+
+@pytest.mark.parametrize(
+    ("rate", "read", "enough"), [(10, 200, True), (10, 199, False), (0, 1, True), (0, 0, False)]
+)
+def test_after_our_fin_too_a_client_has_to_read(
+    kernel: Kernel, rate: int, read: int, enough: bool
+) -> None:
+    clock = Clock()
+    limits = replace(PATIENT, linger=7, write_timeout=20, min_rate=rate)
+    factory = EchoFactory(clock, limits=limits)
+    kernel.held = 10_000
+    protocol, transport = ended(factory)
+    clock.pump([URGENT_INTERVAL] * 39)
+    assert not transport.aborting
+    kernel.held -= read
+    clock.pump([URGENT_INTERVAL] * 2)
+    assert transport.aborting is not enough
+    if enough:
+        assert 19 <= seconds_until(clock, lambda: transport.aborting) <= 20
+    lose(protocol)
+
+
+@pytest.mark.parametrize("held", [0, 10])
+def test_without_a_limit_a_client_may_take_its_time_after_our_fin(
+    kernel: Kernel, held: int
+) -> None:
+    clock = Clock()
+    kernel.held = held
+    protocol, transport = ended(EchoFactory(clock, limits=PATIENT))
+    clock.pump([1000.0] * 100)
+    assert not transport.aborting
+    lose(protocol)
+
+
+SLOW = replace(PATIENT, message_timeout=10)
+
+
+def test_where_no_message_is_under_way_none_is_too_slow() -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, framing=Line(), limits=SLOW)
+    protocol, transport = connect(factory)
+    clock.pump([URGENT_INTERVAL] * 100)
+    protocol.dataReceived(b"happy\n")
+    clock.pump([URGENT_INTERVAL] * 100)
+    assert not transport.half_closed
+    lose(protocol)
+
+
+def test_a_message_has_its_whole_time_again_once_its_client_reads() -> None:
+    """While replies wait for the client the daemon does not read: the delay is its own."""
+    clock = Clock()
+    factory = EchoFactory(clock, framing=Line(), limits=SLOW)
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"happy\nbirth")
+    clock.pump([URGENT_INTERVAL] * 10)
+    protocol.pauseProducing()
+    clock.pump([URGENT_INTERVAL] * 100)
+    assert not transport.half_closed
+    protocol.resumeProducing()
+    passed = seconds_until(clock, lambda: transport.half_closed)
+    assert 10 <= passed <= 10 + 2 * URGENT_INTERVAL
+    lose(protocol)
