@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import sys
+from pathlib import Path
 
 # What the process needs beside its connections: its own files, sockets and pipes, and some to
 # accept those with whom it refuses.
@@ -35,3 +38,34 @@ def make_room(wanted: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         soft = allowed
     return soft
+
+
+def fill_standard_streams() -> list[str]:
+    """Open `/dev/null` in the place of each standard stream that is closed, as by `>&-`.
+
+    Else the next file that is opened takes its number, and is written to by whoever prints.
+
+    Returns:
+        The names of streams whose numbers had been taken before this was called.
+    """
+    taken = []
+    for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
+        if not is_open(number):
+            # The lowest number that is free is this one.  Children get it, as any such stream.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:  # as Python has found it closed
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115 - as long as the process lives
+            if not os.path.sameopenfile(number, stream.fileno()):
+                taken.append(name)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+    return taken
+
+
+def is_open(number: int) -> bool:
+    """Return whether there is a descriptor of this number."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True

@@ -191,7 +191,7 @@ class ConnectionProtocol(Protocol):
         self._began = self._home.seconds()
         if self.client.proxy is None:  # else a proxy has said already who it is
             self.client = client_of(self.transport, self._home.listener)
-        if _connected.wanted():
+        if _connected.wanted(self.client.peer):
             _connected.write(peer=shown(self.client), listener=self.client.listener)
         if ISSLTransport.providedBy(self.transport):
             # Until its handshake is over a client takes none of the model's places.
@@ -256,7 +256,7 @@ class ConnectionProtocol(Protocol):
             self._stop()
         self._leave()
         self._finish()
-        if _disconnected.wanted():
+        if _disconnected.wanted(self.client.peer):
             self._log_end(self._reason, reason)
         self._home.forget(self, self._reason)
 
@@ -496,7 +496,7 @@ def shown(client: Client) -> str:
 
 def log_failure(failure: Failure, client: Client) -> None:
     """Log a traceback; whatever the client got into it is escaped."""
-    if _failed.wanted():
+    if _failed.wanted(client.peer):
         _failed.write(peer=shown(client), traceback=traceback_of(failure))
 
 

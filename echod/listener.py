@@ -93,9 +93,9 @@ class Listener(Generic[Served]):
 
     def _refused(self, failure: Failure) -> None:
         assert failure.value is not None
-        why = bind_error(failure.value)
-        log.critical("{why}", why=why)
-        raise ListenError(f"{escape(self.description)}: {why}")
+        listener, why = escape(self.description), bind_error(failure.value)
+        log.critical("{listener}: {why}", listener=listener, why=why)
+        raise ListenError(f"{listener}: {why}")
 
 
 def bind_error(error: BaseException) -> str:

@@ -167,8 +167,9 @@ class LogHandler(logging.Handler):
             details.append(record.stack_info)
         Logger(namespace=record.name, observer=self._observer).emit(
             next((level for least, level in _LEVELS if record.levelno >= least), LogLevel.debug),
-            "{_text}:\n{traceback}" if details else "{_text}",
+            "{_text}{_details}",
             _text=record.getMessage(),
+            _details=":\n" + "\n".join(details) if details else "",
             traceback="\n".join(details),
             # What makes records alike is what they were made from.
             log_kind=str(record.msg),

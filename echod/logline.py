@@ -6,7 +6,7 @@ there were too many of its kind, nobody shall pay for it::
 
     _refused = LogLine(log, "warn", "Refused {peer}: {why}")
 
-    if _refused.wanted():
+    if _refused.wanted(client.peer):
         _refused.write(peer=shown(client), why=why)
 """
 
@@ -34,14 +34,17 @@ class LogLine:
         self._level = LogLevel.lookupByName(level)
         self._kind = EventKind(log.namespace, form, level)
 
-    def wanted(self) -> bool:
+    def wanted(self, peer: str) -> bool:
         """Return whether to make the line; one that is not wanted has been counted.
 
         An observer that cannot be asked beforehand, as one of somebody else's, sees every line.
+
+        Args:
+            peer: whom it is about, as `ADDRESS:PORT`.
         """
         observers = globalLogPublisher._observers
         wants = getattr(observers[0], "wants", None) if len(observers) == 1 else None
-        return wants is None or bool(wants(self._kind))
+        return wants is None or bool(wants(self._kind, peer))
 
     def write(self, **values: object) -> None:
         """Write the line, with `values` in the places that the format has for them."""

@@ -1,16 +1,22 @@
-"""How many events of a kind the log takes, and which are too many.
+"""How many events of a kind the log takes, which are too many, and where those came from.
 
 Pure: the time is passed in.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from echod.limits import network_of
 
 # Over how many seconds events of a kind are counted.  Long enough for a burst, as of clients that
 # all come back at once, to be written whole.
 WINDOW = 10.0
+
+# How many addresses are told apart in what is too many of a kind, and how many are named.
+MOST_SOURCES = 64
+NAMED = 3
 
 # How many kinds are told apart; formats are few unless somebody makes them from what comes in.
 MOST_KINDS = 1000
@@ -27,6 +33,47 @@ class EventKind(NamedTuple):
 _OTHERS = EventKind("-", "(others)", "info")
 
 
+class Tally:
+    """Counts sources, and knows the most frequent ones, however many different ones there are.
+
+    By Misra and Gries (1982): of a source that makes up more than one in `MOST_SOURCES` a count is
+    kept, which is too low by that share of all at most; with fewer sources it is exact.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing counted."""
+        self._counts: dict[str, int] = {}
+
+    def add(self, source: str) -> None:
+        """Count one more of `source`."""
+        if source in self._counts:
+            self._counts[source] += 1
+        elif len(self._counts) < MOST_SOURCES:
+            self._counts[source] = 1
+        else:
+            self._counts = {name: n - 1 for name, n in self._counts.items() if n > 1}
+
+    def top(self, most: int) -> list[tuple[str, int]]:
+        """Return the most frequent sources and their counts, at most so many."""
+        return sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+
+
+class Excess(NamedTuple):
+    """What was not written of a kind.
+
+    Attributes:
+        kind: of which kind.
+        events: how many there were.
+        seconds: over how many seconds.
+        top: the addresses that most of them were about, each with its count.
+    """
+
+    kind: EventKind
+    events: int
+    seconds: int
+    top: list[tuple[str, int]]
+
+
 @dataclass
 class _Window:
     """What was seen of a kind since the time it `began`."""
@@ -34,6 +81,7 @@ class _Window:
     began: float
     admitted: int = 0
     excess: int = 0
+    sources: Tally = field(default_factory=Tally)
 
 
 class Limiter:
@@ -51,8 +99,14 @@ class Limiter:
         self._windows: dict[EventKind, _Window] = {}
         self._unreported = 0
 
-    def admits(self, kind: EventKind, now: float) -> bool:
-        """Count an event; return whether it may be written."""
+    def admits(self, kind: EventKind, now: float, peer: str = "") -> bool:
+        """Count an event; return whether it may be written.
+
+        Args:
+            kind: its kind.
+            now: the time, in seconds.
+            peer: whom it is about, as `ADDRESS:PORT`; "" where it is about nobody.
+        """
         window = self._windows.get(kind)
         if window is None:
             if len(self._windows) >= MOST_KINDS:
@@ -63,29 +117,31 @@ class Limiter:
         if self._has_room(window):
             window.admitted += 1
             return True
-        self._exceed(window)
+        self._exceed(window, peer)
         return False
 
-    def refuses(self, kind: EventKind, now: float) -> bool:
+    def refuses(self, kind: EventKind, now: float, peer: str = "") -> bool:
         """Return whether an event that is yet to be made would be too many; count it if so.
 
-        One that would not be is counted by `admits`, when it comes.
+        One that would not be is counted by `admits`, when it comes; the arguments are the same.
         """
         window = self._windows.get(kind)
         if window is None or self._has_room(window):
             return False
         if now - window.began >= WINDOW and not window.excess:
             return False  # `admits` begins another window
-        self._exceed(window)
+        self._exceed(window, peer)
         return True
 
     def _has_room(self, window: _Window) -> bool:
         return not self.rate or window.admitted < self.rate * WINDOW
 
-    def _exceed(self, window: _Window) -> None:
+    def _exceed(self, window: _Window, peer: str) -> None:
         window.excess += 1
         self.suppressed += 1
         self._unreported += 1
+        if source := _source(peer):
+            window.sources.add(source)
 
     def _make_room(self, kind: EventKind, now: float) -> EventKind:
         for known, window in list(self._windows.items()):
@@ -98,8 +154,8 @@ class Limiter:
         """Whether there is something to report sooner or later."""
         return self._unreported > 0
 
-    def report(self, now: float, *, everything: bool = False) -> list[tuple[EventKind, int, int]]:
-        """Return kinds, how many of each were not written, and over how many seconds.
+    def report(self, now: float, *, everything: bool = False) -> list[Excess]:
+        """Return what was not written, and forget it.
 
         Args:
             now: the time.
@@ -111,5 +167,14 @@ class Limiter:
             if window.excess and (everything or lasted >= WINDOW):
                 self._unreported -= window.excess
                 del self._windows[kind]
-                reports.append((kind, window.excess, max(1, round(lasted))))
+                seconds, top = max(1, round(lasted)), window.sources.top(NAMED)
+                reports.append(Excess(kind, window.excess, seconds, top))
         return reports
+
+
+def _source(peer: str) -> str:
+    """Return under which address to count `ADDRESS:PORT`; "" where that is not what it is."""
+    try:
+        return network_of(peer.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return ""

@@ -6,7 +6,8 @@ and makes a line of it.  It promises three things about that line, whatever the 
 * No control character but the line's own end gets out.  Within text, the lines of a traceback
   begin with a tab, so that none of them can pass for an event.
 * Above `rate` events of one kind a second (events with the same logger and the same format), they
-  are counted instead of written, and every `WINDOW` seconds a line says how many there were.
+  are counted instead of written, and every `WINDOW` seconds a line says how many there were, and
+  which addresses most of them were about.
 * Nobody waits for it to be written: see `echod.logwriter`.
 
 A format is never a client's text: formats are literals, which a test of the sources holds.
@@ -27,7 +28,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
 from zope.interface import implementer
 
 from echod.escaping import escape, escape_lines, shortened
-from echod.lograte import EventKind, Limiter
+from echod.lograte import EventKind, Excess, Limiter
 from echod.logsinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
 from echod.logwriter import LogWriter
 from echod.tracebacks import traceback_of
@@ -100,26 +101,28 @@ class LogObserver:
     def __call__(self, event: LogEvent) -> None:
         """Write `event`, unless it is too many or too low."""
         level = event.get("log_level") or LogLevel.info
-        if _RANKS.get(level, 0) < self._lowest:
+        if _RANKS.get(level, 0) < self._lowest and not event.get("log_always"):
             return
-        if not self._ask(self._limiter.admits, _kind(event)):
+        if not self._ask(self._limiter.admits, _kind(event), str(event.get("peer", ""))):
             return
         if text := self._render(event):
             self.writer.add(Line(text, level.name))
 
-    def wants(self, kind: EventKind) -> bool:
-        """Return whether an event of `kind`, which is yet to be made, would be written.
+    def wants(self, kind: EventKind, peer: str) -> bool:
+        """Return whether an event of `kind` about `peer`, yet to be made, would be written.
 
         One that would be too many is counted here, and need not be made.
         """
         if LEVELS.index(kind.level) < self._lowest:
             return False
-        return not self._ask(self._limiter.refuses, kind)
+        return not self._ask(self._limiter.refuses, kind, peer)
 
-    def _ask(self, question: Callable[[EventKind, float], bool], kind: EventKind) -> bool:
+    def _ask(
+        self, question: Callable[[EventKind, float, str], bool], kind: EventKind, peer: str
+    ) -> bool:
         with self._lock:
             held = self._limiter.holding
-            answer = question(kind, self._clock())
+            answer = question(kind, self._clock(), peer)
         if self._limiter.holding and not held:
             self.writer.wake()  # from now on it has to look after the summary
         return answer
@@ -134,8 +137,8 @@ class LogObserver:
     def _report(self, *, everything: bool = False) -> None:
         with self._lock:
             reports = self._limiter.report(self._clock(), everything=everything)
-        for kind, count, seconds in reports:
-            self.writer.add(Line(self._summary(kind, count, seconds), kind.level))
+        for excess in reports:
+            self.writer.add(Line(self._summary(excess), excess.kind.level))
 
     def write_now(self, event: LogEvent) -> None:
         """Write `event`, before the writer's thread runs: nothing may be left when we return."""
@@ -157,14 +160,18 @@ class LogObserver:
         self._report(everything=True)
         self.writer.close()
 
-    def _summary(self, kind: EventKind, count: int, seconds: int) -> str:
+    def _summary(self, excess: Excess) -> str:
+        kind = excess.kind
+        sources = ", ".join(f"{source}: {count}" for source, count in excess.top)
         return self._render(
             _event(
-                "… {count} more like this in {seconds} s: {like}",
+                "… {count} more like this in {seconds} s{_sources}: {like}",
                 level=kind.level,
                 logger=kind.logger,
-                count=count,
-                seconds=seconds,
+                count=excess.events,
+                seconds=excess.seconds,
+                sources=sources,
+                _sources=f" (most from {sources})" if sources else "",
                 like=kind.format[:200],
             )
         )

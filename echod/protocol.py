@@ -344,7 +344,7 @@ class EchoProtocol(ConnectionProtocol):
         elif failure.check(Dropped):
             if self._handler_open:
                 self._session.take_back()
-            if _dropped.wanted():
+            if _dropped.wanted(self.client.peer):
                 _dropped.write(peer=shown(self.client), listener=self.client.listener)
 
     def _turn_away(self, busy: Busy) -> None:
@@ -851,7 +851,7 @@ class EchoFactory(Factory):
         """Count and log that a client is turned away; telling it is the caller's."""
         assert limit in REFUSED_BY
         self.metrics.refused[limit] += 1
-        if _refused.wanted():
+        if _refused.wanted(client.peer):
             _refused.write(peer=shown(client), why=why, limit=limit, listener=self.listener)
 
     def opened(self, connection: ConnectionProtocol) -> None:

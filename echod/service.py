@@ -70,6 +70,13 @@ class Options(SettingsOptions):
     """
 
     def postOptions(self) -> None:
+        taken = descriptors.fill_standard_streams()  # before a reactor opens anything
+        if taken and not twistd_options(self).get("nodaemon", True):
+            raise SystemExit(
+                f"echod: {taken[0]} is closed, and --reactor has put a file in its place, which "
+                "would not survive the way into the background: leave out --reactor, or open it, "
+                "as by </dev/null >/dev/null 2>&1"
+            )
         default_reactor.choose()
         super().postOptions()
 
@@ -527,7 +534,8 @@ class EchoService(Service):
             )
         self._watch_for_stalls()
         taken = ", ".join(one.key for one in changed if one.text.reload)
-        log.info("Reloaded; changed: {taken}", taken=taken or "nothing")
+        # Whatever the level: somebody has asked for it, and waits to hear.
+        log.info("Reloaded; changed: {taken}", taken=taken or "nothing", log_always=True)
         for path, date in {each.files.certificate: each.valid_until for each in contexts}.items():
             tell_validity(path, date)
         if fixed := ", ".join(one.key for one in changed if not one.text.reload):

@@ -53,7 +53,7 @@ async def test_what_cannot_listen_says_where_and_why(log: Log) -> None:
         line = "Bind failed. Error Code : 98 Message Address already in use"
         with pytest.raises(ListenError, match=f"^{endpoint}: {line}$"):
             await listener(description=endpoint).listen()
-        assert line in log.take_errors()[0]
+        assert f"{endpoint}: {line}" in log.take_errors()[0]
 
 
 @pytest.mark.parametrize(

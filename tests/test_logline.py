@@ -42,7 +42,7 @@ def written(observer: LogObserver, line: LogLine, times: int) -> list[int]:
     """Write a line if it is wanted, so many times; return when it was."""
     numbers = []
     for number in range(times):
-        if line.wanted():
+        if line.wanted("127.0.0.1:1"):
             line.write(number=number)
             numbers.append(number)
     observer.writer.flush(10)
@@ -70,7 +70,7 @@ def test_the_end_tells_how_many_were_never_made(observed_by: Observe) -> None:
     observed_by(observer)
     written(observer, line, 12)
     observer.close()
-    assert "2 more like this in 1 s: Number {number}" in sink.lines[-1]
+    assert "2 more like this in 1 s (most from 127.0.0.1: 2): Number {number}" in sink.lines[-1]
 
 
 def test_an_observer_of_somebody_elses_sees_every_line(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.lograte import MOST_KINDS, WINDOW, EventKind, Limiter
+from echod.lograte import MOST_KINDS, MOST_SOURCES, WINDOW, EventKind, Limiter, Tally
 
 
 def kind(number: int) -> EventKind:
@@ -17,7 +19,7 @@ def test_a_new_window_begins_when_the_old_one_is_over() -> None:
     assert limiter.admits(kind(2), 9)
     assert limiter.admits(kind(2), 19)
     assert not limiter.admits(kind(1), 11)  # until it has been told
-    assert limiter.report(11) == [(kind(1), 2, 11)]
+    assert limiter.report(11) == [(kind(1), 2, 11, [])]
     assert limiter.admits(kind(1), 11)
 
 
@@ -26,7 +28,7 @@ def test_the_number_of_kinds_is_bounded() -> None:
     assert all(limiter.admits(kind(number), 0) for number in range(MOST_KINDS))
     extra = [limiter.admits(kind(MOST_KINDS + number), 1) for number in range(100)]
     assert extra.count(True) == WINDOW
-    ((others, count, _),) = limiter.report(11)
+    ((others, count, _, _),) = limiter.report(11)
     assert (others.format, count) == ("(others)", 90)
     assert all(limiter.admits(kind(-number), 12) for number in range(1, 100))
     assert len(limiter._windows) <= MOST_KINDS
@@ -38,7 +40,7 @@ def test_a_refusal_beforehand_counts_as_the_event_would_have() -> None:
         if not limiter.refuses(kind(1), 0):
             limiter.admits(kind(1), 0)
     assert limiter.suppressed == 3
-    assert limiter.report(11) == [(kind(1), 3, 11)]
+    assert limiter.report(11) == [(kind(1), 3, 11, [])]
     assert not limiter.refuses(kind(1), 11)
 
 
@@ -56,3 +58,25 @@ def test_who_asks_beforehand_writes_and_counts_the_same(
         assert wanted is unasked.admits(kind(number), now)
         assert asking.suppressed == unasked.suppressed
         assert asking.report(now) == unasked.report(now)
+
+
+def test_what_is_too_many_is_counted_by_address() -> None:
+    limiter = Limiter(rate=0.1)
+    limiter.admits(kind(1), 0, "192.0.2.9:1")
+    peers = ["192.0.2.1:5"] * 5 + ["[2001:db8::1]:7", "[2001:db8::2]:7"] + ["192.0.2.2:1"]
+    for peer in [*peers, "192.0.2.3:1", "192.0.2.3:2", "192.0.2.3:2", "a path", "", "[::1"]:
+        assert limiter.refuses(kind(1), 1, peer)
+    (excess,) = limiter.report(11)
+    assert excess.events == 14
+    assert excess.top == [("192.0.2.1", 5), ("192.0.2.3", 3), ("2001:db8::/64", 2)]
+
+
+@given(st.lists(st.integers(0, 300).map(lambda n: str(n * n // 300)), max_size=2000))
+def test_a_tally_keeps_what_is_frequent_and_never_more_than_so_many(sources: list[str]) -> None:
+    tally = Tally()
+    for source in sources:
+        tally.add(source)
+    counted = dict(tally.top(len(sources)))
+    assert len(counted) <= MOST_SOURCES
+    for source, count in Counter(sources).items():
+        assert count - len(sources) / (MOST_SOURCES + 1) <= counted.get(source, 0) <= count

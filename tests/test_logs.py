@@ -290,6 +290,28 @@ def test_lost_lines_are_told(texts: Observed, dropped: int, told: str) -> None:
     assert line.endswith("on it goes")
 
 
+def test_the_summary_names_the_addresses_that_most_were_about() -> None:
+    for form in ("text", "json"):
+        observed = Observed(rate=0.1, format=form)
+        for peer in ("192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1", "192.0.2.1:3"):
+            observed.log.info("Of {peer}", peer=peer)
+        observed.now += WINDOW
+        observed.observer._summarize()
+        summary = observed.lines[-1]
+        if form == "text":
+            assert summary.endswith(
+                "… 3 more like this in 10 s (most from 192.0.2.1: 2, 192.0.2.2: 1): Of {peer}"
+            )
+        else:
+            assert json.loads(summary)["sources"] == "192.0.2.1: 2, 192.0.2.2: 1"
+
+
+def test_what_somebody_has_asked_for_is_confirmed_whatever_the_level() -> None:
+    observed = Observed(level="critical")
+    observed.log.info("Done", log_always=True)
+    assert len(observed.lines) == 1
+
+
 def test_level_and_rate_can_be_changed_on_the_way() -> None:
     observed = Observed(rate=0.1)
     for _ in range(3):

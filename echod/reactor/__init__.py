@@ -16,6 +16,7 @@ rest of echod.
 from __future__ import annotations
 
 import asyncio
+import os
 
 import uvloop
 
@@ -33,6 +34,16 @@ def install(loop: uvloop.Loop | None = None) -> None:
     """
     from twisted.internet.main import installReactor
 
+    _fill_standard_descriptors()
     reactor = UvloopReactor(loop)
     installReactor(reactor)
     asyncio.set_event_loop(reactor.loop)
+
+
+def _fill_standard_descriptors() -> None:
+    """Open ``/dev/null`` where a standard stream is closed: libuv ends the process without."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free

@@ -97,6 +97,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         66: "A certificate is renewed; a key cannot be read",
         67: "SIGKILL leaves a UNIX socket behind",
         82: "The log's file is a device or a link, or is moved, removed or truncated",
+        83: "Standard streams are closed",
     },
     "Handlers": {
         76: "A handler keeps what is its client's in context variables",

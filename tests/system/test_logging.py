@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -253,6 +254,54 @@ def test_the_error_of_a_start_is_written_at_once(tmp_path: Path) -> None:
     assert len(writes) == 1
     assert "echod: tcp:" in writes[0]
     assert "already in use\\n" in writes[0]
+
+
+CLOSINGS = ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
+WITH_A_REACTOR = [("-n", "--reactor=epoll"), ("-n", "--reactor=uvloop"), ("--reactor=uvloop",)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "closed"),
+    [
+        *itertools.product([(), ("-n",)], CLOSINGS),
+        *itertools.product(WITH_A_REACTOR, CLOSINGS[-1:]),
+    ],
+)
+def test_it_runs_with_standard_streams_closed(
+    tmp_path: Path, flags: tuple[str, ...], closed: str
+) -> None:
+    """Fault 83: With any standard stream closed it starts, serves and ends in good order."""
+    path, log = tmp_path / "socket", tmp_path / "log"
+    command = [SCRIPTS / "twistd", *flags, "--logfile", log, "echod", "--listen", f"unix:{path}"]
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
+    with subprocess.Popen([*shell, *command], cwd=tmp_path) as ran:
+        try:
+            eventually(lambda: is_listening(path))
+            with connect_to(path) as client:
+                client.sendall(b"happy\n")
+                assert receive(client, len(BANNER) + 11) == BANNER + b"OK...happy\n"
+                os.kill(daemon_of(client), signal.SIGTERM)
+            eventually(lambda: "Server Shut Down." in log.read_text())
+            assert ran.wait(PATIENCE) == (-signal.SIGTERM if "-n" in flags else 0)
+        finally:
+            ran.kill()
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_reactor_that_sits_where_a_stream_is_closed_cannot_go_into_the_background(
+    tmp_path: Path,
+) -> None:
+    ran = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", SCRIPTS / "twistd", "--reactor=epoll", "echod"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("echod: stdout is closed, and --reactor has put a file in its place")
 
 
 @pytest.mark.parametrize("flag", ["--log-format=xml", "--log-level=loud", "--log-rate=-1"])
