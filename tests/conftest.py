@@ -24,6 +24,7 @@ from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 
 from tests.certificates import self_signed_pem
 from tests.daemon import Start, starting
+from tests.interruption import Interruption
 
 # The reactor runs beside the test, so a slow example is the machine's doing; and a fixture that
 # is shared by the examples of one test is meant to be.
@@ -41,6 +42,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long what a test has stopped may take to be gone, in seconds.
 PATIENCE = 10.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Interruption())
 
 
 class Log:

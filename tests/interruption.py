@@ -1,0 +1,97 @@
+"""SIGTERM and SIGINT end pytest: what the running test has made is cleaned up, and no other begins.
+
+Left to itself, the reactor that the tests share would take SIGTERM as its own end: pytest would go
+on, and each test after that would fail for want of a reactor.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType
+from typing import Any
+
+import greenlet
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked for the end."""
+
+
+class Interruption:
+    """The plugin; it is told of signals in the main thread, whichever greenlet runs there."""
+
+    def __init__(self) -> None:
+        self._session: pytest.Session | None = None
+        self._main: greenlet.greenlet | None = None
+        self._number = 0
+        self._plain = False  # a test that is a plain function runs
+        self._test: Deferred[Any] | None = None  # what a coroutine of a test gives
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:
+        self._session = session
+        self._main = greenlet.getcurrent()
+        # When the reactor starts it sets handlers of its own: so ours are set after that.
+        pytest_twisted.blockon(deferLater(reactor, 0))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+        return (yield)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second one ends pytest at once
+        self._number = number
+        assert self._session is not None
+        # For where an exception is lost, in a test or beneath the reactor.
+        self._session.shouldstop = self._name
+        # A plain test is called by the reactor too, which passes its exceptions on; where the
+        # reactor itself is at work an exception would end it, and cleaning up needs it.
+        if self._plain or greenlet.getcurrent() is self._main:
+            raise Interrupted(self._name)
+        reactor.callFromThread(self._cancel)
+
+    def _cancel(self) -> None:
+        """In the reactor: end the test that waits there, if one does."""
+        if self._test is not None:
+            self._test.cancel()
+
+    @property
+    def _name(self) -> str:
+        return signal.Signals(self._number).name
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Iterator[None]:
+        if inspect.iscoroutinefunction(pyfuncitem.obj):
+            pyfuncitem.obj = self._cancellable(pyfuncitem.obj)
+        else:
+            self._plain = True
+        try:
+            return (yield)
+        except CancelledError:
+            if self._number:
+                raise Interrupted(self._name) from None
+            raise
+        finally:
+            self._plain, self._test = False, None
+
+    def _cancellable(
+        self, test: Callable[..., Coroutine[Any, Any, None]]
+    ) -> Callable[..., Coroutine[Any, Any, None]]:
+        @functools.wraps(test)
+        async def cancellable(**arguments: Any) -> None:
+            self._test = Deferred.fromCoroutine(test(**arguments))
+            await self._test
+
+        return cancellable
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._number:
+            session.exitstatus = 128 + self._number

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import PATIENCE, eventually
+
+ROOT = Path(__file__).parents[1]
+
+# The names of the tests are those of what they wait in.
+TESTS = """
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from tests.daemon import connect
+from tests.serving import in_thread, serving
+
+
+@pytest.fixture
+def cleaned(daemon):
+    running = daemon()
+    running.port
+    yield
+    # The reactor still runs.
+    pytest_twisted.blockon(deferLater(reactor, 0))
+    running.stop()
+    Path("cleaned").write_text(str(running.process.pid))
+
+
+def test_sleep(cleaned):
+    Path("begun").touch()
+    time.sleep(60)
+
+
+@pytest_twisted.ensureDeferred
+async def test_reactor(cleaned):
+    async with serving() as server:
+        client = await server.connect()
+        Path("begun").touch()
+        await client.receive(b"what the server never sends")
+
+
+@pytest_twisted.ensureDeferred
+async def test_thread(cleaned):
+    over = threading.Event()
+    Path("begun").touch()
+    try:
+        await in_thread(over.wait)
+    finally:
+        over.set()
+
+
+def test_stubborn():
+    Path("begun").touch()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        Path("refused").touch()
+        time.sleep(60)
+
+
+def test_later():
+    Path("later").touch()
+"""
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Start a pytest of its own, on this suite's conftest.py, and wait until a test is at it."""
+    (tmp_path / "test_waiting.py").write_text(TESTS)
+    started: list[subprocess.Popen[str]] = []
+
+    def start(waits_in: str) -> subprocess.Popen[str]:
+        within = ["-p", "tests.conftest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path]
+        plain = ["-p", "no:randomly", "-p", "no:cacheprovider", "-o", "addopts="]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *within, *plain, "test_waiting.py"]
+            + ["-k", f"{waits_in} or later"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        # Several pytests may be starting on a busy machine.
+        eventually((tmp_path / "begun").exists, 2 * PATIENCE)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("waits_in", "number"),
+    [
+        ("sleep", signal.SIGTERM),
+        ("reactor", signal.SIGTERM),
+        ("thread", signal.SIGTERM),
+        ("reactor", signal.SIGINT),
+    ],
+)
+def test_a_signal_ends_pytest_in_order(
+    tmp_path: Path,
+    interrupted: Callable[[str], subprocess.Popen[str]],
+    waits_in: str,
+    number: signal.Signals,
+) -> None:
+    process = interrupted(waits_in)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + number, said
+    assert f"Interrupted: {number.name}" in said
+    assert (tmp_path / "cleaned").exists(), said
+    assert not (tmp_path / "later").exists()
+    assert "Error" not in said
+
+
+def test_the_second_signal_ends_it_at_once(
+    tmp_path: Path, interrupted: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    process = interrupted("stubborn")
+    process.terminate()
+    eventually((tmp_path / "refused").exists)
+    process.terminate()
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGTERM
