@@ -275,11 +275,11 @@ async def serving(
 def no_more_threads() -> Iterator[None]:
     """No thread can be started, as at the system's limit."""
 
-    def refuse(*arguments: object) -> None:
+    def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threading, "_start_new_thread", refuse)
+        patch.setattr(threading.Thread, "start", refuse)
         yield
 
 

@@ -182,10 +182,10 @@ class Reactor:
     callFromThread = staticmethod(lambda *arguments: None)
     sigTerm = sigInt = staticmethod(lambda *arguments: print("stopped", flush=True))
 
-def refuse(*arguments):
+def refuse(thread):
     raise RuntimeError("can't start new thread")
 
-threading._start_new_thread = refuse
+threading.Thread.start = refuse
 signals.GRACE = 0.05
 signals.Signals(Reactor(), abort=str, reload=str, patience=float(sys.argv[1])).install()
 for _ in sys.argv[1:]:
