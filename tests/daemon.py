@@ -222,8 +222,27 @@ def tool(name: str) -> str:
 
 
 def missing(what: str) -> NoReturn:
-    """End a test that lacks a program: a failure in CI, else a skip."""
+    """End a test that lacks what it needs: a failure in CI, else a skip.
+
+    Args:
+        what: what is missing, and how to get it: what to install or to permit.
+    """
     (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
+
+
+def needs_root(why: str) -> None:
+    """End a test where only root can do what it does: a failure in CI, else a skip."""
+    if os.geteuid() != 0:
+        missing(f"only root can {why}: run the tests as root, with sudo for instance")
+
+
+def not_here(why: str) -> NoReturn:
+    """Skip a test, in CI as well, that has nothing to say about what runs here.
+
+    Args:
+        why: what here is other than what the test is about; nothing that could be installed.
+    """
+    pytest.skip(why)
 
 
 def connect(to: Daemon | int, **options: object) -> socket.socket:

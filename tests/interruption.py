@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end pytest: what the running test has made is cleaned up, and no other begins.
+"""SIGTERM and SIGINT end pytest: no other test begins, and what this one has made is cleaned up.
 
 Left to itself, the reactor that the tests share would take SIGTERM as its own end: pytest would go
 on, and each test after that would fail for want of a reactor.

@@ -86,9 +86,9 @@ def interrupted(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str
     def start(waits_in: str) -> subprocess.Popen[str]:
         within = ["-p", "tests.conftest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path]
         plain = ["-p", "no:randomly", "-p", "no:cacheprovider", "-o", "addopts="]
+        tests = ["test_waiting.py", "-k", f"{waits_in} or later"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *within, *plain, "test_waiting.py"]
-            + ["-k", f"{waits_in} or later"],
+            [sys.executable, "-m", "pytest", *within, *plain, *tests],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,

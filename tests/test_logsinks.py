@@ -14,6 +14,7 @@ import pytest
 
 from echod import logsinks
 from echod.logsinks import DescriptorSink, FileSink, Line, SyslogSink
+from tests.daemon import needs_root
 
 
 def say(sink: DescriptorSink, text: str) -> None:
@@ -142,8 +143,8 @@ def test_of_a_link_the_file_behind_it_is_renamed(kind: str, path: Path) -> None:
     sink.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="it is about root")
 def test_root_follows_a_link_only_where_nobody_else_could_have_made_it(path: Path) -> None:
+    needs_root("follow links as root does")
     path.symlink_to("elsewhere")
     FileSink(str(path)).close()
     for mode, owner in ((0o777, 0), (0o1777, 0), (0o770, 0), (0o755, 65534)):

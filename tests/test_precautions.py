@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from echod.precautions import plugin_folders, refusal, warning_once_started, warnings
+from tests.daemon import needs_root
 
 ROOT, SOMEBODY = 0, 1000
 
@@ -73,8 +74,8 @@ def test_what_others_can_write_is_named(tmp_path: Path) -> None:
     assert said.startswith(f"{tmp_path} can be written by others")
 
 
-@pytest.mark.skipif(os.geteuid() != ROOT, reason="only root can give files away")
 def test_what_somebody_else_owns_is_named(tmp_path: Path) -> None:
+    needs_root("give files away")
     os.chown(tmp_path, SOMEBODY, SOMEBODY)
     assert len(warnings({}, [tmp_path], uid=ROOT)) == 1
     assert warnings({}, [tmp_path], uid=SOMEBODY) == []

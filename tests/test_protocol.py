@@ -44,6 +44,7 @@ from echod.reactor import UvloopReactor
 from echod.sweeping import URGENT_INTERVAL
 from echod.tls import TLSError, TLSFacts
 from tests.conftest import Log
+from tests.daemon import not_here
 from tests.memory import Transport, connect, lose
 from tests.serving import (
     BANNER,
@@ -1025,9 +1026,11 @@ async def test_the_bytes_of_a_connection_are_counted_exactly(size: int) -> None:
         assert metrics.messages >= -(-size // 1024)
 
 
-@pytest.mark.skipif(not isinstance(reactor, UvloopReactor), reason="asyncio's loop is not running")
 @pytest_twisted.ensureDeferred
 async def test_what_is_asyncios_can_be_awaited_as_a_deferred() -> None:
+    if not isinstance(reactor, UvloopReactor):
+        not_here("asyncio's loop is not running")
+
     async def wait(message: bytes) -> bytes:
         return await Deferred.fromFuture(asyncio.ensure_future(asyncio.sleep(0.01, message)))
 

@@ -11,9 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.daemon import PATIENCE, Daemon, eventually, tool
+from tests.daemon import PATIENCE, Daemon, eventually, missing, tool
 
 # What reactors and threads use for the same purpose differs: epoll's reactor receives by recv,
 # uvloop by read, and uvloop sends what is left over by writev.
@@ -68,7 +66,10 @@ def injecting(
         assert select.select([strace.stderr], [], [], PATIENCE)[0]
         said = strace.stderr.readline()
         if "Operation not permitted" in said:
-            pytest.skip("strace may not trace here: ptrace is forbidden")
+            missing(
+                "strace may not trace a daemon here: permit ptrace (as root; in a container, "
+                "CAP_SYS_PTRACE)"
+            )
         assert "attached" in said, said
         yield Injection(output)
 

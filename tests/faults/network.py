@@ -10,9 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.daemon import PATIENCE, Daemon, tool
+from tests.daemon import PATIENCE, Daemon, missing, tool
 
 _CLONE_NEWNET = 0x40000000
 
@@ -29,12 +27,12 @@ class Network:
         return [tool("nsenter"), f"--net=/proc/{self._keeper}/ns/net"]
 
     def run(self, *command: str) -> str:
-        """Run a command in this network; where this kernel lacks what it needs, skip."""
+        """Run a command in this network; where the kernel lacks what it needs, it is missing."""
         done = subprocess.run(
             [*self.within, *command], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            pytest.skip(f"{' '.join(command)}: {done.stderr.strip()}")
+            missing(f"this kernel has not what a test needs: {' '.join(command)}: {done.stderr}")
         return done.stdout
 
     def set(self, name: str, value: str) -> None:
@@ -84,7 +82,10 @@ def network() -> Iterator[Network]:
         try:
             said = keeper.stdout.readline()
             if said != "up\n":
-                pytest.skip(f"no network namespace can be made here: {said.strip()}")
+                missing(
+                    f"no network namespace can be made here: {said.strip()}: run the tests as "
+                    "root, where unshare --net is permitted (in a container, CAP_SYS_ADMIN)"
+                )
             yield Network(keeper.pid)
         finally:
             keeper.kill()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.daemon import BANNER, Start, connect, eventually, receive, tool
+from tests.daemon import BANNER, Start, connect, eventually, missing, not_here, receive, tool
 from tests.faults.clients import MODELS, greeted, is_served, serves
 
 
@@ -39,7 +39,7 @@ def test_without_descriptors_clients_are_turned_away_and_it_recovers(
     """
     running = daemon("--concurrency", model, under=[tool("prlimit"), "--nofile=64"])
     if not running.on_uvloop:
-        pytest.skip("a promise of echod's own reactor, and this is another")
+        not_here("a promise of echod's own reactor, and this is another")
     with contextlib.ExitStack() as stack:
         refusal = b"Server busy: Too many open files, try again later\n"
         survivors = [stack.enter_context(greeted(running)) for _ in range(5)]
@@ -61,7 +61,7 @@ def many_descriptors(count: int) -> Iterator[None]:
     """Allow this process that many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count and hard < count:
-        pytest.skip(f"{count} descriptors are needed, and {hard} allowed")
+        missing(f"{count} descriptors are needed, and {hard} allowed: raise `ulimit -Hn`")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
     try:
         yield

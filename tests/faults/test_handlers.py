@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, Start, connect, eventually, receive, receive_all, starting, tool
+from tests.daemon import (
+    Daemon,
+    Start,
+    connect,
+    eventually,
+    missing,
+    receive,
+    receive_all,
+    starting,
+    tool,
+)
 from tests.faults.clients import MODELS
 
 HANDLERS = """
@@ -60,6 +70,9 @@ def misbehave(message):
 """
 
 UNITS = Path(__file__).parents[2] / "etc" / "systemd"
+
+# Where the kernel limits processes, in the first version and in the second.
+CONTROL_GROUPS = (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup"))
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +153,7 @@ def test_the_units_limit_memory_and_processes(unit: Path) -> None:
 @contextlib.contextmanager
 def few_processes(count: int) -> Iterator[list[str]]:
     """A control group that allows so many processes and threads; yields how to run in it."""
-    for parent in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
+    for parent in CONTROL_GROUPS:
         group = parent / f"echod-test-{os.getpid()}"
         try:
             group.mkdir()
@@ -155,7 +168,10 @@ def few_processes(count: int) -> Iterator[list[str]]:
             while (group / "cgroup.procs").read_text():
                 time.sleep(0.01)
             group.rmdir()
-    pytest.skip("no control group can be made here that limits processes")
+    missing(
+        "no control group can be made here that limits processes: run the tests as root, with the "
+        f"controller `pids` in {' or '.join(map(str, CONTROL_GROUPS))}"
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -27,13 +27,12 @@ from tests.daemon import (
     Start,
     connect,
     eventually,
+    needs_root,
     receive,
     receive_all,
 )
 from tests.faults.clients import greeted, is_served, serves
 from tests.faults.scale import Scale
-
-ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a daemon as root")
 
 # What a process that a signal has ended tells its parent, directly or as a shell would.
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
@@ -397,9 +396,9 @@ def test_a_pidfile_that_is_a_symbolic_link_is_not_written_to(tmp_path: Path) -> 
     assert not (tmp_path / "precious").exists()
 
 
-@ROOT
 def test_a_group_alone_is_refused(tmp_path: Path) -> None:
     """Fault 51: `--gid` without `--uid` is refused: it would leave the daemon running as root."""
+    needs_root("start a daemon as root")
     assert "--gid without --uid" in run(tmp_path, "--gid=65534")
 
 
@@ -423,9 +422,9 @@ def twistd(directory: Path, *options: str) -> Iterator[Daemon]:
         running.stop()
 
 
-@ROOT
 def test_root_is_named_in_the_log_and_somebody_else_is_not(tmp_path: Path) -> None:
     """Fault 49: The log says that handlers run as root, where they do."""
+    needs_root("start a daemon as root")
     with twistd(tmp_path) as running:
         running.wait_for("Handlers run as root")
     with twistd(tmp_path, "--uid=65534") as running:

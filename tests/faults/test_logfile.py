@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, REACTOR, SCRIPTS, eventually, missing, receive_all, tool
+from tests.daemon import (
+    PATIENCE,
+    REACTOR,
+    SCRIPTS,
+    eventually,
+    missing,
+    needs_root,
+    receive_all,
+    tool,
+)
 from tests.faults.test_logs import connect_to, daemon_of, is_listening
 
 ROOT = Path(__file__).parent.parent.parent
@@ -76,10 +85,10 @@ list > after
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="it takes a /dev of its own")
 @pytest.mark.parametrize("name", ["null", "stdout", "fifo", "link"])
 def test_a_device_is_never_renamed(tmp_path: Path, name: str) -> None:
     """Fault 82: A device, a FIFO or a link to one is written to, and stays what it is."""
+    needs_root("make a /dev of a test's own")
     (tmp_path / "dev").mkdir()
     own = (tool("unshare"), "--mount", "sh", "-c", DEVICES, "sh")
     if subprocess.run([*own, "true"], cwd=tmp_path, capture_output=True, check=False).returncode:
@@ -147,11 +156,11 @@ def is_open(process: int, log: Path) -> bool:
     )
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="it is about root's folder")
 def test_where_no_new_file_can_be_had_the_log_says_so(tmp_path: Path) -> None:
     """Fault 82: Where no new file can be had, as in root's folder with `--uid`, the log says so,
     and the old file goes on.
     """
+    needs_root("have a folder that the daemon's user cannot write")
     log = tmp_path / "roots" / "echod.log"
     log.parent.mkdir()
     with logging_to(log, tmp_path, twistd=("--uid=65534", "--gid=65534")) as running:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echod.framing import Framing, Length, Line
-from tests.daemon import Start, connect, receive_all
+from tests.daemon import Start, connect, missing, receive_all
 from tests.faults.clients import MODELS
 from tests.faults.fuzz.targets import TARGETS, cut, messages
 from tests.faults.scale import Scale
@@ -34,7 +34,7 @@ def test_hostile_bytes_are_parsed_or_refused(target: str, tmp_path: Path, scale:
 def fuzz(target: str, directory: Path, scale: Scale) -> None:
     """Let atheris look for what breaks it."""
     if importlib.util.find_spec("atheris") is None:
-        pytest.skip("atheris is not installed: `make soak` installs it")
+        missing("atheris is not installed: `make soak` installs it")
     options = [f"{INPUTS}", f"-max_total_time={scale.seconds_left:.0f}", "-print_final_stats=1"]
     options += [f"-artifact_prefix={directory}/"]
     done = subprocess.run(

@@ -13,7 +13,17 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.daemon import BANNER, Daemon, Start, connect, nothing_kept, receive, starting, warm_up
+from tests.daemon import (
+    BANNER,
+    Daemon,
+    Start,
+    connect,
+    not_here,
+    nothing_kept,
+    receive,
+    starting,
+    warm_up,
+)
 from tests.faults.clients import MODELS, PREFIX, greeted, is_served, serves
 from tests.faults.injection import ACCEPT, RECEIVE, SEND, WAIT, injecting
 from tests.faults.scale import Scale
@@ -133,7 +143,7 @@ def on_uvloop(daemon: Start) -> Daemon:
     """A daemon on echod's own reactor; how others accept is Twisted's business."""
     running = daemon()
     if not running.on_uvloop:
-        pytest.skip("a promise of echod's own reactor, and this is another")
+        not_here("a promise of echod's own reactor, and this is another")
     return running
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from echod.settings import configure
 from tests.certificates import self_signed_pem
-from tests.daemon import Daemon, Start, receive_all, tool
+from tests.daemon import Daemon, Start, needs_root, receive_all, tool
 from tests.faults.clients import greeted, is_served
 
 ROOT = Path(__file__).parents[2]
@@ -178,8 +178,8 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take so much away")
 def test_it_runs_without_privileges_in_a_world_that_it_cannot_write(tmp_path: Path) -> None:
+    needs_root("take so much away")
     (tmp_path / "bereft.py").write_text(BEREFT)
     (tmp_path / "echod.toml").write_text("port = 0\n")
     # As root without root's privileges: another user could not even read what is under test.

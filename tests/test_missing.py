@@ -1,0 +1,107 @@
+"""What a test needs and does not find is a failure in CI, and a skip elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests import daemon
+from tests.daemon import Daemon, Start, needs_root, tool
+from tests.faults import test_handlers
+from tests.faults.injection import ACCEPT, injecting
+from tests.faults.network import network
+
+TESTS = Path(__file__).parent
+
+FAILURE, SKIP = pytest.fail.Exception, pytest.skip.Exception
+
+
+@pytest.fixture(params=[True, False], ids=["CI", "elsewhere"])
+def outcome(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    """In CI or elsewhere: what ends a test that lacks what it needs."""
+    if request.param:
+        monkeypatch.setenv("CI", "true")
+        return FAILURE
+    monkeypatch.delenv("CI", raising=False)
+    return SKIP
+
+
+@pytest.fixture
+def instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Put a program before the one of this name: it says this, and fails."""
+
+    def put(name: str, said: str) -> None:
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return put
+
+
+def test_a_program(outcome: type[Exception]) -> None:
+    with pytest.raises(outcome, match="no-such-program is not installed"):
+        tool("no-such-program")
+
+
+def test_root(outcome: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(outcome, match="only root can do so: run the tests as root"):
+        needs_root("do so")
+
+
+def test_a_network_namespace(
+    outcome: type[Exception], instead: Callable[[str, str], None]
+) -> None:
+    instead("unshare", "unshare: unshare failed: Operation not permitted")
+    with pytest.raises(outcome, match=r"no network namespace .* Operation not permitted: run"):
+        enter(network())
+
+
+def test_what_a_network_needs_of_the_kernel(
+    outcome: type[Exception], instead: Callable[[str, str], None]
+) -> None:
+    with network() as made:
+        instead("tc", "Error: Specified qdisc kind is unknown.")
+        with pytest.raises(outcome, match="tc qdisc: Error: Specified qdisc"):
+            made.run(tool("tc"), "qdisc")
+
+
+def test_leave_to_trace(
+    outcome: type[Exception], instead: Callable[[str, str], None], daemon: Start
+) -> None:
+    running: Daemon = daemon()
+    instead("strace", "strace: attach: ptrace(PTRACE_SEIZE, 1): Operation not permitted")
+    with pytest.raises(outcome, match="permit ptrace"):
+        enter(injecting(running, ACCEPT, "error=ENFILE"))
+
+
+def test_a_control_group(
+    outcome: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(test_handlers, "CONTROL_GROUPS", (tmp_path / "no" / "no",))
+    with pytest.raises(outcome, match=r"no control group .* run the tests as root"):
+        enter(test_handlers.few_processes(10))
+
+
+def enter(context: AbstractContextManager[object]) -> None:
+    with context:
+        pytest.fail("nothing was missing")
+
+
+def test_all_skips_go_one_way() -> None:
+    """Tests call `missing` or `not_here`, which tell what can be mended from what cannot."""
+    assert set(skips(TESTS)) == {Path(daemon.__file__)}
+
+
+def skips(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*.py"):
+        if path != Path(__file__) and re.search(
+            r"pytest\.(skip\b|importorskip|mark\.skip)", path.read_text()
+        ):
+            yield path
