@@ -321,6 +321,8 @@ async def test_one_failing_connection_touches_no_other(model: str, log: Log) -> 
         await failing.receive_all()
         steady.send(b"two\n")
         await steady.receive(b"two\n")
+        # A thread may log after the client has seen the end.
+        await eventually(lambda: bool(log.errors) and len(server.factory.connections) == 1)
         assert len(log.take_errors()) == 1
 
 

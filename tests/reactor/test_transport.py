@@ -32,7 +32,7 @@ from zope.interface.verify import verifyObject
 from echod.reactor import transport as transport_module
 from echod.reactor.transport import StreamTransport
 
-from .conftest import Echo, Harness, dial, read_all
+from .conftest import TIMEOUT, Echo, Harness, dial, read_all
 
 
 class Remembers(Protocol):
@@ -173,20 +173,23 @@ def test_a_peer_that_never_reads_is_given_up(
         def dataReceived(self, data: bytes) -> None:
             self.transport.write(b"x" * 50_000_000)
 
-    monkeypatch.setattr(transport_module, "FLUSH_TIMEOUT", 0.2)
+    monkeypatch.setattr(transport_module, "FLUSH_TIMEOUT", 0.5)
     port = harness.listen(Floods)
+    took: list[float] = []
 
     def client() -> None:
         connection = dial(port)
         connection.sendall(b"x")
+        began = time.monotonic()
         connection.shutdown(socket.SHUT_WR)
-        time.sleep(0.1)
-        assert Floods.events == []
-        time.sleep(0.4)
-        assert Floods.events == ["ConnectionDone"]
+        while not Floods.events and time.monotonic() < began + TIMEOUT:
+            time.sleep(0.005)
+        took.append(time.monotonic() - began)
         connection.close()
 
     harness.run(client)
+    assert Floods.events == ["ConnectionDone"]
+    assert took[0] >= transport_module.FLUSH_TIMEOUT
 
 
 # Exceptions
@@ -339,7 +342,7 @@ def test_everything_is_harmless_after_the_end(harness: Harness) -> None:
         while not SavesTransport.events:
             time.sleep(0.01)
         harness.reactor.callFromThread(afterwards)
-        time.sleep(0.1)
+        assert over.wait(TIMEOUT)
 
     def afterwards() -> None:
         [transport] = SavesTransport.transports
@@ -357,11 +360,10 @@ def test_everything_is_harmless_after_the_end(harness: Harness) -> None:
             act()
         assert transport.fileno() == -1
         assert "SavesTransport" in repr(transport)
-        done.append(True)
+        over.set()
 
-    done: list[bool] = []
+    over = threading.Event()
     harness.run(client)
-    assert done == [True]
     assert SavesTransport.events == ["ConnectionDone"]
     assert harness.failures == []
 
@@ -464,18 +466,26 @@ def test_own_producer_bounds_memory(harness: Harness) -> None:
 # The socket
 
 
+def waiting_to_be_read(handle: socket.socket) -> int:
+    """How many bytes the kernel has for a socket."""
+    count = array.array("i", [0])
+    fcntl.ioctl(handle, termios.FIONREAD, count)
+    return count[0]
+
+
 def test_handle_is_a_real_socket(harness: Harness) -> None:
     class Peeks(Protocol):
         def connectionMade(self) -> None:
             self.transport.pauseProducing()
-            harness.reactor.callLater(0.1, self.peek)
+            self.peek()
 
         def peek(self) -> None:
             handle = self.transport.getHandle()
-            waiting = array.array("i", [0])
-            fcntl.ioctl(handle, termios.FIONREAD, waiting)
+            if waiting_to_be_read(handle) < len(b"hello"):
+                harness.reactor.callLater(0.005, self.peek)
+                return
             with handle.dup() as duplicate:
-                seen.extend([waiting[0], isinstance(handle, socket.socket)])
+                seen.extend([waiting_to_be_read(handle), isinstance(handle, socket.socket)])
                 assert duplicate.getpeername()[:2] == handle.getpeername()[:2]
             # Making a duplicate must not make the connection blocking.
             seen.append(os.get_blocking(handle.fileno()))
@@ -614,7 +624,9 @@ def test_nothing_is_left_of_a_connection(harness: Harness) -> None:
                 linger = struct.pack("ii", 1, 0)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             connection.close()
-        time.sleep(0.2)
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline and any(ref() is not None for ref in kept):
+            time.sleep(0.01)
         left.extend(ref for ref in kept if ref() is not None)
         # Running takes uvloop a pair of sockets.
         left_open.append(open_descriptors() - 2)
@@ -714,6 +726,15 @@ def test_reads_can_be_shortened(harness: Harness) -> None:
     class Keeps(Protocol):
         def connectionMade(self) -> None:
             self.kept: list[bytes] = []
+            self.transport.pauseProducing()
+            self.wait()
+
+        def wait(self) -> None:
+            """Read once there is much to read: a reader that keeps up is given little at once."""
+            if waiting_to_be_read(self.transport.getHandle()) > transport_module.SHORT_READ:
+                self.transport.resumeProducing()
+            else:
+                harness.reactor.callLater(0.005, self.wait)
 
         def dataReceived(self, data: bytes) -> None:
             nonlocal shortened
@@ -732,6 +753,8 @@ def test_reads_can_be_shortened(harness: Harness) -> None:
             pass
 
     port = harness.listen(Keeps)
+    # What a connection may hold unread is settled when it is accepted.
+    harness.port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     sent = os.urandom(8_000_000)
 
     def client() -> None:
