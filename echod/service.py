@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -492,8 +493,8 @@ class EchoService(Service):
         try:
             self._take(self.configure())
             self._refused = ""
-        except (SettingError, FilesError, StartError) as error:
-            self._refused = escape(str(error))
+        except Exception as error:  # whatever it is, the service goes on as it was
+            self._refused = escape(clipped(_what_went_wrong(error), 500))
             log.error("Reload refused, nothing has changed: {why}", why=self._refused)
         finally:
             if self.ready:
@@ -506,6 +507,7 @@ class EchoService(Service):
             SettingError: they cannot be used; nothing has changed.
             FilesError: a certificate cannot be used; nothing has changed.
             StartError: the next start would fail on them; nothing has changed.
+            Exception: nobody has thought of it; nothing has changed.
         """
         check_for_restart(self._settings, wanted, self.reactor)
         changed = differences(self._settings, wanted)
@@ -513,15 +515,17 @@ class EchoService(Service):
         limits = settings.make_limits()
         contexts = self._contexts()
         certificates = [context.reread() for context in contexts]
+        factories = [listener.factory for listener in self.listeners]
+        banners = [settings.make_banner(factory.framing) for factory in factories]
+        _make_room(settings)
         # From here on nothing fails.
         self._settings = settings
-        _make_room(settings)
         for take_into_use in certificates:
             take_into_use()
-        for listener in self.listeners:
-            listener.factory.limits = limits
-            listener.factory.admission.limits = limits
-            listener.factory.banner = settings.make_banner(listener.factory.framing)
+        for factory, banner in zip(factories, banners, strict=True):
+            factory.limits = limits
+            factory.admission.limits = limits
+            factory.banner = banner
         if isinstance(self._model, Serial):
             self._model.patience = limits.serial_timeout
         if isinstance(self._model, Serial | ThreadPerConnection):
@@ -581,6 +585,14 @@ class EchoService(Service):
         return self.status.stop() if self.status is not None else None
 
 
+def _what_went_wrong(error: Exception) -> str:
+    """Return an error's words; of one that is a fault in the program, the place too."""
+    if isinstance(error, (SettingError, FilesError, StartError)):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+
+
 def _take_precautions(twistd: Mapping[str, Any]) -> None:
     if danger := precautions.refusal(twistd, uid=os.geteuid()):
         raise SystemExit(f"echod: {escape(danger)}")
@@ -619,15 +631,13 @@ def _show_start_errors_in_one_line() -> None:
     # through it ends at the interpreter, which would print a traceback.
     previous = sys.excepthook
 
-    def show(
-        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-    ) -> None:
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, StartError):
             # sys.stderr is the log.  At once: the log's thread may write to the same terminal.
             with contextlib.suppress(OSError):
                 os.write(2, f"echod: {error}\n".encode(errors="backslashreplace"))
         else:
-            previous(kind, error, traceback)
+            previous(kind, error, trace)
 
     sys.excepthook = show
 

@@ -471,6 +471,64 @@ async def test_a_reload_neither_imports_a_handler_nor_looks_for_sockets_that_are
     await service.stopService()
 
 
+def fail(*_: object, **__: object) -> Any:
+    raise IndexError("list index out of range\nand more")
+
+
+# Where a fault in the program could show itself.
+FAULTS = [
+    "echod.service.check_for_restart",
+    "echod.service.reloaded",
+    "echod.service.differences",
+    "echod.service._make_room",
+    "echod.settings.Settings.make_limits",
+    "echod.settings.Settings.make_banner",
+    "echod.tls.context.not_after",
+    "tests.test_service.Configured.__call__",
+]
+
+
+@pytest.mark.parametrize("where", FAULTS)
+@pytest_twisted.ensureDeferred
+async def test_whatever_goes_wrong_in_a_reload_changes_nothing(
+    tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Fault 81: Whatever goes wrong in a reload, nothing changes, and one line says why, to the
+    log and to the service manager.
+    """
+    path = tmp_path / "server.pem"
+    path.write_bytes(Authority().pem)
+    service = build_service(settings(listen=(f"tls:{LOOPBACK}:certificate={path}",)), reactor)
+    with managing(str(tmp_path / "notify")) as manager:
+        service.notifier = Notifier(reactor, service.describe, address=manager.address)
+        service.startService()
+        await eventually(lambda: bool(manager.hear()))
+        before = state(service)
+        service.configure = Configured(banner=b"Good day", idle_timeout=1.0, log_level="warn")
+        with monkeypatch.context() as patch:
+            patch.setattr(where, fail)
+            service.reload()
+        said = [line for line in log.take_errors() if "Reload refused" in line]
+        why = r"IndexError: list index out of range\nand more ("
+        assert [f"nothing has changed: {why}" in line for line in said] == [True]
+        assert state(service) == before
+        await eventually(lambda: bool(manager.hear()))
+        assert [message[0] for message in manager.heard] == ["READY=1", "RELOADING=1", "READY=1"]
+        assert any(why in line for line in manager.heard[-1])
+        await service.stopService()
+
+
+def state(service: EchoService) -> list[Any]:
+    """Return all that a reload may change."""
+    (listener,) = service.listeners
+    assert listener.tls is not None
+    factory = listener.factory
+    return [
+        *(service._settings, listener.tls._loaded, service._watch),
+        *(factory.limits, factory.admission.limits, factory.banner),
+    ]
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_reload_that_is_refused_changes_nothing_and_says_why(log: Log) -> None:
     service = build_service(settings(), reactor)

@@ -96,6 +96,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         65: "SIGSTOP for 30 seconds, then SIGCONT",
         66: "A certificate is renewed; a key cannot be read",
         67: "SIGKILL leaves a UNIX socket behind",
+        81: "SIGHUP finds what nobody has thought of, or a file that is just being written",
         82: "The log's file is a device or a link, or is moved, removed or truncated",
         83: "Standard streams are closed",
     },

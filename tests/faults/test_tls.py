@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import itertools
 import re
 import select
 import signal
@@ -383,6 +384,47 @@ def test_certificates_are_exchanged_under_load_and_nobody_notices(
         for thread in threads:
             thread.join(PATIENCE)
     assert not faults
+
+
+def test_a_certificate_may_be_rewritten_while_it_is_read(
+    secure: Callable[..., Daemon], tmp_path: Path, scale: Scale
+) -> None:
+    """Fault 81: At each SIGHUP the daemon takes what a file held at one moment, or changes nothing
+    and says why in one line; clients are served meanwhile.
+    """
+    running = secure("--max-connections-per-address", "0")
+    port, over, path = running.port, threading.Event(), tmp_path / "server.pem"
+    pairs = [path.read_bytes(), *(self_signed_pem() for _ in range(3))]
+
+    def rewrite() -> None:
+        for pair in itertools.cycle(pairs):  # as `cat >` would, and not by renaming
+            with path.open("wb", buffering=0) as file:
+                for start in range(0, len(pair), 100):
+                    file.write(pair[start : start + 100])
+            if over.is_set():
+                return
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        for _ in scale(ci=150, soak=20_000):
+            running.lines.clear()
+            running.signal(signal.SIGHUP)
+            running.wait_for("Reloaded; changed|Reload refused, nothing has changed: .*server.pem")
+            assert certificate_of(port) in map(der_of, pairs)
+            assert "Traceback" not in running.log
+            assert "Error:" not in running.log  # of Python's: nobody has thought of it
+    finally:
+        over.set()
+        writer.join(PATIENCE)
+    running.lines.clear()
+    running.signal(signal.SIGHUP)
+    running.wait_for("Reloaded; changed")
+    assert certificate_of(port) == der_of(path.read_bytes())
+
+
+def der_of(pem: bytes) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(pem.decode().partition("-----BEGIN PRIVATE")[0])
 
 
 @pytest.mark.parametrize("what", ["none", "unreadable", "another's"])
