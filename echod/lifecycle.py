@@ -21,6 +21,7 @@ from __future__ import annotations
 import array
 import fcntl
 import math
+import select
 import socket
 import struct
 import sys
@@ -348,6 +349,13 @@ class ConnectionProtocol(Protocol):
             self._sweep_silence(now)
             if self._deadline == math.inf and not self._draining:
                 self._home.urgent.discard(self)
+        elif self._waiting and self._reason is None and self._is_gone:
+            self.abort(EndReason.LOST)
+
+    @property
+    def _is_gone(self) -> bool:
+        """Whether the client that waits has reset the connection, with nothing left to handle."""
+        return is_reset(self.transport) and not unread(self.transport)
 
     def _expect_by(self, seconds: float) -> None:
         """Set the deadline, to `seconds` from now; 0 is never."""
@@ -504,6 +512,16 @@ def unread(transport: Any) -> int:
     """Return how many bytes have come for `transport`, as on the wire, that were not read yet."""
     undelivered = transport.undelivered if isinstance(transport, TLSConnection) else 0
     return _held_by_kernel(transport, termios.FIONREAD) + undelivered
+
+
+def is_reset(transport: Any) -> bool:
+    """Return whether the client has reset the connection, where nobody reads who would notice."""
+    handle = _handle(transport)
+    if handle is None:
+        return False
+    poller = select.poll()
+    poller.register(handle, 0)
+    return any(events & select.POLLERR for _, events in poller.poll(0))
 
 
 def unsent(transport: Any) -> int:

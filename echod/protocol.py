@@ -50,6 +50,7 @@ from echod.handover import SocketProtocol
 from echod.lifecycle import (
     ConnectionProtocol,
     RefusedProtocol,
+    is_reset,
     log_failure,
     network_at,
     shorten_reads,
@@ -392,11 +393,13 @@ class EchoProtocol(ConnectionProtocol):
                 self.transport.resumeProducing()
             else:
                 self.transport.pauseProducing()
+                self._home.urgent.add(self)  # who is not read from can vanish unseen: see `sweep`
                 if self._session.full:
                     # A client that is ahead of its handler.
                     shorten_reads(self.transport)
 
     def _client_finished(self) -> None:
+        self._home.urgent.add(self)  # as above
         self._session.end_input()
         self._answer_messages()
 
@@ -445,6 +448,11 @@ class EchoProtocol(ConnectionProtocol):
 
     def sweep(self, now: float) -> None:
         super().sweep(now)
+        if self._reason is None and self._entered and (self._input_ended or not self._reading):
+            if is_reset(self.transport):
+                self.abort(EndReason.LOST)
+            else:
+                self._home.urgent.add(self)
         if self._draining and self._entered and self._reason is None:
             # What had come may be no message at all: a part of a TLS record.
             self._inside(self._cut_input_when_read)

@@ -37,6 +37,7 @@ from echod import (
 from echod.concurrency import Busy, InPool, InReactor, WorkerPool
 from echod.framing import Framing
 from echod.handlers import Client, ConcurrencyModel
+from echod.lifecycle import unread
 from echod.limits import Admission
 from echod.protocol import DirectProtocol
 from echod.proxy_protocol import ProxyHeader
@@ -600,6 +601,62 @@ async def test_a_message_that_is_dropped_is_counted_and_its_handler_closed(
         assert blocking.calls[:1] == ["received 0"]
         assert sorted(blocking.calls[1:]) == ["closed ", "closed 1", "received 1"]
         assert "Traceback" not in log.text
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("model", ["defer-to-thread", "reactor", "serial"])
+@pytest.mark.parametrize("state", ["paused", "half-closed"])
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_resets_is_lost_although_it_is_not_read_from(
+    state: str, model: str, secure: bool, certificate: Path
+) -> None:
+    called: list[bytes] = []
+    released: Deferred[None] = Deferred()
+    blocked = threading.Event()
+
+    def answer(message: bytes) -> Any:
+        called.append(message)
+        return released if model != "defer-to-thread" else blocked.wait(10) and None
+
+    limits = Limits(max_pending=1000)
+    over = server_context(certificate) if secure else None
+    options = {"handler": answer, "framing": Line(), "limits": limits, "banner": b""}
+    async with serving(model, threads=1, over=over, **options) as server:
+        metrics = server.factory.metrics
+        client = await server.connect()
+        client.send(b"happy\n" * (5000 if state == "paused" else 1))
+        if state == "half-closed":
+            client.finish()
+        await eventually(lambda: bool(called))
+        (served,) = server.factory.connections
+        assert isinstance(served, EchoProtocol)
+        await eventually(lambda: served._input_ended or not served._reading)
+        client.reset()
+        await eventually(lambda: bool(metrics.ended))
+        assert metrics.ended == {"connection lost": 1}
+        blocked.set()
+    assert called == [b"happy"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoever_resets_in_the_queue_of_serial_gives_up_its_place() -> None:
+    async with serving("serial", framing=Line()) as server:
+        holder, gone, sent, waiting = [await server.connect() for _ in range(4)]
+        await eventually(lambda: len(server.factory.connections) == 4)
+        refused = await server.connect()
+        assert b"3 clients are waiting already" in await refused.receive_all()
+        sent.send(b"happy\n")
+        await eventually(lambda: any(unread(c.transport) for c in server.factory.connections))
+        for client in (sent, gone):
+            client.reset()
+        await eventually(lambda: server.factory.metrics.ended["connection lost"] == 1)
+        late = await server.connect()
+        for client in (holder, waiting, late):
+            client.send(b"happy\n")
+            assert await client.receive_all() == b"OK...happy\n"
+        await eventually(lambda: not server.factory.connections)
+        # What had been sent was handled, though its answer went nowhere.
+        assert server.factory.metrics.messages == 4
 
 
 @pytest_twisted.ensureDeferred
