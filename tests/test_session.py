@@ -164,10 +164,15 @@ def test_after_close_nothing_is_handed_out_or_taken() -> None:
     assert not session.wants_input
 
 
-def test_what_comes_after_close_is_not_even_held() -> None:
+@pytest.mark.parametrize("how", ["close", "the last message"])
+def test_what_comes_after_close_is_not_even_held(how: str) -> None:
     framer = Line().framer()
-    session = Session(framer)
-    session.close()
+    session = Session(framer, max_messages=1)
+    if how == "close":
+        session.close()
+    else:
+        session.receive(b"one\n")
+        assert answer_all(session) == [b"one"]
     for _ in range(100):
         session.receive(b"x" * 1000)
     assert framer.buffered == 0
