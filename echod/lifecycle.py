@@ -247,7 +247,6 @@ class ConnectionProtocol(Protocol):
         # Our FIN is with the kernel, behind everything written: now wait for the client's.
         self._fin_sent = True
         self._left = unsent(self.transport)
-        self._home.urgent.add(self)
         self._idle_since = self._home.seconds()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

@@ -14,9 +14,11 @@ import pytest_twisted
 from twisted.internet import reactor, ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
+from zope.interface import implementer
 
 from echod import (
     Client,
@@ -395,7 +397,8 @@ def test_a_client_that_reads_as_fast_as_it_has_to_is_given_more_time(
         lose(protocol)
 
 
-def test_where_the_kernel_does_not_count_anything_that_moves_is_enough() -> None:
+@pytest.mark.parametrize("read", [1000, 2000])
+def test_where_the_kernel_does_not_count_anything_that_moves_is_enough(read: int) -> None:
     clock = Clock()
     factory = EchoFactory(clock, limits=replace(PATIENT, write_timeout=20, min_rate=1000))
     ours, theirs = socket.socketpair()
@@ -407,12 +410,69 @@ def test_where_the_kernel_does_not_count_anything_that_moves_is_enough() -> None
         ours.sendall(b"x" * 1000)
         protocol.pauseProducing()
         clock.pump([URGENT_INTERVAL] * 39)
-        theirs.recv(1000)
+        assert len(theirs.recv(read)) == read
         clock.pump([URGENT_INTERVAL] * 40)
         assert not transport.aborting
         clock.pump([URGENT_INTERVAL] * 2)
         assert transport.aborting
         lose(protocol)
+
+
+def test_one_that_waits_for_its_turn_is_not_silent_and_has_its_whole_time_then() -> None:
+    clock = Clock()
+    model = Serial(clock.seconds, patience=0, queue_size=1)
+    limits = replace(PATIENT, idle_timeout=10, first_byte_timeout=10, message_timeout=10)
+    factory = EchoFactory(clock, model=model, limits=limits, framing=Line())
+    (first, _), (second, transport) = connect(factory), connect(factory)
+    for _ in range(100):
+        first.dataReceived(b"")
+        clock.advance(URGENT_INTERVAL)
+    assert not transport.half_closed
+    lose(first)
+    passed = seconds_until(clock, lambda: transport.half_closed)
+    assert 10 <= passed <= 10 + 2 * URGENT_INTERVAL
+    lose(second)
+
+
+def test_one_that_is_refused_is_read_from_and_has_time_to_read_why() -> None:
+    """Else its own end would not be seen, and what it has sent would take the reply with it."""
+    clock = Clock()
+    limits = replace(PATIENT, write_timeout=20, min_rate=10)
+    model = Serial(clock.seconds, patience=0, queue_size=0)
+    factory = EchoFactory(clock, model=model, limits=limits)
+    first, _ = connect(factory)
+    with Acknowledged() as handle:
+        transport = Transport()
+        transport.getHandle = lambda: handle  # type: ignore[method-assign]
+        second, _ = connect(factory, transport)
+        assert transport.value() == b"Server busy: 0 clients are waiting already\n"
+        assert transport.half_closed
+        assert transport.producerState == "producing"
+        clock.pump([URGENT_INTERVAL] * 39)
+        handle.count += 200
+        clock.pump([URGENT_INTERVAL] * 39)
+        assert not transport.aborting
+        clock.pump([URGENT_INTERVAL] * 3)
+        assert transport.aborting
+        lose(second)
+    lose(first)
+    assert factory.metrics.ended == {"refused": 1, "connection lost": 1}
+
+
+def test_a_handshake_that_is_over_too_late_lets_nobody_in() -> None:
+    @implementer(ISSLTransport)
+    class Secure(Transport):
+        pass
+
+    model = Serial(float, patience=0, queue_size=0)
+    factory = EchoFactory(Clock(), model=model)
+    protocol, _ = connect(factory, Secure())
+    protocol.abort(EndReason.ABORTED)
+    protocol.handshakeCompleted()
+    other, transport = connect(factory)
+    assert not transport.half_closed  # the place is free
+    lose(protocol)
+    lose(other)
 
 
 class Kernel:
@@ -443,6 +503,46 @@ def test_after_our_fin_a_client_has_the_linger_for_its_own(kernel: Kernel) -> No
     factory = EchoFactory(clock, limits=replace(PATIENT, linger=7))
     protocol, transport = ended(factory)
     assert 7 <= seconds_until(clock, lambda: transport.aborting) <= 7 + URGENT_INTERVAL
+    lose(protocol)
+
+
+def test_what_is_closed_is_urgent_until_it_is_gone_however_long_the_last_reply_takes(
+    kernel: Kernel,
+) -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=replace(PATIENT, linger=7))
+    protocol, transport = connect(factory)
+    calm(clock, factory)
+    protocol.close(EndReason.HANDLER)
+    clock.pump([URGENT_INTERVAL] * 100)  # what was written is yet to be sent
+    assert not transport.aborting
+    protocol.writeConnectionLost()
+    assert 7 <= seconds_until(clock, lambda: transport.aborting) <= 7 + URGENT_INTERVAL
+    lose(protocol)
+
+
+@pytest.mark.parametrize("first", ["client", "daemon", "both"])
+def test_once_both_streams_have_ended_the_connection_is_closed_and_never_aborted(
+    kernel: Kernel, first: str
+) -> None:
+    clock = Clock()
+    factory = EchoFactory(clock, limits=replace(PATIENT, linger=1))
+    protocol, transport = connect(factory)
+    if first == "client":
+        protocol.readConnectionLost()
+        assert transport.half_closed
+        assert not transport.disconnecting
+        protocol.writeConnectionLost()
+    else:
+        protocol.close(EndReason.HANDLER)
+        if first == "daemon":
+            protocol.writeConnectionLost()
+            assert not transport.disconnecting
+        protocol.readConnectionLost()
+    assert transport.disconnecting
+    if first == "client":
+        clock.pump([URGENT_INTERVAL] * 10)
+        assert not transport.aborting
     lose(protocol)
 
 
