@@ -97,7 +97,10 @@ class Listening:
             reactor: for the timers of TLS.
             trusted: where PROXY headers are taken from.
         """
-        wrapped = factory if self.tls is None else TLSFactory(factory, self.tls, reactor)
+        wrapped = factory
+        if self.tls is not None:
+            turns = getattr(factory, "turns", None)  # the status has none
+            wrapped = TLSFactory(factory, self.tls, reactor, turns)
         return ProxyFactory(wrapped, factory, trusted) if self.proxied else wrapped
 
 

@@ -65,6 +65,7 @@ from echod.metrics import Metrics
 from echod.proxied import HeaderProtocol, ProxiedAddress
 from echod.session import EndReason, Session
 from echod.sweeping import Sweeper, interval_for
+from echod.turns import PACE, Share, Turns
 
 log = Logger()
 _refused = LogLine(log, "warn", "Refused {peer}: {why}")
@@ -271,11 +272,47 @@ class EchoProtocol(ConnectionProtocol):
             elif greeting:
                 self._write(encode_greeting(self._home.framing, checked(greeting)))
 
-    def _answer_messages(self) -> None:
-        """Hand out messages for as long as the session allows; then read on, or close."""
+    def take_turn(self) -> None:
+        """It is this connection's turn again: go on with what it has sent."""
+        self._session.resting = False
+        self._inside(self._answer_in_turn)
+
+    def _answer_in_turn(self) -> None:
+        try:
+            self._answer_messages(Share(self._home.turns))
+        except BaseException:
+            self.fail(Failure())
+
+    def _look_at(self, share: Share | None) -> tuple[Share | None, int]:
+        """Return a share of this turn, and how many messages to answer before the next look.
+
+        Where that is none, the connection rests now.
+        """
+        if not self._session.holds_more:
+            return share, PACE
+        if share is None:
+            return Share(self._home.turns), 1
+        if not share.used_up():
+            return share, PACE
+        self._rest()
+        return share, 0
+
+    def _rest(self) -> None:
+        """Go on with what is held in the next turn of the loop."""
+        self._session.resting = True
+        self._home.turns.rest(self)
+
+    def _answer_messages(self, share: Share | None = None) -> None:
+        """Hand out messages for as long as the session allows; then read on, or close.
+
+        Args:
+            share: of this turn of the loop; None for one that begins with the second message, as
+                a read of one message need not pay for it.
+        """
         session, call = self._session, self._home.model.call
         received = self._in_thread(self._received)
         encode, batch = self._home.framing.encode, ReplyBatch(self._write)
+        unseen = 1
         while (message := self._next_message(batch)) is not None:
             try:
                 result = call(self._answered, received, message)
@@ -289,6 +326,11 @@ class EchoProtocol(ConnectionProtocol):
                 batch.flush()
                 self.fail(Failure())
             session.answered()
+            unseen -= 1
+            if not unseen:
+                share, unseen = self._look_at(share)
+                if not unseen:
+                    break
         batch.flush()
         self._settle()
 
@@ -407,6 +449,7 @@ class EchoProtocol(ConnectionProtocol):
 
     def _stop(self) -> None:
         self._session.close()
+        self._home.turns.leave(self)
         if self._entered:
             self.transport.unregisterProducer()
 
@@ -481,7 +524,8 @@ class EchoProtocol(ConnectionProtocol):
     @property
     def _busy(self) -> bool:
         # A client that does not read has a deadline of its own.
-        return self._session.in_flight or self._session.blocked
+        session = self._session
+        return session.in_flight or session.resting or session.blocked
 
 
 class DirectProtocol(EchoProtocol):
@@ -563,20 +607,30 @@ class DirectProtocol(EchoProtocol):
         else:
             self._receive(data)
 
-    def _answer_pieces(self, data: bytes) -> None:
+    def _answer_pieces(self, data: bytes) -> None:  # noqa: C901 - calls for each piece would cost
         """Answer a long read; small replies leave together."""
         # What `ReplyBatch` does, in a list: its calls would be a third of what this costs.
         size, received, send = self._direct, self._received, self._send
         replies: list[bytes] = []
-        held, failure = 0, None
+        held, answered, failure = 0, 0, None
+        look_at = end = len(data)
+        if end > PACE * size:
+            look_at, share = size, Share(self._home.turns)
+            seconds = self._home.turns.seconds
         try:
-            for start in range(0, len(data), size):
+            for start in range(0, end, size):
                 if not self._direct:
                     # Something waits: the session takes the rest.
                     self._session.receive(data[start:])
                     self._answer_messages()
                     return
-                self._direct_messages += 1
+                if start >= look_at:
+                    look_at += PACE * size
+                    if seconds() >= share.until and share.used_up():
+                        _send_together(send, replies)
+                        self._rest_with(data[start:])
+                        return
+                answered += 1
                 reply = received(data[start : start + size])
                 if type(reply) is bytes:
                     replies.append(reply)
@@ -588,9 +642,17 @@ class DirectProtocol(EchoProtocol):
                     self._take_directly(reply)
         except BaseException:
             failure = Failure()
+        finally:
+            self._direct_messages += answered
         _send_together(send, replies)
         if failure:
             self.fail(failure)
+
+    def _rest_with(self, data: bytes) -> None:
+        """Leave the rest of a read to the next turn of the loop."""
+        self._session.receive(data)
+        self._rest()
+        self._settle()
 
     def _take_directly(self, result: object) -> None:
         """Take what is not plain bytes: `Close`, or something to wait for."""
@@ -736,6 +798,7 @@ class EchoFactory(Factory):
         banner: bytes | None = None,
         metrics: Metrics | None = None,
         admission: Admission | None = None,
+        turns: Turns | None = None,
         listener: str = "",
     ) -> None:
         """Set up a factory; everything may be left out.
@@ -751,6 +814,8 @@ class EchoFactory(Factory):
                 greeting to the handler.
             metrics: where to count; several factories may share one.
             admission: who is let in; several factories may share one.
+            turns: shares the turns of the event loop; factories that run in the same one should
+                share one.
             listener: the endpoint string, for `Client.listener`.
 
         Raises:
@@ -767,6 +832,7 @@ class EchoFactory(Factory):
         self.metrics = Metrics() if metrics is None else metrics
         self.listener = listener
         self._admission = admission
+        self._turns = turns
         self._sweeper = Sweeper(lambda: self.reactor, 0)
         self.connections: set[ConnectionProtocol | HeaderProtocol] = self._sweeper.members
         self.urgent: set[ConnectionProtocol | HeaderProtocol] = self._sweeper.urgent
@@ -807,6 +873,13 @@ class EchoFactory(Factory):
         if self._admission is None:
             self._admission = Admission(self.limits, self.seconds)
         return self._admission
+
+    @property
+    def turns(self) -> Turns:
+        """How the turns of the event loop are shared."""
+        if self._turns is None:
+            self._turns = Turns(self.reactor)
+        return self._turns
 
     @property
     def reactor(self) -> Any:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from types import TracebackType
@@ -50,6 +51,7 @@ from echod.signals import GRACE, Signals
 from echod.stalls import StallWatch
 from echod.systemd import Notifier
 from echod.tls import FilesError
+from echod.turns import Turns
 
 if TYPE_CHECKING:
     from echod.status import HandlerTimer, StatusServer
@@ -195,6 +197,7 @@ def make_listeners(
     framing = settings.make_framing()
     limits = settings.make_limits()
     admission = Admission(limits, reactor.seconds)
+    turns = Turns(reactor, time.monotonic)
 
     def make_factory(description: str) -> EchoFactory:
         return EchoFactory(
@@ -206,6 +209,7 @@ def make_listeners(
             banner=settings.make_banner(framing),
             metrics=Metrics(),
             admission=admission,
+            turns=turns,
             listener=description,
         )
 

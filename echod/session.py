@@ -6,9 +6,10 @@ connection's own thread feeds it there; the rules are the same, and they are all
 * Messages are answered one at a time, in the order they came: while one is *in flight*, no other
   is handed out.  So replies are in order whatever the handler's speed, thread or Deferred.
 * While replies are *blocked* (the client does not read them), no message is handed out.
+* Nor is one while the connection is *resting*: it has had its share of the event loop's turn.
 * Input is wanted until what is buffered reaches the read-ahead, and again once all of it has been
   handed out; or when a message is still incomplete, which the framing bounds.  (A read may be much
-  longer than the read-ahead: two of them are never held.)
+  longer than the read-ahead: two of them are never held.)  A connection that rests has enough.
 * After the end of input (the client's, or ours at drain), what was received is still answered;
   then, and not before, the session is finished.
 * After `close`, nothing more is handed out: a reply said so, a framing was broken, a turn is over.
@@ -91,6 +92,7 @@ class Session:
         "in_flight",
         "input_ended",
         "messages",
+        "resting",
     )
 
     def __init__(
@@ -116,6 +118,7 @@ class Session:
         self.closed = False
         self.in_flight = False
         self.input_ended = False
+        self.resting = False
         self.messages = 0
 
     def receive(self, data: bytes) -> None:
@@ -143,7 +146,7 @@ class Session:
         Raises:
             echod.framing.FramingError: the input cannot be understood from here on.
         """
-        if self.in_flight or self.blocked or self.closed or self._starved:
+        if self.in_flight or self.blocked or self.closed or self._starved or self.resting:
             return None
         message = self._framer.next_message()
         if message is None:
@@ -169,10 +172,16 @@ class Session:
         self._framer = NOTHING
 
     @property
+    def holds_more(self) -> bool:
+        """Whether there is input that may become a message without any more of it."""
+        return not (self.closed or self._starved) and self._framer.buffered > 0
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is held or awaited: the next input may be answered as it comes."""
         return not (
             self.in_flight
+            or self.resting
             or self.blocked
             or self.closed
             or self.input_ended
@@ -192,6 +201,6 @@ class Session:
     @property
     def wants_input(self) -> bool:
         """Whether to read on."""
-        return not (self.input_ended or self.closed or self.blocked) and (
+        return not (self.input_ended or self.closed or self.blocked or self.resting) and (
             self._starved or not self.full or not self._framer.buffered
         )

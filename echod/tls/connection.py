@@ -9,6 +9,8 @@ Guarantees:
   attacker's, who cuts the stream off: where that matters, messages must say where they end.  It
   is treated as the end that it looks like; what has arrived is answered.
 * After close_notify or an error nothing that arrives is looked at.
+* A read may hold thousands of short records: no connection has them all decrypted and answered in
+  one turn of the event loop.  `echod.turns` says how much of it it has; the rest waits.
 * Memory is bounded.  Input is decrypted only while the application reads; what waits meanwhile is
   the rest of one read.  Output goes to the transport at once, which pauses the application's
   producer.  Before the handshake is over output waits, and a producer is paused above `MOST`.
@@ -51,6 +53,7 @@ from zope.interface import implementer
 from echod.contexts import call_in, context_of
 from echod.tls.context import Context
 from echod.tls.facts import ClientHello, TLSFacts, facts_of
+from echod.turns import Share, Turns
 
 # The most that one record holds (RFC 8446, 5.1): less would leave the rest of it inside OpenSSL.
 RECORD = 2**14
@@ -105,27 +108,33 @@ class TLSConnection:
         "_reading",
         "_records",
         "_rest",
+        "_resting",
         "_server_name",
         "_size",
         "_streaming",
         "_timer",
         "_tls",
+        "_turns",
         "_writable",
         "_write",
         "protocol",
         "transport",
     )
 
-    def __init__(self, protocol: IProtocol, context: Context, clock: Any) -> None:
+    def __init__(
+        self, protocol: IProtocol, context: Context, clock: Any, turns: Turns | None = None
+    ) -> None:
         """Set up, unconnected.
 
         Args:
             protocol: the application's protocol, for which this is the transport.
             context: makes OpenSSL's part.
-            clock: an `IReactorTime`, for what must not happen within a call of the application's.
+            clock: an `IReactorTime`, for timers.
+            turns: shares the turns of that event loop among connections.
         """
         self.protocol: Any = protocol
         self._clock = clock
+        self._turns = turns or Turns(clock)
         self.transport: Any = None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -140,6 +149,8 @@ class TLSConnection:
         self._writable = False
         self._direct = False
         self._reading = True
+        # It goes on to decrypt in a later turn of the event loop.
+        self._resting = False
         # What has come and was not given to OpenSSL.
         self._rest = NOTHING
         # What was written and not encrypted: before the handshake, and within `dataReceived`.
@@ -210,9 +221,17 @@ class TLSConnection:
         finally:
             self._collecting = False
             self._flush()
+        if self._resting:
+            self._direct = False
+            self.transport.pauseProducing()
 
-    def _decrypt(self, data: bytes | memoryview) -> None:
-        """Give the application what is in OpenSSL's buffer, and then `data`."""
+    def _decrypt(self, data: bytes | memoryview, share: Share | None = None) -> None:
+        """Give the application what is in OpenSSL's buffer, and then `data`.
+
+        Args:
+            data: what has come.
+            share: of this turn of the loop; None for one that begins with the second record.
+        """
         incoming, read = self._incoming, self._read
         incoming.write(data)
         while self._reading:
@@ -232,6 +251,29 @@ class TLSConnection:
             if not incoming.pending:
                 break
             self._seal()
+            if share is None:
+                share = Share(self._turns)
+            elif share.used_up():
+                self._wait_in_line()
+                break
+
+    def _wait_in_line(self) -> None:
+        """Go on in the next turn of the event loop."""
+        if not self._lost and self._failure is None:
+            self._resting = True
+            self._turns.rest(self)
+
+    def take_turn(self) -> None:
+        """From `Turns`: this connection's turn has come."""
+        self._resting = False
+        context = self.context
+        try:
+            self._read_on() if context is None else call_in(context, self._read_on)
+        except BaseException:  # the transport, which would end the connection, does not see it
+            self.abortConnection()
+            raise
+        if self._reads:
+            self.transport.resumeProducing()
 
     def _receive(self, data: bytes) -> None:
         """Take input where more is to be thought of than in plain sailing."""
@@ -257,18 +299,27 @@ class TLSConnection:
 
     def _read_on(self) -> None:
         """Decrypt what has come for as long as the application reads; then say that it is over."""
+        share = Share(self._turns)
         self._collecting = True
         try:
-            while self._reading and not self._input_over and self._waiting:
-                data, self._rest = self._rest[:MOST], self._rest[MOST:] or NOTHING
-                self._decrypt(data)
+            while self._reads and not self._input_over and self._waiting:
+                room = MOST - self._incoming.pending
+                data, self._rest = self._rest[:room], self._rest[room:] or NOTHING
+                self._decrypt(data, share)
                 self._seal()
         finally:
             self._collecting = False
             self._flush()
-        if self._eof and self._reading and not self._input_over:
+        if self._resting:
+            self.transport.pauseProducing()
+        elif self._eof and self._reading and not self._input_over:
             self._end_input()
         self._choose()
+
+    @property
+    def _reads(self) -> bool:
+        """Whether the application reads now."""
+        return self._reading and not self._resting
 
     @property
     def _waiting(self) -> int:
@@ -281,7 +332,7 @@ class TLSConnection:
 
     def _choose(self) -> None:
         """Note whether from here on there is nothing but messages."""
-        self._direct = self._open and self._reading and not self._input_over and not self._waiting
+        self._direct = self._open and self._reads and not self._input_over and not self._waiting
 
     def readConnectionLost(self) -> None:
         """FIN has come."""
@@ -305,7 +356,8 @@ class TLSConnection:
 
     def _stop(self) -> None:
         """Neither read nor write any more."""
-        self._writable = self._direct = self._reading = False
+        self._writable = self._direct = self._reading = self._resting = False
+        self._turns.leave(self)
         self._pass_on = self.transport.write  # and let go of what the quicker one belongs to
         self._parts.clear()
         self._rest = NOTHING
@@ -559,23 +611,15 @@ class TLSConnection:
         if self._lost or self._closing or self._failure is not None:
             return
         self._reading = True
+        if self._resting:
+            return
         if self._open and (self._waiting or self._eof) and not self._collecting:
             # Not within this call: the application may not be ready for data yet.
-            self._set_timer(self._clock.callLater(0, self._read_later))
+            self._wait_in_line()
         else:
             self.transport.resumeProducing()
             if not self._collecting:
                 self._choose()
-
-    def _read_later(self) -> None:
-        context = self.context
-        try:
-            self._read_on() if context is None else call_in(context, self._read_on)
-        except BaseException:  # the transport, which would end the connection, does not see it
-            self.abortConnection()
-            raise
-        if self._reading:
-            self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
         self.loseConnection()
@@ -628,17 +672,25 @@ class TLSFactory(Factory):
 
     noisy = False
 
-    def __init__(self, factory: IProtocolFactory, context: Context, clock: Any) -> None:
+    def __init__(
+        self,
+        factory: IProtocolFactory,
+        context: Context,
+        clock: Any,
+        turns: Turns | None = None,
+    ) -> None:
         """Set up.
 
         Args:
             factory: builds the applications' protocols.
             context: makes OpenSSL's part of each connection.
             clock: the reactor, or another `IReactorTime`.
+            turns: shares the turns of the event loop among connections; None for these alone.
         """
         self.wrapped: Any = factory
         self._context = context
         self._clock = clock
+        self._turns = turns or Turns(clock)
 
     def doStart(self) -> None:
         self.wrapped.doStart()
@@ -650,7 +702,7 @@ class TLSFactory(Factory):
         protocol = self.wrapped.buildProtocol(addr)
         if protocol is None:
             return None
-        return TLSConnection(protocol, self._context, self._clock)
+        return TLSConnection(protocol, self._context, self._clock, self._turns)
 
     def logPrefix(self) -> str:
         return f"{_prefix(self.wrapped)} (TLS)"

@@ -60,6 +60,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         36: "The log is on a full disk",
         37: "Who reads the log dies",
         38: "Clients make the log grow",
+        69: "A client sends far more messages at once than can be answered in a moment",
         71: "Clients send and vanish while every thread is at work",
         72: "One address opens as many connections as there are threads, or places in a queue",
     },

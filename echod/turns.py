@@ -1,0 +1,136 @@
+"""Shares each turn of the event loop among connections that have more than one message to answer.
+
+One read may hold 256,000 messages.  Answered in one go, they keep all other clients waiting, and
+SIGTERM and the watchdog too.  So a connection answers until its share of the turn is used up, then
+rests until the next turn of the loop, and everybody else has been looked at in between.
+
+Guarantees:
+
+* A connection answers for `SLICE` in a turn, or for `TURN` while no other rests, and at most a
+  first message and `PACE` more for longer.  With any handler that takes up to a millisecond a
+  message that is less than 5 ms.
+* All that rest have `TURN` together in each turn, in the order in which they came to rest; so a
+  turn is bounded however many they are, and none is passed over.  A connection whose input comes
+  when that time is used up answers one message, or goes on for `FREE`, as clients do that send
+  one message at a time; then it waits in line too.
+* Those that rest are called from a timed call, and reactors look for input and output between two
+  rounds of timed calls.  There is one such call for all, and none while no connection rests and
+  none has taken more than `FREE` of this turn.
+
+To look at the clock takes a sixth of the time that a short message takes.  So nothing looks at it
+for a read of one message, nor more often than every `PACE` messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.logger import Logger
+
+log = Logger()
+
+# How many messages are answered between two looks at the clock, at most.
+PACE = 3
+# How long a connection answers in a turn while others rest, in seconds: ten times what a turn of
+# the loop costs.  With a hundred such clients each waits for a fortieth of a second.
+SLICE = 0.00025
+# How long all those that rest may answer in one turn of the loop, in seconds.
+TURN = 0.00075
+# How long a connection may answer before it counts, in seconds.  libuv reads up to 32 times from
+# one connection in a turn, where reads are long: together they stay within what it may take.
+FREE = 0.0001
+
+
+class Resting(Protocol):
+    """What waits for its turn."""
+
+    def take_turn(self) -> None:
+        """Go on."""
+
+
+class Share:
+    """What one connection may take of this turn of the loop, from now on.
+
+    Attributes:
+        until: when to ask next whether it is used up, by the clock of `Turns.seconds`.
+    """
+
+    __slots__ = ("_begun", "_turns", "until")
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._begun = turns.seconds()
+        self.until = self._begun + FREE
+
+    def used_up(self) -> bool:
+        """Return whether the connection has to rest."""
+        now = self._turns.seconds()
+        if now >= self.until:
+            self.until = self._turns.end_of(self._begun)
+        return now >= self.until
+
+
+class Turns:
+    """The line of those who rest, and how much of this turn of the loop is used up."""
+
+    def __init__(self, clock: Any, seconds: Callable[[], float] | None = None) -> None:
+        """Set up, with an empty line.
+
+        Args:
+            clock: an `IReactorTime`, of the loop that is shared.
+            seconds: a quicker look at a clock than that one's; it need not agree with it.
+        """
+        self.seconds: Callable[[], float] = seconds or clock.seconds
+        self._clock = clock
+        # A dictionary, for its order, and to leave from the middle.
+        self._line: dict[Resting, None] = {}
+        # The call that comes in the next turn.  While it is due, `_ends` is about this one.
+        self._call: Any = None
+        self._ends = 0.0
+
+    def end_of(self, begun: float) -> float:
+        """Return when the share ends of a connection that has answered for more than `FREE`.
+
+        Args:
+            begun: when it began to answer in this turn.
+        """
+        if self._call is None:
+            self._begin(begun)
+        return min(begun + SLICE, self._ends) if self._line else self._ends
+
+    def rest(self, connection: Resting) -> None:
+        """Call `connection.take_turn` in a later turn of the loop, once."""
+        self._line[connection] = None
+        if self._call is None:
+            self._begin(self.seconds())
+
+    def leave(self, connection: Resting) -> None:
+        """Forget `connection`, which has ended; again is harmless."""
+        self._line.pop(connection, None)
+        if self._call is not None and not self._line:
+            call, self._call = self._call, None
+            call.cancel()
+
+    def _begin(self, begun: float) -> None:
+        """A turn of the loop began at `begun`, as far as it is of interest here."""
+        self._ends = begun + TURN
+        self._call = self._clock.callLater(0, self._take_turns)
+
+    def _take_turns(self) -> None:
+        self._call = None
+        if not self._line:
+            return  # the turn is over in which somebody took more than `FREE`
+        # What is read later in this turn has what is left of it.
+        self._begin(self.seconds())
+        for _ in range(len(self._line)):
+            connection = next(iter(self._line), None)
+            if connection is None:  # it went with one of those before
+                break
+            del self._line[connection]
+            try:
+                connection.take_turn()
+            except Exception:  # one connection's trouble must not keep the others waiting
+                log.failure("A connection could not go on")
+            if self.seconds() >= self._ends:
+                break
