@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.catalogue import Group, Peer
-from bench.results import BYTES, CPU, RATE, Results
-from bench.workloads import CONNECT, LARGE, MESSAGES, PIPELINED, SILENT, Workload
+from bench.results import BYTES, CPU, P99, RATE, Results
+from bench.workloads import (
+    CONNECT,
+    GREEDY,
+    LARGE,
+    LINES,
+    MESSAGES,
+    PIPELINED,
+    SILENT,
+    WORK,
+    Workload,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,7 @@ class Bar:
         at_least: whether `limit` is the least, not the most.
         unit: what `limit` is of where there is no other; a divisor is in `scale`.
         scale: what one unit is.
+        beside: the workload above whose figure the measure is; None for the figure itself.
     """
 
     group: Group
@@ -32,12 +43,16 @@ class Bar:
     at_least: bool = False
     unit: str = "x"
     scale: float = 1.0
+    beside: Workload | None = None
 
     def measured(self, results: Results, peer: str) -> float | None:
         """Return the ratio, or the figure; None where something was not measured."""
         if self.other is not None:
             return results.ratio(peer, self.other, self.workload.name, self.figure)
-        value = results.median(peer, self.workload.name, self.figure)
+        if self.beside is not None:
+            value = results.growth(peer, self.workload.name, self.beside.name, self.figure)
+        else:
+            value = results.median(peer, self.workload.name, self.figure)
         return None if value is None else value / self.scale
 
     def kept(self, measured: float) -> bool:
@@ -64,6 +79,15 @@ BARS = (
     Bar(Group.REACTOR, CONNECT, RATE, "uvloop", 1.0, at_least=True),
     Bar(Group.REACTOR, LARGE, CPU, "uvloop", 1.0),
     Bar(Group.REACTOR, PIPELINED, CPU, "uvloop", 1.0),
+    *(
+        Bar(
+            *(Group.REACTOR, GREEDY[work], P99, None, 10.0),
+            unit="ms more in p99",
+            scale=1000,
+            beside=LINES[work],
+        )
+        for work in WORK
+    ),
 )
 
 

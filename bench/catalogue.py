@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.tools import Tools
-from bench.workloads import SILENT
+from bench.workloads import SILENT, Workload
 
 # What `--reactor` calls the one that echod takes by itself.
 DEFAULT_REACTOR = "default"
@@ -39,11 +39,13 @@ class Place:
         port: the TCP port on 127.0.0.1.
         read_size: the most data behind one prefix, in bytes.
         log: a file for the server's log.
+        work: how long the handler takes for a line, in microseconds; 0: the echo, of chunks.
     """
 
     port: int
     read_size: int
     log: Path
+    work: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Peer:
     def is_echod(self) -> bool:
         """Whether this is the one that all this is about."""
         return self.name.startswith("echod")
+
+    def takes(self, workload: Workload) -> bool:
+        """Whether it is asked to do this work."""
+        return not workload.work or (self.is_echod and self.group is Group.REACTOR)
 
     def missing(self, tools: Tools) -> str | None:
         """Return why it cannot run here; None where it can."""
@@ -132,6 +138,8 @@ def _echod(name: str, reactor: str) -> Peer:
         asked = ["--listen", listen, "--concurrency", model]
         if place.read_size != 1024:  # the default
             asked += ["--max-message", str(place.read_size)]
+        if place.work:
+            asked += ["--framing", "line", "--handler", f"working:Working:work={place.work}"]
         return [*twistd, "echod", *asked]
 
     shown = name if reactor == DEFAULT_REACTOR else f"{name}@{reactor}"

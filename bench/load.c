@@ -4,14 +4,16 @@
  *
  *   messages  Each of CONNECTIONS sends DEPTH messages of SIZE bytes at once, and begins again
  *             when all their bytes are back.
+ *   lines     The same; each message is a line.
+ *   greedy    The same, beside one more client that sends empty lines as fast as it can.
  *   connect   CONNECTIONS threads each connect, read the banner and close, over and over.
  *   idle      CONNECTIONS are opened, one after the other, and stay silent.
  *
  * PID is the server's: its CPU clock and its resident memory are read at the very moments between
  * which messages are counted.  TLS is 0 or 1.
  *
- * Payload is all 'x', which neither the banner nor the prefix contains.  So payload is counted
- * whatever pieces it comes back in, and every other byte must be one of a whole prefix.
+ * Payload is 'x' and, where a message is a line, its end; the prefix contains neither.  So payload
+ * is counted whatever pieces it comes back in, and every other byte must be one of a whole prefix.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -320,7 +322,7 @@ static size_t count_payload(const char *bytes, size_t size)
 {
     size_t count = 0;
     for (size_t i = 0; i < size; i++)
-        count += bytes[i] == 'x';
+        count += bytes[i] == 'x' || bytes[i] == '\n';
     return count;
 }
 
@@ -363,18 +365,53 @@ static void run_for(double seconds)
         turn(10);
 }
 
+/* The greedy client: one thread that sends, one that takes what comes back, until the end. */
+
+static void *send_lines(void *connection)
+{
+    char lines[READ_SIZE];
+    memset(lines, '\n', sizeof lines);
+    while (transmit(connection, lines, sizeof lines) > 0)
+        ;
+    die("the server closed the greedy connection: %s", strerror(errno));
+    return NULL;
+}
+
+static void *discard(void *connection)
+{
+    static char back[READ_SIZE];
+    while (receive(connection, back, sizeof back) > 0)
+        ;
+    die("the server closed the greedy connection: %s", strerror(errno));
+    return NULL;
+}
+
+static void be_greedy(void)
+{
+    static struct connection greedy;
+    pthread_t sender, receiver;
+    if (!open_connection(&greedy, 0) || pthread_create(&sender, NULL, send_lines, &greedy) ||
+        pthread_create(&receiver, NULL, discard, &greedy))
+        die("cannot be greedy: %s", strerror(errno));
+}
+
 static void run_messages(struct connection *all)
 {
     poller = epoll_create1(0);
     payload = malloc(options.size * options.depth);
     incoming = malloc(READ_SIZE);
     memset(payload, 'x', options.size * options.depth);
+    if (strcmp(options.mode, "messages"))
+        for (int i = 1; i <= options.depth; i++)
+            payload[options.size * i - 1] = '\n';
     for (int i = 0; i < options.connections; i++) {
         if (!open_connection(&all[i], i))
             die("too few descriptors for %d connections", options.connections);
         fcntl(all[i].descriptor, F_SETFL, O_NONBLOCK);
         watch(&all[i], EPOLL_CTL_ADD, EPOLLIN);
     }
+    if (!strcmp(options.mode, "greedy"))
+        be_greedy();
     for (int i = 0; i < options.connections; i++)
         begin_round_trip(&all[i]);
     run_for(options.warm_up);
@@ -496,7 +533,8 @@ int main(int count, char **arguments)
         die("built without TLS");
 #endif
     struct connection *all = calloc(options.connections, sizeof *all);
-    if (!strcmp(options.mode, "messages"))
+    if (!strcmp(options.mode, "messages") || !strcmp(options.mode, "lines") ||
+        !strcmp(options.mode, "greedy"))
         run_messages(all);
     else if (!strcmp(options.mode, "connect"))
         run_connect();

@@ -99,7 +99,8 @@ class Client(asyncio.Protocol):
     def __init__(self, options: Options, counts: Counts) -> None:
         self._counts = counts
         self._depth = options.depth
-        self._payload = b"x" * (options.size * options.depth)
+        end = b"x" if options.mode == "messages" else b"\n"
+        self._payload = (b"x" * (options.size - 1) + end) * options.depth
         self._banner = bytearray()
         self._awaited = 0
         self._other = 0
@@ -135,7 +136,7 @@ class Client(asyncio.Protocol):
                 self._fail(f"instead of the banner: {bytes(self._banner)!r}")
 
     def _count(self, data: bytes) -> None:
-        back = data.count(b"x")
+        back = data.count(b"x") + data.count(b"\n")
         self._awaited -= back
         self._other += len(data) - back
         if self._awaited < 0:
@@ -162,6 +163,27 @@ class Client(asyncio.Protocol):
         self.transport.abort()
 
 
+class Greedy(Client):
+    """Sends empty lines as fast as it can, and forgets what comes back."""
+
+    LINES = b"\n" * 262_144
+
+    def begin(self) -> None:
+        self._writing = True
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self._writing = False
+
+    def resume_writing(self) -> None:
+        self._writing = True
+        while self._writing:
+            self.transport.write(self.LINES)
+
+    def _count(self, data: bytes) -> None:
+        pass
+
+
 def sources() -> Iterator[str]:
     """Return addresses to connect from, in turns: each has 28,000 ports."""
     while True:
@@ -179,12 +201,13 @@ class Load:
 
     async def run(self) -> dict[str, float]:
         """Run the mode that was asked for, and return its figures."""
-        modes = {"messages": self._messages, "connect": self._connect, "idle": self._idle}
+        modes = {"connect": self._connect, "idle": self._idle}
+        modes |= dict.fromkeys(("messages", "lines", "greedy"), self._messages)
         return await modes[self._options.mode]()
 
-    async def _open(self) -> Client:
+    async def _open(self, kind: type[Client] = Client) -> Client:
         _, client = await asyncio.get_running_loop().create_connection(
-            lambda: Client(self._options, self._counts),
+            lambda: kind(self._options, self._counts),
             HOST,
             self._options.port,
             ssl=self._context,
@@ -204,6 +227,8 @@ class Load:
 
     async def _messages(self) -> dict[str, float]:
         clients = [await self._open() for _ in range(self._options.connections)]
+        if self._options.mode == "greedy":
+            clients.append(await self._open(Greedy))
         for client in clients:
             client.begin()
         seconds, cpu = await self._measure(self._counts.clear)

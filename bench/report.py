@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from bench.bars import Verdict
 from bench.catalogue import Group, Peer
 from bench.results import BYTES, COUNT, CPU, P50, P99, RATE, Results
-from bench.workloads import CONNECT, CONNECTIONS, LARGE, MESSAGES, PIPELINED, SILENT
+from bench.workloads import (
+    CONNECT,
+    CONNECTIONS,
+    GREEDY,
+    LARGE,
+    LINES,
+    MESSAGES,
+    PIPELINED,
+    SILENT,
+    WORK,
+)
 
 # The server that no other can be much cheaper than.
 LOWER_BOUND = "c-epoll"
@@ -75,7 +85,7 @@ COLUMNS = (
 def render(results: Results, peers: tuple[Peer, ...], verdicts: list[Verdict]) -> str:
     """Return the whole report."""
     parts = [_class(results, group, peers) for group in Group]
-    parts += [_bars(verdicts), _notes(results)]
+    parts += [_beside(results, peers), _bars(verdicts), _notes(results)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -129,6 +139,37 @@ def _class(results: Results, group: Group, peers: tuple[Peer, ...]) -> str:
 
 def _measured(results: Results, peer: Peer) -> bool:
     return any(sample.peer == peer.name for sample in results.samples)
+
+
+def _beside(results: Results, peers: tuple[Peer, ...]) -> str:
+    """Return the section of polite clients beside a greedy one."""
+    head = [
+        "",
+        "in the handler",
+        "p50 ms",
+        "beside a greedy client",
+        "p99 ms",
+        "beside it",
+        "more",
+    ]
+    rows = [head]
+    for peer in peers:
+        for work in WORK:
+            pair = LINES[work].name, GREEDY[work].name
+            values = [
+                results.median(peer.name, name, figure) for figure in (P50, P99) for name in pair
+            ]
+            values.append(results.growth(peer.name, pair[1], pair[0], P99))
+            if all(value is not None for value in values):
+                cells = [f"{value / 1000:.2f}" for value in values if value is not None]
+                rows.append([peer.name, f"{work} µs", *cells])
+    if len(rows) == 1:
+        return ""
+    words = (
+        f"{CONNECTIONS} clients send lines of {GREEDY[WORK[0]].size} bytes, one at a time; the "
+        "greedy one sends\nempty lines as fast as it can. More: the median within the rounds."
+    )
+    return f"### Beside a greedy client\n\n{table(rows, words=2)}\n\n{words}"
 
 
 def _bars(verdicts: list[Verdict]) -> str:

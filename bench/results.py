@@ -99,6 +99,13 @@ class Results:
         ratios = [ours[at] / theirs[at] for at in ours.keys() & theirs.keys() if theirs[at]]
         return statistics.median(ratios) if ratios else None
 
+    def growth(self, peer: str, workload: str, before: str, figure: str) -> float | None:
+        """Return by how much a figure is larger under `workload` than under `before`."""
+        ours = self.values(peer, workload, figure)
+        theirs = self.values(peer, before, figure)
+        growth = [ours[at] - theirs[at] for at in ours.keys() & theirs.keys()]
+        return statistics.median(growth) if growth else None
+
     def others_share(self) -> float | None:
         """Return the median share of the server's core that other programs had."""
         shares = [each.figures[OTHERS] for each in self.samples if OTHERS in each.figures]

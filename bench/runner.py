@@ -56,6 +56,8 @@ class Plan:
                 if workload.mode is Mode.IDLE and number:
                     continue
                 for peer in self.peers if number % 2 == 0 else reversed(self.peers):
+                    if not peer.takes(workload):
+                        continue
                     yield Step(number, peer, self._for_peer(workload, peer))
 
     def _for_peer(self, workload: Workload, peer: Peer) -> Workload:
@@ -109,7 +111,7 @@ class Runner:
         progress.end()
 
     def _measure(self, step: Step) -> dict[str, float]:
-        with Server(step.peer, self._tools, step.workload.read_size, self._cores.server) as server:
+        with Server(step.peer, self._tools, step.workload, self._cores.server) as server:
             neighbours = Neighbours(self._cores.server, server.pid)
             try:
                 raw = self._load(step, server)

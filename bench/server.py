@@ -14,6 +14,7 @@ from types import TracebackType
 from bench.catalogue import Peer, Place
 from bench.machine import child_of_ours
 from bench.tools import HERE, Tools
+from bench.workloads import Workload
 
 # How long a server may take until it listens, and until it is gone, in seconds.
 START_TIME = 20.0
@@ -35,13 +36,13 @@ class Server:
         start_seconds: the time from its command to the first connection it took.
     """
 
-    def __init__(self, peer: Peer, tools: Tools, read_size: int, core: int | None) -> None:
+    def __init__(self, peer: Peer, tools: Tools, workload: Workload, core: int | None) -> None:
         """Describe a server that is not started yet.
 
         Args:
             peer: which one.
             tools: what was prepared for it.
-            read_size: the most data it may put behind one prefix, in bytes.
+            workload: what it is to be fit for.
             core: the core to pin it to; None for none.
         """
         self.port = free_port()
@@ -50,7 +51,8 @@ class Server:
         self._core = core
         self._log = tools.directory / "server.log"
         self._output = tools.directory / "server.output"
-        self._command = peer.command(tools, Place(self.port, read_size, self._log))
+        place = Place(self.port, workload.read_size, self._log, workload.work)
+        self._command = peer.command(tools, place)
         self._directory = tools.directory
         self._process: subprocess.Popen[bytes]
 

@@ -75,6 +75,7 @@ def prepare(directory: Path, *, python_load: bool = False) -> Tools:
         "twistd": _look_for_twistd(),
     }
     missing |= {name: why for name, why in attempts.items() if why}
+    shutil.copy(HERE / "peers" / "working.py", directory)
     slow: tuple[str, ...] = (sys.executable, "-m", "bench.load")
     load = tls_load = slow
     if not python_load:

@@ -17,6 +17,8 @@ class Mode(enum.StrEnum):
     """What the load does; `load.c` says more."""
 
     MESSAGES = "messages"
+    LINES = "lines"
+    GREEDY = "greedy"
     CONNECT = "connect"
     IDLE = "idle"
 
@@ -33,6 +35,8 @@ class Workload:
         size: of a message, in bytes.
         depth: how many messages are sent at once, in one write.
         read_size: the most data that a server may put behind one prefix, in bytes.
+        work: how long the handler is to take for a message, in microseconds; the message is a line
+            then, and only echod's event loop is asked, as it has handlers.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Workload:
     size: int = 1
     depth: int = 1
     read_size: int = 1024
+    work: int = 0
 
 
 MESSAGES = Workload("messages", "1000-byte messages, one at a time", Mode.MESSAGES, size=1000)
@@ -54,4 +59,24 @@ LARGE = Workload(
 CONNECT = Workload("connect", "connect, read the banner, close", Mode.CONNECT, CONNECTORS)
 SILENT = Workload("idle", "connections that stay silent", Mode.IDLE, IDLE)
 
-WORKLOADS = {each.name: each for each in (MESSAGES, PIPELINED, LARGE, CONNECT, SILENT)}
+# How long handlers take, in microseconds, that clients meet a greedy one at.
+WORK = (10, 100, 1000)
+
+
+def _lines(mode: Mode, work: int) -> Workload:
+    beside = " beside a greedy client" if mode is Mode.GREEDY else ""
+    title = f"lines{beside}, {work} µs each in the handler"
+    return Workload(f"{mode}-{work}", title, mode, size=100, work=work)
+
+
+# The same load, without and with another client that sends empty lines as fast as it can.
+LINES = {work: _lines(Mode.LINES, work) for work in WORK}
+GREEDY = {work: _lines(Mode.GREEDY, work) for work in WORK}
+
+WORKLOADS = {
+    each.name: each
+    for each in (
+        *(MESSAGES, PIPELINED, LARGE, CONNECT, SILENT),
+        *(pair[work] for work in WORK for pair in (LINES, GREEDY)),
+    )
+}
