@@ -14,6 +14,9 @@ from typing import Any
 
 ROOT = 0
 
+# Where twistd writes its number unless it is told otherwise.
+PIDFILE = "twistd.pid"
+
 
 def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
     """Return why the daemon must not start like this; None where it may.
@@ -71,6 +74,20 @@ def warning_once_started(uid: int) -> str | None:
     return (
         "Handlers run as root: a mistake in one of them is the whole machine's. "
         "Start twistd with --uid, or from a unit with User= or DynamicUser="
+    )
+
+
+def proviso(uid: int) -> str:
+    """Return what has to be added where a check has found everything good.
+
+    Args:
+        uid: the effective user.
+    """
+    if uid != ROOT:
+        return ""
+    return (
+        " for root, who can read every file: for another user, run this as that user "
+        "(runuser -u USER -- ...)"
     )
 
 

@@ -85,7 +85,11 @@ class Options(SettingsOptions):
 
     def check(self) -> None:
         """Look up the handler, and read the endpoint strings and the files that they name."""
-        prepare_service(self)
+        prepare_service(self, starting=False)
+
+    @property
+    def proviso(self) -> str:
+        return precautions.proviso(os.geteuid())
 
 
 def makeService(options: Options) -> EchoService:
@@ -111,11 +115,19 @@ def makeService(options: Options) -> EchoService:
     return service
 
 
-def prepare_service(options: Options) -> EchoService:
-    """Return the service as it is before it takes over log, signals and the service manager."""
+def prepare_service(options: Options, *, starting: bool = True) -> EchoService:
+    """Return the service as it is before it takes over log, signals and the service manager.
+
+    Args:
+        options: what was asked for.
+        starting: whether the daemon starts; else no pidfile will be written but one that is named.
+    """
     from twisted.internet import reactor
 
-    _take_precautions(twistd_options(options))
+    twistd = twistd_options(options)
+    if not starting and twistd.get("pidfile") == precautions.PIDFILE:
+        twistd = {**twistd, "pidfile": ""}
+    _take_precautions(twistd)
     _import_from_current_directory()
     _show_start_errors_in_one_line()
     default_reactor.follow_the_monotonic_clock(reactor)

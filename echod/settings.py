@@ -538,7 +538,7 @@ class Options(usage.Options):
         if "print" in self._only:
             _print_and_exit(as_file(SETTINGS, self.settings))
         if self._only:
-            _print_and_exit("echod: the configuration is good\n")
+            _print_and_exit(f"echod: the configuration is good{self.proviso}\n")
 
     def configure(self) -> Settings:
         """Read the file, if one was named, and return the settings: at the start, and again.
@@ -562,6 +562,11 @@ class Options(usage.Options):
         """Return an error that names flags, with the file where that is what said so."""
         chosen = {one.name for one in differences(Settings(), self.settings)}
         return placed(error, self.flags, chosen - set(self.flags), str(self.file))
+
+    @property
+    def proviso(self) -> str:
+        """What a check that has found everything good could not find out."""
+        return ""
 
     def check(self) -> None:
         """Check what the settings name; what is wrong is a `SystemExit`.  Here: nothing more."""

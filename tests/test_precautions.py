@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from echod.precautions import plugin_folders, refusal, warning_once_started, warnings
+from echod.precautions import plugin_folders, proviso, refusal, warning_once_started, warnings
 from tests.daemon import needs_root
 
 ROOT, SOMEBODY = 0, 1000
@@ -90,6 +90,11 @@ def test_to_keep_the_way_back_to_root_is_named() -> None:
 def test_handlers_as_root_are_named() -> None:
     assert "Handlers run as root" in str(warning_once_started(ROOT))
     assert warning_once_started(SOMEBODY) is None
+
+
+def test_what_is_good_for_root_may_not_be_for_others() -> None:
+    assert proviso(ROOT).startswith(" for root, who can read every file")
+    assert proviso(SOMEBODY) == ""
 
 
 def test_plugins_are_looked_for_where_twisted_does() -> None:

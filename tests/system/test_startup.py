@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from echod.precautions import proviso
 from echod.settings import Settings
+from tests.certificates import self_signed_pem
 from tests.daemon import (
     BANNER,
     PATIENCE,
@@ -28,6 +30,7 @@ from tests.daemon import (
     receive,
     receive_all,
     starting,
+    tool,
 )
 
 TAKEN = "Bind failed. Error Code : 98 Message Address already in use"
@@ -129,7 +132,7 @@ def test_a_file_can_be_checked_printed_and_used(tmp_path: Path, daemon: Start) -
     command = (SCRIPTS / "twistd", "-n", "echod", "--config=echod.toml")
     checked = run(tmp_path, *command, "--check-config")
     assert (checked.returncode, checked.stderr) == (0, "")
-    assert checked.stdout == "echod: the configuration is good\n"
+    assert checked.stdout == f"echod: the configuration is good{proviso(os.geteuid())}\n"
     printed = run(tmp_path, *command, "--print-config")
     assert printed.returncode == 0
     (tmp_path / "printed.toml").write_text(printed.stdout)
@@ -162,6 +165,30 @@ def test_a_check_finds_what_would_keep_it_from_starting(
     assert why in checked.stderr
     assert checked.stderr.count("\n") == 1
     assert checked.stdout == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_check_is_one_for_the_user_that_runs_it(tmp_path: Path) -> None:
+    (tmp_path / "server.pem").write_bytes(self_signed_pem())
+    (tmp_path / "echod.toml").write_text("listen = 'tls:0:certificate=server.pem'\n")
+    command = (SCRIPTS / "twistd", "echod", "--config=echod.toml", "--check-config")
+    # Root without its privileges: another user could not even read what is under test.
+    ordinary = (tool("setpriv"), "--clear-groups", "--bounding-set=-all", "--inh-caps=-all")
+    # As the service's, in a folder where it writes nothing, a pidfile neither.
+    tmp_path.chmod(0o755)
+    os.chown(tmp_path, 65534, 65534)
+    (tmp_path / "server.pem").chmod(0o644)
+    assert run(tmp_path, *ordinary, *command).returncode == 0
+    assert not (tmp_path / "twistd.pid").exists()
+    named = (SCRIPTS / "twistd", f"--pidfile={tmp_path}/x.pid", *command[1:])
+    assert "nothing can be written to that directory" in run(tmp_path, *ordinary, *named).stderr
+    # A key that it cannot read is good for root alone, and root is told so.
+    (tmp_path / "server.pem").chmod(0o600)
+    os.chown(tmp_path / "server.pem", 65534, 65534)
+    refused = run(tmp_path, *ordinary, *command)
+    assert refused.returncode == 1
+    assert "cannot read server.pem: Permission denied" in refused.stderr
+    assert "is good for root, who can read every file" in run(tmp_path, *command).stdout
 
 
 # What keeps it from starting.
