@@ -10,7 +10,8 @@ Guarantees:
 * The pool is echod's own: the reactor's pool, which resolves names, is left alone.
 * Work of a connection that is lost waits behind the work of those that are open.  It is still
   done: one such task for each `OPEN_IN_A_ROW` others where there is no end of those.  A message
-  is dropped, and counted, only when `MOST_LOST` such tasks wait; a handler's `closed` never is.
+  is dropped, and counted, only when `MOST_LOST` such tasks wait; a handler's `closed` never is,
+  and when more of those wait than that, every second task is one of them.
 
 How the pool is cheap, and keeps its promises without a lock:
 
@@ -691,7 +692,9 @@ class WorkerPool:
         just_woken = True
         in_a_row = 0
         while backlog or lost:
-            line = lost if lost and (in_a_row >= OPEN_IN_A_ROW or not backlog) else backlog
+            line = backlog
+            if lost and (in_a_row >= _most_in_a_row(len(lost)) or not backlog):
+                line = lost
             try:
                 task = line.popleft()
                 arguments = task.pop(2)
@@ -713,6 +716,15 @@ class WorkerPool:
             results.append((done, result))
             if not self._turn_is_due:
                 self._ask_for_a_turn()
+
+
+def _most_in_a_row(lost: int) -> int:
+    """Return how many tasks of open connections come before one of `lost` ones.
+
+    Above `MOST_LOST` those are calls of `closed`, of which each connection brings one: where there
+    is no end of the others, they would only become more.
+    """
+    return OPEN_IN_A_ROW if lost <= MOST_LOST else 1
 
 
 def _log_if_failed(result: object) -> None:

@@ -419,6 +419,18 @@ def test_the_lost_do_have_their_turn_where_the_others_have_no_end(loop: Loop) ->
     assert [each for each in done if isinstance(each, int)] == list(range(40))
 
 
+def test_where_too_much_of_the_lost_waits_it_has_every_second_turn(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "MOST_LOST", 3)
+    blocked = Blocked(loop)
+    for number in range(6):
+        blocked.submit(number)
+    for name in "abcde":
+        blocked.submit(name, lost=True)
+    assert blocked.finish() == ["first", 0, "a", 1, "b", 2, 3, 4, 5, "c", "d", "e"]
+
+
 def test_what_has_begun_is_not_put_behind(loop: Loop) -> None:
     pool = WorkerPool(1, loop.call_from_thread)
     gate, results = Gate(), []  # type: ignore[var-annotated]
