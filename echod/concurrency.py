@@ -779,7 +779,7 @@ class Conversation:
             loop = self._answer_reads if whole_reads else self._answer_framed
             reason = loop(conn, handler)
         except OSError as error:
-            if error is conn.error:
+            if conn.caused(error):
                 reason = EndReason.LOST
             raise
         finally:

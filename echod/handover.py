@@ -11,8 +11,14 @@ Guarantees, either way:
 * When the daemon drains, the thread reads what had been received, then sees the end of the stream
   (see `ConnectionSocket.drain`); one that waits for a silent client is interrupted.  The
   connection stays open for reading, so a client may go on sending: that is read, discarded, and
-  harms no reply.  Where a thread cannot be interrupted, its socket is shut down for reading, once
-  the client's machine has all that was sent.
+  harms no reply.  Where a thread cannot be interrupted, because it waits in `select` or in a child
+  process, its socket is shut down for reading, once the client's machine has all that was sent.
+* A client is silent if nothing it sent is unread, nothing sent to it is on its way, no byte has
+  moved, and somebody waits for it: in one of the socket's own calls, or, once the descriptor has
+  been asked for, in any way that the kernel knows of (`echod.waiting`).  Where nobody waits, the
+  handler is at work.  Where that cannot be known, or both may be true (the client spoke last, and
+  an event loop waits for it while it computes), the handler is shown the end of the stream only:
+  one that waits sees it, one that is at work can still answer.
 * When the handler has returned the reactor closes the connection gently; the thread is free.
 """
 
@@ -27,7 +33,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.address import UNIXAddress
+from twisted.internet.address import IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.protocols.policies import ProtocolWrapper
@@ -37,8 +43,20 @@ from zope.interface import implementer
 from echod.concurrency import Busy, Conversation
 from echod.connection import ConnectionSocket, RelayedSocket
 from echod.handlers import Kind
-from echod.lifecycle import ConnectionProtocol, log_failure, shorten_reads, unread, unsent
+from echod.lifecycle import (
+    ConnectionProtocol,
+    acknowledged,
+    held_in,
+    hung_up,
+    log_failure,
+    shorten_reads,
+    spoke_last,
+    traffic,
+    unread,
+    unsent,
+)
 from echod.session import EndReason
+from echod.waiting import Task, is_awaited, running_time, tasks
 
 if TYPE_CHECKING:
     from echod.protocol import EchoFactory
@@ -51,7 +69,15 @@ PATIENCE = 2
 class SocketProtocol(ConnectionProtocol):
     """Hands the connection to a thread, and closes it afterwards."""
 
-    __slots__ = ("_channel", "_conn", "_ended_early", "_has_thread", "_told", "_verdict")
+    __slots__ = (
+        "_channel",
+        "_conn",
+        "_ended_early",
+        "_gently",
+        "_has_thread",
+        "_told",
+        "_verdict",
+    )
 
     def __init__(self, home: EchoFactory) -> None:
         super().__init__(home)
@@ -63,6 +89,8 @@ class SocketProtocol(ConnectionProtocol):
         # passes that on.
         self._ended_early = False
         self._told = 0  # how many bytes we have sent ourselves, as no thread has
+        # The handler has been shown the end of the stream, and may still answer.
+        self._gently = False
 
     def _start(self) -> None:
         # A socket that a proxy opened would call the proxy its peer.
@@ -100,14 +128,25 @@ class SocketProtocol(ConnectionProtocol):
                 self.fail(result)
             result = EndReason.REFUSED
         elif isinstance(result, Failure):
-            lost = result.value is self._conn.error
+            lost = self._was_lost(result.value)
             if not lost:
                 log_failure(result, self.client)
             result = EndReason.LOST if lost else EndReason.HANDLER_ERROR
         assert isinstance(result, EndReason)
+        self._channel.traffic()  # as long as the kernel can be asked
         self._verdict = self._verdict or result
         if not self._lost and self._channel.returned():
             self.close(self._verdict)
+
+    def _was_lost(self, error: BaseException | None) -> bool:
+        """Return whether `error`, which ended the handler, tells of a lost connection."""
+        assert self._conn is not None and error is not None
+        if self._conn.caused(error):
+            return True
+        # What the descriptor was given to raises errors of its own making.
+        if not (self._conn.exposed and self._conn.may_cause(error)):
+            return False
+        return self._lost or self._verdict is not None or hung_up(self.transport)
 
     def adopt(self, ours: socket.socket, factory: Factory) -> None:
         """Give the reactor's end of the socket pair to the reactor."""
@@ -159,7 +198,7 @@ class SocketProtocol(ConnectionProtocol):
     def _end_silence(self) -> None:
         """While the daemon drains: wake a thread that waits for a client with nothing to say."""
         assert self._channel is not None and self._conn is not None
-        if self._conn.receiving:
+        if self._conn.receiving or (self._conn.exposed and self._is_awaited() is not False):
             self._channel.end_silence(self._conn)
 
     def sweep(self, now: float) -> None:
@@ -169,22 +208,78 @@ class SocketProtocol(ConnectionProtocol):
             self._end_silence()
 
     def _look_at_silence(self, now: float, silence: float) -> None:
-        assert self._conn is not None
-        if not self._conn.sending:
-            super()._look_at_silence(now, silence)
-        elif self._home.limits.write_timeout and silence >= self._home.limits.write_timeout:
+        assert self._conn is not None and self._channel is not None
+        conn, limits = self._conn, self._home.limits
+        if conn.sending or (conn.exposed and self._channel.unsent()):
             # One call of the thread's may send so much that it takes longer.
-            if self._has_read():
-                self._idle_since = now
-            else:
-                self._time_out(EndReason.STALLED)
+            if limits.write_timeout and silence >= limits.write_timeout:
+                if self._has_read():
+                    self._idle_since = now
+                else:
+                    self._time_out(EndReason.STALLED)
+        elif conn.receiving or not self._patience_ends(silence) or self._is_idle():
+            super()._look_at_silence(now, silence)
+        else:
+            self._idle_since = now
+
+    def _patience_ends(self, silence: float) -> bool:
+        """Return whether no client may be silent for so long, unless its handler is at work."""
+        first, idle = self._home.limits.first_byte_timeout, self._home.limits.idle_timeout
+        if idle and silence >= idle:
+            return True
+        return bool(first and silence >= first and not self.figures[1])
+
+    def _is_idle(self) -> bool:
+        """Return whether the handler, which is not in a call of its socket, has nothing to do."""
+        assert self._conn is not None and self._channel is not None
+        if self._channel.unread():
+            return False
+        if not self._conn.exposed:
+            return self._conn.polled
+        awaited = self._is_awaited()
+        # Where that is unknown: who spoke last has no answer to wait for.
+        return not self._channel.spoke_last() if awaited is None else awaited
+
+    def _is_awaited(self) -> bool | None:
+        """Return whether somebody waits for the client; None: the kernel does not say."""
+        assert self._conn is not None and self._channel is not None
+        return is_awaited(self._channel.inode, self._tasks())
+
+    def _tasks(self) -> list[Task]:
+        """Return who may have the socket: the thread, others that no one of ours is, children."""
+        assert self._conn is not None
+        ours, thread = threading.current_thread(), self._conn.thread
+        return tasks(
+            each.native_id
+            for each in threading.enumerate()
+            if each.ident == thread or (each is not ours and not each.name.startswith("echod-"))
+            if each.native_id is not None
+        )
 
     def _time_out(self, reason: EndReason) -> None:
-        assert self._channel is not None
+        assert self._channel is not None and self._conn is not None
         if self._verdict is None:  # else the handler is being waited for already
             self._verdict = reason
+            self._left = acknowledged(self.transport)
             self._expect_by(self._home.limits.linger)
-            self._channel.wake()
+            self._gently = (
+                self._conn.exposed
+                and reason is not EndReason.STALLED
+                and (self._channel.spoke_last() or self._is_awaited() is None)
+            )
+            if self._gently:
+                self._channel.end_input()
+            else:
+                self._channel.wake()
+
+    def _deadline_passed(self) -> None:
+        if not self._gently or self._reason is not None or self._is_awaited():
+            super()._deadline_passed()
+        elif self._channel is not None and self._channel.unsent():
+            self._gently = False  # it has answered
+            self._expect_to_be_read()
+        else:
+            self._expect_by(self._home.limits.linger)
 
     def abort(self, reason: EndReason) -> None:
         if self._channel is not None:
@@ -193,6 +288,7 @@ class SocketProtocol(ConnectionProtocol):
 
     def _finish(self) -> None:
         if self._channel is not None:
+            self._channel.traffic()  # as long as the kernel can be asked
             self._channel.wake()
 
     # For the sweep and the metrics.
@@ -201,7 +297,14 @@ class SocketProtocol(ConnectionProtocol):
     def figures(self) -> tuple[int, int, int]:
         if (conn := self._conn) is None:
             return 0, 0, self._told
-        return conn.messages, conn.received_bytes, conn.sent_bytes + self._told
+        received, sent = self._bytes_moved()
+        return conn.messages, received, sent + self._told
+
+    def _bytes_moved(self) -> tuple[int, int]:
+        """Return how many bytes the handler has received and sent, by whatever way."""
+        assert self._conn is not None and self._channel is not None
+        by_itself = self._conn.received_bytes, self._conn.sent_bytes
+        return (self._conn.exposed and self._channel.traffic()) or by_itself
 
     def _write(self, data: bytes) -> None:
         self._told += len(data)
@@ -213,12 +316,22 @@ class SocketProtocol(ConnectionProtocol):
 
     @property
     def _activity(self) -> int:
-        conn = self._conn
-        return conn.received_bytes + conn.sent_bytes if conn else 0
+        if (conn := self._conn) is None or self._channel is None:
+            return 0
+        if not conn.exposed:
+            return conn.received_bytes + conn.sent_bytes
+        if (moved := self._channel.traffic()) is not None:
+            return sum(moved) + self._channel.acknowledged()
+        # Of a UNIX socket the kernel counts nothing: who moves bytes runs, at least.
+        counted = conn.received_bytes + conn.sent_bytes
+        return counted + running_time(self._tasks()) + self._channel.acknowledged()
 
     @property
     def _busy(self) -> bool:
-        return self._conn is not None and not (self._conn.receiving or self._conn.sending)
+        conn = self._conn
+        if conn is None or conn.receiving or conn.sending:
+            return False
+        return not (conn.exposed or conn.polled)  # else that has to be looked into
 
 
 def _converse(talk: Callable[[ConnectionSocket], EndReason], conn: ConnectionSocket) -> EndReason:
@@ -238,11 +351,16 @@ class _Direct:
         self._transport = transport
         self._handle = handle
         self._interruptions = 0
+        self._traffic: tuple[int, int] | None = None
 
     def connect(self) -> ConnectionSocket:
         """Return the thread's socket."""
         self._transport.pauseProducing()
-        return ConnectionSocket(os.dup(self._handle.fileno()))
+        return ConnectionSocket(
+            os.dup(self._handle.fileno()),
+            peer=_socket_address(self._transport.getPeer()),
+            local=_socket_address(self._transport.getHost()),
+        )
 
     def returned(self) -> bool:
         """Take the socket back; return whether the connection may be closed now."""
@@ -256,12 +374,41 @@ class _Direct:
 
     def end_silence(self, conn: ConnectionSocket) -> None:
         """While the daemon drains: let a thread that waits for the client see the end."""
-        if conn.interrupt() and self._interruptions < PATIENCE:
+        # Once interrupted, the socket waits no more, for other descriptors of it as well: only
+        # the thread that is in a call of this one is.
+        if conn.receiving and conn.interrupt() and self._interruptions < PATIENCE:
             self._interruptions += 1
-        elif not unread(self._transport) and not unsent(self._transport):
+        elif not self.unread() and not self.unsent():
             # From now on, what the client sends after our FIN is answered by RST; the client's
             # machine has all that was sent so far, which RST does not take back.
             self.end_input()
+
+    @property
+    def inode(self) -> int:
+        """What the thread's socket is known by, under each of its descriptors."""
+        return os.fstat(self._handle.fileno()).st_ino
+
+    def unread(self) -> int:
+        """Return how many bytes are on their way from the client to the thread."""
+        return unread(self._transport)
+
+    def unsent(self) -> int:
+        """Return how many bytes are on their way from the thread to the client."""
+        return unsent(self._transport)
+
+    def acknowledged(self) -> int:
+        """Return what changes as the client takes what was sent."""
+        return acknowledged(self._transport)
+
+    def spoke_last(self) -> bool:
+        """Return whether the client has sent something since the thread has, or may have."""
+        return spoke_last(self._transport)
+
+    def traffic(self) -> tuple[int, int] | None:
+        """Return how many bytes have come and gone, by any way; None: nobody counts."""
+        # Twisted closes its socket before it says so.
+        self._traffic = traffic(self._transport, input_ended=False) or self._traffic
+        return self._traffic
 
     def end_input(self) -> None:
         """Let the thread see the end of the stream."""
@@ -295,6 +442,8 @@ class _Relay(Protocol):
         # yet to be relayed would be lost.
         self._kept: socket.socket | None = None
         self._over = False
+        self._moved = (0, 0)
+        self._spoke_last = False
 
     def connect(self) -> ConnectionSocket:
         """Return the thread's end."""
@@ -323,11 +472,17 @@ class _Relay(Protocol):
 
     def forward(self, data: bytes) -> None:
         """Pass on what the client sent."""
+        received, sent = self._moved
+        self._moved = received + len(data), sent
+        self._spoke_last = True
         self._left -= len(data)
         self._when_connected(lambda: self.transport.write(data))
 
     def returned(self) -> bool:
         """Return whether the connection may be closed: not before all has been relayed."""
+        if self._kept is not None:
+            # Behind all that was written; the thread's own descriptor may live elsewhere by now.
+            self._kept.shutdown(socket.SHUT_WR)
         return self._over
 
     def drain(self) -> int:
@@ -361,7 +516,33 @@ class _Relay(Protocol):
             ask()
 
     def dataReceived(self, data: bytes) -> None:
+        received, sent = self._moved
+        self._moved = received, sent + len(data)
+        self._spoke_last = False
         self._owner.transport.write(data)
+
+    # As in `_Direct`.
+
+    @property
+    def inode(self) -> int:
+        return os.fstat(self._kept.fileno()).st_ino if self._kept else 0
+
+    def unread(self) -> int:
+        relayed = held_in(self._kept) if self._kept else 0
+        return relayed + unread(self._owner.transport)
+
+    def unsent(self) -> int:
+        written = unread(self.transport) if self.transport else 0
+        return written + unsent(self._owner.transport)
+
+    def acknowledged(self) -> int:
+        return acknowledged(self._owner.transport)
+
+    def spoke_last(self) -> bool:
+        return self._spoke_last
+
+    def traffic(self) -> tuple[int, int] | None:
+        return self._moved
 
     def _ended(self) -> None:
         self._over = True
@@ -404,10 +585,12 @@ def plain_socket(transport: Any) -> socket.socket | None:
 
 def _socket_address(address: Any) -> Any:
     """Return an address, Twisted's or a PROXY header's, as the `socket` module has it."""
+    if isinstance(address, IPv6Address):
+        return (address.host, address.port, address.flowInfo, address.scopeID)
     if isinstance(address, tuple):
-        return address
-    if isinstance(address, bytes):
-        return os.fsdecode(address)
+        return (*address, 0, 0) if ":" in address[0] else address
     if isinstance(address, UNIXAddress):
-        return os.fsdecode(address.name or b"")
+        address = address.name or b""
+    if isinstance(address, bytes):
+        return address if address.startswith(b"\0") else os.fsdecode(address)
     return (address.host, address.port)

@@ -543,8 +543,36 @@ def acknowledged(transport: Any) -> int:
     return -unsent(transport)
 
 
+def spoke_last(transport: Any) -> bool:
+    """Return whether the client has sent something since we have, as far as the kernel knows.
+
+    Then an answer may be owed.  Where the kernel knows nothing of it, it may be so.
+    """
+    handle = _handle(transport)
+    if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):
+        return True
+    counted = traffic(transport, input_ended=False)
+    info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SINCE.size)
+    if counted is None or len(info) < _SINCE.size:
+        return True
+    since_sent, since_received = _SINCE.unpack(info)
+    return counted[0] > 0 and since_received < since_sent
+
+
+def hung_up(transport: Any) -> bool:
+    """Return whether nothing more can come or go: the connection is lost, or shut down."""
+    handle = _handle(transport)
+    if handle is None:
+        return True
+    poll = select.poll()
+    poll.register(handle, 0)  # an error and a hang-up are told in any case
+    return bool(poll.poll(0))
+
+
 # `struct tcp_info` of linux/tcp.h, as far as tcpi_bytes_acked.
 _BYTES_ACKED = struct.Struct("=120xQ")
+# tcpi_last_data_sent, tcpi_last_data_recv: how long ago, in milliseconds.
+_SINCE = struct.Struct("=44xI4xI")
 # tcpi_state, tcpi_bytes_received, tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans; the
 # last two of Linux 4.19.
 _TRAFFIC = struct.Struct("=B127xQ8xI52xQQ")
@@ -590,8 +618,11 @@ def shorten_reads(transport: Any) -> None:
 
 def _held_by_kernel(transport: Any, request: int) -> int:
     handle = _handle(transport)
-    if handle is None:
-        return 0
+    return 0 if handle is None else held_in(handle, request)
+
+
+def held_in(handle: socket.socket, request: int = termios.FIONREAD) -> int:
+    """Return how many bytes the kernel holds for a socket: such as were not read yet."""
     count = array.array("i", [0])
     fcntl.ioctl(handle, request, count)
     return count[0]
@@ -601,7 +632,10 @@ def _handle(transport: Any) -> socket.socket | None:
     """Return the open socket under `transport`, if there is one."""
     while isinstance(transport, ProtocolWrapper):
         transport = transport.transport
-    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+    try:
+        handle = transport.getHandle()
+    except AttributeError:  # it has none, or, being Twisted's own, none any more
+        return None
     return handle if isinstance(handle, socket.socket) and handle.fileno() >= 0 else None
 
 

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import errno
+import io
+import os
+import select
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +17,13 @@ import pytest
 from echod import connection
 from echod.connection import ConnectionSocket, RelayedSocket
 
+PEER, LOCAL = ("127.0.0.1", 60225), ("127.0.0.1", 8888)
+
 
 @pytest.fixture
 def pair() -> Iterator[tuple[ConnectionSocket, socket.socket]]:
     ours, theirs = socket.socketpair()
-    conn = ConnectionSocket(ours.detach())
+    conn = ConnectionSocket(ours.detach(), peer=PEER, local=LOCAL)
     theirs.settimeout(10)
     yield conn, theirs
     theirs.close()
@@ -60,10 +68,10 @@ def test_files_made_from_it_count_too(pair: tuple[ConnectionSocket, socket.socke
 )
 def test_an_error_of_the_connection_is_remembered(call) -> None:  # type: ignore[no-untyped-def]
     with socket.socket() as unconnected:
-        conn = ConnectionSocket(unconnected.detach())
+        conn = ConnectionSocket(unconnected.detach(), peer=PEER, local=LOCAL)
     with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is the kernel's choice
         call(conn)
-    assert conn.error is caught.value
+    assert conn.caused(caught.value)
     assert not (conn.receiving or conn.sending)
     conn.release()
 
@@ -181,7 +189,7 @@ def test_while_it_drains_a_thread_that_waits_can_be_interrupted_and_sees_the_end
     assert conn.interrupt()
     assert not next(meanwhile)
     assert not conn.receiving
-    assert conn.error is None
+    assert not conn._errors
     peer.sendall(b"came later")
     assert conn.recv(5) == b""
     conn.sendall(b"bye")
@@ -218,3 +226,224 @@ def test_a_thread_that_waits_with_a_time_out_or_is_nobodys_is_not_interrupted(
     conn.thread = threading.get_ident()
     conn.settimeout(10)
     assert not conn.interrupt()
+
+
+@pytest.mark.parametrize(
+    "receive",
+    [
+        lambda conn, *peek: conn.recv(4, *peek),
+        lambda conn, *peek: conn.recvfrom(4, *peek)[0],
+        lambda conn, *peek: conn.recvmsg(4, 0, *peek)[0],
+    ],
+)
+def test_what_is_only_peeked_at_is_not_read(
+    pair: tuple[ConnectionSocket, socket.socket],
+    receive: Callable[..., bytes],
+) -> None:
+    conn, peer = pair
+    peer.sendall(b"aaaabbbb")
+    assert receive(conn, socket.MSG_PEEK) == b"aaaa"
+    assert conn.received_bytes == 0
+    conn.drain(8)
+    peer.sendall(b"came later")
+    got = [(receive(conn, socket.MSG_PEEK), receive(conn)) for _ in range(3)]
+    assert got == [(b"aaaa", b"aaaa"), (b"bbbb", b"bbbb"), (b"", b"")]
+
+
+def into(name: str, *arguments: Any, flags: int = 0) -> Callable[[ConnectionSocket, int], bytes]:
+    """Return a function that receives by the method `name`, into a buffer."""
+
+    def receive(conn: ConnectionSocket, size: int) -> bytes:
+        buffer = bytearray(size)
+        target = [memoryview(buffer)[:1], memoryview(buffer)[1:]] if "msg" in name else buffer
+        result = getattr(conn, name)(target, *arguments, flags)
+        return bytes(buffer[: result if isinstance(result, int) else result[0]])
+
+    return receive
+
+
+@pytest.mark.parametrize(
+    "receive",
+    [
+        lambda conn, size: conn.recv(size),
+        lambda conn, size: conn.recvfrom(size)[0],
+        lambda conn, size: conn.recvmsg(size)[0],
+        into("recv_into", 0),
+        into("recvfrom_into", 0),
+        into("recvmsg_into", 0),
+    ],
+)
+def test_every_way_to_receive_counts_and_sees_the_end_at_a_drain(
+    pair: tuple[ConnectionSocket, socket.socket],
+    receive: Callable[[ConnectionSocket, int], bytes],
+) -> None:
+    conn, peer = pair
+    peer.sendall(b"happy days")
+    assert receive(conn, 5) == b"happy"
+    assert conn.received_bytes == 5
+    conn.drain(5)
+    peer.sendall(b"came later")
+    assert [receive(conn, 9), receive(conn, 9)] == [b" days", b""]
+    assert not conn.exposed
+
+
+def test_a_message_brings_descriptors_too(pair: tuple[ConnectionSocket, socket.socket]) -> None:
+    conn, peer = pair
+    socket.send_fds(peer, [b"here"], [peer.fileno()])
+    data, (descriptor,), _, _ = socket.recv_fds(conn, 100, 1)
+    with socket.socket(fileno=descriptor) as brought:
+        assert (data, brought.fileno()) == (b"here", descriptor)
+        assert os.fstat(descriptor).st_ino == os.fstat(peer.fileno()).st_ino
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda conn, data, path: conn.send(data),
+        lambda conn, data, path: conn.sendmsg([data]),
+        lambda conn, data, path: conn.sendfile(path.open("rb")),
+        lambda conn, data, path: (conn.settimeout(10), conn.sendfile(path.open("rb"))),
+        lambda conn, data, path: conn.sendfile(io.BytesIO(data)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:unclosed file")
+def test_every_way_to_send_counts(
+    pair: tuple[ConnectionSocket, socket.socket], tmp_path: Path, send: Callable[..., object]
+) -> None:
+    conn, peer = pair
+    path = tmp_path / "file"
+    path.write_bytes(b"happy")
+    send(conn, b"happy", path)
+    assert peer.recv(100) == b"happy"
+    assert (conn.sent_bytes, conn.sending, conn.exposed) == (5, False, False)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda conn: conn.fileno(),
+        lambda conn: conn.dup().close(),
+        lambda conn: select.select([conn], [], [], 0),
+        lambda conn: os.close(conn.detach()),
+    ],
+)
+def test_it_knows_that_its_descriptor_was_asked_for(
+    pair: tuple[ConnectionSocket, socket.socket], ask: Callable[[ConnectionSocket], object]
+) -> None:
+    conn, _ = pair
+    conn.makefile("rwb").close()
+    assert not conn.exposed
+    ask(conn)
+    assert conn.exposed
+
+
+def test_it_knows_that_it_was_looked_at_for_more_in_vain(
+    pair: tuple[ConnectionSocket, socket.socket],
+) -> None:
+    conn, peer = pair
+    conn.settimeout(0.01)
+    assert not conn.polled
+    with pytest.raises(TimeoutError):
+        conn.recv(1)
+    assert conn.polled
+    peer.sendall(b"happy")
+    conn.recv(1)
+    assert not conn.polled
+    conn.setblocking(False)
+    conn.recv(100)
+    with pytest.raises(BlockingIOError):
+        conn.recv(1)
+    assert conn.polled
+
+
+def test_its_addresses_are_those_at_accept() -> None:
+    with socket.socket() as unconnected:
+        conn = ConnectionSocket(unconnected.detach(), peer=PEER, local=LOCAL)
+    assert (conn.getpeername(), conn.getsockname()) == (PEER, LOCAL)
+    conn.release()
+
+
+def raised_by(call: Callable[[], object]) -> BaseException:
+    """Return what `call` raises."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is the kernel's choice
+        call()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda conn: conn.recv(1),
+        lambda conn: conn.recvmsg(1),
+        lambda conn: conn.recvmsg_into([bytearray(1)]),
+        lambda conn: conn.sendmsg([b"x"]),
+        lambda conn: conn.sendfile(io.BytesIO(b"x")),
+        lambda conn: conn.shutdown(socket.SHUT_WR),
+        lambda conn: conn.makefile("rb").readline(),
+        lambda conn: print("happy", file=conn.makefile("w"), flush=True),
+    ],
+)
+def test_an_error_of_the_connection_is_known_whichever_call_brings_it(
+    call: Callable[[ConnectionSocket], object],
+) -> None:
+    with socket.socket() as unconnected:
+        conn = ConnectionSocket(unconnected.detach(), peer=PEER, local=LOCAL)
+    error = raised_by(lambda: call(conn))
+    assert conn.caused(error)
+    raised_by(lambda: conn.recv(1))  # tries again before it lets go
+    assert conn.caused(error)
+    assert not conn.caused(ConnectionResetError(*error.args))
+    assert conn.caused(ExceptionGroup("tasks", [error]))
+    assert not conn.caused(ExceptionGroup("tasks", [error, OSError()]))
+    for _ in range(20):
+        raised_by(lambda: conn.recv(1))
+    assert not conn.caused(error)  # what is remembered is bounded
+    conn.release()
+
+
+def call_after(first: Callable[[Any], object], then: Callable[[Any], object]) -> Any:
+    def call(conn: ConnectionSocket) -> object:
+        first(conn)
+        return then(conn)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        call_after(lambda conn: conn.settimeout(0.01), lambda conn: conn.recv(1)),
+        call_after(lambda conn: conn.settimeout(0.01), lambda conn: conn.makefile("rb").read(1)),
+        call_after(lambda conn: conn.setblocking(False), lambda conn: conn.recv(1)),
+        call_after(lambda conn: conn.close(), lambda conn: conn.recv(1)),
+        call_after(lambda conn: conn.shutdown(socket.SHUT_WR), lambda conn: conn.send(b"x")),
+        lambda conn: conn.setsockopt(socket.SOL_SOCKET, 9999, 1),
+    ],
+)
+def test_what_a_handler_brings_upon_itself_is_no_error_of_the_connection(
+    pair: tuple[ConnectionSocket, socket.socket], call: Callable[[ConnectionSocket], object]
+) -> None:
+    conn, _ = pair
+    assert not conn.caused(raised_by(lambda: call(conn)))
+
+
+@pytest.mark.parametrize(
+    ("error", "loss"),
+    [
+        (TimeoutError("timed out"), False),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), True),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), False),
+        (ConnectionResetError("Connection lost"), True),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), True),
+        (OSError(errno.EBADF, "Bad file descriptor"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), True),
+        (ssl.SSLCertVerificationError(1, "certificate verify failed"), False),
+        (EOFError(), False),
+    ],
+)
+def test_some_errors_are_of_the_kind_that_a_lost_connection_brings(
+    error: Exception, loss: bool
+) -> None:
+    assert connection.is_loss(error) is loss
+    assert connection.is_loss(ExceptionGroup("tasks", [error])) is loss

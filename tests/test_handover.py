@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import select
 import signal
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,9 @@ from echod import Chunk, Close, EchoFactory, Handler, Limits, Line, connection
 from echod.concurrency import Busy, ThreadPerConnection
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
 from echod.lifecycle import unread
+from echod.proxied import ProxyFactory
+from echod.settings import LOOPBACK
+from echod.tls import TLSFactory
 from tests.conftest import Log
 from tests.serving import (
     BANNER,
@@ -643,3 +650,268 @@ async def test_one_call_that_sends_much_may_take_longer_than_the_write_time_out(
         assert len(await client.receive_all()) == 30_000_000
         await eventually(lambda: bool(server.factory.metrics.ended))
         assert server.factory.metrics.ended == {"handler closed": 1}
+
+
+class BufferedEcho(socketserver.StreamRequestHandler):
+    """Has something left to send when it fails: `finish` tries once more."""
+
+    wbufsize = -1
+
+    def handle(self) -> None:
+        self.wfile.write(b"OK...")
+        for line in self.rfile:
+            self.wfile.write(line)
+
+
+def ask_who_it_is(conn: socket.socket) -> None:
+    while conn.recv(100):
+        pass
+    assert conn.getpeername()[0] == conn.getsockname()[0] == "127.0.0.1"
+    conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    conn.sendall(b"bye")
+    conn.sendall(b"bye")
+    conn.shutdown(socket.SHUT_RDWR)
+
+
+def by_files(conn: socket.socket) -> None:
+    with conn.makefile("rwb") as file:
+        for line in file:
+            file.write(line * 1000)
+            file.flush()
+        file.write(b"bye")
+
+
+def by_descriptor(conn: socket.socket) -> None:
+    while data := os.read(conn.fileno(), 100):
+        os.write(conn.fileno(), data)
+    os.write(conn.fileno(), b"bye")
+    os.write(conn.fileno(), b"bye")
+
+
+def by_duplicate(conn: socket.socket) -> None:
+    with conn.dup() as other:
+        other.recv(100)
+        while True:
+            other.sendall(b"x" * 1000)
+
+
+def by_asyncio(conn: socket.socket) -> None:
+    async def talk() -> None:
+        conn.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=conn)
+        try:
+            await reader.read(100)
+            while True:
+                writer.write(b"x" * 1000)
+                await writer.drain()
+        finally:
+            writer.close()
+
+    asyncio.run(talk())
+
+
+RESET = [
+    clientthread,
+    Shouter,
+    BufferedEcho,
+    SimpleHTTPRequestHandler,
+    ask_who_it_is,
+    by_files,
+    by_descriptor,
+    by_duplicate,
+    by_asyncio,
+]
+
+
+@WAYS
+@pytest.mark.parametrize("handler", RESET, ids=lambda handler: handler.__name__)
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_resets_at_once_is_no_error_of_the_handler(
+    way: str, certificate: Path, handler: Any, log: Log
+) -> None:
+    """Fault 74: A client that resets as soon as it has connected ends without a traceback, and is
+    not counted as an error of the handler, whatever that does with its socket.
+    """
+    async with both(way, certificate, handler=handler) as server:
+        for _ in range(5):
+            client = await server.connect()
+            client.reset()
+            await client.receive_all()
+        await eventually(lambda: sum(server.factory.metrics.ended.values()) == 5)
+    assert "handler error" not in server.factory.metrics.ended
+    assert "Traceback" not in log.text
+
+
+@pytest.mark.parametrize("handler", RESET, ids=lambda handler: handler.__name__)
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_resets_later_is_no_error_of_the_handler(
+    handler: Any, log: Log
+) -> None:
+    """Fault 74: A client that resets while it is served ends as `connection lost`."""
+    async with serving(MODEL, handler=handler) as server:
+        client = await server.connect()
+        client.send(b"GET /")
+        (served,) = server.factory.connections
+        await eventually(lambda: served._conn is not None and not unread(served.transport))
+        client.reset()
+        await eventually(lambda: bool(server.factory.metrics.ended))
+    assert "handler error" not in server.factory.metrics.ended
+    assert "Traceback" not in log.text
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_resets_in_a_handshake_of_the_handlers_is_no_error_of_the_handler(
+    way: str, certificate: Path, log: Log
+) -> None:
+    """Fault 74: A client that resets while a handler shakes hands with it ends without a
+    traceback.
+    """
+
+    def handler(conn: socket.socket) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with context.wrap_socket(conn, server_side=True) as wrapped:
+            wrapped.recv(100)
+
+    async with both(way, certificate, handler=handler) as server:
+        client = await server.connect()
+        client.send(b"\x16\x03\x01\x02\x00\x01")  # the first of a ClientHello
+        (served,) = server.factory.connections
+        await eventually(lambda: served._conn is not None and served._is_awaited())
+        client.reset()
+        await eventually(lambda: bool(server.factory.metrics.ended))
+    assert "handler error" not in server.factory.metrics.ended
+    assert "Traceback" not in log.text
+
+
+def wait_for_a_moment(conn: socket.socket) -> None:
+    conn.settimeout(0.05)
+    conn.recv(1)
+
+
+def wait_for_a_moment_by_file(conn: socket.socket) -> None:
+    conn.settimeout(0.05)
+    with conn.makefile("rb") as file:
+        file.readline()
+
+
+def not_wait(conn: socket.socket) -> None:
+    conn.setblocking(False)
+    conn.recv(1)
+
+
+def read_a_file(conn: socket.socket) -> None:
+    Path("/nonexistent").read_bytes()
+
+
+def lose_a_database(conn: socket.socket) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        ours.sendall(b"SELECT 1")
+
+
+def write_behind_its_own_end(conn: socket.socket) -> None:
+    conn.shutdown(socket.SHUT_WR)
+    conn.sendall(b"x")
+
+
+@WAYS
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize(
+    "handler",
+    [
+        wait_for_a_moment,
+        wait_for_a_moment_by_file,
+        not_wait,
+        read_a_file,
+        lose_a_database,
+        write_behind_its_own_end,
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_an_error_of_the_handlers_own_is_logged_though_it_looks_like_the_connections(
+    way: str, certificate: Path, handler: Callable[[socket.socket], None], asked: bool, log: Log
+) -> None:
+    """Fault 75: A handler's own time-out, an error of its files, and the loss of another
+    connection are its errors, with a traceback, while its client is there.
+    """
+
+    def run(conn: socket.socket) -> None:
+        if asked:
+            conn.fileno()
+        handler(conn)
+
+    async with both(way, certificate, handler=run) as server:
+        client = await server.connect()
+        assert await client.receive_all() == b""
+        await eventually(lambda: bool(server.factory.metrics.ended))
+        assert server.factory.metrics.ended == {"handler error": 1}
+    (error,) = log.take_errors()
+    assert handler.__name__ in error
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_loss_of_another_connection_is_the_handlers_error_though_the_client_is_lost_too(
+    log: Log,
+) -> None:
+    """Fault 75: The loss of another connection is the handler's error, even where its client has
+    gone as well.
+    """
+    lost = threading.Event()
+
+    def handler(conn: socket.socket) -> None:
+        lost.wait(10)
+        with contextlib.suppress(ConnectionResetError):
+            conn.recv(1)
+        lose_a_database(conn)
+
+    async with serving(MODEL, handler=handler) as server:
+        client = await server.connect()
+        client.reset()
+        await client.receive_all()
+        lost.set()
+        await eventually(lambda: server.factory.metrics.ended == {"handler error": 1})
+    (error,) = log.take_errors()
+    assert "BrokenPipeError" in error
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls", "proxy"])
+@pytest_twisted.ensureDeferred
+async def test_addresses_of_ipv6_have_the_four_elements_that_a_socket_gives(
+    kind: str, certificate: Path
+) -> None:
+    seen: list[Any] = []
+
+    def handler(conn: socket.socket) -> None:
+        seen.extend([conn.getpeername(), conn.getsockname()])
+
+    factory = EchoFactory(reactor, handler=handler, model=make_model(MODEL))
+    listen: Any = factory
+    if kind == "tls":
+        listen = TLSFactory(factory, server_context(certificate), reactor)
+    elif kind == "proxy":
+        listen = ProxyFactory(factory, factory, LOOPBACK)
+    port = reactor.listenTCP(0, listen, interface="::1")
+    with socket.create_connection(("::1", port.getHost().port)) as client:
+        expected = [client.getsockname(), client.getpeername()]
+        if kind == "proxy":
+            client.sendall(b"PROXY TCP6 2001:db8::1 2001:db8::2 60225 8888\r\n")
+            expected = [("2001:db8::1", 60225, 0, 0), ("2001:db8::2", 8888, 0, 0)]
+        elif kind == "tls":
+            client.setblocking(False)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            with context.wrap_socket(client, do_handshake_on_connect=False) as secure:
+                while True:
+                    try:
+                        secure.do_handshake()
+                        break
+                    except ssl.SSLWantReadError:
+                        await deferLater(reactor, 0.01)
+                await eventually(lambda: seen)
+        await eventually(lambda: seen)
+    assert seen == expected
+    await port.stopListening()
+    await eventually(lambda: not factory.connections)
+    factory.model.stop()

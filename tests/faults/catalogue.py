@@ -36,6 +36,9 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         14: "The clock is set an hour forward, or back",
         15: "Standard output is a pipe that nobody reads",
         16: "The port is taken",
+        73: "A handler waits for its client in `select`, on its descriptor, or in a child process",
+        74: "A client resets as soon as it has connected",
+        75: "A handler's own error looks like one of the connection",
     },
     "Exhaustion": {
         17: "No descriptor is left, and 200 clients come",

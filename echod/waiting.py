@@ -1,0 +1,165 @@
+"""Tell from the kernel whether somebody waits for a socket to bring something.
+
+A program may wait for its socket where no Python object sees it: in `poll` or `epoll`, in a read
+of the bare descriptor or of a duplicate, in a thread or a child process of its own.  Linux says
+of each task which system call it is in, with the arguments (proc(5), /proc/PID/task/TID/syscall);
+these name the descriptors, and what a descriptor is can be read as well.
+
+A look disturbs nothing, and costs some ten microseconds a task.  It is for the sweep, once a
+client has been silent for as long as it may.  Without such files (another system, a sandbox, a
+process that has given up root since it was started) the answer is "unknown".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# poll(2), and select(2) and epoll(7) have the same: POLLIN, POLLPRI, POLLRDNORM, POLLRDBAND.
+_TO_READ = 0x1 | 0x2 | 0x40 | 0x80
+_POLLED = struct.Struct("=ihh")
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """The numbers of the system calls that may wait for a socket to bring something.
+
+    Attributes:
+        read: those whose first argument is the descriptor.
+        select: those that take sets of descriptors, poll: arrays, epoll: an epoll descriptor.
+    """
+
+    read: frozenset[int]
+    select: frozenset[int]
+    poll: frozenset[int]
+    epoll: frozenset[int]
+
+
+# read, readv, recvfrom, recvmsg, splice, recvmmsg; select, pselect6; poll, ppoll; epoll_wait,
+# epoll_pwait, epoll_pwait2.  Newer architectures share one table (asm-generic/unistd.h).
+_X86_64 = _Calls(
+    frozenset({0, 19, 45, 47, 275, 299}),
+    frozenset({23, 270}),
+    frozenset({7, 271}),
+    frozenset({232, 281, 441}),
+)
+_GENERIC = _Calls(
+    frozenset({63, 65, 76, 207, 212, 243}), frozenset({72}), frozenset({73}), frozenset({22, 441})
+)
+_CALLS = {
+    "x86_64": _X86_64,
+    "aarch64": _GENERIC,
+    "riscv64": _GENERIC,
+    "loongarch64": _GENERIC,
+}.get(platform.machine() if sys.platform == "linux" and sys.maxsize > 1 << 32 else "")
+
+_OURS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A thread, of this process or of a child.
+
+    Attributes:
+        process: the process's folder in /proc.
+        number: the thread's number.
+    """
+
+    process: Path
+    number: int
+
+    def read(self, name: str) -> bytes:
+        """Return what the kernel says of the task in the file `name`."""
+        return (self.process / "task" / str(self.number) / name).read_bytes()
+
+    def family(self) -> Iterator[Task]:
+        """Yield the task, and those of the child processes that it has started."""
+        yield self
+        with contextlib.suppress(OSError, RecursionError):  # it is gone, or the kernel tells not
+            for child in self.read("children").split():
+                process = Path("/proc") / child.decode()
+                for task in (process / "task").iterdir():
+                    yield from Task(process, int(task.name)).family()
+
+
+def tasks(threads: Iterable[int]) -> list[Task]:
+    """Return `threads` of this process, by their native ids, and their child processes."""
+    return [task for number in threads for task in Task(_OURS, number).family()]
+
+
+def is_awaited(inode: int, among: Iterable[Task]) -> bool | None:
+    """Return whether a task waits for a socket to bring something; None: that cannot be known.
+
+    Args:
+        inode: the socket's, by which all its descriptors are known.
+        among: the tasks to look at.
+    """
+    known = True
+    for task in among:
+        try:
+            if _waits_for(task, f"socket:[{inode}]"):
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it has ended meanwhile, or has closed what it waited for
+        except (OSError, ValueError):
+            known = False
+    return False if known and _CALLS is not None else None
+
+
+def running_time(among: Iterable[Task]) -> int:
+    """Return for how long the tasks have run, in nanoseconds; 0 where the kernel does not say."""
+    total = 0
+    for task in among:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            total += int(task.read("schedstat").split()[0])
+    return total
+
+
+def _waits_for(task: Task, name: str) -> bool:
+    """Return whether `task` waits to read from what is called `name` among its descriptors."""
+    return any(_names(task, descriptor, name) for descriptor in _awaited_by(task))
+
+
+def _awaited_by(task: Task) -> Iterable[int]:
+    """Return the descriptors that `task` waits to read from."""
+    words = task.read("syscall").split()
+    if _CALLS is None or len(words) < 7:  # it is not in a system call
+        return ()
+    number, (first, second) = int(words[0]), (int(word, 16) for word in words[1:3])
+    if number in _CALLS.read:
+        return (first,)
+    if number in _CALLS.select:
+        bits = int.from_bytes(_memory(task, second, (first + 7) // 8), sys.byteorder)
+        return (descriptor for descriptor in range(first) if bits >> descriptor & 1)
+    if number in _CALLS.poll:
+        polled = _POLLED.iter_unpack(_memory(task, first, second * _POLLED.size))
+        return (descriptor for descriptor, events, _ in polled if events & _TO_READ)
+    return _registered(task, first) if number in _CALLS.epoll else ()
+
+
+def _names(task: Task, descriptor: int, name: str) -> bool:
+    try:
+        return str((task.process / "fd" / str(descriptor)).readlink()) == name
+    except FileNotFoundError:  # closed, though a wait for it, or its registration, goes on
+        return False
+
+
+def _memory(task: Task, address: int, size: int) -> bytes:
+    if not address or not size:
+        return b""
+    with (task.process / "mem").open("rb", buffering=0) as memory:
+        memory.seek(address)
+        return memory.read(size)
+
+
+def _registered(task: Task, descriptor: int) -> Iterator[int]:
+    """Yield what is registered for reading with an epoll descriptor."""
+    with (task.process / "fdinfo" / str(descriptor)).open("rb") as file:
+        for words in map(bytes.split, file):
+            if words[:1] == [b"tfd:"] and int(words[3], 16) & _TO_READ:
+                yield int(words[1])

@@ -1,0 +1,644 @@
+"""Ways to wait for a client, in each of which a silent one is noticed and a drain is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+from twisted.internet.task import deferLater
+
+from echod import EchoFactory, Limits, connection, waiting
+from echod.handlers import ConcurrencyModel
+from echod.proxied import ProxyFactory
+from echod.settings import LOOPBACK
+from echod.waiting import is_awaited, running_time, tasks
+from tests.proxy_headers import line
+from tests.serving import (
+    SecureServer,
+    Server,
+    Talker,
+    eventually,
+    make_model,
+    server_context,
+)
+
+MODEL = ConcurrencyModel.THREAD_PER_CONNECTION
+
+# Reads some bytes, or the end; a way to wait gives one for a socket.
+Read = Callable[[], bytes]
+
+
+@pytest.fixture(autouse=True)
+def waiting_threads_can_be_interrupted() -> Iterator[None]:
+    """What `echod.signals` does in the daemon."""
+    previous = signal.signal(connection.INTERRUPT, lambda number, frame: None)
+    yield
+    signal.signal(connection.INTERRUPT, previous)
+
+
+# The socket's own calls.
+
+
+def by_recv(conn: socket.socket, stack: ExitStack) -> Read:
+    return lambda: conn.recv(100)
+
+
+def by_recv_into(conn: socket.socket, stack: ExitStack) -> Read:
+    buffer = bytearray(100)
+    return lambda: bytes(buffer[: conn.recv_into(buffer, nbytes=100)])
+
+
+def by_recvfrom(conn: socket.socket, stack: ExitStack) -> Read:
+    return lambda: conn.recvfrom(100)[0]
+
+
+def by_recvfrom_into(conn: socket.socket, stack: ExitStack) -> Read:
+    buffer = bytearray(100)
+    return lambda: bytes(buffer[: conn.recvfrom_into(buffer)[0]])
+
+
+def by_recvmsg(conn: socket.socket, stack: ExitStack) -> Read:
+    return lambda: conn.recvmsg(100, 100)[0]
+
+
+def by_recvmsg_into(conn: socket.socket, stack: ExitStack) -> Read:
+    first, second = bytearray(2), bytearray(98)
+
+    def read() -> bytes:
+        count = conn.recvmsg_into([first, second])[0]
+        return bytes(first + second)[:count]
+
+    return read
+
+
+def by_peek(conn: socket.socket, stack: ExitStack) -> Read:
+    return lambda: conn.recv(len(conn.recv(100, socket.MSG_PEEK)))
+
+
+def by_file(conn: socket.socket, stack: ExitStack) -> Read:
+    return stack.enter_context(conn.makefile("rb")).readline
+
+
+def by_unbuffered_file(conn: socket.socket, stack: ExitStack) -> Read:
+    return stack.enter_context(conn.makefile("rb", buffering=0)).readline
+
+
+def by_time_outs(conn: socket.socket, stack: ExitStack) -> Read:
+    conn.settimeout(0.05)
+
+    def read() -> bytes:
+        while True:
+            with suppress(TimeoutError):
+                return conn.recv(100)
+            time.sleep(0.1)  # looks after something else meanwhile
+
+    return read
+
+
+# By the descriptor.
+
+
+def by_os_read(conn: socket.socket, stack: ExitStack) -> Read:
+    return lambda: os.read(conn.fileno(), 100)
+
+
+def by_os_readv(conn: socket.socket, stack: ExitStack) -> Read:
+    buffer = bytearray(100)
+    return lambda: bytes(buffer[: os.readv(conn.fileno(), [buffer])])
+
+
+def by_duplicate(conn: socket.socket, stack: ExitStack) -> Read:
+    other = stack.enter_context(conn.dup())
+    return lambda: other.recv(100)
+
+
+def by_socket_from_descriptor(conn: socket.socket, stack: ExitStack) -> Read:
+    other = stack.enter_context(socket.fromfd(conn.fileno(), conn.family, conn.type))
+    return lambda: other.recv(100)
+
+
+def by_socket_with_time_out(conn: socket.socket, stack: ExitStack) -> Read:
+    other = stack.enter_context(socket.socket(fileno=os.dup(conn.fileno())))
+    other.settimeout(100)
+    return lambda: other.recv(100)
+
+
+def by_select(conn: socket.socket, stack: ExitStack) -> Read:
+    return lambda: conn.recv(100) if select.select([conn], [], []) else b""
+
+
+def by_select_and_os_read(conn: socket.socket, stack: ExitStack) -> Read:
+    number = conn.fileno()
+    return lambda: os.read(number, 100) if select.select([number], [], []) else b""
+
+
+def by_select_with_another(conn: socket.socket, stack: ExitStack) -> Read:
+    """As a proxy does: the other side is silent."""
+    upstream, other = map(stack.enter_context, socket.socketpair())
+
+    def read() -> bytes:
+        select.select([upstream, conn], [], [])
+        return conn.recv(100) if other else b""
+
+    return read
+
+
+def by_select_without_blocking(conn: socket.socket, stack: ExitStack) -> Read:
+    conn.setblocking(False)
+
+    def read() -> bytes:
+        while True:
+            with suppress(BlockingIOError):
+                return conn.recv(100)
+            select.select([conn], [], [])
+
+    return read
+
+
+def by_select_with_time_outs(conn: socket.socket, stack: ExitStack) -> Read:
+    def read() -> bytes:
+        while not select.select([conn], [], [], 0.1)[0]:
+            pass
+        return conn.recv(100)
+
+    return read
+
+
+def by_poll(conn: socket.socket, stack: ExitStack) -> Read:
+    poll = select.poll()
+    poll.register(conn, select.POLLIN)
+    return lambda: conn.recv(100) if poll.poll() else b""
+
+
+def by_epoll(conn: socket.socket, stack: ExitStack) -> Read:
+    epoll = stack.enter_context(select.epoll())
+    epoll.register(conn, select.EPOLLIN)
+    return lambda: conn.recv(100) if epoll.poll() else b""
+
+
+def by_selector(
+    conn: socket.socket, stack: ExitStack, kind: Any = selectors.DefaultSelector
+) -> Read:
+    selector = stack.enter_context(closing(kind()))
+    selector.register(conn, selectors.EVENT_READ)
+    return lambda: conn.recv(100) if selector.select() else b""
+
+
+def by_poll_selector(conn: socket.socket, stack: ExitStack) -> Read:
+    return by_selector(conn, stack, selectors.PollSelector)
+
+
+# By others.
+
+
+def by_another_thread(conn: socket.socket, stack: ExitStack, way: Any = by_recv) -> Read:
+    came: queue.Queue[bytes] = queue.Queue()
+
+    def work() -> None:
+        read, data = way(conn, stack), b"\n"
+        while data:
+            with suppress(OSError):
+                data = read()
+            came.put(data)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    stack.callback(thread.join)
+    return came.get
+
+
+def by_another_thread_and_selector(conn: socket.socket, stack: ExitStack) -> Read:
+    return by_another_thread(conn, stack, by_selector)
+
+
+READS: list[Callable[[Any, ExitStack], Read]] = [
+    by_recv,
+    by_recv_into,
+    by_recvfrom,
+    by_recvfrom_into,
+    by_recvmsg,
+    by_recvmsg_into,
+    by_peek,
+    by_file,
+    by_unbuffered_file,
+    by_time_outs,
+    by_os_read,
+    by_os_readv,
+    by_duplicate,
+    by_socket_from_descriptor,
+    by_socket_with_time_out,
+    by_select,
+    by_select_and_os_read,
+    by_select_with_another,
+    by_select_without_blocking,
+    by_select_with_time_outs,
+    by_poll,
+    by_epoll,
+    by_selector,
+    by_poll_selector,
+    by_another_thread,
+    by_another_thread_and_selector,
+]
+
+# Whether a handler that was asked to work may go on.
+LEAVE = threading.Event()
+
+
+def echo_by(way: Callable[[Any, ExitStack], Read]) -> Callable[[Any], None]:
+    """Return a handler that waits in this way, and sends back what comes."""
+
+    def handler(conn: socket.socket) -> None:
+        with ExitStack() as stack:
+            read = way(conn, stack)
+            while data := read():
+                if data == b"work\n":
+                    LEAVE.wait(30)
+                conn.sendall(data)
+
+    return handler
+
+
+def cat(conn: socket.socket) -> None:
+    subprocess.run(["cat"], stdin=conn, stdout=conn, check=True)
+
+
+def cat_in_shell(conn: socket.socket) -> None:
+    subprocess.run("cat; true", shell=True, stdin=conn, stdout=conn, check=True, timeout=60)
+
+
+def asyncio_streams(conn: socket.socket) -> None:
+    async def talk() -> None:
+        conn.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=conn)
+        while data := await reader.readline():
+            if data == b"work\n":
+                await asyncio.to_thread(LEAVE.wait, 30)
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    asyncio.run(talk())
+
+
+def detached(conn: socket.socket) -> None:
+    number = conn.detach()
+    try:
+        while data := os.read(number, 100):
+            if data == b"work\n":
+                LEAVE.wait(30)
+            os.write(number, data)
+    finally:
+        os.close(number)
+
+
+Handler = Callable[[Any], None]
+# What can be asked to work, as LEAVE says, and what only echoes.
+WORKING: dict[str, Handler] = {
+    **{way.__name__: echo_by(way) for way in READS},
+    "detached": detached,
+    "asyncio_streams": asyncio_streams,
+}
+HANDLERS: dict[str, Handler] = {**WORKING, "cat": cat, "cat_in_shell": cat_in_shell}
+
+# Of a UNIX socket the kernel counts no bytes: who moves them is known to run.  So do these, though
+# they move nothing.
+NEVER_AT_REST = {"by_select_with_time_outs", "cat_in_shell"}
+# What waits for nothing while it works.
+PATIENT = {
+    name: handler
+    for name, handler in WORKING.items()
+    if name not in ("asyncio_streams", "by_another_thread", "by_another_thread_and_selector")
+}
+
+
+class Served:
+    """A server each of whose clients finds another handler."""
+
+    def __init__(self, handlers: dict[str, Handler], limits: Limits) -> None:
+        self.running: set[str] = set()
+        self.clients: dict[str, Talker] = {}
+        self._handlers = handlers
+        self._next = ""
+        # More threads than clients, as one address does not get them all.
+        self.factory = EchoFactory(
+            reactor, handler=self._serve, model=make_model(MODEL, 3 * len(handlers)), limits=limits
+        )
+        self._talker: Callable[[], Any]
+
+    def _serve(self, conn: socket.socket) -> None:
+        name = self._next
+        self.running.add(name)
+        try:
+            self._handlers[name](conn)
+        finally:
+            self.running.discard(name)
+
+    async def connect(self, connect: Callable[[], Any]) -> None:
+        """Connect a client to each handler."""
+        for name in self._handlers:
+            self._next = name
+            self.clients[name] = await connect()
+            await eventually(lambda name=name: name in self.running)
+
+    async def ask(self, data: bytes) -> None:
+        """Send `data` to each handler, and have it back."""
+        for client in self.clients.values():
+            client.send(data)
+        await self.answer(data)
+
+    async def end(self) -> None:
+        """Wait until every handler has returned, and every connection is gone."""
+        with suppress(AssertionError):
+            await eventually(lambda: not (self.running or self.factory.connections))
+        assert not self.running
+        assert not self.factory.connections
+
+    async def answer(self, data: bytes) -> None:
+        for name, client in self.clients.items():
+            await eventually(lambda client=client: client.data == data or client.ended)
+            assert client.data == data, name
+            client.data.clear()
+
+
+@asynccontextmanager
+async def served(
+    kind: str, folder: Path, certificate: Path, handlers: dict[str, Handler], **limits: float
+) -> AsyncIterator[Served]:
+    """Serve each of `handlers` to a client of its own, on a listener of a kind."""
+    LEAVE.clear()
+    one = Served(handlers, Limits(**limits))  # type: ignore[arg-type]
+    if kind == "unix":
+        path = str(folder / "socket")
+        port = reactor.listenUNIX(path, one.factory)
+        await one.connect(lambda: connectProtocol(UNIXClientEndpoint(reactor, path), Talker()))
+        try:
+            yield one
+        finally:
+            LEAVE.set()
+            await port.stopListening()
+            one.factory.abort()
+            await eventually(lambda: not one.factory.connections)
+            one.factory.model.stop()
+        return
+    if kind == "tls":
+        server: Server = SecureServer(one.factory, server_context(certificate))
+    else:
+        server = Server(one.factory)
+        if kind == "proxy":
+            await server.port.stopListening()
+            server.port = reactor.listenTCP(
+                0, ProxyFactory(one.factory, one.factory, LOOPBACK), interface="127.0.0.1"
+            )
+
+    async def connect() -> Talker:
+        client = await server.connect()
+        if kind == "proxy":
+            client.send(line())
+        return client
+
+    try:
+        await one.connect(connect)
+        yield one
+    finally:
+        LEAVE.set()
+        await server.stop()
+
+
+# Where it is another thread that waits, or the wait has gaps.
+SELDOM_BY_ITSELF = (
+    by_another_thread,
+    by_another_thread_and_selector,
+    by_select_with_time_outs,
+    by_time_outs,
+)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@contextmanager
+def task_that(function: Callable[[], object]) -> Iterator[int]:
+    """Run `function` in a thread; yield the thread's number once it is about to."""
+    begun = threading.Event()
+
+    def work() -> None:
+        begun.set()
+        function()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait(10)
+    assert thread.native_id is not None
+    try:
+        yield thread.native_id
+    finally:
+        thread.join(10)
+
+
+def becomes(answer: bool | None, inode: int, thread: int) -> bool:
+    """Return whether in time that is the answer."""
+    deadline = time.monotonic() + 10
+    while is_awaited(inode, tasks([thread])) is not answer and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return is_awaited(inode, tasks([thread])) is answer
+
+
+@pytest.mark.parametrize(
+    "way",
+    [each for each in READS if "time_outs" not in each.__name__ and "thread" not in each.__name__],
+)
+def test_the_kernel_tells_who_waits_for_a_socket(
+    pair: tuple[socket.socket, socket.socket], way: Callable[[Any, ExitStack], Read]
+) -> None:
+    ours, theirs = pair
+    inode, other = (os.fstat(each.fileno()).st_ino for each in pair)
+    with ExitStack() as stack:
+        read = way(ours, stack)
+        with task_that(read) as thread:
+            answers = becomes(True, inode, thread), is_awaited(other, tasks([thread]))
+            theirs.sendall(b"\n")
+        assert answers == (True, False)
+
+
+@pytest.mark.parametrize("command", ["cat", "cat; true", "(cat; true)"])
+def test_the_kernel_tells_that_a_child_process_waits(
+    pair: tuple[socket.socket, socket.socket], command: str
+) -> None:
+    ours, theirs = pair
+    inode = os.fstat(ours.fileno()).st_ino
+
+    def work() -> None:
+        subprocess.run(command, shell=True, check=True, stdin=ours, stdout=subprocess.DEVNULL)
+
+    with task_that(work) as thread:
+        assert becomes(True, inode, thread)
+        theirs.shutdown(socket.SHUT_WR)
+
+
+def test_who_waits_for_something_else_does_not_wait_for_the_socket(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    inode = os.fstat(ours.fileno()).st_ino
+    leave = threading.Event()
+    for wait in (leave.wait, lambda: select.select([theirs], [], [])):
+        with task_that(wait) as thread:
+            assert becomes(False, inode, thread)
+            leave.set()
+            ours.sendall(b"x")
+
+
+def test_a_task_that_is_gone_waits_for_nothing() -> None:
+    with task_that(lambda: None) as thread:
+        pass
+    deadline = time.monotonic() + 10
+    while running_time(tasks([thread])) and time.monotonic() < deadline:
+        time.sleep(0.001)  # the kernel's part of it outlives the other
+    assert is_awaited(1, tasks([thread])) is False
+    assert running_time(tasks([thread])) == 0
+
+
+def test_a_task_that_works_runs() -> None:
+    task = tasks([threading.get_native_id()])
+    before, deadline = running_time(task), time.monotonic() + 10
+    while running_time(task) == before and time.monotonic() < deadline:
+        pass
+    assert running_time(task) > before
+
+
+def test_where_the_kernel_does_not_tell_the_answer_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = threading.get_native_id()
+    (tmp_path / "task" / str(ours)).mkdir(parents=True)
+    (tmp_path / "task" / str(ours) / "syscall").write_text("not yours to know")
+    monkeypatch.setattr(waiting, "_OURS", tmp_path)
+    assert is_awaited(1, tasks([ours])) is False  # it is in no call
+    (tmp_path / "task" / str(ours) / "syscall").write_text("0 nonsense 0 0 0 0 0 0 0")
+    assert is_awaited(1, tasks([ours])) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(waiting, "_CALLS", None)
+    assert is_awaited(1, tasks([ours])) is None
+
+
+LISTENERS = pytest.mark.parametrize("kind", ["tcp", "tls", "proxy", "unix"])
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_who_says_nothing_is_disconnected_whatever_the_handler_waits_in(
+    kind: str, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 73: A client that says nothing is disconnected, in clear, over TLS, behind a proxy
+    and on UNIX sockets, whatever its handler waits in.
+    """
+    times = {"first_byte_timeout": 0.6, "linger": 0.5}
+    handlers = {
+        name: each
+        for name, each in HANDLERS.items()
+        if kind != "unix" or name not in NEVER_AT_REST
+    }
+    async with served(kind, tmp_path, certificate, handlers, **times) as one:
+        await one.end()
+        assert one.factory.metrics.ended == {"said nothing": len(handlers)}
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_who_falls_silent_is_disconnected_whatever_the_handler_waits_in(
+    kind: str, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 73: A client that was served, and falls silent, is disconnected, whatever its handler
+    waits in.
+    """
+    times = {"idle_timeout": 0.6, "linger": 0.5}
+    handlers = {
+        name: each
+        for name, each in HANDLERS.items()
+        if kind != "unix" or name not in NEVER_AT_REST
+    }
+    async with served(kind, tmp_path, certificate, handlers, **times) as one:
+        await one.ask(b"happy\n")
+        await one.end()
+        assert one.factory.metrics.ended == {"idle": len(handlers)}
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_who_waits_for_a_handler_at_work_is_not_silent(
+    kind: str, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 73: A handler that computes for longer than its client may be silent answers, and
+    goes on with the conversation.
+    """
+    times = {"idle_timeout": 0.6, "linger": 0.2}
+    async with served(kind, tmp_path, certificate, PATIENT, **times) as one:
+        for client in one.clients.values():
+            client.send(b"work\n")
+        await deferLater(reactor, 2.5)
+        LEAVE.set()
+        await one.answer(b"work\n")
+        await one.ask(b"happy\n")
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_at_a_drain_no_handler_waits_on_for_a_silent_client(
+    kind: str, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 73: At SIGTERM no handler that waits for its client holds the drain, whatever it
+    waits in, and no client is reset.
+    """
+    async with served(kind, tmp_path, certificate, HANDLERS) as one:
+        await one.ask(b"happy\n")
+        drained = one.factory.drain()
+        await one.end()
+        await drained
+        assert one.factory.metrics.ended == {"drained": len(HANDLERS)}
+        for client in one.clients.values():
+            await client.receive_all()
+            # Twisted calls it lost when the other end of a UNIX socket is shut both ways.
+            assert client.clean or kind == "unix"
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_at_a_drain_what_was_received_is_answered_first(
+    kind: str, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 73: What was received before SIGTERM is answered, whatever its handler reads it by."""
+    handlers = {name: each for name, each in WORKING.items() if name != "asyncio_streams"}
+    async with served(kind, tmp_path, certificate, handlers) as one:
+        for client in one.clients.values():
+            client.send(b"work\n")
+        await deferLater(reactor, 0.5)
+        for client in one.clients.values():
+            client.send(b"happy\n")
+        await deferLater(reactor, 0.5)
+        drained = one.factory.drain()
+        LEAVE.set()
+        for name, client in one.clients.items():
+            assert await client.receive_all() == b"work\nhappy\n", name
+            # Twisted calls it lost when the other end of a UNIX socket is shut both ways.
+            assert client.clean or kind == "unix"
+        await drained
