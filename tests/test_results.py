@@ -7,10 +7,11 @@ shorter way for what is plain bytes.  Here all of them are held to one rule, `ex
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import itertools
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from echod import Chunk, Close, EchoFactory, Handler, Length, Line, Serial
 from echod.concurrency import InReactor, Model
 from echod.framing import Framing
 from echod.handlers import ConcurrencyModel
-from echod.protocol import EchoProtocol
+from echod.protocol import DirectProtocol, EchoProtocol
+from echod.turns import PACE, Turns
 from tests.conftest import Log
+from tests.looping import Loop
 from tests.memory import Transport
 from tests.serving import eventually, server_context, serving
 
@@ -161,6 +163,7 @@ class Narrow(Transport):
 
     def __init__(self, handle: socket.socket) -> None:
         super().__init__()
+        self.context = contextvars.copy_context()  # as uvloop's transports have
         self.full = False
         self._handle = handle
         self._room = self.ROOM
@@ -182,13 +185,37 @@ class Narrow(Transport):
             self.producer.resumeProducing()
 
 
+@dataclass(frozen=True)
+class Way:
+    """How messages come, and where they are answered."""
+
+    framing: Framing
+    serial: bool = False
+    # As uvloop's transports call a protocol.
+    directly: bool = False
+    # As where each message takes long: the connection rests as often as it can.
+    hurried: bool = False
+
+    def model(self) -> Model:
+        return Serial(lambda: 0.0, patience=0, queue_size=1) if self.serial else InReactor()
+
+    def turns(self, loop: Loop) -> Turns:
+        looks = itertools.count()
+        return Turns(loop, lambda: float(next(looks)) if self.hurried else 0.0)
+
+
 @contextlib.contextmanager
 def in_memory(
-    framing: Framing, model: Model, script: Script, *, directly: bool
+    way: Way, script: Script, loop: Loop
 ) -> Iterator[tuple[EchoFactory, EchoProtocol, Narrow, Callable[[bytes], None]]]:
     """Connect a protocol; the last that is given is what takes a read."""
     factory = EchoFactory(
-        Clock(), handler=script.handler(), framing=framing, model=model, banner=b""
+        loop,
+        handler=script.handler(),
+        framing=way.framing,
+        model=way.model(),
+        banner=b"",
+        turns=way.turns(loop),
     )
     protocol = factory.buildProtocol(None)
     assert isinstance(protocol, EchoProtocol)
@@ -196,7 +223,8 @@ def in_memory(
     with socket.socket() as handle:
         transport = Narrow(handle)
         read: Callable[[bytes], None] = protocol.dataReceived
-        if directly and hasattr(protocol, "connect_directly"):
+        if way.directly:
+            assert isinstance(protocol, DirectProtocol)
             read = protocol.connect_directly(transport, transport.write)
             assert read != protocol.dataReceived
         protocol.makeConnection(transport)
@@ -204,24 +232,23 @@ def in_memory(
         assert not factory.connections
 
 
-def converse(
-    kinds: list[bytes], cuts: list[int], framing: Framing, *, serial: bool, directly: bool
-) -> tuple[Ending, Script]:
+def converse(kinds: list[bytes], cuts: list[int], way: Way) -> tuple[Ending, Script]:
     """Send these messages, in reads that end behind each of `cuts`; return what came of it."""
     waiting: list[Callable[[], object]] = []
-    script = Script(waiting.append)
-    model = Serial(lambda: 0.0, patience=0, queue_size=1) if serial else InReactor()
-    with in_memory(framing, model, script, directly=directly) as (factory, protocol, wire, read):
+    script, loop = Script(waiting.append), Loop()
+    with in_memory(way, script, loop) as (factory, protocol, wire, read):
 
         def go_on() -> None:
             """Let come true what is waited for."""
-            while waiting or wire.full:
+            while waiting or wire.full or not loop.at_rest:
                 if wire.full:
                     wire.make_room()
-                else:
+                elif waiting:
                     waiting.pop(0)()
+                else:
+                    loop.turn()
 
-        parts = [framed(kind, framing) for kind in kinds]
+        parts = [framed(kind, way.framing) for kind in kinds]
         for start, end in itertools.pairwise(sorted({0, len(kinds), *cuts})):
             if wire.producerState != "producing":
                 go_on()
@@ -233,6 +260,7 @@ def converse(
         assert wire.disconnecting
         protocol.connectionLost(Failure(ConnectionDone()))
         sent = wire.value()
+    assert not loop.calls
     metrics = factory.metrics
     (reason,) = metrics.ended
     assert metrics.ended.total() == 1
@@ -243,26 +271,24 @@ def framed(kind: bytes, framing: Framing) -> bytes:
     return framing.encode(kind)
 
 
-WAYS = [
-    pytest.param(Chunk(max_message=1), False, True, id="chunk, from uvloop"),
-    pytest.param(Chunk(max_message=1), False, False, id="chunk"),
-    pytest.param(Line(), False, False, id="line"),
-    pytest.param(Length(), False, False, id="length"),
-    pytest.param(Chunk(max_message=1), True, False, id="serial, chunk"),
-    pytest.param(Line(), True, False, id="serial, line"),
-    pytest.param(Length(), True, False, id="serial, length"),
-]
+WAYS = {
+    name + (", in a hurry" if hurried else ""): replace(way, hurried=hurried)
+    for name, way in {
+        "chunk, from uvloop": Way(Chunk(max_message=1), directly=True),
+        "chunk": Way(Chunk(max_message=1)),
+        "line": Way(Line()),
+        "length": Way(Length()),
+        "serial, chunk": Way(Chunk(max_message=1), serial=True),
+        "serial, line": Way(Line(), serial=True),
+        "serial, length": Way(Length(), serial=True),
+    }.items()
+    for hurried in (False, True)
+}
 
 
-def check(
-    kinds: list[bytes],
-    cuts: list[int],
-    way: tuple[Framing, bool, bool],
-    log: Log,
-) -> None:
-    framing, serial, directly = way
-    due = expected(kinds, framing, served=1 if serial else None)
-    ending, script = converse(kinds, cuts, framing, serial=serial, directly=directly)
+def check(kinds: list[bytes], cuts: list[int], way: Way, log: Log) -> None:
+    due = expected(kinds, way.framing, served=1 if way.serial else None)
+    ending, script = converse(kinds, cuts, way)
     errors = log.take_errors()
     assert all(error.count("Traceback") == 1 for error in errors)
     ending.errors = len(errors)
@@ -271,31 +297,28 @@ def check(
     assert script.closed == [due.reason]
 
 
-@pytest.mark.parametrize(("framing", "serial", "directly"), WAYS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ANY)
 def test_a_result_of_any_kind_takes_its_place_among_those_of_one_read(
-    kind: bytes, framing: Framing, serial: bool, directly: bool, log: Log
+    kind: bytes, way: str, log: Log
 ) -> None:
-    """In each place of a read, between any two of the plain ones."""
-    way = framing, serial, directly
-    for before, after in itertools.product(range(4), range(3)):
-        for plain in (REPLY, NOTHING):
-            check([plain] * before + [kind] + [REPLY] * after, [], way, log)
+    """Fault 68: Replies come in order, up to the last word or the error, and none behind it."""
+    for before, after in itertools.product(range(PACE + 3), (0, 2)):
+        check([REPLY] * before + [kind] + [REPLY] * after, [], WAYS[way], log)
     for other in ANY:
-        check([REPLY, REPLY, kind, other, REPLY], [], way, log)
+        check([REPLY, NOTHING, kind, other, REPLY], [], WAYS[way], log)
 
 
-@pytest.mark.parametrize(("framing", "serial", "directly"), WAYS)
+@pytest.mark.parametrize("way", WAYS)
 def test_results_are_sent_in_order_up_to_the_last_however_the_input_comes(
-    framing: Framing, serial: bool, directly: bool, log: Log
+    way: str, log: Log
 ) -> None:
     @given(
         kinds=st.lists(st.sampled_from([*ANY, *[REPLY, LONG, LATER, AWAITS] * 5]), min_size=1),
         cuts=st.lists(st.integers(1, 20), max_size=4),
     )
     def talk(kinds: list[bytes], cuts: list[int]) -> None:
-        places = [place for place in cuts if place < len(kinds)]
-        check(kinds, places, (framing, serial, directly), log)
+        check(kinds, [place for place in cuts if place < len(kinds)], WAYS[way], log)
 
     talk()
 
@@ -310,7 +333,7 @@ def test_results_are_sent_in_order_up_to_the_last_however_the_input_comes(
 async def test_every_model_and_framing_gives_the_same_results(
     model: ConcurrencyModel, framing: Framing, way: str, certificate: Path, log: Log
 ) -> None:
-    """In each place of one read."""
+    """Fault 68: Each kind of result does the same in every model, framing and place of a read."""
     script = Script(lambda call: reactor.callLater(0, call))
     over = server_context(certificate) if way == "TLS" else None
     served = 1 if model is ConcurrencyModel.SERIAL else None

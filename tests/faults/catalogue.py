@@ -105,6 +105,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         83: "Standard streams are closed",
     },
     "Handlers": {
+        68: "A handler fails, or has the last word, in the middle of a long read",
         76: "A handler keeps what is its client's in context variables",
     },
 }
