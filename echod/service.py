@@ -167,7 +167,7 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
     )
     service = EchoService(reactor, settings, listeners, model, Metrics())
     if timer is not None:
-        service.status = make_status(service, settings.status, inherited, timer)
+        service.status = make_status(service, settings, inherited, timer)
     if unused := inherited.unused:
         log.warn(
             "systemd passed sockets that neither --listen nor --status uses: {names}",
@@ -245,17 +245,19 @@ def make_timer(model: Model) -> HandlerTimer:
 
 
 def make_status(
-    service: EchoService, description: str, inherited: InheritedSockets, timer: HandlerTimer
+    service: EchoService, settings: Settings, inherited: InheritedSockets, timer: HandlerTimer
 ) -> StatusServer:
-    """Return what serves the status of `service` at an endpoint string, not listening.
+    """Return what serves the status of `service` where `settings` say, not listening.
 
     Raises:
         StartError: the endpoint string is wrong, or what it names cannot be used.
     """
     from echod.status import StatusServer
 
-    wanted = status_listening(service.reactor, description, inherited)
-    return StatusServer(service.reactor, description, wanted, service, timer)
+    wanted = status_listening(service.reactor, settings.status, inherited)
+    return StatusServer(
+        service.reactor, settings.status, wanted, service, timer, hosts=settings.status_host
+    )
 
 
 def make_log_observer(options: Options) -> LogObserver | None:

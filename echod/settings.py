@@ -9,6 +9,7 @@ is what `twistd` asks for.
 from __future__ import annotations
 
 import ipaddress
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -81,6 +82,13 @@ def network(text: str) -> Network:
         return ipaddress.ip_network(text)
     except ValueError:
         raise ValueError("a network, as in 10.0.0.0/8 or fd00::/8, or an address") from None
+
+
+def host_name(text: str) -> str:
+    """Parse the name of a host, or `*`."""
+    if not re.fullmatch(r"\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", text):
+        raise ValueError("the name of a host without a port, as in echod.example.org, or *")
+    return text
 
 
 @dataclass(frozen=True)
@@ -367,6 +375,18 @@ class Settings:
             "as for --listen, without proxy:. Whoever reaches it can read it.",
             unset="nowhere",
             example="tcp:9464:interface=127.0.0.1",
+        ),
+    )
+    status_host: tuple[str, ...] = setting(
+        (),
+        Text(
+            "A name under which --status may be asked for, as Prometheus or a browser says it, "
+            "without the port; * for any; repeats. Addresses and localhost are always answered; "
+            "any other name could be one that leads a browser here to read the status.",
+            host_name,
+            unset="addresses and localhost alone",
+            repeats=True,
+            example=("echod.example.org",),
         ),
     )
     log_format: str = setting(

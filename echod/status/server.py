@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -10,6 +11,7 @@ from twisted.internet.task import deferLater
 
 from echod.listen import Listening
 from echod.listener import Listener
+from echod.status.hosts import Hosts
 from echod.status.probes import Probes
 from echod.status.site import StatusSite, make_site
 from echod.status.snapshot import (
@@ -34,6 +36,8 @@ class StatusServer(Listener[StatusSite]):
         wanted: Listening,
         subject: Subject,
         timer: HandlerTimer,
+        *,
+        hosts: Sequence[str] = (),
     ) -> None:
         """Set up, without listening.
 
@@ -43,8 +47,11 @@ class StatusServer(Listener[StatusSite]):
             wanted: where to listen.
             subject: whose status it is.
             timer: times that one's handlers.
+            hosts: names under which it may be asked for, beside addresses and localhost.
         """
-        site = make_site(reactor, look=self.look, state=lambda: state_of(subject))
+        site = make_site(
+            reactor, look=self.look, state=lambda: state_of(subject), hosts=Hosts(hosts)
+        )
         super().__init__(reactor, description, wanted, site)
         self._subject = subject
         self._timer = timer

@@ -1,15 +1,18 @@
 """The web site of the status: four pages, for reading, with little patience.
 
 It is meant for a private address; should it be seen from elsewhere, it can do little harm.  A
-request has no body, a connection serves one request within `PATIENCE`, there are `MOST_CLIENTS` of
-them at most, and nothing that comes in a request comes back in a page.
+request has no body, a connection serves one request within `PATIENCE`, and nothing that comes in a
+request comes back in a page.  There are `MOST_CLIENTS` at most; when one more comes, the one that
+has kept silent for longest makes room, so that no idle connections keep health from being asked.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import connectionDone
@@ -19,7 +22,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from echod.status.exposition import expose
+from echod.status.hosts import Hosts
 from echod.status.page import CONTENT_SECURITY_POLICY, page
+from echod.status.shared import SharedLook
 from echod.status.snapshot import Snapshot
 
 # How long a client has for its request and for reading the answer, in seconds.
@@ -39,10 +44,21 @@ _HEADERS = {
 }
 
 
+ALLOWED = b"GET, HEAD"
+
+# The absolute form of a request's target: RFC 9112, 3.2.2.
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)(/[^?#]*)?", re.IGNORECASE)
+
+
 class StatusRequest(Request):
-    """A request without a body."""
+    """A request without a body.
+
+    Attributes:
+        authority: whom it is for, as HOST or HOST:PORT; None: it does not say.
+    """
 
     _refused = False
+    authority: str | None = None
 
     def gotLength(self, length: int | None) -> None:
         super().gotLength(0)
@@ -55,12 +71,33 @@ class StatusRequest(Request):
 
     def process(self) -> None:
         if not self._refused:
+            channel: StatusChannel = self.channel  # type: ignore[assignment]
+            channel.site.has_asked(channel)
+            self.authority = header(self, b"Host")
+            if absolute := _ABSOLUTE.match(self.path):
+                # Which stands above what the header says.
+                self.authority = absolute[1].decode("latin-1")
+                self.path = absolute[2] or b"/"
             super().process()
 
+    def _handleStar(self) -> None:
+        self._set_headers()
+        self.setHeader(b"Allow", ALLOWED)
+        super()._handleStar()
+
     def render(self, resrc: Any) -> None:
+        self._set_headers()
+        super().render(resrc)
+
+    def _set_headers(self) -> None:
         for name, value in _HEADERS.items():
             self.setHeader(name, value)
-        super().render(resrc)
+
+
+def header(request: Any, name: bytes) -> str | None:
+    """Return a header of a request; its bytes may be any, and are characters of Latin-1 here."""
+    values = request.requestHeaders.getRawHeaders(name)
+    return values[-1].decode("latin-1") if values else None
 
 
 class StatusChannel(HTTPChannel):
@@ -69,18 +106,25 @@ class StatusChannel(HTTPChannel):
     # `Site` puts itself here.
     site: StatusSite
     transport: Any
+    counted = False
     _deadline: Any = None
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        self.site.clients += 1
+        self.site.came(self)
         self._deadline = self.site.reactor.callLater(PATIENCE, self.transport.abortConnection)
+
+    def dataReceived(self, data: bytes) -> None:
+        try:
+            super().dataReceived(data)
+        except Exception:  # the library has its own way to say that this is no request
+            self._respondToBadRequestAndDisconnect()
 
     def checkPersistence(self, request: object, version: object) -> bool:
         return False
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.site.clients -= 1
+        self.site.left(self)
         if self._deadline.active():
             self._deadline.cancel()
         super().connectionLost(reason)
@@ -100,15 +144,46 @@ class StatusSite(Site):
     def __init__(self, resource: Resource, reactor: Any) -> None:
         super().__init__(resource, timeout=PATIENCE, reactor=reactor)
         self.clients = 0
+        # Those who have not asked for anything yet, the oldest first.
+        self._silent: dict[StatusChannel, None] = {}
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        return super().buildProtocol(addr) if self.clients < MOST_CLIENTS else None
+        if self.clients >= MOST_CLIENTS and not self._make_room():
+            return None
+        return super().buildProtocol(addr)
+
+    def _make_room(self) -> bool:
+        """Turn away who has kept silent for longest; return whether there is one."""
+        oldest = next(iter(self._silent), None)
+        if oldest is None:
+            return False
+        self.left(oldest)
+        oldest.transport.abortConnection()
+        return True
+
+    def came(self, channel: StatusChannel) -> None:
+        """Count a client in."""
+        self.clients += 1
+        self._silent[channel] = None
+        channel.counted = True
+
+    def has_asked(self, channel: StatusChannel) -> None:
+        """Learn that a client's request has come: it is answered, and then it goes."""
+        self._silent.pop(channel, None)
+
+    def left(self, channel: StatusChannel) -> None:
+        """Count a client out, once."""
+        self._silent.pop(channel, None)
+        self.clients -= channel.counted
+        channel.counted = False
 
     def log(self, request: object) -> None:
         """Log nothing: health is asked for every few seconds."""
 
 
 PLAIN = "text/plain; charset=utf-8"
+
+NOT_HERE = b"there is nothing here under that name: list it in the setting status-host\n"
 
 # What makes a page for an `Accept` header: a status, a media type and the page itself.
 Make = Callable[[str], Awaitable[tuple[int, str, bytes]]]
@@ -119,14 +194,16 @@ class Pages(Resource):
 
     isLeaf = True
 
-    def __init__(self, pages: Mapping[bytes, Make]) -> None:
+    def __init__(self, pages: Mapping[bytes, Make], hosts: Hosts) -> None:
         """Set up.
 
         Args:
             pages: what makes them, when they are asked for.
+            hosts: under which names.
         """
         super().__init__()
         self._pages = pages
+        self._hosts = hosts
 
     def render(self, request: Any) -> int:
         answering = Deferred.fromCoroutine(self._answer(request))
@@ -142,14 +219,18 @@ class Pages(Resource):
         request.write(body)
         request.finish()
 
-    async def _page(self, request: Request) -> tuple[int, str, bytes]:
+    async def _page(self, request: StatusRequest) -> tuple[int, str, bytes]:
+        # No browser can be led to a UNIX socket.
+        on_network = not isinstance(request.getHost(), UNIXAddress)
+        if on_network and not self._hosts.answers(request.authority):
+            return 421, PLAIN, NOT_HERE
         if request.method not in (b"GET", b"HEAD"):
-            request.setHeader(b"Allow", b"GET, HEAD")
+            request.setHeader(b"Allow", ALLOWED)
             return 405, PLAIN, b"only GET and HEAD\n"
         make = self._pages.get(request.path)
         if make is None:
             return 404, PLAIN, b"there is no such page\n"
-        return await make(request.getHeader("accept") or "")
+        return await make(header(request, b"Accept") or "")
 
 
 def _failed(failure: Failure, request: Any) -> None:
@@ -158,7 +239,11 @@ def _failed(failure: Failure, request: Any) -> None:
 
 
 def make_site(
-    reactor: Any, *, look: Callable[[], Awaitable[Snapshot]], state: Callable[[], str]
+    reactor: Any,
+    *,
+    look: Callable[[], Awaitable[Snapshot]],
+    state: Callable[[], str],
+    hosts: Hosts | None = None,
 ) -> StatusSite:
     """Return the site.
 
@@ -166,10 +251,13 @@ def make_site(
         reactor: for deadlines.
         look: returns all figures.
         state: returns what the daemon is doing: "ready" if new clients are welcome.
+        hosts: under which names it may be asked for; addresses and localhost unless given.
     """
+    shared = SharedLook(reactor.seconds, look=look, state=state)
 
     async def overview(_: str) -> tuple[int, str, bytes]:
-        return 200, "text/html; charset=utf-8", page(await look()).encode()
+        html = await shared.form("page", lambda now: page(now).encode())
+        return 200, "text/html; charset=utf-8", html
 
     async def healthy(_: str) -> tuple[int, str, bytes]:
         return 200, PLAIN, b"ok\n"
@@ -179,7 +267,7 @@ def make_site(
         return 200 if now == "ready" else 503, PLAIN, f"{now}\n".encode()
 
     async def metrics(accept: str) -> tuple[int, str, bytes]:
-        return 200, *expose(await look(), accept)
+        return 200, *await shared.form(f"metrics {accept}", lambda now: expose(now, accept))
 
     pages: dict[bytes, Make] = {
         b"/": overview,
@@ -187,4 +275,4 @@ def make_site(
         b"/readyz": ready,
         b"/metrics": metrics,
     }
-    return StatusSite(Pages(pages), reactor)
+    return StatusSite(Pages(pages, Hosts() if hosts is None else hosts), reactor)

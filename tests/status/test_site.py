@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.web.http import HTTPChannel
+from twisted.logger import LogEvent, globalLogPublisher
 
 from echod.metrics import Metrics
 from echod.status.exposition import expose
+from echod.status.hosts import Hosts
+from echod.status.shared import FRESH
 from echod.status.site import MOST_CLIENTS, PATIENCE, StatusSite, make_site
 from echod.status.snapshot import state_of
 from tests.conftest import Log
@@ -75,8 +77,9 @@ Get = Callable[..., tuple[int, dict[str, str], bytes]]
 @pytest.fixture
 def get(site: StatusSite, clock: Clock) -> Get:
     def get(path: str, method: str = "GET", accept: str = "*/*", rest: bytes = b"") -> Any:
+        clock.advance(FRESH)
         visitor = Visitor(site)
-        head = f"{method} {path} HTTP/1.1\r\nHost: here\r\nAccept: {accept}\r\n".encode()
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n".encode()
         answer = visitor.ask(head + (rest or b"\r\n"))
         assert visitor.transport.disconnecting  # one request a connection
         visitor.lose()
@@ -85,6 +88,23 @@ def get(site: StatusSite, clock: Clock) -> Get:
         return answer
 
     return get
+
+
+Looking = tuple[StatusSite, Deferred[Any]]
+
+
+@pytest.fixture
+def looking(clock: Clock) -> Looking:
+    """A site whose figures are yet to come."""
+    figures: Deferred[Any] = Deferred()
+
+    async def look() -> Any:
+        return await figures
+
+    return make_site(clock, look=look, state=lambda: "ready"), figures
+
+
+ASK = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def test_health_is_the_loops(get: Get) -> None:
@@ -107,8 +127,13 @@ def test_readiness_is_the_services(
 
 
 def test_every_answer_says_what_browsers_may_do_with_it(get: Get, log: Log) -> None:
-    for path in ("/", "/healthz", "/metrics", "/nosuch"):
-        _, headers, _ = get(path)
+    for path, method in (
+        *[(path, "GET") for path in ("/", "/healthz", "/metrics", "/nosuch", "http://no.such/")],
+        ("*", "OPTIONS"),
+        ("*", "GET"),
+        ("/", "DELETE"),
+    ):
+        _, headers, _ = get(path, method)
         assert headers["Server"] == "echod"
         assert headers["Connection"] == "close"
         assert headers["Cache-Control"] == "no-store"
@@ -146,6 +171,119 @@ def test_a_request_has_no_body(get: Get, rest: bytes) -> None:
     assert get("/metrics", "POST", rest=rest)[0] == 400
 
 
+def test_the_absolute_form_is_understood(get: Get) -> None:
+    """RFC 9112, 3.2.2."""
+    for target in ("http://localhost:9464/healthz", "HTTPS://127.0.0.1/healthz?x=/y"):
+        assert get(target)[::2] == (200, b"ok\n")
+    assert get("http://localhost")[0] == 200
+    assert get("http://localhost/nosuch")[0] == 404
+    status, headers, body = get("*", "OPTIONS")
+    assert (status, headers["Allow"], body) == (200, "GET, HEAD", b"")
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: \xff\xe9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: \xff\r\n\r\n",
+    ],
+)
+def test_a_header_may_hold_any_bytes(site: StatusSite, request_head: bytes, log: Log) -> None:
+    status, _, body = Visitor(site).ask(request_head)
+    assert status == 200
+    assert len(body) > 1000
+    assert not log.events
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.tuples(
+            st.sampled_from([b"GET", b"HEAD", b"OPTIONS", b"\xff"]),
+            st.sampled_from([b"/", b"/metrics", b"*", b"http://[", b"http:///", b"//x", b"\xff"]),
+            st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b"HTTP/9", b"\xff"]),
+            st.lists(
+                st.tuples(
+                    st.sampled_from(
+                        [b"Host", b"Accept", b"Content-Length", b"Transfer-Encoding", b"\xff", b""]
+                    ),
+                    st.one_of(
+                        st.binary(max_size=20),
+                        st.sampled_from([b"9" * 5000, b"-1", b"chunked", b"\xb2"]),
+                    ),
+                ),
+                max_size=4,
+            ),
+        ).map(
+            lambda parts: (
+                b" ".join(parts[:3])
+                + b"".join(b"\r\n%b: %b" % pair for pair in parts[3])
+                + b"\r\n\r\n"
+            )
+        ),
+    ),
+    st.integers(1, 100),
+)
+def test_whatever_comes_there_is_an_answer_or_an_end_and_no_traceback(
+    data: bytes, at: int
+) -> None:
+    clock, errors = Clock(), list[LogEvent]()
+
+    async def look() -> Any:
+        return snapshot(busy_subject(), clock)
+
+    def observe(event: LogEvent) -> None:
+        if "log_failure" in event:
+            errors.append(event)
+
+    site = make_site(clock, look=look, state=lambda: "ready")
+    globalLogPublisher.addObserver(observe)
+    try:
+        visitor = Visitor(site)
+        for piece in (data[:at], data[at:]):
+            if not (visitor.lost or visitor.transport.disconnecting):
+                visitor.channel.dataReceived(piece)
+        visitor.lose()
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert not errors
+    assert not clock.getDelayedCalls()
+    assert b"HTTP/1.1 500" not in visitor.transport.value()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:9464", 200),
+        ("127.0.0.1:9464", 200),
+        ("[::1]:9464", 200),
+        ("echod.example", 200),
+        ("rebound.example:9464", 421),
+    ],
+)
+def test_a_name_that_is_not_known_to_be_meant_is_not_answered(
+    clock: Clock, host: str, status: int
+) -> None:
+    """A page in an operator's browser cannot read it, whatever name it has had lead here."""
+
+    async def look() -> Any:
+        return snapshot(busy_subject(), clock)
+
+    site = make_site(clock, look=look, state=lambda: "ready", hosts=Hosts(["Echod.example"]))
+    for path in ("/", "/metrics", "/healthz"):
+        asked = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"
+        assert Visitor(site).ask(asked.encode())[0] == status
+        asked = f"GET http://{host}{path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        assert Visitor(site).ask(asked.encode())[0] == status
+    assert Visitor(site).ask(b"GET /healthz HTTP/1.0\r\n\r\n")[0] == 200
+
+
+def test_on_a_unix_socket_every_name_is_answered(site: StatusSite) -> None:
+    visitor = Visitor(site)
+    visitor.transport.getHost = lambda: UNIXAddress("/run/echod/status")
+    assert visitor.ask(b"GET /healthz HTTP/1.1\r\nHost: whatever\r\n\r\n")[0] == 200
+
+
 def test_a_client_has_little_time(site: StatusSite, clock: Clock) -> None:
     visitor = Visitor(site)
     for _ in range(int(PATIENCE)):
@@ -156,12 +294,60 @@ def test_a_client_has_little_time(site: StatusSite, clock: Clock) -> None:
     assert not clock.getDelayedCalls()
 
 
-def test_there_are_few_clients_at_once(site: StatusSite) -> None:
+def test_when_there_are_many_who_has_been_silent_for_longest_makes_room(
+    site: StatusSite,
+) -> None:
     visitors = [Visitor(site) for _ in range(MOST_CLIENTS)]
+    visitors[0].channel.dataReceived(b"GET /healthz HT")
+    for newcomer in range(3):
+        status, _, _ = Visitor(site).ask(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert status == 200
+        assert [visitor.lost for visitor in visitors[: newcomer + 2]] == [
+            *[True] * (newcomer + 1),
+            False,
+        ]
+        assert site.clients == MOST_CLIENTS
+
+
+def test_who_has_asked_is_not_turned_away(looking: Looking) -> None:
+    site, figures = looking
+    visitors = [Visitor(site) for _ in range(MOST_CLIENTS)]
+    for visitor in visitors:
+        visitor.channel.dataReceived(ASK)
     assert Visitor(site).channel is None
-    visitors[0].lose()
-    assert Visitor(site).channel is not None
-    assert isinstance(visitors[1].channel, HTTPChannel)
+    assert not any(visitor.lost for visitor in visitors)
+    for visitor in visitors:
+        visitor.lose()
+    assert site.clients == 0
+    assert figures.called
+
+
+def test_those_who_ask_at_once_share_one_look_and_so_do_those_of_one_second(
+    clock: Clock, subject: FakeSubject
+) -> None:
+    looks: list[Deferred[Any]] = []
+
+    def look() -> Any:
+        looks.append(Deferred())
+        return looks[-1]
+
+    site = make_site(clock, look=look, state=lambda: "ready")
+    visitors = [Visitor(site) for _ in range(20)]
+    for visitor in visitors:
+        visitor.channel.dataReceived(ASK)
+    visitors.pop().lose()
+    assert len(looks) == 1
+    looks[0].callback(snapshot(subject, clock))
+    for visitor in visitors:
+        assert visitor.transport.value().startswith(b"HTTP/1.1 200 ")
+        visitor.lose()
+    clock.advance(FRESH - 0.01)
+    for path in ("/metrics", "/"):
+        assert Visitor(site).ask(f"GET {path} HTTP/1.0\r\n\r\n".encode())[0] == 200
+    assert len(looks) == 1
+    clock.advance(0.01)
+    Visitor(site).channel.dataReceived(ASK)
+    assert len(looks) == 2
 
 
 def families(get: Get, accept: str = "*/*") -> dict[str, Any]:
@@ -267,23 +453,6 @@ def test_a_hostile_listener_is_escaped(get: Get, subject: FakeSubject) -> None:
     ]
     (labels,) = samples(families(get)["echod_listening"])
     assert labels == (r'a"b\n\x1b' + "\\",)
-
-
-Looking = tuple[StatusSite, Deferred[Any]]
-
-
-@pytest.fixture
-def looking(clock: Clock) -> Looking:
-    """A site whose figures are yet to come."""
-    figures: Deferred[Any] = Deferred()
-
-    async def look() -> Any:
-        return await figures
-
-    return make_site(clock, look=look, state=lambda: "ready"), figures
-
-
-ASK = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 def test_who_leaves_while_figures_are_gathered_leaves_nothing(
