@@ -89,10 +89,13 @@ def installed(folder: Path, wheel: Path) -> Environment:
     return environment
 
 
+SHOUT = Path("examples") / "echod-shout"
+
+
 @pytest.fixture(scope="module")
 def extended(installed: Environment, source: Path) -> Environment:
     """The same environment, with somebody else's package of handlers."""
-    installed.install(source / "examples" / "echod-shout")
+    installed.install(source / SHOUT)
     return installed
 
 
@@ -100,7 +103,9 @@ def extended(installed: Environment, source: Path) -> Environment:
 def editable(folder: Path) -> Environment:
     """A copy of the source, installed as developers do."""
     environment = Environment(folder / "editable")
-    environment.install("--editable", copy_source(folder / "edited"))
+    edited = copy_source(folder / "edited")
+    environment.install("--editable", edited)
+    environment.install("--editable", edited / SHOUT)
     return environment
 
 
@@ -123,6 +128,35 @@ def test_the_wheel_has_the_plugin_the_marker_of_types_and_the_license(wheel: Pat
         "twisted/plugins/echod_plugin.py",
         "twisted/plugins/echod_reactor_plugin.py",
     ]
+
+
+def test_what_an_earlier_build_has_left_is_not_installed_once_that_is_removed(
+    folder: Path,
+) -> None:
+    """As docs/deploy.md has it: without `rm -rf build` the module would be there again."""
+    source = copy_source(folder / "upgraded")
+    (source / "build" / "lib" / "echod").mkdir(parents=True)
+    (source / "build" / "lib" / "echod" / "removed.py").write_text("")
+    names = {}
+    for command in ("true", "rm -rf build"):
+        run("sh", "-c", command, cwd=source)
+        target = folder / "upgraded-wheels"
+        run(
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-deps",
+            "--wheel-dir",
+            target,
+            ".",
+            cwd=source,
+        )
+        (built,) = target.glob("*.whl")
+        with zipfile.ZipFile(built) as archive:
+            names[command] = set(archive.namelist())
+        built.unlink()
+    assert names["true"] - names["rm -rf build"] == {"echod/removed.py"}
 
 
 def test_the_wheel_holds_every_module(source: Path, wheel: Path) -> None:
@@ -163,6 +197,7 @@ def test_twistd_finds_echod_from_an_editable_install(editable: Environment, daem
     assert answer(started, b"happy\n") == BANNER + b"OK...happy\n"
 
 
+@pytest.mark.parametrize("kind", ["extended", "editable"])
 @pytest.mark.parametrize(
     ("handler", "reply"),
     [
@@ -172,9 +207,10 @@ def test_twistd_finds_echod_from_an_editable_install(editable: Environment, daem
     ],
 )
 def test_handlers_of_an_installed_package_run_by_name(
-    extended: Environment, daemon: Start, handler: str, reply: bytes
+    request: pytest.FixtureRequest, daemon: Start, kind: str, handler: str, reply: bytes
 ) -> None:
-    started = daemon("--handler", handler, twistd=extended.bin / "twistd")
+    environment = request.getfixturevalue(kind)
+    started = daemon("--handler", handler, twistd=environment.bin / "twistd")
 
     assert answer(started, b"Happy\n") == reply
 
