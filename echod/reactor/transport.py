@@ -73,7 +73,10 @@ FLUSH_TIMEOUT = 30.0
 #: little more, so that 64 KiB and what TLS puts around them are one read.
 SHORT_READ = 65536 + 1024
 
-#: How much may wait to be sent, after that, before a producer is paused: uvloop's own is 64 KiB.
+#: How much may wait to be sent before a streaming producer is paused: uvloop's own limit.
+BACKLOG = 65536
+
+#: The same after :meth:`StreamTransport.shortenReads`.
 SHORT_BACKLOG = 16384
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -257,8 +260,8 @@ class StreamTransport:
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        if self.producer is not None and self.streamingProducer and not self.producerPaused:
-            self._pause_producer()
+        # It is called as well when _await_drain sets the limit to nothing.
+        self._pause_if_full()
 
     def resume_writing(self) -> None:
         self._write_paused = False
@@ -347,10 +350,21 @@ class StreamTransport:
 
     def _lose_connection(self) -> None:
         if self.connected and not self.disconnecting:
+            self.pauseProducing()
             self.disconnecting = 1
-            self._uv.pause_reading()
-            if self.producer is None:
+            if self._write_ended:
                 self._uv.close()
+            else:
+                self._end_when_drained()
+
+    def _end_when_drained(self) -> None:
+        """End the connection, or its writing side, once all is sent, as ``tcp`` does.
+
+        A producer does not put that off, unless it is a pull producer or is paused: one that is
+        asked for more has the time to write it. :meth:`_drained` sees to it all.
+        """
+        self._watch_writes()
+        self._await_drain()
 
     def _close_after_flush(self) -> None:
         producer, self.producer = self.producer, None
@@ -378,7 +392,7 @@ class StreamTransport:
     def loseWriteConnection(self) -> None:
         if self.connected and not self._write_ending:
             self._write_ending = True
-            self._await_drain()
+            self._end_when_drained()
 
     def _end_writing(self) -> None:
         """All is written: tell the peer."""
@@ -405,6 +419,26 @@ class StreamTransport:
     def _send(self, data: bytes) -> None:
         """Write, whatever ``write`` is diverted to."""
         self._uv.write(data)
+        if self.connected and self._writes_are_watched():
+            self._await_drain()
+            self._pause_if_full()
+
+    def _writes_are_watched(self) -> bool:
+        """Whether a write is more than uvloop's affair.
+
+        A pull producer is asked for more, and a connection ended, when all is sent; and uvloop
+        tells a second time of too much to send only after it has told of less.
+        """
+        if self.disconnecting or self._write_ending:
+            return True
+        if self.producer is None:
+            return False
+        return not self.streamingProducer or (self._write_paused and not self.producerPaused)
+
+    def _watch_writes(self) -> None:
+        """Divert ``write``, or no longer, after a change of what ``_writes_are_watched`` says."""
+        if self.connected and not self.TLS and not self._write_ended and not self._aborting:
+            self._divert = self._send if self._writes_are_watched() else None
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         chunks = list(iovec)
@@ -439,15 +473,26 @@ class StreamTransport:
             self._drained()
 
     def _drained(self) -> None:
-        if self.producer is not None and self.streamingProducer:
+        """Go on, now that what was written is with the kernel, or nearly all of it."""
+        ending = self.disconnecting or (self._write_ending and not self._write_ended)
+        if ending and self.writing:
+            self._await_drain()
+            return
+        if self._divert is not None:
+            self._watch_writes()
+        producer = self.producer
+        if producer is not None and self.streamingProducer and not ending:
             self._uv.set_write_buffer_limits(self._backlog)
-        if self.producer is not None and (self.producerPaused or not self.streamingProducer):
+        if producer is not None and (self.producerPaused or not self.streamingProducer):
             self._resume_producer()
-        elif self._write_ending and not self._write_ended and not self.disconnecting:
-            if self.writing:
+            if ending and getattr(producer, "disconnected", False):
+                # A transport that is gone neither writes nor unregisters, which is what would
+                # end this one.
                 self._await_drain()
-            elif self.connected:
-                self._end_writing()
+        elif self.disconnecting:
+            self._uv.close()
+        elif ending:
+            self._end_writing()
 
     @property
     def writing(self) -> bool:
@@ -480,34 +525,30 @@ class StreamTransport:
         self.producer = producer
         self.streamingProducer = streaming
         self.producerPaused = False
+        self._watch_writes()
         if not streaming:
-            self._divert = self._pulled_write
             producer.resumeProducing()
             # It is asked again when what was written before is sent, as in tcp.
             if self.connected:
                 self._await_drain()
-        elif self._write_paused:
-            self._pause_producer()
 
     def _unregister_producer(self) -> None:
         self.producer = None
         if self.connected:
-            if not self.streamingProducer:
-                self._divert = None
-            if self.disconnecting:
-                self._uv.close()
-            elif self._write_ending:
+            self._watch_writes()
+            if self._writes_are_watched():
                 self._await_drain()
 
     def stopConsuming(self) -> None:
         self.unregisterProducer()
         self.loseConnection()
 
-    def _pulled_write(self, data: bytes) -> None:
-        """The ``write`` of a pull producer: it is asked for more when this is sent."""
-        self._send(data)
-        if self.connected:
-            self._await_drain()
+    def _pause_if_full(self) -> None:
+        """Pause a streaming producer, if as much waits to be sent as may."""
+        if self.producer is None or not self.streamingProducer or self.producerPaused:
+            return
+        if self._uv.get_write_buffer_size() > (self._backlog or BACKLOG):
+            self._pause_producer()
 
     def _pause_producer(self) -> None:
         self.producerPaused = True
@@ -537,6 +578,7 @@ class StreamTransport:
     def resumeProducing(self) -> None:
         if self.connected and not self.disconnecting and not self._read_ended:
             self._uv.resume_reading()
+            self.reactor.streams.add(self)  # it may have been removed, as by removeAll
 
     def stopProducing(self) -> None:
         self.loseConnection()

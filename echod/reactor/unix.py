@@ -37,11 +37,13 @@ class DescriptorSender(StreamTransport):
         if not self.connected or self._write_ended:
             return
         self._descriptors += (fileno,)
-        if not self.TLS:
-            self._divert = self._send
+        self._watch_writes()
         if len(self._descriptors) > MAX_QUEUED:
             self._pause_streaming()
         self._await_drain()
+
+    def _writes_are_watched(self) -> bool:
+        return bool(self._descriptors) or super()._writes_are_watched()
 
     def _pause_streaming(self) -> None:
         if self.producer is not None and self.streamingProducer and not self.producerPaused:
@@ -81,28 +83,11 @@ class DescriptorSender(StreamTransport):
             return
         held, self._held = self._held, b""
         self._send(held)
-        self._restore_write()
+        self._watch_writes()
         super()._drained()
-        if self.disconnecting and self.producer is None:
-            self._uv.close()
 
     def _send_one(self, byte: bytes, descriptor: int) -> None:
         socket.send_fds(self.socket, [byte], [descriptor])
-
-    def _restore_write(self) -> None:
-        if self._divert == self._send:
-            pulled = self.producer is not None and not self.streamingProducer
-            self._divert = self._pulled_write if pulled else None
-
-    def _lose_connection(self) -> None:
-        if self._descriptors and self.connected and not self.disconnecting:
-            self._send_descriptors()
-        if self._descriptors and self.connected:
-            # What is held has to go first; _send_descriptors closes.
-            self.disconnecting = 1
-            self._uv.pause_reading()
-        else:
-            super()._lose_connection()
 
     def _surrender(self) -> socket.socket:
         """End this transport without a word; what is returned is the connection."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogLevel, globalLogPublisher
 
@@ -42,9 +43,8 @@ def no_loop_runs() -> Iterator[None]:
 class Harness:
     """One reactor, and what tests want of it."""
 
-    def __init__(self) -> None:
-        self.loop = uvloop.new_event_loop()
-        self.reactor = UvloopReactor(self.loop)
+    def __init__(self, reactor: Any) -> None:
+        self.reactor = reactor
         self.failures: list[dict[str, Any]] = []
         self._raised: list[BaseException] = []
 
@@ -69,7 +69,7 @@ class Harness:
             hang_up()
             # The reactor's side sees it, before the reactor stops and ends what is left.
             deadline = time.monotonic() + 0.3
-            while self.reactor.streams and time.monotonic() < deadline:
+            while getattr(self.reactor, "streams", None) and time.monotonic() < deadline:
                 time.sleep(0.005)
             self.reactor.callFromThread(self.reactor.stop)
 
@@ -98,12 +98,30 @@ class Harness:
 
     def close(self) -> None:
         self.reactor.disconnectAll()
-        self.loop.close()
+        if isinstance(self.reactor, UvloopReactor):
+            self.reactor.loop.close()
+        else:
+            self.reactor._poller.close()
+
+
+def _uvloop() -> UvloopReactor:
+    return UvloopReactor(uvloop.new_event_loop())
 
 
 @pytest.fixture
 def harness() -> Iterator[Harness]:
-    made = Harness()
+    """This reactor."""
+    yield from _harness(_uvloop())
+
+
+@pytest.fixture(params=[_uvloop, EPollReactor], ids=["uvloop", "epoll"])
+def either(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    """This reactor, and then Twisted's own: for what has to be the same."""
+    yield from _harness(request.param())
+
+
+def _harness(reactor: Any) -> Iterator[Harness]:
+    made = Harness(reactor)
     globalLogPublisher.addObserver(made.observe)
     yield made
     globalLogPublisher.removeObserver(made.observe)

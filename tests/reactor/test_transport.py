@@ -385,31 +385,6 @@ def test_abort_resets(harness: Harness) -> None:
     harness.run(client)
 
 
-def test_lose_connection_waits_for_data_and_producer(harness: Harness) -> None:
-    class Streams(Protocol):
-        def connectionMade(self) -> None:
-            self.transport.write(b"x" * 5_000_000)
-            self.transport.registerProducer(self, True)
-            self.transport.loseConnection()
-            harness.reactor.callLater(0.1, self.finish)
-
-        def finish(self) -> None:
-            self.transport.write(b"end")
-            self.transport.unregisterProducer()
-
-        def pauseProducing(self) -> None:
-            pass
-
-        def resumeProducing(self) -> None:
-            pass
-
-        def stopProducing(self) -> None:
-            pass
-
-    port = harness.listen(Streams)
-    harness.run(lambda: check(read_all(dial(port)) == b"x" * 5_000_000 + b"end"))
-
-
 def test_pull_producer_is_asked_for_all(harness: Harness) -> None:
     class Pulled(Protocol):
         left = 300
