@@ -15,35 +15,6 @@ rest of echod.
 
 from __future__ import annotations
 
-import asyncio
-import os
-
-import uvloop
-
-from echod.reactor.reactor import UvloopReactor
+from echod.reactor.reactor import UvloopReactor, install
 
 __all__ = ["UvloopReactor", "install"]
-
-
-def install(loop: uvloop.Loop | None = None) -> None:
-    """Make a :class:`UvloopReactor` the global reactor.
-
-    :param loop: the uvloop loop to run on; a new one by default. It becomes asyncio's current
-        loop, so that asyncio code in the same process shares it.
-    :raise twisted.internet.error.ReactorAlreadyInstalledError: another reactor is in place.
-    """
-    from twisted.internet.main import installReactor
-
-    _fill_standard_descriptors()
-    reactor = UvloopReactor(loop)
-    installReactor(reactor)
-    asyncio.set_event_loop(reactor.loop)
-
-
-def _fill_standard_descriptors() -> None:
-    """Open ``/dev/null`` where a standard stream is closed: libuv ends the process without."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free

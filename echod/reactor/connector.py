@@ -28,6 +28,7 @@ class ClientTransport(StreamTransport):
 
     _tlsClientDefault = True
     _built = False
+    _reads_at_start: bool | None = None  # None once the start is over
 
     def __init__(self, attempt: Any) -> None:
         super().__init__(attempt.socket, attempt.reactor)
@@ -46,6 +47,41 @@ class ClientTransport(StreamTransport):
         self._built = True
         self.connector.transport = self
         return protocol
+
+    def _begin(self, protocol: IProtocol) -> None:
+        # Data may be there already. As with Twisted's own reactors, it comes after what
+        # connectionMade has scheduled by ``callLater(0, ...)``.
+        self._uv.pause_reading()
+        self._reads_at_start = True
+        self.reactor.after_due_calls(self._start_reading)
+        super()._begin(protocol)
+
+    def _start_reading(self) -> None:
+        reads, self._reads_at_start = self._reads_at_start, None
+        if reads:
+            self.resumeProducing()
+
+    @property
+    def reading(self) -> bool:
+        """Whether the stream is read from."""
+        if self._reads_at_start is None:
+            return super().reading
+        return bool(self.connected and self._reads_at_start)
+
+    def pauseProducing(self) -> None:
+        if self._reads_at_start is None:
+            super().pauseProducing()
+        else:
+            self._reads_at_start = False
+
+    def resumeProducing(self) -> None:
+        if self._reads_at_start is None:
+            super().resumeProducing()
+        else:
+            self._reads_at_start = True
+
+    startReading = resumeProducing
+    stopReading = pauseProducing
 
     def _refused(self) -> None:
         # The connector is told of the end of a connection that no protocol saw.

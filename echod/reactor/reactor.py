@@ -1,12 +1,13 @@
 """The reactor: Twisted's interfaces over one uvloop loop.
 
-Four things feed the loop:
+Five things feed the loop:
 
 - Streams are uvloop's own transports (``transport.py``); they never pass through this module.
 - Listening stream sockets (``port.py``) are watched by uvloop.
 - Every other descriptor (UDP sockets, pipes, connecting sockets) is registered with one epoll
   object, as in Twisted's epoll reactor, and that object is itself watched by uvloop. So their
   behaviour is Twisted's own; ``loop.add_reader`` would end watching at the first error condition.
+- Child processes are watched by their own descriptors (``children.py``), not by SIGCHLD.
 - Timed calls and calls from threads: one armed uvloop timer for the earliest timed call, and one
   wake-up for any number of calls from threads.
 
@@ -16,26 +17,27 @@ Guarantees: time is monotonic (a clock step neither fires nor delays a timed cal
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable
 from contextvars import Context
-from types import FrameType
 from typing import Any
 
 import uvloop
 from twisted.internet import process
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.base import DelayedCall, ReactorBase
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import UnsupportedAddressFamily
 from twisted.internet.interfaces import IProtocolFactory, IReadDescriptor, IWriteDescriptor
+from twisted.internet.main import CONNECTION_LOST
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from echod.reactor import logprefix
+from echod.reactor import children, logprefix
 from echod.reactor.connector import TCPConnector, UNIXConnector
 from echod.reactor.port import AcceptingPort, TCPPort, UNIXPort
 from echod.reactor.server import TCPServerTransport, UNIXServerTransport
@@ -58,44 +60,24 @@ def _seconds(_monotonic: Callable[[], float] = time.monotonic, _epoch: float = _
     return _monotonic() + _epoch
 
 
-class _Signals:
-    """Twisted's signal handling, with a SIGCHLD handler that suits uvloop.
-
-    Twisted has the signal's arrival written to a descriptor of its own, but uvloop claims Python's
-    one wake-up descriptor while it runs, and then calls the handlers: so it is the handler that
-    has to act.
-    """
-
-    def __init__(self, basic: Any, reap: Callable[[int, FrameType | None], None]) -> None:
-        self._basic = basic
-        self._reap = reap
-        self._installed = False
-
-    def install(self) -> None:
-        self._basic.install()
-        self._installed = True
-        signal.signal(signal.SIGCHLD, self._reap)
-        signal.siginterrupt(signal.SIGCHLD, False)
-        # Children that ended before the handler was in place.
-        process.reapAllProcesses()
-
-    def uninstall(self) -> None:
-        if self._installed:
-            self._installed = False
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._basic.uninstall()
-
-
-class UvloopReactor(EPollReactor):
+class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
     """Twisted's reactor interfaces over a uvloop loop.
+
+    Code that needs an asyncio loop below the reactor asks whether the reactor is an
+    ``AsyncioSelectorReactor``, and some then looks for ``_asyncioEventloop``. So this is one, by
+    name: it has none of that class's methods, as those of ``ReactorBase`` are called outright
+    where ``super()`` would find them.
 
     :ivar loop: the uvloop loop; asyncio code may use it.
     """
 
     seconds = staticmethod(_seconds)
+    run = ReactorBase.run
+    iterate = ReactorBase.iterate
 
     def __init__(self, loop: uvloop.Loop | None = None) -> None:
         self.loop = uvloop.new_event_loop() if loop is None else loop
+        self._asyncioEventloop = self.loop
         # Our own callbacks run in this empty context, or they would inherit the context of
         # whichever connection happened to schedule them, and keep it alive.
         self.context = Context()
@@ -134,12 +116,12 @@ class UvloopReactor(EPollReactor):
         self.loop.run_forever()
 
     def stop(self) -> None:
-        super().stop()
+        ReactorBase.stop(self)
         # The shutdown event is fired by runUntilCurrent.
         self.wakeUp()
 
     def crash(self) -> None:
-        super().crash()
+        ReactorBase.crash(self)
         # uvloop closes what disconnectAll aborts in the next turn of the loop: stop after that
         # one, but let nothing else happen in it.
         self._ending = True
@@ -147,6 +129,8 @@ class UvloopReactor(EPollReactor):
 
     def disconnectAll(self) -> None:
         super().disconnectAll()
+        for stream in list(self.streams):  # those that neither read nor write
+            stream.connectionLost(Failure(CONNECTION_LOST))
         if not self.loop.is_running():
             self._ending = True
             self.loop.call_soon(self.loop.stop, context=self.context)
@@ -165,18 +149,23 @@ class UvloopReactor(EPollReactor):
             failure = Failure(exception, type(exception), exception.__traceback__)
             _log.failure("{message}", failure, message=details.get("message"))
 
-    # Signals
+    # Processes
 
     def _signalsFactory(self) -> Any:
-        return _Signals(ReactorBase._signalsFactory(self), self._reap)
+        return ReactorBase._signalsFactory(self)  # without Twisted's for SIGCHLD
 
-    def _reap(self, number: int, frame: FrameType | None) -> None:
-        self.loop.call_soon_threadsafe(process.reapAllProcesses, context=self.context)
+    def spawnProcess(self, *arguments: Any, **more: Any) -> Any:
+        transport = super().spawnProcess(*arguments, **more)
+        if transport.pid in process.reapProcessHandlers:  # or it has ended already
+            children.watch(self, transport.pid)
+        return transport
 
     # Descriptors; streams and their ports know themselves how to start and stop reading
 
     def _descriptors_ready(self) -> None:
         if self._selectables and not self._ending:
+            # The timed calls that are due go first, as in every turn of Twisted's own reactors.
+            self.context.run(self._run_due_calls)
             self.doPoll(0)
 
     def addReader(self, reader: IReadDescriptor) -> None:
@@ -206,9 +195,10 @@ class UvloopReactor(EPollReactor):
         return [*super().getWriters(), *(s for s in self.streams if s.writing)]
 
     def removeAll(self) -> list[Any]:
-        watched: list[Any] = [*self.ports, *self.streams]
+        watched: list[Any] = [*self.ports, *(s for s in self.streams if s.reading or s.writing)]
         for each in watched:
             each.stopReading()
+        self.streams.difference_update(watched)  # until one reads again
         return [*super().removeAll(), *watched]
 
     # Time
@@ -216,13 +206,13 @@ class UvloopReactor(EPollReactor):
     def callLater(
         self, delay: float, callable: Callable[..., Any], *args: object, **kw: object
     ) -> DelayedCall:
-        call = super().callLater(delay, callable, *args, **kw)
+        call = ReactorBase.callLater(self, delay, callable, *args, **kw)
         if call.time < self._timer_due:
             self._arm(call.time)
         return call
 
     def _moveCallLaterSooner(self, delayedCall: DelayedCall) -> None:
-        super()._moveCallLaterSooner(delayedCall)
+        ReactorBase._moveCallLaterSooner(self, delayedCall)
         if delayedCall.time < self._timer_due:
             self._arm(delayedCall.time)
 
@@ -249,6 +239,18 @@ class UvloopReactor(EPollReactor):
         self._timer_due = math.inf
         self._run_pending()
 
+    def _run_due_calls(self) -> None:
+        if self._timer_due <= self.seconds():
+            self._run_pending()
+
+    def after_due_calls(self, function: Callable[[], None]) -> None:
+        """Call ``function`` in the next turn, after the timed calls that are due by then."""
+        self.loop.call_soon(self._after_due_calls, function, context=self.context)
+
+    def _after_due_calls(self, function: Callable[[], None]) -> None:
+        self._run_due_calls()
+        function()
+
     def _run_pending(self) -> None:
         if not self._ending:
             try:
@@ -258,7 +260,9 @@ class UvloopReactor(EPollReactor):
 
     # Threads
 
-    def callFromThread(self, f: Callable[..., Any], *args: object, **kwargs: object) -> None:
+    def callFromThread(  # type: ignore[override] # two bases, two names for `f`
+        self, f: Callable[..., Any], *args: object, **kwargs: object
+    ) -> None:
         assert callable(f), f"{f} is not callable"
         self.threadCallQueue.append((f, args, kwargs))
         if not self._wakeup_sent:
@@ -350,3 +354,27 @@ class UvloopReactor(EPollReactor):
     def _check_family(self, family: int) -> None:
         if family not in self._supportedAddressFamilies:
             raise UnsupportedAddressFamily(family)
+
+
+def install(loop: uvloop.Loop | None = None) -> None:
+    """Make a :class:`UvloopReactor` the global reactor.
+
+    :param loop: the uvloop loop to run on; a new one by default. It becomes asyncio's current
+        loop, so that asyncio code in the same process shares it.
+    :raise twisted.internet.error.ReactorAlreadyInstalledError: another reactor is in place.
+    """
+    from twisted.internet.main import installReactor
+
+    _fill_standard_descriptors()
+    reactor = UvloopReactor(loop)
+    installReactor(reactor)
+    asyncio.set_event_loop(reactor.loop)
+
+
+def _fill_standard_descriptors() -> None:
+    """Open ``/dev/null`` where a standard stream is closed: libuv ends the process without."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free

@@ -39,6 +39,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         73: "A handler waits for its client in `select`, on its descriptor, or in a child process",
         74: "A client resets as soon as it has connected",
         75: "A handler's own error looks like one of the connection",
+        78: "A connection has to close while a producer is registered",
     },
     "Exhaustion": {
         17: "No descriptor is left, and 200 clients come",
@@ -100,6 +101,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         65: "SIGSTOP for 30 seconds, then SIGCONT",
         66: "A certificate is renewed; a key cannot be read",
         67: "SIGKILL leaves a UNIX socket behind",
+        79: "Subprocesses of asyncio's and of Twisted's, one after the other",
         81: "SIGHUP finds what nobody has thought of, or a file that is just being written",
         82: "The log's file is a device or a link, or is moved, removed or truncated",
         83: "Standard streams are closed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.interfaces import (
     IReactorCore,
     IReactorFDSet,
@@ -27,6 +29,9 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import DatagramProtocol
 from zope.interface.verify import verifyObject
+
+from echod.reactor import UvloopReactor, install
+from echod.reactor import reactor as reactor_module
 
 from .conftest import Echo, Harness, dial
 
@@ -192,6 +197,84 @@ def test_udp_beside_streams(harness: Harness) -> None:
                 assert s.recv(100) == message
 
     harness.run(client)
+
+
+def test_what_is_removed_is_the_reactors_no_more(either: Harness) -> None:
+    """One test that leaves something open must not taint all that follow: trial uses this."""
+    reactor = either.reactor
+    seen: dict[str, Any] = {}
+    transports: dict[str, Any] = {}
+
+    class Keeps(Echo):
+        def dataReceived(self, data: bytes) -> None:
+            if looked.is_set():
+                super().dataReceived(data)
+                return
+            transports[data.decode()] = self.transport
+            if data == b"paused":
+                self.transport.pauseProducing()
+            if data == b"writing":
+                self.transport.pauseProducing()
+                self.transport.write(b"x" * 8_000_000)
+            if len(transports) == 3:
+                reactor.callLater(0.05, look)
+
+    def look() -> None:
+        port = either.port
+        seen["before"] = set(reactor.getReaders()) >= {port, transports["reading"]}
+        removed = set(reactor.removeAll())
+        seen["removed"] = removed == {port, transports["reading"], transports["writing"]}
+        seen["again"] = reactor.removeAll()
+        left = {*reactor.getReaders(), *reactor.getWriters()}
+        seen["left"] = left & {port, *transports.values()}
+        transports["reading"].startReading()
+        seen["back"] = transports["reading"] in reactor.getReaders()
+        reactor.addReader(port)
+        looked.set()
+
+    looked = threading.Event()
+    number = either.listen(Keeps)
+
+    def client() -> None:
+        with dial(number) as reading, dial(number) as paused, dial(number) as writing:
+            reading.sendall(b"reading")
+            paused.sendall(b"paused")
+            writing.sendall(b"writing")
+            assert looked.wait(20)
+            reading.sendall(b"again")
+            assert reading.recv(12) == b"again"
+            assert dial(number)
+            for transport in transports.values():
+                reactor.callFromThread(transport.abortConnection)
+
+    either.run(client)
+    assert seen == {"before": True, "removed": True, "again": [], "left": set(), "back": True}
+
+
+# For those who look for asyncio's reactor
+
+
+def test_it_is_an_asyncio_reactor_by_name_alone(harness: Harness) -> None:
+    """Scrapy and others ask so whether there is an asyncio loop; the methods stay our own."""
+    assert isinstance(harness.reactor, AsyncioSelectorReactor)
+    assert harness.reactor._asyncioEventloop is harness.reactor.loop
+    of_its_own = {
+        *("_readOrWrite", "_unregisterFDInAsyncio"),  # its way of watching descriptors
+        *("_onTimer", "_reschedule"),  # and of timed calls
+    }
+    taken = {
+        name
+        for name, attribute in vars(AsyncioSelectorReactor).items()
+        if callable(attribute) and getattr(UvloopReactor, name) is attribute
+    }
+    assert taken == of_its_own
+    code = Path(inspect.getfile(UvloopReactor)).read_text()
+    assert not [name for name in of_its_own if name in code]
+
+
+def test_install_is_beside_the_class() -> None:
+    """Given the name of a reactor's class, Twisted's tools and others look for it there."""
+    assert reactor_module.install is install
 
 
 # As a program

@@ -1,0 +1,44 @@
+"""Tell Twisted of the end of its child processes, whoever has SIGCHLD.
+
+Twisted's own reactors handle SIGCHLD. Here that fails: libuv takes the signal for the processes
+that asyncio starts, and sets it to its default when the last of them has ended. So each child is
+watched by a descriptor of its own (pidfd_open(2)), or where there is none, by a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from twisted.internet import process
+
+if TYPE_CHECKING:
+    from echod.reactor.reactor import UvloopReactor
+
+
+def watch(reactor: UvloopReactor, pid: int) -> None:
+    """Have the child ``pid``, which nobody has waited for yet, reaped by Twisted at its end."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:  # a kernel before 5.3, a sandbox, or no descriptor is left
+        threading.Thread(target=_wait, args=[reactor, pid], daemon=True).start()
+        return
+
+    def ended() -> None:
+        reactor.loop.remove_reader(descriptor)
+        os.close(descriptor)
+        _reap(pid)
+
+    reactor.context.run(reactor.loop.add_reader, descriptor, ended)
+
+
+def _wait(reactor: UvloopReactor, pid: int) -> None:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    reactor.callFromThread(_reap, pid)
+
+
+def _reap(pid: int) -> None:
+    child = process.reapProcessHandlers.get(pid)
+    if child is not None:
+        child.reapProcess()

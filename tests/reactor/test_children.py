@@ -1,0 +1,102 @@
+"""Processes: Twisted's, asyncio's and others, in any order."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+PROGRAM = """
+import asyncio, multiprocessing, os, signal, subprocess, sys
+import echod.reactor
+echod.reactor.install()
+from twisted.internet import reactor, task, utils
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
+
+async def twisted():
+    assert await utils.getProcessOutput("/bin/echo", ["twisted"]) == b"twisted\\n"
+
+async def in_asyncio():
+    child = await asyncio.create_subprocess_exec("/bin/echo", "asyncio", stdout=-1)
+    assert (await child.communicate())[0] == b"asyncio\\n"
+    assert child.returncode == 0
+
+def asyncio_():
+    return Deferred.fromFuture(asyncio.ensure_future(in_asyncio()))
+
+async def blocking():
+    assert subprocess.run(["/bin/echo"]).returncode == 0
+    child = multiprocessing.get_context("fork").Process(target=os._exit, args=[3])
+    child.start()
+    child.join()
+    assert child.exitcode == 3
+
+async def both():
+    await DeferredList(
+        [ensureDeferred(twisted()), asyncio_(), ensureDeferred(twisted()), asyncio_()] * 3,
+        fireOnOneErrback=True,
+    )
+
+async def main(reactor):
+    for name in sys.argv[1:]:
+        await globals()[name]()
+    children = open(f"/proc/self/task/{os.getpid()}/children").read()
+    assert children == "", f"left behind: {children}"
+
+task.react(lambda reactor: ensureDeferred(main(reactor)))
+"""
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["twisted", "asyncio_", "twisted"],
+        ["asyncio_", "twisted", "asyncio_"],
+        ["both", "both"],
+        ["both", "blocking", "twisted", "blocking", "asyncio_"],
+    ],
+    ids=" ".join,
+)
+def test_children_of_each_kind_are_waited_for(order: list[str]) -> None:
+    """Fault 79: Each subprocess is waited for, and none is left a zombie, whichever of asyncio
+    and Twisted starts them, and in any order.
+    """
+    done = run(PROGRAM, *order)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_descriptors_for_processes_they_are_waited_for_in_threads() -> None:
+    """An old kernel has none, nor has a process that has used up its descriptors."""
+    nowhere = "import os\ndef pidfd_open(pid): raise OSError\nos.pidfd_open = pidfd_open\n"
+    done = run(nowhere + PROGRAM, "twisted", "asyncio_", "both")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_child_from_before_the_reactor_runs_is_waited_for() -> None:
+    done = run(
+        "import echod.reactor, sys; echod.reactor.install()\n"
+        "from twisted.internet import reactor, protocol\n"
+        "class Child(protocol.ProcessProtocol):\n"
+        "    def processEnded(self, reason):\n"
+        "        print(reason.value.exitCode)\n"
+        "        reactor.stop()\n"
+        "reactor.spawnProcess(Child(), '/bin/sh', ['sh', '-c', 'exit 3'])\n"
+        "reactor.run(installSignalHandlers=False)\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
