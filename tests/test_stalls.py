@@ -14,9 +14,12 @@ from echod import stalls as module
 from echod.metrics import Metrics
 from echod.stalls import StallWatch
 from tests.conftest import Log
-from tests.serving import eventually, no_more_threads
+from tests.serving import PATIENCE, eventually, no_more_threads
 
-THRESHOLD = 0.1
+# What a busy machine does to the loop by itself is shorter, mostly: where it is not, there are
+# more stalls than a test has made, and never fewer.
+THRESHOLD = 0.3
+LONG = 3 * THRESHOLD
 
 
 class Asked:
@@ -49,43 +52,53 @@ def watch(asked: Asked, metrics: Metrics) -> Iterator[StallWatch]:
     watching.stop()
 
 
-def sleep_on_the_job(log: Log, seconds: float) -> str:
-    """Block the event loop; return what was logged meanwhile."""
-    time.sleep(seconds)
+@pytest.fixture
+def all_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stall is logged, however soon it comes after another."""
+    monkeypatch.setattr(module, "LOG_INTERVAL", 0.0)
+
+
+def sleep_on_the_job(log: Log) -> str:
+    """Block the event loop until the log says so; return what was logged meanwhile."""
+    deadline = time.monotonic() + PATIENCE
+    while "in sleep_on_the_job" not in log.text and time.monotonic() < deadline:
+        time.sleep(0.01)
     return log.text
 
 
-def compute_without_a_pause(log: Log, seconds: float) -> str:
-    """Block the event loop by C code that no other thread can interrupt."""
-    size, began = 1_000_000, time.perf_counter()
+def compute_without_a_pause(seconds: float) -> None:
+    """Block the event loop by C code that no other thread can interrupt.
+
+    Args:
+        seconds: for how long, in processor time, which a busy machine does not change.
+    """
+    size, began = 1_000_000, time.thread_time()
     sum(range(size))
-    size = round(size * seconds / (time.perf_counter() - began))
-    sum(range(size))
-    return log.text
+    sum(range(round(size * seconds / (time.thread_time() - began))))
 
 
 @pytest_twisted.ensureDeferred
 async def test_the_stack_of_what_holds_the_loop_is_logged_while_it_does(
-    watch: StallWatch, metrics: Metrics, log: Log
+    all_told: None, watch: StallWatch, metrics: Metrics, log: Log
 ) -> None:
-    said = await deferLater(reactor, 0, sleep_on_the_job, log, 0.6)
-    assert "The event loop has stood still for 0." in said
-    assert "in sleep_on_the_job\n    time.sleep(seconds)" in said
+    said = await deferLater(reactor, 0, sleep_on_the_job, log)
+    said = said[said.rindex("The event loop has stood still for 0.") :]
+    assert "in sleep_on_the_job\n    time.sleep(0.01)" in said
     assert re.findall(r"line \d+, in (\w+)", said) == ["sleep_on_the_job"]
-    await eventually(lambda: metrics.stalls == 1)
-    assert 0.5 < metrics.stalled < 2
     await eventually(lambda: "goes on, after" in log.text)
-    (seconds,) = re.findall(r"The event loop goes on, after (\S+) s", log.text)
-    assert float(seconds) == pytest.approx(metrics.stalled, abs=0.01)
+    took = re.findall(r"The event loop goes on, after (\S+) s", log.text)
+    assert min(map(float, took)) >= THRESHOLD
+    assert metrics.stalls >= len(took)
+    assert metrics.stalled >= sum(map(float, took)) - 0.01 * len(took)
 
 
 @pytest_twisted.ensureDeferred
 async def test_where_nothing_but_twisted_is_at_work_the_whole_stack_is_logged(
-    watch: StallWatch, metrics: Metrics, log: Log
+    all_told: None, watch: StallWatch, metrics: Metrics, log: Log
 ) -> None:
-    await deferLater(reactor, 0, time.sleep, 0.3)
-    await eventually(lambda: metrics.stalls == 1)
-    assert "in runUntilCurrent" in log.text
+    await deferLater(reactor, 0, time.sleep, LONG)
+    await eventually(lambda: metrics.stalls >= 1)
+    await eventually(lambda: "in runUntilCurrent" in log.text)
 
 
 def test_without_a_thread_nobody_watches_and_the_log_says_so(metrics: Metrics, log: Log) -> None:
@@ -98,10 +111,10 @@ def test_without_a_thread_nobody_watches_and_the_log_says_so(metrics: Metrics, l
 
 @pytest_twisted.ensureDeferred
 async def test_c_code_that_holds_the_interpreter_is_noticed_too(
-    watch: StallWatch, metrics: Metrics, log: Log
+    all_told: None, watch: StallWatch, metrics: Metrics, log: Log
 ) -> None:
-    await deferLater(reactor, 0.05, compute_without_a_pause, log, 0.8)
-    await eventually(lambda: metrics.stalled > 0.3)
+    await deferLater(reactor, 0.05, compute_without_a_pause, LONG)
+    await eventually(lambda: metrics.stalled > THRESHOLD)
     assert "The event loop has stood still for" in log.text
     assert "in compute_without_a_pause" in log.text
 
@@ -110,15 +123,20 @@ async def test_c_code_that_holds_the_interpreter_is_noticed_too(
 async def test_what_takes_no_longer_than_the_threshold_is_not_mentioned(
     watch: StallWatch, metrics: Metrics, log: Log
 ) -> None:
+    turns = []
     for _ in range(10):
+        began = time.monotonic()
         await deferLater(reactor, 0, time.sleep, THRESHOLD * 0.5)
-    assert metrics.stalls == 0
-    assert "event loop" not in log.text
+        turns.append(time.monotonic() - began)
+    # On a busy machine a turn may take much longer than it sleeps, and then it is one to mention.
+    longer = sum(turn >= 0.75 * THRESHOLD for turn in turns)
+    assert metrics.stalls <= longer
+    assert log.text.count("event loop") <= 2 * longer
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_loop_that_waits_is_left_alone(watch: StallWatch, asked: Asked) -> None:
-    await deferLater(reactor, 10 * THRESHOLD)
+    await deferLater(reactor, 5 * THRESHOLD)
     assert asked.count <= 2
 
 
@@ -126,14 +144,16 @@ async def test_a_loop_that_waits_is_left_alone(watch: StallWatch, asked: Asked) 
 async def test_a_handler_that_is_slow_each_time_does_not_fill_the_log(
     watch: StallWatch, metrics: Metrics, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "LOG_INTERVAL", 1000.0)
     for count in (1, 2, 3):
-        await deferLater(reactor, 0, sleep_on_the_job, log, 0.6)
-        await eventually(lambda count=count: metrics.stalls == count)
+        await deferLater(reactor, 0, time.sleep, LONG)
+        await eventually(lambda count=count: metrics.stalls >= count)
     assert log.text.count("The event loop has stood still") == 1
-    assert log.text.count("goes on, after") == 1
+    assert log.text.count("goes on, after") <= 1
     monkeypatch.setattr(watch, "_silent_until", 0.0)
-    await deferLater(reactor, 0, sleep_on_the_job, log, 0.6)
-    assert "s (2 more were not shown); it is at:" in log.text
+    said = await deferLater(reactor, 0, sleep_on_the_job, log)
+    (untold,) = re.findall(r"s \((\d+) more were not shown\); it is at:", said)
+    assert int(untold) >= 2
 
 
 @pytest_twisted.ensureDeferred
@@ -143,8 +163,8 @@ async def test_where_a_threads_processor_time_cannot_be_had_the_loop_is_asked_mo
     monkeypatch.delattr(module.time, "pthread_getcpuclockid")
     watching = StallWatch(reactor, THRESHOLD, metrics)
     watching.start()
-    await deferLater(reactor, 0, sleep_on_the_job, log, 0.3)
-    await eventually(lambda: metrics.stalls == 1)
+    await deferLater(reactor, 0, time.sleep, LONG)
+    await eventually(lambda: metrics.stalls >= 1)
     watching.stop()
 
 
