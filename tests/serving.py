@@ -35,6 +35,7 @@ from echod.handlers import ConcurrencyModel
 from echod.limits import Limits
 from echod.protocol import EchoFactory
 from echod.tls import Context, Files, ServerContext, TLSFactory
+from tests.daemon import unacknowledged
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 BANNER = b"Welcome to the server. Type something and hit enter\n"
@@ -104,8 +105,10 @@ class Talker(Protocol):
         del self.data[: len(data)]
 
     async def receive_all(self) -> bytes:
-        """Wait for the end of the stream; return what came before it."""
-        await self.until(lambda: self.reason is not None)
+        """Wait for the end of the stream, while more comes; return what came before it."""
+        while self.reason is None:
+            had = len(self.data)
+            await self.until(lambda had=had: self.reason is not None or len(self.data) > had)
         return bytes(self.data)
 
     @property
@@ -116,6 +119,12 @@ class Talker(Protocol):
 
     def send(self, data: bytes) -> None:
         self.transport.write(data)
+
+    async def arrive(self) -> None:
+        """Wait until the server's kernel has what was sent, and its reactor could read it."""
+        await turns(2)  # uvloop sends at the end of a turn
+        await eventually(lambda: not unacknowledged(self.transport.getHandle()))
+        await turns(5)
 
     def finish(self) -> None:
         """Shut down writing."""
@@ -135,6 +144,12 @@ async def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert reactor.seconds() < deadline, "this has not come true in time"
         await deferLater(reactor, 0.005)
+
+
+async def turns(count: int) -> None:
+    """Let the reactor go round so many times."""
+    for _ in range(count):
+        await deferLater(reactor, 0)
 
 
 class Server:

@@ -396,7 +396,7 @@ async def test_a_drain_answers_what_had_come_with_the_header() -> None:
         (waiting,) = server.factory.connections
         waiting.transport.pauseProducing()
         client.send(line()[10:] + b"happy\n")
-        await deferLater(reactor, 0.05)
+        await client.arrive()
         drained = server.factory.drain()
         waiting.transport.resumeProducing()
         assert await client.receive_all() == b"OK...happy\n"

@@ -159,15 +159,15 @@ def test_a_silent_client_is_disconnected(daemon: Start, model: str) -> None:
     """Fault 24: Who has said nothing yet has until the first-byte time-out, who has said
     something until the idle time-out.
     """
-    running = daemon("--first-byte-timeout=0.5", "--idle-timeout=2", "--concurrency", model)
+    running = daemon("--first-byte-timeout=0.5", "--idle-timeout=4", "--concurrency", model)
     with greeted(running) as silent, greeted(running) as talking:
         assert is_served(talking)
         began = time.monotonic()
         assert is_over(silent)
-        assert 0.4 <= time.monotonic() - began < 2
+        assert 0.4 <= time.monotonic() - began < 4
         assert is_served(talking)
         assert is_over(talking)
-        assert 2 <= time.monotonic() - began < 10
+        assert time.monotonic() - began >= 4
     running.wait_for("Disconnected from .*: said nothing")
     running.wait_for("Disconnected from .*: idle")
 

@@ -73,12 +73,16 @@ def test_hostile_streams_get_what_their_messages_deserve(
         if error:
             expected += framing.encode_line(error.encode())
         with connect(running) as connection:
-            for piece in cut(stream) if chance.random() < 0.3 else [stream]:
+            # In thousands of pieces, what follows that which is refused may take a busy machine
+            # longer than the daemon waits for it.
+            whole = chance.random() >= 0.3 or len(stream) > 20_000
+            for piece in [stream] if whole else cut(stream):
                 connection.sendall(piece)
             connection.shutdown(socket.SHUT_WR)
             assert receive_all(connection) == expected
     assert "Traceback" not in running.log
-    assert not set(running.log) & {chr(code) for code in [*range(10), *range(11, 32), 127]}
+    # A tab begins each further line of an event, as of a stall, which a busy machine may cause.
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", running.log)
 
 
 def hostile(chance: random.Random) -> bytes:
