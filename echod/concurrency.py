@@ -39,6 +39,7 @@ import _thread
 import contextlib
 import inspect
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,6 +169,9 @@ class Model(Protocol):
             handle: the `Pending`'s.
         """
 
+    def under_way(self) -> list[UnderWay]:
+        """Return the calls that have begun and are not over."""
+
     def drain(self) -> Deferred[None]:
         """Return what fires once no handler code runs or waits to run; `stop` fires it too."""
 
@@ -196,6 +200,10 @@ class InReactor(_OpenHouse):
 
     name = ConcurrencyModel.REACTOR
 
+    def __init__(self) -> None:
+        # What is waited for; a dictionary, as a set has no order.
+        self._awaited: dict[Awaited, None] = {}
+
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
         return self.settle(done, function(*arguments))
 
@@ -210,9 +218,36 @@ class InReactor(_OpenHouse):
             return result
         followed = None
         if inspect.iscoroutine(result):
-            followed = Followed()
-            result = Deferred.fromCoroutine(followed.run(result))
-        return _wait(done, result, followed) if isinstance(result, Deferred) else result
+            followed = Followed(result)
+            result = Deferred.fromCoroutine(followed.run())
+        return self._wait(done, result, followed) if isinstance(result, Deferred) else result
+
+    def _wait(self, done: Done, deferred: Deferred[Any], followed: Followed | None) -> Any:
+        """Return the result of `deferred` if it has one, else what will become one."""
+        results: list[Any] = []
+        awaited: Awaited | None = None
+
+        def arrived(result: Any) -> None:
+            if awaited is None:
+                results.append(result)
+            else:
+                del self._awaited[awaited]
+                done(result)
+
+        deferred.addBoth(arrived)
+        if not results:
+            awaited = Awaited(deferred, followed, done)
+            self._awaited[awaited] = None
+            return Pending(awaited)
+        if followed is not None:
+            followed.take_over()
+        if isinstance(results[0], Failure):
+            results[0].raiseException()
+        return results[0]
+
+    def under_way(self) -> list[UnderWay]:
+        now = time.monotonic()
+        return [one.under_way(now) for one in self._awaited]
 
     def drain(self) -> Deferred[None]:
         return succeed(None)
@@ -222,6 +257,31 @@ class InReactor(_OpenHouse):
 
 
 @dataclass(frozen=True)
+class UnderWay:
+    """A call of handler code that has not returned, or not given its result yet.
+
+    Attributes:
+        key: tells it from all others.
+        owner: the connection it is for; something else where it is for none.
+        age: how long it is known to have lasted, in seconds.
+        thread: where it runs, as `threading.get_ident` says there; None where it only waits.
+        coroutine: what waits, if that is a coroutine.
+    """
+
+    key: object
+    owner: Any
+    age: float = 0.0
+    thread: int | None = None
+    coroutine: Any = None
+
+
+def owner_of(done: Any) -> Any:
+    """Return whose method is to take a result."""
+    while isinstance(done, partial):
+        done = done.func
+    return getattr(done, "__self__", None)
+
+
 class Awaited:
     """What `InReactor.call` waits for.
 
@@ -230,30 +290,18 @@ class Awaited:
         followed: the coroutine behind it, if there is one.
     """
 
-    deferred: Deferred[Any]
-    followed: Followed | None
+    __slots__ = ("_done", "_since", "deferred", "followed")
 
+    def __init__(self, deferred: Deferred[Any], followed: Followed | None, done: Done) -> None:
+        self.deferred = deferred
+        self.followed = followed
+        self._done = done
+        self._since = time.monotonic()
 
-def _wait(done: Done, deferred: Deferred[Any], followed: Followed | None) -> Any:
-    """Return the result of `deferred` if it has one, else what will become one."""
-    results: list[Any] = []
-    returned = False
-
-    def arrived(result: Any) -> None:
-        if returned:
-            done(result)
-        else:
-            results.append(result)
-
-    deferred.addBoth(arrived)
-    returned = True
-    if not results:
-        return Pending(Awaited(deferred, followed))
-    if followed is not None:
-        followed.take_over()
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
+    def under_way(self, now: float) -> UnderWay:
+        """Return what is known of the call; `now` is the monotonic clock's, in seconds."""
+        coroutine = self.followed.coroutine if self.followed is not None else None
+        return UnderWay(self, owner_of(self._done), now - self._since, coroutine=coroutine)
 
 
 class Serial(InReactor):
@@ -284,6 +332,7 @@ class Serial(InReactor):
             queue_size: how many connections may wait.
             shared: whether one address may have only a share of the queue.
         """
+        super().__init__()
         self._seconds = seconds
         self.patience = patience
         self.shared = shared
@@ -380,6 +429,9 @@ class InPool(_OpenHouse):
     def abandon(self, handle: Any) -> None:
         self.pool.put_behind(handle)
 
+    def under_way(self) -> list[UnderWay]:
+        return self.pool.under_way()
+
     def drain(self) -> Deferred[None]:
         return self.pool.drain()
 
@@ -437,6 +489,31 @@ def _check_share(held: int, free: int, limit: str) -> None:
         raise Busy("too many connections from your address, try again later", limit)
 
 
+class _Worker:
+    """A thread of the pool, and the task that it is at."""
+
+    __slots__ = ("task", "thread")
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.task: Task | None = None
+
+
+class _Key:
+    """A task as a key: the same only if it is the very same one."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self._task is other._task
+
+    def __hash__(self) -> int:
+        return id(self._task)
+
+
 class WorkerPool:
     """At most `size` daemon threads that run tasks; results go back to the reactor in batches.
 
@@ -480,6 +557,7 @@ class WorkerPool:
         self._emptied = 0
         self.dropped = 0
         self._results: deque[tuple[Done, Any]] = deque()
+        self._workers: list[_Worker] = []
         # What idle workers wait for: locks that they hold, and that the reactor releases.
         self._idle: list[_thread.LockType] = []
         # Whether a worker is on its way that has not looked at the backlog yet.
@@ -570,6 +648,16 @@ class WorkerPool:
         self._backlog.clear()
         self._backlog.extend(filter(None, tasks))
         self._emptied = 0
+
+    def under_way(self) -> list[UnderWay]:
+        """Return the calls that threads are at."""
+        begun = [(worker.task, worker.thread) for worker in self._workers]
+        return [
+            # A list is what it is, and no other one has its address while this one is kept.
+            UnderWay(_Key(task), owner_of(task[0]), thread=thread)
+            for task, thread in begun
+            if task is not None
+        ]
 
     def callInThread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Run `function` in a thread; an exception is logged."""
@@ -670,8 +758,10 @@ class WorkerPool:
         called = _thread.allocate_lock()
         called.acquire()
         self._summoned = False
+        worker = _Worker()
+        self._workers.append(worker)
         while not self._stopped:
-            self._work_off_backlog()
+            self._work_off_backlog(worker)
             self._idle.append(called)
             waits = self._backlog or self._lost or self._stopped
             if not (waits and self._take_back(called)):
@@ -686,7 +776,7 @@ class WorkerPool:
             return False
         return True
 
-    def _work_off_backlog(self) -> None:
+    def _work_off_backlog(self, worker: _Worker) -> None:
         """Run tasks until none is left.  Nothing of them may stay alive while the thread waits."""
         backlog, lost, results = self._backlog, self._lost, self._results
         just_woken = True
@@ -709,10 +799,12 @@ class WorkerPool:
                 just_woken = False
                 if (backlog or lost) and not self._turn_is_due:
                     self._ask_for_a_turn()
+            worker.task = task
             try:
                 result = function(*arguments)
             except BaseException:  # whatever it is, it ends one connection and not this thread
                 result = Failure()
+            worker.task = None
             results.append((done, result))
             if not self._turn_is_due:
                 self._ask_for_a_turn()
@@ -754,11 +846,10 @@ class Conversation:
         """Hand `conn` to a connection handler, until it returns."""
         if self.banner:
             conn.sendall(self.banner)
-        run: Callable[..., object] = self.handler.target
-        if is_request_handler(run):
+        if is_request_handler(self.handler.target):
             self.server.meet(conn.getsockname())
-            run(conn, conn.getpeername(), self.server, **self.handler.arguments)
-        elif isinstance(run(conn, **self.handler.arguments), bytes | Close):
+            self.handler.converse(conn, conn.getpeername(), self.server)
+        elif isinstance(self.handler.converse(conn), bytes | Close):
             raise TypeError(
                 "a connection handler sends by itself, and what it returns goes nowhere; "
                 "mark it with @message_handler if it takes messages"

@@ -56,15 +56,16 @@ class Followed:
     What it sets there is not lost: see `take_over`.
     """
 
-    __slots__ = ("_context",)
+    __slots__ = ("_context", "coroutine")
 
-    def __init__(self) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.coroutine = coroutine
         self._context: Context | None = None
 
-    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Return what `coroutine` does."""
+    async def run(self) -> Any:
+        """Return what the coroutine does."""
         try:
-            return await coroutine
+            return await self.coroutine
         finally:
             self._context = copy_context()
 

@@ -8,7 +8,7 @@ connection is served as ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
@@ -37,6 +37,7 @@ class Drain:
         *,
         timeout: float,
         spread: float = 0.0,
+        still_there: Callable[[Iterable[Any]], str] = lambda _: "",
     ) -> None:
         """Set up; nothing happens yet.
 
@@ -46,12 +47,14 @@ class Drain:
             model: waited for after the last connection.
             timeout: seconds that clients have.
             spread: seconds over which the connections are told, 0 to tell all at once.
+            still_there: returns who of the connections is there, and why, in lines for the log.
         """
         self._reactor = reactor
         self._factories = factories
         self._model = model
         self._timeout = timeout
         self._spread = spread
+        self._still_there = still_there
         self._began = 0.0
         self._count = 0
         self._untold: list[ConnectionProtocol | HeaderProtocol] = []
@@ -106,5 +109,10 @@ class Drain:
             self._telling.stop()
 
     def _give_up(self) -> None:
-        log.warn("Drain time-out: aborting all; open connections: {count}", count=self._left())
+        connections = [each for factory in self._factories for each in factory.connections]
+        log.warn(
+            "Drain time-out: aborting all; open connections: {count}{still_there}",
+            count=len(connections),
+            still_there=self._still_there(connections),
+        )
         self.abort()

@@ -291,7 +291,19 @@ class SocketProtocol(ConnectionProtocol):
             self._channel.traffic()  # as long as the kernel can be asked
             self._channel.wake()
 
-    # For the sweep and the metrics.
+    # For the sweep, the metrics, and who looks for slow handlers.
+
+    def progress(self) -> object:
+        """Return what changes whenever the handler gets on.
+
+        None where the thread waits for its client, or a connection handler has nothing to read.
+        """
+        conn, channel = self._conn, self._channel
+        assert conn is not None and channel is not None
+        if conn.receiving or conn.sending or self._lost:
+            return None
+        left = channel.unread() if self._home.handler.kind is Kind.CONNECTION else 1
+        return (conn.messages, conn.received_bytes, conn.sent_bytes, left) if left else None
 
     @property
     def figures(self) -> tuple[int, int, int]:
@@ -370,7 +382,7 @@ class _Direct:
 
     def drain(self) -> int:
         """Return how many bytes the client has sent that the thread has not read."""
-        return unread(self._transport)
+        return self.unread()
 
     def end_silence(self, conn: ConnectionSocket) -> None:
         """While the daemon drains: let a thread that waits for the client see the end."""

@@ -178,6 +178,15 @@ class ConnectionProtocol(Protocol):
         """Whether silence is not the client's: a handler is at work."""
         raise NotImplementedError
 
+    @property
+    def waits_for(self) -> str:
+        """What an open connection waits for, in words for the log, if not for its handler."""
+        if not self._entered:
+            return "it waits for its turn" if self._waiting else "it is shaking hands"
+        if self._reason is not None:
+            return "the client has not read everything, or not closed"
+        return "its message waits for a thread" if self._busy else "it is open"
+
     # From Twisted.
 
     def makeConnection(self, transport: Any) -> None:

@@ -48,6 +48,7 @@ from echod.protocol import EchoFactory
 from echod.settings import Options as SettingsOptions
 from echod.settings import Settings, differences, reloaded
 from echod.signals import GRACE, Signals
+from echod.slow import SlowCalls
 from echod.stalls import StallWatch
 from echod.systemd import Notifier
 from echod.tls import FilesError
@@ -401,6 +402,7 @@ class EchoService(Service):
         self._settings = settings
         self._model = model
         self._watch: StallWatch | None = None
+        self._slow = SlowCalls(reactor, model, settings.slow_handler)
         self._drain: Drain | None = None
         self._listening: Deferred[Any] | None = None
         self._failures: list[Failure] = []
@@ -451,6 +453,11 @@ class EchoService(Service):
         """The threads that handlers run in; None where they do not."""
         return self._model.pool if isinstance(self._model, InPool) else None
 
+    @property
+    def oldest_call(self) -> float:
+        """For how long the oldest call of the handler has lasted, in seconds."""
+        return self._slow.oldest()
+
     def _cannot_listen(self, failure: Failure) -> None:
         self._failures.append(failure)
         if self._listening is not None:  # an endpoint that took its time: nobody waits for it
@@ -469,6 +476,7 @@ class EchoService(Service):
             log.warn("{danger}", danger=danger)
         if self.running:
             self._watch_for_stalls()
+            self._slow.start()
         if self._listening is not None:
             self._listening.addCallback(lambda _: self._when_listening())
 
@@ -555,6 +563,7 @@ class EchoService(Service):
                 level=settings.log_level, rate=settings.log_rate, files=settings.log_files
             )
         self._watch_for_stalls()
+        self._slow.take(settings.slow_handler)
         taken = ", ".join(one.key for one in changed if one.text.reload)
         # Whatever the level: somebody has asked for it, and waits to hear.
         log.info("Reloaded; changed: {taken}", taken=taken or "nothing", log_always=True)
@@ -583,6 +592,7 @@ class EchoService(Service):
             self._model,
             timeout=self._settings.drain_timeout,
             spread=self._settings.drain_spread,
+            still_there=self._slow.left_behind,
         )
 
     def _stop_listening(self) -> Deferred[Any]:
@@ -597,6 +607,7 @@ class EchoService(Service):
         self._model.stop()
         if self._watch is not None:
             self._watch.stop()
+        self._slow.stop()
         self.notifier.close()
         log.info("Stopped")
         # Last of all: whoever asks shall hear for as long as there is something to say.

@@ -368,6 +368,17 @@ class Settings:
             reload=True,
         ),
     )
+    slow_handler: float = setting(
+        30.0,
+        Text(
+            "Seconds for which a call of the handler may last, in a thread or waiting in the "
+            "event loop, before the log shows where it is, and for which client; 0: for ever. 30: "
+            "half of what proxies commonly wait for an answer.",
+            seconds,
+            unit="seconds",
+            reload=True,
+        ),
+    )
     status: str = setting(
         "",
         Text(

@@ -22,14 +22,13 @@ import queue
 import sys
 import threading
 import time
-import traceback
 from types import FrameType
 from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 
-from echod.escaping import escape_lines
 from echod.metrics import Metrics
+from echod.stacks import frames_under, module_of, shown
 from echod.wording import plural
 
 log = Logger()
@@ -58,9 +57,6 @@ LOG_INTERVAL = 10.0
 # How long a process has to be kept from running before the log says so, in seconds: on a machine
 # that is busy with other things a little is usual.
 WORTH_MENTIONING = 1.0
-
-# How many frames of the stack are shown, counted from the innermost.
-DEPTH = 16
 
 
 class _Waited(NamedTuple):
@@ -227,12 +223,8 @@ class StallWatch:
 
 def _stack(frame: FrameType | None) -> str:
     """Return the innermost frames, as a traceback shows them."""
-    if frame is None:
-        return "  a place that could not be seen"
-    frames = list(traceback.walk_stack(frame))[::-1]
-    names = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
-    shown = traceback.StackSummary.extract(iter(frames[_beginning(names) :]))
-    return escape_lines("".join(shown.format()[-DEPTH:]).rstrip("\n"))
+    frames = frames_under(frame)
+    return shown(frames[_beginning([module_of(one) for one in frames]) :])
 
 
 def _beginning(names: list[str]) -> int:

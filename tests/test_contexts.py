@@ -341,8 +341,8 @@ async def test_what_a_coroutine_sets_can_be_taken_over_once_it_is_done() -> None
         await deferLater(reactor, 0)
         LAST.set(b"last")
 
-    followed = Followed()
-    await Deferred.fromCoroutine(followed.run(work()))
+    followed = Followed(work())
+    await Deferred.fromCoroutine(followed.run())
     context = Context()
     context.run(followed.take_over)
     assert context[LAST] == b"last"

@@ -365,6 +365,7 @@ class Overworked(InReactor):
     """Has no thread for the handler methods of these names; shall be taken for model `name`."""
 
     def __init__(self, *busy: str, name: ConcurrencyModel = ConcurrencyModel.REACTOR) -> None:
+        super().__init__()
         self.busy = busy
         self.name = name
 

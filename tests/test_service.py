@@ -363,13 +363,15 @@ async def test_a_reload_changes_what_it_can_for_open_connections_too(log: Log) -
         serial_timeout=3.0,
         drain_timeout=5.0,
         stall_threshold=0.0,
+        slow_handler=5.0,
         threads=3,
     )
     service.reload()
     assert (
-        "Reloaded; changed: drain-timeout, idle-timeout, serial-timeout, stall-threshold"
-        in log.text
+        "Reloaded; changed: drain-timeout, idle-timeout, serial-timeout, stall-threshold, "
+        "slow-handler" in log.text
     )
+    assert service._slow.threshold == 5.0
     assert "Not changed, because that takes a restart: threads" in log.text
     assert service.signals.patience == 5.0 + GRACE
     assert service._model.patience == 3.0  # type: ignore[attr-defined]
@@ -553,5 +555,5 @@ def test_every_setting_that_is_said_to_reload_is_known_to_the_reload() -> None:
     limits = {one.name for one in fields(Limits)}
     assert {one.name for one in SETTINGS if one.text.reload} - limits == {
         *("banner", "no_banner", "drain_timeout", "drain_spread"),
-        *("stall_threshold", "log_level", "log_rate", "log_files"),
+        *("stall_threshold", "slow_handler", "log_level", "log_rate", "log_files"),
     }

@@ -119,6 +119,10 @@ class ResolvedHandler:
             return cast(Handler, self.target)
         return _FunctionHandler(self.target, self.arguments)
 
+    def converse(self, *given: Any) -> object:
+        """Call a connection handler with what it is given: its connection, first of all."""
+        return self.target(*given, **self.arguments)
+
 
 class _FunctionHandler(Handler):
     """A plain function as a message handler without state."""

@@ -44,8 +44,14 @@ class EchodCollector(Collector):
         yield from _connections(now)
         yield _histogram(
             "echod_handler_seconds",
-            "How long handlers took for a message; in the event loop one message in 64 is timed.",
+            "How long handlers took for a message, connection handlers for a connection; in the "
+            "event loop one message in 64 is timed.",
             now.handler_time,
+        )
+        yield _gauge(
+            "echod_handler_oldest_seconds",
+            "How long the handler's oldest call has lasted; 0 where none is under way.",
+            now.oldest_call,
         )
         yield _histogram("echod_loop_lag_seconds", "How late the event loop was.", now.lag)
         yield _counter("echod_loop_stalls", "How often the event loop stood still.", now.stalls)

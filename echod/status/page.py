@@ -128,6 +128,7 @@ def _tiles(now: Snapshot) -> str:
         _tile("Messages", number(sum(one.messages for one in listeners)), "given to the handler"),
         _tile("Received", size(sum(one.received for one in listeners)), "from clients"),
         _tile("Sent", size(sum(one.sent for one in listeners)), "to clients"),
+        _tile("Oldest call", duration(now.oldest_call), "of the handler, that is under way"),
         _tile("Event loop lag", duration(now.worst_lag), f"worst of a minute; {stalls}"),
     ]
     if now.log is not None:

@@ -82,6 +82,7 @@ class StatusServer(Listener[StatusSite]):
             state=state_of(subject),
             listeners=listeners,
             handler_time=self._timer.histogram,
+            oldest_call=subject.oldest_call,
             lag=self._probes.lag,
             worst_lag=max(self._probes.recent_lags, default=0.0),
             stalls=subject.metrics.stalls,

@@ -65,6 +65,8 @@ class Subject(Protocol):
     @property
     def pool(self) -> WorkerPool | None: ...
     @property
+    def oldest_call(self) -> float: ...
+    @property
     def log_observer(self) -> ObservedLog | None: ...
 
 
@@ -145,6 +147,7 @@ class Snapshot:
     state: str
     listeners: Sequence[ListenerFigures]
     handler_time: Histogram
+    oldest_call: float
     lag: Histogram
     worst_lag: float
     stalls: int

@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from echod.handlers import Handler, Kind, ResolvedHandler
+from echod.handlers import Handler, ResolvedHandler
 from echod.metrics import Histogram
 
 # In the event loop, one message in so many is timed.
@@ -48,12 +48,7 @@ class HandlerTimer:
         self._skip = itertools.cycle([False, *[True] * (EVERY - 1)]).__next__
 
     def timed(self, handler: ResolvedHandler) -> ResolvedHandler:
-        """Return `handler` with its calls timed.
-
-        A connection handler is called once a connection: there is nothing to time.
-        """
-        if handler.kind is Kind.CONNECTION:
-            return handler
+        """Return `handler` with its calls timed; of a connection handler, each conversation."""
         return _Timed(handler.name, handler.kind, handler.target, handler.arguments, timer=self)
 
     def wrap(self, received: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -71,6 +66,14 @@ class HandlerTimer:
                 self._observe(clock() - began)
 
         return call
+
+    def time(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what `function` returns, and take the time."""
+        began = self._clock()
+        try:
+            return function(*arguments)
+        finally:
+            self._observe(self._clock() - began)
 
     def _some(self, received: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         skip, clock = self._skip, self._clock
@@ -127,3 +130,6 @@ class _Timed(ResolvedHandler):
 
     def message_handler(self) -> Handler:
         return _TimedHandler(super().message_handler(), self.timer)
+
+    def converse(self, *given: Any) -> object:
+        return self.timer.time(super().converse, *given)

@@ -44,4 +44,5 @@ class FakeSubject:
     draining: bool = False
     metrics: Metrics = field(default_factory=Metrics)
     pool: Any = None
+    oldest_call: float = 0.0
     log_observer: FakeLog | None = None

@@ -75,6 +75,7 @@ def busy_subject() -> FakeSubject:
             FakeListener(address=None),
         ],
         metrics=Metrics(stalls=2, stalled=0.5),
+        oldest_call=61.0,
         pool=FakePool(),
         log_observer=FakeLog(),
     )
@@ -90,6 +91,7 @@ def test_the_page_shows_everything() -> None:
         "Messages 4 given to the handler",
         "Received 3.0 KiB from clients",
         "2 stalls, 500 ms",
+        "Oldest call 1 min 1 s of the handler",
         "Log lines 7 2 lost, 3 above the rate",
         "tcp:8888 10 12 4 3.0 KiB 15 B 127.0.0.1:8888",
         "tcp:8888 #2 0 0 0 0 B 0 B not listening",

@@ -405,6 +405,7 @@ def test_metrics_are_what_was_counted(get: Get) -> None:
         "echod_pool_wait_seconds": 0,
         "echod_pool_lost_queued": 6,
         "echod_pool_lost_dropped": 5,
+        "echod_handler_oldest_seconds": 61,
         "echod_loop_stalls": 2,
         "echod_loop_stalled_seconds": 0.5,
         "echod_log_lines_written": 7,

@@ -107,9 +107,13 @@ def test_the_other_hooks_are_the_handlers_own() -> None:
     assert call_opened(bare, Client("")) is None
 
 
-def test_a_connection_handler_is_left_alone() -> None:
-    handler = adopt(lambda conn: None, ConcurrencyModel.THREAD_PER_CONNECTION)
-    assert timer().timed(handler) is handler
+def test_of_a_connection_handler_each_conversation_is_timed() -> None:
+    made = timer(in_threads=True)
+    handler = made.timed(adopt(lambda conn: conn(), ConcurrencyModel.THREAD_PER_CONNECTION))
+    assert handler.converse(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        handler.converse(lambda: 1 // 0)
+    assert sum(made.histogram.counts) == 2
 
 
 @pytest_twisted.ensureDeferred
