@@ -83,6 +83,27 @@ def test_input_is_wanted_up_to_the_read_ahead() -> None:
     assert session.wants_input
 
 
+@pytest.mark.parametrize(("size", "wanted"), [(9, True), (10, False), (11, False)])
+def test_what_is_held_never_passes_the_read_ahead_by_more_than_one_read(
+    size: int, wanted: bool
+) -> None:
+    session = lines(read_ahead=10)
+    session.receive(b"one\n")
+    assert session.next_message() == b"one"
+    session.receive(b"x" * size)
+    assert session.wants_input is wanted
+
+
+def test_a_last_line_without_its_end_is_handed_out_though_it_was_looked_for_before() -> None:
+    session = lines()
+    session.receive(b"one\ntwo")
+    assert answer_all(session) == [b"one"]
+    session.end_input()
+    assert not session.finished
+    assert answer_all(session) == [b"two"]
+    assert session.finished
+
+
 def test_after_a_read_beyond_the_read_ahead_no_other_is_wanted_before_it_is_handed_out() -> None:
     session = lines(read_ahead=10)
     session.receive(b"1\n" * 50)
