@@ -70,6 +70,35 @@ def test_no_message_is_handed_out_while_replies_are_blocked() -> None:
     assert session.next_message() == b"one"
 
 
+def test_no_message_is_handed_out_while_the_connection_rests() -> None:
+    session = lines()
+    session.receive(b"one\ntwo\n")
+    session.resting = True
+    assert session.next_message() is None
+    assert not session.idle
+    session.resting = False
+    assert answer_all(session) == [b"one", b"two"]
+
+
+def test_a_framer_is_asked_again_only_once_more_has_come() -> None:
+    class Asked(LineFramer):
+        times = 0
+
+        def next_message(self) -> bytes | None:
+            self.times += 1
+            return super().next_message()
+
+    framer = Asked(b"\n", 100)
+    session = Session(framer)
+    session.receive(b"one\ntw")
+    assert answer_all(session) == [b"one"]
+    assert framer.times == 2
+    assert session.next_message() is None
+    assert framer.times == 2
+    session.receive(b"o\n")
+    assert answer_all(session) == [b"two"]
+
+
 def test_input_is_wanted_up_to_the_read_ahead() -> None:
     session = lines(read_ahead=10)
     session.receive(b"one\n")
