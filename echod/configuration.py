@@ -143,7 +143,7 @@ class Setting:
         try:
             text = str(value)
         except ValueError:  # of more digits than Python writes
-            text = quoted(value)
+            text = quoted(value)  # for the error
         return self.from_flag(text)
 
     def in_file(self, value: Any) -> str:
@@ -225,8 +225,12 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
     """
     try:
         table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # int() too has its limits
+    except tomllib.TOMLDecodeError as error:
         raise SettingError(f"{file}: {error}") from None
+    except ValueError:
+        raise SettingError(f"{file}: a number in it has thousands of digits") from None
+    except RecursionError:
+        raise SettingError(f"{file}: too many brackets within each other") from None
     known = {one.key: one for one in settings}
     values: dict[str, Any] = {}
     for key, value in table.items():

@@ -117,7 +117,8 @@ class _Quoted(reprlib.Repr):
         try:
             return super().repr_int(x, level)
         except ValueError:  # Python writes no number of more than 4300 digits
-            return f"a number of {x.bit_length()} bits"
+            digits = hex(x)
+            return f"{digits[:18]}...{digits[-18:]}"
 
 
 def quoted(value: object) -> str:

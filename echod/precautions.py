@@ -25,6 +25,10 @@ def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
         twistd: twistd's own options; empty under `twist`, which has none of these.
         uid: the user that starts it.
     """
+    try:
+        Path.cwd()
+    except OSError as error:
+        return f"the current directory: {error.strerror}: cd into one that is there"
     pidfile = twistd.get("pidfile")
     if pidfile and Path(pidfile).is_symlink():
         return (

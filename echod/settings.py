@@ -605,7 +605,10 @@ class Options(usage.Options):
     def opt_config(self, path: str) -> None:
         """A TOML file with settings; a flag wins over the file."""
         # Absolute: when it is read again, the daemon may be in another folder.
-        self.file = Path(path).absolute()
+        try:
+            self.file = Path(path).absolute()
+        except OSError as error:
+            raise usage.UsageError(f"--config {path}: {error.strerror}") from None
 
     def opt_check_config(self) -> None:
         """Check the settings and all they name, without listening; exit 0 if all is good."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from echod.precautions import plugin_folders, proviso, refusal, warning_once_started, warnings
+from echod.settings import Options
 from tests.daemon import needs_root
 
 ROOT, SOMEBODY = 0, 1000
@@ -52,6 +53,18 @@ def test_a_pidfile_that_cannot_be_written_is_refused(
     assert refusal({"pidfile": str(tmp_path / "twistd.pid")}, uid=SOMEBODY) is not None
     (tmp_path / "twistd.pid").touch()  # twistd's own concern: somebody may be running
     assert refusal({"pidfile": str(tmp_path / "twistd.pid")}, uid=SOMEBODY) is None
+
+
+def test_a_current_directory_that_is_gone_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    why = refusal({}, uid=SOMEBODY)
+    assert why == "the current directory: No such file or directory: cd into one that is there"
+    with pytest.raises(SystemExit, match=r"echod: --config x: No such file or directory"):
+        Options().parseOptions(["--config", "x"])
 
 
 def test_a_run_directory_that_is_none_is_refused(tmp_path: Path) -> None:

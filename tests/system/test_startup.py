@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from echod.configuration import Setting, SettingError
 from echod.precautions import proviso
-from echod.settings import Settings
+from echod.settings import SETTINGS, Settings
 from tests.certificates import self_signed_pem
 from tests.daemon import (
     BANNER,
@@ -165,6 +166,31 @@ def test_a_check_finds_what_would_keep_it_from_starting(
     assert why in checked.stderr
     assert checked.stderr.count("\n") == 1
     assert checked.stdout == ""
+
+
+def bounds(one: Setting) -> tuple[str, str]:
+    """Return the least and the greatest number that a setting takes, as its errors say."""
+    with pytest.raises(SettingError) as caught:
+        one.from_flag("")
+    found = re.search(r"from ([0-9.]+) to ([0-9]+)", str(caught.value))
+    assert found
+    return found[1], found[2]
+
+
+@pytest.mark.parametrize("end", [0, 1], ids=["least", "greatest"])
+def test_it_serves_with_the_least_and_the_greatest_numbers(daemon: Start, end: int) -> None:
+    others = {"port", "drain_spread"}  # the latter has to be less than the drain's time
+    running = daemon(
+        *(
+            f"{one.flag}={bounds(one)[end]}"
+            for one in SETTINGS
+            if one.native in (int, float) and one.name not in others
+        )
+    )
+    with connect(running) as connection:
+        assert receive(connection, len(BANNER)) == BANNER
+    running.stop()
+    assert "Traceback" not in running.log
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
