@@ -603,6 +603,65 @@ async def test_who_waits_for_a_handler_at_work_is_not_silent(
 
 @LISTENERS
 @pytest_twisted.ensureDeferred
+async def test_who_waits_for_a_handler_that_works_and_reads_at_once_gets_its_answer(
+    kind: str, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 73: A handler that computes and waits for its client at the same time can still
+    answer; the conversation ends with that.
+    """
+    names = ("asyncio_streams", "by_another_thread_and_selector")
+    handlers = {name: HANDLERS[name] for name in names}
+    times = {"idle_timeout": 0.6, "linger": 0.2}
+    async with served(kind, tmp_path, certificate, handlers, **times) as one:
+        for client in one.clients.values():
+            client.send(b"work\n")
+        await eventually(lambda: all(each._verdict for each in one.factory.connections))
+        await deferLater(reactor, 1.0)
+        LEAVE.set()
+        for client in one.clients.values():
+            assert await client.receive_all() == b"work\n"
+        await one.end()
+        assert one.factory.metrics.ended == {"idle": len(handlers)}
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls", "proxy"])  # of "unix" nothing is known then
+@pytest_twisted.ensureDeferred
+async def test_where_the_kernel_does_not_tell_who_spoke_last_decides(
+    kind: str, tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 73: Where the kernel does not tell what a handler waits in, one that owes an answer
+    is left alone, and a silent client is disconnected once it has one.
+    """
+    monkeypatch.setattr(waiting, "_CALLS", None)
+    handlers = {each.__name__: echo_by(each) for each in (by_select, by_poll, by_epoll)}
+    times = {"idle_timeout": 0.6, "linger": 0.2}
+    async with served(kind, tmp_path, certificate, handlers, **times) as one:
+        await one.ask(b"happy\n")
+        for client in one.clients.values():
+            client.send(b"work\n")
+        await deferLater(reactor, 1.5)
+        LEAVE.set()
+        await one.answer(b"work\n")
+        await one.end()
+        assert one.factory.metrics.ended == {"idle": len(handlers)}
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_where_the_kernel_does_not_tell_a_drain_ends_the_waits_as_well(
+    kind: str, tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_CALLS", None)
+    async with served(kind, tmp_path, certificate, HANDLERS) as one:
+        await one.ask(b"happy\n")
+        drained = one.factory.drain()
+        await one.end()
+        await drained
+        assert one.factory.metrics.ended == {"drained": len(HANDLERS)}
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
 async def test_at_a_drain_no_handler_waits_on_for_a_silent_client(
     kind: str, tmp_path: Path, certificate: Path
 ) -> None:
