@@ -66,6 +66,8 @@ _LOSSES = {
     errno.ESHUTDOWN,
     errno.ETIMEDOUT,
 }
+# What the kernel may be short of in a call of the connection's own.
+_SHORTAGES = {errno.EIO, errno.ENOBUFS, errno.ENOMEM}
 # How many of its errors a connection remembers: a handler may well try again, and fail again,
 # before it lets go of the first.
 _REMEMBERED = 8
@@ -232,7 +234,8 @@ class ConnectionSocket(socket.socket):
         if self.receiving and is_no_loss_yet(error):
             self._polled_at = self.received_bytes + self.sent_bytes
         elif self.receiving or self.sending:
-            self._note(error)
+            short = isinstance(error, OSError) and error.errno in _SHORTAGES
+            self._note(error, anyway=short)
         self.receiving = self.sending = False
 
     @property
@@ -240,9 +243,9 @@ class ConnectionSocket(socket.socket):
         """Whether the thread has looked for more since bytes were moved last."""
         return self._polled_at == self.received_bytes + self.sent_bytes
 
-    def _note(self, error: BaseException) -> None:
-        """Remember `error` if it is the connection's."""
-        if self.may_cause(error):
+    def _note(self, error: BaseException, *, anyway: bool = False) -> None:
+        """Remember `error` if it is the connection's, or `anyway`."""
+        if anyway or self.may_cause(error):
             self._errors = (*self._errors[1 - _REMEMBERED :], error)
 
     def may_cause(self, error: BaseException) -> bool:
@@ -327,9 +330,14 @@ class ConnectionSocket(socket.socket):
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         exposed, sent_before = self.exposed, self.sent_bytes
+        self.sending = True
         try:
-            sent = self._send_by(super().sendfile, file, offset, count)
+            sent = super().sendfile(file, offset, count)
+        except BaseException as error:
+            self._note(error)  # the file may have errors as well
+            raise
         finally:
+            self.sending = False
             self.exposed = exposed  # the descriptor has not left this call
         self.sent_bytes = sent_before + sent  # some ways through it count by themselves
         return sent

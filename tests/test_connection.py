@@ -447,3 +447,38 @@ def test_some_errors_are_of_the_kind_that_a_lost_connection_brings(
 ) -> None:
     assert connection.is_loss(error) is loss
     assert connection.is_loss(ExceptionGroup("tasks", [error])) is loss
+
+
+def test_a_kernel_that_is_short_of_memory_is_no_error_of_the_handler(
+    pair: tuple[ConnectionSocket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn, _ = pair
+    short = OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    def fail(*arguments: object) -> int:
+        raise short
+
+    monkeypatch.setattr(connection, "_send", fail)
+    assert conn.caused(raised_by(lambda: conn.send(b"happy")))
+    assert not conn.caused(OSError(errno.ENOMEM, "Cannot allocate memory"))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM])
+def test_an_error_of_the_file_that_is_sent_is_the_handlers(
+    pair: tuple[ConnectionSocket, socket.socket], number: int
+) -> None:
+    conn, _ = pair
+    error = OSError(number, "of the disk")
+    assert raised_by(lambda: conn.sendfile(Unreadable(error))) is error
+    assert not conn.caused(error)
+
+
+class Unreadable(io.BytesIO):
+    """A file that cannot be read."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self._error = error
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise self._error
