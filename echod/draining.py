@@ -37,7 +37,7 @@ class Drain:
         *,
         timeout: float,
         spread: float = 0.0,
-        still_there: Callable[[Iterable[Any]], str] = lambda _: "",
+        still_there: Callable[[Iterable[Any]], list[str]] = lambda _: [],
     ) -> None:
         """Set up; nothing happens yet.
 
@@ -47,7 +47,7 @@ class Drain:
             model: waited for after the last connection.
             timeout: seconds that clients have.
             spread: seconds over which the connections are told, 0 to tell all at once.
-            still_there: returns who of the connections is there, and why, in lines for the log.
+            still_there: returns, in a line each, who of the connections is there, and why.
         """
         self._reactor = reactor
         self._factories = factories
@@ -110,9 +110,10 @@ class Drain:
 
     def _give_up(self) -> None:
         connections = [each for factory in self._factories for each in factory.connections]
+        left = self._still_there(connections)
         log.warn(
-            "Drain time-out: aborting all; open connections: {count}{still_there}",
+            "Drain time-out: aborting all; open connections: {count}{_lines}",
             count=len(connections),
-            still_there=self._still_there(connections),
+            _lines="".join(f"\n  {line}" for line in left),
         )
         self.abort()

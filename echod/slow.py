@@ -146,8 +146,8 @@ class SlowCalls:
         now = self._reactor.seconds()
         return max((now - seen.since for seen in self._seen.values()), default=0.0)
 
-    def left_behind(self, connections: Iterable[Any]) -> str:
-        """Return who is still there, and where each hangs: more lines for a line of the log.
+    def left_behind(self, connections: Iterable[Any]) -> list[str]:
+        """Return who is still there, and where each hangs, in a line for the log each.
 
         Args:
             connections: those that are open; what handlers do for others is named too.
@@ -156,7 +156,7 @@ class SlowCalls:
         more = len(lines) - MOST_NAMED
         if more > 0:
             lines[MOST_NAMED:] = [f"and {more} more"]
-        return "".join(f"\n  {line}" for line in lines)
+        return lines
 
 
 def _left_behind(open_ones: set[Any], calls: Iterable[UnderWay]) -> Iterator[str]:
