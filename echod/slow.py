@@ -85,7 +85,7 @@ class SlowCalls:
         self._model = model
         self.threshold = threshold
         self._seen: dict[object, _Seen] = {}
-        self._looking = LoopingCall(self.look)
+        self._looking = LoopingCall(self._look_again)
         self._looking.clock = reactor
 
     def start(self) -> None:
@@ -108,6 +108,12 @@ class SlowCalls:
             if self._looking.running:
                 self.stop()
                 self.start()
+
+    def _look_again(self) -> None:
+        try:
+            self.look()
+        except Exception:  # what one connection is at must not keep the others' from being seen
+            log.failure("Looking for slow calls failed")
 
     def look(self) -> None:
         """See which calls still go on, and tell of those that last too long."""

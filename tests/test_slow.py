@@ -242,6 +242,22 @@ async def test_a_new_threshold_holds_for_what_is_under_way(
         slow.stop()
 
 
+def test_a_look_that_fails_is_logged_and_is_not_the_last(clock: Clock, log: Log) -> None:
+    class Failing:
+        looks = 0
+
+        def under_way(self) -> Any:
+            self.looks += 1
+            raise OSError("gone")
+
+    model: Any = Failing()
+    slow = watching(clock, model)
+    clock.pump([1] * 3)
+    assert model.looks == 3
+    assert len(log.take_errors()) == 3
+    slow.stop()
+
+
 class Gone:
     """A connection that is open, and of which nothing is known."""
 
