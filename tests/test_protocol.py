@@ -772,6 +772,26 @@ def test_input_beyond_the_read_ahead_pauses_reading_while_a_handler_is_at_work()
     lose(protocol)
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_the_rest_of_a_long_read_pauses_reading_while_a_handler_is_at_work(ahead: int) -> None:
+    waiting: list[Deferred[bytes]] = []
+
+    def handler(message: bytes) -> Any:
+        if message.startswith(b"y"):
+            return b"at once"
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    protocol, transport = connect(EchoFactory(Clock(), handler=handler, banner=b""))
+    protocol.dataReceived(b"y" * 1024 * ahead + b"x" * 1024 * 70)
+    assert transport.producerState == "paused"
+    assert transport.value() == b"at once" * ahead
+    for number in range(70):
+        waiting[number].callback(b"")
+    assert transport.producerState == "producing"
+    lose(protocol)
+
+
 @pytest.mark.parametrize("result", [RuntimeError("no good"), "text"])
 def test_a_deferred_that_brings_no_reply_ends_the_connection(result: Any, log: Log) -> None:
     waiting: Deferred[Any] = Deferred()
