@@ -28,6 +28,7 @@ from tests.daemon import (
     Start,
     connect,
     eventually,
+    needs_root,
     receive,
     receive_all,
     starting,
@@ -193,8 +194,8 @@ def test_it_serves_with_the_least_and_the_greatest_numbers(daemon: Start, end: i
     assert "Traceback" not in running.log
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_a_check_is_one_for_the_user_that_runs_it(tmp_path: Path) -> None:
+    needs_root("give files away")
     (tmp_path / "server.pem").write_bytes(self_signed_pem())
     (tmp_path / "echod.toml").write_text("listen = 'tls:0:certificate=server.pem'\n")
     command = (SCRIPTS / "twistd", "echod", "--config=echod.toml", "--check-config")
