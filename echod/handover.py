@@ -494,7 +494,8 @@ class _Relay(Protocol):
         """Return whether the connection may be closed: not before all has been relayed."""
         if self._kept is not None:
             # Behind all that was written; the thread's own descriptor may live elsewhere by now.
-            self._kept.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # the other end was faster
+                self._kept.shutdown(socket.SHUT_WR)
         return self._over
 
     def drain(self) -> int:
