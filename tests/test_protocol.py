@@ -719,6 +719,40 @@ def test_a_client_without_a_thread_is_told_so_and_counted(
     assert (refused["limit"], refused["listener"]) == ("max-queue", "tcp:8888")
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_read_that_comes_while_the_pool_has_the_one_before_waits_for_it() -> None:
+    """Each is a message of its own in chunk framing, and the pool has threads for both."""
+    began, go_on = threading.Event(), threading.Event()
+    calls: list[bytes] = []
+
+    def handler(message: bytes) -> bytes:
+        calls.append(message)
+        if message == b"slow":
+            began.set()
+            assert go_on.wait(20)
+        return message.upper()
+
+    async with serving("defer-to-thread", handler=handler, banner=b"") as server:
+        client = await server.connect()
+        try:
+            client.send(b"slow")
+            await eventually(began.is_set)
+            (connection,) = server.factory.connections
+            client.send(b"fast")
+            await eventually(lambda: connection.figures[1] == 8)
+            other = await server.connect()
+            other.send(b"another's")
+            await other.receive(b"ANOTHER'S")
+            assert calls == [b"slow", b"another's"]
+        finally:
+            go_on.set()
+        await client.receive(b"SLOWFAST")
+        assert connection.figures == (2, 8, 8)
+        client.send(b"more")
+        await client.receive(b"MORE")
+        assert connection.figures == (3, 12, 12)
+
+
 def test_messages_wait_for_the_deferred_of_the_one_before() -> None:
     waiting: dict[bytes, Deferred[bytes]] = {}
 
