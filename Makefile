@@ -19,7 +19,7 @@ SHELL = bash
 # Two installations at a time into one environment would clash.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test check docs soak bench install-service clean
+.PHONY: help run test check docs soak bench foreign install-service clean
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,11 @@ soak: $(VENV)/soak.stamp ## run the long forms of tests/faults, for SOAK_HOURS=8
 bench: $(VENV)/bench.stamp ## compare with other servers; a quarter of an hour (see bench/README.md)
 	$(BIN)/python -m bench --document docs/performance.md
 
+# An environment of their own, as those programs bring many others.
+foreign: ## run the tests of Twisted and of programs made with it on both reactors; half an hour
+	@$(MAKE) --no-print-directory VENV=.venv-foreign .venv-foreign/foreign.stamp
+	.venv-foreign/bin/python -m tests.foreign --document docs/reliability.md
+
 install-service: ## install what systemd needs (see docs/deploy.md); DESTDIR=, PREFIX=/opt/echod
 	install -d $(addprefix $(DESTDIR)$(LIBDIR)/,systemd/system sysusers.d tmpfiles.d)
 	set -o pipefail; for unit in etc/systemd/*; do \
@@ -67,7 +72,7 @@ install-service: ## install what systemd needs (see docs/deploy.md); DESTDIR=, P
 	  install -m 644 etc/echod.toml $(DESTDIR)$(SYSCONFDIR)/echod
 
 clean: ## remove all that these targets make
-	rm -rf $(VENV) build dist *.egg-info .coverage* htmlcov
+	rm -rf $(VENV) .venv-foreign build dist *.egg-info .coverage* htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o \( -name __pycache__ -o -name dropin.cache \) -exec rm -rf {} +
 
@@ -75,7 +80,8 @@ $(VENV)/run.stamp: WHAT = .
 $(VENV)/develop.stamp: WHAT = .[test,check]
 $(VENV)/soak.stamp: WHAT = .[test,soak]
 $(VENV)/bench.stamp: WHAT = .[bench]
-$(VENV)/run.stamp $(VENV)/develop.stamp $(VENV)/soak.stamp $(VENV)/bench.stamp: setup.cfg pyproject.toml | $(VENV)/made.stamp
+$(VENV)/foreign.stamp: WHAT = .[foreign]
+$(VENV)/run.stamp $(VENV)/develop.stamp $(VENV)/soak.stamp $(VENV)/bench.stamp $(VENV)/foreign.stamp: setup.cfg pyproject.toml | $(VENV)/made.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(WHAT)'
 	@touch $@
 
