@@ -41,7 +41,7 @@ import inspect
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -63,6 +63,7 @@ from echod.handlers import (
     StandInServer,
     is_request_handler,
 )
+from echod.limits import Level
 from echod.session import EndReason, Session
 from echod.wording import plural
 
@@ -132,6 +133,10 @@ class Model(Protocol):
     def max_messages(self) -> int | None:
         """How many messages of a connection are answered; None: all."""
 
+    @property
+    def levels(self) -> Sequence[Level]:
+        """What is scarce, and how much of it is taken."""
+
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         """Let a new connection start: call `start` now, or when its turn comes.
 
@@ -184,6 +189,10 @@ class _OpenHouse:
 
     greets = True
     max_messages: int | None = None
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        return ()
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         start()
@@ -342,6 +351,10 @@ class Serial(InReactor):
         self._contended_since = 0.0
         self._advancing = False
 
+    @property
+    def levels(self) -> Sequence[Level]:
+        return (Level("serial-queue", len(self._waiting), self._queue_size),)
+
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         if self._holder is None:
             self._holder = connection
@@ -402,6 +415,11 @@ class InPool(_OpenHouse):
         self.pool = pool
         self._max_queue = max_queue
 
+    @property
+    def levels(self) -> Sequence[Level]:
+        waiting = Level("max-queue", self.pool.waiting, self._max_queue)
+        return Level("threads", self.pool.busy, self.pool.size), waiting
+
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         if self.pool.lost_waiting >= MOST_CLOSING:
             text = f"{MOST_CLOSING} ended connections are waiting already, try again later"
@@ -461,6 +479,10 @@ class ThreadPerConnection(InPool):
         super().__init__(pool)
         self.shared = shared
         self._inside = Holders()
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        return (Level("max-threads", self.pool.busy, self.pool.size),)
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         address, free = _address_of(connection), self.pool.available

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def limit(default: float, why: str) -> Any:
@@ -141,6 +141,20 @@ class Limits:
         return self.message_timeout + (size / self.min_rate if self.min_rate else 0.0)
 
 
+class Level(NamedTuple):
+    """A figure beside its limit.
+
+    Attributes:
+        limit: the limit's name, as its setting has it where there is one.
+        used: how much of it is taken now.
+        most: how much there is.
+    """
+
+    limit: str
+    used: int
+    most: int
+
+
 class Refusal(enum.Enum):
     """Why a client is not let in; the value names the limit, for logs and metrics."""
 
@@ -208,6 +222,15 @@ class Admission:
         self._limits = limits
         rate = limits.max_accept_rate
         self._bucket = TokenBucket(rate, max(rate, limits.max_connections), self._seconds())
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """How many connections there are, and from one address, beside what there may be."""
+        limits, busiest = self._limits, max(self.by_address.values(), default=0)
+        return (
+            Level(Refusal.MAX_CONNECTIONS.value, self.open, limits.max_connections),
+            Level(Refusal.PER_ADDRESS.value, busiest, limits.max_connections_per_address),
+        )
 
     def accept(self) -> Refusal | None:
         """Count a connection, or say why not."""

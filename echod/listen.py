@@ -16,7 +16,6 @@ in every endpoint string, a colon within a value is written `\:`.
 
 from __future__ import annotations
 
-import datetime
 import ipaddress
 import os
 import re
@@ -26,15 +25,13 @@ from typing import Any
 
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
-from twisted.logger import Logger
 
 from echod.activation import ActivatedEndpoint, ActivationError, InheritedSockets
-from echod.escaping import escape, quoted
+from echod.escaping import quoted
 from echod.proxied import Network, ProxyFactory
 from echod.tls import Files, FilesError, ServerContext, TLSFactory
 from echod.unix_socket import BACKLOG, MODE, UNIXEndpoint
-
-log = Logger()
+from echod.validity import tell_validity
 
 # What Twisted's parsers of endpoint strings say, and what that means to who wrote one.
 PLAIN_WORDS = (
@@ -125,23 +122,10 @@ def parse_listen(reactor: Any, text: str, inherited: InheritedSockets | None = N
     files = _tls_files(words) if kind == "tls" else _ssl_files(words)
     try:
         context = ServerContext(files)
-        tell_validity(files.certificate, context.valid_until)
+        tell_validity(context.served)
     except FilesError as error:
         raise ListenError(str(error)) from error
     return Listening(_endpoint(reactor, words.endpoint, inherited), context, proxied)
-
-
-def tell_validity(certificate: str, until: datetime.datetime) -> None:
-    """Log until when the certificate in this file is valid."""
-    if until > datetime.datetime.now(datetime.UTC):
-        log.info("{path} is valid until {date:%Y-%m-%d}", path=escape(certificate), date=until)
-    else:
-        log.warn(
-            "{path} has expired on {date:%Y-%m-%d}, and clients will refuse it: "
-            "put a new certificate there and send SIGHUP",
-            path=escape(certificate),
-            date=until,
-        )
 
 
 def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:

@@ -11,6 +11,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
+
+
+class Totals(NamedTuple):
+    """What has been counted over all listeners: since the start, or of the last minute."""
+
+    accepted: int = 0
+    ended: int = 0
+    refused: int = 0
+    handler_errors: int = 0
+    lines_lost: int = 0
+
+    def since(self, before: Totals) -> Totals:
+        """Return how much more this is than `before`."""
+        return Totals(*(now - then for now, then in zip(self, before, strict=True)))
 
 
 @dataclass

@@ -38,8 +38,8 @@ from echod.handlers import (
     check_name,
     resolve,
 )
-from echod.limits import Admission
-from echod.listen import ListenError, Listening, parse_listen, tell_validity
+from echod.limits import Admission, Level
+from echod.listen import ListenError, Listening, parse_listen
 from echod.listener import Listener
 from echod.logcapture import Capture, capturing
 from echod.logs import LogObserver, sink_for
@@ -53,10 +53,11 @@ from echod.stalls import StallWatch
 from echod.systemd import Notifier
 from echod.tls import FilesError
 from echod.turns import Turns
+from echod.validity import ValidityWatch, tell_validity
 
 if TYPE_CHECKING:
     from echod.status import HandlerTimer, StatusServer
-    from echod.tls import ServerContext
+    from echod.tls import ServedCertificate, ServerContext
 
 __all__ = ["EchoService", "Options", "StartError", "build_service", "makeService"]
 
@@ -401,6 +402,7 @@ class EchoService(Service):
         self.reactor = reactor
         self._settings = settings
         self._model = model
+        self._validity = ValidityWatch(reactor, lambda: self.certificates)
         self._watch: StallWatch | None = None
         self._slow = SlowCalls(reactor, model, settings.slow_handler)
         self._drain: Drain | None = None
@@ -449,6 +451,13 @@ class EchoService(Service):
         return listener.listen().addCallback(tell)
 
     @property
+    def levels(self) -> list[Level]:
+        """What is scarce, and how much of it is taken; what has no limit is left out."""
+        admission = self.listeners[0].factory.admission.levels if self.listeners else ()
+        levels = [*admission, *self._model.levels, descriptors.level()]
+        return [level for level in levels if level.most]
+
+    @property
     def pool(self) -> WorkerPool | None:
         """The threads that handlers run in; None where they do not."""
         return self._model.pool if isinstance(self._model, InPool) else None
@@ -477,6 +486,7 @@ class EchoService(Service):
         if self.running:
             self._watch_for_stalls()
             self._slow.start()
+            self._validity.start()
         if self._listening is not None:
             self._listening.addCallback(lambda _: self._when_listening())
 
@@ -541,6 +551,7 @@ class EchoService(Service):
         limits = settings.make_limits()
         contexts = self._contexts()
         certificates = [context.reread() for context in contexts]
+        before = self.certificates
         factories = [listener.factory for listener in self.listeners]
         banners = [settings.make_banner(factory.framing) for factory in factories]
         _make_room(settings)
@@ -564,13 +575,22 @@ class EchoService(Service):
             )
         self._watch_for_stalls()
         self._slow.take(settings.slow_handler)
-        taken = ", ".join(one.key for one in changed if one.text.reload)
+        exchanged = [each for each in self.certificates if each not in before]
+        taken = ", ".join(
+            [one.key for one in changed if one.text.reload]
+            + [f"certificate {escape(each.path)} (serial {each.serial})" for each in exchanged]
+        )
         # Whatever the level: somebody has asked for it, and waits to hear.
         log.info("Reloaded; changed: {taken}", taken=taken or "nothing", log_always=True)
-        for path, date in {each.files.certificate: each.valid_until for each in contexts}.items():
-            tell_validity(path, date)
+        for certificate in self.certificates:
+            tell_validity(certificate)
         if fixed := ", ".join(one.key for one in changed if not one.text.reload):
             log.warn("Not changed, because that takes a restart: {fixed}", fixed=fixed)
+
+    @property
+    def certificates(self) -> list[ServedCertificate]:
+        """The certificates in use, each once."""
+        return list(dict.fromkeys(context.served for context in self._contexts()))
 
     def _contexts(self) -> list[ServerContext]:
         """Return what has certificates."""
@@ -605,6 +625,7 @@ class EchoService(Service):
 
     def _stopped(self, _: object) -> Deferred[Any] | None:
         self._model.stop()
+        self._validity.stop()
         if self._watch is not None:
             self._watch.stop()
         self._slow.stop()

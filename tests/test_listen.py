@@ -228,7 +228,9 @@ def test_words_are_split_where_no_backslash_is_before_the_colon(values: list[str
 
 
 @pytest.mark.parametrize(
-    ("days", "said"), [(1, "is valid until "), (-1, "has expired on ")], ids=["valid", "expired"]
+    ("days", "said"),
+    [(90, "is valid until "), (10, "expires in 9 days, on "), (-1, "has expired on ")],
+    ids=["valid", "nearly", "expired"],
 )
 def test_until_when_a_certificate_is_valid_is_told(
     tmp_path: Path, log: Log, days: int, said: str

@@ -406,7 +406,9 @@ async def test_a_reload_greets_new_clients_with_the_new_banner() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reload_reads_the_certificate_of_the_status_again(tmp_path: Path) -> None:
+async def test_a_reload_reads_the_certificate_of_the_status_again(
+    tmp_path: Path, log: Log
+) -> None:
     path = tmp_path / "status.pem"
     path.write_bytes(Authority().pem)
     wanted = {"status": f"tls:{LOOPBACK}:certificate={path}"}
@@ -421,7 +423,29 @@ async def test_a_reload_reads_the_certificate_of_the_status_again(tmp_path: Path
     service.reload()
     await in_thread(lambda: shown.append(ssl.get_server_certificate(address)))
     assert shown[0] != shown[1]
+    (served,) = service.certificates
+    assert f"Reloaded; changed: certificate {path} (serial {served.serial})" in log.text
+    service.reload()
+    assert "Reloaded; changed: nothing" in log.text
     await service.stopService()
+
+
+def test_what_is_scarce_is_beside_what_is_in_use_of_it() -> None:
+    for model, names in {
+        "reactor": set(),
+        "serial": {"serial-queue"},
+        "defer-to-thread": {"threads", "max-queue"},
+        "thread-per-connection": {"max-threads"},
+    }.items():
+        service = build_service(settings(concurrency=model), reactor)
+        levels = {level.limit: level for level in service.levels}
+        always = {"max-connections", "max-connections-per-address", "descriptors"}
+        assert set(levels) == always | names
+        assert levels["descriptors"].used > 3
+        assert all(level.used < level.most for level in service.levels)
+        service._model.stop()
+    service = build_service(settings(max_connections=0), reactor)
+    assert "max-connections" not in {level.limit for level in service.levels}
 
 
 def test_a_passed_socket_that_the_status_uses_is_not_called_unused(

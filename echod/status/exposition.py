@@ -22,8 +22,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from echod.escaping import escape
 from echod.metrics import Histogram
 from echod.status.snapshot import STATES, ListenerFigures, Snapshot
+from echod.status.strain import strains
 
 
 class EchodCollector(Collector):
@@ -42,6 +44,7 @@ class EchodCollector(Collector):
         now = self._now
         yield from _daemon(now)
         yield from _connections(now)
+        yield from _limits(now)
         yield _histogram(
             "echod_handler_seconds",
             "How long handlers took for a message, connection handlers for a connection; in the "
@@ -72,6 +75,32 @@ def _daemon(now: Snapshot) -> Iterator[Metric]:
     for name in STATES:
         state.add_metric([name], float(name == now.state))
     yield state
+    yield _gauge(
+        "echod_saturated",
+        "1 while something scarce is nearly used up, or clients are turned away or wait.",
+        float(bool(strains(now))),
+    )
+
+
+def _limits(now: Snapshot) -> Iterator[Metric]:
+    limits = GaugeMetricFamily(
+        "echod_limit", "How much there may be of what is scarce.", labels=["limit"]
+    )
+    used = GaugeMetricFamily("echod_limit_used", "How much of that is in use.", labels=["limit"])
+    for level in now.levels:
+        limits.add_metric([level.limit], level.most)
+        used.add_metric([level.limit], level.used)
+    yield limits
+    yield used
+    expiry = GaugeMetricFamily(
+        "echod_certificate_expiry_time_seconds",
+        "When a certificate in use expires, in Unix time.",
+        labels=["certificate", "serial"],
+    )
+    for certificate in now.certificates:
+        labels = [escape(certificate.path), certificate.serial]
+        expiry.add_metric(labels, certificate.valid_until.timestamp())
+    yield expiry
 
 
 # Name, what it is, what it is of a listener, whether it only ever grows.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 
+from echod.limits import Level
 from echod.metrics import Histogram
 from echod.status.snapshot import ListenerFigures, PoolFigures, Snapshot
+from echod.status.strain import NEARLY, SOON, strains
 from echod.wording import plural
 
 # Seconds after which a browser asks again.
@@ -40,7 +42,8 @@ h2 { font-size: .95rem; margin: 0 0 .6rem; }
 header p { margin: 0; color: var(--dim); }
 .state { font-weight: 600; padding: .1rem .7rem; border-radius: 1rem; color: var(--card); }
 .ready { background: var(--good); } .starting { background: var(--wait); }
-.draining { background: var(--bad); }
+.draining { background: var(--bad); } .saturated { background: var(--wait); }
+.strains { color: var(--wait); font-weight: 600; margin: .6rem 0 0; padding-left: 1.2rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   padding: 1rem; margin-top: 1rem; overflow-x: auto; }
 .tiles { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
@@ -60,7 +63,7 @@ thead th { border-top: 0; color: var(--dim); font-weight: 500; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; font-weight: 500; }
 td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
 meter { width: 4rem; height: .8rem; vertical-align: middle; }
-.alarm { color: var(--bad); font-weight: 600; }
+.alarm, .tiles .alarm { color: var(--bad); font-weight: 600; }
 footer { color: var(--dim); margin: 1rem 0 0; font-size: .85rem; }
 a { color: inherit; }
 """
@@ -74,28 +77,31 @@ CONTENT_SECURITY_POLICY = (
 
 def page(now: Snapshot) -> str:
     """Return the page that shows `now`."""
-    ended = _most_common(one.ended for one in now.listeners)
-    refused = _most_common(one.refused for one in now.listeners)
+    strained = strains(now)
+    ended = [(one.name, one.ended) for one in now.listeners]
+    refused = [(one.name, one.refused) for one in now.listeners]
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="refresh" content="{REFRESH}">
-<title>echod: {escape(now.state)}</title>
+<title>echod: {escape(_state(now, strained))}</title>
 <link rel="icon" href="data:,">
 <style>{_STYLE}</style>
 </head>
 <body>
 <main>
-{_header(now)}
+{_header(now, strained)}
 {_tiles(now)}
 {_listeners(now.listeners)}
+{_levels(now.levels)}
 <div class="pair">
-{_counts("Ends by reason", "reason", ended, "No connection has ended yet.")}
-{_counts("Refused by limit", "limit", refused, "Nobody has been refused.")}
+{_by_listener("Ends by reason", "reason", ended, "No connection has ended yet.")}
+{_by_listener("Refused by limit", "limit", refused, "No client has been refused.")}
 {_times(now.handler_time)}
 {_pool(now.pool)}
+{_certificates(now)}
 </div>
 <footer>{_footer(now)}</footer>
 </main>
@@ -104,32 +110,64 @@ def page(now: Snapshot) -> str:
 """
 
 
-def _header(now: Snapshot) -> str:
-    build = now.build
+def _state(now: Snapshot, strained: Sequence[str]) -> str:
+    """Return the state as a person should hear it: ready is not all that matters."""
+    return f"{now.state}, saturated" if strained and now.state == "ready" else now.state
+
+
+def _header(now: Snapshot, strained: Sequence[str]) -> str:
+    build, state = now.build, _state(now, strained)
+    kind = "saturated" if state != now.state else now.state
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in strained)
     return f"""<header>
 <h1>echod</h1>
-<span class="state {escape(now.state)}" role="status">{escape(now.state)}</span>
+<span class="state {escape(kind)}" role="status">{escape(state)}</span>
 <p>{escape(build.version)}, up for {duration(now.uptime)}</p>
-</header>"""
+</header>
+{f'<ul class="strains">{reasons}</ul>' if reasons else ""}"""
 
 
 def _tiles(now: Snapshot) -> str:
-    listeners = now.listeners
+    listeners, minute, rates = now.listeners, now.last_minute, now.rates
     stalls = "no stalls"
     if now.stalls:
         count = f"{number(now.stalls)} {plural(now.stalls, 'stall', 'stalls')}"
         stalls = f"{count}, {duration(now.stalled)} in all"
+    refused = sum(sum(one.refused.values()) for one in listeners)
     tiles = [
         _tile(
             "Connections",
             number(sum(one.open for one in listeners)),
             f"open; {sum(one.accepted for one in listeners):,} accepted",
+            f"{minute.accepted:,} in the last minute",
         ),
-        _tile("Messages", number(sum(one.messages for one in listeners)), "given to the handler"),
-        _tile("Received", size(sum(one.received for one in listeners)), "from clients"),
-        _tile("Sent", size(sum(one.sent for one in listeners)), "to clients"),
+        _tile(
+            "Messages",
+            number(sum(one.messages for one in listeners)),
+            "given to the handler",
+            f"{rates.messages:,.1f} a second" if rates else "",
+        ),
+        _tile(
+            "Received",
+            size(sum(one.received for one in listeners)),
+            "from clients",
+            f"{size(round(rates.received))} a second" if rates else "",
+        ),
+        _tile(
+            "Sent",
+            size(sum(one.sent for one in listeners)),
+            "to clients",
+            f"{size(round(rates.sent))} a second" if rates else "",
+        ),
+        _tile(
+            "Refused",
+            number(refused),
+            "clients turned away",
+            f"{minute.refused:,} in the last minute",
+            alarm=bool(minute.refused),
+        ),
         _tile("Oldest call", duration(now.oldest_call), "of the handler, that is under way"),
-        _tile("Event loop lag", duration(now.worst_lag), f"worst of a minute; {stalls}"),
+        _tile("Event loop lag", duration(now.worst_lag), "worst of a minute", stalls),
     ]
     if now.log is not None:
         lost = f"{now.log.lost:,} lost, {now.log.suppressed:,} above the rate"
@@ -137,12 +175,10 @@ def _tiles(now: Snapshot) -> str:
     return f'<div class="tiles">\n{"".join(tiles)}</div>'
 
 
-def _tile(title: str, value: str, beside: str, *, alarm: bool = False) -> str:
+def _tile(title: str, value: str, *beside: str, alarm: bool = False) -> str:
     mark = ' class="alarm"' if alarm else ""
-    return (
-        f"<section><h2>{escape(title)}</h2><p>{escape(value)}</p>"
-        f"<small{mark}>{escape(beside)}</small></section>\n"
-    )
+    lines = "".join(f"<small{mark}>{escape(line)}</small>" for line in beside if line)
+    return f"<section><h2>{escape(title)}</h2><p>{escape(value)}</p>{lines}</section>\n"
 
 
 def _listeners(listeners: Iterable[ListenerFigures]) -> str:
@@ -156,6 +192,60 @@ def _listeners(listeners: Iterable[ListenerFigures]) -> str:
     return f"""<section><h2>Listeners</h2>
 <table><thead><tr><th>listener</th><th>open</th><th>accepted</th><th>messages</th>
 <th>received</th><th>sent</th><th>address</th></tr></thead><tbody>
+{rows}</tbody></table></section>"""
+
+
+def _levels(levels: Iterable[Level]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(one.limit)}</td>"
+        f"<td{' class=alarm' if one.used >= NEARLY * one.most else ''}>{one.used:,}</td>"
+        f"<td>{one.most:,}</td><td>{_meter(one)}</td></tr>\n"
+        for one in levels
+    )
+    return f"""<section><h2>Limits</h2>
+<table><thead><tr><th>limit</th><th>in use</th><th>of</th><th></th></tr></thead><tbody>
+{rows}</tbody></table></section>"""
+
+
+def _meter(level: Level) -> str:
+    high = NEARLY * level.most
+    return f'<meter value="{level.used}" max="{level.most}" high="{high:g}" optimum="0"></meter>'
+
+
+def _by_listener(
+    title: str, what: str, counts: Sequence[tuple[str, Mapping[str, int]]], nothing: str
+) -> str:
+    """Return a table of what was counted, with a column for each listener if there are several."""
+    total: Counter[str] = Counter()
+    for _, some in counts:
+        total.update(some)
+    shown = [(name, count) for name, count in total.most_common() if count]
+    if len(counts) < 2:
+        return _counts(title, what, shown, nothing)
+    head = "".join(f"<th>{escape(listener)}</th>" for listener, _ in counts)
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f"<td>{some.get(name, 0):,}</td>" for _, some in counts)
+        + f"<td>{count:,}</td></tr>\n"
+        for name, count in shown
+    )
+    table = f"""<table><thead><tr><th>{what}</th>{head}<th>all</th></tr></thead><tbody>
+{rows}</tbody></table>"""
+    body = table if shown else f'<span class="dim">{nothing}</span>'
+    return f"<section><h2>{title}</h2>{body}</section>"
+
+
+def _certificates(now: Snapshot) -> str:
+    if not now.certificates:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(each.path)}</td><td>{escape(each.serial)}</td>"
+        f"<td{' class=alarm' if each.valid_until.timestamp() - now.now < SOON else ''}>"
+        f"{each.valid_until:%Y-%m-%d}</td></tr>\n"
+        for each in now.certificates
+    )
+    return f"""<section><h2>Certificates</h2>
+<table><thead><tr><th>file</th><th>serial number</th><th>valid until</th></tr></thead><tbody>
 {rows}</tbody></table></section>"""
 
 
@@ -202,13 +292,6 @@ def _footer(now: Snapshot) -> str:
         '<a href="metrics">metrics</a>, <a href="readyz">readyz</a>, '
         '<a href="healthz">healthz</a>'
     )
-
-
-def _most_common(counts: Iterable[Mapping[str, int]]) -> list[tuple[str, int]]:
-    total: Counter[str] = Counter()
-    for some in counts:
-        total.update(some)
-    return total.most_common()
 
 
 def number(value: int) -> str:

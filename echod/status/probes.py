@@ -1,4 +1,5 @@
-"""What has to be measured, as nothing counts it: how late the event loop is, how long a queue is.
+"""What has to be measured, as nothing counts it: how late the event loop is, how long a queue is,
+what the last minute has brought.
 
 One timer, every `INTERVAL` seconds, and only while the status is served.
 """
@@ -6,10 +7,11 @@ One timer, every `INTERVAL` seconds, and only while the status is served.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from echod.concurrency import WorkerPool
-from echod.metrics import Histogram
+from echod.metrics import Histogram, Totals
 
 # Seconds from one look to the next.
 INTERVAL = 0.5
@@ -28,13 +30,18 @@ class Probes:
         recent_lags: those of the last minute.
     """
 
-    def __init__(self, reactor: Any, pool: WorkerPool | None) -> None:
+    def __init__(
+        self, reactor: Any, pool: WorkerPool | None, totals: Callable[[], Totals]
+    ) -> None:
         """Set up, without a timer.
 
         Args:
             reactor: for the clock.
             pool: whose queue is measured; None where there is none.
+            totals: returns what has been counted since the start.
         """
+        self._totals = totals
+        self._recent: deque[Totals] = deque([totals()], maxlen=REMEMBERED + 1)
         self.lag = Histogram(LAG_BOUNDS)
         self.recent_lags: deque[float] = deque(maxlen=REMEMBERED)
         self._reactor = reactor
@@ -58,8 +65,14 @@ class Probes:
         late = max(0.0, self._reactor.seconds() - self._due)
         self.lag.observe(late)
         self.recent_lags.append(late)
+        self._recent.append(self._totals())
         self._ask_pool()
         self.start()
+
+    @property
+    def last_minute(self) -> Totals:
+        """What was counted in the last minute."""
+        return self._totals().since(self._recent[0])
 
     def _ask_pool(self) -> None:
         """Let a task of our own wait with the others, unless one does: so all of them wait."""

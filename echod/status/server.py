@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -16,14 +17,29 @@ from echod.status.probes import Probes
 from echod.status.site import StatusSite, make_site
 from echod.status.snapshot import (
     Build,
+    ListenerFigures,
     LogFigures,
     PoolFigures,
+    Rates,
     Snapshot,
     Subject,
     figures_of,
     state_of,
+    totals_of,
 )
 from echod.status.timing import HandlerTimer
+
+# How far back rates look, in seconds.
+MINUTE = 60.0
+
+
+class Seen(NamedTuple):
+    """What a look at the figures has found: sums over all listeners."""
+
+    at: float
+    messages: int
+    received: int
+    sent: int
 
 
 class StatusServer(Listener[StatusSite]):
@@ -55,7 +71,8 @@ class StatusServer(Listener[StatusSite]):
         super().__init__(reactor, description, wanted, site)
         self._subject = subject
         self._timer = timer
-        self._probes = Probes(reactor, subject.pool)
+        self._probes = Probes(reactor, subject.pool, lambda: totals_of(subject))
+        self._seen: deque[Seen] = deque()
         self._build = Build.of(reactor)
         self._began = reactor.seconds()
         self._started = time.time()
@@ -89,6 +106,32 @@ class StatusServer(Listener[StatusSite]):
             stalled=subject.metrics.stalled,
             pool=self._pool(),
             log=self._log(),
+            levels=tuple(subject.levels),
+            last_minute=self._probes.last_minute,
+            rates=self._rates(listeners),
+            certificates=tuple(subject.certificates),
+            now=time.time(),
+        )
+
+    def _rates(self, listeners: Sequence[ListenerFigures]) -> Rates | None:
+        """Return how much a second, since the earliest look of the last minute."""
+        now = Seen(
+            self._reactor.seconds(),
+            messages=sum(one.messages for one in listeners),
+            received=sum(one.received for one in listeners),
+            sent=sum(one.sent for one in listeners),
+        )
+        while self._seen and now.at - self._seen[0].at > MINUTE:
+            self._seen.popleft()
+        before = self._seen[0] if self._seen else None
+        self._seen.append(now)
+        if before is None or now.at <= before.at:
+            return None
+        seconds = now.at - before.at
+        return Rates(
+            (now.messages - before.messages) / seconds,
+            (now.received - before.received) / seconds,
+            (now.sent - before.sent) / seconds,
         )
 
     def _pool(self) -> PoolFigures | None:

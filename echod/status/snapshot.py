@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -14,10 +15,11 @@ from echod.concurrency import WorkerPool
 from echod.default_reactor import name_of
 from echod.escaping import escape
 from echod.lifecycle import shown_address
-from echod.limits import REFUSED_BY
-from echod.metrics import Histogram, Metrics
+from echod.limits import REFUSED_BY, Level
+from echod.metrics import Histogram, Metrics, Totals
 from echod.session import EndReason
 from echod.sweeping import SLICE
+from echod.tls import ServedCertificate
 
 
 class ObservedFactory(Protocol):
@@ -68,6 +70,10 @@ class Subject(Protocol):
     def oldest_call(self) -> float: ...
     @property
     def log_observer(self) -> ObservedLog | None: ...
+    @property
+    def levels(self) -> Sequence[Level]: ...
+    @property
+    def certificates(self) -> Sequence[ServedCertificate]: ...
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,30 @@ class LogFigures:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """How much a second, on average over at most a minute, since somebody last looked.
+
+    Attributes:
+        messages: given to the handler.
+        received, sent: bytes.
+    """
+
+    messages: float = 0.0
+    received: float = 0.0
+    sent: float = 0.0
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """Everything at one moment; times in seconds."""
+    """Everything at one moment; times in seconds.
+
+    Attributes:
+        levels: what is scarce, and how much of it is taken.
+        last_minute: what was counted in the last minute.
+        rates: of what is known only when connections are asked; None at the first look.
+        certificates: those in use.
+        now: the time, as Unix has it.
+    """
 
     build: Build
     started: float
@@ -154,9 +182,39 @@ class Snapshot:
     stalled: float
     pool: PoolFigures | None
     log: LogFigures | None
+    levels: Sequence[Level]
+    last_minute: Totals
+    rates: Rates | None
+    certificates: Sequence[ServedCertificate]
+    now: float
+
+    @property
+    def pool_wait(self) -> float:
+        """How long a message waits for a thread."""
+        return 0.0 if self.pool is None else self.pool.wait
+
+    @property
+    def certificate_ends_in(self) -> float:
+        """For how long the certificate is valid that ends first."""
+        ends = (each.valid_until.timestamp() for each in self.certificates)
+        return min(ends, default=math.inf) - self.now
 
 
 STATES = ("starting", "ready", "draining")
+
+
+def totals_of(subject: Subject) -> Totals:
+    """Return what has been counted over all listeners."""
+    all_metrics = [listener.factory.metrics for listener in subject.listeners]
+    return Totals(
+        accepted=sum(metrics.accepted for metrics in all_metrics),
+        ended=sum(metrics.ended.total() for metrics in all_metrics),
+        refused=sum(metrics.refused.total() for metrics in all_metrics),
+        handler_errors=sum(
+            metrics.ended[EndReason.HANDLER_ERROR.value] for metrics in all_metrics
+        ),
+        lines_lost=0 if subject.log_observer is None else subject.log_observer.lost,
+    )
 
 
 def state_of(subject: Subject) -> str:

@@ -18,7 +18,7 @@ Imports nothing of echod's, so that it could be published on its own.
 """
 
 from echod.tls.connection import TLSConnection, TLSError, TLSFactory
-from echod.tls.context import Context, Files, FilesError, ServerContext
+from echod.tls.context import Context, Files, FilesError, ServedCertificate, ServerContext
 from echod.tls.facts import Certificate, TLSFacts
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Context",
     "Files",
     "FilesError",
+    "ServedCertificate",
     "ServerContext",
     "TLSConnection",
     "TLSError",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from echod.tls.der import not_after
+from echod.tls.der import not_after, serial_number
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 
@@ -75,7 +75,9 @@ class Files:
                 context.set_alpn_protocols(list(self.alpn))
             with _explained(f"the certificate in {self.certificate} is damaged"):
                 first = certificates_in(once(self.certificate))[0]
-                return Loaded(context, not_after(ssl.PEM_cert_to_DER_cert(first)))
+                der = ssl.PEM_cert_to_DER_cert(first)
+                served = ServedCertificate(self.certificate, serial_number(der), not_after(der))
+                return Loaded(context, served)
         except OSError as error:
             raise FilesError(f"{self.certificate} cannot be used: {_why(error)}") from error
 
@@ -129,16 +131,31 @@ class Files:
 
 
 @dataclass(frozen=True)
+class ServedCertificate:
+    """The certificate that clients get.
+
+    Attributes:
+        path: the file that it was read from.
+        serial: its serial number, in hexadecimal.
+        valid_until: when its validity ends.
+    """
+
+    path: str
+    serial: str
+    valid_until: datetime.datetime
+
+
+@dataclass(frozen=True)
 class Loaded:
     """What `Files` hold.
 
     Attributes:
         context: makes OpenSSL's part of a connection.
-        valid_until: when the certificate's validity ends.
+        served: the certificate.
     """
 
     context: ssl.SSLContext
-    valid_until: datetime.datetime
+    served: ServedCertificate
 
 
 class Context(Protocol):
@@ -165,9 +182,9 @@ class ServerContext:
         self._loaded = files.load()
 
     @property
-    def valid_until(self) -> datetime.datetime:
-        """When the validity of the certificate in use ends."""
-        return self._loaded.valid_until
+    def served(self) -> ServedCertificate:
+        """The certificate that new connections get."""
+        return self._loaded.served
 
     def reread(self) -> Callable[[], None]:
         """Read the files again, and return what takes them into use.

@@ -37,6 +37,15 @@ def not_after(certificate: bytes) -> datetime.datetime:
     return datetime.datetime.strptime(moment.decode(), form).replace(tzinfo=datetime.UTC)
 
 
+def serial_number(certificate: bytes) -> str:
+    """Return a certificate's serial number (RFC 5280, 4.1.2.2) in hexadecimal, as openssl does.
+
+    Raises:
+        ValueError: it is no certificate.
+    """
+    return element(_fields(certificate)[0])[1].hex().upper().removeprefix("00")
+
+
 def subject(certificate: bytes) -> tuple[tuple[str, str], ...]:
     """Return the name of who has a certificate (RFC 5280, 4.1.2.6).
 

@@ -218,9 +218,10 @@ def test_a_status_that_cannot_be_served_keeps_it_from_starting(
 
 
 @contextmanager
-def names(observed: Any) -> Iterator[set[str]]:
-    """The names of all metrics that there are, with and without threads."""
-    here = observed("--concurrency", "defer-to-thread")
+def names(observed: Any, certificate: Path) -> Iterator[set[str]]:
+    """The names of all metrics that there are, with threads and a certificate."""
+    tls = f"tls:tcp:0:interface=127.0.0.1:certificate={certificate}"
+    here = observed("--concurrency", "defer-to-thread", "--listen", tls)
     yield {name for name, *_ in here.metrics()}
 
 
@@ -242,12 +243,12 @@ def expressions(node: Any) -> Iterator[str]:
             yield from expressions(value)
 
 
-def test_alerts_and_dashboard_use_metrics_that_there_are(observed: Any) -> None:
+def test_alerts_and_dashboard_use_metrics_that_there_are(observed: Any, certificate: Path) -> None:
     alerts = yaml.safe_load((ETC / "prometheus-alerts.yml").read_text())
     dashboard = json.loads((ETC / "grafana-dashboard.json").read_text())
     scrape = yaml.safe_load((ETC / "prometheus.yml").read_text())
     assert scrape["rule_files"] == ["prometheus-alerts.yml"]
-    with names(observed) as known:
+    with names(observed, certificate) as known:
         for file in (alerts, dashboard):
             found = {name for expression in expressions(file) for name in used(expression)}
             assert found

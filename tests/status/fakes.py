@@ -7,7 +7,9 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address
 
+from echod.limits import Level
 from echod.metrics import Metrics
+from echod.tls import ServedCertificate
 
 HERE = IPv4Address("TCP", "127.0.0.1", 8888)
 
@@ -46,3 +48,5 @@ class FakeSubject:
     pool: Any = None
     oldest_call: float = 0.0
     log_observer: FakeLog | None = None
+    levels: list[Level] = field(default_factory=list)
+    certificates: list[ServedCertificate] = field(default_factory=list)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,24 +12,31 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from echod.limits import Level
 from echod.listen import parse_listen
-from echod.metrics import Metrics
+from echod.metrics import Metrics, Totals
 from echod.status.page import duration, number, page, size
 from echod.status.server import StatusServer
 from echod.status.snapshot import Snapshot
 from echod.status.timing import HandlerTimer
+from echod.tls import ServedCertificate
 from tests.status.fakes import FakeConnection, FakeFactory, FakeListener, FakeLog, FakeSubject
+
+VALID_UNTIL = datetime.now(UTC) + timedelta(days=90)
 
 
 class FakePool:
     size, busy, waiting, lost_waiting, dropped = 4, 4, 9, 6, 5
 
 
-def snapshot(subject: FakeSubject, clock: Clock | None = None) -> Snapshot:
+def server_of(subject: FakeSubject, clock: Clock) -> StatusServer:
     timer = HandlerTimer(in_threads=False)
     timer.histogram.observe(0.002)
-    wanted = parse_listen(reactor, "tcp:0")
-    server = StatusServer(clock or Clock(), "tcp:0", wanted, subject, timer)
+    return StatusServer(clock, "tcp:0", parse_listen(reactor, "tcp:0"), subject, timer)
+
+
+def snapshot(subject: FakeSubject, clock: Clock | None = None) -> Snapshot:
+    server = server_of(subject, clock or Clock())
     return immediate(Deferred.fromCoroutine(server.look()))
 
 
@@ -78,6 +86,8 @@ def busy_subject() -> FakeSubject:
         oldest_call=61.0,
         pool=FakePool(),
         log_observer=FakeLog(),
+        levels=[Level("max-connections", 10, 100)],
+        certificates=[ServedCertificate("server.pem", "0A1B", VALID_UNTIL)],
     )
 
 
@@ -87,7 +97,7 @@ def test_the_page_shows_everything() -> None:
     shown = " ".join(text.words)
     for what in (
         "echod ready",
-        "Connections 10 open; 12 accepted",
+        "Connections 10 open; 12 accepted 0 in the last minute",
         "Messages 4 given to the handler",
         "Received 3.0 KiB from clients",
         "2 stalls, 500 ms",
@@ -95,8 +105,11 @@ def test_the_page_shows_everything() -> None:
         "Log lines 7 2 lost, 3 above the rate",
         "tcp:8888 10 12 4 3.0 KiB 15 B 127.0.0.1:8888",
         "tcp:8888 #2 0 0 0 0 B 0 B not listening",
-        "client closed 1",
-        "max-connections 4",
+        "client closed 1 0 1",
+        "Refused 4 clients turned away 0 in the last minute",
+        "limit tcp:8888 tcp:8888 #2 all max-connections 4 0 4",
+        "limit in use of max-connections 10 100",
+        f"server.pem 0A1B {VALID_UNTIL:%Y-%m-%d}",
         "up to 5 ms 1",
         "at work 4 of 4",
         "messages waiting 9",
@@ -112,7 +125,7 @@ def test_a_page_with_little_to_show_says_so() -> None:
     now.handler_time.counts[:] = [0] * len(now.handler_time.counts)
     shown = " ".join(Text(page(now)).words)
     assert "echod starting" in shown
-    for nothing in ("No connection has ended yet", "Nobody has been refused", "No message has"):
+    for nothing in ("No connection has ended yet", "No client has been refused", "No message has"):
         assert nothing in shown
     assert "Threads" not in shown
     assert "Log lines" not in shown
@@ -162,3 +175,42 @@ def test_numbers_and_sizes_are_short() -> None:
         "3.0 GiB",
         "5,120.0 TiB",
     ]
+
+
+def test_a_daemon_that_is_saturated_is_not_shown_as_well() -> None:
+    subject = busy_subject()
+    assert 'class="state ready"' in page(snapshot(subject))
+    subject.levels = [Level("threads", 16, 16)]
+    shown = page(snapshot(subject))
+    assert 'class="state saturated" role="status">ready, saturated<' in shown
+    assert "<li>threads: 16 of 16 in use</li>" in shown
+    assert "<title>echod: ready, saturated</title>" in shown
+    subject.draining = True
+    assert 'class="state draining" role="status">draining<' in page(snapshot(subject))
+
+
+def test_what_the_last_minute_has_brought_is_beside_what_there_has_been_in_all() -> None:
+    clock, subject = Clock(), busy_subject()
+    subject.pool = None
+    server = server_of(subject, clock)
+    server._probes.start()
+    immediate(Deferred.fromCoroutine(server.look()))
+    metrics = subject.listeners[0].factory.metrics
+    metrics.accepted += 30
+    metrics.refused["max-connections"] += 5
+    metrics.end("handler error", messages=120, received=6000, sent=60)
+    for _ in range(59):
+        clock.advance(0.5)
+    text = " ".join(Text(page(immediate(Deferred.fromCoroutine(server.look())))).words)
+    assert "30 in the last minute" in text
+    assert "5 in the last minute" in text
+    assert "4.1 a second" in text  # 120 messages in 29.5 s
+    assert "203 B a second" in text
+    assert "5 clients were refused in the last minute" in text
+    assert "1 connection ended by a handler error in the last minute" in text
+    for _ in range(180):
+        clock.advance(0.5)
+    now = immediate(Deferred.fromCoroutine(server.look()))
+    assert now.last_minute == Totals()
+    assert now.rates is None  # nobody has looked for longer than that
+    server._probes.stop()

@@ -4,6 +4,7 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
+from echod.metrics import Totals
 from echod.status.probes import INTERVAL, Probes
 
 
@@ -25,7 +26,7 @@ class FakePool:
 
 def test_the_lag_is_how_late_the_loop_is() -> None:
     clock = Clock()
-    probes = Probes(clock, None)
+    probes = Probes(clock, None, Totals)
     probes.start()
     clock.advance(INTERVAL)
     clock.advance(INTERVAL + 0.2)
@@ -40,7 +41,7 @@ def test_the_lag_is_how_late_the_loop_is() -> None:
 
 def test_the_wait_for_a_thread_is_that_of_a_task_that_waits_with_the_others() -> None:
     clock, pool = Clock(), FakePool()
-    probes: Any = Probes(clock, pool)  # type: ignore[arg-type]
+    probes: Any = Probes(clock, pool, Totals)  # type: ignore[arg-type]
     probes.start()
     clock.advance(INTERVAL)
     assert not pool.tasks  # nobody waits, so nobody has to be asked

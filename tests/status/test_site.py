@@ -23,7 +23,7 @@ from echod.status.site import MOST_CLIENTS, PATIENCE, StatusSite, make_site
 from echod.status.snapshot import state_of
 from tests.conftest import Log
 from tests.status.fakes import FakeFactory, FakeListener, FakeSubject
-from tests.status.test_page import busy_subject, snapshot
+from tests.status.test_page import VALID_UNTIL, busy_subject, snapshot
 
 PEER = IPv4Address("TCP", "127.0.0.1", 1)
 
@@ -413,6 +413,12 @@ def test_metrics_are_what_was_counted(get: Get) -> None:
         "echod_log_events_suppressed": 3,
     }.items():
         assert samples(found[name]) == {(): value}, name
+    assert samples(found["echod_limit"]) == {("max-connections",): 100}
+    assert samples(found["echod_limit_used"]) == {("max-connections",): 10}
+    assert samples(found["echod_saturated"]) == {(): 0}
+    assert samples(found["echod_certificate_expiry_time_seconds"]) == {
+        ("server.pem", "0A1B"): VALID_UNTIL.timestamp()
+    }
     assert samples(found["echod_state"]) == {("starting",): 0, ("ready",): 1, ("draining",): 0}
     # What open connections have moved counts while they are open.
     assert samples(found["echod_messages"])["tcp:8888",] == 4

@@ -185,7 +185,7 @@ def test_the_end_of_validity_is_told(folder: Path, name: str, days: int) -> None
     key = "key.pem" if name == "certificate.pem" else name
     server = ServerContext(files(folder, name, key=key))
     expected = datetime.datetime.now(datetime.UTC) + days * DAY
-    assert abs(server.valid_until - expected) < datetime.timedelta(minutes=5)
+    assert abs(server.served.valid_until - expected) < datetime.timedelta(minutes=5)
 
 
 @pytest.mark.parametrize("content", [b"", b"AA==", b"MIIB", b"MAA="])
@@ -222,7 +222,7 @@ def test_a_file_that_changes_while_it_is_read_is_one_thing_or_the_other(
         shown = client.getpeercert()
         assert shown is not None
         said = ssl.cert_time_to_seconds(str(shown["notAfter"]))
-        assert said == server.valid_until.timestamp()
+        assert said == server.served.valid_until.timestamp()
 
 
 def test_client_certificates_are_required_or_optional(folder: Path) -> None:
