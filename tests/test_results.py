@@ -340,8 +340,10 @@ async def test_every_model_and_framing_gives_the_same_results(
     options = {"handler": script.handler(), "framing": framing, "banner": b"", "over": over}
     async with serving(model, **options) as server:
         metrics = server.factory.metrics
-        for kind, place in itertools.product(ANY if model in EVENT_LOOP else AT_ONCE, range(3)):
-            kinds = [REPLY] * place + [kind] + [REPLY] * (2 - place)
+        # Alone, too: in the pool, a read that is one message has a way of its own.
+        places = [(0, 0), (0, 2), (1, 1), (2, 0)]
+        for kind, place in itertools.product(ANY if model in EVENT_LOOP else AT_ONCE, places):
+            kinds = [REPLY] * place[0] + [kind] + [REPLY] * place[1]
             due = expected(kinds, framing, served=served)
             script.received.clear()
             script.closed.clear()
