@@ -77,11 +77,18 @@ def handler_spec(text: str) -> HandlerSpec:
 
 
 def network(text: str) -> Network:
-    """Parse a network, or one address."""
+    """Parse a network, by the length of its prefix, or one address."""
+    wanted = "a network, as in 10.0.0.0/8 or fd00::/8, or an address"
+    # Python would read a netmask too, or its reverse, and the name of an interface.
+    if not re.fullmatch("[0-9a-fA-F.:]+(/(0|[1-9][0-9]{0,2}))?", text):
+        raise ValueError(wanted)
     try:
-        return ipaddress.ip_network(text)
+        meant = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise ValueError("a network, as in 10.0.0.0/8 or fd00::/8, or an address") from None
+        raise ValueError(wanted) from None
+    if "/" in text and meant.network_address != ipaddress.ip_address(text.partition("/")[0]):
+        raise ValueError(f"a network: it has bits beyond its prefix; did you mean {meant}?")
+    return meant
 
 
 def host_name(text: str) -> str:

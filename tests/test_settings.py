@@ -3,6 +3,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from dataclasses import fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,38 @@ SOME = {
     "log_level": ("debug", "warn"),
 }
 NEEDED = {"delimiter": ("--framing=line",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("192.0.2.7", "192.0.2.7/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("fd00::/8", "fd00::/8"),
+        ("::ffff:192.0.2.7", "::ffff:c000:207/128"),
+    ],
+)
+def test_a_network_is_an_address_and_the_length_of_its_prefix(text: str, network: str) -> None:
+    assert parse("--proxy-trust", text).proxy_trust == (ip_network(network),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/08", "10.0.0.0/255.0.0.0", "10.0.0.0/0.0.0.3"],
+        *["10.0.0", "167772160", "fe80::%eth0/64", "fe80::/129", "host", "10.0.0.0/\u0968", "a\0"],
+        *["10.0.0.0/8 ", "010.0.0.1", ":" * 5000],
+    ],
+)
+def test_a_network_is_nothing_else(text: str) -> None:
+    with pytest.raises(SystemExit, match=r"is not a network, as in 10\.0\.0\.0/8 or fd00::/8"):
+        parse("--proxy-trust", text)
+
+
+def test_a_network_with_bits_beyond_its_prefix_is_not_guessed() -> None:
+    with pytest.raises(SystemExit, match=r"did you mean 10\.0\.0\.0/8\?"):
+        parse("--proxy-trust", "10.0.0.1/8")
 
 
 def test_to_watch_for_stalls_is_not_to_burn_the_processor() -> None:
