@@ -89,6 +89,8 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         56: "WebSocket frames: unmasked, fragmented, huge",
         57: "The metrics are seen by clients, or grow by what they send",
         58: "A plugin cannot be imported",
+        93: "Connections to the status that say nothing",
+        94: "A page in an operator's browser asks for the status (DNS rebinding)",
         80: "A ClientHello in pieces; a certificate with an unusual name",
     },
     "Life cycle": {

@@ -109,6 +109,32 @@ def test_health_answers_while_every_thread_is_blocked(
         assert metrics["echod_connections_refused_total", "max-threads", "tcp:0"] == 1
 
 
+def test_idle_connections_keep_nobody_from_asking_for_health(
+    observed: Any, clients: ExitStack
+) -> None:
+    """Fault 93: However many connections to the status say nothing, each probe is answered."""
+    here = observed()
+    eventually(lambda: here.curl("/readyz")[0] == 200)
+    for _ in range(100):
+        clients.enter_context(connect(here.port))
+    assert [here.curl("/healthz") for _ in range(5)] == [(200, "ok\n")] * 5
+
+
+def test_a_page_in_a_browser_cannot_read_the_status_by_a_name_of_its_own(observed: Any) -> None:
+    """Fault 94: A request under a name that is not known to be meant gets no figures."""
+    here = observed("--status-host", "echod.example.org")
+    eventually(lambda: here.curl("/readyz")[0] == 200)
+    for name, status in {
+        "rebound.example": 421,
+        "echod.example.org": 200,
+        "localhost": 200,
+    }.items():
+        for path in ("/", "/metrics"):
+            answer, page = here.curl(path, "--header", f"Host: {name}:{here.port}")
+            assert answer == status
+            assert ("echod_build_info" in page or "<title>" in page) is (status == 200)
+
+
 def test_metrics_are_not_for_clients_and_do_not_grow_by_what_they_send(observed: Any) -> None:
     """Fault 57: Clients find no metrics where they are served, and whatever they send, there are
     as many time series as before.
