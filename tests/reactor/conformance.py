@@ -60,7 +60,9 @@ def find_free_port(
                 probe.bind(address)
             except OSError:
                 continue
-            return address
+        # A link-local host goes with its interface, as in Twisted's function.
+        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        return (socket.getnameinfo(address, numeric)[0], port)
     raise OSError("every port is in use")
 
 
