@@ -22,6 +22,7 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -84,19 +85,27 @@ class StallWatch:
         threshold: how long the loop may stand still, in seconds.
     """
 
-    def __init__(self, reactor: Any, threshold: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        threshold: float,
+        metrics: Metrics,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Set up; nothing runs yet.
 
         Args:
             reactor: asked for answers by its `callFromThread`.
             threshold: how long the loop may stand still, in seconds.
             metrics: where stalls are counted, by the watching thread.
+            seconds: the time that has passed since some moment, in seconds.
         """
         self._reactor = reactor
         self.threshold = threshold
         # A stall has begun, on the average, half of this before it is looked at.
         self._period = threshold / 2
         self._metrics = metrics
+        self._seconds = seconds
         self._answers: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._watched = 0
@@ -152,13 +161,13 @@ class StallWatch:
         Raises:
             _Stopped: the watch is over.
         """
-        due, used = time.monotonic() + patience, self._used()
+        due, used = self._seconds() + patience, self._used()
         answered = None
         with contextlib.suppress(queue.Empty):
             answered = self._answers.get(timeout=patience)
             if answered is None:
                 raise _Stopped
-        late = time.monotonic() - due
+        late = self._seconds() - due
         if late < self.threshold:
             return _Waited(answered, 0.0, 0.0)
         worked = self._used() - used
@@ -173,7 +182,7 @@ class StallWatch:
 
     def _ask(self) -> None:
         """Find out how long what the reactor's thread is doing now takes."""
-        asked = time.monotonic() - self._period / 2
+        asked = self._seconds() - self._period / 2
         self._reactor.callFromThread(self._answer)
         looked = shown = False
         waited = self._wait(self.threshold - self._period / 2)
@@ -182,7 +191,7 @@ class StallWatch:
             frame = self._frame()
             if not looked and not waited.paused and frame is not None:
                 looked = True
-                shown = self._show(time.monotonic() - asked, frame)
+                shown = self._show(self._seconds() - asked, frame)
             waited = self._wait(self.threshold)
         lag = waited.answered - asked - waited.paused
         if lag >= self.threshold:
@@ -192,7 +201,7 @@ class StallWatch:
 
     def _answer(self) -> None:
         """In the reactor's thread."""
-        self._answers.put(time.monotonic())
+        self._answers.put(self._seconds())
 
     def _frame(self) -> FrameType | None:
         """What the reactor's thread is doing; None where it waits for events."""
@@ -206,7 +215,7 @@ class StallWatch:
 
     def _show(self, seconds: float, frame: FrameType | None) -> bool:
         """Log what holds the loop, unless that was done a moment ago."""
-        now = time.monotonic()
+        now = self._seconds()
         if now < self._silent_until:
             self._untold += 1
             return False

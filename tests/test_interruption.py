@@ -64,8 +64,9 @@ async def test_thread(cleaned):
 
 
 def test_stubborn():
-    Path("begun").touch()
     try:
+        # Within the try: on a busy machine the signal is here before the next line is.
+        Path("begun").touch()
         time.sleep(60)
     except KeyboardInterrupt:
         Path("refused").touch()
@@ -123,7 +124,7 @@ def test_a_signal_ends_pytest_in_order(
 ) -> None:
     process = interrupted(waits_in)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=PATIENCE)
+    said, _ = process.communicate(timeout=2 * PATIENCE)
     assert process.returncode == 128 + number, said
     assert f"Interrupted: {number.name}" in said
     assert (tmp_path / "cleaned").exists(), said

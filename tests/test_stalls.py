@@ -163,9 +163,11 @@ async def test_where_a_threads_processor_time_cannot_be_had_the_loop_is_asked_mo
     monkeypatch.delattr(module.time, "pthread_getcpuclockid")
     watching = StallWatch(reactor, THRESHOLD, metrics)
     watching.start()
-    await deferLater(reactor, 0, time.sleep, LONG)
-    await eventually(lambda: metrics.stalls >= 1)
-    watching.stop()
+    try:
+        await deferLater(reactor, 0, time.sleep, LONG)
+        await eventually(lambda: metrics.stalls >= 1)
+    finally:
+        watching.stop()
 
 
 @pytest.mark.parametrize(
@@ -179,12 +181,10 @@ def test_a_process_that_stood_still_blames_nobody(
     worked: float,
     said: str,
 ) -> None:
-    watching = StallWatch(reactor, THRESHOLD, metrics)
     times, uses = iter([100.0, 100.0 + 0.05 + late]), iter([5.0, 5.0 + worked])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+    watching = StallWatch(reactor, THRESHOLD, metrics, seconds=lambda: next(times))
     monkeypatch.setattr(watching, "_used", lambda: next(uses))
     waited = watching._wait(0.05)
-    monkeypatch.undo()
     assert waited.held == worked
     assert (waited.paused > 0) is bool(said)
     assert said in log.text
