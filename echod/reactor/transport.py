@@ -6,7 +6,7 @@ nothing:
 
 - ``data_received`` looks up the protocol's ``dataReceived``, which may be replaced at any time;
 - ``write`` calls the uvloop transport's, unless it is diverted: to TLS, for a pull producer, for a
-  descriptor to send, or to nowhere once the connection has ended.
+  descriptor to send, while the stream is about to end, or to nowhere once it has.
 
 (Binding them to the other side's methods outright gains less than 1 %, and goes wrong when someone
 has kept the bound method.)
@@ -20,6 +20,7 @@ Differences from ``twisted.internet.tcp``, each for a reason:
   is still delivered before the connection closes (``tcp`` drops it), for at most
   :data:`FLUSH_TIMEOUT` seconds.
 - An exception in ``connectionMade`` ends the connection.
+- ``loseConnection`` does not wait for a producer that is a transport which has ended itself.
 - TCP_NODELAY is set, as uvloop does.
 - Closing does not shut down the socket for others who hold a duplicate of its descriptor.
 - Closing the *socket* (:meth:`getHandle`) takes the connection away from the reactor at once and

@@ -71,7 +71,9 @@ def reasons(file: Path = HERE / "known.toml") -> dict[str, str]:
     Raises:
         ValueError: an entry lacks its reason.
     """
-    known = {test: str(reason).strip() for test, reason in tomllib.loads(file.read_text()).items()}
+    known = {
+        test: " ".join(reason.split()) for test, reason in tomllib.loads(file.read_text()).items()
+    }
     for test, reason in known.items():
         if not reason:
             raise ValueError(f"{file}: no reason for {test}")
