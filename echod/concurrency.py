@@ -61,6 +61,7 @@ from echod.handlers import (
     Handler,
     ResolvedHandler,
     StandInServer,
+    checked,
     is_request_handler,
 )
 from echod.limits import Level
@@ -871,7 +872,7 @@ class Conversation:
         if is_request_handler(self.handler.target):
             self.server.meet(conn.getsockname())
             self.handler.converse(conn, conn.getpeername(), self.server)
-        elif isinstance(self.handler.converse(conn), bytes | Close):
+        elif isinstance(self.handler.converse(conn), bytes | bytearray | memoryview | Close):
             raise TypeError(
                 "a connection handler sends by itself, and what it returns goes nowhere; "
                 "mark it with @message_handler if it takes messages"
@@ -947,7 +948,7 @@ class Conversation:
                 return EndReason.FRAMING_ERROR
             if message is not None:
                 conn.messages += 1
-                reply = received(message)
+                reply: Any = received(message)
                 if isinstance(reply, Close):
                     session.close()
                     reason, reply = EndReason.HANDLER, reply.reply or None
@@ -964,20 +965,9 @@ class Conversation:
                     reason = EndReason.DRAINED if conn.draining else EndReason.CLIENT
         return reason
 
-    def _send(self, conn: ConnectionSocket, reply: bytes) -> None:
+    def _send(self, conn: ConnectionSocket, reply: object) -> None:
         if data := self.framing.encode(checked(reply)):
             conn.sendall(data)
-
-
-def checked(reply: object) -> bytes:
-    """Return `reply`.
-
-    Raises:
-        TypeError: it is not bytes.
-    """
-    if not isinstance(reply, bytes):
-        raise TypeError(f"a handler returns bytes, None or Close, not {type(reply).__name__}")
-    return reply
 
 
 def overridden(handler: Handler, hook: str) -> Callable[..., Any] | None:
@@ -986,11 +976,10 @@ def overridden(handler: Handler, hook: str) -> Callable[..., Any] | None:
     return None if getattr(method, "__func__", None) is getattr(Handler, hook) else method
 
 
-def call_opened(handler: Handler, client: Client) -> bytes | None:
+def call_opened(handler: Handler, client: Client) -> Any:
     """Call `handler.opened` if there is one, and return its greeting."""
     opened = overridden(handler, "opened")
-    greeting: bytes | None = opened(client) if opened else None
-    return greeting
+    return opened(client) if opened else None
 
 
 def call_closed(handler: Handler, reason: EndReason) -> None:

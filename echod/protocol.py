@@ -32,7 +32,6 @@ from echod.concurrency import (
     InReactor,
     Model,
     Pending,
-    checked,
     overridden,
 )
 from echod.contexts import call_in, context_of, take_over
@@ -45,6 +44,8 @@ from echod.handlers import (
     ResolvedHandler,
     StandInServer,
     adopt,
+    checked,
+    reply_from,
 )
 from echod.handover import SocketProtocol
 from echod.lifecycle import (
@@ -181,7 +182,7 @@ class EchoProtocol(ConnectionProtocol):
         """Return what calls handler code where it runs: a pool's thread has to be told."""
         if self._context is None or not isinstance(self._home.model, InPool):
             return function
-        return partial(self._context.run, function)
+        return partial(self._context.run, reply_from, function)
 
     # From Twisted.
 
@@ -755,7 +756,8 @@ class PooledProtocol(DirectProtocol):
             try:
                 assert self._context is not None
                 submit, run = cast(InPool, self._home.model).submit, self._context.run
-                self._pending = submit(self._answered_directly, run, (self._received, data))
+                arguments = (reply_from, self._received, data)
+                self._pending = submit(self._answered_directly, run, arguments)
                 self._direct_messages += 1
             except Busy as busy:
                 session.in_flight = False

@@ -19,7 +19,18 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from echod import Client, Close, EchoFactory, Handler, Length, Line, Reply, connection_handler
+from echod import (
+    Chunk,
+    Client,
+    Close,
+    EchoFactory,
+    Handler,
+    Length,
+    Line,
+    Reply,
+    connection_handler,
+)
+from echod.framing import Framing
 from echod.handlers import ConcurrencyModel, reverse, upper
 from tests.conftest import Log
 from tests.serving import (
@@ -259,6 +270,25 @@ async def test_a_banner_overrules_the_handlers_greeting(
     async with serving(model, handler=Recorder, framing=Line(), banner=banner) as server:
         assert await exchange(server, b"x\n") == greeting + b"x\n"
     assert Recorder.calls[0][0] == "opened"
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+@pytest.mark.parametrize("framing", [Chunk(), Line(), Length()])
+async def test_a_greeting_and_a_last_word_may_be_in_a_buffer(
+    model: str, framing: Framing, kind: type
+) -> None:
+    class Buffered(Handler):
+        def opened(self, client: Client) -> Any:
+            return kind(b"Hello")
+
+        def received(self, message: bytes) -> Any:
+            return Close(kind(b"bye " + message))
+
+    async with serving(model, handler=Buffered, framing=framing) as server:
+        answer = await exchange(server, framing.encode(b"x"))
+        end = b"\n" if isinstance(framing, Line) else b""
+        assert answer == framing.encode(b"Hello" + end) + framing.encode(b"bye x" + end)
 
 
 def fails(where: str) -> type[Handler]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import queue
 import socket
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from echod import (
     Line,
     Serial,
     concurrency,
+    message_handler,
 )
 from echod.concurrency import Busy, InPool, InReactor, WorkerPool
 from echod.framing import Framing
@@ -49,6 +51,7 @@ from tests.daemon import not_here
 from tests.memory import Transport, connect, lose
 from tests.serving import (
     BANNER,
+    PATIENCE,
     Server,
     eventually,
     in_thread,
@@ -375,8 +378,8 @@ class Overworked(InReactor):
         return super().call(done, function, *arguments)
 
     def submit(self, done: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
-        """What is asked of a pool: `function` runs the first of `arguments` in a context."""
-        if arguments[0].__name__ in self.busy:
+        """What is asked of a pool: `function` runs the second of `arguments` in a context."""
+        if arguments[1].__name__ in self.busy:
             raise Busy("no thread", "max-queue")
         return super().call(done, function, *arguments)
 
@@ -887,6 +890,30 @@ def test_opened_may_return_a_deferred_and_messages_wait_for_it() -> None:
     greeting.callback(b"Hello ")
     assert transport.value() == b"Hello x"
     lose(protocol)
+
+
+def test_a_buffer_that_a_thread_returns_may_be_used_again_at_once() -> None:
+    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    pool = WorkerPool(1, asked.put)
+    buffer = bytearray()
+
+    @message_handler
+    def reuses(message: bytes) -> bytearray:
+        buffer[:] = message
+        return buffer
+
+    for framing in (Chunk(), Line()):
+        protocol, transport = connect(
+            EchoFactory(Clock(), handler=reuses, framing=framing, model=InPool(pool))
+        )
+        protocol.dataReceived(b"one\n")
+        while not transport.value():
+            turn = asked.get(timeout=PATIENCE)
+            buffer[:] = b"two\n"  # the last time, the thread has been there before
+            turn()
+        assert transport.value() == b"one\n"
+        lose(protocol)
+    pool.stop()
 
 
 def test_closed_is_not_called_where_opened_failed(log: Log) -> None:

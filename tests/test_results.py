@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
-from echod import Chunk, Close, EchoFactory, Handler, Length, Line, Serial
+from echod import Chunk, Client, Close, EchoFactory, Handler, Length, Line, Serial
 from echod.concurrency import InReactor, Model
 from echod.framing import Framing
 from echod.handlers import ConcurrencyModel
@@ -38,19 +38,22 @@ from tests.serving import eventually, server_context, serving
 # The messages, each named for its result.  Each says which it was, to show order.
 REPLY, EMPTY, LONG, NOTHING = b"r", b"e", b"l", b"n"
 LAST, HANG_UP, RAISES, TEXT = b"q", b"h", b"x", b"t"
-AT_ONCE = (REPLY, EMPTY, LONG, NOTHING, LAST, HANG_UP, RAISES, TEXT)
+# In a buffer that the handler uses again for its next reply, and as every second byte of one.
+BUFFER, VIEW, LAST_BUFFER = b"b", b"v", b"B"
+AT_ONCE = (REPLY, EMPTY, LONG, NOTHING, LAST, HANG_UP, RAISES, TEXT, BUFFER, VIEW, LAST_BUFFER)
 # In the event loop: Deferreds and coroutines that have their result, and that have it later.
 FIRED, FAILED, LATER, NOTHING_LATER = b"f", b"F", b"d", b"N"
+BUFFER_LATER = b"u"
 LAST_LATER, FAILS_LATER, TEXT_LATER = b"Q", b"X", b"T"
 RETURNS, AWAITS, RAISES_THERE, LAST_THERE, LAST_AWAITED = b"c", b"a", b"y", b"k", b"K"
 ANY = (
     *AT_ONCE,
-    *(FIRED, FAILED, LATER, NOTHING_LATER, LAST_LATER, FAILS_LATER, TEXT_LATER),
+    *(FIRED, FAILED, LATER, NOTHING_LATER, BUFFER_LATER, LAST_LATER, FAILS_LATER, TEXT_LATER),
     *(RETURNS, AWAITS, RAISES_THERE, LAST_THERE, LAST_AWAITED),
 )
 
 ERRORS = {RAISES, TEXT, FAILED, FAILS_LATER, TEXT_LATER, RAISES_THERE}
-LASTS = {LAST, LAST_LATER, LAST_THERE, LAST_AWAITED, HANG_UP}
+LASTS = {LAST, LAST_BUFFER, LAST_LATER, LAST_THERE, LAST_AWAITED, HANG_UP}
 
 EVENT_LOOP = {ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL}
 FRAMINGS = [Chunk(max_message=1), Line(), Length()]
@@ -100,12 +103,18 @@ class Script:
     later: Callable[[Callable[[], object]], object]
     received: list[bytes] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    buffer: bytearray = field(default_factory=bytearray)
+    spread: bytearray = field(default_factory=lambda: bytearray(64))
 
     def handler(self) -> type[Handler]:
         """Return a handler that gives the result which each message names."""
         script = self
 
         class Scripted(Handler):
+            def opened(self, client: Client) -> Any:
+                script.buffer[:] = b""
+                return script.buffer
+
             def __init__(self) -> None:
                 self._count = 0
 
@@ -124,6 +133,10 @@ class Script:
             return self._coroutine(kind, reply)
         give: dict[bytes, Callable[[], Any]] = {
             LAST: lambda: Close(reply or b""),
+            BUFFER: lambda: self._buffered(reply),
+            VIEW: lambda: self._spread(reply),
+            LAST_BUFFER: lambda: Close(self._buffered(reply)),
+            BUFFER_LATER: lambda: self._soon(self._buffered(reply)),
             HANG_UP: Close,
             RAISES: self._fail,
             TEXT: lambda: "text",
@@ -136,6 +149,16 @@ class Script:
             TEXT_LATER: lambda: self._soon("text"),
         }
         return give.get(kind, lambda: reply)()
+
+    def _buffered(self, reply: bytes | None) -> bytearray:
+        self.buffer[:] = reply or b""
+        return self.buffer
+
+    def _spread(self, reply: bytes | None) -> memoryview:
+        assert reply
+        view = memoryview(self.spread)[: 2 * len(reply) : 2]
+        view[:] = reply
+        return view
 
     def _fail(self) -> None:
         raise RuntimeError("no good")

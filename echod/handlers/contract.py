@@ -83,15 +83,50 @@ class Client:
     proxy: ProxyHeader | None = None
 
 
+# What is sent as it is: bytes, or what holds some.
+BytesLike = bytes | bytearray | memoryview
+
+
+def checked(reply: object) -> bytes:
+    """Return a reply as bytes; what could still be changed is copied.
+
+    Raises:
+        TypeError: it holds no bytes.
+    """
+    if isinstance(reply, bytes):
+        return reply
+    try:
+        return memoryview(reply).tobytes()  # type: ignore[arg-type]
+    except TypeError:
+        name = type(reply).__name__
+        raise TypeError(f"a handler returns bytes, None or Close, not {name}") from None
+
+
 @dataclass(frozen=True)
 class Close:
     """A reply that is the last one: `reply` is sent, then the connection closes."""
 
-    reply: bytes = b""
+    reply: BytesLike = b""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reply, bytes):
+            reply = b"" if self.reply is None else checked(self.reply)
+            object.__setattr__(self, "reply", reply)
 
 
 # What a message handler may return; in the event loop also a coroutine or Deferred of these.
-Reply = bytes | Close | None
+Reply = BytesLike | Close | None
+
+
+def reply_from(received: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a handler's method returns, as nobody can change it any more.
+
+    For threads: until the event loop takes a result, another thread may use its buffer again.
+    """
+    reply = received(*arguments)
+    if reply.__class__ is bytes or not isinstance(reply, bytearray | memoryview):
+        return reply
+    return checked(reply)
 
 
 class Handler:
@@ -113,7 +148,7 @@ class Handler:
 
     __slots__ = ()
 
-    def opened(self, client: Client) -> bytes | None:
+    def opened(self, client: Client) -> BytesLike | None:
         """Once, first; the connection is open.
 
         Returns:
@@ -131,7 +166,8 @@ class Handler:
             message: what the framing made of the input; never changed, never decoded.
 
         Returns:
-            `bytes` to send them (framed as the messages are), None to send nothing,
+            `bytes` to send them (framed as the messages are; a `bytearray` or `memoryview` is as
+            good, and may be used again at once), None to send nothing,
             `Close(b"...")` to send a last reply and close.  In the event loop a coroutine or a
             Deferred of one of these too; it is cancelled if the client goes away.
         """
