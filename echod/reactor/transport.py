@@ -54,7 +54,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.contexts import call_in
 from echod.reactor.logprefix import running
 
 try:
@@ -329,7 +328,7 @@ class StreamTransport:
         if not self.disconnected:
             context = self.context
             self._uv.abort()
-            self._finish(reason) if context is None else call_in(context, self._finish, reason)
+            _call_in(context, self._finish, reason)
 
     def _fail(self, what: str) -> None:
         """Log the exception being handled, and end the connection with it."""
@@ -658,6 +657,16 @@ class StreamTransport:
         raise NotImplementedError
 
     _protocol_name = "no protocol"
+
+
+def _call_in(context: Context | None, function: Callable[..., None], *arguments: Any) -> None:
+    """Call in ``context``; where it is entered already, as by the protocol, simply call."""
+    try:
+        if context is not None:
+            context.run(int)
+    except RuntimeError:
+        context = None
+    function(*arguments) if context is None else context.run(function, *arguments)
 
 
 def _name(protocol: Any) -> str:
