@@ -35,6 +35,7 @@ import signal
 import socket
 import ssl
 import struct
+import traceback
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -421,6 +422,15 @@ class RelayedSocket(ConnectionSocket):
     def setsockopt(self, level: int, *arguments: Any) -> None:
         if level not in (socket.IPPROTO_TCP, socket.IPPROTO_IP, socket.IPPROTO_IPV6):
             super().setsockopt(level, *arguments)
+
+
+def is_of_a_connection(error: BaseException) -> bool:
+    """Return whether a connection that is lost raised `error`, whichever connection it is."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConnectionSocket) and owner.caused(error):
+            return True
+    return False
 
 
 def is_loss(error: BaseException) -> bool:

@@ -9,7 +9,8 @@ service it has no terminal.  Guarantees:
 * The root logger of `logging` has a handler.  Handlers that write to the terminal are exchanged
   for one that writes to the log, with level and filters kept; files, and whatever else the module
   has set up, stay as they are.
-* An exception that ends a thread, or that Python can raise nowhere, is a line of level error.
+* An exception that ends a thread, or that Python can raise nowhere, is a line of level error; but
+  not where a client has gone, and a file made from its connection is let go with bytes unsent.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from twisted.logger import (
     globalLogPublisher,
 )
 from zope.interface import implementer
+
+from echod.connection import is_of_a_connection
 
 _LEVELS = (
     (logging.CRITICAL, LogLevel.critical),
@@ -130,6 +133,9 @@ class Capture:
             )
 
     def _unraisable(self, args: Any) -> None:
+        # Since Python 3.13 a file tells so that it cannot write its last bytes.
+        if args.exc_value is not None and is_of_a_connection(args.exc_value):
+            return
         self._log.error(
             "{what} {object!r}\n{traceback}",
             what=args.err_msg or "Exception ignored in:",

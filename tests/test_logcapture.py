@@ -3,16 +3,19 @@ from __future__ import annotations
 import gc
 import io
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 
+from echod.connection import ConnectionSocket
 from echod.logcapture import Capture, capturing
 from tests.conftest import Log
 
@@ -165,6 +168,30 @@ def test_an_exception_that_can_be_raised_nowhere_is_an_error() -> None:
         assert level == "error"
         assert "Exception ignored in: <function" in text
         assert text.endswith("ValueError: odd")
+
+
+def test_a_file_over_a_connection_that_is_lost_may_be_let_go_of() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with (
+        ConnectionSocket(ours.detach(), peer=None, local=None) as conn,
+        capturing_all() as captured,
+    ):
+        file = conn.makefile("w")
+        with pytest.raises(BrokenPipeError) as caught:
+            print("happy", file=file, flush=True)
+        del file  # Python 3.13 tells of this
+        # ... and each version, in this way, of what else ends in a finalizer.
+        told = SimpleNamespace(
+            exc_type=caught.type,
+            exc_value=caught.value,
+            exc_traceback=caught.tb,
+            err_msg=None,
+            object=None,
+        )
+        sys.unraisablehook(told)
+        gc.collect()
+        assert captured.lines == []
 
 
 def test_once_twisteds_log_has_begun_lines_go_there(log: Log) -> None:
