@@ -46,7 +46,7 @@ def test_the_text_ends_with_twistds_last_line(daemon: Start) -> None:
     running = daemon()
     running.wait_for("Socket now listening")
     running.stop()
-    assert running.lines[-1].endswith("Server Shut Down.")
+    assert running.lines[-1].endswith("Server Shut Down."), running.log
 
 
 def test_what_is_below_the_level_is_left_out(daemon: Start) -> None:
