@@ -139,8 +139,14 @@ class EchoProtocol(ConnectionProtocol):
         home = self._home
         # The conversation's own; None where the transport has one.
         self._context: Context | None = Context()
-        self._handler = self._context.run(home.handler.message_handler)
-        self._received = self._handler.received
+        # A Failure, if the constructor has failed: the connection ends as if `opened` had.
+        self._handler: Any
+        self._received: Any = None
+        try:
+            self._handler = self._context.run(home.handler.message_handler)
+            self._received = self._handler.received
+        except BaseException:
+            self._handler = Failure()
         self._session = self._new_session()
         # Until the handler is open, what comes is kept: behind a PROXY header, or behind the end
         # of a handshake, a message may be here before the connection's turn is.
@@ -242,6 +248,9 @@ class EchoProtocol(ConnectionProtocol):
 
     def _start(self) -> None:
         self.transport.registerProducer(self, True)
+        if isinstance(self._handler, Failure):
+            self._opened(self._handler)
+            return
         opened = overridden(self._handler, "opened")
         if opened is None:
             self._opened(None)
@@ -906,6 +915,8 @@ class EchoFactory(Factory):
             return self.refused(addr, refusal) if refusal else self._accepted(addr, peer)
         except BaseException:
             log_failure(Failure(), Client(shown_address(peer)))
+            self.metrics.accepted += 1
+            self.metrics.end(EndReason.HANDLER_ERROR.value, messages=0, received=0, sent=0)
             return None
 
     def _accepted(self, addr: IAddress | None, peer: IAddress | None) -> Protocol:

@@ -34,11 +34,17 @@ from echod.concurrency import (
 from echod.handlers import ConcurrencyModel
 from echod.limits import Limits
 from echod.protocol import EchoFactory
+from echod.proxied import ProxyFactory
+from echod.settings import LOOPBACK as TRUSTED
 from echod.tls import Context, Files, ServerContext, TLSFactory
 from tests.daemon import unacknowledged
+from tests.proxy_headers import line
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 BANNER = b"Welcome to the server. Type something and hit enter\n"
+
+# By which a client may reach a factory.
+WAYS = ["clear", "TLS", "Twisted's TLS", "PROXY"]
 
 # How long a condition may take to come true, in seconds.
 PATIENCE = 20.0
@@ -249,6 +255,35 @@ class TwistedSecureServer(Server):
         await connected
         self.clients.append(talker)
         return talker
+
+
+class ProxiedServer(Server):
+    """The same behind a proxy, whose header comes with the first message."""
+
+    def __init__(self, factory: EchoFactory) -> None:
+        self.factory = factory
+        wrapped = ProxyFactory(factory, factory, TRUSTED)
+        self.port = reactor.listenTCP(0, wrapped, interface="127.0.0.1")
+        self.clients: list[Talker] = []
+
+    async def connect(self) -> Talker:
+        talker = await super().connect()
+        talker.send(line())
+        return talker
+
+
+def server_by(way: str, factory: EchoFactory, certificate: Path) -> Server:
+    """Return what serves with `factory`, in one of `WAYS`."""
+    match way:
+        case "clear":
+            return Server(factory)
+        case "TLS":
+            return SecureServer(factory, server_context(certificate))
+        case "Twisted's TLS":
+            pem = certificate.read_bytes()
+            return TwistedSecureServer(factory, ssl.PrivateCertificate.loadPEM(pem))
+        case _:
+            return ProxiedServer(factory)
 
 
 class SlowEndpoint:

@@ -13,7 +13,7 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor, ssl
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
@@ -22,18 +22,13 @@ from echod.contexts import Followed, call_in, context_of, take_over
 from echod.framing import Framing
 from echod.handlers import ConcurrencyModel
 from echod.limits import Limits
-from echod.proxied import ProxyFactory
-from echod.settings import LOOPBACK
 from tests.conftest import Log
-from tests.proxy_headers import line
 from tests.serving import (
-    SecureServer,
     Server,
     Talker,
-    TwistedSecureServer,
     eventually,
     make_model,
-    server_context,
+    server_by,
     serving,
 )
 
@@ -134,21 +129,6 @@ FRAMINGS: list[tuple[Framing, Callable[[bytes], bytes]]] = [
 ]
 
 
-class ProxiedServer(Server):
-    """The same behind a proxy, whose header comes with the first message."""
-
-    def __init__(self, factory: EchoFactory) -> None:
-        self.factory = factory
-        wrapped = ProxyFactory(factory, factory, LOOPBACK)
-        self.port = reactor.listenTCP(0, wrapped, interface="127.0.0.1")
-        self.clients: list[Talker] = []
-
-    async def connect(self) -> Talker:
-        talker = await super().connect()
-        talker.send(line())
-        return talker
-
-
 @asynccontextmanager
 async def reached(
     way: str, certificate: Path, model: ConcurrencyModel, **options: Any
@@ -156,17 +136,7 @@ async def reached(
     """Serve in this way, with a pool of one thread where there is a pool."""
     threads = 1 if model is ConcurrencyModel.DEFER_TO_THREAD else 4
     factory = EchoFactory(reactor, model=make_model(model, threads), banner=b"", **options)
-    server: Server
-    match way:
-        case "clear":
-            server = Server(factory)
-        case "TLS":
-            server = SecureServer(factory, server_context(certificate))
-        case "Twisted's TLS":
-            pem = certificate.read_bytes()
-            server = TwistedSecureServer(factory, ssl.PrivateCertificate.loadPEM(pem))
-        case "PROXY":
-            server = ProxiedServer(factory)
+    server = server_by(way, factory, certificate)
     Confidant.made.clear()
     try:
         yield server

@@ -52,10 +52,13 @@ from tests.memory import Transport, connect, lose
 from tests.serving import (
     BANNER,
     PATIENCE,
+    WAYS,
     Server,
     eventually,
     in_thread,
+    make_model,
     no_more_threads,
+    server_by,
     server_context,
     serving,
 )
@@ -330,16 +333,55 @@ def test_over_tls_a_client_that_is_refused_is_only_disconnected() -> None:
         lose(connection)
 
 
-def test_a_handler_that_cannot_be_made_takes_no_place(log: Log) -> None:
-    class Broken(Handler):
-        def __init__(self) -> None:
-            raise RuntimeError("oh")
+class Unmade(Handler):
+    """Has a constructor that fails."""
 
-    factory = EchoFactory(Clock(), handler=Broken)
-    assert factory.buildProtocol(address(1)) is None
-    assert factory.admission.open == 0
-    assert not factory.admission.by_address
-    assert log.take_errors()
+    error: BaseException = RuntimeError("no good")
+
+    def __init__(self) -> None:
+        raise self.error
+
+    def received(self, message: bytes) -> bytes:
+        return message
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no good"), SystemExit("no more")])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("framing", [Chunk(), Line()])
+@pytest.mark.parametrize("model", ConcurrencyModel)
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_cannot_be_made_is_counted_as_one_that_fails(
+    model: ConcurrencyModel,
+    framing: Framing,
+    way: str,
+    error: BaseException,
+    certificate: Path,
+    log: Log,
+) -> None:
+    """Fault 91: The client sees an end in good order; counted, one traceback, no place is lost."""
+    handler = type("Unmade", (Unmade,), {"error": error})
+    factory = EchoFactory(reactor, handler=handler, framing=framing, model=make_model(model))
+    server = server_by(way, factory, certificate)
+    try:
+        for number in range(1, 4):
+            client = await server.connect()
+            client.send(b"happy\nbirthday\n")
+            assert await client.receive_all() == b""
+            assert client.clean
+            await eventually(lambda: not factory.connections)
+            assert factory.metrics.accepted == number
+            assert factory.metrics.ended == {"handler error": number}
+            assert factory.metrics.messages == 0
+            (shown,) = log.take_errors()
+            assert shown.count("Traceback") == 1
+            assert f"{type(error).__name__}: {error}" in shown
+            assert "raise self.error" in shown
+        assert factory.admission.open == 0
+        assert not factory.admission.by_address
+        assert factory.model.enter(object(), lambda: None) is None  # there is a place
+    finally:
+        await server.stop()
+    assert log.text.count("Connected with") == log.text.count("handler error") == 3
 
 
 def test_factories_may_share_their_limits() -> None:
@@ -949,17 +991,6 @@ def test_a_handler_that_calls_exit_ends_its_own_connection(
     assert factory.metrics.ended["handler error"] == (hook != "closed")
 
 
-def test_a_constructor_that_calls_exit_costs_no_place(log: Log) -> None:
-    class Quitter(Handler):
-        def __init__(self) -> None:
-            sys.exit("no more")
-
-    factory = EchoFactory(Clock(), handler=Quitter)
-    assert factory.buildProtocol(address(1)) is None
-    assert factory.admission.open == 0
-    assert len(log.take_errors()) == 1
-
-
 def test_an_exception_in_connection_made_closes_the_connection(log: Log) -> None:
     class Broken(EchoProtocol):
         def connectionMade(self) -> None:
@@ -1093,14 +1124,18 @@ def test_a_second_drain_waits_for_the_same_end() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_build_protocol_that_raises_closes_the_socket(log: Log) -> None:
-    class Broken(Handler):
-        def __init__(self) -> None:
+    class Broken(EchoProtocol):
+        def __init__(self, home: EchoFactory) -> None:
             raise RuntimeError("no good")
 
-    async with serving(handler=Broken) as server:
+    async with serving() as server:
+        server.factory.protocol = Broken
         client = await server.connect()
         assert await client.receive_all() == b""
         assert not server.factory.connections
+        assert server.factory.admission.open == 0
+        assert server.factory.metrics.accepted == 1
+        assert server.factory.metrics.ended == {"handler error": 1}
         assert len(log.take_errors()) == 1
 
 

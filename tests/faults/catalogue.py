@@ -112,6 +112,8 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         68: "A handler fails, or has the last word, in the middle of a long read",
         76: "A handler keeps what is its client's in context variables",
         77: "A handler hangs, in a thread or in what it awaits",
+        90: "A handler lets its own factory drain, or abort",
+        91: "A handler cannot be made: its constructor raises",
     },
 }
 
