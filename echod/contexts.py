@@ -32,6 +32,19 @@ def call_in(context: Context, function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
+def is_entered(context: Context) -> bool:
+    """Return whether what runs now has been called within `context`, or a call further out."""
+    try:
+        context.run(_nothing)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _nothing() -> None:
+    pass
+
+
 def context_of(transport: Any) -> Context | None:
     """Return the context in which a transport calls its protocol; None where it has none."""
     context = getattr(transport, "context", None)

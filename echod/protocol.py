@@ -34,7 +34,7 @@ from echod.concurrency import (
     Pending,
     overridden,
 )
-from echod.contexts import call_in, context_of, take_over
+from echod.contexts import call_in, context_of, is_entered, take_over
 from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
@@ -183,6 +183,13 @@ class EchoProtocol(ConnectionProtocol):
         else:
             context = context_of(self.transport) if self._context is None else self._context
             function(*arguments) if context is None else call_in(context, function, *arguments)
+
+    def _is_inside(self) -> bool:
+        """Return whether this is called from within a call of the handler, maybe."""
+        if isinstance(self._home.model, InPool):
+            return False
+        context = context_of(self.transport) if self._context is None else self._context
+        return context is not None and is_entered(context)
 
     def _in_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what calls handler code where it runs: a pool's thread has to be told."""
@@ -488,7 +495,11 @@ class EchoProtocol(ConnectionProtocol):
     # Drain: take what the kernel holds for us at that moment, and no more.
 
     def drain(self) -> None:
-        self._inside(super().drain)
+        if self._is_inside():
+            # The handler itself has asked for it: its reply comes first, and those before it.
+            self._home.reactor.callLater(0, self.drain)
+        else:
+            self._inside(super().drain)
 
     def _cut_input(self) -> None:
         self._drain_left = unread(self.transport)
@@ -620,7 +631,7 @@ class DirectProtocol(EchoProtocol):
     def _answer_pieces(self, data: bytes) -> None:  # noqa: C901 - calls for each piece would cost
         """Answer a long read; small replies leave together."""
         # What `ReplyBatch` does, in a list: its calls would be a third of what this costs.
-        size, received, send = self._direct, self._received, self._send
+        size, received = self._direct, self._received
         replies: list[bytes] = []
         held, answered, failure = 0, 0, None
         look_at = end = len(data)
@@ -630,14 +641,15 @@ class DirectProtocol(EchoProtocol):
         try:
             for start in range(0, end, size):
                 if not self._direct:
-                    # Something waits: the session takes the rest.
+                    # Something waits, or the handler has closed: the session takes the rest.
+                    _send_together(self._send, replies)
                     self._session.receive(data[start:])
                     self._answer_messages()
                     return
                 if start >= look_at:
                     look_at += PACE * size
                     if seconds() >= share.until and share.used_up():
-                        _send_together(send, replies)
+                        _send_together(self._send, replies)
                         self._rest_with(data[start:])
                         return
                 answered += 1
@@ -646,15 +658,15 @@ class DirectProtocol(EchoProtocol):
                     replies.append(reply)
                     held += len(reply) + ReplyBatch.OVERHEAD
                     if held >= ReplyBatch.MOST:
-                        held = _send_together(send, replies)
+                        held = _send_together(self._send, replies)
                 elif reply is not None:
-                    held = _send_together(send, replies)
+                    held = _send_together(self._send, replies)
                     self._take_directly(reply)
         except BaseException:
             failure = Failure()
         finally:
             self._direct_messages += answered
-        _send_together(send, replies)
+        _send_together(self._send, replies)
         if failure:
             self.fail(failure)
 
@@ -692,7 +704,8 @@ class DirectProtocol(EchoProtocol):
 
     def _stop(self) -> None:
         self._direct = 0
-        self._send = None  # which would keep what it belongs to
+        # The quickest way is for open connections, and keeps what it belongs to.
+        self._send = self._write
         super()._stop()
 
     def _cut_input(self) -> None:
@@ -719,6 +732,7 @@ class DirectProtocol(EchoProtocol):
     def _finish(self) -> None:
         _, self._bytes_received, self._bytes_sent = self.figures
         self._kernel_counts = False
+        self._send = _discard
         super()._finish()
 
     @property
@@ -733,6 +747,10 @@ class DirectProtocol(EchoProtocol):
     @property
     def _activity(self) -> int:
         return self._reads + self._direct_messages
+
+
+def _discard(data: bytes) -> None:
+    """Do nothing: there is nobody any more to send `data` to."""
 
 
 def _send_together(send: Callable[[bytes], None], replies: list[bytes]) -> int:

@@ -29,6 +29,7 @@ from echod import (
     Line,
     Reply,
     connection_handler,
+    message_handler,
 )
 from echod.framing import Framing
 from echod.handlers import ConcurrencyModel, reverse, upper
@@ -414,6 +415,82 @@ async def test_a_drain_answers_what_was_received_and_closes(model: str) -> None:
         assert await idle.receive_all() == b""
         assert idle.clean
         assert server.factory.metrics.ended == {"drained": 2}
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("framing", [Chunk(max_message=5), Line(), Length()])
+@pytest.mark.parametrize("place", [0, 3, 5])
+async def test_a_handler_that_lets_the_factory_drain_answers_all_that_was_received(
+    model: str, framing: Framing, place: int
+) -> None:
+    """Fault 90: In every model and framing, no reply is lost of what had been received."""
+
+    @message_handler
+    def stopping(message: bytes) -> bytes:
+        if message == b"drain":
+            _drain(server, model)
+        return message.upper()
+
+    words = [b"mes-%d" % number for number in range(5)]
+    words.insert(place, b"drain")
+    async with serving(model, handler=stopping, framing=framing, banner=b"Hello\n") as server:
+        client, idle = await server.connect(), await server.connect()
+        for each in (client, idle):
+            await each.receive(b"Hello\n")  # over TLS, its handshake is over
+        client.send(b"".join(framing.encode(word) for word in words))
+        expected = b"".join(framing.encode(word.upper()) for word in words)
+        assert await client.receive_all() == expected
+        assert await idle.receive_all() == b""
+        assert client.clean
+        assert idle.clean
+        await server.factory.drain()
+        assert server.factory.metrics.ended == {"drained": 2}
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("framing", [Chunk(), Line(), Length()])
+async def test_a_handler_that_lets_the_factory_drain_as_it_is_opened_still_greets(
+    model: str, framing: Framing
+) -> None:
+    class Stopping(Handler):
+        def opened(self, client: Client) -> bytes:
+            _drain(server, model)
+            return b"Hello\n"
+
+        def received(self, message: bytes) -> None: ...
+
+    async with serving(model, handler=Stopping, framing=framing) as server:
+        client = await server.connect()
+        assert await client.receive_all() == framing.encode(b"Hello\n")
+        assert client.clean
+        await server.factory.drain()
+        assert server.factory.metrics.ended == {"drained": 1}
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("framing", [Chunk(), Line(), Length()])
+async def test_a_handler_may_let_the_factory_abort(model: str, framing: Framing) -> None:
+    @message_handler
+    def aborting(message: bytes) -> bytes:
+        if model == ConcurrencyModel.REACTOR:
+            server.factory.abort()
+        else:
+            reactor.callFromThread(server.factory.abort)
+        return message
+
+    async with serving(model, handler=aborting, framing=framing, banner=b"") as server:
+        client = await server.connect()
+        client.send(framing.encode(b"one"))
+        await client.receive_all()
+        await eventually(lambda: server.factory.metrics.ended == {"aborted": 1})
+
+
+def _drain(server: Server, model: str) -> None:
+    """Let the factory drain, from within a handler's call."""
+    if model == ConcurrencyModel.REACTOR:
+        server.factory.drain()
+    else:
+        reactor.callFromThread(server.factory.drain)
 
 
 def _arrived(server: Server, count: int) -> bool:

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from echod import Chunk, Client, EchoFactory, Handler, Length, Line, connection_handler
-from echod.contexts import Followed, call_in, context_of, take_over
+from echod.contexts import Followed, call_in, context_of, is_entered, take_over
 from echod.framing import Framing
 from echod.handlers import ConcurrencyModel
 from echod.limits import Limits
@@ -275,6 +275,15 @@ def test_a_call_within_its_own_context_is_a_plain_call() -> None:
         return call_in(context, inner), call_in(Context(), inner)
 
     assert call_in(context, nested) == (b"happy", None)
+
+
+def test_a_context_is_entered_until_what_runs_in_it_returns_but_no_copy_of_it() -> None:
+    context = Context()
+    assert not is_entered(context)
+    assert context.run(is_entered, context)
+    assert context.run(Context().run, is_entered, context)
+    assert not context.run(is_entered, context.copy())
+    assert not is_entered(context)
 
 
 def test_a_functions_own_runtime_error_is_its_own() -> None:

@@ -55,6 +55,9 @@ ANY = (
 ERRORS = {RAISES, TEXT, FAILED, FAILS_LATER, TEXT_LATER, RAISES_THERE}
 LASTS = {LAST, LAST_BUFFER, LAST_LATER, LAST_THERE, LAST_AWAITED, HANG_UP}
 
+# The handler lets its own factory drain, or abort, and replies.
+DRAIN, ABORT = b"D", b"A"
+
 EVENT_LOOP = {ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL}
 FRAMINGS = [Chunk(max_message=1), Line(), Length()]
 
@@ -103,6 +106,7 @@ class Script:
     later: Callable[[Callable[[], object]], object]
     received: list[bytes] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    factory: EchoFactory | None = None
     buffer: bytearray = field(default_factory=bytearray)
     spread: bytearray = field(default_factory=lambda: bytearray(64))
 
@@ -131,6 +135,9 @@ class Script:
     def result(self, kind: bytes, reply: bytes | None) -> Any:
         if kind in (RETURNS, AWAITS, RAISES_THERE, LAST_THERE, LAST_AWAITED):
             return self._coroutine(kind, reply)
+        if kind in (DRAIN, ABORT):
+            assert self.factory is not None
+            self.factory.drain() if kind == DRAIN else self.factory.abort()
         give: dict[bytes, Callable[[], Any]] = {
             LAST: lambda: Close(reply or b""),
             BUFFER: lambda: self._buffered(reply),
@@ -255,11 +262,21 @@ def in_memory(
         assert not factory.connections
 
 
-def converse(kinds: list[bytes], cuts: list[int], way: Way) -> tuple[Ending, Script]:
-    """Send these messages, in reads that end behind each of `cuts`; return what came of it."""
+def converse(
+    kinds: list[bytes], cuts: list[int], way: Way, *, finish: bool = True
+) -> tuple[Ending, Script]:
+    """Send these messages, in reads that end behind each of `cuts`; return what came of it.
+
+    Args:
+        kinds: the messages.
+        cuts: where a read ends.
+        way: how they come.
+        finish: whether the client ends its stream by itself.
+    """
     waiting: list[Callable[[], object]] = []
     script, loop = Script(waiting.append), Loop()
     with in_memory(way, script, loop) as (factory, protocol, wire, read):
+        script.factory = factory
 
         def go_on() -> None:
             """Let come true what is waited for."""
@@ -275,12 +292,16 @@ def converse(kinds: list[bytes], cuts: list[int], way: Way) -> tuple[Ending, Scr
         for start, end in itertools.pairwise(sorted({0, len(kinds), *cuts})):
             if wire.producerState != "producing":
                 go_on()
-            read(b"".join(parts[start:end]))
-        protocol.readConnectionLost()
+            wire.context.run(read, b"".join(parts[start:end]))
+        if finish:
+            protocol.readConnectionLost()
         go_on()
-        assert wire.half_closed or wire.disconnecting
-        protocol.writeConnectionLost()
-        assert wire.disconnecting
+        assert wire.half_closed or wire.disconnecting or wire.aborting
+        if not wire.aborting:
+            protocol.writeConnectionLost()
+            if not finish:
+                protocol.readConnectionLost()
+            assert wire.disconnecting
         protocol.connectionLost(Failure(ConnectionDone()))
         sent = wire.value()
     assert not loop.calls
@@ -344,6 +365,31 @@ def test_results_are_sent_in_order_up_to_the_last_however_the_input_comes(
         check(kinds, [place for place in cuts if place < len(kinds)], WAYS[way], log)
 
     talk()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_handler_may_let_its_own_factory_drain(way: str) -> None:
+    """Fault 90: What was received is answered, in order, and then the connection closes."""
+    served = 1 if WAYS[way].serial else None
+    for before, after in itertools.product(range(PACE + 3), (0, 1, 2, PACE + 3)):
+        kinds = [REPLY] * before + [DRAIN] + [REPLY] * after
+        due = expected(kinds, WAYS[way].framing, served=served)
+        if served is None:
+            due.reason = "drained"
+        ending, script = converse(kinds, [], WAYS[way], finish=False)
+        assert ending == due
+        assert script.closed == [due.reason]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_handler_may_let_its_own_factory_abort(way: str) -> None:
+    """Fault 90: To abort ends the connection at once, and is no error of the handler."""
+    for before, after in itertools.product((0,) if WAYS[way].serial else range(PACE + 3), (0, 2)):
+        kinds = [REPLY] * before + [ABORT] + [REPLY] * after
+        ending, script = converse(kinds, [], WAYS[way], finish=False)
+        assert (ending.messages, ending.reason) == (before + 1, "aborted")
+        assert script.received == kinds[: before + 1]
+        assert script.closed == ["aborted"]
 
 
 # Over the network: every model and framing, in clear and over TLS.
