@@ -5,7 +5,8 @@ service it has no terminal.  Guarantees:
 
 * From before the module is imported to the end of the process, `sys.stdout` and `sys.stderr` are
   the log.  What is written to them is a line of level info: a library that reports on standard
-  error, as `http.server` does each request, means no error by that.
+  error, as `http.server` does each request, means no error by that.  Each thread's lines are its
+  own, and of one that does not end no more is held than a line of the log may have.
 * The root logger of `logging` has a handler.  Handlers that write to the terminal are exchanged
   for one that writes to the log, with level and filters kept; files, and whatever else the module
   has set up, stay as they are.
@@ -21,7 +22,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, AnyStr
 
 from twisted.logger import (
     ILogObserver,
@@ -34,6 +35,7 @@ from twisted.logger import (
 from zope.interface import implementer
 
 from echod.connection import is_of_a_connection
+from echod.escaping import LONGEST
 
 _LEVELS = (
     (logging.CRITICAL, LogLevel.critical),
@@ -63,6 +65,56 @@ class Outlet:
         self._target(event)
 
 
+class _Begun:
+    """The line that a thread has begun to print.  What the thread leaves is a line as well."""
+
+    __slots__ = ("_tell", "text")
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self.text = ""
+
+    def __del__(self) -> None:
+        if self.text:
+            self._tell(self.text)
+
+
+class PrintedLines(LoggingFile):
+    """Makes events of printed lines.
+
+    Twisted's own file holds a line until it ends: where a handler prints what clients send, and no
+    newline, it would hold all that, and copy it each time.  And it has one line for all threads.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        """Set up: `logger` is who says the lines."""
+        super().__init__(logger, LogLevel.info, "utf-8")
+        self._lines = threading.local()
+
+    def write(self, message: AnyStr) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        text = message.decode(self.encoding) if isinstance(message, bytes) else message
+        begun, lines = self._begun, text.split("\n")
+        if len(begun.text) + len(lines[0]) > LONGEST:
+            lines.insert(0, begun.text)
+        else:
+            lines[0] = begun.text + lines[0]
+        begun.text = lines.pop() if len(lines[-1]) < LONGEST else ""
+        for line in lines:
+            self._tell(line)
+
+    @property
+    def _begun(self) -> _Begun:
+        begun: _Begun | None = getattr(self._lines, "begun", None)
+        if begun is None:
+            begun = self._lines.begun = _Begun(self._tell)
+        return begun
+
+    def _tell(self, line: str) -> None:
+        self.log.emit(self.level, format="{log_io}", log_io=line)
+
+
 class Capture:
     """Captures what is printed, and what goes to `logging`."""
 
@@ -76,9 +128,7 @@ class Capture:
         self._log = Logger(observer=self._outlet)
         self._replaced: dict[str, Any] = {}
         self._files = {
-            name: LoggingFile(
-                Logger(namespace=name, observer=self._outlet), LogLevel.info, "utf-8"
-            )
+            name: PrintedLines(Logger(namespace=name, observer=self._outlet))
             for name in ("stdout", "stderr")
         }
 

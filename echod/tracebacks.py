@@ -13,11 +13,15 @@ from echod.escaping import escape_lines, shortened
 
 
 def traceback_of(failure: Failure) -> str:
-    """Return the traceback of a Failure, escaped, without a newline at its end."""
+    """Return the traceback of a Failure, escaped, without a newline at its end.
+
+    To show an exception is to run its code, which may raise anything: nothing of it gets out.
+    """
     try:
         text = _shown(failure)
-    except Exception as error:  # whose traceback it is may have made it impossible
-        text = f"(no traceback: {type(error).__name__})"
+    except BaseException as error:
+        kind = type(failure.value).__qualname__
+        text = f"{kind} (no traceback, as showing it raises {type(error).__qualname__})"
     return escape_lines(shortened(text)).rstrip("\n")
 
 

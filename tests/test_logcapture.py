@@ -16,6 +16,7 @@ import pytest
 from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 
 from echod.connection import ConnectionSocket
+from echod.escaping import LONGEST
 from echod.logcapture import Capture, capturing
 from tests.conftest import Log
 
@@ -64,6 +65,39 @@ def test_what_is_printed_is_a_line_and_no_error_wherever_it_is_printed() -> None
         print("two", file=sys.stderr)
         captured.capture.end()
         assert captured.lines == [("stdout", "info", "one"), ("stderr", "info", "two")]
+
+
+def test_a_line_that_does_not_end_is_cut_where_it_is_as_long_as_one_may_be() -> None:
+    with capturing_all() as captured:
+        pieces = [str(number % 10) * (LONGEST // 3) for number in range(10)]
+        for piece in [*pieces, "y\nz", "w" * LONGEST, "v"]:
+            print(piece, end="")
+        print()
+        captured.capture.end()
+        threes = ["".join(pieces[start : start + 3]) for start in (0, 3, 6)]
+        texts = [text for _, _, text in captured.lines]
+        assert texts == [*threes, pieces[9] + "y", "z", "w" * LONGEST, "v"]
+
+
+def test_each_threads_lines_are_its_own_and_what_it_leaves_is_a_line() -> None:
+    with capturing_all() as captured:
+        begun, goes_on = threading.Event(), threading.Event()
+
+        def work() -> None:
+            print("in the ", end="")
+            begun.set()
+            goes_on.wait()
+            print("thread\nno end", end="")
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        begun.wait()
+        print("outside")
+        goes_on.set()
+        thread.join()
+        captured.capture.end()
+        texts = [text for _, _, text in captured.lines]
+        assert texts == ["outside", "in the thread", "no end"]
 
 
 def test_what_a_basic_configuration_writes_is_a_line_with_level_and_logger() -> None:

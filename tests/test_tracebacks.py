@@ -104,3 +104,16 @@ def test_an_exception_that_cannot_be_shown_does_no_harm() -> None:
 
     assert "<exception str() failed>" in traceback_of(failure_of(fail))
     assert sys.exc_info() == (None, None, None)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, SystemExit, KeyboardInterrupt])
+def test_an_exception_that_raises_while_it_is_shown_is_named(raised: type[BaseException]) -> None:
+    class Hostile(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            raise raised("no")
+
+    def fail() -> None:
+        raise Hostile
+
+    assert "Hostile" in traceback_of(failure_of(fail))

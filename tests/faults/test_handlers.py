@@ -69,6 +69,41 @@ def misbehave(message):
     return message
 """
 
+UNSHOWN = """
+from echod import Handler
+
+
+class HostileError(Exception):
+    @property
+    def __notes__(self):
+        raise SystemExit("while it is shown")
+
+
+class Unshown(Handler):
+    def __init__(self, hook):
+        self.hook = hook
+
+    def fail_in(self, hook):
+        if hook == self.hook:
+            raise HostileError
+
+    def opened(self, client):
+        self.fail_in("opened")
+
+    def received(self, message):
+        self.fail_in("received")
+        return message
+
+    def closed(self, reason):
+        self.fail_in("closed")
+"""
+
+PRINTING = """
+def show(message: bytes) -> bytes:
+    print(message.decode(), end="")
+    return b""
+"""
+
 UNITS = Path(__file__).parents[2] / "etc" / "systemd"
 
 # Where the kernel limits processes, in the first version and in the second.
@@ -240,3 +275,36 @@ def test_a_child_of_a_handler_does_not_keep_the_connection_open(daemon: Start, m
             assert receive_all(connection) == b""
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("model", [*MODELS, "serial"])
+@pytest.mark.parametrize("hook", ["opened", "received", "closed"])
+def test_an_exception_that_cannot_be_shown_ends_its_own_connection(
+    daemon: Start, tmp_path: Path, model: str, hook: str
+) -> None:
+    """Fault 95: A handler's exception that asks for the end of the process while its traceback is
+    made ends its own connection, and is logged by its name.
+    """
+    (tmp_path / "unshown.py").write_text(UNSHOWN)
+    running = daemon("--handler", f"unshown:Unshown:hook={hook}", "--concurrency", model)
+    for count in (1, 2):
+        with connect(running) as connection:
+            connection.sendall(b"happy")
+            connection.shutdown(socket.SHUT_WR)
+            receive_all(connection)
+        running.wait_for("HostileError", count)
+    assert running.process.poll() is None
+
+
+def test_prints_without_an_end_cost_no_more_than_others(daemon: Start, tmp_path: Path) -> None:
+    """Fault 96: Of a line that does not end no more is held than a line of the log may have; the
+    rest is logged.
+    """
+    (tmp_path / "printing.py").write_text(PRINTING)
+    running = daemon("--handler", "printing:show", "--log-rate", "0", "--framing", "length")
+    message = b"x" * 1000
+    with connect(running) as connection:
+        for _ in range(1000):
+            connection.sendall(len(message).to_bytes(4, "big") + message)
+            assert receive(connection, 4) == bytes(4)
+        running.wait_for("x" * 32_000, 1000 // 32)
