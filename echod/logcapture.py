@@ -47,7 +47,7 @@ _LEVELS = (
 
 @implementer(ILogObserver)
 class Outlet:
-    """Where captured lines go: first to one observer, and once Twisted's log has begun, to that.
+    """Where captured lines go: Twisted's log while that runs; before and after, one observer.
 
     Until then Twisted keeps events, and only so many; lines of a module that is being imported
     shall be seen while that goes on, and all of them.
@@ -55,11 +55,16 @@ class Outlet:
 
     def __init__(self, first: Callable[[LogEvent], object]) -> None:
         """Begin with `first`."""
-        self._target: Callable[[LogEvent], object] = first
+        self._first = first
+        self._target = first
 
     def open(self) -> None:
         """Twisted's log has begun: go there from now on."""
         self._target = globalLogPublisher
+
+    def close(self) -> None:
+        """Twisted's log is about to end, and the interpreter's end may have something to say."""
+        self._target = self._first
 
     def __call__(self, event: LogEvent) -> None:
         self._target(event)
@@ -154,6 +159,10 @@ class Capture:
         """Twisted's log has begun, and has put files of its own in the place of ours."""
         self._outlet.open()
         self._put_in_place()
+
+    def withdraw(self) -> None:
+        """Twisted's log is about to end: pass it by."""
+        self._outlet.close()
 
     def take_logging(self) -> None:
         """Lead the standard library's `logging` here, now that the handler's module is there."""

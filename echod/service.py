@@ -24,7 +24,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from echod import default_reactor, descriptors, precautions
+from echod import default_reactor, descriptors, ending, precautions
 from echod.activation import InheritedSockets, started_with
 from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
 from echod.configuration import SettingError
@@ -96,6 +96,8 @@ class Options(SettingsOptions):
 
 def makeService(options: Options) -> EchoService:
     """Return the service that `options` ask for; what is wrong with them is one line, exit 1."""
+    # First to be registered, last to be called: the handler's functions may write, too.
+    atexit.register(ending.flush_files)
     log_observer = make_log_observer(options)
     capture = None if log_observer is None else Capture(log_observer.write_now)
     with capturing(capture):
@@ -104,6 +106,8 @@ def makeService(options: Options) -> EchoService:
     _make_room(options.settings)
     service.log_observer = log_observer
     service.capture = capture
+    if capture is not None:
+        reactor.addSystemEventTrigger("after", "shutdown", capture.withdraw)
     service.configure = options.configure
     service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
     service.signals = Signals(
@@ -423,6 +427,8 @@ class EchoService(Service):
             StartError: a listener cannot.
         """
         super().privilegedStartService()
+        if self.signals is not None:
+            self.signals.serve()
         if self.log_observer is not None:
             self.log_observer.writer.start()
         if self.capture is not None:
@@ -470,7 +476,9 @@ class EchoService(Service):
     def _cannot_listen(self, failure: Failure) -> None:
         self._failures.append(failure)
         if self._listening is not None:  # an endpoint that took its time: nobody waits for it
-            self.reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+            if self.signals is not None:
+                self.signals.code = 1
+            self.reactor.addSystemEventTrigger("after", "shutdown", ending.end_with_code, 1)
             self.reactor.stop()
 
     def startService(self) -> None:
@@ -699,7 +707,7 @@ def _log_through(observer: LogObserver) -> None:
     def rotate(*_: object) -> None:
         observer.writer.rotate()
 
-    # twistd ends by the signal that it got, so that nothing registered with atexit is called.
+    # What the interpreter's end has to say comes between the two, and is written at once.
     reactor.addSystemEventTrigger("after", "shutdown", observer.finish)
     atexit.register(observer.close)
     os.register_at_fork(after_in_child=observer.restart)

@@ -5,21 +5,28 @@ SIGTERM and SIGINT stop the daemon, in three steps, each a fall-back of the one 
 * The first signal drains: no new connection is accepted, what was received is answered, and at
   the drain's deadline the rest is aborted.
 * The second one aborts at once.
-* A thread ends the process if the reactor is not gone `GRACE` seconds after that: a handler that
-  blocks the event loop for ever, or a foreign thread that is joined at exit, cannot keep the
-  process alive.  Where the system allows no more threads, a timer of the kernel's does.
+* A thread ends the process if it is not gone `GRACE` seconds after that: a handler that blocks the
+  event loop for ever, or a foreign thread that is joined at exit, cannot keep the process alive.
+  Where the system allows no more threads, a timer of the kernel's does.
 
-SIGHUP reloads; at no time does it kill.  SIGURG does nothing, and so can interrupt a thread that
-waits for its client: see `ConnectionSocket.interrupt`.
+Between the reactor's end and the signal that ends the process, the interpreter ends as it does in
+any program: see `echod.ending`.  The kernel keeps the deadline where the thread no longer can.
 
-The handlers are in place before the reactor runs.  What arrives until then waits in the reactor's
-queue, and is the first thing that it does.  Signals that were ignored when the daemon was started,
-as under nohup, stay ignored; but not SIGHUP, which nohup ignores and an operator still sends.
+SIGHUP reloads; while one waits to be handled, more of them ask for the same.  SIGURG does nothing,
+and so can interrupt a thread that waits for its client: see `ConnectionSocket.interrupt`.
+
+The handlers are in place before the reactor runs, and the signals arrive although the parent had
+blocked them.  What arrives until the reactor runs waits in its queue, and is the first thing that
+it does.  Signals that were ignored when the daemon was started, as under nohup, stay ignored; but
+not SIGHUP, which nohup ignores and an operator still sends.  A process that is forked once the
+daemon serves has none of these handlers: `multiprocessing` ends its workers by SIGTERM.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import math
 import os
 import queue
 import signal
@@ -30,7 +37,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from echod import ending
 from echod.connection import INTERRUPT
+
+# What others handle in this process, or end it by: the log, Twisted, and the kernel's timer.
+ALSO_UNBLOCKED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM)
 
 # How long after the drain's deadline the process may take to end in good order, in seconds.
 GRACE = 0.7
@@ -41,6 +52,7 @@ class Signals:
 
     Attributes:
         patience: seconds from the first SIGTERM to the end of the process.
+        code: what the process ends with where no signal asks for its end.
     """
 
     def __init__(
@@ -62,6 +74,7 @@ class Signals:
             pidfile: a file to remove where the process cannot end in good order; "" for none.
         """
         self.patience = patience
+        self.code = 0
         self._reactor = reactor
         self._abort = abort
         self._reload = reload
@@ -72,6 +85,10 @@ class Signals:
         self._stop: dict[int, Any] = {}
         self._signalled = False
         self._threadless = False
+        self._triggers: list[Any] = []
+        self._reloading = False
+        self._serving = False
+        self._deadline = math.inf
 
     def install(self) -> None:
         """Take the signals; the reactor, when it runs, leaves them here."""
@@ -89,6 +106,13 @@ class Signals:
         self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
         if signal.getsignal(INTERRUPT) is signal.SIG_DFL:
             self._previous[INTERRUPT] = signal.signal(INTERRUPT, _do_nothing)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [*self._previous, *ALSO_UNBLOCKED])
+        self._triggers = [
+            self._reactor.addSystemEventTrigger("before", "shutdown", self.insist),
+            self._reactor.addSystemEventTrigger("after", "shutdown", self._reactor_ended),
+        ]
+        atexit.register(self._leave_to_kernel)
+        os.register_at_fork(after_in_child=self._in_child)
 
     def uninstall(self) -> None:
         """Give the signals back."""
@@ -97,25 +121,54 @@ class Signals:
         if self._stop:
             self._reactor.sigTerm = self._stop[signal.SIGTERM]
             self._reactor.sigInt = self._stop[signal.SIGINT]
+        while self._triggers:
+            self._reactor.removeSystemEventTrigger(self._triggers.pop())
+        atexit.unregister(self._leave_to_kernel)
+
+    def serve(self) -> None:
+        """The process has forked for good: children from now on are a handler's."""
+        self._serving = True
+
+    def _in_child(self) -> None:
+        if not self._serving:  # twistd goes into the background
+            return
+        signal.set_wakeup_fd(-1)  # the event loop's, which is the parent's
+        while self._previous:
+            signal.signal(self._previous.popitem()[0], signal.SIG_DFL)
+        atexit.unregister(self._leave_to_kernel)
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self._reload)
+        if not self._reloading:
+            self._reloading = True
+            self._reactor.callFromThread(self._begin_reload)
+
+    def _begin_reload(self) -> None:
+        self._reloading = False  # what changes from here on is read the next time
+        self._reload()
 
     def _on_stop(self, number: int, frame: FrameType | None = None) -> None:
         if self._signalled:
+            self._deadline = min(self._deadline, time.monotonic() + GRACE)
             self._hurry.put(None)
             if self._threadless:
                 signal.setitimer(signal.ITIMER_REAL, GRACE)
             self._reactor.callFromThread(self._abort)
             return
         self._signalled = True
+        # 128 + the signal's number is what a shell reports of a process that a signal ended.
+        self.code = 128 + number
+        self.insist()
+        self._stop[number](number, frame)
+
+    def insist(self) -> None:
+        """Let the process end within its patience from now on, whatever else it does."""
+        if self._deadline < math.inf:
+            return
+        self._deadline = time.monotonic() + self.patience
         try:
-            threading.Thread(
-                target=self._insist, args=(number,), name="echod-stopper", daemon=True
-            ).start()
+            threading.Thread(target=self._insist, name="echod-stopper", daemon=True).start()
         except RuntimeError:  # no more are allowed: what is raised here would hit anybody
             self._insist_without_thread()
-        self._stop[number](number, frame)
 
     def _insist_without_thread(self) -> None:
         """Let the kernel's timer end the process, by SIGALRM; its pidfile stays."""
@@ -123,14 +176,24 @@ class Signals:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, max(self.patience, GRACE))
 
-    def _insist(self, number: int) -> None:
+    def _insist(self) -> None:
         """In a thread: end the process where nothing else does."""
         with contextlib.suppress(queue.Empty):
             self._hurry.get(timeout=self.patience)
             time.sleep(GRACE)
         remove_pidfile(self._pidfile)
-        # 128 + the signal's number is what a shell reports of a process that a signal ended.
-        os._exit(128 + number)
+        os._exit(self.code)
+
+    def _reactor_ended(self) -> None:
+        """Keep twistd from ending the process by the signal before Python has ended."""
+        number, self._reactor._exitSignal = self._reactor._exitSignal, None
+        if number is not None:
+            ending.end_by_signal(number)
+
+    def _leave_to_kernel(self) -> None:
+        """At the interpreter's end, where the thread soon can do nothing more."""
+        if self._deadline < math.inf and not self._threadless:
+            ending.keep_deadline(self.code, self._deadline)
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:

@@ -20,6 +20,7 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.task import Clock, deferLater
 
+from echod import ending
 from echod import service as module
 from echod.activation import InheritedSockets
 from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection
@@ -182,7 +183,7 @@ async def test_an_endpoint_that_fails_late_stops_the_daemon(log: Log) -> None:
     assert not stoppable.stopped
     endpoint.listening.errback(OSError(errno.EADDRINUSE, "x"))
     assert stoppable.stopped
-    assert stoppable.triggers == [("after", "shutdown", os._exit, 1)]
+    assert stoppable.triggers == [("after", "shutdown", ending.end_with_code, 1)]
     assert "Bind failed" in log.take_errors()[0]
 
 
@@ -262,6 +263,14 @@ async def test_an_abort_ends_a_drain() -> None:
 @pytest.fixture
 def globals_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What makeService changes in the process is put back."""
+    installed: list[Signals] = []
+
+    class Recorded(Signals):
+        def install(self) -> None:
+            installed.append(self)
+            super().install()
+
+    monkeypatch.setattr(module, "Signals", Recorded)
     handlers = {
         number: signal.getsignal(number)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -273,6 +282,8 @@ def globals_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     monkeypatch.setattr(reactor, "seconds", reactor.seconds, raising=False)
     monkeypatch.chdir(tmp_path)
     yield
+    for each in installed:
+        each.uninstall()
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

@@ -114,7 +114,7 @@ def test_sigint_stops_it_as_sigterm_does(daemon: Start, tmp_path: Path) -> None:
         assert receive_all(idle) == b""
         open_gate(tmp_path)
         assert receive_all(busy) == b"done: happy"
-    assert running.wait() < 1
+    assert running.wait() < 5
     assert running.process.returncode in INTERRUPTED
 
 
@@ -154,7 +154,7 @@ def test_messages_in_flight_are_answered_while_the_idle_see_the_end_and_no_one_i
             expected += b"" if model == "serial" else b"done: another\n"
             assert receive_all(connection) == expected
         assert receive_all(idle) == b""
-    assert running.wait() < 1
+    assert running.wait() < 5
     assert running.process.returncode in TERMINATED
     assert "Server Shut Down" in running.log
     assert "Traceback" not in running.log
@@ -234,7 +234,7 @@ def test_in_serial_those_who_wait_for_their_turn_are_answered(daemon: Start) -> 
         assert receive_all(silent) == b""
         assert receive_all(second) == b"OK...second\n"
         assert receive_all(third) == b"OK...third\n"
-    assert running.wait() < 1
+    assert running.wait() < 5
 
 
 def test_a_client_that_never_stops_sending_does_not_keep_it_from_stopping(daemon: Start) -> None:
