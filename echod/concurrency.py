@@ -8,6 +8,8 @@ Guarantees:
 * Pool threads are daemons and are never joined: a handler that blocks for ever cannot keep the
   process from ending.  No call waits for a thread; a pool that is busy queues.
 * The pool is echod's own: the reactor's pool, which resolves names, is left alone.
+* In the event loop a call of `closed` may wait, too.  A drain waits for it, `stop` cancels it; and
+  while `MOST_CLOSING` of them wait, new connections are refused.
 * Work of a connection that is lost waits behind the work of those that are open.  It is still
   done: one such task for each `OPEN_IN_A_ROW` others where there is no end of those.  A message
   is dropped, and counted, only when `MOST_LOST` such tasks wait; a handler's `closed` never is,
@@ -36,6 +38,7 @@ How the pool is cheap, and keeps its promises without a lock:
 from __future__ import annotations
 
 import _thread
+import asyncio
 import contextlib
 import inspect
 import threading
@@ -46,7 +49,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -97,7 +100,14 @@ class Busy(Exception):
         self.limit = limit
 
 
-class Dropped(CancelledError):
+class Abandoned(CancelledError):
+    """What was waited for was given up by us, as the connection is lost, or all comes to its end.
+
+    What the handler cancels itself has other errors, Twisted's or asyncio's.
+    """
+
+
+class Dropped(Abandoned):
     """A message of a lost connection was not handled, as too many of them wait already."""
 
 
@@ -213,14 +223,32 @@ class InReactor(_OpenHouse):
     def __init__(self) -> None:
         # What is waited for; a dictionary, as a set has no order.
         self._awaited: dict[Awaited, None] = {}
+        # Those of them that are calls of `closed`.
+        self._closing: set[Awaited] = set()
+        self._stopped = False
+        self._drains: list[Deferred[None]] = []
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        check_closing(len(self._closing))
+        start()
 
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
         return self.settle(done, function(*arguments))
 
-    finish = call
+    def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        result = self.settle(done, function(*arguments))
+        if isinstance(result, Pending):
+            self._closing.add(result.handle)
+            if self._stopped:
+                self.abandon(result.handle)
+        return result
 
     def abandon(self, handle: Any) -> None:
-        handle.deferred.cancel()
+        handle.abandoned = True
+        try:
+            handle.deferred.cancel()
+        except Exception:  # a canceller of the handler's own
+            log.failure("What a handler waits for cannot be cancelled")
 
     def settle(self, done: Done, result: Any) -> Any:
         """Do what `call` does once the handler's code has returned `result`."""
@@ -242,7 +270,9 @@ class InReactor(_OpenHouse):
                 results.append(result)
             else:
                 del self._awaited[awaited]
-                done(result)
+                self._closing.discard(awaited)
+                done(awaited.settled(result))
+                self._tell_if_drained()
 
         deferred.addBoth(arrived)
         if not results:
@@ -260,10 +290,20 @@ class InReactor(_OpenHouse):
         return [one.under_way(now) for one in self._awaited]
 
     def drain(self) -> Deferred[None]:
-        return succeed(None)
+        drained: Deferred[None] = Deferred()
+        self._drains.append(drained)
+        self._tell_if_drained()
+        return drained
 
     def stop(self) -> None:
-        pass
+        self._stopped = True
+        for awaited in list(self._awaited):
+            self.abandon(awaited)
+        self._tell_if_drained()
+
+    def _tell_if_drained(self) -> None:
+        while self._drains and (self._stopped or not self._awaited):
+            self._drains.pop(0).callback(None)
 
 
 @dataclass(frozen=True)
@@ -298,15 +338,24 @@ class Awaited:
     Attributes:
         deferred: has not fired; it can be cancelled.
         followed: the coroutine behind it, if there is one.
+        abandoned: whether it has been cancelled by `InReactor.abandon`.
     """
 
-    __slots__ = ("_done", "_since", "deferred", "followed")
+    __slots__ = ("_done", "_since", "abandoned", "deferred", "followed")
 
     def __init__(self, deferred: Deferred[Any], followed: Followed | None, done: Done) -> None:
         self.deferred = deferred
         self.followed = followed
+        self.abandoned = False
         self._done = done
         self._since = time.monotonic()
+
+    def settled(self, result: Any) -> Any:
+        """Return `result`; where it only says that we have cancelled, an `Abandoned`."""
+        cancelled = CancelledError, asyncio.CancelledError
+        if self.abandoned and isinstance(result, Failure) and result.check(*cancelled):
+            return Failure(Abandoned())
+        return result
 
     def under_way(self, now: float) -> UnderWay:
         """Return what is known of the call; `now` is the monotonic clock's, in seconds."""
@@ -357,6 +406,7 @@ class Serial(InReactor):
         return (Level("serial-queue", len(self._waiting), self._queue_size),)
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
+        check_closing(len(self._closing))
         if self._holder is None:
             self._holder = connection
             start()
@@ -422,9 +472,7 @@ class InPool(_OpenHouse):
         return Level("threads", self.pool.busy, self.pool.size), waiting
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
-        if self.pool.lost_waiting >= MOST_CLOSING:
-            text = f"{MOST_CLOSING} ended connections are waiting already, try again later"
-            raise Busy(text, "max-queue")
+        check_closing(self.pool.lost_waiting)
         start()
 
     def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -498,6 +546,13 @@ class ThreadPerConnection(InPool):
 
     def leave(self, connection: object) -> None:
         self._inside.discard(connection)
+
+
+def check_closing(waiting: int) -> None:
+    """Raise `Busy` where as many calls of `closed` wait as may."""
+    if waiting >= MOST_CLOSING:
+        text = f"{MOST_CLOSING} ended connections are waiting already, try again later"
+        raise Busy(text, "max-queue")
 
 
 def _address_of(connection: object) -> str:
@@ -986,4 +1041,18 @@ def call_closed(handler: Handler, reason: EndReason) -> None:
     """Call `handler.closed` if there is one."""
     closed = overridden(handler, "closed")
     if closed:
-        closed(reason.value)
+        close_in_thread(closed, reason.value)
+
+
+def close_in_thread(closed: Callable[[str], Any], reason: str) -> None:
+    """Call a handler's `closed`, where nobody can wait for what it returns.
+
+    Raises:
+        TypeError: it wants to be waited for.
+    """
+    result = closed(reason)
+    if inspect.iscoroutine(result) or isinstance(result, Deferred):
+        if inspect.iscoroutine(result):
+            result.close()
+        made = type(result).__name__
+        raise TypeError(f"in a thread, `closed` cannot wait: it has returned a {made}")

@@ -17,7 +17,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any, cast
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IPushProducer
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.concurrency import (
+    Abandoned,
     Awaited,
     Busy,
     Dropped,
@@ -32,6 +33,7 @@ from echod.concurrency import (
     InReactor,
     Model,
     Pending,
+    close_in_thread,
     overridden,
 )
 from echod.contexts import call_in, context_of, is_entered, take_over
@@ -399,7 +401,7 @@ class EchoProtocol(ConnectionProtocol):
         self._go_on()
 
     def _handler_failed(self, failure: Failure) -> None:
-        if not (self._lost and failure.check(CancelledError)):  # abandoned by `_finish`
+        if not failure.check(Abandoned):
             self.fail(failure)
         elif failure.check(Dropped):
             if self._handler_open:
@@ -483,13 +485,15 @@ class EchoProtocol(ConnectionProtocol):
             return
         self._handler_open = False
         assert self._reason is not None
+        if isinstance(self._home.model, InPool):
+            closed = self._in_thread(partial(close_in_thread, closed))
         try:
-            self._home.model.finish(self._closed, self._in_thread(closed), self._reason.value)
+            self._home.model.finish(self._closed, closed, self._reason.value)
         except BaseException:
             self.fail(Failure())
 
     def _closed(self, result: object) -> None:
-        if isinstance(result, Failure):
+        if isinstance(result, Failure) and not result.check(Abandoned):
             log_failure(result, self.client)
 
     # Drain: take what the kernel holds for us at that moment, and no more.
@@ -987,21 +991,26 @@ class EchoFactory(Factory):
         self._sweeper.discard(connection)
         if not self.connections and self._drained is not None:
             drained, self._drained = self._drained, None
-            drained.callback(None)
+            self._handlers_done().addCallback(drained.callback)
 
     def drain(self) -> Deferred[None]:
         """Answer what has been received on every connection, and close it.
 
         Returns:
-            Fires when there is none left; it has no deadline (see `abort`).
+            Fires when there is none left, and nothing of the handler's in the event loop waits, as
+            an `async def closed` may; it has no deadline (see `abort`, and the model's `stop`).
         """
         for connection in list(self.connections):
             connection.drain()
         if not self.connections:
-            return succeed(None)
+            return self._handlers_done()
         if self._drained is None:
             self._drained = Deferred()
         return self._drained
+
+    def _handlers_done(self) -> Deferred[None]:
+        # The threads of a pool are its owner's to wait for.
+        return succeed(None) if isinstance(self.model, InPool) else self.model.drain()
 
     def abort(self) -> None:
         """Close every connection at once."""

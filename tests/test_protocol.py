@@ -15,7 +15,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, UNIXAddress
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Factory
@@ -61,6 +61,7 @@ from tests.serving import (
     server_by,
     server_context,
     serving,
+    turns,
 )
 from tests.tls_peer import Peer
 
@@ -899,6 +900,234 @@ def test_a_deferred_is_cancelled_when_the_client_is_gone() -> None:
     lose(protocol)
     assert len(cancelled) == 1
     assert calls == ["connection lost"]
+
+
+def asyncios() -> Any:
+    """Return what waits for ever, as documented, for what is asyncio's."""
+    return Deferred.fromFuture(asyncio.get_running_loop().create_future())
+
+
+@pytest.mark.parametrize("ends", ["reset", "aborted"])
+@pytest.mark.parametrize("where", ["opened", "received"])
+@pytest.mark.parametrize("framing", [Chunk(), Line()])
+@pytest.mark.parametrize("made", ["coroutine", "Deferred"])
+@pytest.mark.parametrize("wait", [Deferred, asyncios])
+@pytest_twisted.ensureDeferred
+async def test_what_is_cancelled_as_its_client_goes_away_is_no_error(
+    wait: Any, made: str, framing: Framing, where: str, ends: str
+) -> None:
+    """Fault 92: Not a word in the log, whether Twisted's or asyncio's is awaited."""
+    if wait is asyncios and not isinstance(reactor, UvloopReactor):
+        not_here("asyncio's loop is not running")
+    begun: list[object] = []
+    closed: list[str] = []
+
+    async def awaiting() -> Any:
+        begun.append(None)
+        return await wait()
+
+    def waiting() -> Any:
+        begun.append(None)
+        return wait()
+
+    class Waiting(Handler):
+        def opened(self, client: Client) -> Any:
+            return self.wait() if where == "opened" else None
+
+        def received(self, message: bytes) -> Any:
+            return self.wait()
+
+        def wait(self) -> Any:
+            return awaiting() if made == "coroutine" else waiting()
+
+        def closed(self, reason: str) -> None:
+            closed.append(reason)
+
+    async with serving(handler=Waiting, framing=framing, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"happy\n")
+        await eventually(lambda: bool(begun))
+        client.reset() if ends == "reset" else server.factory.abort()
+        await eventually(lambda: bool(server.factory.metrics.ended))
+        await server.factory.drain()
+        assert len(begun) == 1
+        assert closed == ([*server.factory.metrics.ended] if where == "received" else [])
+
+
+@pytest.mark.parametrize("error", [CancelledError, asyncio.CancelledError])
+@pytest.mark.parametrize("framing", [Chunk(), Line()])
+@pytest.mark.parametrize("later", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_what_a_handler_has_cancelled_itself_is_its_error(
+    error: type[BaseException], framing: Framing, later: bool, log: Log
+) -> None:
+    async def cancels(message: bytes) -> bytes:
+        if later:
+            await deferLater(reactor, 0)
+        raise error
+
+    async with serving(handler=cancels, framing=framing, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"happy\n")
+        assert await client.receive_all() == b""
+        await eventually(lambda: server.factory.metrics.ended == {"handler error": 1})
+        (shown,) = log.take_errors()
+        assert "CancelledError" in shown
+
+
+class Leaving(Handler):
+    """Has something to do that takes its time when its client has gone."""
+
+    left: ClassVar[list[Deferred[None]]] = []
+    ended: ClassVar[list[str]] = []
+
+    def received(self, message: bytes) -> bytes:
+        return message
+
+    async def closed(self, reason: str) -> None:  # type: ignore[override]
+        self.left.append(Deferred())
+        try:
+            await self.left[-1]
+            self.ended.append(reason)
+        except CancelledError:
+            self.ended.append("cancelled")
+            raise
+
+
+class LeavingByDeferred(Leaving):
+    """The same without a coroutine."""
+
+    def closed(self, reason: str) -> Any:
+        return Deferred.fromCoroutine(super().closed(reason))
+
+
+@pytest.mark.parametrize("handler", [Leaving, LeavingByDeferred])
+@pytest.mark.parametrize("model", [ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL])
+@pytest.mark.parametrize("framing", [Chunk(), Line()])
+@pytest_twisted.ensureDeferred
+async def test_a_drain_waits_for_each_closed_that_waits(
+    handler: type[Leaving], model: ConcurrencyModel, framing: Framing
+) -> None:
+    """Fault 92: An `async def closed` is waited for, of connections that ended before, too."""
+    Leaving.left.clear()
+    Leaving.ended.clear()
+    async with serving(model, handler=handler, framing=framing, banner=b"") as server:
+        first = await server.connect()
+        first.finish()
+        await first.receive_all()
+        await server.connect()
+        await eventually(lambda: len(server.factory.connections) == 1)
+        drained = server.factory.drain()
+        await eventually(lambda: len(Leaving.left) == 2)
+        assert not server.factory.connections
+        Leaving.left[1].callback(None)
+        await turns(2)
+        assert not drained.called
+        Leaving.left[0].callback(None)
+        await drained
+        assert Leaving.ended == ["drained", "client closed"]
+
+
+@pytest.mark.parametrize("handler", [Leaving, LeavingByDeferred])
+@pytest_twisted.ensureDeferred
+async def test_a_closed_that_waits_too_long_is_cancelled_when_its_model_stops(
+    handler: type[Leaving],
+) -> None:
+    Leaving.left.clear()
+    Leaving.ended.clear()
+    async with serving(handler=handler) as server:
+        for _ in range(2):
+            client = await server.connect()
+            client.finish()
+            await client.receive_all()
+        await eventually(lambda: len(Leaving.left) == 2)
+        drained = server.factory.drain()
+        assert not drained.called
+        server.factory.model.stop()
+        await drained
+        assert Leaving.ended == ["cancelled"] * 2
+        late = await server.connect()
+        late.finish()
+        await late.receive_all()
+        await eventually(lambda: Leaving.ended == ["cancelled"] * 3)
+        assert server.factory.drain().called
+
+
+@pytest.mark.parametrize("handler", [Leaving, LeavingByDeferred])
+@pytest_twisted.ensureDeferred
+async def test_a_closed_that_fails_later_is_logged(handler: type[Leaving], log: Log) -> None:
+    Leaving.left.clear()
+    async with serving(handler=handler) as server:
+        client = await server.connect()
+        client.finish()
+        await client.receive_all()
+        await eventually(lambda: bool(Leaving.left))
+        Leaving.left[0].errback(RuntimeError("no good"))
+        (shown,) = log.take_errors()
+        assert "no good" in shown
+
+
+def test_while_too_many_wait_in_closed_no_other_client_is_let_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(concurrency, "MOST_CLOSING", 2)
+    Leaving.left.clear()
+    models = [InReactor(), Serial(lambda: 0.0, patience=0, queue_size=9)]
+    for model in models:
+        Leaving.left.clear()
+        factory = EchoFactory(Clock(), handler=Leaving, model=model, banner=b"")
+        for _ in range(2):
+            lose(connect(factory)[0])
+        protocol, transport = connect(factory)
+        assert b"Server busy" in transport.value()
+        assert factory.metrics.refused == {"max-queue": 1}
+        lose(protocol)
+        Leaving.left[0].callback(None)
+        protocol, transport = connect(factory)
+        assert transport.value() == b""
+        lose(protocol)
+        factory.model.stop()
+
+
+def test_a_canceller_that_fails_keeps_no_connection_from_its_end(log: Log) -> None:
+    def fail(deferred: object) -> None:
+        raise RuntimeError("no good")
+
+    class Waiting(Handler):
+        def received(self, message: bytes) -> Any:
+            return Deferred(fail)
+
+    factory = EchoFactory(Clock(), handler=Waiting)
+    protocol, _ = connect(factory)
+    protocol.dataReceived(b"x")
+    lose(protocol)
+    assert not factory.connections
+    (error,) = log.take_errors()
+    assert "no good" in error
+
+
+@pytest.mark.parametrize("model", ["defer-to-thread", "thread-per-connection"])
+@pytest.mark.parametrize("made", ["coroutine", "Deferred"])
+@pytest_twisted.ensureDeferred
+async def test_in_a_thread_a_closed_that_wants_to_wait_is_an_error(
+    model: str, made: str, log: Log
+) -> None:
+    async def wait() -> None: ...
+
+    class Waiting(Handler):
+        def received(self, message: bytes) -> bytes:
+            return message
+
+        def closed(self, reason: str) -> Any:
+            return wait() if made == "coroutine" else Deferred()
+
+    async with serving(model, handler=Waiting) as server:
+        client = await server.connect()
+        client.finish()
+        await client.receive_all()
+        await eventually(lambda: bool(log.errors))
+        (shown,) = log.take_errors()
+        assert f"in a thread, `closed` cannot wait: it has returned a {made}" in shown
 
 
 def test_a_handler_that_fails_after_the_client_is_gone_is_logged(log: Log) -> None:

@@ -176,6 +176,9 @@ class Handler:
     def closed(self, reason: str) -> None:
         """Once, last, if `opened` returned; the connection is no longer open.
 
+        In the event loop it may be an `async def`, or return a Deferred.  When the service ends it
+        is waited for until the drain's deadline, then cancelled.
+
         Args:
             reason: why it ended: one of the values of `echod.EndReason`.
         """
@@ -238,9 +241,15 @@ def class_of(target: object) -> type | None:
 
 
 def is_async(target: object) -> bool:
-    """Return whether `target`, or its method `received`, is an `async def`."""
+    """Return whether `target`, or one of its methods, is an `async def`."""
     made = class_of(target)
-    function = getattr(target if made is None else made, "received", target)
+    owner = target if made is None else made
+    if not hasattr(owner, "received"):
+        return _is_async(owner)
+    return any(_is_async(getattr(owner, hook, None)) for hook in ("opened", "received", "closed"))
+
+
+def _is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - the method itself is what is asked about
     )

@@ -115,6 +115,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         77: "A handler hangs, in a thread or in what it awaits",
         90: "A handler lets its own factory drain, or abort",
         91: "A handler cannot be made: its constructor raises",
+        92: "A handler waits as its client goes away, or when it has gone",
         95: "A handler's exception raises another one while it is shown",
         96: "A handler prints what clients send, and never the end of a line",
     },

@@ -63,6 +63,21 @@ class StatefulAsync:
         return message
 
 
+class OpensAsync(Handler):
+    async def opened(self, client: Client) -> bytes:  # type: ignore[override]
+        return b""
+
+    def received(self, message: bytes) -> bytes:
+        return message
+
+
+class ClosesAsync:
+    def received(self, message: bytes) -> bytes:
+        return message
+
+    async def closed(self, reason: str) -> None: ...
+
+
 class Callable:
     def __call__(self, message: bytes) -> bytes:
         return message
@@ -92,6 +107,9 @@ class Stream(socketserver.StreamRequestHandler):
         (Stateful, Kind.MESSAGE, ANY),
         (Stateful(), Kind.MESSAGE, ANY),
         (StatefulAsync, Kind.MESSAGE, EVENT_LOOP),
+        (OpensAsync, Kind.MESSAGE, EVENT_LOOP),
+        (ClosesAsync, Kind.MESSAGE, EVENT_LOOP),
+        (ClosesAsync(), Kind.MESSAGE, EVENT_LOOP),
         (Callable(), Kind.MESSAGE, ANY),
         (AsyncCallable(), Kind.MESSAGE, EVENT_LOOP),
         (Stream, Kind.CONNECTION, OWN_THREAD),

@@ -54,6 +54,20 @@ async def gated_in_the_loop(message):
     return b"done: " + message
 
 
+class Leaving:
+    def received(self, message):
+        return message
+
+    async def closed(self, reason):
+        print("closed waits:", reason)
+        try:
+            while not Path("gate").exists():
+                await task.deferLater(reactor, 0.01)
+            print("closed is done:", reason)
+        finally:
+            print("closed is over:", reason)
+
+
 @message_handler
 def blocked(message):
     print("a handler is at work")
@@ -158,6 +172,34 @@ def test_messages_in_flight_are_answered_while_the_idle_see_the_end_and_no_one_i
     assert running.process.returncode in TERMINATED
     assert "Server Shut Down" in running.log
     assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("model", ["reactor", "serial"])
+def test_an_async_closed_is_waited_for_until_the_deadline(
+    daemon: Start, tmp_path: Path, model: str
+) -> None:
+    """Fault 92: The daemon waits for `closed` until the drain's deadline, then cancels it."""
+    options = ("--concurrency", model, "--handler", "served:Leaving", "--drain-timeout")
+    for patience, done in (("30", 2), ("1", 0)):
+        (tmp_path / "gate").unlink(missing_ok=True)
+        running = daemon(*options, patience)
+        connect(running).close()
+        running.wait_for("closed waits: client closed")
+        with connect(running) as other:
+            running.wait_for("Connected with", 2)
+            running.signal()
+            assert receive_all(other) == b""
+        running.wait_for("closed waits: drained")
+        if done:
+            assert running.process.poll() is None
+            open_gate(tmp_path)
+        else:
+            running.wait_for("which is gone: the handler is at served.py:.* in closed", 2)
+        running.wait()
+        assert running.process.returncode in TERMINATED
+        assert running.log.count("closed is done") == done
+        assert running.log.count("closed is over") == 2
+        assert "Traceback" not in running.log
 
 
 def test_messages_that_wait_for_a_pool_thread_are_answered(daemon: Start, tmp_path: Path) -> None:
