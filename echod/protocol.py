@@ -130,15 +130,14 @@ class EchoProtocol(ConnectionProtocol):
         "_session",
     )
 
-    def __init__(self, home: EchoFactory | None = None) -> None:
+    def __init__(self, home: EchoFactory) -> None:
         """Set up for one connection.
 
         Args:
-            home: the factory whose handler, framing, model and limits apply; None for an
-                `EchoFactory` of the defaults, so that `Factory.forProtocol(EchoProtocol)` works.
+            home: the factory whose handler, framing, model and limits apply.  Only that lets
+                clients in, so `Factory.forProtocol(EchoProtocol)` would hold no limit.
         """
-        super().__init__(EchoFactory() if home is None else home)
-        home = self._home
+        super().__init__(home)
         # The conversation's own; None where the transport has one.
         self._context: Context | None = Context()
         # A Failure, if the constructor has failed: the connection ends as if `opened` had.

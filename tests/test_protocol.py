@@ -66,16 +66,10 @@ from tests.serving import (
 from tests.tls_peer import Peer
 
 
-def test_the_protocol_works_in_any_factory() -> None:
-    factory = Factory.forProtocol(EchoProtocol)
-    protocol = factory.buildProtocol(None)
-    transport = Transport()
-    protocol.makeConnection(transport)
-    assert transport.value() == BANNER
-    transport.clear()
-    protocol.dataReceived(b"happy\r\n")
-    assert transport.value() == b"OK...happy\r\n"
-    lose(protocol)
+def test_a_protocol_belongs_to_a_factory_which_holds_its_limits() -> None:
+    factory: Any = Factory.forProtocol(EchoProtocol)
+    with pytest.raises(TypeError, match="home"):
+        factory.buildProtocol(None)
 
 
 def test_importing_echod_installs_no_reactor() -> None:

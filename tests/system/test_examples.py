@@ -18,6 +18,7 @@ from tests.daemon import BANNER, PATIENCE, Daemon, Start, connect, receive, rece
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+README = EXAMPLES.parent / "README.md"
 
 REACTOR = ("--concurrency", "reactor")
 POOL = ("--concurrency", "defer-to-thread")
@@ -54,11 +55,15 @@ def test_each_of_five_workers_prints_its_line(
 # A Twisted program of one's own.
 
 
+def standalone(port: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    return started([sys.executable, "standalone.py", port], EXAMPLES)
+
+
 @contextlib.contextmanager
-def standalone(port: str) -> Iterator[subprocess.Popen[str]]:
+def started(command: list[str], directory: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "standalone.py", port],
-        cwd=EXAMPLES,
+        command,
+        cwd=directory,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -94,6 +99,30 @@ def test_the_standalone_program_says_why_it_cannot_listen() -> None:
         output, _ = process.communicate(timeout=PATIENCE)
     assert "ValueError: invalid literal for int() with base 10: 'no port'" in output
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_readmes_program_serves_and_shows_what_its_handler_raises(
+    fails: bool, tmp_path: Path
+) -> None:
+    text = README.read_text().partition("## In a Twisted program of your own")[2]
+    program = text.partition("```python\n")[2].partition("```")[0]
+    assert program.count("tcp:8888") == program.count("message.upper()") == 1
+    program = program.replace("tcp:8888", "tcp:0:interface=127.0.0.1")
+    if fails:
+        program = program.replace("message.upper()", "message.nothing()")
+    (tmp_path / "program.py").write_text(program)
+    with started([sys.executable, "-u", "program.py"], tmp_path) as process:
+        port = int(read_to(process, "starting on"))
+        with connect(port) as client:
+            client.sendall(b"happy")
+            if not fails:
+                assert receive(client, 5) == b"HAPPY"
+            else:
+                assert receive_all(client) == b""
+                assert read_to(process, "Error while serving 127.0.0.1:")
+                assert read_to(process, "Traceback") == "(most recent call last):"
+                assert "object has no attribute 'nothing'" in read_to(process, "AttributeError")
 
 
 # Servers of the standard library.
