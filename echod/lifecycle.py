@@ -359,6 +359,8 @@ class ConnectionProtocol(Protocol):
                 self._home.urgent.discard(self)
         elif self._waiting and self._reason is None and self._is_gone:
             self.abort(EndReason.LOST)
+        elif self._draining and self._reason is None:
+            self._drain_handshake()
 
     @property
     def _is_gone(self) -> bool:
@@ -454,8 +456,13 @@ class ConnectionProtocol(Protocol):
             self._home.urgent.add(self)
             if self._entered and self._reason is None:
                 self._cut_input()
-            elif not self._entered and not self._waiting:
-                self.abort(EndReason.DRAINED)  # still shaking hands: nothing was received
+            else:
+                self._drain_handshake()
+
+    def _drain_handshake(self) -> None:
+        """End, if it shakes hands: unless what ends that, and a message, is here to be read."""
+        if not self._entered and not self._waiting and not unread(self.transport):
+            self.abort(EndReason.DRAINED)
 
 
 class RefusedProtocol(Protocol):

@@ -90,6 +90,8 @@ class HeaderProtocol(Protocol):
             return
         if header is not None:
             self._hand_over(header)
+        elif self._draining:
+            self.drain()  # there may be nothing more of it
 
     def _hand_over(self, header: ProxyHeader) -> None:
         self._over = True

@@ -404,6 +404,22 @@ async def test_a_drain_answers_what_had_come_with_the_header() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_drain_does_not_wait_for_the_rest_of_a_header() -> None:
+    async with proxied(limits=Limits(proxy_timeout=0)) as server:
+        client = await server.connect()
+        client.send(line()[:10])
+        await eventually(lambda: server.factory.connections)
+        (waiting,) = server.factory.connections
+        waiting.transport.pauseProducing()
+        client.send(line()[10:20])
+        await client.arrive()
+        drained = server.factory.drain()
+        waiting.transport.resumeProducing()
+        assert await client.receive_all() == b""
+        await drained
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_gradual_drain_does_not_cut_off_who_has_sent_the_header_meanwhile() -> None:
     async with proxied(banner=b"") as server:
         client = await server.connect()

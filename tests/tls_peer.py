@@ -106,6 +106,15 @@ class Peer:
                 self._flush()
                 return
 
+    def finished(self) -> bytes:
+        """Shake hands but for the last that the client sends; return that (TLS 1.3)."""
+        self.socket.sendall(self.hello())
+        while True:
+            assert self._fill(), "the server has closed instead of shaking hands"
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.tls.do_handshake()
+                return self.written()
+
     def _flush(self) -> None:
         if data := self._outgoing.read():
             self.socket.sendall(data)

@@ -44,6 +44,23 @@ STREAM = b"".join(b"%07d\n" % number for number in range(125_001))
 SIZES = (10, 100, 1000, 1024, 5000, 20_000)
 CLIENTS = 3
 
+HOLDING = """
+import time
+from pathlib import Path
+
+from twisted.internet import reactor
+
+
+def hold(message: bytes) -> bytes:
+    if message == b"hold":
+        # With a call that is due, uvloop makes those of other threads before it reads.
+        reactor.callLater(0, int)
+        Path("held").touch()
+        while not Path("go").exists():
+            time.sleep(0.01)
+    return message
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -468,6 +485,36 @@ def test_at_sigterm_what_had_come_is_answered(secure: Callable[..., Daemon], mod
         assert peer.notified
         assert halfway.receive_all() == b""
         assert halfway.notified
+    assert running.wait() < 5
+
+
+@pytest.mark.parametrize("model", ["reactor", "serial"])
+def test_at_sigterm_what_had_come_with_the_end_of_a_handshake_is_answered(
+    secure: Callable[..., Daemon], tmp_path: Path, model: str
+) -> None:
+    """Fault 4: Over TLS 1.3, too, where the first message comes with the end of the handshake, and
+    the daemon has yet to read both.
+    """
+    (tmp_path / "holding.py").write_text(HOLDING)
+    options = ("--listen", "tcp:0", "--handler", "holding:hold", "--stall-threshold", "0")
+    running = secure("--concurrency", model, *options)
+    ports = [int(port) for port in running.wait_for(r"starting on (\d+)", 2)]
+    peer, mute = Peer(ports[0], client_context(ssl.TLSVersion.TLSv1_3)), Peer(ports[0])
+    with peer.socket, mute.socket:
+        finished = peer.finished()
+        mute.socket.sendall(mute.hello()[:-1])
+        holder = connect(ports[1])
+        holder.sendall(b"hold")
+        eventually((tmp_path / "held").exists)
+        # From here on the daemon reads nothing, until it drains.
+        peer.socket.sendall(finished + peer.encrypted(b"happy"))
+        eventually(lambda: not unacknowledged(peer.socket))
+        running.signal(signal.SIGTERM)
+        running.wait_for("Received SIGTERM")
+        (tmp_path / "go").touch()
+        holder.close()
+        assert peer.receive_all() == b"happy"
+        assert peer.notified
     assert running.wait() < 5
 
 
