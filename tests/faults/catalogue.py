@@ -107,6 +107,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         81: "SIGHUP finds what nobody has thought of, or a file that is just being written",
         82: "The log's file is a device or a link, or is moved, removed or truncated",
         83: "Standard streams are closed",
+        86: "A signal comes while Python and twistd start, or was blocked by whoever started them",
         85: "A handler's module has open files, executors or functions of `atexit`",
     },
     "Handlers": {

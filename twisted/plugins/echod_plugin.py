@@ -1,26 +1,40 @@
-"""Makes `twistd echod` and `twist echod` known to Twisted.  Declarations only."""
+"""Makes `twistd echod` and `twist echod` known to Twisted.  Declarations, and signals, only.
+
+Twisted imports this file while it looks for its commands: before that nothing of echod's runs.
+From here on, until the daemon has been put together and takes the signals itself, nothing has been
+opened that would have to be closed.  So SIGTERM and SIGINT end the process on the spot, without
+Python's traceback, and SIGHUP does nothing: the settings are yet to be read.
+"""
 
 import signal
+import sys
+from pathlib import PurePath
 
 from twisted.application.service import ServiceMaker
 
 
-class EchodMaker(ServiceMaker):
-    """Asked for its options when this command has been chosen, before the daemon is imported.
+def _take_signals() -> None:
+    # Python would raise KeyboardInterrupt, which Twisted swallows while it imports plugins.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # SIG_IGN would be handed on to the processes that a handler starts.
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    # Whoever has started us may have blocked signals, for itself; that is inherited.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
-    From then on, until the daemon has been put together and takes the signals itself, nothing has
-    been opened that would have to be closed.  So SIGTERM and SIGINT end the process on the spot,
-    without Python's traceback, and SIGHUP does nothing: the settings are yet to be read.
-    """
+
+class EchodMaker(ServiceMaker):
+    """Asked for its options when this command has been chosen, before the daemon is imported."""
 
     @property
     def options(self):  # type: ignore[no-untyped-def]
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # SIG_IGN would be handed on to the processes that a handler starts.
-        signal.signal(signal.SIGHUP, lambda *_: None)
+        _take_signals()
         return super().options
 
+
+# Already now where it is the command of twistd or twist: the plugins of others come next.
+if PurePath(sys.argv[0]).name in ("twistd", "twist") and "echod" in sys.argv:
+    _take_signals()
 
 echod = EchodMaker(
     "echod",
