@@ -13,6 +13,7 @@ import threading
 import time
 import tracemalloc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -586,11 +587,18 @@ def test_nothing_is_left_of_a_connection(harness: Harness) -> None:
             kept.append(weakref.ref(self.transport))
 
     port = harness.listen(Kept)
-    open_before = open_descriptors()
     gc.collect()
     gc.disable()  # a reference cycle would wait for it
 
+    def alive() -> bool:
+        return any(ref() is not None for ref in kept)
+
     def client() -> None:
+        with dial(port) as first:  # libuv opens what it keeps in reserve with it
+            first.sendall(b"x")
+            assert first.recv(1) == b"x"
+        wait_until(lambda: not alive())
+        open_before = open_descriptors()
         for number in range(200):
             connection = dial(port)
             connection.sendall(b"x")
@@ -599,23 +607,21 @@ def test_nothing_is_left_of_a_connection(harness: Harness) -> None:
                 linger = struct.pack("ii", 1, 0)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             connection.close()
-        deadline = time.monotonic() + TIMEOUT
-        # Running takes uvloop a pair of sockets.
-        while time.monotonic() < deadline and (
-            any(ref() is not None for ref in kept) or open_descriptors() - 2 > open_before
-        ):
-            time.sleep(0.01)
-        left.extend(ref for ref in kept if ref() is not None)
-        left_open.append(open_descriptors() - 2)
+        wait_until(lambda: not alive() and open_descriptors() <= open_before)
 
-    left: list[Any] = []
-    left_open: list[int] = []
     try:
         harness.run(client)
     finally:
         gc.enable()
-    assert left == []
-    assert left_open[0] <= open_before
+    assert len(kept) == 201
+    assert not alive()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT / 2
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
 
 
 def open_descriptors() -> int:
