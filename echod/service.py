@@ -87,7 +87,11 @@ class Options(SettingsOptions):
 
     def check(self) -> None:
         """Look up the handler, and read the endpoint strings and the files that they name."""
-        prepare_service(self, starting=False)
+        service = prepare_service(self, starting=False)
+        try:
+            service.try_handler()
+        except StartError as error:
+            raise SystemExit(f"echod: {self.placed(str(error))}") from None
 
     @property
     def proviso(self) -> str:
@@ -440,10 +444,26 @@ class EchoService(Service):
             attempts.append(self.status.listen().addErrback(self._cannot_listen))
         self._listening = DeferredList(attempts)
         if self._failures:
-            self._stop_listening()
-            if self.status is not None:
-                self.status.stop()
+            self._undo_listening()
             raise StartError(str(self._failures[0].value))
+
+    def _undo_listening(self) -> None:
+        self._stop_listening()
+        if self.status is not None:
+            self.status.stop()
+
+    def try_handler(self) -> None:
+        """Make a handler, as for a client, where the constructor is one that has to be quick.
+
+        Raises:
+            StartError: none will ever be made.
+        """
+        if self._model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
+            return  # it runs in a thread, where it may wait for anything, the event loop too
+        try:
+            self.listeners[0].factory.handler.try_constructor()
+        except HandlerError as error:
+            raise StartError(f"--handler: {error}") from error
 
     def _listen(self, listener: Listener[EchoFactory]) -> Deferred[Any]:
         """Say what every first server says."""
@@ -486,6 +506,11 @@ class EchoService(Service):
         super().startService()
         if self._listening is None:
             self.privilegedStartService()
+        try:
+            self.try_handler()  # not before the fork, nor as root where another user is to run it
+        except StartError:
+            self._undo_listening()
+            raise
         self.reactor.callWhenRunning(self._when_running)
 
     def _when_running(self) -> None:

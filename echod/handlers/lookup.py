@@ -19,6 +19,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
@@ -118,6 +119,27 @@ class ResolvedHandler:
         if hasattr(self.target, "received"):  # an instance that serves every connection
             return cast(Handler, self.target)
         return _FunctionHandler(self.target, self.arguments)
+
+    def try_constructor(self) -> None:
+        """Make the handler of one connection, if that is a class's, and drop it.
+
+        What depends on the moment (an `OSError`), or on a loop that runs (a `RuntimeError`), may
+        be otherwise when a client comes.
+
+        Raises:
+            HandlerError: none will ever be made.
+        """
+        if self.kind is not Kind.MESSAGE or class_of(self.target) is None:
+            return
+        try:
+            Context().run(self.message_handler)
+        except (OSError, RuntimeError):
+            return
+        except (Exception, SystemExit) as error:
+            raise HandlerError(
+                f"{escape(clipped(self.name))} cannot be made: {type(error).__name__}: "
+                f"{escape(clipped(str(error), 300))}"
+            ) from error
 
     def converse(self, *given: Any) -> object:
         """Call a connection handler with what it is given: its connection, first of all."""

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import socketserver
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from textwrap import dedent
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
 
@@ -340,3 +341,51 @@ def test_a_function_handler_is_a_handler() -> None:
     assert isinstance(handler, Handler)
     assert handler.received(b"a") == b"A"
     assert isinstance(adopt(Count, REACTOR).message_handler(), Count)
+
+
+class Demanding:
+    """Can be made of some arguments only."""
+
+    made = 0
+
+    def __init__(self, *, size: int = 1) -> None:
+        Demanding.made += 1
+        if size < 0:
+            raise OSError("no room")
+        if not size:
+            raise ValueError("size must\nnot be 0")
+
+    def received(self, message: bytes) -> bytes:
+        return message
+
+
+def test_a_constructor_that_never_succeeds_is_found_by_a_trial() -> None:
+    for size in ("1", "-1", "0"):
+        Demanding.made = 0
+        handler = adopt(Demanding, ConcurrencyModel.REACTOR, "x:Demanding", {"size": size})
+        assert Demanding.made == 0
+        if size == "0":
+            with pytest.raises(HandlerError) as caught:
+                handler.try_constructor()
+            assert str(caught.value) == (
+                r"x:Demanding cannot be made: ValueError: size must\nnot be 0"
+            )
+        else:
+            handler.try_constructor()
+        assert Demanding.made == 1
+
+
+def test_only_a_class_of_message_handlers_is_tried() -> None:
+    calls: list[object] = []
+
+    class Lines(socketserver.StreamRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            calls.append(arguments)
+
+    for target, model in (
+        (calls.append, ConcurrencyModel.REACTOR),
+        (Demanding(), ConcurrencyModel.REACTOR),
+        (Lines, ConcurrencyModel.THREAD_PER_CONNECTION),
+    ):
+        adopt(target, model).try_constructor()
+    assert not calls

@@ -169,6 +169,83 @@ def test_a_check_finds_what_would_keep_it_from_starting(
     assert checked.stdout == ""
 
 
+CONSTRUCTORS = """
+from echod import Handler
+
+class Base(Handler):
+    def received(self, message):
+        return message
+
+class Size(Base):
+    def __init__(self, *, size: int = 1):
+        if size < 1:
+            raise ValueError(f"size must be at least 1,\\nnot {size}")
+
+class Unset(Base):
+    def __init__(self):
+        {}["UNSET"]
+
+class Down(Base):
+    def __init__(self):
+        raise ConnectionRefusedError("the database is down")
+
+class Early(Base):
+    def __init__(self):
+        import asyncio
+        asyncio.get_running_loop()
+"""
+
+
+@pytest.mark.parametrize("model", ["reactor", "serial", "defer-to-thread"])
+@pytest.mark.parametrize(
+    ("handler", "why"),
+    [
+        ("made:Size:size=0", r"ValueError: size must be at least 1,\nnot 0"),
+        ("made:Unset", "KeyError: 'UNSET'"),
+    ],
+)
+def test_a_handler_that_can_never_be_made_keeps_it_from_starting(
+    tmp_path: Path, model: str, handler: str, why: str
+) -> None:
+    """Fault 91: Where none can ever be made, the start and --check-config say so, in one line."""
+    (tmp_path / "made.py").write_text(CONSTRUCTORS)
+    name = ":".join(handler.split(":")[:2])
+    error = f"echod: --handler: {name} cannot be made: {why}\n"
+    twistd = (SCRIPTS / "twistd", "--pidfile=")
+    options = ("echod", "--concurrency", model, "--handler", handler, "--port=0")
+    checked = run(tmp_path, *twistd, *options, "--check-config")
+    assert (checked.returncode, checked.stdout, checked.stderr) == (1, "", error)
+    started = run(tmp_path, *twistd, "-n", *options)
+    assert started.returncode == 1
+    assert started.stderr == error
+    assert "Traceback" not in started.stdout
+    in_background = run(tmp_path, *twistd, "--logfile=log", *options)
+    assert in_background.returncode == 1
+    assert f"{name} cannot be made" in in_background.stderr + in_background.stdout
+
+
+@pytest.mark.parametrize(
+    ("handler", "model"),
+    [
+        ("made:Size:size=1", "reactor"),
+        ("made:Down", "reactor"),
+        ("made:Early", "defer-to-thread"),
+        ("made:Size:size=0", "thread-per-connection"),
+    ],
+)
+def test_a_handler_that_may_be_made_later_does_not_keep_it_from_starting(
+    daemon: Start, tmp_path: Path, handler: str, model: str
+) -> None:
+    (tmp_path / "made.py").write_text(CONSTRUCTORS)
+    options = ("--concurrency", model, "--handler", handler)
+    checked = run(tmp_path, SCRIPTS / "twistd", "echod", *options, "--check-config")
+    assert checked.returncode == 0
+    running = daemon(*options)
+    with connect(running) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert receive_all(connection) == b""
+
+
 def bounds(one: Setting) -> tuple[str, str]:
     """Return the least and the greatest number that a setting takes, as its errors say."""
     with pytest.raises(SettingError) as caught:
