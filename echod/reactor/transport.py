@@ -20,7 +20,8 @@ Differences from ``twisted.internet.tcp``, each for a reason:
   is still delivered before the connection closes (``tcp`` drops it), for at most
   :data:`FLUSH_TIMEOUT` seconds.
 - An exception in ``connectionMade`` ends the connection.
-- ``loseConnection`` does not wait for a producer that is a transport which has ended itself.
+- ``loseConnection`` does not wait for a producer that is a transport which has ended itself, or
+  is about to.
 - TCP_NODELAY is set, as uvloop does.
 - Closing does not shut down the socket for others who hold a duplicate of its descriptor.
 - Closing the *socket* (:meth:`getHandle`) takes the connection away from the reactor at once and
@@ -84,6 +85,12 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 # Shared by all connections, as in Twisted.
 _DONE = Failure(main.CONNECTION_DONE)
 _LOST = Failure(main.CONNECTION_LOST)
+
+
+def _has_ended(producer: Any) -> bool:
+    """Whether a producer is a transport that is gone, or will be as soon as it can."""
+    states = ("disconnected", "disconnecting", "_aborting")
+    return any(getattr(producer, state, False) for state in states)
 
 
 def _ignore(data: bytes) -> None:
@@ -485,9 +492,8 @@ class StreamTransport:
             self._uv.set_write_buffer_limits(self._backlog)
         if producer is not None and (self.producerPaused or not self.streamingProducer):
             self._resume_producer()
-            if ending and getattr(producer, "disconnected", False):
-                # A transport that is gone neither writes nor unregisters, which is what would
-                # end this one.
+            if ending and _has_ended(producer):
+                # It neither writes nor unregisters, which is what would end this one.
                 self._await_drain()
         elif self.disconnecting:
             self._uv.close()

@@ -518,3 +518,44 @@ def test_a_producer_that_is_gone_is_not_waited_for(harness: Harness) -> None:
             assert lost.wait(TIMEOUT)
 
     harness.run(client)
+
+
+class EndsLate:
+    """A transport as a producer that ends when it is asked for more."""
+
+    def __init__(self, transport: Any, how: str) -> None:
+        self._transport = transport
+        self._how = how
+
+    def resumeProducing(self) -> None:
+        getattr(self._transport, self._how)()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+@pytest.mark.parametrize("how", ["abortConnection", "loseConnection"])
+def test_a_producer_that_is_about_to_be_gone_is_not_waited_for(harness: Harness, how: str) -> None:
+    transports: list[Any] = []
+    lost = threading.Event()
+
+    class Both(Protocol):
+        def connectionMade(self) -> None:
+            transports.append(self.transport)
+            if len(transports) == 2:
+                transports[0].registerProducer(EndsLate(transports[1], how), True)
+                transports[0].write(MUCH)
+                transports[0].loseConnection()
+
+        def connectionLost(self, reason: Any = None) -> None:
+            if self.transport is transports[0]:
+                lost.set()
+
+    port = harness.listen(Both)
+
+    def client() -> None:
+        with dial(port) as first, dial(port):
+            assert read_all(first) == MUCH
+            assert lost.wait(TIMEOUT)
+
+    harness.run(client)
