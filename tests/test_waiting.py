@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 
@@ -349,11 +350,17 @@ class Served:
         finally:
             self.running.discard(name)
 
-    async def connect(self, connect: Callable[[], Any]) -> None:
-        """Connect a client to each handler."""
+    async def connect(self, connect: Callable[[], Any], first: bytes) -> None:
+        """Connect a client to each handler, and send `first` to it at once.
+
+        On a busy machine there may be more time between the first client and the last than a
+        client may be silent for.
+        """
         for name in self._handlers:
             self._next = name
-            self.clients[name] = await connect()
+            self.clients[name] = client = await connect()
+            if first:
+                client.send(first)
             await eventually(lambda name=name: name in self.running)
 
     async def ask(self, data: bytes) -> None:
@@ -369,24 +376,40 @@ class Served:
         assert not self.running
         assert not self.factory.connections
 
-    async def answer(self, data: bytes) -> None:
-        for name, client in self.clients.items():
-            await eventually(lambda client=client: client.data == data or client.ended)
+    async def answer(self, data: bytes, then: bytes = b"") -> None:
+        """Have `data` back from each handler, and send `then` to each at once."""
+
+        async def exchange(name: str, client: Talker) -> None:
+            await client.until(lambda: client.data == data or client.ended)
             assert client.data == data, name
             client.data.clear()
+            if then:
+                client.send(then)
+
+        done = [Deferred.fromCoroutine(exchange(*each)) for each in self.clients.items()]
+        for succeeded, result in await DeferredList(done, consumeErrors=True):
+            if not succeeded:
+                result.raiseException()
 
 
 @asynccontextmanager
 async def served(
-    kind: str, folder: Path, certificate: Path, handlers: dict[str, Handler], **limits: float
+    kind: str,
+    folder: Path,
+    certificate: Path,
+    handlers: dict[str, Handler],
+    *,
+    first: bytes = b"",
+    **limits: float,
 ) -> AsyncIterator[Served]:
-    """Serve each of `handlers` to a client of its own, on a listener of a kind."""
+    """Serve each of `handlers` to a client of its own, which sends `first`, on a listener."""
     LEAVE.clear()
     one = Served(handlers, Limits(**limits))  # type: ignore[arg-type]
     if kind == "unix":
         path = str(folder / "socket")
         port = reactor.listenUNIX(path, one.factory)
-        await one.connect(lambda: connectProtocol(UNIXClientEndpoint(reactor, path), Talker()))
+        endpoint = UNIXClientEndpoint(reactor, path)
+        await one.connect(lambda: connectProtocol(endpoint, Talker()), first)
         try:
             yield one
         finally:
@@ -413,7 +436,7 @@ async def served(
         return client
 
     try:
-        await one.connect(connect)
+        await one.connect(connect, first)
         yield one
     finally:
         LEAVE.set()
@@ -577,8 +600,9 @@ async def test_who_falls_silent_is_disconnected_whatever_the_handler_waits_in(
         for name, each in HANDLERS.items()
         if kind != "unix" or name not in NEVER_AT_REST
     }
-    async with served(kind, tmp_path, certificate, handlers, **times) as one:
-        await one.ask(b"happy\n")
+    first = b"happy\n"
+    async with served(kind, tmp_path, certificate, handlers, first=first, **times) as one:
+        await one.answer(first)
         await one.end()
         assert one.factory.metrics.ended == {"idle": len(handlers)}
 
@@ -592,13 +616,12 @@ async def test_who_waits_for_a_handler_at_work_is_not_silent(
     goes on with the conversation.
     """
     times = {"idle_timeout": 0.6, "linger": 0.2}
-    async with served(kind, tmp_path, certificate, PATIENT, **times) as one:
-        for client in one.clients.values():
-            client.send(b"work\n")
+    first = b"work\n"
+    async with served(kind, tmp_path, certificate, PATIENT, first=first, **times) as one:
         await deferLater(reactor, 2.5)
         LEAVE.set()
-        await one.answer(b"work\n")
-        await one.ask(b"happy\n")
+        await one.answer(first, then=b"happy\n")
+        await one.answer(b"happy\n")
 
 
 @LISTENERS
@@ -612,9 +635,8 @@ async def test_who_waits_for_a_handler_that_works_and_reads_at_once_gets_its_ans
     names = ("asyncio_streams", "by_another_thread_and_selector")
     handlers = {name: HANDLERS[name] for name in names}
     times = {"idle_timeout": 0.6, "linger": 0.2}
-    async with served(kind, tmp_path, certificate, handlers, **times) as one:
-        for client in one.clients.values():
-            client.send(b"work\n")
+    first = b"work\n"
+    async with served(kind, tmp_path, certificate, handlers, first=first, **times) as one:
         await eventually(lambda: all(each._verdict for each in one.factory.connections))
         await deferLater(reactor, 1.0)
         LEAVE.set()
@@ -635,10 +657,9 @@ async def test_where_the_kernel_does_not_tell_who_spoke_last_decides(
     monkeypatch.setattr(waiting, "_CALLS", None)
     handlers = {each.__name__: echo_by(each) for each in (by_select, by_poll, by_epoll)}
     times = {"idle_timeout": 0.6, "linger": 0.2}
-    async with served(kind, tmp_path, certificate, handlers, **times) as one:
-        await one.ask(b"happy\n")
-        for client in one.clients.values():
-            client.send(b"work\n")
+    first = b"happy\n"
+    async with served(kind, tmp_path, certificate, handlers, first=first, **times) as one:
+        await one.answer(first, then=b"work\n")
         await deferLater(reactor, 1.5)
         LEAVE.set()
         await one.answer(b"work\n")
