@@ -179,6 +179,12 @@ class Server:
         await connectProtocol(endpoint, client)
         return client
 
+    async def accepted(self) -> Any:
+        """Return the one connection, which is there a moment later than its client thinks."""
+        await eventually(lambda: bool(self.factory.connections))
+        (connection,) = self.factory.connections
+        return connection
+
     async def stop(self) -> None:
         await self.port.stopListening()
         self.factory.abort()

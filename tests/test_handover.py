@@ -432,7 +432,7 @@ async def connect_slow_reader(server: Server) -> Talker:
 
 async def send_after_the_end(client: Talker, server: Server) -> bytes:
     """Send more once the daemon has ended the stream, and only then read; return what came."""
-    (served,) = server.factory.connections
+    served = await server.accepted()
     await eventually(lambda: served._fin_sent or served._lost)
     client.send(b"came later\n")
     client.transport.resumeProducing()
@@ -458,8 +458,10 @@ def wait_in_another_thread(conn: socket.socket) -> None:
 
 def is_waiting(server: Server) -> bool:
     """Whether the one thread waits for its client."""
-    (served,) = server.factory.connections
-    return bool(served._conn.receiving and not unread(served.transport))
+    return any(
+        each._conn is not None and each._conn.receiving and not unread(each.transport)
+        for each in server.factory.connections
+    )
 
 
 @pytest_twisted.ensureDeferred
@@ -751,7 +753,7 @@ async def test_a_client_that_resets_later_is_no_error_of_the_handler(
     async with serving(MODEL, handler=handler) as server:
         client = await server.connect()
         client.send(b"GET /")
-        (served,) = server.factory.connections
+        served = await server.accepted()
         await eventually(lambda: served._conn is not None and not unread(served.transport))
         client.reset()
         await eventually(lambda: bool(server.factory.metrics.ended))
@@ -776,7 +778,7 @@ async def test_a_client_that_resets_in_a_handshake_of_the_handlers_is_no_error_o
     async with both(way, certificate, handler=handler) as server:
         client = await server.connect()
         client.send(b"\x16\x03\x01\x02\x00\x01")  # the first of a ClientHello
-        (served,) = server.factory.connections
+        served = await server.accepted()
         await eventually(lambda: served._conn is not None and served._is_awaited())
         client.reset()
         await eventually(lambda: bool(server.factory.metrics.ended))

@@ -328,8 +328,7 @@ async def test_a_header_that_does_not_come_in_time_is_refused(log: Log, sent: by
 async def test_without_a_limit_a_header_is_waited_for() -> None:
     async with proxied(limits=Limits(proxy_timeout=0)) as server:
         client = await server.connect()
-        await eventually(lambda: server.factory.connections)
-        (waiting,) = server.factory.connections
+        waiting = await server.accepted()
         waiting.sweep(reactor.seconds() + 10**9)
         client.send(line())
         await client.receive(BANNER)
@@ -392,8 +391,7 @@ async def test_a_drain_answers_what_had_come_with_the_header() -> None:
     async with proxied(banner=b"") as server:
         client = await server.connect()
         client.send(line()[:10])
-        await eventually(lambda: server.factory.connections)
-        (waiting,) = server.factory.connections
+        waiting = await server.accepted()
         waiting.transport.pauseProducing()
         client.send(line()[10:] + b"happy\n")
         await client.arrive()
@@ -423,8 +421,7 @@ async def test_a_drain_does_not_wait_for_the_rest_of_a_header() -> None:
 async def test_a_gradual_drain_does_not_cut_off_who_has_sent_the_header_meanwhile() -> None:
     async with proxied(banner=b"") as server:
         client = await server.connect()
-        await eventually(lambda: server.factory.connections)
-        (waiting,) = server.factory.connections
+        waiting = await server.accepted()
         client.send(line() + b"happy\n")
         await client.receive(b"OK...happy\n")
         waiting.drain()  # its turn comes when it is no more
@@ -465,8 +462,7 @@ async def test_an_abort_closes_who_has_sent_no_header() -> None:
 async def test_what_comes_after_a_refusal_is_ignored() -> None:
     async with proxied() as server:
         await server.connect()
-        await eventually(lambda: server.factory.connections)
-        (waiting,) = server.factory.connections
+        waiting = await server.accepted()
         waiting.dataReceived(b"junk")
         waiting.dataReceived(b"more")
         waiting.sweep(reactor.seconds() + 10**9)
