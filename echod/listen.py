@@ -21,6 +21,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.endpoints import serverFromString
@@ -198,6 +199,9 @@ def _unix_endpoint(reactor: Any, words: Words) -> UNIXEndpoint:
             f"this path has {len(os.fsencode(path))} bytes, and a socket's has {LONGEST_PATH} at "
             "most: name it relative to the folder that twistd is started in"
         )
+    absolute = _absolute(path)
+    # What only fits as it is written stays so: where the daemon changes its folder, it may move.
+    path = absolute if len(os.fsencode(absolute)) <= LONGEST_PATH else path
     if not re.fullmatch("0?[0-7]{3}", mode):
         raise ListenError(f"mode={mode} is no octal mode, as in 660")
     _check_backlog(backlog)
@@ -265,17 +269,17 @@ class Words:
 
 
 def _tls_files(words: Words) -> Files:
-    certificate = words.pop("certificate")
+    certificate = _path(words, "certificate")
     if certificate is None:
         raise ListenError("tls: needs certificate=FILE, a certificate in PEM")
-    client_ca, asked = words.pop("client-ca"), words.pop("client-certificates")
+    client_ca, asked = _path(words, "client-ca"), words.pop("client-certificates")
     if asked not in (None, "required", "optional"):
         raise ListenError(f"client-certificates={asked} is neither required nor optional")
     if asked is not None and client_ca is None:
         raise ListenError("client-certificates needs client-ca=FILE, to verify them by")
     return Files(
         certificate=certificate,
-        key=words.pop("key"),
+        key=_path(words, "key"),
         client_ca=client_ca,
         client_certificates_optional=asked == "optional",
         alpn=_protocols(words.pop("alpn")),
@@ -295,10 +299,21 @@ def _protocols(text: str | None) -> tuple[str, ...]:
 def _ssl_files(words: Words) -> Files:
     if words.pop("sslmethod") is not None:
         raise ListenError("sslmethod cannot be chosen: TLS 1.2 and 1.3 are spoken")
-    key = words.pop("privateKey") or "server.pem"
+    key = _path(words, "privateKey") or _absolute("server.pem")
     return Files(
-        certificate=words.pop("certKey") or key,
+        certificate=_path(words, "certKey") or key,
         key=key,
-        chain=words.pop("extraCertChain"),
-        dh_parameters=words.pop("dhParameters"),
+        chain=_path(words, "extraCertChain"),
+        dh_parameters=_path(words, "dhParameters"),
     )
+
+
+def _path(words: Words, name: str) -> str | None:
+    """Remove an option that is a path; return that, as it is from any folder, or None."""
+    path = words.pop(name)
+    return _absolute(path) if path else path
+
+
+def _absolute(path: str) -> str:
+    # Read again at SIGHUP, and listened on when twistd has changed to --rundir.
+    return str(Path.cwd() / path)

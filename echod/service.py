@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from echod.handlers import (
     ConcurrencyModel,
     HandlerError,
     Kind,
+    ModulesOnly,
     ResolvedHandler,
     check_name,
     resolve,
@@ -84,6 +86,7 @@ class Options(SettingsOptions):
             )
         default_reactor.choose()
         super().postOptions()
+        _settle_pidfile(self.parent)
 
     def check(self) -> None:
         """Look up the handler, and read the endpoint strings and the files that they name."""
@@ -196,6 +199,12 @@ def find_handler(settings: Settings) -> ResolvedHandler:
         handler = resolve(settings.handler_spec, settings.concurrency)
     except HandlerError as error:
         raise StartError(f"--handler: {error}") from error
+    if exchanged := precautions.exchanged():
+        raise StartError(
+            f"--handler: {escape(handler.name)}: its module has exchanged {', '.join(exchanged)} "
+            "of Python's library, as gevent and eventlet do: no client would be answered; "
+            "import it without monkey-patching"
+        )
     if handler.kind is Kind.CONNECTION and (useless := settings.about_messages):
         raise StartError(
             f"{useless[0]} is of no use: {escape(handler.name)} is a connection handler, "
@@ -684,6 +693,30 @@ def _take_precautions(twistd: Mapping[str, Any]) -> None:
         log.warn("{danger}", danger=escape(danger))
 
 
+def _settle_pidfile(twistd: Any) -> None:
+    """Remove a pidfile that is of no daemon; let twistd look for it where it writes it.
+
+    Args:
+        twistd: twistd's own options, where there are any.
+    """
+    if not twistd or not twistd.get("pidfile"):
+        return
+    pidfile = Path(twistd.get("rundir") or ".", twistd["pidfile"]).absolute()
+    twistd["pidfile"] = str(pidfile)
+    if pidfile.is_symlink():
+        return  # which is refused
+    try:
+        if why := precautions.why_stale(pidfile):
+            log.warn(
+                "Removing the pidfile {pidfile}: {why}", pidfile=escape(str(pidfile)), why=why
+            )
+            pidfile.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise SystemExit(escape(f"echod: --pidfile {error.filename}: {error.strerror}")) from None
+
+
 def _make_room(settings: Settings) -> None:
     """Let there be as many connections as the limit says, or say that there cannot be."""
     wanted = settings.max_connections + descriptors.SPARE
@@ -702,11 +735,12 @@ def _make_room(settings: Settings) -> None:
 def _import_from_current_directory() -> None:
     """Let `--handler module:object` find a module beside the user.
 
-    At the end of the path: no file that lies there can stand in for an installed module.
+    At the end of the path: no file that lies there can stand in for an installed module.  Nor does
+    what lies there count as installed: it offers no handlers.
     """
     here = os.getcwd()
     if here not in sys.path:
-        sys.path.append(here)
+        sys.path.append(ModulesOnly(here))
 
 
 def _show_start_errors_in_one_line() -> None:

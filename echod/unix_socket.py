@@ -33,6 +33,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from echod.escaping import escape
+from echod.permissions import others_can_write
 
 log = Logger()
 
@@ -94,27 +95,33 @@ def check_directory(directory: Path) -> None:
         OSError: it is writable for everybody, or it is not there.
     """
     try:
-        mode = directory.stat().st_mode
+        found = directory.stat()
     except FileNotFoundError as error:
         raise OSError(
             error.errno,
             f"There is no directory {directory}: make it first, as in mkdir {directory}",
         ) from None
+    mode = found.st_mode
     if not stat.S_ISDIR(mode):
         raise OSError(errno.ENOTDIR, f"{directory} is no directory")
-    if not mode & stat.S_IWOTH:
-        return
-    if not mode & stat.S_ISVTX:
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise OSError(
             errno.EPERM,
             f"Anyone may write to {directory}, and replace the socket: chmod o-w, "
             "or use a directory of its own",
         )
-    log.warn(
-        "Anyone may write to {directory}: another user could have been there first. "
-        "A directory of its own is better.",
-        directory=escape(str(directory)),
-    )
+    if mode & stat.S_IWOTH:
+        log.warn(
+            "Anyone may write to {directory}: another user could have been there first. "
+            "A directory of its own is better.",
+            directory=escape(str(directory)),
+        )
+    elif others_can_write(found, os.geteuid()):
+        log.warn(
+            "Others can write to {directory}, and replace the socket: its group, or its owner. "
+            "A directory of its own is better.",
+            directory=escape(str(directory)),
+        )
 
 
 def remove_stale(path: Path) -> None:

@@ -1,12 +1,25 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from echod.precautions import plugin_folders, proviso, refusal, warning_once_started, warnings
+from echod.precautions import (
+    exchanged,
+    plugin_folders,
+    proviso,
+    refusal,
+    warning_once_started,
+    warnings,
+    why_stale,
+)
 from echod.settings import Options
 from tests.daemon import needs_root
 
@@ -113,3 +126,54 @@ def test_what_is_good_for_root_may_not_be_for_others() -> None:
 def test_plugins_are_looked_for_where_twisted_does() -> None:
     here = Path(__file__).parent.parent / "twisted" / "plugins"
     assert str(here) in plugin_folders()
+
+
+def test_a_user_without_an_entry_is_refused() -> None:
+    why = refusal({"uid": 12345}, uid=ROOT)
+    assert why is not None
+    assert why.startswith("--uid 12345: there is no user of this number")
+    assert refusal({"uid": ROOT}, uid=ROOT) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "it is empty"),
+        ("\n", "it is empty"),
+        ("many\x1b", "there is no number of a process in it"),
+        ("0", "there is no number of a process in it"),
+        ("-1", "there is no number of a process in it"),
+        ("9" * 5000, "there is no number of a process in it"),
+        ("\u0661", "there is no number of a process in it"),
+        (str(os.getpid()), f"{os.getpid()} is this very process"),
+        ("1", "process 1 is not twistd"),
+        (str(2**31 - 1), None),  # nobody: twistd finds that out
+    ],
+)
+def test_a_pidfile_of_no_daemon_is_stale(tmp_path: Path, content: str, why: str | None) -> None:
+    (tmp_path / "pid").write_text(content)
+    assert why_stale(tmp_path / "pid") == why
+
+
+def test_a_pidfile_of_another_twistd_is_not_stale(tmp_path: Path) -> None:
+    program = tmp_path / "twistd"
+    program.write_text(f"#!{sys.executable}\nimport signal\nprint(flush=True)\nsignal.pause()\n")
+    program.chmod(0o755)
+    with subprocess.Popen([program], stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        (tmp_path / "pid").write_text(f"{running.pid}\n")
+        assert why_stale(tmp_path / "pid") is None
+        running.send_signal(signal.SIGKILL)
+
+
+def test_what_a_module_has_exchanged_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Proxied(socket.socket):
+        pass
+
+    assert exchanged() == []
+    monkeypatch.setattr(socket, "socket", Proxied)
+    assert exchanged() == []
+    monkeypatch.setattr(socket, "socket", object)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert exchanged() == ["socket.socket", "time.sleep"]

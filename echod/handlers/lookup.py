@@ -23,7 +23,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, distributions
 from operator import attrgetter
 from pathlib import PurePath
 from traceback import walk_tb
@@ -416,11 +416,29 @@ class _Offer:
         return _import_target(self.target, self.name)
 
 
+class ModulesOnly(str):
+    """An entry of `sys.path` from which modules are imported, but where nothing is installed."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # in processes of multiprocessing it is as any other
+
+
+def _entry_points() -> Iterator[EntryPoint]:
+    """Yield what is installed; of a distribution that is there twice, what is imported first."""
+    found = set()
+    for each in distributions(path=[one for one in sys.path if not isinstance(one, ModulesOnly)]):
+        if each.name not in found:
+            found.add(each.name)
+            yield from each.entry_points.select(group=GROUP)
+
+
 def _offers() -> tuple[list[_Offer], list[Failure]]:
     """Return what is installed, and why some Twisted plugins could not even be imported."""
     offers = [
         _Offer(entry.name, entry.value, entry.dist.name if entry.dist else "")
-        for entry in entry_points(group=GROUP)
+        for entry in _entry_points()
     ]
     failures: list[Failure] = []
 

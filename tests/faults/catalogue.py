@@ -107,8 +107,11 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         81: "SIGHUP finds what nobody has thought of, or a file that is just being written",
         82: "The log's file is a device or a link, or is moved, removed or truncated",
         83: "Standard streams are closed",
-        86: "A signal comes while Python and twistd start, or was blocked by whoever started them",
         85: "A handler's module has open files, executors or functions of `atexit`",
+        86: "A signal comes while Python and twistd start, or was blocked by whoever started them",
+        87: "A handler's module exchanges threads and sockets, as gevent and eventlet do",
+        88: "A pidfile is there, of a process that is not twistd, or of one that is",
+        89: "`--rundir`: the daemon runs in another folder than it is started in",
     },
     "Handlers": {
         68: "A handler fails, or has the last word, in the middle of a long read",

@@ -244,14 +244,18 @@ class Starting:
     """A daemon that has just been started, with a pidfile."""
 
     def __init__(
-        self, directory: Path, *arguments: str, command: Sequence[str | Path] = ()
+        self,
+        directory: Path,
+        *arguments: str,
+        command: Sequence[str | Path] = (),
+        port: Sequence[str] = ("--port=0",),
     ) -> None:
         self.pidfile = directory / "twistd.pid"
         self.log = directory / "log"
         twistd = command or [SCRIPTS / "twistd"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*twistd, "-n", *REACTOR, "echod", *arguments, "--port=0"],
+                [*twistd, "-n", *REACTOR, "echod", *arguments, *port],
                 cwd=directory,
                 stdout=log,
                 stderr=log,
@@ -555,6 +559,104 @@ def test_a_current_directory_that_others_can_write_is_named(tmp_path: Path, daem
     """Fault 52: The log says so where others can write what the daemon imports."""
     tmp_path.chmod(0o777)
     daemon().wait_for(f"{tmp_path} can be written by others, and code is read from there")
+
+
+def test_what_is_installed_in_the_current_directory_offers_nothing(
+    tmp_path: Path, daemon: Start
+) -> None:
+    """Fault 52: What looks installed in the current directory offers no handlers."""
+    installed = tmp_path / "somebody-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(
+        "[echod.handlers]\necho = served:sleeping\nsleeping = served:sleeping\n"
+    )
+    assert serves(daemon("--handler", "echo"))
+    refused = daemon("--handler", "sleeping")
+    refused.wait_for("no handler is named 'sleeping'; installed: count, echo, reverse, upper")
+    refused.wait()
+    assert refused.process.returncode == 1
+
+
+PATCHES = """
+import _thread, socket, time
+
+def sleeping(message):
+    return message
+
+_thread.start_new_thread = lambda *_: None
+time.sleep = lambda seconds: None
+"""
+
+
+def test_a_module_that_exchanges_threads_is_refused(tmp_path: Path) -> None:
+    """Fault 87: The daemon does not start, and says in one line what has been exchanged."""
+    (tmp_path / "patching.py").write_text(PATCHES)
+    ended = subprocess.run(
+        [SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--handler", "patching:sleeping"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        "echod: --handler: patching:sleeping: its module has exchanged _thread.start_new_thread, "
+        "time.sleep of Python's library"
+    )
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["1", "", "many"])
+def test_a_pidfile_of_a_process_that_is_not_twistd_is_stale(tmp_path: Path, content: str) -> None:
+    """Fault 88: A pidfile of a process that is not twistd is removed, with a line in the log."""
+    (tmp_path / "twistd.pid").write_text(content)
+    starting = Starting(tmp_path)
+    eventually(lambda: starting.has_said("Socket now listening"))
+    assert starting.has_said(f"Removing the pidfile {tmp_path}/twistd.pid: ")
+    assert starting.pidfile.read_text() == str(starting.process.pid)
+    ended_in_good_order(starting)
+
+
+def test_of_two_daemons_with_one_pidfile_the_second_does_not_start(tmp_path: Path) -> None:
+    """Fault 88: Of two daemons with one pidfile the second does not start, whatever the folder."""
+    (tmp_path / "run").mkdir()
+    command = [str(SCRIPTS / "twistd"), "--rundir=run"]
+    with Starting(tmp_path, command=command) as starting:
+        eventually(lambda: starting.has_said("Socket now listening"))
+        assert (tmp_path / "run" / "twistd.pid").read_text() == str(starting.process.pid)
+        assert "Another twistd server is running" in run(tmp_path, "--rundir=run")
+
+
+def test_a_user_without_an_entry_is_refused(tmp_path: Path) -> None:
+    """Fault 51: A user without an entry is refused in one line."""
+    needs_root("start a daemon as somebody else")
+    assert "--uid 12345: there is no user of this number" in run(tmp_path, "--uid=12345")
+
+
+def test_paths_are_of_the_folder_in_which_twistd_was_started(
+    tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 89: Sockets, certificates and the file of settings are looked for where twistd is
+    started, and SIGHUP finds them again.
+    """
+    (tmp_path / "run").mkdir()
+    (tmp_path / "pem").write_bytes(certificate.read_bytes())
+    (tmp_path / "echod.toml").write_text(
+        'listen = ["tcp:0:interface=127.0.0.1", "unix:s", "tls:unix:t:certificate=pem"]\n'
+    )
+    command = [str(SCRIPTS / "twistd"), "--rundir=run", "--logfile=kept"]
+    with Starting(tmp_path, "--config=echod.toml", command=command, port=()) as starting:
+        kept = tmp_path / "kept"
+        eventually(lambda: kept.exists() and kept.read_text().count("now listening") == 3)
+        assert (tmp_path / "s").is_socket()
+        assert (tmp_path / "t").is_socket()
+        starting.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "Reload" in kept.read_text())
+        assert "Reloaded; changed: nothing" in kept.read_text()
+    assert not (tmp_path / "s").exists()
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_cache_of_plugins_that_others_can_write_is_named(tmp_path: Path) -> None:

@@ -296,9 +296,9 @@ def test_a_broken_plugin_is_named_and_hides_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fault 58: The error names the plugin and the reason, and the others are found."""
-    entries = lookup.entry_points(group=lookup.GROUP)
+    entries = list(lookup._entry_points())
     broken = EntryPoint("broken", "echod.nowhere:thing", lookup.GROUP)
-    monkeypatch.setattr(lookup, "entry_points", lambda group: [*entries, broken])
+    monkeypatch.setattr(lookup, "_entry_points", lambda: [*entries, broken])
     found = {handler.name: handler for handler in installed()}
     assert set(found) == {"broken", "count", "echo", "reverse", "upper"}
     assert "broken cannot be imported: ModuleNotFoundError" in found["broken"].error
@@ -319,9 +319,9 @@ def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) ->
 
 
 def test_a_name_that_two_claim_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = lookup.entry_points(group=lookup.GROUP)
+    entries = list(lookup._entry_points())
     rival = EntryPoint("echo", "rival:echo", lookup.GROUP)
-    monkeypatch.setattr(lookup, "entry_points", lambda group: [*entries, rival])
+    monkeypatch.setattr(lookup, "_entry_points", lambda: [*entries, rival])
     with pytest.raises(HandlerError, match=r"'echo' is claimed by several: .*rival:echo"):
         resolve(parse("echo"), REACTOR)
 
