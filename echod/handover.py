@@ -48,7 +48,6 @@ from echod.lifecycle import (
     acknowledged,
     held_in,
     hung_up,
-    log_failure,
     shorten_reads,
     spoke_last,
     traffic,
@@ -130,7 +129,7 @@ class SocketProtocol(ConnectionProtocol):
         elif isinstance(result, Failure):
             lost = self._was_lost(result.value)
             if not lost:
-                log_failure(result, self.client)
+                self._home.handler_failed(result, self.client)
             result = EndReason.LOST if lost else EndReason.HANDLER_ERROR
         assert isinstance(result, EndReason)
         self._channel.traffic()  # as long as the kernel can be asked

@@ -193,7 +193,7 @@ class ConnectionProtocol(Protocol):
         try:
             super().makeConnection(transport)
         except Exception:  # else the socket would stay open, and nobody would own it
-            log_failure(Failure(), self.client)
+            self._home.handler_failed(Failure(), self.client)
             self.abort(EndReason.HANDLER_ERROR)
 
     def connectionMade(self) -> None:
@@ -338,7 +338,7 @@ class ConnectionProtocol(Protocol):
         if isinstance(failure.value, Busy):  # the handler was not called
             self._turn_away(failure.value)
         else:
-            log_failure(failure, self.client)
+            self._home.handler_failed(failure, self.client)
             self.close(EndReason.HANDLER_ERROR)
 
     # Deadlines and drain.

@@ -35,6 +35,8 @@ class Metrics:
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
+    # What handlers have raised: in `closed`, too, when the connection has ended by something else.
+    handler_errors: int = 0
     messages: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0

@@ -493,7 +493,7 @@ class EchoProtocol(ConnectionProtocol):
 
     def _closed(self, result: object) -> None:
         if isinstance(result, Failure) and not result.check(Abandoned):
-            log_failure(result, self.client)
+            self._home.handler_failed(result, self.client)
 
     # Drain: take what the kernel holds for us at that moment, and no more.
 
@@ -935,7 +935,7 @@ class EchoFactory(Factory):
             refusal = None if peer is not addr else self.admission.accept()
             return self.refused(addr, refusal) if refusal else self._accepted(addr, peer)
         except BaseException:
-            log_failure(Failure(), Client(shown_address(peer)))
+            self.handler_failed(Failure(), Client(shown_address(peer)))
             self.metrics.accepted += 1
             self.metrics.end(EndReason.HANDLER_ERROR.value, messages=0, received=0, sent=0)
             return None
@@ -968,6 +968,11 @@ class EchoFactory(Factory):
         self.metrics.refused[limit] += 1
         if _refused.wanted(client.peer):
             _refused.write(peer=shown(client), why=why, limit=limit, listener=self.listener)
+
+    def handler_failed(self, failure: Failure, client: Client) -> None:
+        """Count and log what the handler of `client` has raised."""
+        self.metrics.handler_errors += 1
+        log_failure(failure, client)
 
     def opened(self, connection: ConnectionProtocol) -> None:
         """Register a connection: it is counted from here to `forget`."""

@@ -332,6 +332,12 @@ async def test_a_failing_handler_ends_its_own_connection_with_one_traceback(
         expected["closed"] = b"before\nfail\nafter\n"
         assert answer == expected.get(where, b"")
         await eventually(lambda: not server.factory.connections and bool(log.errors))
+        assert server.factory.metrics.accepted == server.factory.metrics.handler_errors == 1
+        (reason,) = server.factory.metrics.ended
+        # In the connection's own thread, `closed` comes before the end.
+        ended = where == "closed" and model != ConcurrencyModel.THREAD_PER_CONNECTION
+        assert reason == ("client closed" if ended else "handler error")
+        assert client.clean
         (error,) = log.take_errors()
         assert error.count("Traceback") == 1
         assert "\x1b" not in error

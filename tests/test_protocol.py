@@ -366,6 +366,7 @@ async def test_a_handler_that_cannot_be_made_is_counted_as_one_that_fails(
             await eventually(lambda: not factory.connections)
             assert factory.metrics.accepted == number
             assert factory.metrics.ended == {"handler error": number}
+            assert factory.metrics.handler_errors == number
             assert factory.metrics.messages == 0
             (shown,) = log.take_errors()
             assert shown.count("Traceback") == 1
@@ -944,6 +945,7 @@ async def test_what_is_cancelled_as_its_client_goes_away_is_no_error(
         client.reset() if ends == "reset" else server.factory.abort()
         await eventually(lambda: bool(server.factory.metrics.ended))
         await server.factory.drain()
+        assert not server.factory.metrics.handler_errors
         assert len(begun) == 1
         assert closed == ([*server.factory.metrics.ended] if where == "received" else [])
 
@@ -1059,6 +1061,7 @@ async def test_a_closed_that_fails_later_is_logged(handler: type[Leaving], log: 
         Leaving.left[0].errback(RuntimeError("no good"))
         (shown,) = log.take_errors()
         assert "no good" in shown
+        assert server.factory.metrics.handler_errors == 1
 
 
 def test_while_too_many_wait_in_closed_no_other_client_is_let_in(
@@ -1359,6 +1362,7 @@ async def test_build_protocol_that_raises_closes_the_socket(log: Log) -> None:
         assert server.factory.admission.open == 0
         assert server.factory.metrics.accepted == 1
         assert server.factory.metrics.ended == {"handler error": 1}
+        assert server.factory.metrics.handler_errors == 1
         assert len(log.take_errors()) == 1
 
 

@@ -111,6 +111,12 @@ _BY_LISTENER: tuple[tuple[str, str, Callable[[ListenerFigures], float], bool], .
     ("echod_messages", "Messages given to the handler.", lambda one: one.messages, True),
     ("echod_received_bytes", "Bytes from clients.", lambda one: one.received, True),
     ("echod_sent_bytes", "Bytes to clients.", lambda one: one.sent, True),
+    (
+        "echod_handler_errors",
+        "What the handler has raised, each with a traceback.",
+        lambda one: one.handler_errors,
+        True,
+    ),
 )
 
 

@@ -100,6 +100,7 @@ class ListenerFigures:
         address: where it listens; "" where it does not.
         accepted, open: connections.
         messages, received, sent: of connections that ended and of those that are open.
+        handler_errors: what the handler has raised.
         ended: connections by the reason of their end; every reason is there.
         refused: clients by the limit that they met; every limit is there.
     """
@@ -111,6 +112,7 @@ class ListenerFigures:
     messages: int
     received: int
     sent: int
+    handler_errors: int
     ended: Mapping[str, int]
     refused: Mapping[str, int]
 
@@ -210,9 +212,7 @@ def totals_of(subject: Subject) -> Totals:
         accepted=sum(metrics.accepted for metrics in all_metrics),
         ended=sum(metrics.ended.total() for metrics in all_metrics),
         refused=sum(metrics.refused.total() for metrics in all_metrics),
-        handler_errors=sum(
-            metrics.ended[EndReason.HANDLER_ERROR.value] for metrics in all_metrics
-        ),
+        handler_errors=sum(metrics.handler_errors for metrics in all_metrics),
         lines_lost=0 if subject.log_observer is None else subject.log_observer.lost,
     )
 
@@ -276,6 +276,7 @@ def _counted(name: str, listener: ObservedListener) -> ListenerFigures:
         messages=metrics.messages,
         received=metrics.bytes_received,
         sent=metrics.bytes_sent,
+        handler_errors=metrics.handler_errors,
         ended={reason.value: metrics.ended[reason.value] for reason in EndReason},
         refused={limit: metrics.refused[limit] for limit in REFUSED_BY},
     )

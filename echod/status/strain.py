@@ -57,8 +57,8 @@ def _minute(now: Strained) -> Iterator[str]:
         clients = plural(minute.refused, "client was", "clients were")
         yield f"{minute.refused:,} {clients} refused in the last minute"
     if minute.handler_errors:
-        ended = plural(minute.handler_errors, "connection", "connections")
-        yield f"{minute.handler_errors:,} {ended} ended by a handler error in the last minute"
+        errors = plural(minute.handler_errors, "error", "errors")
+        yield f"{minute.handler_errors:,} {errors} of the handler in the last minute"
     if minute.lines_lost:
         lines = plural(minute.lines_lost, "line", "lines")
         yield f"{minute.lines_lost:,} {lines} of the log lost in the last minute"

@@ -198,6 +198,7 @@ def test_what_the_last_minute_has_brought_is_beside_what_there_has_been_in_all()
     metrics = subject.listeners[0].factory.metrics
     metrics.accepted += 30
     metrics.refused["max-connections"] += 5
+    metrics.handler_errors += 1
     metrics.end("handler error", messages=120, received=6000, sent=60)
     for _ in range(59):
         clock.advance(0.5)
@@ -207,7 +208,7 @@ def test_what_the_last_minute_has_brought_is_beside_what_there_has_been_in_all()
     assert "4.1 a second" in text  # 120 messages in 29.5 s
     assert "203 B a second" in text
     assert "5 clients were refused in the last minute" in text
-    assert "1 connection ended by a handler error in the last minute" in text
+    assert "1 error of the handler in the last minute" in text
     for _ in range(180):
         clock.advance(0.5)
     now = immediate(Deferred.fromCoroutine(server.look()))

@@ -34,7 +34,7 @@ def test_where_all_is_well_nothing_is_said() -> None:
         (Now(last_minute=Totals(refused=2)), "2 clients were refused in the last minute"),
         (
             Now(last_minute=Totals(handler_errors=3)),
-            "3 connections ended by a handler error in the last minute",
+            "3 errors of the handler in the last minute",
         ),
         (Now(last_minute=Totals(lines_lost=1)), "1 line of the log lost in the last minute"),
         (Now(worst_lag=2.04), "the event loop was late by 2.0 s in the last minute"),
