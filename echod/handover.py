@@ -132,7 +132,7 @@ class SocketProtocol(ConnectionProtocol):
                 self._home.handler_failed(result, self.client)
             result = EndReason.LOST if lost else EndReason.HANDLER_ERROR
         assert isinstance(result, EndReason)
-        self._channel.traffic()  # as long as the kernel can be asked
+        self._channel.traffic(input_ended=self._input_ended)  # as long as the kernel can be asked
         self._verdict = self._verdict or result
         if not self._lost and self._channel.returned():
             self.close(self._verdict)
@@ -287,7 +287,8 @@ class SocketProtocol(ConnectionProtocol):
 
     def _finish(self) -> None:
         if self._channel is not None:
-            self._channel.traffic()  # as long as the kernel can be asked
+            # As long as the kernel can be asked.
+            self._channel.traffic(input_ended=self._input_ended)
             self._channel.wake()
 
     # For the sweep, the metrics, and who looks for slow handlers.
@@ -315,7 +316,9 @@ class SocketProtocol(ConnectionProtocol):
         """Return how many bytes the handler has received and sent, by whatever way."""
         assert self._conn is not None and self._channel is not None
         by_itself = self._conn.received_bytes, self._conn.sent_bytes
-        return (self._conn.exposed and self._channel.traffic()) or by_itself
+        if not self._conn.exposed:
+            return by_itself
+        return self._channel.traffic(input_ended=self._input_ended) or by_itself
 
     def _write(self, data: bytes) -> None:
         self._told += len(data)
@@ -331,7 +334,7 @@ class SocketProtocol(ConnectionProtocol):
             return 0
         if not conn.exposed:
             return conn.received_bytes + conn.sent_bytes
-        if (moved := self._channel.traffic()) is not None:
+        if (moved := self._channel.traffic(input_ended=self._input_ended)) is not None:
             return sum(moved) + self._channel.acknowledged()
         # Of a UNIX socket the kernel counts nothing: who moves bytes runs, at least.
         counted = conn.received_bytes + conn.sent_bytes
@@ -415,10 +418,14 @@ class _Direct:
         """Return whether the client has sent something since the thread has, or may have."""
         return spoke_last(self._transport)
 
-    def traffic(self) -> tuple[int, int] | None:
-        """Return how many bytes have come and gone, by any way; None: nobody counts."""
+    def traffic(self, *, input_ended: bool) -> tuple[int, int] | None:
+        """Return how many bytes have come and gone, by any way; None: nobody counts.
+
+        Args:
+            input_ended: whether the reactor has seen the client's end of stream.
+        """
         # Twisted closes its socket before it says so.
-        self._traffic = traffic(self._transport, input_ended=False) or self._traffic
+        self._traffic = traffic(self._transport, input_ended=input_ended) or self._traffic
         return self._traffic
 
     def end_input(self) -> None:
@@ -553,7 +560,7 @@ class _Relay(Protocol):
     def spoke_last(self) -> bool:
         return self._spoke_last
 
-    def traffic(self) -> tuple[int, int] | None:
+    def traffic(self, *, input_ended: bool) -> tuple[int, int] | None:
         return self._moved
 
     def _ended(self) -> None:

@@ -560,6 +560,24 @@ async def test_a_message_handler_has_framing_and_state_in_its_thread(
         await client.receive(b"DAYS\n")
 
 
+def answer_by_descriptor(conn: socket.socket) -> None:
+    os.write(conn.fileno(), b"OK..." + os.read(conn.fileno(), 1024))
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_the_end_of_a_client_s_stream_is_not_counted_as_a_byte(
+    way: str, certificate: Path
+) -> None:
+    async with both(way, certificate, handler=answer_by_descriptor) as server:
+        client = await server.connect()
+        client.send(b"happy")
+        assert await client.receive_all() == b"OK...happy"
+        await eventually(lambda: bool(server.factory.metrics.ended))
+        assert server.factory.metrics.bytes_received == 5
+        assert server.factory.metrics.bytes_sent == 10
+
+
 class Farewell(Handler):
     """Keeps what it is told at the end."""
 
