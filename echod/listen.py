@@ -159,6 +159,8 @@ def _check_tcp(words: Words) -> None:
         raise ListenError(f"{port[:20]} is no port: they go from 0 to 65535")
     if backlog is not None:
         _check_backlog(backlog)
+    if interface == "" and not words.words:  # else a colon has cut it
+        raise ListenError("interface= names no address: leave it out for every address")
     if interface and not (_is_address(interface) or HOST_NAME.fullmatch(interface)):
         raise ListenError(f"interface={quoted(interface)} is neither an address nor a name")
 

@@ -30,7 +30,10 @@ class Listener(Generic[Served]):
         description: the endpoint, as the operator wrote it.
         factory: makes the protocols.
         tls: the certificate and the rules; None in clear.
+        flag: what stands before the endpoint in an error, where it is not `--listen`'s.
     """
+
+    flag = ""
 
     def __init__(
         self,
@@ -93,7 +96,8 @@ class Listener(Generic[Served]):
 
     def _refused(self, failure: Failure) -> None:
         assert failure.value is not None
-        listener, why = escape(self.description), bind_error(failure.value)
+        listener = self.flag + escape(self.description)
+        why = bind_error(failure.value)
         log.critical("{listener}: {why}", listener=listener, why=why)
         raise ListenError(f"{listener}: {why}")
 

@@ -12,10 +12,10 @@ import ipaddress
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from twisted.python import usage
 
@@ -455,6 +455,17 @@ class Settings:
             )
         if self.delimiter is not None and self.framing != "line":
             raise SettingError(f"--delimiter needs --framing line, not {self.framing}")
+        self._refuse_to_listen_twice()
+
+    def _refuse_to_listen_twice(self) -> None:
+        """Refuse a place that is given twice: the second bind would blame some other process."""
+        if number := _repeated(one for one in self.port if one):
+            raise SettingError(f"--port: {number} is given twice")
+        places = [one for one in self.listen if not re.search(r"(^|:)0(:|$)", one)]
+        if place := _repeated(places):
+            raise SettingError(f"--listen: {place} is given twice")
+        if place := _repeated([*(f"tcp:{number}" for number in set(self.port)), *places]):
+            raise SettingError(f"--listen: {place} is given twice, also as --port")
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -498,6 +509,19 @@ class Settings:
         """Return the limits on clients."""
         names = {one.name for one in fields(Limits)} & {one.name for one in SETTINGS}
         return Limits(**{name: getattr(self, name) for name in names})
+
+
+T = TypeVar("T", int, str)
+
+
+def _repeated(values: Iterable[T]) -> T | None:
+    """Return the first of `values` that has been there before; None if each is there once."""
+    seen: set[T] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
 
 
 SETTINGS = describe(Settings)

@@ -111,6 +111,7 @@ def test_the_names_of_twisteds_own_ssl_endpoint_will_do(pem: str) -> None:
         ("tcp6:0:backlog=1_0", "backlog='1_0' is no number"),
         ("tcp:0:interface=a\0b", r"interface='a\x00b' is neither an address nor a name"),
         ("tcp:0:interface=\udc80", "is neither an address nor a name"),
+        ("tcp:0:interface=", "interface= names no address: leave it out for every address"),
         ("tcp:0:interface=999.1.1.1", "interface='999.1.1.1' is neither an address nor a"),
         ("tcp:0:interface=" + "a" * 300, "is neither an address nor a name"),
         ("tls:0:certificate=PEM:alpn=" + "a" * 300, "is not a list of protocols"),

@@ -122,6 +122,12 @@ def test_limits_on_clients_are_settings() -> None:
             "--banner is of no use with --concurrency serial",
         ),
         (["--delimiter=x"], "--delimiter needs --framing line, not chunk"),
+        (["--port=80", "--port=80"], "--port: 80 is given twice"),
+        (
+            ["--listen=unix:s", "--listen=8888", "--listen=unix:s"],
+            "--listen: unix:s is given twice",
+        ),
+        (["--port=80", "--listen=tcp:80"], "--listen: tcp:80 is given twice, also as --port"),
     ],
 )
 def test_a_wrong_flag_is_one_line_that_says_what_is_accepted(
@@ -233,6 +239,10 @@ def test_whatever_a_file_says_is_a_value_or_one_line(one: Setting, value: object
         if one.native in (int, float, bool):
             items = value if isinstance(value, list) else [value]
             assert kept == (tuple(items) if one.text.repeats else value)
+
+
+def test_ports_that_the_kernel_chooses_may_be_as_many_as_wanted() -> None:
+    assert parse("--port=0", "--port=0", "--listen=tcp:0").endpoints == ("tcp:0",) * 3
 
 
 def test_contradictions_are_refused_however_settings_are_made() -> None:
@@ -350,6 +360,8 @@ def test_what_a_running_daemon_cannot_take_may_contradict_what_it_can() -> None:
         (b"thread = 1", "echod.toml:1: thread: there is no such key; did you mean threads?"),
         (b"handler = 'a=b'", "echod.toml:1: handler: 'a=b' is not of the form NAME"),
         (b"banner = 'a'\nno-banner = true", "echod.toml: --banner and --no-banner contradict"),
+        (b"listen = ['unix:s', 'unix:s']", "echod.toml: --listen: unix:s is given twice"),
+        (b"port = [1, 2, 1]", "echod.toml: --port: 1 is given twice"),
         (b"threads = ", "echod.toml: Invalid value (at "),
         (b"\xff", "echod.toml: this is not UTF-8"),
         (b"'a\\u001b' = 1\n\"\\u001b\" = 1", "echod.toml"),
@@ -394,8 +406,8 @@ SECONDS = st.just(0.0) | st.floats(0.001, 10**7)
 # A value for each setting that stands alone; what excludes each other is left out.
 ANY_SETTINGS = st.builds(
     Settings,
-    port=st.lists(st.integers(0, 65535)).map(tuple),
-    listen=st.lists(TEXTS).map(tuple),
+    port=st.lists(st.integers(0, 65535), unique=True).map(tuple),
+    listen=st.lists(TEXTS, unique=True).map(tuple),
     handler=st.from_regex(r"[^:=,]+(:[^:=,]+)?(:[a-z]+=[^,]*(,[A-Z]+=[^,\\]+)?)?", fullmatch=True)
     .filter(lambda text: "\\," not in text)
     .map(handler_spec),

@@ -45,6 +45,8 @@ class Seen(NamedTuple):
 class StatusServer(Listener[StatusSite]):
     """The listener of the status, and what it measures itself."""
 
+    flag = "--status "
+
     def __init__(
         self,
         reactor: Any,

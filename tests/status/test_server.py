@@ -54,7 +54,7 @@ async def test_a_status_that_cannot_listen_stops_the_start(log: Log) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
         service = build_service(Settings(listen=(LOOPBACK,), status=endpoint), reactor)
-        with pytest.raises(StartError, match=f"{endpoint}: Bind failed"):
+        with pytest.raises(StartError, match=f"^--status {endpoint}: Bind failed"):
             service.privilegedStartService()
         assert "Bind failed" in log.take_errors()[0]
 
