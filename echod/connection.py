@@ -12,7 +12,8 @@ read, written by the handler's thread only, plain integers, so no lock is needed
 * `polled` is true if the thread has looked for more since bytes were moved last, and found none:
   it may do something else now and then, but what it waits for is the client;
 * `exposed` is true once the descriptor has been asked for.  From then on bytes may be moved, and
-  waited for, where nothing of this is told, and the kernel has to be asked (`echod.waiting`).
+  waited for, where nothing of this is told, and the kernel has to be asked (`echod.waiting`);
+* `detached` is true once another object has the descriptor, as TLS around this socket has.
 
 `caused` tells an error of the connection, "the client went away", from one of the handler's.
 `writing_ended` says that the handler itself has sent the FIN.
@@ -99,6 +100,7 @@ class ConnectionSocket(socket.socket):
         "_polled_at",
         "_released",
         "_uncounted_since",
+        "detached",
         "draining",
         "exposed",
         "incomplete",
@@ -130,6 +132,7 @@ class ConnectionSocket(socket.socket):
         self.messages = 0
         self.incomplete = 0
         self.exposed = False
+        self.detached = False
         self._polled_at = -1
         self._errors: tuple[BaseException, ...] = ()
         # Whose this is, while its handler runs: what `threading.get_ident` says there.
@@ -359,7 +362,7 @@ class ConnectionSocket(socket.socket):
         return _fileno(self)
 
     def detach(self) -> int:
-        self.exposed = True
+        self.exposed = self.detached = True
         return super().detach()
 
     def dup(self) -> socket.socket:  # type: ignore[override]

@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable
@@ -48,6 +49,7 @@ from echod.lifecycle import (
     acknowledged,
     held_in,
     hung_up,
+    input_ended,
     shorten_reads,
     spoke_last,
     traffic,
@@ -127,25 +129,29 @@ class SocketProtocol(ConnectionProtocol):
                 self.fail(result)
             result = EndReason.REFUSED
         elif isinstance(result, Failure):
-            lost = self._was_lost(result.value)
-            if not lost:
-                self._home.handler_failed(result, self.client)
-            result = EndReason.LOST if lost else EndReason.HANDLER_ERROR
+            failure, result = result, self._reason_for(result.value)
+            if result is EndReason.HANDLER_ERROR:
+                self._home.handler_failed(failure, self.client)
         assert isinstance(result, EndReason)
         self._channel.traffic(input_ended=self._input_ended)  # as long as the kernel can be asked
         self._verdict = self._verdict or result
         if not self._lost and self._channel.returned():
             self.close(self._verdict)
 
-    def _was_lost(self, error: BaseException | None) -> bool:
-        """Return whether `error`, which ended the handler, tells of a lost connection."""
-        assert self._conn is not None and error is not None
-        if self._conn.caused(error):
-            return True
+    def _reason_for(self, error: BaseException | None) -> EndReason:
+        """Return why the handler has ended with `error`: by the connection's end, or its own."""
+        conn, channel = self._conn, self._channel
+        assert conn is not None and channel is not None and error is not None
+        if conn.caused(error):
+            return EndReason.LOST
         # What the descriptor was given to raises errors of its own making.
-        if not (self._conn.exposed and self._conn.may_cause(error)):
-            return False
-        return self._lost or self._verdict is not None or hung_up(self.transport)
+        if conn.exposed and conn.may_cause(error):
+            if self._lost or self._verdict is not None or hung_up(self.transport):
+                return EndReason.LOST
+            # To TLS around the socket, an end of the stream is an error, whoever has ended it.
+            if conn.detached and isinstance(error, ssl.SSLEOFError) and channel.input_ended():
+                return EndReason.DRAINED if conn.draining else EndReason.CLIENT
+        return EndReason.HANDLER_ERROR
 
     def adopt(self, ours: socket.socket, factory: Factory) -> None:
         """Give the reactor's end of the socket pair to the reactor."""
@@ -428,6 +434,10 @@ class _Direct:
         self._traffic = traffic(self._transport, input_ended=input_ended) or self._traffic
         return self._traffic
 
+    def input_ended(self) -> bool:
+        """Return whether the thread sees the end of the stream, behind what it has not read."""
+        return input_ended(self._handle)
+
     def end_input(self) -> None:
         """Let the thread see the end of the stream."""
         self._shutdown(socket.SHUT_RD)
@@ -562,6 +572,9 @@ class _Relay(Protocol):
 
     def traffic(self, *, input_ended: bool) -> tuple[int, int] | None:
         return self._moved
+
+    def input_ended(self) -> bool:
+        return self._kept is None or input_ended(self._kept)
 
     def _ended(self) -> None:
         self._over = True

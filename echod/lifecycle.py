@@ -588,6 +588,13 @@ def hung_up(transport: Any) -> bool:
     return bool(poll.poll(0))
 
 
+def input_ended(handle: socket.socket) -> bool:
+    """Return whether the stream that a socket brings has ended, behind what was not read yet."""
+    poll = select.poll()
+    poll.register(handle, getattr(select, "POLLRDHUP", 0))
+    return bool(poll.poll(0))
+
+
 # `struct tcp_info` of linux/tcp.h, as far as tcpi_bytes_acked.
 _BYTES_ACKED = struct.Struct("=120xQ")
 # tcpi_last_data_sent, tcpi_last_data_recv: how long ago, in milliseconds.

@@ -804,6 +804,37 @@ async def test_a_client_that_resets_in_a_handshake_of_the_handlers_is_no_error_o
     assert "Traceback" not in log.text
 
 
+@WAYS
+@pytest.mark.parametrize("end", ["client", "drain"])
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01"])  # the first of a ClientHello
+@pytest_twisted.ensureDeferred
+async def test_an_end_of_the_stream_in_a_handshake_of_the_handlers_is_no_error_of_the_handler(
+    way: str, certificate: Path, end: str, sent: bytes, log: Log
+) -> None:
+    """Fault 98: A handler that shakes hands with its client ends without a traceback, whether
+    the client ends the stream or the daemon drains.
+    """
+
+    def handler(conn: socket.socket) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with context.wrap_socket(conn, server_side=True) as wrapped:
+            wrapped.recv(100)
+
+    async with both(way, certificate, handler=handler) as server:
+        client = await server.connect()
+        client.send(sent)
+        (served,) = server.factory.connections
+        await eventually(lambda: served._conn is not None and served._is_awaited())
+        if end == "drain":
+            server.factory.drain()
+        else:
+            client.finish()
+        await eventually(lambda: bool(server.factory.metrics.ended))
+    reason = "drained" if end == "drain" else "client closed"
+    assert server.factory.metrics.ended == {reason: 1}
+    assert "Traceback" not in log.text
+
+
 def wait_for_a_moment(conn: socket.socket) -> None:
     conn.settimeout(0.05)
     conn.recv(1)
@@ -831,6 +862,13 @@ def lose_a_database(conn: socket.socket) -> None:
         ours.sendall(b"SELECT 1")
 
 
+def lose_a_database_over_tls(conn: socket.socket) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.shutdown(socket.SHUT_WR)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(ours, server_hostname="localhost")
+
+
 def write_behind_its_own_end(conn: socket.socket) -> None:
     conn.shutdown(socket.SHUT_WR)
     conn.sendall(b"x")
@@ -846,6 +884,7 @@ def write_behind_its_own_end(conn: socket.socket) -> None:
         not_wait,
         read_a_file,
         lose_a_database,
+        lose_a_database_over_tls,
         write_behind_its_own_end,
     ],
 )

@@ -39,6 +39,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         73: "A handler waits for its client in `select`, on its descriptor, or in a child process",
         74: "A client resets as soon as it has connected",
         75: "A handler's own error looks like one of the connection",
+        98: "The stream ends while a handler shakes hands, over TLS of its own",
         78: "A connection has to close while a producer is registered",
     },
     "Exhaustion": {
