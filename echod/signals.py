@@ -89,6 +89,8 @@ class Signals:
         self._reloading = False
         self._serving = False
         self._deadline = math.inf
+        # By thread: the signal mask to go back to after a fork.
+        self._masks: dict[int, set[int]] = {}
 
     def install(self) -> None:
         """Take the signals; the reactor, when it runs, leaves them here."""
@@ -112,7 +114,9 @@ class Signals:
             self._reactor.addSystemEventTrigger("after", "shutdown", self._reactor_ended),
         ]
         atexit.register(self._leave_to_kernel)
-        os.register_at_fork(after_in_child=self._in_child)
+        os.register_at_fork(
+            before=self._hold, after_in_parent=self._release, after_in_child=self._in_child
+        )
 
     def uninstall(self) -> None:
         """Give the signals back."""
@@ -129,13 +133,25 @@ class Signals:
         """The process has forked for good: children from now on are a handler's."""
         self._serving = True
 
+    def _hold(self) -> None:
+        """Before a fork: let what is sent to the child wait until it has none of these handlers.
+
+        `multiprocessing` may end a worker that has just been started, and then waits for its end.
+        """
+        self._masks[threading.get_ident()] = signal.pthread_sigmask(
+            signal.SIG_BLOCK, self._previous
+        )
+
+    def _release(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.pop(threading.get_ident()))
+
     def _in_child(self) -> None:
-        if not self._serving:  # twistd goes into the background
-            return
-        signal.set_wakeup_fd(-1)  # the event loop's, which is the parent's
-        while self._previous:
-            signal.signal(self._previous.popitem()[0], signal.SIG_DFL)
-        atexit.unregister(self._leave_to_kernel)
+        if self._serving:  # else twistd goes into the background
+            signal.set_wakeup_fd(-1)  # the event loop's, which is the parent's
+            while self._previous:
+                signal.signal(self._previous.popitem()[0], signal.SIG_DFL)
+            atexit.unregister(self._leave_to_kernel)
+        self._release()
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
         if not self._reloading:

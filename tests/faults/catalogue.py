@@ -40,6 +40,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         74: "A client resets as soon as it has connected",
         75: "A handler's own error looks like one of the connection",
         98: "The stream ends while a handler shakes hands, over TLS of its own",
+        99: "A process that a handler has just forked gets a signal",
         78: "A connection has to close while a producer is registered",
     },
     "Exhaustion": {

@@ -227,6 +227,41 @@ def test_a_handler_that_forks_without_end_ends_its_own_connection(
         assert is_served(running)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_process_that_a_handler_has_forked_is_ended_by_a_signal(
+    tmp_path: Path, model: str, number: int
+) -> None:
+    """Fault 99: A process that a handler has forked is ended by it at once, as `multiprocessing`
+    and service managers expect; the daemon goes on.
+    """
+    with starting(tmp_path) as daemon:
+        # So long that nothing but the signal ends the process.
+        running = daemon(
+            *("--handler", "served:misbehave", "--concurrency", model, "--drain-timeout", "3600")
+        )
+        with connect(running) as connection:
+            connection.sendall(b"child")
+            child = int(connection.recv(100))
+        try:
+            os.kill(child, number)
+            eventually(lambda: ended(child))
+        finally:
+            if not ended(child):
+                os.kill(child, signal.SIGKILL)
+        assert is_served(running)
+        assert "Received SIG" not in running.log
+
+
+def ended(process: int) -> bool:
+    """Return whether a process has ended, be it that nobody has asked how."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return state == "Z"
+
+
 def test_without_threads_for_them_clients_are_told_so_and_others_served(tmp_path: Path) -> None:
     """Fault 31: Where threads are limited, as TasksMax does, clients for whom there is none are
     told so; those who are served go on being served, and new ones are once there is a thread.
