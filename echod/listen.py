@@ -19,13 +19,20 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.abstract import isIPv6Address
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.endpoints import TCP6ServerEndpoint, serverFromString
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
 
 from echod.activation import ActivatedEndpoint, ActivationError, InheritedSockets
 from echod.escaping import quoted
@@ -145,7 +152,33 @@ def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamSe
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser has its own ways to refuse
         raise ListenError(_plainly(kind, error)) from error
+    if type(endpoint) is TCP6ServerEndpoint:
+        return IPv6Endpoint(reactor, endpoint._port, endpoint._backlog, endpoint._interface)
     return endpoint
+
+
+class IPv6Endpoint(TCP6ServerEndpoint):  # type: ignore[misc]
+    """Listens for IPv6 alone: beside `tcp:` on the same port, whatever the system's default is."""
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        if not isIPv6Address(self._interface):
+            return super().listen(factory)  # type: ignore[no-any-return]
+        return execute(self._listen, factory)
+
+    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+        found = socket.getaddrinfo(
+            self._interface, self._port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as made:
+            made.setblocking(False)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind(found[0][4])
+            made.listen(self._backlog)
+            port: IListeningPort = self._reactor.adoptStreamPort(
+                made.fileno(), socket.AF_INET6, factory
+            )
+        return port
 
 
 def _check_tcp(words: Words) -> None:

@@ -127,7 +127,7 @@ class Settings:
             "tls:8443:certificate=cert.pem:key=key.pem; behind a proxy that sends PROXY headers, "
             "with proxy: before all, as in proxy:tcp:8888; repeats.",
             repeats=True,
-            example=("tcp:8888:interface=127.0.0.1", "tcp6:8888"),
+            example=("tcp:8888", "tcp6:8888"),
             replaces="port",
         ),
     )

@@ -170,8 +170,11 @@ def starting(directory: Path) -> Iterator[Start]:
     running: list[Daemon] = []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
 
-    def start(*arguments: str, **options: object) -> Daemon:
-        if not any(word.startswith(("--port", "--listen")) for word in arguments):
+    def start(*arguments: str, listening: bool = False, **options: object) -> Daemon:
+        # `listening`: where is in its file.
+        if not listening and not any(
+            word.startswith(("--port", "--listen")) for word in arguments
+        ):
             arguments = ("--port", "0", *arguments)
         started = Daemon(*arguments, **{"cwd": directory, "env": environment, **options})  # type: ignore[arg-type]
         running.append(started)

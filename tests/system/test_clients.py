@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import socket
 import ssl
@@ -407,6 +408,32 @@ def test_ipv6_is_served(daemon: Start) -> None:
         assert receive_all(connection) == BANNER + b"OK...happy\n"
         port = connection.getsockname()[1]
     running.wait_for(rf"Connected with \[::1\]:{port}$")
+
+
+def test_the_example_of_the_settings_listens_over_ipv4_and_ipv6(
+    daemon: Start, tmp_path: Path
+) -> None:
+    example = Path(__file__).parents[2] / "etc" / "echod.toml"
+    (line,) = re.findall(r"^#(listen = .*)", example.read_text(), re.MULTILINE)
+    with socket.create_server(("127.0.0.1", 0)) as reserved:  # a port that is free, a moment on
+        port = reserved.getsockname()[1]
+    (tmp_path / "echod.toml").write_text(line.replace("8888", str(port)))
+    running = daemon("--config=echod.toml", listening=True)
+    running.wait_for("Socket now listening", 2)
+    for host in ("127.0.0.1", "::1"):
+        with socket.create_connection((host, port), PATIENCE) as connection:
+            connection.sendall(b"happy\n")
+            connection.shutdown(socket.SHUT_WR)
+            assert receive_all(connection) == BANNER + b"OK...happy\n"
+
+
+def test_what_one_of_a_pair_cannot_have_is_said(daemon: Start) -> None:
+    first = daemon("--listen", "tcp6:0")
+    port = first.port
+    with pytest.raises(ConnectionRefusedError):
+        connect(port)  # over IPv4
+    second = daemon("--listen", f"tcp6:{port}")
+    second.wait_for(rf"tcp6:{port}: Bind failed. Error Code : 98 Message Address already in use")
 
 
 def test_tls_greets_and_echoes(echo: Daemon, certificate: Path) -> None:
