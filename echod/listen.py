@@ -157,7 +157,7 @@ def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamSe
     return endpoint
 
 
-class IPv6Endpoint(TCP6ServerEndpoint):  # type: ignore[misc]
+class IPv6Endpoint(TCP6ServerEndpoint):
     """Listens for IPv6 alone: beside `tcp:` on the same port, whatever the system's default is."""
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
