@@ -340,7 +340,10 @@ class Unmade(Handler):
         return message
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no good"), SystemExit("no more")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("no good"), SystemExit("no more"), ConnectionResetError("the database is down")],
+)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("framing", [Chunk(), Line()])
 @pytest.mark.parametrize("model", ConcurrencyModel)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import array
 import socket
 import socketserver
 from typing import Any
@@ -8,10 +9,12 @@ import pytest
 
 from echod.handlers import (
     Client,
+    Close,
     ConcurrencyModel,
     Handler,
     HandlerError,
     Kind,
+    checked,
     connection_handler,
     kind_of,
     message_handler,
@@ -131,6 +134,26 @@ def test_what_cannot_be_called_is_no_handler() -> None:
 def test_a_class_without_received_is_no_handler(target: Any) -> None:
     with pytest.raises(HandlerError, match=f"{target.__name__} has no method `received`"):
         kind_of(target)
+
+
+def test_bytes_are_a_reply_as_they_are_and_any_other_buffer_is_copied() -> None:
+    data, buffer = b"happy", bytearray(b"happy")
+    assert checked(data) is data
+    assert Close(data).reply is data
+    copied, last = checked(buffer), Close(buffer)
+    view = checked(memoryview(buffer)[::-2])
+    buffer[:] = b"-----"
+    assert (copied, last.reply, view) == (b"happy", b"happy", b"yph")
+    assert checked(memoryview(b"days").cast("I")) == checked(array.array("b", b"days")) == b"days"
+    assert Close(None) == Close()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reply", ["text", 7, None, [b"x"], Close(b"x")])
+def test_what_holds_no_bytes_is_no_reply(reply: Any) -> None:
+    with pytest.raises(TypeError, match="a handler returns bytes, None or Close, not "):
+        checked(reply)
+    with pytest.raises(TypeError, match="a handler returns bytes, None or Close, not "):
+        Close([reply])  # type: ignore[arg-type]
 
 
 def test_a_handler_greets_nobody_unless_it_says_so() -> None:
