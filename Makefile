@@ -81,8 +81,9 @@ $(VENV)/develop.stamp: WHAT = .[test,check]
 $(VENV)/soak.stamp: WHAT = .[test,soak]
 $(VENV)/bench.stamp: WHAT = .[bench]
 $(VENV)/foreign.stamp: WHAT = .[foreign]
-$(VENV)/run.stamp $(VENV)/develop.stamp $(VENV)/soak.stamp $(VENV)/bench.stamp $(VENV)/foreign.stamp: setup.cfg pyproject.toml | $(VENV)/made.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(WHAT)'
+$(VENV)/run.stamp $(VENV)/develop.stamp $(VENV)/soak.stamp $(VENV)/bench.stamp $(VENV)/foreign.stamp: setup.cfg pyproject.toml constraints.txt | $(VENV)/made.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '$(WHAT)'
 	@touch $@
 
 # An error of make's own, within the recipe: one line, and only where Python is needed.

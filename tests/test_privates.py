@@ -1,0 +1,133 @@
+"""Every private name of Twisted and of the standard library that echod uses: each is still there.
+
+A release of theirs may take one away without a word.  Then one of these tests fails, and says what
+the name was used for.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from operator import attrgetter
+from pathlib import Path
+
+import pytest
+
+import echod
+
+# Where each is, and what for.
+PRIVATES = {
+    "os:_exit": "end the process in the thread that insists",
+    "sys:_current_frames": "show where a thread is",
+    "ssl:_ASN1Object": "name the object identifiers in a certificate",
+    "socket:socket._accept": "accept without a socket object for each client",
+    "socket:socket._real_close": "know when a handler's thread has let go of its socket",
+    "_socket:socket": "a socket object without the methods in Python",
+    "_thread:start_new_thread": "see whether a module has exchanged threads; count as running",
+    "twisted.application.app:_exitWithSignal": "see that ending by a signal goes by _exitSignal",
+    "twisted.internet.base:ReactorBase._exitSignal": "end the interpreter before the signal",
+    "twisted.internet.base:ReactorBase._signalsFactory": "leave SIGCHLD alone",
+    "twisted.internet.base:ReactorBase._moveCallLaterSooner": "arm the loop's timer anew",
+    "twisted.internet.posixbase:PosixReactorBase._supportedAddressFamilies": "refuse others",
+    "twisted.internet.base:BaseConnector._makeTransport": "connect by uvloop's transports",
+    "twisted.internet.tcp:BaseClient._connectDone": "hand a connected socket to uvloop",
+    "twisted.internet.tcp:Port._fromListeningDescriptor": "adopt sockets that systemd passes",
+    "twisted.internet._newtls:ConnectionMixin": "Twisted's own TLS over uvloop's transports",
+    "twisted.internet.abstract:FileDescriptor._getLogPrefix": "name connections in the log",
+    "twisted.internet.endpoints:_TCPServerEndpoint": "read port, backlog and interface of tcp6:",
+    "twisted.web.server:Request._handleStar": "answer OPTIONS * on the status",
+    "twisted.web.http:HTTPChannel._respondToBadRequestAndDisconnect": "a status error in words",
+}
+
+# Set on instances only: in whose source, and what for.
+SET = {
+    "_poller": ("twisted.internet.epollreactor:EPollReactor", "let uvloop watch Twisted's epoll"),
+    "_selectables": ("twisted.internet.epollreactor:EPollReactor", "see whether any is watched"),
+    "_interface": ("twisted.internet.endpoints:_TCPServerEndpoint", "read it of tcp6:"),
+    "_observers": ("twisted.logger._observer:LogPublisher", "see whether anybody wants a line"),
+    "_realPortNumber": ("twisted.internet.tcp:Port", "say which port a connection came to"),
+    "_shouldShutdown": ("twisted.internet.tcp:Port", "leave a passed UNIX socket to others"),
+}
+
+FOLDER = Path(echod.__file__).parent
+
+
+def find(place: str) -> object:
+    module, _, name = place.partition(":")
+    return attrgetter(name)(importlib.import_module(module))
+
+
+@pytest.mark.parametrize("place", PRIVATES)
+def test_what_is_private_is_still_there(place: str) -> None:
+    assert find(place) is not None or place.endswith("_exitSignal"), PRIVATES[place]
+
+
+@pytest.mark.parametrize("name", SET)
+def test_what_instances_have_is_still_set(name: str) -> None:
+    place, why = SET[name]
+    assert f"self.{name}" in inspect.getsource(find(place)), why  # type: ignore[arg-type]
+
+
+def test_twistd_still_ends_by_the_signal_that_the_reactor_got() -> None:
+    from twisted.application import app
+    from twisted.scripts import twistd
+
+    assert "reactor._exitSignal" in inspect.getsource(app.ApplicationRunner.startReactor)
+    assert "_exitSignal is not None" in inspect.getsource(twistd.runApp)
+
+
+def names_used() -> set[str]:
+    """Return each private name in the sources that they do not define themselves."""
+    defined: set[str] = set()
+    used: set[str] = set()
+    for path in FOLDER.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                    defined.add(name)
+                case ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                    defined.add(name)
+                case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
+                    defined.add(name)
+                case ast.Constant(value=str(name)):  # in __slots__
+                    defined.add(name)
+                case ast.Attribute(attr=name):
+                    used.add(name)
+                case ast.ImportFrom(names=names):
+                    used.update(each.name for each in names)
+    return {name for name in used - defined if is_private(name)}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def names_overridden() -> Iterator[str]:
+    """Yield each private name of a class of somebody else's that a class of ours has too."""
+    for module in pkgutil.walk_packages([str(FOLDER)], "echod."):
+        for made in vars(importlib.import_module(module.name)).values():
+            if inspect.isclass(made) and made.__module__.startswith("echod"):
+                foreign = [one for one in made.__mro__ if not one.__module__.startswith("echod")]
+                theirs = {name for one in foreign for name in vars(one)}
+                yield from (name for name in vars(made) if is_private(name) and name in theirs)
+
+
+def test_all_that_is_private_is_in_the_list() -> None:
+    listed = {part for place in PRIVATES for part in place.replace(":", ".").split(".")}
+    made_by_python = {"_abc_impl", "_is_protocol", "_fields_", "_is_runtime_protocol"}
+    made_by_enum = {name for name in names_overridden() if name.endswith("_")}
+    used = names_used() | set(names_overridden())
+    assert used - listed - set(SET) - made_by_python - made_by_enum == set()
+    assert "_current_frames" in used  # the scan finds something
+
+
+def test_the_constraints_are_what_the_tests_run_with() -> None:
+    from importlib.metadata import version
+
+    lines = (FOLDER.parent / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert {name: version(name) for name in pinned} == pinned
+    assert {"twisted", "uvloop", "prometheus-client", "zope.interface"} <= set(pinned)
