@@ -66,6 +66,12 @@ if TYPE_CHECKING:
 # once because one that has just been interrupted may not have run since.
 PATIENCE = 2
 
+# A handler that waits in many short calls (`select` of some milliseconds, in a loop) may be caught
+# between two of them: one that is not seen waiting when its client's time is over is looked at
+# again, so often, after so many seconds each.
+MORE_LOOKS = 5
+BETWEEN_LOOKS = 0.007
+
 
 class SocketProtocol(ConnectionProtocol):
     """Hands the connection to a thread, and closes it afterwards."""
@@ -76,6 +82,7 @@ class SocketProtocol(ConnectionProtocol):
         "_ended_early",
         "_gently",
         "_has_thread",
+        "_next_look",
         "_told",
         "_verdict",
     )
@@ -92,6 +99,7 @@ class SocketProtocol(ConnectionProtocol):
         self._told = 0  # how many bytes we have sent ourselves, as no thread has
         # The handler has been shown the end of the stream, and may still answer.
         self._gently = False
+        self._next_look: Any = None
 
     def _start(self) -> None:
         # A socket that a proxy opened would call the proxy its peer.
@@ -226,6 +234,30 @@ class SocketProtocol(ConnectionProtocol):
             super()._look_at_silence(now, silence)
         else:
             self._idle_since = now
+            if conn.exposed:
+                self._look_again(silence, MORE_LOOKS)
+
+    def _look_again(self, silence: float, looks: int) -> None:
+        """See whether the handler, which seems to be at work, waits for its silent client soon."""
+        self._stop_looking()
+        self._next_look = self._home.reactor.callLater(
+            BETWEEN_LOOKS, self._next_look_at, silence, looks
+        )
+
+    def _next_look_at(self, silence: float, looks: int) -> None:
+        self._next_look = None
+        ends = self._reason or self._verdict or self._draining or not self._has_thread
+        if ends or self._activity != self._seen_activity:
+            return
+        if self._is_idle():
+            super()._look_at_silence(self._home.seconds(), silence)
+        elif looks > 1:
+            self._look_again(silence, looks - 1)
+
+    def _stop_looking(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
 
     def _patience_ends(self, silence: float) -> bool:
         """Return whether no client may be silent for so long, unless its handler is at work."""
@@ -292,6 +324,7 @@ class SocketProtocol(ConnectionProtocol):
         super().abort(self._verdict or reason)
 
     def _finish(self) -> None:
+        self._stop_looking()
         if self._channel is not None:
             # As long as the kernel can be asked.
             self._channel.traffic(input_ended=self._input_ended)

@@ -22,7 +22,7 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from echod import Chunk, Close, EchoFactory, Handler, Limits, Line, connection
+from echod import Chunk, Close, EchoFactory, Handler, Limits, Line, connection, handover
 from echod.concurrency import Busy, ThreadPerConnection
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
 from echod.lifecycle import unread
@@ -343,6 +343,63 @@ async def test_a_silent_client_is_disconnected_but_a_busy_handler_is_not(
         assert server.factory.metrics.ended == {"idle": 1}
         leave.set()
         assert await working.receive_all() == b"done\n"
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_is_caught_between_two_waits_is_looked_at_again(
+    way: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "MORE_LOOKS", 1000)
+    caught, go_on = threading.Event(), threading.Event()
+
+    def handler(conn: socket.socket) -> None:
+        conn.fileno()
+        caught.set()
+        go_on.wait(10)
+        select.select([conn], [], [])
+        conn.recv(100)
+
+    limits = Limits(first_byte_timeout=0, idle_timeout=600)
+    async with both(way, certificate, handler=handler, limits=limits) as server:
+        client = await server.connect()
+        await eventually(caught.is_set)
+        (served,) = server.factory.connections
+        await eventually(lambda: not served._channel.unsent())  # what TLS has sent, too
+        served.sweep(reactor.seconds())  # which sees what there was before
+        served.sweep(reactor.seconds() + 1000)
+        assert not server.factory.metrics.ended
+        go_on.set()
+        assert await client.receive_all() == b""
+        await eventually(lambda: server.factory.metrics.ended == {"idle": 1})
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_is_at_work_at_every_look_is_not_disturbed(
+    way: str, certificate: Path
+) -> None:
+    at_work, leave = threading.Event(), threading.Event()
+
+    def handler(conn: socket.socket) -> None:
+        conn.fileno()
+        at_work.set()
+        leave.wait(10)
+        conn.sendall(b"done\n")
+
+    limits = Limits(first_byte_timeout=0, idle_timeout=600)
+    async with both(way, certificate, handler=handler, limits=limits) as server:
+        client = await server.connect()
+        await eventually(at_work.is_set)
+        (served,) = server.factory.connections
+        await eventually(lambda: not served._channel.unsent())  # what TLS has sent, too
+        served.sweep(reactor.seconds())
+        served.sweep(reactor.seconds() + 1000)
+        assert served._next_look is not None
+        await eventually(lambda: served._next_look is None)
+        assert served._verdict is None
+        leave.set()
+        assert await client.receive_all() == b"done\n"
 
 
 @WAYS
