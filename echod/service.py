@@ -207,7 +207,7 @@ def find_handler(settings: Settings) -> ResolvedHandler:
         )
     if handler.kind is Kind.CONNECTION and (useless := settings.about_messages):
         raise StartError(
-            f"{useless[0]} is of no use: {escape(handler.name)} is a connection handler, "
+            f"{useless[0]} has no effect: {escape(handler.name)} is a connection handler, "
             "which reads the socket itself"
         )
     return handler
@@ -627,7 +627,7 @@ class EchoService(Service):
         for certificate in self.certificates:
             tell_validity(certificate)
         if fixed := ", ".join(one.key for one in changed if not one.text.reload):
-            log.warn("Not changed, because that takes a restart: {fixed}", fixed=fixed)
+            log.warn("Ignored until restart: {fixed}", fixed=fixed)
 
     @property
     def certificates(self) -> list[ServedCertificate]:

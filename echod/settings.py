@@ -371,7 +371,7 @@ class Settings:
             "is; from 0.01 on, because to look more often costs too much; 0: do not watch.",
             seconds_from(0.01),
             unit="seconds",
-            section="Watching over it",
+            section="Monitoring",
             reload=True,
         ),
     )
@@ -447,7 +447,9 @@ class Settings:
         if self.banner is not None and self.no_banner:
             raise SettingError("--banner and --no-banner contradict each other")
         if self.concurrency is ConcurrencyModel.SERIAL and self.banner is not None:
-            raise SettingError("--banner is of no use with --concurrency serial: it greets nobody")
+            raise SettingError(
+                "--banner has no effect with --concurrency serial: it greets nobody"
+            )
         if self.drain_spread and self.drain_spread >= self.drain_timeout:
             raise SettingError(
                 f"--drain-spread ({self.drain_spread:g}) must be shorter than "

@@ -122,7 +122,7 @@ class StallWatch:
         try:
             thread.start()
         except RuntimeError as error:  # no more are allowed: that is no reason not to serve
-            log.warn("Nobody watches for stalls: {why}", why=str(error))
+            log.warn("Stall detection is off: {why}", why=str(error))
         else:
             self._thread = thread
 

@@ -105,7 +105,7 @@ class Sweeper:
             try:
                 member.sweep(now)
             except Exception:  # the deadlines of the others hold
-                log.failure("A connection could not be looked after")
+                log.failure("Checking a connection's deadlines failed")
 
 
 class _Round:

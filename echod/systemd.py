@@ -150,7 +150,7 @@ class Notifier:
                 self._retry = self._reactor.callLater(RETRY_INTERVAL, self._flush)
                 return
             except OSError as error:
-                log.warn("The service manager cannot be told: {why}", why=escape(str(error)))
+                log.warn("Cannot notify the service manager: {why}", why=escape(str(error)))
             self._waiting.popleft()
 
 
@@ -165,7 +165,7 @@ def _connected(address: str) -> socket.socket | None:
             made.connect("\0" + address[1:] if address.startswith("@") else address)
         except OSError as error:
             log.warn(
-                "The service manager cannot be told: NOTIFY_SOCKET={address}: {why}",
+                "Cannot notify the service manager: NOTIFY_SOCKET={address}: {why}",
                 address=escape(address),
                 why=escape(str(error)),
             )

@@ -128,7 +128,7 @@ def talk(conn: socket.socket) -> None:
                 "concurrency": ConcurrencyModel.THREAD_PER_CONNECTION,
                 "max_message": 10,
             },
-            "--max-message is of no use",
+            "--max-message has no effect",
         ),
         ({"listen": ("nosuch:1",)}, "--listen nosuch:1: there is no kind of listener 'nosuch'"),
         ({"listen": ("tcp:http",)}, "--listen tcp:http: "),
@@ -383,7 +383,7 @@ async def test_a_reload_changes_what_it_can_for_open_connections_too(log: Log) -
         "slow-handler" in log.text
     )
     assert service._slow.threshold == 5.0
-    assert "Not changed, because that takes a restart: threads" in log.text
+    assert "Ignored until restart: threads" in log.text
     assert service.signals.patience == 5.0 + GRACE
     assert service._model.patience == 3.0  # type: ignore[attr-defined]
     assert await client.receive_all() == b""
@@ -504,7 +504,7 @@ async def test_a_reload_neither_imports_a_handler_nor_looks_for_sockets_that_are
         status="systemd:name=status",
     )
     service.reload()
-    assert "Not changed, because that takes a restart: listen, handler, status" in log.text
+    assert "Ignored until restart: listen, handler, status" in log.text
     await service.stopService()
 
 

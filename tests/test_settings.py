@@ -119,7 +119,7 @@ def test_limits_on_clients_are_settings() -> None:
         (["--banner=a", "--no-banner"], "--banner and --no-banner contradict each other"),
         (
             ["--concurrency=serial", "--banner=a"],
-            "--banner is of no use with --concurrency serial",
+            "--banner has no effect with --concurrency serial",
         ),
         (["--delimiter=x"], "--delimiter needs --framing line, not chunk"),
         (["--port=80", "--port=80"], "--port: 80 is given twice"),
@@ -349,7 +349,7 @@ def test_a_running_daemon_takes_what_it_can() -> None:
 
 def test_what_a_running_daemon_cannot_take_may_contradict_what_it_can() -> None:
     running = Settings(concurrency=ConcurrencyModel.SERIAL)
-    with pytest.raises(SettingError, match="--banner is of no use with --concurrency serial"):
+    with pytest.raises(SettingError, match="--banner has no effect with --concurrency serial"):
         reloaded(running, Settings(banner=b"Good day"))
 
 

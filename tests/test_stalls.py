@@ -105,7 +105,7 @@ def test_without_a_thread_nobody_watches_and_the_log_says_so(metrics: Metrics, l
     watching = StallWatch(reactor, THRESHOLD, metrics)
     with no_more_threads():
         watching.start()
-    assert "Nobody watches for stalls: can't start new thread" in log.text
+    assert "Stall detection is off: can't start new thread" in log.text
     watching.stop()
 
 

@@ -146,7 +146,7 @@ def test_a_manager_that_is_gone_is_a_line_in_the_log(
 ) -> None:
     manager.close()
     notifier.ready()
-    assert "The service manager cannot be told: [Errno 111] Connection refused" in log.text
+    assert "Cannot notify the service manager: [Errno 111] Connection refused" in log.text
     assert not notifier._waiting
 
 

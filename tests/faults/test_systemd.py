@@ -128,7 +128,7 @@ def test_a_manager_that_is_not_there_is_a_line_in_the_log(daemon: Start, tmp_pat
     }
     running = daemon(env=environment)
     with greeted(running):
-        running.wait_for("The service manager cannot be told: .*No such file or directory")
+        running.wait_for("Cannot notify the service manager: .*No such file or directory")
 
 
 # Socket activation.

@@ -350,7 +350,7 @@ REFUSED = {
     "--handler raising:handler": "raising:handler cannot be imported: RuntimeError",
     "--handler served:talk": "it runs with --concurrency thread-per-connection",
     "--concurrency thread-per-connection --handler served:talk --framing line": (
-        "--framing is of no use: served:talk is a connection handler"
+        "--framing has no effect: served:talk is a connection handler"
     ),
     "--banner Hi --no-banner": "--banner and --no-banner contradict",
     "--listen carrier-pigeon:8888": "--listen carrier-pigeon:8888",
