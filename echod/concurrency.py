@@ -50,6 +50,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -352,8 +353,7 @@ class Awaited:
 
     def settled(self, result: Any) -> Any:
         """Return `result`; where it only says that we have cancelled, an `Abandoned`."""
-        cancelled = CancelledError, asyncio.CancelledError
-        if self.abandoned and isinstance(result, Failure) and result.check(*cancelled):
+        if self.abandoned and isinstance(result, Failure) and _tells_of_cancelling(result):
             return Failure(Abandoned())
         return result
 
@@ -361,6 +361,17 @@ class Awaited:
         """Return what is known of the call; `now` is the monotonic clock's, in seconds."""
         coroutine = self.followed.coroutine if self.followed is not None else None
         return UnderWay(self, owner_of(self._done), now - self._since, coroutine=coroutine)
+
+
+def _tells_of_cancelling(failure: Failure) -> bool:
+    """Return whether `failure` is what comes of something that was cancelled."""
+    if failure.check(CancelledError, asyncio.CancelledError, ConnectingCancelledError):
+        return True
+    # What went wrong with a request of Twisted's `Agent` holds the reasons for it.
+    reasons = getattr(failure.value, "reasons", None)
+    return isinstance(reasons, list) and any(
+        isinstance(each, Failure) and _tells_of_cancelling(each) for each in reasons
+    )
 
 
 class Serial(InReactor):

@@ -16,11 +16,12 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectingCancelledError, ConnectionLost
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
+from twisted.web.client import ResponseNeverReceived
 from zope.interface import implementer
 
 from echod import (
@@ -905,11 +906,23 @@ def asyncios() -> Any:
     return Deferred.fromFuture(asyncio.get_running_loop().create_future())
 
 
+def connects() -> Any:
+    """Return what ends as an endpoint does that is cancelled while it connects."""
+    address = IPv4Address("TCP", "192.0.2.1", 80)
+    return Deferred(lambda deferred: deferred.errback(ConnectingCancelledError(address)))
+
+
+def requests() -> Any:
+    """Return what ends as a request of `Agent` does that is cancelled."""
+    error = ResponseNeverReceived([Failure(CancelledError())])
+    return Deferred(lambda deferred: deferred.errback(error))
+
+
 @pytest.mark.parametrize("ends", ["reset", "aborted"])
 @pytest.mark.parametrize("where", ["opened", "received"])
 @pytest.mark.parametrize("framing", [Chunk(), Line()])
 @pytest.mark.parametrize("made", ["coroutine", "Deferred"])
-@pytest.mark.parametrize("wait", [Deferred, asyncios])
+@pytest.mark.parametrize("wait", [Deferred, asyncios, connects, requests])
 @pytest_twisted.ensureDeferred
 async def test_what_is_cancelled_as_its_client_goes_away_is_no_error(
     wait: Any, made: str, framing: Framing, where: str, ends: str
