@@ -12,9 +12,13 @@ from echod.limits import Level
 
 OPEN = Path("/proc/self/fd")
 
-# What the process needs beside its connections: its own files, sockets and pipes, and some to
-# accept those with whom it refuses.
-SPARE = 64
+# What the process needs beside its connections: its own files, sockets and pipes, the status's
+# clients, and those whom it has just refused: they take a turn or two of the event loop to be
+# gone, in each of which 64 may come.
+SPARE = 256
+
+# How many connections to make room for where their number has no limit of its own.
+MOST_CONNECTIONS = 1_000_000
 
 # What a connection's own thread needs beside the connection: a duplicate of its descriptor; over
 # TLS and behind a proxy, both ends of a socket pair and a duplicate of one.
@@ -42,6 +46,22 @@ def make_room(wanted: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         soft = allowed
     return soft
+
+
+def fit(allowed: int, connections: int, threads: int) -> tuple[int, int]:
+    """Return how many connections, and threads for connections, there is room for.
+
+    Some descriptors are kept for what is not a connection, the status above all: who asks why
+    nobody is let in shall get an answer.
+
+    Args:
+        allowed: how many descriptors the process may have.
+        connections: how many connections are wanted.
+        threads: how many of these may have a thread of their own.
+    """
+    room = allowed - min(SPARE, allowed // 2)
+    threads = min(threads, room // (1 + MOST_OF_A_THREAD))
+    return max(1, min(connections, room - threads * MOST_OF_A_THREAD)), threads
 
 
 def level() -> Level:

@@ -106,7 +106,11 @@ class Listening:
         if self.tls is not None:
             turns = getattr(factory, "turns", None)  # the status has none
             wrapped = TLSFactory(factory, self.tls, reactor, turns)
-        return ProxyFactory(wrapped, factory, trusted) if self.proxied else wrapped
+        if self.proxied:
+            wrapped = ProxyFactory(wrapped, factory, trusted)
+        if wrapped is not factory and hasattr(factory, "connection_turned_away"):
+            wrapped.connection_turned_away = factory.connection_turned_away
+        return wrapped
 
 
 def parse_listen(reactor: Any, text: str, inherited: InheritedSockets | None = None) -> Listening:

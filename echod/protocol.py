@@ -962,6 +962,10 @@ class EchoFactory(Factory):
         self.note_refusal(refusal.value, Client(shown_address(addr)), refusal.value)
         return RefusedProtocol(self.framing.encode_line(refusal.text.encode()))
 
+    def connection_turned_away(self) -> None:
+        """Count a client for whom there was no descriptor; the port has logged and closed it."""
+        self.metrics.refused["descriptors"] += 1
+
     def note_refusal(self, limit: str, client: Client, why: str) -> None:
         """Count and log that a client is turned away; telling it is the caller's."""
         assert limit in REFUSED_BY

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -108,9 +109,9 @@ def makeService(options: Options) -> EchoService:
     log_observer = make_log_observer(options)
     capture = None if log_observer is None else Capture(log_observer.write_now)
     with capturing(capture):
+        options.settings = _make_room(options.settings)
         service = prepare_service(options)
     reactor = service.reactor
-    _make_room(options.settings)
     service.log_observer = log_observer
     service.capture = capture
     if capture is not None:
@@ -587,6 +588,7 @@ class EchoService(Service):
             StartError: the next start would fail on them; nothing has changed.
             Exception: nobody has thought of it; nothing has changed.
         """
+        wanted = _make_room(wanted)
         check_for_restart(self._settings, wanted, self.reactor)
         changed = differences(self._settings, wanted)
         settings = reloaded(self._settings, wanted)
@@ -596,7 +598,6 @@ class EchoService(Service):
         before = self.certificates
         factories = [listener.factory for listener in self.listeners]
         banners = [settings.make_banner(factory.framing) for factory in factories]
-        _make_room(settings)
         # From here on nothing fails.
         self._settings = settings
         for take_into_use in certificates:
@@ -717,19 +718,43 @@ def _settle_pidfile(twistd: Any) -> None:
         raise SystemExit(escape(f"echod: --pidfile {error.filename}: {error.strerror}")) from None
 
 
-def _make_room(settings: Settings) -> None:
-    """Let there be as many connections as the limit says, or say that there cannot be."""
-    wanted = settings.max_connections + descriptors.SPARE
-    if settings.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION:
-        wanted += settings.max_threads * descriptors.MOST_OF_A_THREAD
-    allowed = descriptors.make_room(wanted)
-    if allowed < wanted:
+def _make_room(settings: Settings) -> Settings:
+    """Let there be as many connections as the limits say, as far as the system permits.
+
+    Returns:
+        The settings, with limits that fit: above them clients are told so, and counted, where
+        without descriptors nobody could be told anything.
+    """
+    threaded = settings.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION
+    wanted = settings.max_connections or descriptors.MOST_CONNECTIONS
+    threads = settings.max_threads if threaded else 0
+    needed = wanted + threads * descriptors.MOST_OF_A_THREAD + descriptors.SPARE
+    allowed = descriptors.make_room(needed)
+    if allowed >= needed and settings.max_connections:
+        return settings
+    connections, fitting = descriptors.fit(allowed, wanted, threads)
+    changes: dict[str, Any] = {"max_connections": connections}
+    if settings.max_connections_per_address:
+        share = max(1, connections * 3 // 4)
+        changes["max_connections_per_address"] = min(settings.max_connections_per_address, share)
+    if threaded:
+        changes["max_threads"] = max(1, fitting)
+    changed = ", ".join(f"{name.replace('_', '-')} is {most}" for name, most in changes.items())
+    if settings.max_connections:
         log.warn(
             "This process may open {allowed} files and sockets, too few for {connections} "
-            "connections: raise its limit (ulimit -n, LimitNOFILE=) or lower --max-connections",
+            "connections: raise its limit (ulimit -n, LimitNOFILE=); until then {changed}",
             allowed=allowed,
-            connections=settings.max_connections,
+            connections=wanted,
+            changed=changed,
         )
+    else:
+        log.info(
+            "This process may open {allowed} files and sockets, so {changed}",
+            allowed=allowed,
+            changed=changed,
+        )
+    return replace(settings, **changes)
 
 
 def _import_from_current_directory() -> None:

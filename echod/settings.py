@@ -253,7 +253,8 @@ class Settings:
     max_connections: int = setting(
         Limits.max_connections,
         Text(
-            "How many connections there may be, over all listeners; 0: any number.",
+            "How many connections there may be, over all listeners; 0: as many as the process may "
+            "open files, less some.",
             whole_number(0, 10**7),
             section="Limits on clients",
             reload=True,

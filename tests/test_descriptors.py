@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from echod.descriptors import make_room
+from echod.descriptors import fit, make_room
 from tests.daemon import not_here
 
 SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -49,3 +49,20 @@ def test_a_system_that_refuses_is_put_up_with(monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patched:
         patched.setattr(resource, "setrlimit", refuse)
         assert make_room(512) == 256
+
+
+@pytest.mark.parametrize(
+    ("allowed", "connections", "threads", "fitting"),
+    [
+        (1256, 1000, 0, (1000, 0)),
+        (1255, 1000, 0, (999, 0)),
+        (64, 16_384, 0, (32, 0)),
+        (1556, 1000, 100, (1000, 100)),
+        (656, 1000, 342, (100, 100)),  # each with the three of its thread
+        (1, 10, 10, (1, 0)),
+    ],
+)
+def test_what_fits_leaves_some_for_the_status(
+    allowed: int, connections: int, threads: int, fitting: tuple[int, int]
+) -> None:
+    assert fit(allowed, connections, threads) == fitting

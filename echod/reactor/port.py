@@ -163,6 +163,9 @@ class AcceptingPort(tcp.Port):
                 pass  # another took the place, or nobody waits
             else:
                 self._turned_away += 1
+                # No protocol is built for it: a factory that counts those is told.
+                if note := getattr(self.factory, "connection_turned_away", None):
+                    note()
                 self._report("no descriptor left ({error}); {count} turned away", exception)
                 return True
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import resource
 import select
 import socket
@@ -11,7 +13,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.daemon import BANNER, Start, connect, eventually, missing, not_here, receive, tool
+from tests.daemon import (
+    BANNER,
+    PATIENCE,
+    Daemon,
+    Start,
+    connect,
+    eventually,
+    missing,
+    not_here,
+    receive,
+    receive_all,
+    tool,
+)
 from tests.faults.clients import MODELS, greeted, is_served, serves
 
 
@@ -37,9 +51,11 @@ def test_without_descriptors_clients_are_turned_away_and_it_recovers(
     """Fault 17: Those who are served go on being served, those for whom there is no descriptor
     are disconnected at once, and once there are descriptors again, new clients are served.
     """
-    running = daemon("--concurrency", model, under=[tool("prlimit"), "--nofile=64"])
+    running = daemon("--concurrency", model)
     if not running.on_uvloop:
         not_here("a promise of echod's own reactor, and this is another")
+    # Below what the limits on connections have been fitted to.
+    resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (64, 64))
     with contextlib.ExitStack() as stack:
         refusal = b"Server busy: Too many open files, try again later\n"
         survivors = [stack.enter_context(greeted(running)) for _ in range(5)]
@@ -54,6 +70,42 @@ def test_without_descriptors_clients_are_turned_away_and_it_recovers(
         assert serves(running)
         assert all(is_served(survivor) for survivor in survivors)
     assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("limits", [[], ["--max-connections=0"]])
+@pytest.mark.parametrize("model", MODELS)
+def test_limits_are_lowered_to_the_descriptors_that_there_are(
+    daemon: Start, model: str, limits: list[str]
+) -> None:
+    """Fault 17: Where the process may open fewer files than the limits want, they are lowered, and
+    the log says so; clients above them are told so and counted, and the status answers.
+    """
+    under = [tool("prlimit"), "--nofile=256"]
+    status = ["--status=unix:status", "--max-connections-per-address=0"]
+    running = daemon("--concurrency", model, *status, *limits, under=under)
+    if not running.on_uvloop:
+        not_here("Twisted's own ports count nobody whom they turn away")
+    port = running.port
+    (fitted,) = running.wait_for(r"may open 256 files and sockets.* max-connections is (\d+)")
+    assert 32 <= int(fitted) <= 128
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(port)) for _ in range(300)]
+        settled(clients, 3)
+        answer = ask_status(running, stack)
+        assert b"200 OK" in answer
+        counts = re.findall(rb'refused_total{[^}]*limit="[a-z-]+"[^}]*} (\d+)', answer)
+        assert sum(map(int, counts)) == 300 - int(fitted)
+    assert "Traceback" not in running.log
+
+
+def ask_status(running: Daemon, stack: contextlib.ExitStack) -> bytes:
+    """Return the metrics of a daemon whose status is at `unix:status`."""
+    path = os.readlink(f"/proc/{running.process.pid}/cwd") + "/status"  # noqa: PTH115
+    asking = stack.enter_context(socket.socket(socket.AF_UNIX))
+    asking.settimeout(PATIENCE)
+    asking.connect(path)
+    asking.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    return receive_all(asking)
 
 
 @contextlib.contextmanager

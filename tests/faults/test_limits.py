@@ -352,5 +352,5 @@ def test_as_many_descriptors_are_asked_for_as_there_may_be_connections(daemon: S
     )
     able.wait_for("Socket now listening")
     limits = Path(f"/proc/{able.process.pid}/limits").read_text()
-    assert re.search(r"^Max open files +1064 +4096 ", limits, re.MULTILINE)
+    assert re.search(r"^Max open files +1256 +4096 ", limits, re.MULTILINE)
     assert "too few" not in able.log
