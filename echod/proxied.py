@@ -182,7 +182,7 @@ class ProxyFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         if not self._trusts(addr):
-            self.refuse(addr, UNTRUSTED, "PROXY headers are not taken from there")
+            self.refuse(addr, UNTRUSTED, "PROXY headers are not taken from there (--proxy-trust)")
             return None
         if refusal := self.home.admission.accept():
             protocol = self.home.refused(addr, refusal)

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -117,6 +117,7 @@ def makeService(options: Options) -> EchoService:
     if capture is not None:
         reactor.addSystemEventTrigger("after", "shutdown", capture.withdraw)
     service.configure = options.configure
+    service.placed = options.placed
     service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
     service.signals = Signals(
         reactor,
@@ -379,6 +380,7 @@ class EchoService(Service):
         listeners: where it listens, in the order given.
         metrics: how often the event loop stood still; the rest is each listener's.
         configure: returns the settings as they are now to be; what `reload` asks.
+        placed: adds to an error about such settings where each was given.
         notifier: tells the service manager.
         signals: what turns signals into drain and abort; None where somebody else does.
         ready: whether new clients are welcome: it listens, and does not drain.
@@ -410,6 +412,7 @@ class EchoService(Service):
         self.listeners = listeners
         self.metrics = metrics
         self.configure = lambda: settings
+        self.placed: Callable[[str, Settings], str] = lambda error, _: error
         self.notifier = Notifier(reactor, self.describe)
         self.signals: Signals | None = None
         self.ready = False
@@ -589,7 +592,10 @@ class EchoService(Service):
             Exception: nobody has thought of it; nothing has changed.
         """
         wanted = _make_room(wanted)
-        check_for_restart(self._settings, wanted, self.reactor)
+        try:
+            check_for_restart(self._settings, wanted, self.reactor)
+        except StartError as error:
+            raise StartError(self.placed(str(error), wanted)) from error
         changed = differences(self._settings, wanted)
         settings = reloaded(self._settings, wanted)
         limits = settings.make_limits()

@@ -623,9 +623,14 @@ class Options(usage.Options):
             raise SettingError(f"--config {self.file}: {error}") from None
         return configure(self.flags, text, str(self.file))
 
-    def placed(self, error: str) -> str:
-        """Return an error that names flags, with the file where that is what said so."""
-        chosen = {one.name for one in differences(Settings(), self.settings)}
+    def placed(self, error: str, settings: Settings | None = None) -> str:
+        """Add to an error where each setting that it names was given.
+
+        Args:
+            error: one line, which names settings as flags.
+            settings: what was asked for; None for what the daemon was started with.
+        """
+        chosen = {one.name for one in differences(Settings(), settings or self.settings)}
         return placed(error, self.flags, chosen - set(self.flags), str(self.file))
 
     @property

@@ -126,8 +126,8 @@ def test_sighup_reloads_the_file(daemon: Start, file: Path) -> None:
         ("idle-timeout = 0.2\nthreads = -1\n", "threads"),
         ("idle-timeout = 0.2\ndrain-spread = 60\n", "--drain-spread (60) must be shorter"),
         ("idle-timeout = \n", "echod.toml"),
-        ("idle-timeout = 0.2\nhandler = 'nosuch'\n", "--handler: no handler is named 'nosuch'"),
-        ("idle-timeout = 0.2\nstatus = 'proxy:tcp:0'\n", "--status proxy:tcp:0: no PROXY header"),
+        ("idle-timeout = 0.2\nhandler = 'nosuch'\n", "echod.toml: --handler: no handler is"),
+        ("idle-timeout = 0.2\nstatus = 'proxy:tcp:0'\n", "echod.toml: --status proxy:tcp:0: no "),
         (None, "No such file"),
     ],
 )
