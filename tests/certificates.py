@@ -14,6 +14,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 DAY = datetime.timedelta(days=1)
 
+# What a key may be for.
+_USES = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+    *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
+
 
 @dataclass(frozen=True)
 class Authority:
@@ -79,7 +85,10 @@ class Authority:
     ) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        constraints = x509.BasicConstraints(ca=name == self.name, path_length=None)
+        own = name == self.name
+        constraints = x509.BasicConstraints(ca=own, path_length=None)
+        # Clients on Python 3.13 want to know what a key is for, and by which one is signed.
+        usage = dict.fromkeys(_USES, False) | {"digital_signature": True, "key_cert_sign": own}
         return (
             x509.CertificateBuilder()
             .subject_name(_name(name) if isinstance(name, str) else name)
@@ -90,6 +99,12 @@ class Authority:
             .not_valid_after(now + valid)
             .add_extension(x509.SubjectAlternativeName([address]), critical=False)
             .add_extension(constraints, critical=True)
+            .add_extension(x509.KeyUsage(**usage), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
             .sign(self._key, hashes.SHA256())
             .public_bytes(serialization.Encoding.PEM)
         )
