@@ -133,8 +133,8 @@ class Daemon:
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def wait(self, timeout: float = PATIENCE) -> float:
-        """Wait for its end; return how many seconds that took."""
+    def wait(self, timeout: float = 2 * PATIENCE) -> float:
+        """Wait for its end, and perhaps for its start before; return how many seconds it took."""
         began = time.monotonic()
         self.process.wait(timeout)
         self._reader.join()

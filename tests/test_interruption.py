@@ -47,7 +47,8 @@ def test_sleep(cleaned):
 
 @pytest_twisted.ensureDeferred
 async def test_reactor(cleaned):
-    async with serving() as server:
+    # Without a banner: else it might come before the signal, and the test be over.
+    async with serving(banner=b"") as server:
         client = await server.connect()
         Path("begun").touch()
         await client.receive(b"what the server never sends")
