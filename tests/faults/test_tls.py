@@ -461,8 +461,8 @@ def test_a_daemon_without_a_usable_key_does_not_start(
     expected = {
         "none": "cannot read {}: No such file or directory",
         "unreadable": "cannot read {}: Is a directory",
-        "another's": "{} is not the key of the certificate in server.pem: name the two that were "
-        "made together",
+        "another's": f"{{}} is not the key of the certificate in {tmp_path}/server.pem: name the "
+        "two that were made together",
     }[what].format(key)
     assert [line for line in running.lines if line.endswith(expected)], running.log
     assert "Traceback" not in running.log
