@@ -135,7 +135,7 @@ class Settings:
         LOOPBACK,
         Text(
             "Where PROXY headers are taken from, by --listen proxy:...: a network, as in "
-            "10.0.0.0/8; repeats. Who can connect to a UNIX socket is always trusted.",
+            "10.0.0.0/8; repeats. Every client of a UNIX socket is trusted.",
             network,
             unset=" and ".join(str(each) for each in LOOPBACK),
             repeats=True,
@@ -220,7 +220,7 @@ class Settings:
         ),
     )
     no_banner: bool = setting(
-        False, Text("Greet nobody, whatever the handler.", reload=True, replaces="banner")
+        False, Text("Send no greeting, whatever the handler.", reload=True, replaces="banner")
     )
     prefix: str | None = setting(
         None,
@@ -391,7 +391,7 @@ class Settings:
         "",
         Text(
             "Where to serve health, metrics and a page for people, over HTTP: an endpoint string "
-            "as for --listen, without proxy:. Whoever reaches it can read it.",
+            "as for --listen, without proxy:. Every client that reaches it can read it.",
             unset="nowhere",
             example="tcp:9464:interface=127.0.0.1",
         ),
