@@ -605,6 +605,8 @@ _TRAFFIC = struct.Struct("=B127xQ8xI52xQQ")
 # The states in which the kernel has had the other side's FIN, which it counts as a byte received:
 # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
 _FIN_HAS_COME = {6, 8, 9, 11}
+# That in which there may have been one.
+_CLOSED = 7
 # Those in which our own FIN may still be to send, behind what waits, as a byte of it: FIN_WAIT1,
 # LAST_ACK, CLOSING.
 _FIN_GOES = {4, 9, 11}
@@ -629,7 +631,9 @@ def traffic(transport: Any, *, input_ended: bool) -> tuple[int, int] | None:
     state, received, waiting, sent, again = _TRAFFIC.unpack(info)
     # What waits for the client to make room counts too: the kernel sends it, closed or not.
     waiting -= waiting > 0 and state in _FIN_GOES
-    return received - (input_ended or state in _FIN_HAS_COME), sent - again + waiting
+    # What looks like the end may be our own doing: a socket that we have shut down for reading.
+    fin_came = state in _FIN_HAS_COME or (input_ended and state == _CLOSED)
+    return max(0, received - fin_came), sent - again + waiting
 
 
 def shorten_reads(transport: Any) -> None:

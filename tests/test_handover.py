@@ -346,6 +346,24 @@ async def test_a_silent_client_is_disconnected_but_a_busy_handler_is_not(
 
 
 @WAYS
+@pytest.mark.parametrize("ends", ["drain", "reset"])
+@pytest_twisted.ensureDeferred
+async def test_of_a_client_that_has_sent_nothing_no_byte_is_counted(
+    way: str, certificate: Path, ends: str
+) -> None:
+    def handler(conn: socket.socket) -> None:
+        select.select([conn], [], [])
+
+    async with both(way, certificate, handler=handler) as server:
+        client = await server.connect()
+        (served,) = server.factory.connections
+        await eventually(lambda: served._conn is not None and served._is_awaited())
+        client.reset() if ends == "reset" else server.factory.drain()
+        await eventually(lambda: bool(server.factory.metrics.ended))
+        assert served.figures[1] == 0
+
+
+@WAYS
 @pytest_twisted.ensureDeferred
 async def test_a_handler_that_is_caught_between_two_waits_is_looked_at_again(
     way: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
