@@ -21,6 +21,14 @@ from typing import Any
 
 from echod.escaping import clipped, escape, quoted, unescape, unescaped
 
+# What `tomllib` says, and what that means to who wrote the file.
+PLAIN_WORDS = {
+    "Cannot overwrite a value": "a key is given twice",
+    r"Illegal character '\n'": "a text has no closing quotation mark",
+    "Unterminated string": "a text has no closing quotation mark",
+    'Expected "\'"': "a text has no closing quotation mark",
+}
+
 
 class SettingError(ValueError):
     """A setting cannot be used; the text says which one, and what is accepted."""
@@ -226,7 +234,7 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"{file}: {error}") from None
+        raise SettingError(f"{file}: {_plainly(str(error))}") from None
     except ValueError:
         raise SettingError(f"{file}: a number in it has thousands of digits") from None
     except RecursionError:
@@ -266,6 +274,13 @@ def placed(error: str, flags: Collection[str], written: Collection[str], file: s
     place = "is given as a flag" if stands_in_file else f"stands in {file}"
     notes = "".join(f" (--{key} {place})" for key in others if _name(key) in elsewhere)
     return f"{file}: {error}{notes}" if stands_in_file else f"{error}{notes}"
+
+
+def _plainly(error: str) -> str:
+    """Return what is wrong with a file, in the words of who wrote it."""
+    for said, meant in PLAIN_WORDS.items():
+        error = error.replace(said, meant)
+    return error
 
 
 def _name(key: str) -> str:

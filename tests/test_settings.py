@@ -363,6 +363,13 @@ def test_what_a_running_daemon_cannot_take_may_contradict_what_it_can() -> None:
         (b"listen = ['unix:s', 'unix:s']", "echod.toml: --listen: unix:s is given twice"),
         (b"port = [1, 2, 1]", "echod.toml: --port: 1 is given twice"),
         (b"threads = ", "echod.toml: Invalid value (at "),
+        (b"threads = 1\nthreads = 2\n", "echod.toml: a key is given twice (at line 2, "),
+        (
+            b'banner = "a\nthreads = 2\n',
+            "echod.toml: a text has no closing quotation mark (at line 1",
+        ),
+        (b"banner = 'a", "echod.toml: a text has no closing quotation mark (at end of"),
+        (b'banner = "a', "echod.toml: a text has no closing quotation mark (at end of"),
         (b"\xff", "echod.toml: this is not UTF-8"),
         (b"'a\\u001b' = 1\n\"\\u001b\" = 1", "echod.toml"),
     ],
