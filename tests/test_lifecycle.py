@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor, ssl
+from twisted.internet import reactor, ssl, tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import ISSLTransport
@@ -33,7 +33,7 @@ from echod import (
 )
 from echod.concurrency import InReactor, Model
 from echod.handlers import ConcurrencyModel
-from echod.lifecycle import traffic
+from echod.lifecycle import acknowledged, traffic, unsent
 from echod.sweeping import URGENT_INTERVAL
 from echod.tls.context import certificates_in
 from tests.certificates import Authority
@@ -619,3 +619,10 @@ def test_a_message_has_its_whole_time_again_once_its_client_reads() -> None:
     passed = seconds_until(clock, lambda: transport.half_closed)
     assert 10 <= passed <= 10 + 2 * URGENT_INTERVAL
     lose(protocol)
+
+
+def test_a_transport_of_twisteds_own_that_has_closed_holds_nothing() -> None:
+    closed = tcp.Server.__new__(tcp.Server)  # which loses its socket as it closes
+    with pytest.raises(AttributeError):
+        closed.getHandle()
+    assert unsent(closed) == acknowledged(closed) == 0
