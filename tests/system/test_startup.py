@@ -291,7 +291,7 @@ def test_a_check_is_one_for_the_user_that_runs_it(tmp_path: Path) -> None:
     os.chown(tmp_path / "server.pem", 65534, 65534)
     refused = run(tmp_path, *ordinary, *command)
     assert refused.returncode == 1
-    assert "cannot read server.pem: Permission denied" in refused.stderr
+    assert f"cannot read {tmp_path}/server.pem: Permission denied" in refused.stderr
     assert "is good for root, who can read every file" in run(tmp_path, *command).stdout
 
 
