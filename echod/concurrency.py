@@ -41,6 +41,7 @@ import _thread
 import asyncio
 import contextlib
 import inspect
+import os
 import threading
 import time
 from collections import deque
@@ -57,6 +58,7 @@ from twisted.python.failure import Failure
 from echod.connection import ConnectionSocket
 from echod.contexts import Followed
 from echod.fairness import Holders, Turns, may_have_another
+from echod.forking import end_child
 from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
@@ -581,11 +583,18 @@ def _check_share(held: int, free: int, limit: str) -> None:
 class _Worker:
     """A thread of the pool, and the task that it is at."""
 
-    __slots__ = ("task", "thread")
+    __slots__ = ("process", "task", "thread")
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self.thread = threading.get_ident()
         self.task: Task | None = None
+
+    def over(self, result: object) -> None:
+        """Note that the task has `result`: in a child that it has forked, that is the end."""
+        if os.getpid() != self.process:
+            end_child(result)
+        self.task = None
 
 
 class _Key:
@@ -893,7 +902,7 @@ class WorkerPool:
                 result = function(*arguments)
             except BaseException:  # whatever it is, it ends one connection and not this thread
                 result = Failure()
-            worker.task = None
+            worker.over(result)
             results.append((done, result))
             if not self._turn_is_due:
                 self._ask_for_a_turn()

@@ -12,6 +12,7 @@ Both work in any Twisted program::
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
@@ -37,6 +38,7 @@ from echod.concurrency import (
     overridden,
 )
 from echod.contexts import call_in, context_of, is_entered, take_over
+from echod.forking import end_child
 from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
@@ -870,6 +872,8 @@ class EchoFactory(Factory):
         self.urgent: set[ConnectionProtocol | HeaderProtocol] = self._sweeper.urgent
         self.limits = Limits() if limits is None else limits
         self._drained: Deferred[None] | None = None
+        # The process that listens: another one is a child that a handler has forked.
+        self._process: int | None = None
         self.protocol = self._choose_protocol()
 
     def _choose_protocol(self) -> type[ConnectionProtocol]:
@@ -975,8 +979,14 @@ class EchoFactory(Factory):
 
     def handler_failed(self, failure: Failure, client: Client) -> None:
         """Count and log what the handler of `client` has raised."""
+        if self._process not in (None, os.getpid()):
+            end_child(failure)
         self.metrics.handler_errors += 1
         log_failure(failure, client)
+
+    def doStart(self) -> None:
+        self._process = os.getpid()
+        super().doStart()
 
     def opened(self, connection: ConnectionProtocol) -> None:
         """Register a connection: it is counted from here to `forget`."""

@@ -151,6 +151,8 @@ class Signals:
             while self._previous:
                 signal.signal(self._previous.popitem()[0], signal.SIG_DFL)
             atexit.unregister(self._leave_to_kernel)
+            # Where the event loop has called the handler, the child must not go on with it.
+            self._reactor.callLater(0, os._exit, 0)
         self._release()
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:

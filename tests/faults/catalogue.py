@@ -124,6 +124,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         92: "A handler waits as its client goes away, or when it has gone",
         95: "A handler's exception raises another one while it is shown",
         96: "A handler prints what clients send, and never the end of a line",
+        97: "A handler forks, and its child returns, raises or calls `sys.exit`",
     },
 }
 

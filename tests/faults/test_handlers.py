@@ -69,6 +69,24 @@ def misbehave(message):
     return message
 """
 
+FORKING = """
+import os
+import sys
+
+from echod import message_handler
+
+
+@message_handler
+def fork(message):
+    if child := os.fork():
+        return b"%d" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    match message:
+        case b"exit":
+            sys.exit(3)
+        case b"raise":
+            raise ValueError("in the child")
+"""
+
 UNSHOWN = """
 from echod import Handler
 
@@ -343,3 +361,27 @@ def test_prints_without_an_end_cost_no_more_than_others(daemon: Start, tmp_path:
             connection.sendall(len(message).to_bytes(4, "big") + message)
             assert receive(connection, 4) == bytes(4)
         running.wait_for("x" * 32_000, 1000 // 32)
+
+
+@pytest.mark.parametrize("model", [*MODELS, "serial"])
+@pytest.mark.parametrize(("message", "status"), [(b"exit", 3), (b"raise", 1), (b"return", 0)])
+def test_a_forked_child_ends_where_the_handlers_code_ends(
+    daemon: Start, tmp_path: Path, model: str, message: bytes, status: int
+) -> None:
+    """Fault 97: A child ends as a script would, and does not go on with the event loop, or the
+    thread, of the daemon.
+    """
+    (tmp_path / "forking.py").write_text(FORKING)
+    running = daemon("--handler", "forking:fork", "--concurrency", model)
+    for _ in range(2):
+        assert ask_once(running, message) == b"%d" % status
+    if message == b"raise":
+        running.wait_for("ValueError: in the child", 2)
+
+
+def ask_once(running: Daemon, message: bytes) -> bytes:
+    """Return what a message, with the end behind it, gets until the end of the stream."""
+    with connect(running) as connection:
+        connection.sendall(message)
+        connection.shutdown(socket.SHUT_WR)
+        return receive_all(connection)

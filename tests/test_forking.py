@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+from twisted.python.failure import Failure
+
+from echod.forking import end_child
+from tests.conftest import Log
+
+
+def status_of_child(work: Callable[[], object]) -> int:
+    """Return the status with which a forked child ends that ends by `work`."""
+    if not (child := os.fork()):
+        try:
+            result = work()
+        except BaseException:
+            result = Failure()
+        end_child(result)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def leave(code: object) -> Callable[[], object]:
+    def work() -> object:
+        raise SystemExit(code)
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(None, 0), (0, 0), (3, 3), (True, 1), (-1, 255), (256, 0), ("why", 1)]
+)
+def test_a_child_that_exits_has_the_status_that_a_script_has(
+    code: object, status: int, log: Log
+) -> None:
+    assert status_of_child(leave(code)) == status
+
+
+def test_a_child_ends_well_by_a_return_and_badly_by_an_exception(log: Log) -> None:
+    assert status_of_child(lambda: b"anything") == 0
+    assert status_of_child(lambda: 1 // 0) == 1
