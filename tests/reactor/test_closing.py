@@ -492,12 +492,13 @@ def test_a_web_server_with_tls_lets_clients_go(either: Harness, tmp_path: Path) 
 def test_a_producer_that_is_gone_is_not_waited_for(harness: Harness) -> None:
     """Twisted's own reactors do: a transport that has ended writes no more, nor unregisters."""
     transports: list[Any] = []
-    lost = threading.Event()
+    accepted, lost = threading.Event(), threading.Event()
     much = threading.Event()
 
     class Both(Protocol):
         def connectionMade(self) -> None:
             transports.append(self.transport)
+            accepted.set()
             if len(transports) == 2:
                 transports[0].registerProducer(transports[1], True)
                 transports[0].write(MUCH)
@@ -512,7 +513,10 @@ def test_a_producer_that_is_gone_is_not_waited_for(harness: Harness) -> None:
     port = harness.listen(Both)
 
     def client() -> None:
-        with dial(port) as first, dial(port):
+        with dial(port) as first:
+            assert accepted.wait(TIMEOUT)
+            with suppress(ConnectionResetError):  # it is aborted at once
+                dial(port)
             assert much.wait(TIMEOUT)
             assert read_all(first) == MUCH
             assert lost.wait(TIMEOUT)
@@ -537,11 +541,12 @@ class EndsLate:
 @pytest.mark.parametrize("how", ["abortConnection", "loseConnection"])
 def test_a_producer_that_is_about_to_be_gone_is_not_waited_for(harness: Harness, how: str) -> None:
     transports: list[Any] = []
-    lost = threading.Event()
+    accepted, lost = threading.Event(), threading.Event()
 
     class Both(Protocol):
         def connectionMade(self) -> None:
             transports.append(self.transport)
+            accepted.set()
             if len(transports) == 2:
                 transports[0].registerProducer(EndsLate(transports[1], how), True)
                 transports[0].write(MUCH)
@@ -554,7 +559,9 @@ def test_a_producer_that_is_about_to_be_gone_is_not_waited_for(harness: Harness,
     port = harness.listen(Both)
 
     def client() -> None:
-        with dial(port) as first, dial(port):
+        with dial(port) as first:
+            assert accepted.wait(TIMEOUT)
+            dial(port)
             assert read_all(first) == MUCH
             assert lost.wait(TIMEOUT)
 
