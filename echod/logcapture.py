@@ -117,7 +117,7 @@ class PrintedLines(LoggingFile):
         return begun
 
     def _tell(self, line: str) -> None:
-        self.log.emit(self.level, format="{log_io}", log_io=line)
+        self.log.emit(self.level, "{log_io}", log_io=line)
 
 
 class Capture:
