@@ -109,6 +109,7 @@ class ConnectionSocket(socket.socket):
         "receiving",
         "sending",
         "sent_bytes",
+        "task",
         "thread",
         "writing_ended",
     )
@@ -137,6 +138,8 @@ class ConnectionSocket(socket.socket):
         self._errors: tuple[BaseException, ...] = ()
         # Whose this is, while its handler runs: what `threading.get_ident` says there.
         self.thread: int | None = None
+        # The same as the kernel has it: `threading.get_native_id`.
+        self.task: int | None = None
         self.draining = False
         self._interrupted = False
         # While draining: the value of `received_bytes` at which the stream ends.

@@ -30,7 +30,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
@@ -280,18 +280,15 @@ class SocketProtocol(ConnectionProtocol):
     def _is_awaited(self) -> bool | None:
         """Return whether somebody waits for the client; None: the kernel does not say."""
         assert self._conn is not None and self._channel is not None
-        return is_awaited(self._channel.inode, self._tasks())
+        if of_its_thread := is_awaited(self._channel.inode, self._tasks()):
+            return True
+        of_others = self._home.others.wait_for(self._channel.inode)
+        return None if of_its_thread is None else of_others
 
     def _tasks(self) -> list[Task]:
-        """Return who may have the socket: the thread, others that no one of ours is, children."""
+        """Return the handler's thread, and the child processes that it has started."""
         assert self._conn is not None
-        ours, thread = threading.current_thread(), self._conn.thread
-        return tasks(
-            each.native_id
-            for each in threading.enumerate()
-            if each.ident == thread or (each is not ours and not each.name.startswith("echod-"))
-            if each.native_id is not None
-        )
+        return tasks(() if self._conn.task is None else (self._conn.task,))
 
     def _time_out(self, reason: EndReason) -> None:
         assert self._channel is not None and self._conn is not None
@@ -377,7 +374,8 @@ class SocketProtocol(ConnectionProtocol):
             return sum(moved) + self._channel.acknowledged()
         # Of a UNIX socket the kernel counts nothing: who moves bytes runs, at least.
         counted = conn.received_bytes + conn.sent_bytes
-        return counted + running_time(self._tasks()) + self._channel.acknowledged()
+        ran = running_time(self._tasks()) + self._home.others.running_time()
+        return counted + ran + self._channel.acknowledged()
 
     @property
     def _busy(self) -> bool:
@@ -387,13 +385,21 @@ class SocketProtocol(ConnectionProtocol):
         return not (conn.exposed or conn.polled)  # else that has to be looked into
 
 
+def threads_of_handlers() -> Iterator[int]:
+    """Yield the native ids of the threads that handlers have started, or their modules."""
+    ours = threading.current_thread()
+    for thread in threading.enumerate():
+        if thread is not ours and not thread.name.startswith("echod-") and thread.native_id:
+            yield thread.native_id
+
+
 def _converse(talk: Callable[[ConnectionSocket], EndReason], conn: ConnectionSocket) -> EndReason:
     """In the thread: hold the conversation, and give the socket up whatever happens."""
-    conn.thread = threading.get_ident()
+    conn.thread, conn.task = threading.get_ident(), threading.get_native_id()
     try:
         return talk(conn)
     finally:
-        conn.thread = None  # from here on it may do something else, or be gone
+        conn.thread = conn.task = None  # from here on it may do something else, or be gone
         conn.release()
 
 

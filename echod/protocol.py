@@ -51,7 +51,7 @@ from echod.handlers import (
     checked,
     reply_from,
 )
-from echod.handover import SocketProtocol
+from echod.handover import SocketProtocol, threads_of_handlers
 from echod.lifecycle import (
     ConnectionProtocol,
     RefusedProtocol,
@@ -71,6 +71,7 @@ from echod.proxied import HeaderProtocol, ProxiedAddress
 from echod.session import EndReason, Session
 from echod.sweeping import Sweeper, interval_for
 from echod.turns import PACE, Share, Turns
+from echod.waiting import Others
 
 log = Logger()
 _refused = LogLine(log, "warn", "Refused {peer}: {why}")
@@ -815,6 +816,7 @@ class EchoFactory(Factory):
         urgent: those of them that have a deadline: `echod.sweeping` looks at them more often.
         metrics: what has been counted.
         stand_in: what a `socketserver` request handler finds as its server.
+        others: what threads wait for that handlers have started.
         protocol: the class of the protocols that it makes; may be replaced by a subclass.
     """
 
@@ -871,6 +873,7 @@ class EchoFactory(Factory):
         self.connections: set[ConnectionProtocol | HeaderProtocol] = self._sweeper.members
         self.urgent: set[ConnectionProtocol | HeaderProtocol] = self._sweeper.urgent
         self.limits = Limits() if limits is None else limits
+        self.others = Others(threads_of_handlers)
         self._drained: Deferred[None] | None = None
         # The process that listens: another one is a child that a handler has forked.
         self._process: int | None = None

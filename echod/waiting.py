@@ -6,17 +6,23 @@ of each task which system call it is in, with the arguments (proc(5), /proc/PID/
 these name the descriptors, and what a descriptor is can be read as well.
 
 A look disturbs nothing, and costs some ten microseconds a task.  It is for the sweep, once a
-client has been silent for as long as it may.  Without such files (another system, a sandbox, a
-process that has given up root since it was started) the answer is "unknown".
+client has been silent for as long as it may.  The threads that handlers have started may be
+anybody's: they are looked at together, for all connections, and not too often (`Others`), or with
+a thread each a hundred clients would cost ten thousand looks.
+
+Without such files (another system, a sandbox, a process that has given up root since it was
+started) the answer is "unknown".
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,9 +126,71 @@ def running_time(among: Iterable[Task]) -> int:
     return total
 
 
+class Others:
+    """What tasks wait for that may be any connection's: seen at once, and kept for a while."""
+
+    # How much of the time looks may take: one in so many.
+    SHARE = 20
+
+    def __init__(
+        self, threads: Callable[[], Iterable[int]], seconds: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Set up, without looking.
+
+        Args:
+            threads: returns the native ids of those threads of this process.
+            seconds: the clock.
+        """
+        self._threads = threads
+        self._seconds = seconds
+        self._good_until = -math.inf
+        self._known = True
+        self._waiting: dict[str, list[Task]] = {}
+        self._ran = 0
+
+    def wait_for(self, inode: int) -> bool | None:
+        """Return whether one of them waits for a socket, as `is_awaited` does.
+
+        Those that wait are looked at again; one that began to wait after the last look is missed.
+        """
+        self._look()
+        if is_awaited(inode, self._waiting.get(f"socket:[{inode}]", ())):
+            return True
+        return False if self._known else None
+
+    def running_time(self) -> int:
+        """Return for how long they have run, in nanoseconds, when they were last looked at."""
+        self._look()
+        return self._ran
+
+    def _look(self) -> None:
+        if (began := self._seconds()) < self._good_until:
+            return
+        among = tasks(self._threads())
+        self._known, self._waiting = _CALLS is not None, {}
+        for task in among:
+            try:
+                for name in _awaited_names(task):
+                    self._waiting.setdefault(name, []).append(task)
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # as above
+            except (OSError, ValueError):
+                self._known = False
+        self._ran = running_time(among)
+        ended = self._seconds()
+        self._good_until = ended + self.SHARE * (ended - began)
+
+
+def _awaited_names(task: Task) -> Iterator[str]:
+    """Yield what each descriptor is called that `task` waits to read from."""
+    for descriptor in _awaited_by(task):
+        with contextlib.suppress(FileNotFoundError):  # closed, though a wait for it goes on
+            yield str((task.process / "fd" / str(descriptor)).readlink())
+
+
 def _waits_for(task: Task, name: str) -> bool:
     """Return whether `task` waits to read from what is called `name` among its descriptors."""
-    return any(_names(task, descriptor, name) for descriptor in _awaited_by(task))
+    return name in _awaited_names(task)
 
 
 def _awaited_by(task: Task) -> Iterable[int]:
@@ -140,13 +208,6 @@ def _awaited_by(task: Task) -> Iterable[int]:
         polled = _POLLED.iter_unpack(_memory(task, first, second * _POLLED.size))
         return (descriptor for descriptor, events, _ in polled if events & _TO_READ)
     return _registered(task, first) if number in _CALLS.epoll else ()
-
-
-def _names(task: Task, descriptor: int, name: str) -> bool:
-    try:
-        return str((task.process / "fd" / str(descriptor)).readlink()) == name
-    except FileNotFoundError:  # closed, though a wait for it, or its registration, goes on
-        return False
 
 
 def _memory(task: Task, address: int, size: int) -> bytes:

@@ -28,7 +28,7 @@ from echod import EchoFactory, Limits, connection, waiting
 from echod.handlers import ConcurrencyModel
 from echod.proxied import ProxyFactory
 from echod.settings import LOOPBACK
-from echod.waiting import is_awaited, running_time, tasks
+from echod.waiting import Others, is_awaited, running_time, tasks
 from tests.proxy_headers import line
 from tests.serving import (
     SecureServer,
@@ -539,6 +539,58 @@ def test_a_task_that_is_gone_waits_for_nothing() -> None:
         time.sleep(0.001)  # the kernel's part of it outlives the other
     assert is_awaited(1, tasks([thread])) is False
     assert running_time(tasks([thread])) == 0
+
+
+def test_the_threads_of_handlers_are_looked_at_once_for_all_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault 73: A hundred connections whose handlers have a thread each cost a look at each
+    thread, and not at each thread for each connection.
+    """
+    reads: list[str] = []
+    real = waiting.Task.read
+
+    def read(task: waiting.Task, name: str) -> bytes:
+        reads.append(name)
+        return real(task, name)
+
+    now = [0.0]
+    with ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(50)]
+        threads = [threading.Thread(target=pair[0].recv, args=(1,)) for pair in pairs]
+        for thread, (ours, theirs) in zip(threads, pairs, strict=True):
+            thread.start()
+            stack.callback(ours.close)
+            stack.callback(thread.join)
+            stack.callback(theirs.close)
+        numbers = [thread.native_id for thread in threads if thread.native_id is not None]
+        inodes = [os.fstat(pair[0].fileno()).st_ino for pair in pairs]
+        for inode, number in zip(inodes, numbers, strict=True):
+            assert becomes(True, inode, number)
+        others = Others(lambda: numbers, lambda: now[0])
+        monkeypatch.setattr(waiting.Task, "read", read)
+        others.running_time()
+        now[0] -= 1  # still good
+        assert all(others.wait_for(inode) for inode in inodes)
+        assert reads.count("syscall") == 2 * len(pairs)  # once all, and then each that waits
+        assert others.wait_for(os.fstat(pairs[0][1].fileno()).st_ino) is False
+        assert reads.count("syscall") == 2 * len(pairs)
+
+
+def test_looks_at_the_threads_of_handlers_take_little_of_the_time() -> None:
+    now, looks = [0.0], list[float]()
+
+    def threads() -> list[int]:
+        looks.append(now[0])
+        now[0] += 0.1  # what a look takes
+        return []
+
+    others = Others(threads, lambda: now[0])
+    for _ in range(1000):
+        others.wait_for(1)
+        others.running_time()
+        now[0] += 0.01
+    assert len(looks) <= 1 + 1000 * 0.01 / (Others.SHARE * 0.1)
 
 
 def test_a_task_that_works_runs() -> None:
