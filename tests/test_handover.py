@@ -824,7 +824,7 @@ RESET = [
 async def test_a_client_that_resets_at_once_is_no_error_of_the_handler(
     way: str, certificate: Path, handler: Any, log: Log
 ) -> None:
-    """Fault 74: A client that resets as soon as it has connected ends without a traceback, and is
+    """Fault 73: A client that resets as soon as it has connected ends without a traceback, and is
     not counted as an error of the handler, whatever that does with its socket.
     """
     async with both(way, certificate, handler=handler) as server:
@@ -842,7 +842,7 @@ async def test_a_client_that_resets_at_once_is_no_error_of_the_handler(
 async def test_a_client_that_resets_later_is_no_error_of_the_handler(
     handler: Any, log: Log
 ) -> None:
-    """Fault 74: A client that resets while it is served ends as `connection lost`."""
+    """Fault 73: A client that resets while it is served ends as `connection lost`."""
     async with serving(MODEL, handler=handler) as server:
         client = await server.connect()
         client.send(b"GET /")
@@ -859,7 +859,7 @@ async def test_a_client_that_resets_later_is_no_error_of_the_handler(
 async def test_a_client_that_resets_in_a_handshake_of_the_handlers_is_no_error_of_the_handler(
     way: str, certificate: Path, log: Log
 ) -> None:
-    """Fault 74: A client that resets while a handler shakes hands with it ends without a
+    """Fault 73: A client that resets while a handler shakes hands with it ends without a
     traceback.
     """
 
@@ -886,7 +886,7 @@ async def test_a_client_that_resets_in_a_handshake_of_the_handlers_is_no_error_o
 async def test_an_end_of_the_stream_in_a_handshake_of_the_handlers_is_no_error_of_the_handler(
     way: str, certificate: Path, end: str, sent: bytes, log: Log
 ) -> None:
-    """Fault 98: A handler that shakes hands with its client ends without a traceback, whether
+    """Fault 96: A handler that shakes hands with its client ends without a traceback, whether
     the client ends the stream or the daemon drains.
     """
 
@@ -967,7 +967,7 @@ def write_behind_its_own_end(conn: socket.socket) -> None:
 async def test_an_error_of_the_handlers_own_is_logged_though_it_looks_like_the_connections(
     way: str, certificate: Path, handler: Callable[[socket.socket], None], asked: bool, log: Log
 ) -> None:
-    """Fault 75: A handler's own time-out, an error of its files, and the loss of another
+    """Fault 74: A handler's own time-out, an error of its files, and the loss of another
     connection are its errors, with a traceback, while its client is there.
     """
 
@@ -989,7 +989,7 @@ async def test_an_error_of_the_handlers_own_is_logged_though_it_looks_like_the_c
 async def test_the_loss_of_another_connection_is_the_handlers_error_though_the_client_is_lost_too(
     log: Log,
 ) -> None:
-    """Fault 75: The loss of another connection is the handler's error, even where its client has
+    """Fault 74: The loss of another connection is the handler's error, even where its client has
     gone as well.
     """
     lost = threading.Event()

@@ -369,7 +369,7 @@ def test_results_are_sent_in_order_up_to_the_last_however_the_input_comes(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_handler_may_let_its_own_factory_drain(way: str) -> None:
-    """Fault 90: What was received is answered, in order, and then the connection closes."""
+    """Fault 88: What was received is answered, in order, and then the connection closes."""
     served = 1 if WAYS[way].serial else None
     for before, after in itertools.product(range(PACE + 3), (0, 1, 2, PACE + 3)):
         kinds = [REPLY] * before + [DRAIN] + [REPLY] * after
@@ -383,7 +383,7 @@ def test_a_handler_may_let_its_own_factory_drain(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_handler_may_let_its_own_factory_abort(way: str) -> None:
-    """Fault 90: To abort ends the connection at once, and is no error of the handler."""
+    """Fault 88: To abort ends the connection at once, and is no error of the handler."""
     for before, after in itertools.product((0,) if WAYS[way].serial else range(PACE + 3), (0, 2)):
         kinds = [REPLY] * before + [ABORT] + [REPLY] * after
         ending, script = converse(kinds, [], WAYS[way], finish=False)

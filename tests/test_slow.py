@@ -63,7 +63,7 @@ def watching(clock: Clock, model: Model, threshold: float = 4.0) -> SlowCalls:
 async def test_a_call_that_hangs_in_a_thread_is_in_the_log_with_its_stack_and_client(
     model: ConcurrencyModel, over: str, gate: Gate, clock: Clock, log: Log, certificate: Path
 ) -> None:
-    """Fault 77: After `slow-handler` seconds the log shows the thread's stack, and its client."""
+    """Fault 76: After `slow-handler` seconds the log shows the thread's stack, and its client."""
 
     def hanging(message: bytes) -> bytes:
         gate.wait()
@@ -118,7 +118,7 @@ def connection_or_message(function: Any) -> Any:
 async def test_of_a_connection_handler_only_the_time_counts_with_input_unread(
     gate: Gate, clock: Clock, log: Log, certificate: Path, over: str
 ) -> None:
-    """Fault 77: A connection handler that has nothing to read is not slow, however long."""
+    """Fault 76: A connection handler that has nothing to read is not slow, however long."""
 
     @connection_handler
     def pushing(conn: socket.socket) -> None:
@@ -193,7 +193,7 @@ class Elsewhere:
 async def test_what_waits_for_ever_in_the_loop_is_in_the_log_too(
     model: ConcurrencyModel, kind: str, where: str, clock: Clock, log: Log
 ) -> None:
-    """Fault 77: A coroutine or Deferred that takes as long is shown likewise."""
+    """Fault 76: A coroutine or Deferred that takes as long is shown likewise."""
     here = Elsewhere()
     here.never = Deferred()
     options: Any = {"handler": getattr(here, kind), "banner": b""}
@@ -317,7 +317,7 @@ def own(conn):
 def test_a_drain_that_runs_out_of_time_says_who_is_there_and_where_each_hangs(
     daemon: Start, tmp_path: Path, model: str, handler: str
 ) -> None:
-    """Fault 77: The drain's time-out names who is still there, and where each hangs."""
+    """Fault 76: The drain's time-out names who is still there, and where each hangs."""
     (tmp_path / "stuck.py").write_text(STUCK)
     running = daemon(
         *("--handler", f"stuck:{handler}", "--concurrency", model, "--no-banner"),

@@ -57,7 +57,7 @@ def send_and_reset(port: int, message: bytes) -> None:
 def test_the_work_of_clients_that_have_gone_waits_behind_that_of_others(
     daemon: Start, tmp_path: Path, scale: Scale, framing: str
 ) -> None:
-    """Fault 71: What they sent is handled, but behind what the others sent. Where thousands of
+    """Fault 70: What they sent is handled, but behind what the others sent. Where thousands of
     such messages wait, more are dropped and counted; each handler is told of its end, once.
     """
 
@@ -116,7 +116,7 @@ def connect_from(running: Daemon, host: str, listen: str) -> socket.socket:
 
 @pytest.mark.parametrize("listen", ["tcp:0", "proxy:tcp:0"])
 def test_no_address_takes_every_thread(daemon: Start, listen: str) -> None:
-    """Fault 72: In `thread-per-connection`, however many silent connections an address opens, and
+    """Fault 71: In `thread-per-connection`, however many silent connections an address opens, and
     a second one after it, there are threads left for others.  Those for whom there is none are
     told so and counted.
     """
@@ -140,7 +140,7 @@ def test_no_address_takes_every_thread(daemon: Start, listen: str) -> None:
 
 @pytest.mark.parametrize("listen", ["tcp:0", "proxy:tcp:0"])
 def test_no_address_takes_every_turn(daemon: Start, listen: str) -> None:
-    """Fault 72: In `serial`, however many silent connections an address opens, there is room in
+    """Fault 71: In `serial`, however many silent connections an address opens, there is room in
     the queue for others, and they wait for one turn of that address, not for all.
     """
     running = daemon("--concurrency=serial", "--listen", listen, "--serial-timeout=0.5")
@@ -160,7 +160,7 @@ def test_no_address_takes_every_turn(daemon: Start, listen: str) -> None:
 
 @pytest.mark.parametrize("model", ["thread-per-connection", "serial"])
 def test_where_addresses_tell_nothing_one_may_have_all(daemon: Start, model: str) -> None:
-    """Fault 72: Without a limit for each address, as behind a load balancer that names no client,
+    """Fault 71: Without a limit for each address, as behind a load balancer that names no client,
     one address may have every thread and every place in the queue.
     """
     running = daemon(

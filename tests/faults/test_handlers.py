@@ -250,7 +250,7 @@ def test_a_handler_that_forks_without_end_ends_its_own_connection(
 def test_a_process_that_a_handler_has_forked_is_ended_by_a_signal(
     tmp_path: Path, model: str, number: int
 ) -> None:
-    """Fault 99: A process that a handler has forked is ended by it at once, as `multiprocessing`
+    """Fault 97: A process that a handler has forked is ended by it at once, as `multiprocessing`
     and service managers expect; the daemon goes on.
     """
     with starting(tmp_path) as daemon:
@@ -335,7 +335,7 @@ def test_a_child_of_a_handler_does_not_keep_the_connection_open(daemon: Start, m
 def test_an_exception_that_cannot_be_shown_ends_its_own_connection(
     daemon: Start, tmp_path: Path, model: str, hook: str
 ) -> None:
-    """Fault 95: A handler's exception that asks for the end of the process while its traceback is
+    """Fault 93: A handler's exception that asks for the end of the process while its traceback is
     made ends its own connection, and is logged by its name.
     """
     (tmp_path / "unshown.py").write_text(UNSHOWN)
@@ -350,7 +350,7 @@ def test_an_exception_that_cannot_be_shown_ends_its_own_connection(
 
 
 def test_prints_without_an_end_cost_no_more_than_others(daemon: Start, tmp_path: Path) -> None:
-    """Fault 96: Of a line that does not end no more is held than a line of the log may have; the
+    """Fault 94: Of a line that does not end no more is held than a line of the log may have; the
     rest is logged.
     """
     (tmp_path / "printing.py").write_text(PRINTING)
@@ -368,7 +368,7 @@ def test_prints_without_an_end_cost_no_more_than_others(daemon: Start, tmp_path:
 def test_a_forked_child_ends_where_the_handlers_code_ends(
     daemon: Start, tmp_path: Path, model: str, message: bytes, status: int
 ) -> None:
-    """Fault 97: A child ends as a script would, and does not go on with the event loop, or the
+    """Fault 95: A child ends as a script would, and does not go on with the event loop, or the
     thread, of the daemon.
     """
     (tmp_path / "forking.py").write_text(FORKING)

@@ -390,7 +390,7 @@ def test_sighup_during_the_start_does_no_harm(tmp_path: Path) -> None:
 def test_sighup_that_is_ignored_before_python_starts_kills_at_no_time(
     tmp_path: Path, scale: Scale
 ) -> None:
-    """Fault 86: With `trap '' HUP` before it, no SIGHUP kills, whenever it comes; it reloads, once
+    """Fault 84: With `trap '' HUP` before it, no SIGHUP kills, whenever it comes; it reloads, once
     the daemon serves.
     """
     command = ["sh", "-c", "trap '' HUP; echo trapped; exec \"$@\"", "sh", SCRIPTS / "twistd"]
@@ -416,7 +416,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 def test_signals_that_the_parent_had_blocked_arrive(
     daemon: Start, tmp_path: Path, number: int
 ) -> None:
-    """Fault 86: Signals that the daemon handles arrive although its parent had blocked them."""
+    """Fault 84: Signals that the daemon handles arrive although its parent had blocked them."""
     running = daemon("--concurrency=thread-per-connection", under=[sys.executable, "-c", BLOCKED])
     with connect(running) as connection:  # whose thread is woken by SIGURG
         assert receive(connection, len(BANNER)) == BANNER
@@ -430,7 +430,7 @@ def test_signals_that_the_parent_had_blocked_arrive(
 
 
 def test_a_signal_that_the_parent_had_blocked_ends_the_start(tmp_path: Path) -> None:
-    """Fault 86: Signals that the daemon handles arrive although its parent had blocked them."""
+    """Fault 84: Signals that the daemon handles arrive although its parent had blocked them."""
     (tmp_path / "slow.py").write_text(
         "print('importing', flush=True)\nimport time\ntime.sleep(60)"
     )
@@ -463,7 +463,7 @@ run()
 
 
 def test_ctrl_c_while_twisted_imports_plugins_is_not_swallowed(tmp_path: Path) -> None:
-    """Fault 86: Ctrl-C ends the start from the moment on at which Twisted finds echod."""
+    """Fault 84: Ctrl-C ends the start from the moment on at which Twisted finds echod."""
     ended = subprocess.run(
         [sys.executable, "-c", SWALLOWED],
         cwd=tmp_path,
@@ -590,7 +590,7 @@ time.sleep = lambda seconds: None
 
 
 def test_a_module_that_exchanges_threads_is_refused(tmp_path: Path) -> None:
-    """Fault 87: The daemon does not start, and says in one line what has been exchanged."""
+    """Fault 85: The daemon does not start, and says in one line what has been exchanged."""
     (tmp_path / "patching.py").write_text(PATCHES)
     ended = subprocess.run(
         [SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--handler", "patching:sleeping"],
@@ -610,7 +610,7 @@ def test_a_module_that_exchanges_threads_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["1", "", "many"])
 def test_a_pidfile_of_a_process_that_is_not_twistd_is_stale(tmp_path: Path, content: str) -> None:
-    """Fault 88: A pidfile of a process that is not twistd is removed, with a line in the log."""
+    """Fault 86: A pidfile of a process that is not twistd is removed, with a line in the log."""
     (tmp_path / "twistd.pid").write_text(content)
     starting = Starting(tmp_path)
     eventually(lambda: starting.has_said("Socket now listening"))
@@ -620,7 +620,7 @@ def test_a_pidfile_of_a_process_that_is_not_twistd_is_stale(tmp_path: Path, cont
 
 
 def test_of_two_daemons_with_one_pidfile_the_second_does_not_start(tmp_path: Path) -> None:
-    """Fault 88: Of two daemons with one pidfile the second does not start, whatever the folder."""
+    """Fault 86: Of two daemons with one pidfile the second does not start, whatever the folder."""
     (tmp_path / "run").mkdir()
     command = [str(SCRIPTS / "twistd"), "--rundir=run"]
     with Starting(tmp_path, command=command) as starting:
@@ -638,7 +638,7 @@ def test_a_user_without_an_entry_is_refused(tmp_path: Path) -> None:
 def test_paths_are_of_the_folder_in_which_twistd_was_started(
     tmp_path: Path, certificate: Path
 ) -> None:
-    """Fault 89: Sockets, certificates and the file of settings are looked for where twistd is
+    """Fault 87: Sockets, certificates and the file of settings are looked for where twistd is
     started, and SIGHUP finds them again.
     """
     (tmp_path / "run").mkdir()

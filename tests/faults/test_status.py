@@ -112,7 +112,7 @@ def test_health_answers_while_every_thread_is_blocked(
 def test_idle_connections_keep_nobody_from_asking_for_health(
     observed: Any, clients: ExitStack
 ) -> None:
-    """Fault 93: However many connections to the status say nothing, each probe is answered."""
+    """Fault 91: However many connections to the status say nothing, each probe is answered."""
     here = observed()
     eventually(lambda: here.curl("/readyz")[0] == 200)
     for _ in range(100):
@@ -121,7 +121,7 @@ def test_idle_connections_keep_nobody_from_asking_for_health(
 
 
 def test_a_page_in_a_browser_cannot_read_the_status_by_a_name_of_its_own(observed: Any) -> None:
-    """Fault 94: A request under a name that is not known to be meant gets no figures."""
+    """Fault 92: A request under a name that is not known to be meant gets no figures."""
     here = observed("--status-host", "echod.example.org")
     eventually(lambda: here.curl("/readyz")[0] == 200)
     for name, status in {

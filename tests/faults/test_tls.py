@@ -406,7 +406,7 @@ def test_certificates_are_exchanged_under_load_and_nobody_notices(
 def test_a_certificate_may_be_rewritten_while_it_is_read(
     secure: Callable[..., Daemon], tmp_path: Path, scale: Scale
 ) -> None:
-    """Fault 81: At each SIGHUP the daemon takes what a file held at one moment, or changes nothing
+    """Fault 80: At each SIGHUP the daemon takes what a file held at one moment, or changes nothing
     and says why in one line; clients are served meanwhile.
     """
     running = secure("--max-connections-per-address", "0")

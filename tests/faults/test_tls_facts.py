@@ -62,7 +62,7 @@ def told(peer: Peer) -> object:
 def test_a_hello_is_understood_however_it_is_cut(
     running: Daemon, version: ssl.TLSVersion, sizes: tuple[int, ...]
 ) -> None:
-    """Fault 80: However it is cut, into records and segments, handlers know the host that the
+    """Fault 79: However it is cut, into records and segments, handlers know the host that the
     client asked for.
     """
     for segment in (7, 1 << 16):
@@ -75,7 +75,7 @@ def test_a_hello_is_understood_however_it_is_cut(
 
 
 def test_a_hello_that_is_too_long_is_refused(running: Daemon) -> None:
-    """Fault 80: One that is longer than any can be is refused, and nothing of it is kept."""
+    """Fault 79: One that is longer than any can be is refused, and nothing of it is kept."""
     for size in (131_397, 0xFFFFFF):
         peer = Peer(running.port)
         message = b"\x01" + size.to_bytes(3, "big") + bytes(1000)
@@ -125,7 +125,7 @@ NAMES = {
 def test_a_certificate_has_a_name_in_text_whatever_is_in_it(
     running: Daemon, folder: Path, version: ssl.TLSVersion, name: str
 ) -> None:
-    """Fault 80: Whatever types of ASN.1 a certificate's name is made of, handlers get text."""
+    """Fault 79: Whatever types of ASN.1 a certificate's name is made of, handlers get text."""
     certificate, subject = NAMES[name]
     (folder / "client.pem").write_bytes(certificate)
     context = client_context(version)

@@ -130,7 +130,7 @@ def talk(harness: Harness, server: Server, protocol: Any) -> bytes:
 def test_a_streaming_producer_does_not_keep_a_connection_open(
     either: Harness, server: Server, last: bytes
 ) -> None:
-    """Fault 78: A connection that is told to close does so once all is sent, on uvloop's
+    """Fault 77: A connection that is told to close does so once all is sent, on uvloop's
     reactor as on Twisted's own, although a streaming producer is registered.
     """
 
@@ -384,7 +384,7 @@ def backend(either: Harness) -> Any:
 
 
 def test_a_port_forwarder_keeps_no_connection(either: Harness, backend: Any) -> None:
-    """Fault 78: A port forwarder made of Twisted's parts lets go of each connection when its
+    """Fault 77: A port forwarder made of Twisted's parts lets go of each connection when its
     other half has ended.
     """
     target = either.listen(backend)
@@ -412,7 +412,7 @@ def test_a_port_forwarder_keeps_no_connection(either: Harness, backend: Any) -> 
 def test_clients_that_leave_a_tls_port_are_let_go_of(
     either: Harness, tmp_path: Path, ending: str
 ) -> None:
-    """Fault 78: Clients that close leave no socket on a port of Twisted's own TLS, whatever
+    """Fault 77: Clients that close leave no socket on a port of Twisted's own TLS, whatever
     is registered as a producer.
     """
     lost = threading.Semaphore(0)

@@ -107,7 +107,7 @@ def is_gone(pid: int) -> bool:
 def test_files_are_flushed_and_functions_of_atexit_called(
     daemon: Start, tmp_path: Path, model: str, number: int
 ) -> None:
-    """Fault 85: Files that a handler's module holds are written, and functions of `atexit` run."""
+    """Fault 83: Files that a handler's module holds are written, and functions of `atexit` run."""
     running = daemon("--handler", "served:used", "--concurrency", model)
     assert ask(running) == b"ok"
     running.signal(number)
@@ -124,7 +124,7 @@ def test_files_are_flushed_and_functions_of_atexit_called(
 def test_processes_of_an_executor_end_with_the_daemon(
     daemon: Start, kind: str, model: str
 ) -> None:
-    """Fault 85: The processes of an executor or a pool end with the daemon."""
+    """Fault 83: The processes of an executor or a pool end with the daemon."""
     running = daemon("--handler", f"served:{kind}", "--concurrency", model)
     worker = int(ask(running))
     assert not is_gone(worker)
@@ -135,7 +135,7 @@ def test_processes_of_an_executor_end_with_the_daemon(
 
 
 def test_work_of_an_executors_threads_is_finished(daemon: Start, tmp_path: Path) -> None:
-    """Fault 85: What a handler has given to a thread pool of its own is finished."""
+    """Fault 83: What a handler has given to a thread pool of its own is finished."""
     running = daemon("--handler", "served:threads", "--concurrency", "reactor")
     assert ask(running) == b"ok"
     running.signal()
@@ -147,7 +147,7 @@ def test_work_of_an_executors_threads_is_finished(daemon: Start, tmp_path: Path)
 def test_a_thread_that_never_ends_is_waited_for_no_longer_than_the_deadline(
     daemon: Start, model: str
 ) -> None:
-    """Fault 85: Threads that never end, and functions of `atexit` that hang, are waited for until
+    """Fault 83: Threads that never end, and functions of `atexit` that hang, are waited for until
     the drain's deadline, and at a second signal no longer.
     """
     running = daemon("--handler", "served:endless", "--concurrency", model, "--drain-timeout", "1")
@@ -161,7 +161,7 @@ def test_a_thread_that_never_ends_is_waited_for_no_longer_than_the_deadline(
 def test_a_function_of_atexit_that_hangs_does_not_keep_the_process(
     daemon: Start, tmp_path: Path, hurry: bool
 ) -> None:
-    """Fault 85: Threads that never end, and functions of `atexit` that hang, are waited for until
+    """Fault 83: Threads that never end, and functions of `atexit` that hang, are waited for until
     the drain's deadline, and at a second signal no longer.
     """
     (tmp_path / "hang").touch()
@@ -184,7 +184,7 @@ def test_a_handler_that_stops_the_reactor_ends_the_process_in_time(daemon: Start
 
 
 def test_in_the_background_it_ends_likewise(tmp_path: Path) -> None:
-    """Fault 85: In the background as in the foreground."""
+    """Fault 83: In the background as in the foreground."""
     arguments = ["--pidfile", "pid", "--logfile", "log", *REACTOR]
     subprocess.run(
         [SCRIPTS / "twistd", *arguments, "echod", "--handler", "served:used", "--port", "0"],

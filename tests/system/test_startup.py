@@ -207,7 +207,7 @@ class Early(Base):
 def test_a_handler_that_can_never_be_made_keeps_it_from_starting(
     tmp_path: Path, model: str, handler: str, why: str
 ) -> None:
-    """Fault 91: Where none can ever be made, the start and --check-config say so, in one line."""
+    """Fault 89: Where none can ever be made, the start and --check-config say so, in one line."""
     (tmp_path / "made.py").write_text(CONSTRUCTORS)
     name = ":".join(handler.split(":")[:2])
     error = f"echod: --handler: {name} cannot be made: {why}\n"

@@ -178,7 +178,7 @@ def test_messages_in_flight_are_answered_while_the_idle_see_the_end_and_no_one_i
 def test_an_async_closed_is_waited_for_until_the_deadline(
     daemon: Start, tmp_path: Path, model: str
 ) -> None:
-    """Fault 92: The daemon waits for `closed` until the drain's deadline, then cancels it."""
+    """Fault 90: The daemon waits for `closed` until the drain's deadline, then cancels it."""
     options = ("--concurrency", model, "--handler", "served:Leaving", "--drain-timeout")
     for patience, done in (("30", 2), ("1", 0)):
         (tmp_path / "gate").unlink(missing_ok=True)
