@@ -47,6 +47,10 @@ SET = {
     "_poller": ("twisted.internet.epollreactor:EPollReactor", "let uvloop watch Twisted's epoll"),
     "_selectables": ("twisted.internet.epollreactor:EPollReactor", "see whether any is watched"),
     "_interface": ("twisted.internet.endpoints:_TCPServerEndpoint", "read it of tcp6:"),
+    "_initialBuffer": (
+        "twisted.logger._global:LogBeginner",
+        "see whether Twisted has swallowed Ctrl-C while it imported plugins",
+    ),
     "_observers": ("twisted.logger._observer:LogPublisher", "see whether anybody wants a line"),
     "_realPortNumber": ("twisted.internet.tcp:Port", "say which port a connection came to"),
     "_shouldShutdown": ("twisted.internet.tcp:Port", "leave a passed UNIX socket to others"),

@@ -474,6 +474,26 @@ def test_ctrl_c_while_twisted_imports_plugins_is_not_swallowed(tmp_path: Path) -
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
 
 
+def test_ctrl_c_that_twisted_swallows_with_an_earlier_plugin_ends_the_start_too(
+    tmp_path: Path,
+) -> None:
+    """Fault 84: Ctrl-C that Twisted swallows while it imports the plugins of others ends the start
+    as soon as echod's turn has come.
+    """
+    plugins = tmp_path / "twisted" / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "aaa_first.py").write_text("raise KeyboardInterrupt\n")
+    ended = subprocess.run(
+        [SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--port=0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGINT
+
+
 # Set-ups that are dangerous without showing it.
 
 

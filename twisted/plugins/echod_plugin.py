@@ -9,8 +9,10 @@ Python's traceback, and SIGHUP does nothing: the settings are yet to be read.
 import signal
 import sys
 from pathlib import PurePath
+from typing import Any
 
 from twisted.application.service import ServiceMaker
+from twisted.logger import globalLogBeginner
 
 
 def _take_signals() -> None:
@@ -23,12 +25,23 @@ def _take_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
+def _end_if_interrupted() -> None:
+    """End now if Ctrl-C came while Twisted imported a plugin: it has only logged that."""
+    events: list[dict[str, Any]] = []
+    globalLogBeginner._initialBuffer.replayTo(events.append)
+    failures = (event.get("failure") for event in events)  # as twisted.python.log has it
+    if any(failure is not None and failure.check(KeyboardInterrupt) for failure in failures):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+
+
 class EchodMaker(ServiceMaker):
     """Asked for its options when this command has been chosen, before the daemon is imported."""
 
     @property
     def options(self):  # type: ignore[no-untyped-def]
         _take_signals()
+        _end_if_interrupted()
         return super().options
 
 
