@@ -54,8 +54,11 @@ def looped() -> FakeReactor:
 
 
 @pytest.fixture(autouse=True)
-def handlers_kept() -> Iterator[None]:
+def process_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is installed in the process is put back; else pytest itself would end by a signal."""
     kept = {number: signal.getsignal(number) for number in HANDLED}
+    at_exit: list[Any] = []
+    monkeypatch.setattr(module.atexit, "register", at_exit.append)
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
