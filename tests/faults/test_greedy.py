@@ -82,6 +82,10 @@ class Scene:
         assert self.polite.reply() == 0
         self._sending = threading.Thread(target=self.greedy.send, args=(COUNT,))
         self._sending.start()
+        if (
+            tls
+        ):  # Python's `ssl` lets no two threads use a connection at a time, but does not say so
+            self._sending.join()
         self._replies = [self.greedy.reply()]
 
     def is_going_on(self) -> bool:
