@@ -356,7 +356,7 @@ async def test_of_a_client_that_has_sent_nothing_no_byte_is_counted(
 
     async with both(way, certificate, handler=handler) as server:
         client = await server.connect()
-        (served,) = server.factory.connections
+        served = await server.accepted()
         await eventually(lambda: served._conn is not None and served._is_awaited())
         client.reset() if ends == "reset" else server.factory.drain()
         await eventually(lambda: bool(server.factory.metrics.ended))
@@ -898,7 +898,7 @@ async def test_an_end_of_the_stream_in_a_handshake_of_the_handlers_is_no_error_o
     async with both(way, certificate, handler=handler) as server:
         client = await server.connect()
         client.send(sent)
-        (served,) = server.factory.connections
+        served = await server.accepted()
         await eventually(lambda: served._conn is not None and served._is_awaited())
         if end == "drain":
             server.factory.drain()
