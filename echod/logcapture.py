@@ -20,7 +20,6 @@ import contextlib
 import logging
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, AnyStr
 
@@ -36,6 +35,7 @@ from zope.interface import implementer
 
 from echod.connection import is_of_a_connection
 from echod.escaping import LONGEST
+from echod.tracebacks import traceback_of_exception
 
 _LEVELS = (
     (logging.CRITICAL, LogLevel.critical),
@@ -188,7 +188,9 @@ class Capture:
             self._log.error(
                 "A thread has ended with an exception: {thread}\n{traceback}",
                 thread=args.thread.name if args.thread is not None else "unknown",
-                traceback=_shown(args.exc_type, args.exc_value, args.exc_traceback),
+                traceback=traceback_of_exception(
+                    args.exc_type, args.exc_value, args.exc_traceback
+                ),
             )
 
     def _unraisable(self, args: Any) -> None:
@@ -199,7 +201,7 @@ class Capture:
             "{what} {object!r}\n{traceback}",
             what=args.err_msg or "Exception ignored in:",
             object=args.object,
-            traceback=_shown(args.exc_type, args.exc_value, args.exc_traceback),
+            traceback=traceback_of_exception(args.exc_type, args.exc_value, args.exc_traceback),
         )
 
 
@@ -227,7 +229,7 @@ class LogHandler(logging.Handler):
     def _pass_on(self, record: logging.LogRecord) -> None:
         details = []
         if record.exc_info and record.exc_info[0] is not None:
-            details.append(_shown(*record.exc_info))
+            details.append(traceback_of_exception(*record.exc_info))
         if record.stack_info:
             details.append(record.stack_info)
         Logger(namespace=record.name, observer=self._observer).emit(
@@ -239,10 +241,6 @@ class LogHandler(logging.Handler):
             # What makes records alike is what they were made from.
             log_kind=str(record.msg),
         )
-
-
-def _shown(*exception: Any) -> str:
-    return "".join(traceback.format_exception(*exception)).rstrip("\n")
 
 
 def _loggers() -> Iterator[logging.Logger]:

@@ -228,6 +228,29 @@ def test_a_file_over_a_connection_that_is_lost_may_be_let_go_of() -> None:
         assert captured.lines == []
 
 
+def test_an_exception_that_raises_while_it_is_shown_is_named() -> None:
+    class Hostile(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            raise SystemExit
+
+    def die() -> None:
+        raise Hostile
+
+    with capturing_all() as captured:
+        captured.capture.take_logging()
+        try:
+            die()
+        except Hostile:
+            logging.getLogger("app").exception("It went wrong")
+        thread = threading.Thread(target=die)
+        thread.start()
+        thread.join()
+        shown = [text for _, level, text in captured.lines if level == "error"]
+        assert len(shown) == 2
+        assert all("Hostile (no traceback, as showing it raises SystemExit)" in s for s in shown)
+
+
 def test_once_twisteds_log_has_begun_lines_go_there(log: Log) -> None:
     with capturing_all() as captured:
         print("before")
