@@ -7,6 +7,7 @@ watched by a descriptor of its own (pidfd_open(2)), or where there is none, by a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -34,7 +35,8 @@ def watch(reactor: UvloopReactor, pid: int) -> None:
 
 
 def _wait(reactor: UvloopReactor, pid: int) -> None:
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with contextlib.suppress(ChildProcessError):  # Twisted, or another, was quicker
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     reactor.callFromThread(_reap, pid)
 
 

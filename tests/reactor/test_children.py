@@ -88,6 +88,29 @@ def test_without_descriptors_for_processes_they_are_waited_for_in_threads() -> N
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_child_that_was_waited_for_before_the_thread_looks_is_no_error() -> None:
+    """Twisted itself looks whenever SIGCHLD comes, and may be quicker than the thread."""
+    late = (
+        "import os, threading\n"
+        "def pidfd_open(pid): raise OSError\n"
+        "os.pidfd_open = pidfd_open\n"
+        "waitid = os.waitid\n"
+        "def late(kind, pid, options):\n"
+        "    while os.path.exists(f'/proc/{pid}'): os.sched_yield()\n"
+        "    return waitid(kind, pid, options)\n"
+        "os.waitid = late\n"
+        "import echod.reactor; echod.reactor.install()\n"
+        "from twisted.internet import task, utils\n"
+        "def join(value):\n"
+        "    for thread in set(threading.enumerate()) - {threading.current_thread()}:\n"
+        "        thread.join()\n"
+        "    assert value == 0\n"
+        "task.react(lambda reactor: utils.getProcessValue('/bin/true').addCallback(join))\n"
+    )
+    done = run(late)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_child_from_before_the_reactor_runs_is_waited_for() -> None:
     done = run(
         "import echod.reactor, sys; echod.reactor.install()\n"
