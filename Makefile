@@ -36,11 +36,12 @@ run: $(VENV)/run.stamp ## run the daemon on port 8888 (or PORT=...); Ctrl-C ends
 test: $(VENV)/develop.stamp ## run all tests; branch coverage under 95% is a failure
 	$(BIN)/python -m pytest --cov
 
-check: $(VENV)/develop.stamp ## look for faults without running the daemon: style, types, imports, news
+check: $(VENV)/develop.stamp ## look for faults without running the daemon: style, types, imports, English, news
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.english
 	$(BIN)/towncrier build --draft > /dev/null
 
 docs: $(VENV)/develop.stamp ## write what is made from the code: parts of docs/, and etc/echod.toml
