@@ -74,7 +74,7 @@ from echod.limits import Level
 from echod.session import EndReason, Session
 from echod.wording import plural
 
-log = Logger()
+log = Logger("echod.concurrency")
 
 # How many tasks of lost connections may wait before messages are dropped.  Their replies would go
 # nowhere, so this is generous: of the longest messages of `length` framing it is 128 MiB.

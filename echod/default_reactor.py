@@ -13,7 +13,7 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python import runtime
 
-log = Logger()
+log = Logger("echod")
 
 
 def choose() -> None:

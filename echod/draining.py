@@ -20,7 +20,7 @@ from echod.lifecycle import ConnectionProtocol
 from echod.protocol import EchoFactory
 from echod.proxied import HeaderProtocol
 
-log = Logger()
+log = Logger("echod")
 
 # In a gradual drain, seconds from one share of the connections to the next.
 STEP = 0.1

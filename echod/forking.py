@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from echod.tracebacks import traceback_of
 
-log = Logger()
+log = Logger("echod.concurrency")
 
 
 def end_child(result: object) -> NoReturn:

@@ -54,7 +54,7 @@ from echod.tracebacks import traceback_of
 if TYPE_CHECKING:
     from echod.protocol import EchoFactory
 
-log = Logger()
+log = Logger("echod.connection")
 _connected = LogLine(log, "info", "Connected with {peer}")
 _disconnected = LogLine(
     log,

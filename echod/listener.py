@@ -18,7 +18,7 @@ from echod.escaping import escape
 from echod.listen import ListenError, Listening
 from echod.proxied import Network
 
-log = Logger()
+log = Logger("echod")
 
 Served = TypeVar("Served")
 

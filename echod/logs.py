@@ -224,7 +224,7 @@ def _kind(event: LogEvent) -> EventKind:
     )
 
 
-def _event(form: str, *, level: str, logger: str = __name__, **values: object) -> LogEvent:
+def _event(form: str, *, level: str, logger: str = "echod.log", **values: object) -> LogEvent:
     """Return an event of our own, which no publisher has seen: the log cannot log to itself."""
     return {
         "log_format": form,

@@ -73,7 +73,7 @@ from echod.sweeping import Sweeper, interval_for
 from echod.turns import PACE, Share, Turns
 from echod.waiting import Others
 
-log = Logger()
+log = Logger("echod.connection")
 _refused = LogLine(log, "warn", "Refused {peer}: {why}")
 _dropped = LogLine(
     log, "warn", "Dropped the work of {peer}, which is lost: too much such work is waiting"

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EchoService", "Options", "StartError", "build_service", "makeService"]
 
-log = Logger()
+log = Logger("echod")
 
 
 class StartError(Exception):

@@ -31,7 +31,7 @@ from echod.stacks import (
 )
 from echod.stacks import shown as shown_frames
 
-log = Logger()
+log = Logger("echod.slow")
 _slow = LogLine(
     log, "warn", "A call of the handler for {peer} has lasted {seconds:.1f} s; it is at:\n{stack}"
 )

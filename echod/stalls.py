@@ -32,7 +32,7 @@ from echod.metrics import Metrics
 from echod.stacks import frames_under, module_of, shown
 from echod.wording import plural
 
-log = Logger()
+log = Logger("echod.stalls")
 
 # With the innermost frame in one of these, the event loop waits, and no handler is at work.  With
 # a reactor that is not listed, the thread asks more often than it needs to.

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from twisted.logger import Logger
 
-log = Logger()
+log = Logger("echod.connection")
 
 # How often those are looked at of which something urgent is expected, in seconds.
 URGENT_INTERVAL = 0.5

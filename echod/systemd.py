@@ -24,7 +24,7 @@ from twisted.logger import Logger
 
 from echod.escaping import escape
 
-log = Logger()
+log = Logger("echod")
 
 # How often the status text is brought up to date, in seconds; more often during a drain, when
 # each report also asks for the patience that comes next.

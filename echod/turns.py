@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 from twisted.logger import Logger
 
-log = Logger()
+log = Logger("echod.connection")
 
 # How many messages are answered between two looks at the clock, at most.
 PACE = 3

@@ -35,7 +35,7 @@ from zope.interface import implementer
 from echod.escaping import escape
 from echod.permissions import others_can_write
 
-log = Logger()
+log = Logger("echod")
 
 # The owner and the group: a client outside both wants a group, or a mode that says so.
 MODE = 0o660

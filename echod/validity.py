@@ -14,7 +14,7 @@ from echod.escaping import escape
 from echod.tls import ServedCertificate
 from echod.wording import plural
 
-log = Logger()
+log = Logger("echod")
 
 # From how many days before the end on it is worth a line a day: whoever renews certificates every
 # three months by a program does it a month ahead.

@@ -287,7 +287,7 @@ def test_lost_lines_are_told(texts: Observed, dropped: int, told: str) -> None:
     texts.observer.writer.dropped = dropped
     texts.log.info("on it goes")
     lost, line = texts.lines
-    assert lost.endswith(f"[echod.logs#warn] {told}")
+    assert lost.endswith(f"[echod.log#warn] {told}")
     assert line.endswith("on it goes")
 
 

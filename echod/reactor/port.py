@@ -41,7 +41,7 @@ from echod.reactor.transport import StreamSocket
 if TYPE_CHECKING:
     from echod.reactor.reactor import UvloopReactor
 
-_log = Logger()
+_log = Logger("echod.reactor")
 
 #: Clients accepted, or turned away, before others get their turn.
 BATCH = 64

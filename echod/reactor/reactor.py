@@ -43,7 +43,7 @@ from echod.reactor.port import AcceptingPort, TCPPort, UNIXPort
 from echod.reactor.server import TCPServerTransport, UNIXServerTransport
 from echod.reactor.transport import SHORT_READ, StreamSocket, StreamTransport
 
-_log = Logger()
+_log = Logger("echod.reactor")
 
 # Seconds the timer sleeps at most; a call due later only has it armed once more.
 _LONGEST = 86400.0

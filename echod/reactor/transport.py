@@ -65,7 +65,7 @@ except ImportError:  # pyOpenSSL is not installed
 if TYPE_CHECKING:
     from echod.reactor.reactor import UvloopReactor
 
-_log = Logger()
+_log = Logger("echod.reactor")
 
 #: Seconds to deliver what was written before the peer's end of stream was seen.
 FLUSH_TIMEOUT = 30.0

@@ -215,7 +215,7 @@ def test_what_a_client_gets_into_an_error_is_escaped_and_no_format(
 
 
 def test_a_client_cannot_forge_a_line_of_the_log(faulty: Faulty) -> None:
-    forged = "2026-01-01T00:00:00+0000 [echod.service#info] Stopped"
+    forged = "2026-01-01T00:00:00+0000 [echod#info] Stopped"
     with faulty.one_traceback(), faulty.greeted() as connection:
         connection.sendall(f"raise a\n{forged}".encode())
         assert is_over(connection, 1)
