@@ -15,7 +15,7 @@ from echod.handlers import (
 from echod.limits import Limits
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory, EchoProtocol
-from echod.session import EndReason
+from echod.reasons import EndReason
 
 __version__ = "0.1.0"
 

@@ -28,8 +28,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from echod.escaping import escape
-from echod.wording import plural
+from echod.text import escape, plural
 
 FIRST = 3
 

@@ -71,8 +71,9 @@ from echod.handlers import (
     is_request_handler,
 )
 from echod.limits import Level
-from echod.session import EndReason, Session
-from echod.wording import plural
+from echod.reasons import EndReason
+from echod.session import Session
+from echod.text import plural
 
 log = Logger("echod.concurrency")
 

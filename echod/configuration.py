@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
-from echod.escaping import clipped, escape, quoted, unescape, unescaped
+from echod.text import clipped, escape, quoted, unescape, unescaped
 
 # What `tomllib` says, and what that means to who wrote the file.
 PLAIN_WORDS = {

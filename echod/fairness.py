@@ -1,7 +1,7 @@
 """What one address may take of what is scarce, and whose turn it is.
 
-Pure: no I/O, no clock, no Twisted.  An address is what `echod.limits.network_of` calls one, and ""
-is who has none, at a UNIX socket.  The rules, and they are all in this file:
+Pure: no I/O, no clock, no Twisted.  `echod.addresses.network_of` says what counts as one
+address; a client at a UNIX socket has none, "".  The rules, and they are all in this file:
 
 * An address may have more places while it has fewer than `TIMES_THE_FREE` times as many as are
   free.  So one alone may have three quarters of all, two three sevenths each, and so on: some are

@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from echod.wording import plural
+from echod.text import plural
 
 
 class FramingError(ValueError):

@@ -56,7 +56,7 @@ from echod.lifecycle import (
     unread,
     unsent,
 )
-from echod.session import EndReason
+from echod.reasons import EndReason
 from echod.waiting import Task, is_awaited, running_time, tasks
 
 if TYPE_CHECKING:

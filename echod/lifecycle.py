@@ -29,7 +29,6 @@ import termios
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
@@ -43,16 +42,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.concurrency import Busy
-from echod.escaping import escape
 from echod.handlers import Client
-from echod.limits import network_of
 from echod.logline import LogLine
-from echod.session import EndReason
+from echod.reasons import EndReason
+from echod.text import escape
 from echod.tls import TLSConnection, TLSError, TLSFacts
 from echod.tracebacks import traceback_of
 
 if TYPE_CHECKING:
     from echod.protocol import EchoFactory
+from echod.addresses import shown_address
 
 log = Logger("echod.connection")
 _connected = LogLine(log, "info", "Connected with {peer}")
@@ -667,21 +666,3 @@ def _handle(transport: Any) -> socket.socket | None:
     except AttributeError:  # it has none, or, being Twisted's own, none any more
         return None
     return handle if isinstance(handle, socket.socket) and handle.fileno() >= 0 else None
-
-
-def network_at(address: object) -> str:
-    """Return what a client's Twisted address counts under; "" where it has no host."""
-    if isinstance(address, IPv4Address | IPv6Address):
-        return network_of(address.host)
-    return ""
-
-
-def shown_address(address: object) -> str:
-    """Return a Twisted address as logs show it, escaped."""
-    if isinstance(address, IPv4Address):
-        return f"{address.host}:{address.port}"
-    if isinstance(address, IPv6Address):
-        return f"[{address.host}]:{address.port}"
-    if isinstance(address, UNIXAddress):
-        return escape(address.name or b"")
-    return escape(str(address))

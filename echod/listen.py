@@ -35,8 +35,9 @@ from twisted.internet.interfaces import (
 )
 
 from echod.activation import ActivatedEndpoint, ActivationError, InheritedSockets
-from echod.escaping import quoted
-from echod.proxied import Network, ProxyFactory
+from echod.addresses import Network
+from echod.proxied import ProxyFactory
+from echod.text import quoted
 from echod.tls import Files, FilesError, ServerContext, TLSFactory
 from echod.unix_socket import BACKLOG, MODE, UNIXEndpoint
 from echod.validity import tell_validity

@@ -14,9 +14,9 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from echod.escaping import escape
+from echod.addresses import Network
 from echod.listen import ListenError, Listening
-from echod.proxied import Network
+from echod.text import escape
 
 log = Logger("echod")
 

@@ -34,7 +34,7 @@ from twisted.logger import (
 from zope.interface import implementer
 
 from echod.connection import is_of_a_connection
-from echod.escaping import LONGEST
+from echod.text import LONGEST
 from echod.tracebacks import traceback_of_exception
 
 _LEVELS = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from echod.limits import network_of
+from echod.addresses import network_of
 
 # Over how many seconds events of a kind are counted.  Long enough for a burst, as of clients that
 # all come back at once, to be written whole.

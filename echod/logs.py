@@ -27,12 +27,11 @@ from typing import IO, Any
 from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
 from zope.interface import implementer
 
-from echod.escaping import escape, escape_lines, shortened
 from echod.lograte import EventKind, Excess, Limiter
 from echod.logsinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
 from echod.logwriter import LogWriter
+from echod.text import escape, escape_lines, plural, shortened
 from echod.tracebacks import traceback_of
-from echod.wording import plural
 
 FORMATS = ("text", "json")
 LEVELS: tuple[str, ...] = tuple(level.name for level in LogLevel.iterconstants())

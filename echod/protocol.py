@@ -25,6 +25,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.addresses import network_at, shown_address
+from echod.admission import Admission
 from echod.concurrency import (
     Abandoned,
     Awaited,
@@ -57,18 +59,17 @@ from echod.lifecycle import (
     RefusedProtocol,
     is_reset,
     log_failure,
-    network_at,
     shorten_reads,
     shown,
-    shown_address,
     traffic,
     unread,
 )
-from echod.limits import REFUSED_BY, Admission, Limits, Refusal
+from echod.limits import Limits
 from echod.logline import LogLine
 from echod.metrics import Metrics
 from echod.proxied import HeaderProtocol, ProxiedAddress
-from echod.session import EndReason, Session
+from echod.reasons import REFUSED_BY, EndReason, Refusal
+from echod.session import Session
 from echod.sweeping import Sweeper, interval_for
 from echod.turns import PACE, Share, Turns
 from echod.waiting import Others
@@ -685,7 +686,7 @@ class DirectProtocol(EchoProtocol):
     def _take_directly(self, result: object) -> None:
         """Take what is not plain bytes: `Close`, or something to wait for."""
         try:
-            settled = cast(InReactor, self._home.model).settle(self._answered, result)
+            settled = cast("InReactor", self._home.model).settle(self._answered, result)
             if not self._take(settled):
                 self._direct = 0
                 self._session.in_flight = True
@@ -788,7 +789,7 @@ class PooledProtocol(DirectProtocol):
             self._bytes_received += len(data)
             try:
                 assert self._context is not None
-                submit, run = cast(InPool, self._home.model).submit, self._context.run
+                submit, run = cast("InPool", self._home.model).submit, self._context.run
                 arguments = (reply_from, self._received, data)
                 self._pending = submit(self._answered_directly, run, arguments)
                 self._direct_messages += 1

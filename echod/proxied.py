@@ -23,16 +23,15 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.addresses import shown_address
 from echod.handlers import Client
-from echod.lifecycle import shown_address, unread
-from echod.proxy_protocol import Address, HeaderParser, ProxyError, ProxyHeader
-from echod.session import EndReason
+from echod.lifecycle import unread
+from echod.proxy_header import HeaderParser, ProxyError, ProxyHeader
+from echod.reasons import EndReason
 
 if TYPE_CHECKING:
     from echod.protocol import EchoFactory
-
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from echod.addresses import Network, twisted_address
 
 # Under what refusals are counted: the setting, where it is one that was broken.
 UNTRUSTED = "proxy-trust"
@@ -98,8 +97,8 @@ class HeaderProtocol(Protocol):
         self._handed_over = True
         transport = self.transport
         address = ProxiedAddress(
-            _twisted_address(header.source) or transport.getPeer(),
-            _twisted_address(header.destination) or transport.getHost(),
+            twisted_address(header.source) or transport.getPeer(),
+            twisted_address(header.destination) or transport.getHost(),
             header,
         )
         protocol = self._factory.wrapped.buildProtocol(address)
@@ -202,12 +201,3 @@ class ProxyFactory(Factory):
     def refuse(self, address: object, reason: str, why: str) -> None:
         """Count and log that a connection is refused; closing it is the caller's."""
         self.home.note_refusal(reason, Client(shown_address(address)), why)
-
-
-def _twisted_address(address: Address | None) -> IPv4Address | IPv6Address | UNIXAddress | None:
-    if address is None:
-        return None
-    if isinstance(address, bytes):
-        return UNIXAddress(address or None)
-    host, port = address
-    return (IPv6Address if ":" in host else IPv4Address)("TCP", host, port)

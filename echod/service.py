@@ -28,10 +28,10 @@ from twisted.python.failure import Failure
 
 from echod import default_reactor, descriptors, ending, precautions
 from echod.activation import InheritedSockets, started_with
+from echod.admission import Admission
 from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
 from echod.configuration import SettingError
 from echod.draining import Drain
-from echod.escaping import clipped, escape
 from echod.handlers import (
     ConcurrencyModel,
     HandlerError,
@@ -41,7 +41,7 @@ from echod.handlers import (
     check_name,
     resolve,
 )
-from echod.limits import Admission, Level
+from echod.limits import Level
 from echod.listen import ListenError, Listening, parse_listen
 from echod.listener import Listener
 from echod.logcapture import Capture, capturing
@@ -54,6 +54,7 @@ from echod.signals import GRACE, Signals
 from echod.slow import SlowCalls
 from echod.stalls import StallWatch
 from echod.systemd import Notifier
+from echod.text import clipped, escape
 from echod.tls import FilesError
 from echod.turns import Turns
 from echod.validity import ValidityWatch, tell_validity

@@ -17,31 +17,10 @@ connection's own thread feeds it there; the rules are the same, and they are all
 
 from __future__ import annotations
 
-import enum
 from typing import Protocol
 
 # Where nobody says otherwise; the daemon takes it from `--max-pending`.
 READ_AHEAD = 64 * 1024
-
-
-class EndReason(enum.Enum):
-    """Why a connection ended; the value is what logs, metrics and `closed(reason)` show."""
-
-    CLIENT = "client closed"
-    HANDLER = "handler closed"
-    HANDLER_ERROR = "handler error"
-    FRAMING_ERROR = "framing error"
-    REFUSED = "refused"
-    NO_HANDSHAKE = "no TLS handshake"
-    SERVED = "served"
-    TURN_TAKEN = "kept others waiting"
-    SILENT = "said nothing"
-    IDLE = "idle"
-    SLOW = "message too slow"
-    STALLED = "client did not read"
-    DRAINED = "drained"
-    ABORTED = "aborted"
-    LOST = "connection lost"
 
 
 class MessageSource(Protocol):

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 from twisted.python import usage
 
 from echod import __version__
+from echod.addresses import Network
 from echod.configuration import (
     Setting,
     SettingError,
@@ -37,14 +38,13 @@ from echod.configuration import (
     setting,
     whole_number,
 )
-from echod.escaping import escape
 from echod.framing import FRAMINGS, Chunk, Framing, Length, Line
 from echod.handlers import BANNER, PREFIX, ConcurrencyModel, HandlerError, HandlerSpec, parse
 from echod.limits import LOG_RATE, Limits
 from echod.logs import FORMATS as LOG_FORMATS
 from echod.logs import LEVELS as LOG_LEVELS
-from echod.output import printing
-from echod.proxied import Network
+from echod.printing import printing
+from echod.text import escape
 
 DEFAULT_PORT = 8888
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from types import FrameType
 from typing import Any
 
-from echod.escaping import escape, escape_lines
+from echod.text import escape, escape_lines
 
 # How many frames of a stack are shown, counted from the innermost.
 DEPTH = 16

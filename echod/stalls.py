@@ -30,7 +30,7 @@ from twisted.logger import Logger
 
 from echod.metrics import Metrics
 from echod.stacks import frames_under, module_of, shown
-from echod.wording import plural
+from echod.text import plural
 
 log = Logger("echod.stalls")
 

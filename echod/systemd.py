@@ -22,7 +22,7 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from echod.escaping import escape
+from echod.text import escape
 
 log = Logger("echod")
 

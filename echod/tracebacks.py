@@ -11,7 +11,7 @@ from types import TracebackType
 
 from twisted.python.failure import Failure
 
-from echod.escaping import escape_lines, shortened
+from echod.text import escape_lines, shortened
 
 
 def traceback_of(failure: Failure) -> str:

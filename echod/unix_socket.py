@@ -32,8 +32,8 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from echod.escaping import escape
 from echod.permissions import others_can_write
+from echod.text import escape
 
 log = Logger("echod")
 

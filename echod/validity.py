@@ -10,9 +10,8 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from echod.escaping import escape
+from echod.text import escape, plural
 from echod.tls import ServedCertificate
-from echod.wording import plural
 
 log = Logger("echod")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 
-from echod.proxy_protocol import Address, FieldType, crc32c
+from echod.proxy_header import Address, FieldType, crc32c
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.escaping import clipped, escape, escape_lines, quoted, unescape, unescaped
+from echod.text import clipped, escape, escape_lines, quoted, unescape, unescaped
 
 
 @pytest.mark.parametrize(

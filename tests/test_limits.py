@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from echod.limits import Admission, Limits, Refusal, TokenBucket, network_of
+from echod.addresses import network_of
+from echod.admission import Admission, TokenBucket
+from echod.limits import Limits
+from echod.reasons import Refusal
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits)])

@@ -16,8 +16,8 @@ import pytest
 from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 
 from echod.connection import ConnectionSocket
-from echod.escaping import LONGEST
 from echod.logcapture import Capture, capturing
+from echod.text import LONGEST
 from tests.conftest import Log
 
 

@@ -18,7 +18,6 @@ from twisted.logger import Logger, LogLevel, LogPublisher, globalLogPublisher
 from twisted.python import log as legacy
 
 from echod.concurrency import ConcurrencyModel
-from echod.escaping import LONGEST
 from echod.lograte import WINDOW
 from echod.logs import (
     LogObserver,
@@ -27,6 +26,7 @@ from echod.logs import (
     text_line,
 )
 from echod.logsinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
+from echod.text import LONGEST
 
 # What may be in a log: everything but what steers a terminal, hides or forges.
 PRINTABLE = re.compile(

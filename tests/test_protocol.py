@@ -37,13 +37,13 @@ from echod import (
     concurrency,
     message_handler,
 )
+from echod.admission import Admission
 from echod.concurrency import Busy, InPool, InReactor, WorkerPool
 from echod.framing import Framing
 from echod.handlers import Client, ConcurrencyModel
 from echod.lifecycle import unread
-from echod.limits import Admission
 from echod.protocol import DirectProtocol
-from echod.proxy_protocol import ProxyHeader
+from echod.proxy_header import ProxyHeader
 from echod.reactor import UvloopReactor
 from echod.sweeping import URGENT_INTERVAL
 from echod.tls import TLSError, TLSFacts
@@ -1386,7 +1386,7 @@ async def test_build_protocol_that_raises_closes_the_socket(log: Log) -> None:
 async def test_ipv6_and_hostile_addresses_are_shown_escaped(log: Log) -> None:
     from twisted.internet.address import IPv6Address
 
-    from echod.lifecycle import shown_address
+    from echod.addresses import shown_address
 
     assert shown_address(IPv6Address("TCP", "::1", 60225)) == "[::1]:60225"
     assert shown_address(UNIXAddress(b"/tmp/a\x1bb")) == r"/tmp/a\x1bb"

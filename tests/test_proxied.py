@@ -23,8 +23,8 @@ from echod import Client, EchoFactory, Handler, Limits
 from echod.handlers import ConcurrencyModel
 from echod.protocol import DirectProtocol
 from echod.proxied import BROKEN, LATE, UNTRUSTED, ProxyFactory
-from echod.proxy_protocol import FieldType
-from echod.session import EndReason
+from echod.proxy_header import FieldType
+from echod.reasons import EndReason
 from echod.settings import LOOPBACK
 from echod.tls import TLSFactory
 from tests.conftest import Log

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.proxy_protocol import (
+from echod.proxy_header import (
     MAX_HEADER,
     MAX_LINE,
     Address,

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from echod import Chunk, Length, Limits, Line
 from echod.configuration import Setting, SettingError, as_file
-from echod.escaping import escape
 from echod.handlers import ConcurrencyModel, HandlerSpec
 from echod.settings import (
     SETTINGS,
@@ -24,6 +23,7 @@ from echod.settings import (
     handler_spec,
     reloaded,
 )
+from echod.text import escape
 
 
 def parse(*arguments: str) -> Settings:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from twisted.python.failure import Failure
 
-from echod.escaping import LONGEST
+from echod.text import LONGEST
 from echod.tracebacks import traceback_of
 
 

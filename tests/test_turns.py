@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from echod import Chunk, Close, EchoFactory, Handler, Length, Line
 from echod.framing import Framing
-from echod.session import EndReason
+from echod.reasons import EndReason
 from echod.turns import PACE, SLICE, TURN, Share, Turns
 from tests.conftest import Log
 from tests.looping import BOUND, Loop, Work

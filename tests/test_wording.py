@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from echod.wording import plural
+from echod.text import plural
 
 
 @pytest.mark.parametrize(

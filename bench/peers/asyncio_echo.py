@@ -16,7 +16,7 @@ def protocol(read_size: int) -> type[asyncio.Protocol]:
         transport: asyncio.Transport
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport = cast(asyncio.Transport, transport)
+            self.transport = cast("asyncio.Transport", transport)
             self.transport.write(BANNER)
 
         def data_received(self, data: bytes) -> None:

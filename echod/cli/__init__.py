@@ -10,7 +10,7 @@ from twisted.logger import globalLogBeginner
 
 from echod import __version__
 from echod.handlers import ConcurrencyModel, InstalledHandler, installed
-from echod.output import printing
+from echod.printing import printing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

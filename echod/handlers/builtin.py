@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from echod.handlers.contract import Client, Close, Handler, Reply, message_handler
-from echod.wording import plural
+from echod.text import plural
 
 BANNER = b"Welcome to the server. Type something and hit enter\n"
 PREFIX = b"OK..."

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from echod.proxy_protocol import ProxyHeader
+    from echod.proxy_header import ProxyHeader
     from echod.tls import TLSFacts
 
 

@@ -34,7 +34,6 @@ from twisted.plugin import IPlugin, getPlugins
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
 
-from echod.escaping import clipped, escape, quoted, unescape
 from echod.handlers.contract import (
     ConcurrencyModel,
     Handler,
@@ -46,6 +45,7 @@ from echod.handlers.contract import (
     models_for,
 )
 from echod.handlers.parameters import parameters_of
+from echod.text import clipped, escape, quoted, unescape
 
 GROUP = "echod.handlers"
 
@@ -115,9 +115,9 @@ class ResolvedHandler:
             Exception: whatever the class's constructor raises.
         """
         if class_of(self.target) is not None:
-            return cast(Handler, self.target(**self.arguments))
+            return cast("Handler", self.target(**self.arguments))
         if hasattr(self.target, "received"):  # an instance that serves every connection
-            return cast(Handler, self.target)
+            return cast("Handler", self.target)
         return _FunctionHandler(self.target, self.arguments)
 
     def try_constructor(self) -> None:

@@ -22,10 +22,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from echod.escaping import escape
 from echod.metrics import Histogram
 from echod.status.snapshot import STATES, ListenerFigures, Snapshot
 from echod.status.strain import strains
+from echod.text import escape
 
 
 class EchodCollector(Collector):

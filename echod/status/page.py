@@ -13,7 +13,7 @@ from echod.limits import Level
 from echod.metrics import Histogram
 from echod.status.snapshot import ListenerFigures, PoolFigures, Snapshot
 from echod.status.strain import NEARLY, SOON, strains
-from echod.wording import plural
+from echod.text import plural
 
 # Seconds after which a browser asks again.
 REFRESH = 5

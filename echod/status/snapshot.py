@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 import twisted
 from echod import __version__
+from echod.addresses import shown_address
 from echod.concurrency import WorkerPool
 from echod.default_reactor import name_of
-from echod.escaping import escape
-from echod.lifecycle import shown_address
-from echod.limits import REFUSED_BY, Level
+from echod.limits import Level
 from echod.metrics import Histogram, Metrics, Totals
-from echod.session import EndReason
+from echod.reasons import REFUSED_BY, EndReason
 from echod.sweeping import SLICE
+from echod.text import escape
 from echod.tls import ServedCertificate
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from echod.limits import Level
 from echod.metrics import Totals
-from echod.wording import plural
+from echod.text import plural
 
 # From which share of a limit on somebody should know.
 NEARLY = 0.9

@@ -14,12 +14,12 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from echod.configuration import SettingError, read_file
-from echod.escaping import escape, escape_lines, unescape
 from echod.framing import Chunk, Framing, FramingError, Length, Line
 from echod.handlers import HandlerError, parse
 from echod.listen import ListenError, parse_listen
-from echod.proxy_protocol import HeaderParser, ProxyError
+from echod.proxy_header import HeaderParser, ProxyError
 from echod.settings import SETTINGS, Settings
+from echod.text import escape, escape_lines, unescape
 from echod.tls import Files, ServerContext, TLSFactory
 from echod.tls.der import not_after, subject
 from echod.tls.facts import ClientHello

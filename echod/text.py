@@ -132,3 +132,8 @@ _QUOTED = _Quoted()
 def clipped(text: str, longest: int = 60) -> str:
     """Return `text` with dots for its end where it is longer than an error has room for."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def plural(count: int, one: str, many: str) -> str:
+    """Return `one` where `count` is 1, else `many`: the words that go with that number."""
+    return one if count == 1 else many

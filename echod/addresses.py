@@ -1,0 +1,57 @@
+"""Addresses: as logs show them, and as limits count them."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+
+from echod.proxy_header import Address
+from echod.text import escape
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def network_of(host: str) -> str:
+    """Return what counts as one address: an IPv4 address, or the /64 around an IPv6 one.
+
+    A site gets a /64 at least (RFC 6177), so a single machine may have 2**64 addresses.
+
+    Args:
+        host: an IPv4 or IPv6 address as text; a scope is ignored, as in `fe80::1%eth0`.
+    """
+    if ":" in host:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+        mapped = address.ipv4_mapped
+        host = str(mapped) if mapped else f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
+    # Interned: each connection keeps it, and many come from the same.
+    return sys.intern(host)
+
+
+def twisted_address(address: Address | None) -> IPv4Address | IPv6Address | UNIXAddress | None:
+    """Return Twisted's form of an address that a PROXY header gives."""
+    if address is None:
+        return None
+    if isinstance(address, bytes):
+        return UNIXAddress(address or None)
+    host, port = address
+    return (IPv6Address if ":" in host else IPv4Address)("TCP", host, port)
+
+
+def network_at(address: object) -> str:
+    """Return what a client's Twisted address counts under; "" where it has no host."""
+    if isinstance(address, IPv4Address | IPv6Address):
+        return network_of(address.host)
+    return ""
+
+
+def shown_address(address: object) -> str:
+    """Return a Twisted address as logs show it, escaped."""
+    if isinstance(address, IPv4Address):
+        return f"{address.host}:{address.port}"
+    if isinstance(address, IPv6Address):
+        return f"[{address.host}]:{address.port}"
+    if isinstance(address, UNIXAddress):
+        return escape(address.name or b"")
+    return escape(str(address))
