@@ -2,7 +2,6 @@
 
 from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection, WorkerPool
 from echod.connection import ConnectionSocket
-from echod.framing import Chunk, Length, Line
 from echod.handlers import (
     Client,
     Close,
@@ -13,6 +12,7 @@ from echod.handlers import (
     message_handler,
 )
 from echod.limits import Limits
+from echod.messages.framing import Chunk, Length, Line
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory, EchoProtocol
 from echod.reasons import EndReason

@@ -59,7 +59,6 @@ from echod.connection import ConnectionSocket
 from echod.contexts import Followed
 from echod.fairness import Holders, Turns, may_have_another
 from echod.forking import end_child
-from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
     Close,
@@ -71,8 +70,9 @@ from echod.handlers import (
     is_request_handler,
 )
 from echod.limits import Level
+from echod.messages.framing import Chunk, Framing, FramingError, encode_greeting
+from echod.messages.session import Session
 from echod.reasons import EndReason
-from echod.session import Session
 from echod.text import plural
 
 log = Logger("echod.concurrency")

@@ -13,7 +13,7 @@ from typing import NoReturn
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from echod.tracebacks import traceback_of
+from echod.log.tracebacks import traceback_of
 
 log = Logger("echod.concurrency")
 

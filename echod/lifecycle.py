@@ -43,11 +43,11 @@ from zope.interface import implementer
 
 from echod.concurrency import Busy
 from echod.handlers import Client
-from echod.logline import LogLine
+from echod.log.event import LogLine
+from echod.log.tracebacks import traceback_of
 from echod.reasons import EndReason
 from echod.text import escape
 from echod.tls import TLSConnection, TLSError, TLSFacts
-from echod.tracebacks import traceback_of
 
 if TYPE_CHECKING:
     from echod.protocol import EchoFactory

@@ -34,8 +34,8 @@ from twisted.logger import (
 from zope.interface import implementer
 
 from echod.connection import is_of_a_connection
+from echod.log.tracebacks import traceback_of_exception
 from echod.text import LONGEST
-from echod.tracebacks import traceback_of_exception
 
 _LEVELS = (
     (logging.CRITICAL, LogLevel.critical),

@@ -41,7 +41,6 @@ from echod.concurrency import (
 )
 from echod.contexts import call_in, context_of, is_entered, take_over
 from echod.forking import end_child
-from echod.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.handlers import (
     Client,
     Close,
@@ -65,11 +64,12 @@ from echod.lifecycle import (
     unread,
 )
 from echod.limits import Limits
-from echod.logline import LogLine
+from echod.log.event import LogLine
+from echod.messages.framing import Chunk, Framing, FramingError, encode_greeting
+from echod.messages.session import Session
 from echod.metrics import Metrics
 from echod.proxied import HeaderProtocol, ProxiedAddress
 from echod.reasons import REFUSED_BY, EndReason, Refusal
-from echod.session import Session
 from echod.sweeping import Sweeper, interval_for
 from echod.turns import PACE, Share, Turns
 from echod.waiting import Others

@@ -44,8 +44,9 @@ from echod.handlers import (
 from echod.limits import Level
 from echod.listen import ListenError, Listening, parse_listen
 from echod.listener import Listener
+from echod.log.observer import LogObserver
+from echod.log.sinks import sink_for
 from echod.logcapture import Capture, capturing
-from echod.logs import LogObserver, sink_for
 from echod.metrics import Metrics
 from echod.protocol import EchoFactory
 from echod.settings import Options as SettingsOptions

@@ -38,11 +38,11 @@ from echod.configuration import (
     setting,
     whole_number,
 )
-from echod.framing import FRAMINGS, Chunk, Framing, Length, Line
 from echod.handlers import BANNER, PREFIX, ConcurrencyModel, HandlerError, HandlerSpec, parse
 from echod.limits import LOG_RATE, Limits
-from echod.logs import FORMATS as LOG_FORMATS
-from echod.logs import LEVELS as LOG_LEVELS
+from echod.log.lines import FORMATS as LOG_FORMATS
+from echod.log.observer import LEVELS as LOG_LEVELS
+from echod.messages.framing import FRAMINGS, Chunk, Framing, Length, Line
 from echod.printing import printing
 from echod.text import escape
 

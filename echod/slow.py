@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from echod.concurrency import Model, UnderWay
 from echod.lifecycle import shown
-from echod.logline import LogLine
+from echod.log.event import LogLine
 from echod.stacks import (
     Frames,
     frames_of_coroutine,

@@ -31,8 +31,8 @@ from echod import (
     connection_handler,
     message_handler,
 )
-from echod.framing import Framing
 from echod.handlers import ConcurrencyModel, reverse, upper
+from echod.messages.framing import Framing
 from tests.conftest import Log
 from tests.serving import (
     BANNER,

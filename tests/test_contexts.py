@@ -19,9 +19,9 @@ from twisted.internet.task import deferLater
 
 from echod import Chunk, Client, EchoFactory, Handler, Length, Line, connection_handler
 from echod.contexts import Followed, call_in, context_of, is_entered, take_over
-from echod.framing import Framing
 from echod.handlers import ConcurrencyModel
 from echod.limits import Limits
+from echod.messages.framing import Framing
 from tests.conftest import Log
 from tests.serving import (
     Server,

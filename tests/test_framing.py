@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.framing import (
+from echod.messages.framing import (
     FRAMINGS,
     Chunk,
     Framer,

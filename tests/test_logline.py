@@ -8,9 +8,9 @@ from twisted.logger import LogEvent, Logger, globalLogPublisher
 
 from echod.handlers import Client
 from echod.lifecycle import log_failure
-from echod.logline import LogLine
-from echod.lograte import WINDOW
-from echod.logs import LogObserver
+from echod.log.event import LogLine
+from echod.log.observer import LogObserver
+from echod.log.rate import WINDOW
 from tests.test_logs import Kept
 
 Observe = Callable[..., None]

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.lograte import MOST_KINDS, MOST_SOURCES, WINDOW, EventKind, Limiter, Tally
+from echod.log.rate import MOST_KINDS, MOST_SOURCES, WINDOW, EventKind, Limiter, Tally
 
 
 def kind(number: int) -> EventKind:

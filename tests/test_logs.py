@@ -18,14 +18,10 @@ from twisted.logger import Logger, LogLevel, LogPublisher, globalLogPublisher
 from twisted.python import log as legacy
 
 from echod.concurrency import ConcurrencyModel
-from echod.lograte import WINDOW
-from echod.logs import (
-    LogObserver,
-    json_line,
-    sink_for,
-    text_line,
-)
-from echod.logsinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
+from echod.log.lines import json_line, text_line
+from echod.log.observer import LogObserver
+from echod.log.rate import WINDOW
+from echod.log.sinks import DescriptorSink, FileSink, Line, Sink, SyslogSink, sink_for
 from echod.text import LONGEST
 
 # What may be in a log: everything but what steers a terminal, hides or forges.

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from echod import logsinks
-from echod.logsinks import DescriptorSink, FileSink, Line, SyslogSink
+from echod.log import sinks as logsinks
+from echod.log.sinks import DescriptorSink, FileSink, Line, SyslogSink
 from tests.daemon import needs_root
 
 

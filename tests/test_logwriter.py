@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from echod import logwriter
-from echod.logsinks import DescriptorSink, Line, Sink
-from echod.logwriter import LogWriter
+from echod.log import writer as logwriter
+from echod.log.sinks import DescriptorSink, Line, Sink
+from echod.log.writer import LogWriter
 
 PATIENCE = 10.0
 

@@ -39,9 +39,9 @@ from echod import (
 )
 from echod.admission import Admission
 from echod.concurrency import Busy, InPool, InReactor, WorkerPool
-from echod.framing import Framing
 from echod.handlers import Client, ConcurrencyModel
 from echod.lifecycle import unread
+from echod.messages.framing import Framing
 from echod.protocol import DirectProtocol
 from echod.proxy_header import ProxyHeader
 from echod.reactor import UvloopReactor

@@ -26,8 +26,8 @@ from twisted.python.failure import Failure
 
 from echod import Chunk, Client, Close, EchoFactory, Handler, Length, Line, Serial
 from echod.concurrency import InReactor, Model
-from echod.framing import Framing
 from echod.handlers import ConcurrencyModel
+from echod.messages.framing import Framing
 from echod.protocol import DirectProtocol, EchoProtocol
 from echod.turns import PACE, Turns
 from tests.conftest import Log

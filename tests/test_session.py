@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.framing import Chunk, Length, Line, LineFramer, MessageCutShort, MessageTooLong
-from echod.session import Session
+from echod.messages.framing import Chunk, Length, Line, LineFramer, MessageCutShort, MessageTooLong
+from echod.messages.session import Session
 
 
 def lines(**options: int) -> Session:

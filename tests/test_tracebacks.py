@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from twisted.python.failure import Failure
 
+from echod.log.tracebacks import traceback_of
 from echod.text import LONGEST
-from echod.tracebacks import traceback_of
 
 
 def plain() -> None:

@@ -13,7 +13,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from echod import Chunk, Close, EchoFactory, Handler, Length, Line
-from echod.framing import Framing
+from echod.messages.framing import Framing
 from echod.reasons import EndReason
 from echod.turns import PACE, SLICE, TURN, Share, Turns
 from tests.conftest import Log

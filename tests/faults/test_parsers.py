@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echod.framing import Framing, Length, Line
+from echod.messages.framing import Framing, Length, Line
 from tests.daemon import Start, connect, missing, receive_all
 from tests.faults.clients import MODELS
 from tests.faults.fuzz.targets import TARGETS, cut, messages

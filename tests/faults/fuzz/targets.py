@@ -14,9 +14,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from echod.configuration import SettingError, read_file
-from echod.framing import Chunk, Framing, FramingError, Length, Line
 from echod.handlers import HandlerError, parse
 from echod.listen import ListenError, parse_listen
+from echod.messages.framing import Chunk, Framing, FramingError, Length, Line
 from echod.proxy_header import HeaderParser, ProxyError
 from echod.settings import SETTINGS, Settings
 from echod.text import escape, escape_lines, unescape

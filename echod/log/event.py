@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger, LogLevel, globalLogPublisher
 
-from echod.lograte import EventKind
+from echod.log.rate import EventKind
 
 
 class LogLine:

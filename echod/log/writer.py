@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from echod.logsinks import Line, Sink
+from echod.log.sinks import Line, Sink
 
 # How much may wait to be written, in characters: some 8,000 lines, or a few seconds of a flood.
 MOST_PENDING = 1024 * 1024

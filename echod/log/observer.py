@@ -8,39 +8,28 @@ and makes a line of it.  It promises three things about that line, whatever the 
 * Above `rate` events of one kind a second (events with the same logger and the same format), they
   are counted instead of written, and every `WINDOW` seconds a line says how many there were, and
   which addresses most of them were about.
-* Nobody waits for it to be written: see `echod.logwriter`.
+* Nobody waits for it to be written: see `echod.log.writer`.
 
 A format is never a client's text: formats are literals, which a test of the sources holds.
 """
 
 from __future__ import annotations
 
-import enum
-import json
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import IO, Any
+from collections.abc import Callable
 
-from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
+from twisted.logger import ILogObserver, LogEvent, LogLevel
 from zope.interface import implementer
 
-from echod.lograte import EventKind, Excess, Limiter
-from echod.logsinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
-from echod.logwriter import LogWriter
-from echod.text import escape, escape_lines, plural, shortened
-from echod.tracebacks import traceback_of
+from echod.log.lines import json_line, level_of, text_line, unstamped_line
+from echod.log.rate import EventKind, Excess, Limiter
+from echod.log.sinks import FileSink, Line, Sink
+from echod.log.writer import LogWriter
+from echod.text import escape, plural
 
-FORMATS = ("text", "json")
 LEVELS: tuple[str, ...] = tuple(level.name for level in LogLevel.iterconstants())
 _RANKS = {level: rank for rank, level in enumerate(LogLevel.iterconstants())}
-
-# What Twisted adds to events for observers of old, and what a record has of its own.
-_NOT_FIELDS = frozenset(
-    ("message", "time", "system", "format", "isError", "failure", "level", "logger")
-)
 
 
 @implementer(ILogObserver)
@@ -219,7 +208,9 @@ class LogObserver:
 def _kind(event: LogEvent) -> EventKind:
     form = event.get("log_kind", event.get("log_format"))
     return EventKind(
-        str(event.get("log_namespace", "-")), form if isinstance(form, str) else "", _level(event)
+        str(event.get("log_namespace", "-")),
+        form if isinstance(form, str) else "",
+        level_of(event),
     )
 
 
@@ -232,115 +223,3 @@ def _event(form: str, *, level: str, logger: str = "echod.log", **values: object
         "log_time": time.time(),
         **values,
     }
-
-
-def timestamp(event: LogEvent) -> str:
-    """Return when `event` was: ISO 8601, local time with its zone, to the millisecond."""
-    when = event.get("log_time") or time.time()
-    return datetime.fromtimestamp(when).astimezone().isoformat(timespec="milliseconds")
-
-
-def text_line(event: LogEvent) -> str:
-    """Return `event` as text: `TIME [LOGGER#LEVEL] MESSAGE`; further lines begin with a tab."""
-    text = unstamped_line(event)
-    return text and f"{timestamp(event)} {text}"
-
-
-def unstamped_line(event: LogEvent) -> str:
-    """Return `event` as text, without the time."""
-    text = escape_lines(shortened(_message(event))).rstrip("\n")
-    if "log_failure" in event:
-        text = f"{text}\n{traceback_of(event['log_failure'])}".lstrip("\n")
-    return text and f"[{_system(event)}] {text}".replace("\n", "\n\t")
-
-
-def json_line(event: LogEvent) -> str:
-    """Return `event` as an object of JSON, in one line.
-
-    It has `time`, `level`, `logger` and `message`, `traceback` if there is one, and the values
-    that the message was made from, but for those whose names begin with `_`, which only help to
-    word it.  All text in it is escaped, decoded too.
-    """
-    message = _message(event)
-    traceback = event.get("traceback", "")
-    if "log_failure" in event:
-        traceback = traceback_of(event["log_failure"])
-    elif traceback:
-        # echod's own messages end with it, for observers that know nothing of fields.
-        message = message.removesuffix(f"\n{traceback}").removesuffix(":")
-    if not (message or traceback):
-        return ""
-    record: dict[str, Any] = {
-        "time": timestamp(event),
-        "level": _level(event),
-        "logger": escape(str(event.get("log_namespace", "-"))),
-        "message": escape_lines(shortened(message)),
-    }
-    for name, value in event.items():
-        if not name.startswith(("log_", "_")) and name not in _NOT_FIELDS:
-            shown = _field(value)
-            if shown not in (None, ""):
-                record[escape(name)] = shown
-    if traceback:
-        record["traceback"] = escape_lines(shortened(str(traceback))).rstrip("\n")
-    return json.dumps(record, ensure_ascii=False)
-
-
-def _field(value: object) -> object:
-    """Return `value` as JSON has it; None for what is no plain value."""
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "backslashreplace")
-    return escape(shortened(value)) if isinstance(value, str) else None
-
-
-def _level(event: LogEvent) -> str:
-    name: str = (event.get("log_level") or LogLevel.info).name
-    return name
-
-
-def _system(event: LogEvent) -> str:
-    system = event.get("log_system")
-    if system is None:
-        system = f"{event.get('log_namespace', '-')}#{_level(event)}"
-    return escape(str(system))
-
-
-def _message(event: LogEvent) -> str:
-    form = event.get("log_format")
-    # Twisted's own way understands more, as `{method()}`, and takes twenty times as long.
-    if isinstance(form, str) and "()" not in form:
-        try:
-            return form.format_map(event)
-        except Exception:  # noqa: S110 - Twisted's way says what is wrong with it
-            pass
-    return eventAsText(event, includeTraceback=False, includeTimestamp=False, includeSystem=False)
-
-
-def sink_for(twistd: Mapping[str, Any], stdout: IO[str], *, keep: int = 0) -> Sink | None:
-    """Return where twistd was asked to log to.
-
-    Args:
-        twistd: twistd's own options.
-        stdout: standard output.
-        keep: how many old files to keep, where it is a file; 0: all.
-
-    Returns:
-        None where twistd has to decide: it was given an observer, or refuses to start.
-
-    Raises:
-        OSError: the log file cannot be opened.
-    """
-    path, in_foreground = twistd["logfile"], twistd["nodaemon"] or twistd["debug"]
-    if twistd["logger"] or (path == "-" and not in_foreground):
-        return None
-    if twistd.get("syslog"):
-        return SyslogSink(twistd["prefix"])
-    if path == "-" or (in_foreground and not path):
-        return DescriptorSink(stdout.fileno())
-    return FileSink(path or "twistd.log", keep=keep)

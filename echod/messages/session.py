@@ -24,7 +24,7 @@ READ_AHEAD = 64 * 1024
 
 
 class MessageSource(Protocol):
-    """What a session asks of a framer (see `echod.framing.Framer`)."""
+    """What a session asks of a framer (see `echod.messages.framing.Framer`)."""
 
     @property
     def buffered(self) -> int: ...
@@ -123,7 +123,7 @@ class Session:
         """Return the message to hand to the handler now, in flight from here on, or None.
 
         Raises:
-            echod.framing.FramingError: the input cannot be understood from here on.
+            echod.messages.framing.FramingError: the input cannot be understood from here on.
         """
         if self.in_flight or self.blocked or self.closed or self._starved or self.resting:
             return None

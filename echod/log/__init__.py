@@ -1,0 +1,1 @@
+"""The log: which lines are written, how, and where to."""
