@@ -1,7 +1,8 @@
 """echod: you write a handler, echod makes it a service."""
 
-from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection, WorkerPool
-from echod.connection import ConnectionSocket
+from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
+from echod.concurrency.pool import WorkerPool
+from echod.concurrency.thread_socket import ConnectionSocket
 from echod.handlers import (
     Client,
     Close,

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from echod.concurrency import Model
+from echod.concurrency.model import Model
 from echod.lifecycle import ConnectionProtocol
 from echod.protocol import EchoFactory
 from echod.proxied import HeaderProtocol

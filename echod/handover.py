@@ -41,8 +41,9 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.concurrency import Busy, Conversation
-from echod.connection import ConnectionSocket, RelayedSocket
+from echod.concurrency.conversation import Conversation
+from echod.concurrency.model import Busy
+from echod.concurrency.thread_socket import ConnectionSocket, RelayedSocket
 from echod.handlers import Kind
 from echod.lifecycle import (
     ConnectionProtocol,

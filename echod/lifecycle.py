@@ -41,7 +41,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.concurrency import Busy
+from echod.concurrency.model import Busy
 from echod.handlers import Client
 from echod.log.event import LogLine
 from echod.log.tracebacks import traceback_of

@@ -33,7 +33,7 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
-from echod.connection import is_of_a_connection
+from echod.concurrency.thread_socket import is_of_a_connection
 from echod.log.tracebacks import traceback_of_exception
 from echod.text import LONGEST
 

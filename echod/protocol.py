@@ -27,20 +27,10 @@ from zope.interface import implementer
 
 from echod.addresses import network_at, shown_address
 from echod.admission import Admission
-from echod.concurrency import (
-    Abandoned,
-    Awaited,
-    Busy,
-    Dropped,
-    InPool,
-    InReactor,
-    Model,
-    Pending,
-    close_in_thread,
-    overridden,
-)
+from echod.concurrency.forking import end_child
+from echod.concurrency.model import Abandoned, Busy, Dropped, Model, Pending
+from echod.concurrency.models import Awaited, InPool, InReactor
 from echod.contexts import call_in, context_of, is_entered, take_over
-from echod.forking import end_child
 from echod.handlers import (
     Client,
     Close,
@@ -52,6 +42,7 @@ from echod.handlers import (
     checked,
     reply_from,
 )
+from echod.handlers.calling import close_in_thread, overridden
 from echod.handover import SocketProtocol, threads_of_handlers
 from echod.lifecycle import (
     ConnectionProtocol,

@@ -29,7 +29,9 @@ from twisted.python.failure import Failure
 from echod import default_reactor, descriptors, ending, precautions
 from echod.activation import InheritedSockets, started_with
 from echod.admission import Admission
-from echod.concurrency import InPool, InReactor, Model, Serial, ThreadPerConnection, WorkerPool
+from echod.concurrency.model import Model
+from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
+from echod.concurrency.pool import WorkerPool
 from echod.configuration import SettingError
 from echod.draining import Drain
 from echod.handlers import (

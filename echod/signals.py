@@ -38,7 +38,7 @@ from types import FrameType
 from typing import Any
 
 from echod import ending
-from echod.connection import INTERRUPT
+from echod.concurrency.thread_socket import INTERRUPT
 
 # What others handle in this process, or end it by: the log, Twisted, and the kernel's timer.
 ALSO_UNBLOCKED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM)

@@ -19,7 +19,7 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from echod.concurrency import Model, UnderWay
+from echod.concurrency.model import Model, UnderWay
 from echod.lifecycle import shown
 from echod.log.event import LogLine
 from echod.stacks import (

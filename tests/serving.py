@@ -23,14 +23,9 @@ from twisted.internet.threads import blockingCallFromThread
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.concurrency import (
-    InPool,
-    InReactor,
-    Model,
-    Serial,
-    ThreadPerConnection,
-    WorkerPool,
-)
+from echod.concurrency.model import Model
+from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
+from echod.concurrency.pool import WorkerPool
 from echod.handlers import ConcurrencyModel
 from echod.limits import Limits
 from echod.protocol import EchoFactory

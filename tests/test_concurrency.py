@@ -16,18 +16,10 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
-from echod import concurrency
-from echod.concurrency import (
-    OPEN_IN_A_ROW,
-    Busy,
-    Dropped,
-    InPool,
-    InReactor,
-    Pending,
-    Serial,
-    ThreadPerConnection,
-    WorkerPool,
-)
+from echod.concurrency import pool as pool_module
+from echod.concurrency.model import Busy, Dropped, Pending
+from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
+from echod.concurrency.pool import OPEN_IN_A_ROW, WorkerPool
 from tests.conftest import Log
 from tests.serving import no_more_threads
 
@@ -422,7 +414,7 @@ def test_the_lost_do_have_their_turn_where_the_others_have_no_end(loop: Loop) ->
 def test_where_too_much_of_the_lost_waits_it_has_every_second_turn(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(concurrency, "MOST_LOST", 3)
+    monkeypatch.setattr(pool_module, "MOST_LOST", 3)
     blocked = Blocked(loop)
     for number in range(6):
         blocked.submit(number)
@@ -448,7 +440,7 @@ def test_what_has_begun_is_not_put_behind(loop: Loop) -> None:
 def test_only_where_too_much_of_the_lost_waits_a_message_is_dropped(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(concurrency, "MOST_LOST", 2)
+    monkeypatch.setattr(pool_module, "MOST_LOST", 2)
     blocked = Blocked(loop)
     tasks = [blocked.submit(number) for number in range(3)]
     for task in tasks:
@@ -477,7 +469,7 @@ def test_the_lost_do_not_make_the_pool_too_busy_for_others(
 def test_while_too_many_ends_wait_no_connection_begins(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(concurrency, "MOST_CLOSING", 2)
+    monkeypatch.setattr(pool_module, "MOST_CLOSING", 2)
     blocked = Blocked(loop)
     model = InPool(blocked.pool)
     started: list[str] = []
@@ -494,7 +486,7 @@ def test_while_too_many_ends_wait_no_connection_begins(
 def test_the_lost_leave_nothing_in_the_first_line_while_every_thread_is_blocked(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(concurrency, "MOST_LOST", 10)
+    monkeypatch.setattr(pool_module, "MOST_LOST", 10)
     blocked = Blocked(loop)
     for number in range(10):
         blocked.submit(number)
@@ -538,7 +530,7 @@ def test_whoever_is_lost_meanwhile_each_task_is_done_once_or_dropped(
     loop = Loop()
     results: list[tuple[int, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(concurrency, "MOST_LOST", most)
+        patch.setattr(pool_module, "MOST_LOST", most)
         pool = WorkerPool(threads, loop.call_from_thread)
         tasks: list[tuple[int, Any]] = []
         count = 0

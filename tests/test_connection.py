@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from echod import connection
-from echod.connection import ConnectionSocket, RelayedSocket
+from echod.concurrency import thread_socket
+from echod.concurrency.thread_socket import ConnectionSocket, RelayedSocket
 
 PEER, LOCAL = ("127.0.0.1", 60225), ("127.0.0.1", 8888)
 
@@ -121,7 +121,7 @@ def test_what_was_read_but_not_counted_when_a_drain_began_takes_nothing_from_the
     conn, peer = pair
     peer.sendall(b"x" * 1500)
     name = "_recv_into" if into else "_recv"
-    plain = getattr(connection, name)
+    plain = getattr(thread_socket, name)
 
     def drained_meanwhile(*arguments: Any) -> Any:
         result = plain(*arguments)
@@ -129,7 +129,7 @@ def test_what_was_read_but_not_counted_when_a_drain_began_takes_nothing_from_the
             conn.drain(500)  # what the kernel holds now
         return result
 
-    monkeypatch.setattr(connection, name, drained_meanwhile)
+    monkeypatch.setattr(thread_socket, name, drained_meanwhile)
 
     def receive(size: int) -> int:
         return conn.recv_into(bytearray(size)) if into else len(conn.recv(size))
@@ -153,9 +153,9 @@ def test_a_drain_counts_from_what_was_read(
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """What `echod.signals` does in the daemon."""
-    previous = signal.signal(connection.INTERRUPT, lambda number, frame: None)
+    previous = signal.signal(thread_socket.INTERRUPT, lambda number, frame: None)
     yield
-    signal.signal(connection.INTERRUPT, previous)
+    signal.signal(thread_socket.INTERRUPT, previous)
 
 
 def received_meanwhile(conn: ConnectionSocket, receive: Callable[[], Any]) -> Iterator[Any]:
@@ -201,13 +201,13 @@ def test_what_comes_before_the_interruption_is_returned(
     pair: tuple[ConnectionSocket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conn, peer = pair
-    plain, go_on = connection._recv, threading.Event()
+    plain, go_on = thread_socket._recv, threading.Event()
 
     def come_to_it_late(*arguments: Any) -> bytes:
         go_on.wait(10)
         return plain(*arguments)
 
-    monkeypatch.setattr(connection, "_recv", come_to_it_late)
+    monkeypatch.setattr(thread_socket, "_recv", come_to_it_late)
     meanwhile = received_meanwhile(conn, lambda: [conn.recv(5), conn.recv(5)])
     next(meanwhile)
     conn.drain(0)
@@ -449,8 +449,8 @@ def test_what_a_handler_brings_upon_itself_is_no_error_of_the_connection(
 def test_some_errors_are_of_the_kind_that_a_lost_connection_brings(
     error: Exception, loss: bool
 ) -> None:
-    assert connection.is_loss(error) is loss
-    assert connection.is_loss(ExceptionGroup("tasks", [error])) is loss
+    assert thread_socket.is_loss(error) is loss
+    assert thread_socket.is_loss(ExceptionGroup("tasks", [error])) is loss
 
 
 def test_a_kernel_that_is_short_of_memory_is_no_error_of_the_handler(
@@ -462,7 +462,7 @@ def test_a_kernel_that_is_short_of_memory_is_no_error_of_the_handler(
     def fail(*arguments: object) -> int:
         raise short
 
-    monkeypatch.setattr(connection, "_send", fail)
+    monkeypatch.setattr(thread_socket, "_send", fail)
     assert conn.caused(raised_by(lambda: conn.send(b"happy")))
     assert not conn.caused(OSError(errno.ENOMEM, "Cannot allocate memory"))
 

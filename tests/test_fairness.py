@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from echod.fairness import TIMES_THE_FREE, Holders, Turns, may_have_another
+from echod.concurrency.fairness import TIMES_THE_FREE, Holders, Turns, may_have_another
 
 
 def take_all(size: int, addresses: int) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from twisted.python.failure import Failure
 
-from echod.forking import end_child
+from echod.concurrency.forking import end_child
 from tests.conftest import Log
 
 

@@ -22,8 +22,10 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from echod import Chunk, Close, EchoFactory, Handler, Limits, Line, connection, handover
-from echod.concurrency import Busy, ThreadPerConnection
+from echod import Chunk, Close, EchoFactory, Handler, Limits, Line, handover
+from echod.concurrency import thread_socket
+from echod.concurrency.model import Busy
+from echod.concurrency.models import ThreadPerConnection
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
 from echod.lifecycle import unread
 from echod.proxied import ProxyFactory
@@ -48,9 +50,9 @@ MODEL = ConcurrencyModel.THREAD_PER_CONNECTION
 @pytest.fixture(autouse=True)
 def waiting_threads_can_be_interrupted() -> Iterator[None]:
     """What `echod.signals` does in the daemon."""
-    previous = signal.signal(connection.INTERRUPT, lambda number, frame: None)
+    previous = signal.signal(thread_socket.INTERRUPT, lambda number, frame: None)
     yield
-    signal.signal(connection.INTERRUPT, previous)
+    signal.signal(thread_socket.INTERRUPT, previous)
 
 
 def clientthread(conn):  # type: ignore[no-untyped-def]
@@ -556,7 +558,7 @@ async def test_a_message_that_was_read_but_not_counted_when_a_drain_began_is_ans
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     has_read, go_on = threading.Event(), threading.Event()
-    plain = connection._recv
+    plain = thread_socket._recv
 
     def read_and_linger(*arguments: Any) -> bytes:
         data: bytes = plain(*arguments)
@@ -568,7 +570,7 @@ async def test_a_message_that_was_read_but_not_counted_when_a_drain_began_is_ans
         while conn.recv(1024):
             conn.sendall(MUCH)
 
-    monkeypatch.setattr(connection, "_recv", read_and_linger)
+    monkeypatch.setattr(thread_socket, "_recv", read_and_linger)
     async with serving(MODEL, handler=handler) as server:
         client = await connect_slow_reader(server)
         client.send(b"happy\n")

@@ -31,7 +31,8 @@ from echod import (
     Serial,
     lifecycle,
 )
-from echod.concurrency import InReactor, Model
+from echod.concurrency.model import Model
+from echod.concurrency.models import InReactor
 from echod.handlers import ConcurrencyModel
 from echod.lifecycle import acknowledged, traffic, unsent
 from echod.sweeping import URGENT_INTERVAL

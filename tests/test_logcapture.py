@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 
-from echod.connection import ConnectionSocket
+from echod.concurrency.thread_socket import ConnectionSocket
 from echod.logcapture import Capture, capturing
 from echod.text import LONGEST
 from tests.conftest import Log

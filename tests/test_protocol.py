@@ -34,11 +34,13 @@ from echod import (
     Limits,
     Line,
     Serial,
-    concurrency,
     message_handler,
 )
 from echod.admission import Admission
-from echod.concurrency import Busy, InPool, InReactor, WorkerPool
+from echod.concurrency import pool as pool_module
+from echod.concurrency.model import Busy
+from echod.concurrency.models import InPool, InReactor
+from echod.concurrency.pool import WorkerPool
 from echod.handlers import Client, ConcurrencyModel
 from echod.lifecycle import unread
 from echod.messages.framing import Framing
@@ -626,7 +628,7 @@ async def test_messages_of_lost_connections_are_handled_behind_those_of_others(
 async def test_a_message_that_is_dropped_is_counted_and_its_handler_closed(
     framing: Framing, blocking: type[Blocking], log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(concurrency, "MOST_LOST", 1)
+    monkeypatch.setattr(pool_module, "MOST_LOST", 1)
     options = {"threads": 1, "handler": blocking, "framing": framing, "banner": b""}
     async with serving("defer-to-thread", **options) as server:
         metrics, pool = server.factory.metrics, pool_of(server)
@@ -709,7 +711,7 @@ async def test_whoever_resets_in_the_queue_of_serial_gives_up_its_place() -> Non
 async def test_a_handler_is_not_closed_whose_opening_is_dropped(
     blocking: type[Blocking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(concurrency, "MOST_LOST", 0)
+    monkeypatch.setattr(pool_module, "MOST_LOST", 0)
     async with serving("defer-to-thread", threads=1, handler=Slow, banner=b"") as server:
         pool = pool_of(server)
         (await server.connect()).send(b"0\n")
@@ -1083,7 +1085,7 @@ async def test_a_closed_that_fails_later_is_logged(handler: type[Leaving], log: 
 def test_while_too_many_wait_in_closed_no_other_client_is_let_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(concurrency, "MOST_CLOSING", 2)
+    monkeypatch.setattr(pool_module, "MOST_CLOSING", 2)
     Leaving.left.clear()
     models = [InReactor(), Serial(lambda: 0.0, patience=0, queue_size=9)]
     for model in models:

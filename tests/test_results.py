@@ -25,7 +25,8 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
 from echod import Chunk, Client, Close, EchoFactory, Handler, Length, Line, Serial
-from echod.concurrency import InReactor, Model
+from echod.concurrency.model import Model
+from echod.concurrency.models import InReactor
 from echod.handlers import ConcurrencyModel
 from echod.messages.framing import Framing
 from echod.protocol import DirectProtocol, EchoProtocol

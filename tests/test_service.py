@@ -23,7 +23,7 @@ from twisted.internet.task import Clock, deferLater
 from echod import ending
 from echod import service as module
 from echod.activation import InheritedSockets
-from echod.concurrency import InPool, InReactor, Serial, ThreadPerConnection
+from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.default_reactor import name_of
 from echod.descriptors import SPARE
 from echod.handlers import ConcurrencyModel, Handler, HandlerSpec, adopt

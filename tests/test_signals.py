@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from echod import signals as module
-from echod.connection import INTERRUPT
+from echod.concurrency.thread_socket import INTERRUPT
 from echod.signals import Signals
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, INTERRUPT)

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from echod import EchoFactory
-from echod.concurrency import Model
+from echod.concurrency.model import Model
 from echod.handlers import ConcurrencyModel, connection_handler
 from echod.slow import MOST_NAMED, SlowCalls
 from tests.conftest import Log

@@ -24,7 +24,8 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 
-from echod import EchoFactory, Limits, connection, waiting
+from echod import EchoFactory, Limits, waiting
+from echod.concurrency import thread_socket
 from echod.handlers import ConcurrencyModel
 from echod.proxied import ProxyFactory
 from echod.settings import LOOPBACK
@@ -48,9 +49,9 @@ Read = Callable[[], bytes]
 @pytest.fixture(autouse=True)
 def waiting_threads_can_be_interrupted() -> Iterator[None]:
     """What `echod.signals` does in the daemon."""
-    previous = signal.signal(connection.INTERRUPT, lambda number, frame: None)
+    previous = signal.signal(thread_socket.INTERRUPT, lambda number, frame: None)
     yield
-    signal.signal(connection.INTERRUPT, previous)
+    signal.signal(thread_socket.INTERRUPT, previous)
 
 
 # The socket's own calls.

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from echod.concurrency import WorkerPool
+from echod.concurrency.pool import WorkerPool
 from echod.metrics import Histogram, Totals
 
 # Seconds from one look to the next.

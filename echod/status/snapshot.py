@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import twisted
 from echod import __version__
 from echod.addresses import shown_address
-from echod.concurrency import WorkerPool
+from echod.concurrency.pool import WorkerPool
 from echod.default_reactor import name_of
 from echod.limits import Level
 from echod.metrics import Histogram, Metrics, Totals

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from echod.concurrency import MOST_LOST
+from echod.concurrency.pool import MOST_LOST
 from echod.limits import Limits
 from tests.daemon import (
     BANNER,

@@ -1,0 +1,1 @@
+"""Concurrency models: where a handler runs, and the threads that it may run in."""

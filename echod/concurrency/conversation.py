@@ -1,0 +1,144 @@
+"""The conversation of one connection, held by a thread of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from echod.concurrency.thread_socket import ConnectionSocket
+from echod.handlers import (
+    Client,
+    Close,
+    Handler,
+    ResolvedHandler,
+    StandInServer,
+    checked,
+    is_request_handler,
+)
+from echod.handlers.calling import call_closed, call_opened
+from echod.messages.framing import Chunk, Framing, FramingError, encode_greeting
+from echod.messages.session import Session
+from echod.reasons import EndReason
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a thread needs to hold one connection's whole conversation.
+
+    Attributes:
+        handler: the handler, of either kind.
+        framing: how messages are cut, for a message handler.
+        client: who is at the other end.
+        banner: sent instead of the handler's greeting, as it is; None: the handler's own is.
+        server: what `socketserver` handlers find as `self.server`.
+    """
+
+    handler: ResolvedHandler
+    framing: Framing
+    client: Client
+    banner: bytes | None
+    server: StandInServer
+
+    def own_socket(self, conn: ConnectionSocket) -> EndReason:
+        """Hand `conn` to a connection handler, until it returns."""
+        if self.banner:
+            conn.sendall(self.banner)
+        if is_request_handler(self.handler.target):
+            self.server.meet(conn.getsockname())
+            self.handler.converse(conn, conn.getpeername(), self.server)
+        elif isinstance(self.handler.converse(conn), bytes | bytearray | memoryview | Close):
+            raise TypeError(
+                "a connection handler sends by itself, and what it returns goes nowhere; "
+                "mark it with @message_handler if it takes messages"
+            )
+        return EndReason.DRAINED if conn.draining else EndReason.HANDLER
+
+    def answer_messages(self, conn: ConnectionSocket) -> EndReason:
+        """Read `conn`, and give its messages to a message handler: the obvious loop."""
+        handler = self.handler.message_handler()
+        greeting = call_opened(handler, self.client)
+        reason = EndReason.HANDLER_ERROR
+        try:
+            if self.banner is not None:
+                conn.sendall(self.banner)
+            elif greeting:
+                conn.sendall(encode_greeting(self.framing, checked(greeting)))
+            whole_reads = isinstance(self.framing, Chunk)
+            loop = self._answer_reads if whole_reads else self._answer_framed
+            reason = loop(conn, handler)
+        except OSError as error:
+            if conn.caused(error):
+                reason = EndReason.LOST
+            raise
+        finally:
+            call_closed(handler, reason)
+        return reason
+
+    def _answer_reads(self, conn: ConnectionSocket, handler: Handler) -> EndReason:
+        """Where what one read gave is a message: no framer, no session, and nothing held.
+
+        What `conn.recv` and `conn.sendall` do is written out here: in a loop of two system calls,
+        a Python call around each is felt.
+        """
+        received, size = handler.received, self.framing.max_message
+        recv, sendall = super(ConnectionSocket, conn).recv, super(ConnectionSocket, conn).sendall
+        try:
+            while not conn.draining:
+                conn.receiving = True
+                message = recv(size)
+                conn.received_bytes += len(message)
+                conn.receiving = False
+                if not message:
+                    break
+                conn.messages += 1
+                reply = received(message)
+                if reply.__class__ is bytes:
+                    conn.sending = True
+                    sendall(reply)
+                    conn.sent_bytes += len(reply)
+                    conn.sending = False
+                elif isinstance(reply, Close):
+                    if reply.reply:
+                        self._send(conn, reply.reply)
+                    return EndReason.HANDLER
+                elif reply is not None:
+                    self._send(conn, reply)
+        except BaseException as error:
+            if not conn.ended_by(error):
+                conn.failed(error)
+                raise
+        # At a drain the stream ends earlier than the socket says: `conn.recv` knows where.
+        return self._answer_framed(conn, handler) if conn.draining else EndReason.CLIENT
+
+    def _answer_framed(self, conn: ConnectionSocket, handler: Handler) -> EndReason:
+        session = Session(self.framing.framer())
+        received, reason = handler.received, EndReason.CLIENT
+        size = max(self.framing.max_message, 1024)
+        while not session.finished:
+            try:
+                message = session.next_message()
+            except FramingError as error:
+                conn.sendall(self.framing.encode_line(str(error).encode()))
+                return EndReason.FRAMING_ERROR
+            if message is not None:
+                conn.messages += 1
+                reply: Any = received(message)
+                if isinstance(reply, Close):
+                    session.close()
+                    reason, reply = EndReason.HANDLER, reply.reply or None
+                if reply is not None:
+                    self._send(conn, reply)
+                session.answered()
+            elif not session.finished:
+                conn.incomplete = session.incomplete
+                data = conn.recv(size)
+                if data:
+                    session.receive(data)
+                else:
+                    session.end_input(cut_off=conn.draining)
+                    reason = EndReason.DRAINED if conn.draining else EndReason.CLIENT
+        return reason
+
+    def _send(self, conn: ConnectionSocket, reply: object) -> None:
+        if data := self.framing.encode(checked(reply)):
+            conn.sendall(data)

@@ -1,0 +1,154 @@
+"""What a concurrency model is: where a handler's code runs.
+
+Guarantees of every model (they are in `echod.concurrency.models`):
+
+* A model is used from the reactor thread only; handler code runs where the model says.
+* `call` either returns the result, or raises, or returns a `Pending` and calls `done` later, once,
+  in the reactor thread, never before `call` has returned.
+* No call waits for a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred
+
+from echod.handlers import (
+    ConcurrencyModel,
+)
+from echod.limits import Level
+
+# Called in the reactor thread with what the handler returned, or a Failure.
+Done = Callable[[Any], None]
+
+
+class Busy(Exception):
+    """A connection, or a message, cannot be taken now; the text is fit to send to the client.
+
+    Attributes:
+        limit: which limit says so.
+    """
+
+    def __init__(self, text: str, limit: str) -> None:
+        super().__init__(f"Server busy: {text}")
+        self.limit = limit
+
+
+class Abandoned(CancelledError):
+    """What was waited for was given up by us, as the connection is lost, or all comes to its end.
+
+    What the handler cancels itself has other errors, Twisted's or asyncio's.
+    """
+
+
+class Dropped(Abandoned):
+    """A message of a lost connection was not handled, as too many of them wait already."""
+
+
+class Pending:
+    """What `call` returns when the result will come through `done`.
+
+    Attributes:
+        handle: what `abandon` takes.
+    """
+
+    __slots__ = ("handle",)
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+
+class Model(Protocol):
+    """Where a handler runs."""
+
+    @property
+    def name(self) -> ConcurrencyModel:
+        """What `--concurrency` calls it."""
+
+    @property
+    def greets(self) -> bool:
+        """Whether clients get a greeting."""
+
+    @property
+    def max_messages(self) -> int | None:
+        """How many messages of a connection are answered; None: all."""
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        """What is scarce, and how much of it is taken."""
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        """Let a new connection start: call `start` now, or when its turn comes.
+
+        Raises:
+            Busy: it is refused.
+        """
+
+    def leave(self, connection: object) -> None:
+        """Learn that a connection that entered needs its place no longer; again is harmless."""
+
+    def overdue(self, connection: object, now: float) -> bool:
+        """Whether a silent connection has kept its place too long.
+
+        Args:
+            connection: one that has started, and has sent nothing yet.
+            now: the reactor's time, in seconds.
+        """
+
+    def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run handler code: see the module's guarantees.
+
+        Raises:
+            Busy: too much is waiting already.
+        """
+
+    def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Do what `call` does, for a connection that is lost: this is never refused."""
+
+    def abandon(self, handle: Any) -> None:
+        """Learn that the connection is lost for which `call` has returned a `Pending`.
+
+        `done` may be called at once, with a Failure.
+
+        Args:
+            handle: the `Pending`'s.
+        """
+
+    def under_way(self) -> list[UnderWay]:
+        """Return the calls that have begun and are not over."""
+
+    def drain(self) -> Deferred[None]:
+        """Return what fires once no handler code runs or waits to run; `stop` fires it too."""
+
+    def stop(self) -> None:
+        """Run nothing more."""
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A call of handler code that has not returned, or not given its result yet.
+
+    Attributes:
+        key: tells it from all others.
+        owner: the connection it is for; something else where it is for none.
+        age: how long it is known to have lasted, in seconds.
+        thread: where it runs, as `threading.get_ident` says there; None where it only waits.
+        coroutine: what waits, if that is a coroutine.
+    """
+
+    key: object
+    owner: Any
+    age: float = 0.0
+    thread: int | None = None
+    coroutine: Any = None
+
+
+def owner_of(done: Any) -> Any:
+    """Return whose method is to take a result."""
+    while isinstance(done, partial):
+        done = done.func
+    return getattr(done, "__self__", None)

@@ -1,0 +1,381 @@
+"""The four concurrency models, each where a handler's code runs.
+
+Guarantees, beside those in `echod.concurrency.model`:
+
+* In the event loop a call of `closed` may wait, too.  A drain waits for it, `stop` cancels it; and
+  while `MOST_CLOSING` of them wait, new connections are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from echod.concurrency.fairness import Holders, Turns, may_have_another
+from echod.concurrency.model import Abandoned, Busy, Done, Pending, UnderWay, owner_of
+from echod.concurrency.pool import Task, WorkerPool, check_closing
+from echod.contexts import Followed
+from echod.handlers import (
+    ConcurrencyModel,
+)
+from echod.limits import Level
+from echod.text import plural
+
+log = Logger("echod.concurrency")
+
+
+class _OpenHouse:
+    """What those models have in common that let everybody in, for as long as they like."""
+
+    greets = True
+    max_messages: int | None = None
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        return ()
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        start()
+
+    def leave(self, connection: object) -> None:
+        pass
+
+    def overdue(self, connection: object, now: float) -> bool:
+        return False
+
+
+class InReactor(_OpenHouse):
+    """`reactor`: in the event loop; coroutines and Deferreds are waited for."""
+
+    name = ConcurrencyModel.REACTOR
+
+    def __init__(self) -> None:
+        # What is waited for; a dictionary, as a set has no order.
+        self._awaited: dict[Awaited, None] = {}
+        # Those of them that are calls of `closed`.
+        self._closing: set[Awaited] = set()
+        self._stopped = False
+        self._drains: list[Deferred[None]] = []
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        check_closing(len(self._closing))
+        start()
+
+    def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self.settle(done, function(*arguments))
+
+    def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        result = self.settle(done, function(*arguments))
+        if isinstance(result, Pending):
+            self._closing.add(result.handle)
+            if self._stopped:
+                self.abandon(result.handle)
+        return result
+
+    def abandon(self, handle: Any) -> None:
+        handle.abandoned = True
+        try:
+            handle.deferred.cancel()
+        except Exception:  # a canceller of the handler's own
+            log.failure("What a handler waits for cannot be cancelled")
+
+    def settle(self, done: Done, result: Any) -> Any:
+        """Do what `call` does once the handler's code has returned `result`."""
+        if result.__class__ is bytes or result is None:
+            return result
+        followed = None
+        if inspect.iscoroutine(result):
+            followed = Followed(result)
+            result = Deferred.fromCoroutine(followed.run())
+        return self._wait(done, result, followed) if isinstance(result, Deferred) else result
+
+    def _wait(self, done: Done, deferred: Deferred[Any], followed: Followed | None) -> Any:
+        """Return the result of `deferred` if it has one, else what will become one."""
+        results: list[Any] = []
+        awaited: Awaited | None = None
+
+        def arrived(result: Any) -> None:
+            if awaited is None:
+                results.append(result)
+            else:
+                del self._awaited[awaited]
+                self._closing.discard(awaited)
+                done(awaited.settled(result))
+                self._tell_if_drained()
+
+        deferred.addBoth(arrived)
+        if not results:
+            awaited = Awaited(deferred, followed, done)
+            self._awaited[awaited] = None
+            return Pending(awaited)
+        if followed is not None:
+            followed.take_over()
+        if isinstance(results[0], Failure):
+            results[0].raiseException()
+        return results[0]
+
+    def under_way(self) -> list[UnderWay]:
+        now = time.monotonic()
+        return [one.under_way(now) for one in self._awaited]
+
+    def drain(self) -> Deferred[None]:
+        drained: Deferred[None] = Deferred()
+        self._drains.append(drained)
+        self._tell_if_drained()
+        return drained
+
+    def stop(self) -> None:
+        self._stopped = True
+        for awaited in list(self._awaited):
+            self.abandon(awaited)
+        self._tell_if_drained()
+
+    def _tell_if_drained(self) -> None:
+        while self._drains and (self._stopped or not self._awaited):
+            self._drains.pop(0).callback(None)
+
+
+class Awaited:
+    """What `InReactor.call` waits for.
+
+    Attributes:
+        deferred: has not fired; it can be cancelled.
+        followed: the coroutine behind it, if there is one.
+        abandoned: whether it has been cancelled by `InReactor.abandon`.
+    """
+
+    __slots__ = ("_done", "_since", "abandoned", "deferred", "followed")
+
+    def __init__(self, deferred: Deferred[Any], followed: Followed | None, done: Done) -> None:
+        self.deferred = deferred
+        self.followed = followed
+        self.abandoned = False
+        self._done = done
+        self._since = time.monotonic()
+
+    def settled(self, result: Any) -> Any:
+        """Return `result`; where it only says that we have cancelled, an `Abandoned`."""
+        if self.abandoned and isinstance(result, Failure) and _tells_of_cancelling(result):
+            return Failure(Abandoned())
+        return result
+
+    def under_way(self, now: float) -> UnderWay:
+        """Return what is known of the call; `now` is the monotonic clock's, in seconds."""
+        coroutine = self.followed.coroutine if self.followed is not None else None
+        return UnderWay(self, owner_of(self._done), now - self._since, coroutine=coroutine)
+
+
+def _tells_of_cancelling(failure: Failure) -> bool:
+    """Return whether `failure` is what comes of something that was cancelled."""
+    if failure.check(CancelledError, asyncio.CancelledError, ConnectingCancelledError):
+        return True
+    # What went wrong with a request of Twisted's `Agent` holds the reasons for it.
+    reasons = getattr(failure.value, "reasons", None)
+    return isinstance(reasons, list) and any(
+        isinstance(each, Failure) and _tells_of_cancelling(each) for each in reasons
+    )
+
+
+class Serial(InReactor):
+    """`serial`: one client at a time, one message each, as a single-threaded accept loop does.
+
+    Unlike such a loop, a silent client holds the turn for `patience` seconds at most once
+    another one waits, and at most `queue_size` may wait.  Addresses have turns one after the
+    other, so the many of one do not come before the only one of another.
+    """
+
+    name = ConcurrencyModel.SERIAL
+    greets = False
+    max_messages = 1
+
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        *,
+        patience: float,
+        queue_size: int,
+        shared: bool = True,
+    ) -> None:
+        """Set up an empty queue.
+
+        Args:
+            seconds: the reactor's clock.
+            patience: seconds that a silent client may keep others waiting; 0: for ever.
+            queue_size: how many connections may wait.
+            shared: whether one address may have only a share of the queue.
+        """
+        super().__init__()
+        self._seconds = seconds
+        self.patience = patience
+        self.shared = shared
+        self._queue_size = queue_size
+        self._holder: object = None
+        self._waiting: Turns[Callable[[], None]] = Turns()
+        self._contended_since = 0.0
+        self._advancing = False
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        return (Level("serial-queue", len(self._waiting), self._queue_size),)
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        check_closing(len(self._closing))
+        if self._holder is None:
+            self._holder = connection
+            start()
+            return
+        address, free = _address_of(connection), self._queue_size - len(self._waiting)
+        if free <= 0:
+            clients = plural(self._queue_size, "client is", "clients are")
+            raise Busy(f"{self._queue_size} {clients} waiting already", "serial-queue")
+        if self.shared and address:
+            _check_share(self._waiting.waiting(address), free, "serial-queue-per-address")
+        if not self._waiting:
+            self._contended_since = self._seconds()
+        self._waiting.add(connection, address, start)
+
+    def leave(self, connection: object) -> None:
+        self._waiting.discard(connection, _address_of(connection))
+        if connection is not self._holder:
+            return
+        self._holder = None
+        if self._advancing:
+            return  # a successor left as soon as it had started: the loop below goes on
+        self._advancing = True
+        last = _address_of(connection)
+        while self._holder is None and self._waiting:
+            self._holder, start = self._waiting.next(last)
+            last = _address_of(self._holder)
+            self._contended_since = self._seconds()
+            start()
+        self._advancing = False
+
+    def overdue(self, connection: object, now: float) -> bool:
+        return bool(
+            self.patience
+            and self._waiting
+            and connection is self._holder
+            and now - self._contended_since >= self.patience
+        )
+
+
+class InPool(_OpenHouse):
+    """`defer-to-thread`: in a pool of threads, with the event loop free meanwhile.
+
+    With every thread busy, messages wait, one of each connection at most; above `max_queue` the
+    client is told so and disconnected.  To stop reading from it instead would leave it without
+    an answer for nobody knows how long; told, it or its load balancer can try elsewhere.
+    """
+
+    name = ConcurrencyModel.DEFER_TO_THREAD
+
+    def __init__(self, pool: WorkerPool, *, max_queue: int = 0) -> None:
+        """Run handler code in `pool`.
+
+        Args:
+            pool: the threads.
+            max_queue: how many messages may wait for a thread; 0: any number.
+        """
+        self.pool = pool
+        self._max_queue = max_queue
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        waiting = Level("max-queue", self.pool.waiting, self._max_queue)
+        return Level("threads", self.pool.busy, self.pool.size), waiting
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        check_closing(self.pool.lost_waiting)
+        start()
+
+    def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        return Pending(self.submit(done, function, arguments))
+
+    def submit(self, done: Done, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Task:
+        """Do what `call` does, and return what `abandon` takes.
+
+        Raises:
+            Busy: too much is waiting already.
+        """
+        if self._max_queue and self.pool.waiting >= self._max_queue:
+            waiting = self.pool.waiting
+            messages = plural(waiting, "message is", "messages are")
+            raise Busy(f"{waiting} {messages} waiting already, try again later", "max-queue")
+        return self.pool.submit(done, function, arguments)
+
+    def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+        return Pending(self.pool.submit(done, function, arguments, lost=True))
+
+    def abandon(self, handle: Any) -> None:
+        self.pool.put_behind(handle)
+
+    def under_way(self) -> list[UnderWay]:
+        return self.pool.under_way()
+
+    def drain(self) -> Deferred[None]:
+        return self.pool.drain()
+
+    def stop(self) -> None:
+        self.pool.stop()
+
+
+class ThreadPerConnection(InPool):
+    """`thread-per-connection`: each connection has a thread until its handler returns.
+
+    With every thread taken, a client is refused at once, with a line that says so.  A queue
+    would be worse: a conversation lasts as long as its client likes, so nobody could say how
+    long the wait will be, and a client cannot tell a queue from a server that hangs; refused, it
+    or its load balancer can try elsewhere.  One address may have only a share of the threads: a
+    thread whose client says nothing could not be taken back for another.
+    """
+
+    name = ConcurrencyModel.THREAD_PER_CONNECTION
+
+    def __init__(self, pool: WorkerPool, *, shared: bool = True) -> None:
+        """Run handler code in `pool`.
+
+        Args:
+            pool: the threads.
+            shared: whether one address may have only a share of them.
+        """
+        super().__init__(pool)
+        self.shared = shared
+        self._inside = Holders()
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        return (Level("max-threads", self.pool.busy, self.pool.size),)
+
+    def enter(self, connection: object, start: Callable[[], None]) -> None:
+        address, free = _address_of(connection), self.pool.available
+        if free == 0:
+            size = self.pool.size
+            threads = plural(size, "the only thread is", f"all {size} threads are")
+            raise Busy(f"{threads} in use, try again later", "max-threads")
+        if self.shared and address:
+            _check_share(self._inside.by_address[address], free, "threads-per-address")
+        self._inside.add(connection, address)
+        start()
+
+    def leave(self, connection: object) -> None:
+        self._inside.discard(connection)
+
+
+def _address_of(connection: object) -> str:
+    """Return what a connection counts under; "" where it has no address."""
+    address: str = getattr(connection, "network", "")
+    return address
+
+
+def _check_share(held: int, free: int, limit: str) -> None:
+    """Raise `Busy` where an address has its share already."""
+    if not may_have_another(held, free):
+        raise Busy("too many connections from your address, try again later", limit)

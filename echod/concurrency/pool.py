@@ -1,0 +1,416 @@
+"""The pool of threads that run handler code.
+
+Guarantees:
+
+* Pool threads are daemons and are never joined: a handler that blocks for ever cannot keep the
+  process from ending.  No call waits for a thread; a pool that is busy queues.
+* The pool is echod's own: the reactor's pool, which resolves names, is left alone.
+* Work of a connection that is lost waits behind the work of those that are open.  It is still
+  done: one such task for each `OPEN_IN_A_ROW` others where there is no end of those.  A message
+  is dropped, and counted, only when `MOST_LOST` such tasks wait; a handler's `closed` never is,
+  and when more of those wait than that, every second task is one of them.
+
+How the pool is cheap, and keeps its promises without a lock:
+
+* Tasks wait in one backlog, from which workers help themselves (`deque.popleft` is atomic), so a
+  worker does many short tasks in a row, and no other has to be woken for them.
+* What lost connections leave waits in a second line.  A task is moved there in two steps: its
+  arguments are taken out (`list.pop` is atomic: either the reactor has them, or a worker, which
+  then runs the task), and a new task with them joins the second line.  The first line keeps an
+  empty task, which costs a worker nothing; many of them are cleared away together.
+* Only the reactor thread wakes workers, and starts them; one at a time, in `_turn`.  Whatever may
+  call for a worker asks for a turn: a task that is submitted, and a worker that has just woken
+  and taken a task while others wait.  If that task is short, the turn finds nothing left to do,
+  as it waits for the interpreter's lock until then.  If it blocks, that lock is free, and the
+  turn wakes the next worker.  So no task waits for a blocked worker while another could run.
+* A worker that finds the backlog empty announces that it is idle, then looks again: a task that
+  was submitted in between is seen by that look, or the worker is seen by the task's turn.
+* A result is put where the next turn finds it before that turn is asked for.  A turn that is
+  asked for already is not asked for again: many tasks, and many results, cost one wake-up of the
+  event loop.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from echod.concurrency.forking import end_child
+from echod.concurrency.model import Busy, Done, Dropped, UnderWay, owner_of
+
+log = Logger("echod.concurrency")
+
+# How many tasks of lost connections may wait before messages are dropped.  Their replies would go
+# nowhere, so this is generous: of the longest messages of `length` framing it is 128 MiB.
+MOST_LOST = 4096
+
+# How many `closed` calls may wait before new connections are refused, as each of those will need
+# another.  They cannot be dropped; each keeps its handler in memory, 50 MiB of them in all.
+MOST_CLOSING = 4 * MOST_LOST
+
+# How many tasks of open connections a worker prefers to one of a lost one that waits.
+OPEN_IN_A_ROW = 15
+
+
+# A call that waits for a thread: `done`, the function and, until it begins, its arguments.  A
+# list, since its last item can be taken out in one step that no other thread comes between.
+Task = list[Any]
+
+
+def check_closing(waiting: int) -> None:
+    """Raise `Busy` where as many calls of `closed` wait as may."""
+    if waiting >= MOST_CLOSING:
+        text = f"{MOST_CLOSING} ended connections are waiting already, try again later"
+        raise Busy(text, "max-queue")
+
+
+class _Worker:
+    """A thread of the pool, and the task that it is at."""
+
+    __slots__ = ("process", "task", "thread")
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.thread = threading.get_ident()
+        self.task: Task | None = None
+
+    def over(self, result: object) -> None:
+        """Note that the task has `result`: in a child that it has forked, that is the end."""
+        if os.getpid() != self.process:
+            end_child(result)
+        self.task = None
+
+
+class _Key:
+    """A task as a key: the same only if it is the very same one."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self._task is other._task
+
+    def __hash__(self) -> int:
+        return id(self._task)
+
+
+class WorkerPool:
+    """At most `size` daemon threads that run tasks; results go back to the reactor in batches.
+
+    Threads are started when first needed, and the one that was idle last is used first, so that
+    a lightly loaded pool keeps few stacks warm.
+
+    In the reactor thread it does as the thread pool that Twisted's `deferToThreadPool` takes.
+
+    Attributes:
+        size: how many threads there may be.
+        dropped: how many messages of lost connections found no room.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        call_from_thread: Callable[[Callable[[], None]], object],
+        *,
+        name: str = "echod",
+        queues: bool = True,
+    ) -> None:
+        """Set up a pool without threads.
+
+        Args:
+            size: how many threads there may be.
+            call_from_thread: runs a function in the reactor thread, soon; safe in any thread.
+            name: what the threads' names start with.
+            queues: whether a task may wait for a busy thread where the system allows no other.
+        """
+        self.size = size
+        self._queues = queues
+        self._call_from_thread = call_from_thread
+        self._name = name
+        self._threads = 0
+        # Tasks that were submitted and whose results were not passed on.
+        self._unfinished = 0
+        self._backlog: deque[Task] = deque()
+        # Those of connections that are lost.
+        self._lost: deque[Task] = deque()
+        # How many empty tasks the backlog may hold.
+        self._emptied = 0
+        self.dropped = 0
+        self._results: deque[tuple[Done, Any]] = deque()
+        self._workers: list[_Worker] = []
+        # What idle workers wait for: locks that they hold, and that the reactor releases.
+        self._idle: list[_thread.LockType] = []
+        # Whether a worker is on its way that has not looked at the backlog yet.
+        self._summoned = False
+        self._turn_is_due = False
+        self._stopped = False
+        self._drained: Deferred[None] | None = None
+
+    @property
+    def available(self) -> int:
+        """How many tasks could start at once."""
+        return 0 if self._stopped else max(0, self.size - self._unfinished)
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for a thread, but for those of lost connections."""
+        return max(0, self._unfinished - self.size - len(self._lost))
+
+    @property
+    def lost_waiting(self) -> int:
+        """How many tasks of lost connections wait for a thread."""
+        return len(self._lost)
+
+    @property
+    def busy(self) -> int:
+        """How many threads are at work, or were a moment ago."""
+        return min(self.size, self._unfinished)
+
+    def submit(
+        self,
+        done: Done,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        *,
+        lost: bool = False,
+    ) -> Task:
+        """Run `function(*arguments)` in a thread, and `done(result or Failure)` in the reactor.
+
+        Where no thread can be started, that is a Failure with `Busy`.  After `stop` it is dropped.
+
+        Args:
+            done: takes the result.
+            function: what to run.
+            arguments: its arguments.
+            lost: whether it is for a connection that is lost, and has to wait for the others.
+
+        Returns:
+            What `put_behind` takes.
+        """
+        task = [done, function, arguments]
+        if not self._stopped:
+            self._unfinished += 1
+            (self._lost if lost else self._backlog).append(task)
+            # At the end of this turn of the loop: a worker that was woken now would fight the
+            # reactor for the interpreter's lock while that still reads what other clients sent.
+            if not self._turn_is_due:
+                self._ask_for_a_turn()
+        return task
+
+    def put_behind(self, task: Task) -> None:
+        """Let a task of a lost connection wait for those of the others, unless it has begun.
+
+        Where too many such tasks wait, it is dropped: `done` is called with a `Dropped`, at once.
+        """
+        try:
+            arguments = task.pop(2)
+        except IndexError:  # a worker has it
+            return
+        done, function = task
+        task.clear()
+        if not self._turn_is_due:
+            # A worker may have found the empty task before the other one was there.
+            self._ask_for_a_turn()
+        self._emptied += 1
+        if self._emptied > max(1000, len(self._backlog) // 2):
+            self._clear_away_the_emptied()
+        if len(self._lost) < MOST_LOST:
+            self._lost.append([done, function, arguments])
+        else:
+            self.dropped += 1
+            self._unfinished -= 1
+            done(Failure(Dropped()))
+
+    def _clear_away_the_emptied(self) -> None:
+        """Keep no more empty tasks than others, however long every worker is blocked."""
+        # A task that a worker takes meanwhile is put back, but without its arguments.
+        tasks = self._backlog.copy()
+        self._backlog.clear()
+        self._backlog.extend(filter(None, tasks))
+        self._emptied = 0
+
+    def under_way(self) -> list[UnderWay]:
+        """Return the calls that threads are at."""
+        begun = [(worker.task, worker.thread) for worker in self._workers]
+        return [
+            # A list is what it is, and no other one has its address while this one is kept.
+            UnderWay(_Key(task), owner_of(task[0]), thread=thread)
+            for task, thread in begun
+            if task is not None
+        ]
+
+    def callInThread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Run `function` in a thread; an exception is logged."""
+        self.submit(_log_if_failed, partial(function, *args, **kwargs), ())
+
+    def callInThreadWithCallback(
+        self, on_result: Callable[[bool, Any], object], function: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Run `function` in a thread, then `on_result(succeeded, result or Failure)`.
+
+        That runs in the reactor thread; in Twisted's own `ThreadPool` it runs in the other.
+        """
+
+        def done(result: Any) -> None:
+            on_result(not isinstance(result, Failure), result)
+
+        self.submit(done, partial(function, *args, **kwargs), ())
+
+    def drain(self) -> Deferred[None]:
+        """Return what fires once no task runs or waits, at once where that is so, or at `stop`."""
+        if self._drained is None:
+            self._drained = Deferred()
+        drained = self._drained
+        self._tell_if_drained()
+        return drained
+
+    def stop(self) -> None:
+        """Drop what has not begun; idle threads end now, busy ones when they can."""
+        self._stopped = True
+        self._backlog.clear()
+        self._lost.clear()
+        while self._idle:
+            self._idle.pop().release()
+        self._tell_if_drained()
+
+    def _tell_if_drained(self) -> None:
+        if self._drained is not None and (self._stopped or not self._unfinished):
+            drained, self._drained = self._drained, None
+            drained.callback(None)
+
+    def _ask_for_a_turn(self) -> None:
+        self._turn_is_due = True
+        self._call_from_thread(self._turn)
+
+    def _turn(self) -> None:
+        """In the reactor thread: pass on what has come, and find a worker for what waits."""
+        for _ in range(len(self._results)):
+            done, result = self._results.popleft()
+            self._unfinished -= 1
+            try:
+                done(result)
+            except Exception:  # one connection's trouble must not keep the others' results
+                log.failure("A result could not be delivered")
+        # Only now, as `done` may have submitted more; what comes from here on asks for a turn.
+        self._turn_is_due = False
+        if self._results:
+            self._ask_for_a_turn()
+        if (self._backlog or self._lost) and not self._summoned:
+            self._summon()
+        self._tell_if_drained()
+
+    def _summon(self) -> None:
+        if self._idle:
+            self._summoned = True
+            self._idle.pop().release()
+        elif self._threads < self.size:
+            self._summoned = True
+            name = f"{self._name}-{self._threads}"
+            try:
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+            except RuntimeError as error:  # at the system's limit, or the unit's
+                self._summoned = False
+                self._do_without(error)
+            else:
+                self._threads += 1
+
+    def _do_without(self, error: RuntimeError) -> None:
+        """No thread can be started: fail what waits, unless a busy thread will see to it."""
+        if self._threads and self._queues:
+            return
+        log.warn(
+            "No thread can be started ({why}); threads: {count}",
+            why=str(error),
+            count=self._threads,
+        )
+        for line in (self._backlog, self._lost):
+            while line:
+                with contextlib.suppress(IndexError):  # a thread is faster, or it is empty
+                    task = line.popleft()
+                    task.pop(2)
+                    busy = Busy("no thread can be started, try again later", "threads")
+                    self._results.append((task[0], Failure(busy)))
+        if not self._turn_is_due:
+            self._ask_for_a_turn()
+
+    def _work(self) -> None:
+        """Live as a worker thread."""
+        called = _thread.allocate_lock()
+        called.acquire()
+        self._summoned = False
+        worker = _Worker()
+        self._workers.append(worker)
+        while not self._stopped:
+            self._work_off_backlog(worker)
+            self._idle.append(called)
+            waits = self._backlog or self._lost or self._stopped
+            if not (waits and self._take_back(called)):
+                called.acquire()
+                self._summoned = False
+
+    def _take_back(self, called: _thread.LockType) -> bool:
+        """Be idle no longer; return False if the reactor has chosen this worker meanwhile."""
+        try:
+            self._idle.remove(called)
+        except ValueError:
+            return False
+        return True
+
+    def _work_off_backlog(self, worker: _Worker) -> None:
+        """Run tasks until none is left.  Nothing of them may stay alive while the thread waits."""
+        backlog, lost, results = self._backlog, self._lost, self._results
+        just_woken = True
+        in_a_row = 0
+        while backlog or lost:
+            line = backlog
+            if lost and (in_a_row >= _most_in_a_row(len(lost)) or not backlog):
+                line = lost
+            try:
+                task = line.popleft()
+                arguments = task.pop(2)
+            except IndexError:  # another worker was faster, or the connection is lost
+                continue
+            if line is lost:
+                in_a_row = 0
+            elif lost:
+                in_a_row += 1
+            done, function = task
+            if just_woken:
+                just_woken = False
+                if (backlog or lost) and not self._turn_is_due:
+                    self._ask_for_a_turn()
+            worker.task = task
+            try:
+                result = function(*arguments)
+            except BaseException:  # whatever it is, it ends one connection and not this thread
+                result = Failure()
+            worker.over(result)
+            results.append((done, result))
+            if not self._turn_is_due:
+                self._ask_for_a_turn()
+
+
+def _most_in_a_row(lost: int) -> int:
+    """Return how many tasks of open connections come before one of `lost` ones.
+
+    Above `MOST_LOST` those are calls of `closed`, of which each connection brings one: where there
+    is no end of the others, they would only become more.
+    """
+    return OPEN_IN_A_ROW if lost <= MOST_LOST else 1
+
+
+def _log_if_failed(result: object) -> None:
+    if isinstance(result, Failure):
+        log.failure("A function that was called in a thread failed", result)

@@ -1,0 +1,48 @@
+"""How a handler's methods are called, wherever that is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from echod.handlers import (
+    Client,
+    Handler,
+)
+from echod.reasons import EndReason
+
+
+def overridden(handler: Handler, hook: str) -> Callable[..., Any] | None:
+    """Return `handler`'s method `hook` if it has one that does anything."""
+    method = getattr(handler, hook, None)
+    return None if getattr(method, "__func__", None) is getattr(Handler, hook) else method
+
+
+def call_opened(handler: Handler, client: Client) -> Any:
+    """Call `handler.opened` if there is one, and return its greeting."""
+    opened = overridden(handler, "opened")
+    return opened(client) if opened else None
+
+
+def call_closed(handler: Handler, reason: EndReason) -> None:
+    """Call `handler.closed` if there is one."""
+    closed = overridden(handler, "closed")
+    if closed:
+        close_in_thread(closed, reason.value)
+
+
+def close_in_thread(closed: Callable[[str], Any], reason: str) -> None:
+    """Call a handler's `closed`, where nobody can wait for what it returns.
+
+    Raises:
+        TypeError: it wants to be waited for.
+    """
+    result = closed(reason)
+    if inspect.iscoroutine(result) or isinstance(result, Deferred):
+        if inspect.iscoroutine(result):
+            result.close()
+        made = type(result).__name__
+        raise TypeError(f"in a thread, `closed` cannot wait: it has returned a {made}")
