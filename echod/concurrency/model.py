@@ -1,4 +1,4 @@
-"""What a concurrency model is: where a handler's code runs.
+"""The interface of a concurrency model, which runs the code of handlers.
 
 Guarantees of every model (they are in `echod.concurrency.models`):
 
