@@ -46,18 +46,18 @@ PRONOUNS = re.compile(
 ALLOWED: dict[str, str] = {}
 
 # Still to be mended, by folder: a figure here only falls.
-TO_MEND = {
+TO_MEND: dict[str, int] = {
     ".ci": 1,
     "CHANGELOG.md": 1,
     "CONTRIBUTING.md": 7,
     "README.md": 12,
     "bench": 29,
-    "docs": 248,
-    "echod": 307,
+    "docs": 224,
+    "echod": 306,
     "etc": 16,
     "examples": 8,
     "newsfragments": 12,
-    "tests": 180,
+    "tests": 179,
     "twisted": 1,
 }
 

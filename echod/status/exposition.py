@@ -1,7 +1,7 @@
 """The figures as Prometheus reads them, by the library prometheus-client.
 
-Labels are bounded: a listener's name comes from the settings, a reason and a limit are each one of
-a few.  Nothing that a client sent is in them.
+Labels have few values: a listener's name comes from the settings, and there are only a few reasons
+and limits. No text from a client is in them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from echod.text import escape
 
 
 class EchodCollector(Collector):
-    """Gives a registry the figures."""
+    """Turns a snapshot into metrics for a registry."""
 
     def __init__(self, now: Snapshot) -> None:
         """Set up.
 
-        Args:
-            now: the figures.
+        Args: now: the snapshot.
         """
         self._now = now
 
@@ -47,46 +46,52 @@ class EchodCollector(Collector):
         yield from _limits(now)
         yield _histogram(
             "echod_handler_seconds",
-            "How long handlers took for a message, connection handlers for a connection; in the "
+            "Time a handler took for a message, or a connection handler for a connection; in the "
             "event loop one message in 64 is timed.",
             now.handler_time,
         )
         yield _gauge(
             "echod_handler_oldest_seconds",
-            "How long the handler's oldest call has lasted; 0 where none is under way.",
+            "Age of the handler's oldest running call; 0 if none is running.",
             now.oldest_call,
         )
-        yield _histogram("echod_loop_lag_seconds", "How late the event loop was.", now.lag)
-        yield _counter("echod_loop_stalls", "How often the event loop stood still.", now.stalls)
+        yield _histogram("echod_loop_lag_seconds", "Delay of the event loop.", now.lag)
+        yield _counter("echod_loop_stalls", "How often the event loop was blocked.", now.stalls)
         yield _counter(
-            "echod_loop_stalled_seconds", "How long the event loop stood still.", now.stalled
+            "echod_loop_stalled_seconds",
+            "How long the event loop was blocked, in total.",
+            now.stalled,
         )
         yield from _pool(now)
         yield from _log(now)
 
 
 def _daemon(now: Snapshot) -> Iterator[Metric]:
-    build = InfoMetricFamily("echod_build", "What runs.")
+    build = InfoMetricFamily("echod_build", "Versions of echod, Python, Twisted and the reactor.")
     build.add_metric((), vars(now.build))
     yield build
-    yield _gauge("echod_start_time_seconds", "When it started, in Unix time.", now.started)
-    yield _gauge("echod_uptime_seconds", "How long it has been running.", now.uptime)
-    state = GaugeMetricFamily("echod_state", "1 for the state that it is in.", labels=["state"])
+    yield _gauge("echod_start_time_seconds", "When the daemon started, in Unix time.", now.started)
+    yield _gauge("echod_uptime_seconds", "How long the daemon has been running.", now.uptime)
+    state = GaugeMetricFamily(
+        "echod_state", "1 for the current state, 0 for the others.", labels=["state"]
+    )
     for name in STATES:
         state.add_metric([name], float(name == now.state))
     yield state
     yield _gauge(
         "echod_saturated",
-        "1 while something scarce is nearly used up, or clients are turned away or wait.",
+        "1 while a limit is nearly reached, or clients are refused or have to wait.",
         float(bool(strains(now))),
     )
 
 
 def _limits(now: Snapshot) -> Iterator[Metric]:
     limits = GaugeMetricFamily(
-        "echod_limit", "How much there may be of what is scarce.", labels=["limit"]
+        "echod_limit", "The highest value that a limit allows.", labels=["limit"]
     )
-    used = GaugeMetricFamily("echod_limit_used", "How much of that is in use.", labels=["limit"])
+    used = GaugeMetricFamily(
+        "echod_limit_used", "How much of the limit is in use.", labels=["limit"]
+    )
     for level in now.levels:
         limits.add_metric([level.limit], level.most)
         used.add_metric([level.limit], level.used)
@@ -103,17 +108,22 @@ def _limits(now: Snapshot) -> Iterator[Metric]:
     yield expiry
 
 
-# Name, what it is, what it is of a listener, whether it only ever grows.
+# Name, help, how to read it from a listener's figures, and whether it is a counter.
 _BY_LISTENER: tuple[tuple[str, str, Callable[[ListenerFigures], float], bool], ...] = (
-    ("echod_listening", "1 where it listens.", lambda one: float(bool(one.address)), False),
-    ("echod_connections_open", "Connections that are open.", lambda one: one.open, False),
-    ("echod_connections_accepted", "Connections let in.", lambda one: one.accepted, True),
-    ("echod_messages", "Messages given to the handler.", lambda one: one.messages, True),
-    ("echod_received_bytes", "Bytes from clients.", lambda one: one.received, True),
-    ("echod_sent_bytes", "Bytes to clients.", lambda one: one.sent, True),
+    (
+        "echod_listening",
+        "1 while the daemon listens there.",
+        lambda one: float(bool(one.address)),
+        False,
+    ),
+    ("echod_connections_open", "Open connections.", lambda one: one.open, False),
+    ("echod_connections_accepted", "Accepted connections.", lambda one: one.accepted, True),
+    ("echod_messages", "Messages passed to the handler.", lambda one: one.messages, True),
+    ("echod_received_bytes", "Bytes received from clients.", lambda one: one.received, True),
+    ("echod_sent_bytes", "Bytes sent to clients.", lambda one: one.sent, True),
     (
         "echod_handler_errors",
-        "What the handler has raised, each with a traceback.",
+        "Exceptions of the handler, each logged with a traceback.",
         lambda one: one.handler_errors,
         True,
     ),
@@ -129,11 +139,11 @@ def _connections(now: Snapshot) -> Iterator[Metric]:
             family.add_metric([listener.name], figure(listener))
         yield family
     ended = CounterMetricFamily(
-        "echod_connections_ended", "Connections by why they ended.", labels=["listener", "reason"]
+        "echod_connections_ended", "Ended connections, by reason.", labels=["listener", "reason"]
     )
     refused = CounterMetricFamily(
         "echod_connections_refused",
-        "Clients turned away by a limit.",
+        "Refused clients, by limit.",
         labels=["listener", "limit"],
     )
     for listener in now.listeners:
@@ -147,26 +157,32 @@ def _connections(now: Snapshot) -> Iterator[Metric]:
 
 def _pool(now: Snapshot) -> Iterator[Metric]:
     if (pool := now.pool) is not None:
-        yield _gauge("echod_pool_threads", "How many threads there may be.", pool.size)
-        yield _gauge("echod_pool_busy", "Threads that are at work.", pool.busy)
-        yield _gauge("echod_pool_queued", "Messages that wait for a thread.", pool.queued)
-        yield _gauge("echod_pool_wait_seconds", "How long a message waits for one.", pool.wait)
-        yield _gauge("echod_pool_lost_queued", "Calls for lost connections that wait.", pool.lost)
+        yield _gauge("echod_pool_threads", "Highest number of threads.", pool.size)
+        yield _gauge("echod_pool_busy", "Threads at work.", pool.busy)
+        yield _gauge("echod_pool_queued", "Messages waiting for a thread.", pool.queued)
+        yield _gauge(
+            "echod_pool_wait_seconds", "How long a message waits for a thread.", pool.wait
+        )
+        yield _gauge(
+            "echod_pool_lost_queued",
+            "Calls for lost connections, waiting for a thread.",
+            pool.lost,
+        )
         yield _counter(
             "echod_pool_lost_dropped",
-            "Messages of lost connections that found no room.",
+            "Messages of lost connections that were dropped.",
             pool.dropped,
         )
 
 
 def _log(now: Snapshot) -> Iterator[Metric]:
     if (log := now.log) is not None:
+        yield _counter("echod_log_lines_written", "Log lines written.", log.written)
         yield _counter(
-            "echod_log_lines_written", "Lines of the log that were written.", log.written
+            "echod_log_lines_lost", "Log lines dropped because no room was left.", log.lost
         )
-        yield _counter("echod_log_lines_lost", "Lines of the log that found no room.", log.lost)
         yield _counter(
-            "echod_log_events_suppressed", "Events that --log-rate only counted.", log.suppressed
+            "echod_log_events_suppressed", "Events that --log-rate suppressed.", log.suppressed
         )
 
 
@@ -185,23 +201,22 @@ def _histogram(name: str, what: str, histogram: Histogram) -> Metric:
 
 
 def expose(now: Snapshot, accept: str) -> tuple[str, bytes]:
-    """Return a media type and the figures in it.
+    """Return a media type and the metrics in that format.
 
-    Args:
-        now: the figures.
-        accept: the header of that name, which names the formats that are understood.
+    Args: now: the snapshot. accept: the request's Accept header, which lists the formats that the
+    client understands.
     """
     registry = CollectorRegistry()
     registry.register(EchodCollector(now))
     ProcessCollector(registry=registry)  # memory, descriptors, processor time
     try:
         return _expose_as(accept, registry)
-    except (TypeError, ValueError):  # versions that are none, and what else can be asked for
+    except (TypeError, ValueError):  # Accept may name versions that are not numbers
         return _expose_as("", registry)
 
 
 def _expose_as(accept: str, registry: CollectorRegistry) -> tuple[str, bytes]:
     encode, kind = choose_encoder(accept)
     if not (kind.isascii() and kind.isprintable()):
-        raise ValueError("the library puts what was asked for into the media type")
+        raise ValueError("the library copies the Accept header into the media type")
     return kind, encode(registry)

@@ -1,4 +1,4 @@
-"""What docs/observing.md says about metrics is what there is."""
+"""docs/observing.md describes every metric that the daemon has."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def row(family: Any) -> str:
 
 def table() -> str:
     families = EchodCollector(snapshot(busy_subject())).collect()
-    head = ["| metric | type | labels | what it is |", "| --- | --- | --- | --- |"]
+    head = ["| metric | type | labels | meaning |", "| --- | --- | --- | --- |"]
     return "\n".join([*head, *map(row, families)]) + "\n"
 
 
