@@ -20,11 +20,13 @@ installReactor(os.environ.get("TEST_REACTOR", "uvloop"))
 
 from twisted.internet import endpoints, reactor, task
 from twisted.internet.protocol import Factory, Protocol
-from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
+from twisted.logger import globalLogPublisher
 
-from tests.certificates import self_signed_pem
-from tests.daemon import Start, starting
-from tests.interruption import Interruption
+from tests.support.certificates import self_signed_pem
+from tests.support.daemon import Start, starting
+from tests.support.interruption import Interruption
+from tests.support.log import Log
+from tests.support.waiting import PATIENCE
 
 # The reactor runs beside the test, so a slow example is the machine's doing; and a fixture that
 # is shared by the examples of one test is meant to be.
@@ -40,42 +42,9 @@ settings.load_profile("echod")
 # daemon that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long what a test has stopped may take to be gone, in seconds.
-PATIENCE = 10.0
-
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Interruption())
-
-
-class Log:
-    """The events that were logged since the test began."""
-
-    def __init__(self) -> None:
-        self.events: list[LogEvent] = []
-
-    @property
-    def text(self) -> str:
-        """The events as twistd would write them, without times."""
-        return "\n".join(
-            eventAsText(event, includeTimestamp=False, includeSystem=False)
-            for event in self.events
-        )
-
-    @property
-    def errors(self) -> list[str]:
-        """The events that are errors, as text."""
-        return [eventAsText(event) for event in self.events if _is_error(event)]
-
-    def take_errors(self) -> list[str]:
-        """Return the errors, which the test has expected, and forget them."""
-        errors = self.errors
-        self.events[:] = [event for event in self.events if not _is_error(event)]
-        return errors
-
-
-def _is_error(event: LogEvent) -> bool:
-    return event.get("log_level", LogLevel.info) >= LogLevel.error or bool(event.get("isError"))
 
 
 @pytest.fixture

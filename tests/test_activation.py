@@ -16,7 +16,8 @@ from twisted.internet.protocol import Factory
 
 from echod import EchoFactory
 from echod.activation import ActivatedEndpoint, ActivationError, InheritedSockets, started_with
-from tests.serving import BANNER, Talker
+from tests.support.clients import BANNER
+from tests.support.serving import Talker
 
 
 class Passed:

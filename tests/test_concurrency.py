@@ -20,8 +20,8 @@ from echod.concurrency import pool as pool_module
 from echod.concurrency.model import Busy, Dropped, Pending
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.concurrency.pool import OPEN_IN_A_ROW, WorkerPool
-from tests.conftest import Log
-from tests.serving import no_more_threads
+from tests.support.log import Log
+from tests.support.serving import no_more_threads
 
 
 class Loop:

@@ -33,9 +33,9 @@ from echod import (
 )
 from echod.handlers import ConcurrencyModel, reverse, upper
 from echod.messages.framing import Framing
-from tests.conftest import Log
-from tests.serving import (
-    BANNER,
+from tests.support.clients import BANNER
+from tests.support.log import Log
+from tests.support.serving import (
     Server,
     eventually,
     in_thread,

@@ -22,15 +22,8 @@ from echod.contexts import Followed, call_in, context_of, is_entered, take_over
 from echod.handlers import ConcurrencyModel
 from echod.limits import Limits
 from echod.messages.framing import Framing
-from tests.conftest import Log
-from tests.serving import (
-    Server,
-    Talker,
-    eventually,
-    make_model,
-    server_by,
-    serving,
-)
+from tests.support.log import Log
+from tests.support.serving import Server, Talker, eventually, make_model, server_by, serving
 
 # Set by a handler's constructor, by `opened`, and by `received`.
 MADE: ContextVar[object] = ContextVar("made", default=None)

@@ -12,7 +12,7 @@ from twisted.python import runtime
 
 from echod.default_reactor import choose, follow_the_monotonic_clock, name_of
 from echod.reactor import UvloopReactor
-from tests.conftest import Log
+from tests.support.log import Log
 
 
 @pytest.mark.parametrize(("kind", "name"), [(UvloopReactor, "uvloop"), (EPollReactor, "epoll")])

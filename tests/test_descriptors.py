@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from echod.descriptors import fit, make_room
-from tests.daemon import not_here
+from tests.support.needs import not_here
 
 SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
 

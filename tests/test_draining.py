@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from echod.draining import STEP, Drain
-from tests.conftest import Log
+from tests.support.log import Log
 
 
 class FakeConnection:

@@ -7,7 +7,7 @@ import pytest
 from twisted.python.failure import Failure
 
 from echod.concurrency.forking import end_child
-from tests.conftest import Log
+from tests.support.log import Log
 
 
 def status_of_child(work: Callable[[], object]) -> int:

@@ -31,9 +31,9 @@ from echod.lifecycle import unread
 from echod.proxied import ProxyFactory
 from echod.settings import LOOPBACK
 from echod.tls import TLSFactory
-from tests.conftest import Log
-from tests.serving import (
-    BANNER,
+from tests.support.clients import BANNER
+from tests.support.log import Log
+from tests.support.serving import (
     SecureServer,
     Server,
     Talker,

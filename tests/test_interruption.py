@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, eventually
-
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE, block_until
 
 # The names of the tests are those of what they wait in.
 TESTS = """
@@ -25,8 +24,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from tests.daemon import connect
-from tests.serving import in_thread, serving
+from tests.support.clients import (connect)
+from tests.support.serving import (in_thread, serving)
 
 
 @pytest.fixture
@@ -99,7 +98,7 @@ def interrupted(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str
         )
         started.append(process)
         # Several pytests may be starting on a busy machine.
-        eventually((tmp_path / "begun").exists, 2 * PATIENCE)
+        block_until((tmp_path / "begun").exists, 2 * PATIENCE)
         return process
 
     yield start
@@ -138,7 +137,7 @@ def test_the_second_signal_ends_it_at_once(
 ) -> None:
     process = interrupted("stubborn")
     process.terminate()
-    eventually((tmp_path / "refused").exists)
+    block_until((tmp_path / "refused").exists)
     process.terminate()
     process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGTERM

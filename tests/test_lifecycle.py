@@ -37,11 +37,11 @@ from echod.handlers import ConcurrencyModel
 from echod.lifecycle import acknowledged, traffic, unsent
 from echod.sweeping import URGENT_INTERVAL
 from echod.tls.context import certificates_in
-from tests.certificates import Authority
-from tests.conftest import Log
-from tests.memory import Transport, connect, lose
-from tests.serving import (
-    BANNER,
+from tests.support.certificates import Authority
+from tests.support.clients import BANNER
+from tests.support.log import Log
+from tests.support.memory import Transport, connect, lose
+from tests.support.serving import (
     ClientContext,
     ExhaustedContext,
     SecureServer,

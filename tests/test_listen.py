@@ -17,8 +17,8 @@ from echod.listen import ListenError, Words, parse_listen
 from echod.proxied import ProxyFactory
 from echod.tls import Files, TLSFactory
 from echod.unix_socket import BACKLOG, UNIXEndpoint
-from tests.certificates import DAY, Authority
-from tests.conftest import Log
+from tests.support.certificates import DAY, Authority
+from tests.support.log import Log
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from twisted.internet.protocol import Factory
 
 from echod.listen import ListenError, Listening, parse_listen
 from echod.listener import Listener, bind_error
-from tests.conftest import Log
-from tests.serving import LOOPBACK, SlowEndpoint
+from tests.support.log import Log
+from tests.support.serving import LOOPBACK, SlowEndpoint
 
 
 def listener(endpoint: Any = None, description: str = LOOPBACK) -> Listener[Factory]:

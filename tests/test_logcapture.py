@@ -18,7 +18,7 @@ from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 from echod.concurrency.thread_socket import ConnectionSocket
 from echod.logcapture import Capture, capturing
 from echod.text import LONGEST
-from tests.conftest import Log
+from tests.support.log import Log
 
 
 class Captured:

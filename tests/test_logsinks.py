@@ -14,7 +14,7 @@ import pytest
 
 from echod.log import sinks as logsinks
 from echod.log.sinks import DescriptorSink, FileSink, Line, SyslogSink
-from tests.daemon import needs_root
+from tests.support.needs import needs_root
 
 
 def say(sink: DescriptorSink, text: str) -> None:

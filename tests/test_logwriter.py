@@ -3,15 +3,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from echod.log import writer as logwriter
 from echod.log.sinks import DescriptorSink, Line, Sink
 from echod.log.writer import LogWriter
-
-PATIENCE = 10.0
+from tests.support.waiting import PATIENCE, block_until
 
 
 class ListSink:
@@ -62,13 +61,6 @@ def writer(sink: ListSink) -> Iterator[LogWriter]:
     made.close()
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_lines_are_written_in_order_whoever_adds_them(writer: LogWriter, sink: ListSink) -> None:
     writer.add(Line("before the start", "info"))
     writer.start()
@@ -100,7 +92,7 @@ def test_nobody_waits_for_a_sink_that_is_stuck(
     sink.open.clear()
     writer.start()
     writer.add(Line("first", "info"))
-    eventually(lambda: not writer._pending)
+    block_until(lambda: not writer._pending)
     for number in range(30):
         writer.add(Line(f"line {number:05}", "info"))
     assert writer.dropped == 21  # what the sink has in hand takes room, too

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import daemon
-from tests.daemon import Daemon, Start, needs_root, tool
 from tests.faults import test_handlers
 from tests.faults.injection import ACCEPT, injecting
 from tests.faults.network import network
+from tests.support import needs
+from tests.support.daemon import Daemon, Start
+from tests.support.needs import needs_root, tool
 
 TESTS = Path(__file__).parent
 
@@ -96,7 +97,7 @@ def enter(context: AbstractContextManager[object]) -> None:
 
 def test_all_skips_go_one_way() -> None:
     """Tests call `missing` or `not_here`, which tell what can be mended from what cannot."""
-    assert set(skips(TESTS)) == {Path(daemon.__file__)}
+    assert set(skips(TESTS)) == {Path(needs.__file__)}
 
 
 def skips(folder: Path) -> Iterator[Path]:

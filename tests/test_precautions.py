@@ -21,7 +21,7 @@ from echod.precautions import (
     why_stale,
 )
 from echod.settings import Options
-from tests.daemon import needs_root
+from tests.support.needs import needs_root
 
 ROOT, SOMEBODY = 0, 1000
 

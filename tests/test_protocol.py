@@ -49,12 +49,11 @@ from echod.proxy_header import ProxyHeader
 from echod.reactor import UvloopReactor
 from echod.sweeping import URGENT_INTERVAL
 from echod.tls import TLSError, TLSFacts
-from tests.conftest import Log
-from tests.daemon import not_here
-from tests.memory import Transport, connect, lose
-from tests.serving import (
-    BANNER,
-    PATIENCE,
+from tests.support.clients import BANNER
+from tests.support.log import Log
+from tests.support.memory import Transport, connect, lose
+from tests.support.needs import not_here
+from tests.support.serving import (
     WAYS,
     Server,
     eventually,
@@ -66,7 +65,8 @@ from tests.serving import (
     serving,
     turns,
 )
-from tests.tls_peer import Peer
+from tests.support.tls_peer import Peer
+from tests.support.waiting import PATIENCE
 
 
 def test_a_protocol_belongs_to_a_factory_which_holds_its_limits() -> None:

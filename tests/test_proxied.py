@@ -27,10 +27,10 @@ from echod.proxy_header import FieldType
 from echod.reasons import EndReason
 from echod.settings import LOOPBACK
 from echod.tls import TLSFactory
-from tests.conftest import Log
-from tests.proxy_headers import DESTINATION, SIGNATURE, SOURCE, binary, line, tls_field
-from tests.serving import (
-    BANNER,
+from tests.support.clients import BANNER
+from tests.support.log import Log
+from tests.support.proxy_headers import DESTINATION, SIGNATURE, SOURCE, binary, line, tls_field
+from tests.support.serving import (
     ClientContext,
     ExhaustedContext,
     Server,
@@ -45,23 +45,17 @@ from tests.serving import (
 TALKATIVE = [model for model in ConcurrencyModel if model is not ConcurrencyModel.SERIAL]
 
 
-class ProxiedServer(Server):
-    """A factory that listens for proxies."""
-
-    def __init__(self, factory: EchoFactory, wrapped: Any = None, trusted: Any = LOOPBACK) -> None:
-        self.factory = factory
-        self.port = reactor.listenTCP(
-            0, ProxyFactory(wrapped or factory, factory, trusted), interface="127.0.0.1"
-        )
-        self.clients: list[Talker] = []
+def proxied_server(factory: EchoFactory, wrapped: Any = None, trusted: Any = LOOPBACK) -> Server:
+    """Listen for proxies, whose headers the test sends itself."""
+    return Server(factory, ProxyFactory(wrapped or factory, factory, trusted))
 
 
 @asynccontextmanager
 async def proxied(
     model: str = "reactor", trusted: Any = LOOPBACK, **options: Any
-) -> AsyncIterator[ProxiedServer]:
+) -> AsyncIterator[Server]:
     factory = EchoFactory(reactor, model=make_model(model), **options)
-    server = ProxiedServer(factory, trusted=trusted)
+    server = proxied_server(factory, trusted=trusted)
     try:
         yield server
     finally:
@@ -209,7 +203,7 @@ async def test_a_health_checks_socket_has_the_proxys_addresses() -> None:
 @pytest_twisted.ensureDeferred
 async def test_the_header_comes_before_tls(certificate: Path, model: str) -> None:
     factory = EchoFactory(reactor, model=make_model(model))
-    server = ProxiedServer(factory, TLSFactory(factory, server_context(certificate), reactor))
+    server = proxied_server(factory, TLSFactory(factory, server_context(certificate), reactor))
     try:
         # The header and the client's first flight of TLS leave together, and are split anywhere.
         for place in range(0, 40, 13):
@@ -521,7 +515,7 @@ async def test_the_limit_by_address_is_for_the_real_clients() -> None:
 @pytest_twisted.ensureDeferred
 async def test_who_waits_for_tls_is_refused_without_a_word(certificate: Path) -> None:
     factory = EchoFactory(reactor, limits=Limits(max_connections=1))
-    server = ProxiedServer(factory, TLSFactory(factory, server_context(certificate), reactor))
+    server = proxied_server(factory, TLSFactory(factory, server_context(certificate), reactor))
     try:
         await server.connect()
         await eventually(lambda: factory.admission.open == 1)
@@ -533,7 +527,7 @@ async def test_who_waits_for_tls_is_refused_without_a_word(certificate: Path) ->
 @pytest_twisted.ensureDeferred
 async def test_a_client_for_whom_tls_has_no_memory_is_counted_out() -> None:
     factory = EchoFactory(reactor)
-    server = ProxiedServer(factory, TLSFactory(factory, ExhaustedContext(), reactor))
+    server = proxied_server(factory, TLSFactory(factory, ExhaustedContext(), reactor))
     try:
         client = await server.connect()
         client.send(line())

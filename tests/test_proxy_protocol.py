@@ -20,7 +20,7 @@ from echod.proxy_header import (
     ProxyHeader,
     crc32c,
 )
-from tests.proxy_headers import DESTINATION, SIGNATURE, SOURCE, binary, line, tls_field
+from tests.support.proxy_headers import DESTINATION, SIGNATURE, SOURCE, binary, line, tls_field
 
 
 def parse(data: bytes, *, step: int = 1 << 20) -> tuple[ProxyHeader | None, bytes]:

@@ -9,8 +9,7 @@ import pytest
 from echod import reference
 from echod.configuration import Setting
 from echod.settings import SETTINGS, configure
-
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 
 def test_the_page_and_the_settings_agree() -> None:

@@ -31,10 +31,10 @@ from echod.handlers import ConcurrencyModel
 from echod.messages.framing import Framing
 from echod.protocol import DirectProtocol, EchoProtocol
 from echod.turns import PACE, Turns
-from tests.conftest import Log
-from tests.looping import Loop
-from tests.memory import Transport
-from tests.serving import eventually, server_context, serving
+from tests.support.log import Log
+from tests.support.looping import Loop
+from tests.support.memory import Transport
+from tests.support.serving import eventually, server_context, serving
 
 # The messages, each named for its result.  Each says which it was, to show order.
 REPLY, EMPTY, LONG, NOTHING = b"r", b"e", b"l", b"n"

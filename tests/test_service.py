@@ -39,10 +39,11 @@ from echod.service import (
 from echod.settings import SETTINGS, Settings
 from echod.signals import GRACE, Signals
 from echod.systemd import Notifier
-from tests.certificates import Authority
-from tests.conftest import Log
-from tests.service_manager import managing
-from tests.serving import BANNER, LOOPBACK, SlowEndpoint, Talker, eventually, in_thread
+from tests.support.certificates import Authority
+from tests.support.clients import BANNER
+from tests.support.log import Log
+from tests.support.service_manager import managing
+from tests.support.serving import LOOPBACK, SlowEndpoint, Talker, eventually, in_thread
 
 
 def settings(**values: Any) -> Settings:

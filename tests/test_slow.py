@@ -16,9 +16,10 @@ from echod import EchoFactory
 from echod.concurrency.model import Model
 from echod.handlers import ConcurrencyModel, connection_handler
 from echod.slow import MOST_NAMED, SlowCalls
-from tests.conftest import Log
-from tests.daemon import Start, connect
-from tests.serving import eventually, make_model, server_context, serving
+from tests.support.clients import connect
+from tests.support.daemon import Start
+from tests.support.log import Log
+from tests.support.serving import eventually, make_model, server_context, serving
 
 THREADED = [ConcurrencyModel.DEFER_TO_THREAD, ConcurrencyModel.THREAD_PER_CONNECTION]
 IN_THE_LOOP = [ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL]

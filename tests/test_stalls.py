@@ -13,8 +13,9 @@ from twisted.internet.task import deferLater
 from echod import stalls as module
 from echod.metrics import Metrics
 from echod.stalls import StallWatch
-from tests.conftest import Log
-from tests.serving import PATIENCE, eventually, no_more_threads
+from tests.support.log import Log
+from tests.support.serving import eventually, no_more_threads
+from tests.support.waiting import PATIENCE
 
 # What a busy machine does to the loop by itself is shorter, mostly: where it is not, there are
 # more stalls than a test has made, and never fewer.

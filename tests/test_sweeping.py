@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from echod.sweeping import SLICE, URGENT_INTERVAL, Sweeper, interval_for
-from tests.conftest import Log
+from tests.support.log import Log
 
 
 class Member:

@@ -10,8 +10,8 @@ from twisted.internet.task import Clock
 
 from echod import systemd as module
 from echod.systemd import Notifier
-from tests.conftest import Log
-from tests.service_manager import Manager, managing
+from tests.support.log import Log
+from tests.support.service_manager import Manager, managing
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from echod import Chunk, Close, EchoFactory, Handler, Length, Line
 from echod.messages.framing import Framing
 from echod.reasons import EndReason
 from echod.turns import PACE, SLICE, TURN, Share, Turns
-from tests.conftest import Log
-from tests.looping import BOUND, Loop, Work
-from tests.serving import server_context, serving
+from tests.support.log import Log
+from tests.support.looping import BOUND, Loop, Work
+from tests.support.serving import server_context, serving
 
 FRAMINGS = [Chunk(max_message=1), Line(), Length()]
 

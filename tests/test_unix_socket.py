@@ -16,8 +16,9 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 
 from echod import EchoFactory, unix_socket
 from echod.unix_socket import UNIXEndpoint
-from tests.conftest import Log
-from tests.serving import BANNER, Talker
+from tests.support.clients import BANNER
+from tests.support.log import Log
+from tests.support.serving import Talker
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 
 from echod.tls import ServedCertificate
 from echod.validity import DAY, NEAR, ValidityWatch, tell_validity
-from tests.conftest import Log
+from tests.support.log import Log
 
 
 def valid_for(days: float, path: str = "server.pem") -> ServedCertificate:

@@ -30,8 +30,8 @@ from echod.handlers import ConcurrencyModel
 from echod.proxied import ProxyFactory
 from echod.settings import LOOPBACK
 from echod.waiting import Others, is_awaited, running_time, tasks
-from tests.proxy_headers import line
-from tests.serving import (
+from tests.support.proxy_headers import line
+from tests.support.serving import (
     SecureServer,
     Server,
     Talker,

@@ -11,7 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.daemon import PATIENCE, Daemon, eventually, missing, tool
+from tests.support.daemon import Daemon
+from tests.support.needs import missing, tool
+from tests.support.waiting import PATIENCE, block_until
 
 # What reactors and threads use for the same purpose differs: epoll's reactor receives by recv,
 # uvloop by read, and uvloop sends what is left over by writev.
@@ -34,7 +36,7 @@ class Injection:
 
     def wait_for(self, faults: int) -> None:
         """Wait until that many calls have failed."""
-        eventually(lambda: self.faults >= faults)
+        block_until(lambda: self.faults >= faults)
 
 
 @contextlib.contextmanager

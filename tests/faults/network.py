@@ -10,7 +10,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.daemon import PATIENCE, Daemon, missing, tool
+from tests.support.daemon import Daemon
+from tests.support.needs import missing, tool
+from tests.support.waiting import PATIENCE
 
 _CLONE_NEWNET = 0x40000000
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, Start, connect, missing, receive, receive_all
-from tests.faults.clients import greeted, is_served
+from tests.support.clients import connect, greeted, is_served, receive, receive_all
+from tests.support.daemon import Start
+from tests.support.needs import missing
+from tests.support.waiting import PATIENCE
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 

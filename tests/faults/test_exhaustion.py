@@ -13,20 +13,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.daemon import (
-    BANNER,
-    PATIENCE,
-    Daemon,
-    Start,
-    connect,
-    eventually,
-    missing,
-    not_here,
-    receive,
-    receive_all,
-    tool,
-)
-from tests.faults.clients import MODELS, greeted, is_served, serves
+from tests.support.clients import BANNER, connect, greeted, is_served, receive, receive_all, serves
+from tests.support.daemon import CONCURRENT, Daemon, Start
+from tests.support.needs import missing, not_here, tool
+from tests.support.waiting import PATIENCE, block_until
 
 
 def settled(connections: list[socket.socket], seconds: float) -> list[bytes | None]:
@@ -44,7 +34,7 @@ def settled(connections: list[socket.socket], seconds: float) -> list[bytes | No
     return list(got.values())
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_without_descriptors_clients_are_turned_away_and_it_recovers(
     daemon: Start, model: str
 ) -> None:
@@ -66,14 +56,14 @@ def test_without_descriptors_clients_are_turned_away_and_it_recovers(
             assert None not in got
             assert b"" in got
             assert all(is_served(survivor) for survivor in survivors)
-        eventually(lambda: running.descriptors < 40)
+        block_until(lambda: running.descriptors < 40)
         assert serves(running)
         assert all(is_served(survivor) for survivor in survivors)
     assert "Traceback" not in running.log
 
 
 @pytest.mark.parametrize("limits", [[], ["--max-connections=0"]])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_limits_are_lowered_to_the_descriptors_that_there_are(
     daemon: Start, model: str, limits: list[str]
 ) -> None:

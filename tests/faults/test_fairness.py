@@ -14,19 +14,11 @@ import pytest
 
 from echod.concurrency.pool import MOST_LOST
 from echod.limits import Limits
-from tests.daemon import (
-    BANNER,
-    PATIENCE,
-    Daemon,
-    Start,
-    connect,
-    eventually,
-    receive,
-    receive_all,
-)
-from tests.faults.clients import is_served
 from tests.faults.scale import Scale
-from tests.proxy_headers import DESTINATION, line
+from tests.support.clients import BANNER, connect, is_served, receive, receive_all
+from tests.support.daemon import Daemon, Start
+from tests.support.proxy_headers import DESTINATION, line
+from tests.support.waiting import PATIENCE, block_until
 
 BLOCKING = """
 import time
@@ -76,7 +68,7 @@ def test_the_work_of_clients_that_have_gone_waits_behind_that_of_others(
         for number in scale(ci=300, soak=5000):
             send_and_reset(port, framed(f"gone {number}"))
             gone += 1
-        eventually(lambda: running.log.count("connection lost") == gone)
+        block_until(lambda: running.log.count("connection lost") == gone)
         second.sendall(framed("second"))
         third.sendall(framed("third"))
         for count in (1, 2):
@@ -86,7 +78,7 @@ def test_the_work_of_clients_that_have_gone_waits_behind_that_of_others(
         (tmp_path / "released").touch()
         for client, text in ((first, "first"), (second, "second"), (third, "third")):
             assert receive(client, len(framed(text))) == framed(text)
-    eventually(lambda: running.log.count("closed: ") == gone + 5, 60)
+    block_until(lambda: running.log.count("closed: ") == gone + 5, 60)
     closed = running.wait_for("closed: (.*)\\.")
     handled = running.wait_for("handled: (.*)\\.")
     kept = [f"gone {number}" for number in range(min(gone, MOST_LOST))]

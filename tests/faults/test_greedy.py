@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import TERMINATED, Daemon, Start, connect, receive
-from tests.service_manager import managing
-from tests.tls_peer import client_context
+from tests.support.clients import connect, receive
+from tests.support.daemon import TERMINATED, Daemon, Start
+from tests.support.service_manager import managing
+from tests.support.tls_peer import client_context
 
 # Each message takes a millisecond until there is a file named `hurry`.  The reply says how many
 # messages there were before, whoever sent them, as eight digits.

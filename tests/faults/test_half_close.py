@@ -13,22 +13,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.daemon import (
-    BANNER,
-    MODELS,
-    PATIENCE,
-    Daemon,
-    connect,
-    nothing_kept,
-    receive,
-    receive_all,
-    starting,
-    tool,
-    warm_up,
-)
 from tests.faults.scale import Scale
+from tests.support.clients import BANNER, PREFIX, connect, receive, receive_all, warm_up
+from tests.support.daemon import MODELS, Daemon, nothing_kept, starting
+from tests.support.needs import tool
+from tests.support.waiting import PATIENCE
 
-PREFIX = b"OK..."
 PIECE = 1024
 LARGE = 1_000_000
 

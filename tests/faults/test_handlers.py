@@ -12,18 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import (
-    Daemon,
-    Start,
-    connect,
-    eventually,
-    missing,
-    receive,
-    receive_all,
-    starting,
-    tool,
-)
-from tests.faults.clients import MODELS
+from tests.support.clients import connect, receive, receive_all
+from tests.support.daemon import CONCURRENT, Daemon, Start, starting
+from tests.support.needs import missing, tool
+from tests.support.waiting import block_until
 
 HANDLERS = """
 import os
@@ -161,7 +153,7 @@ def bystander(running: Daemon) -> Iterator[None]:
                 yield
 
 
-@pytest.mark.parametrize("model", MODELS[:2])
+@pytest.mark.parametrize("model", CONCURRENT[:2])
 def test_a_handler_that_eats_memory_ends_its_own_connection(daemon: Start, model: str) -> None:
     """Fault 31: Where memory is limited, the handler that wants more of it ends its own
     connection, and no other.
@@ -176,7 +168,7 @@ def test_a_handler_that_eats_memory_ends_its_own_connection(daemon: Start, model
     assert is_served(running)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_handler_that_leaks_descriptors_ends_its_own_connection(
     daemon: Start, model: str
 ) -> None:
@@ -190,7 +182,7 @@ def test_a_handler_that_leaks_descriptors_ends_its_own_connection(
         assert ask(running, b"leak") == b""
         connection.sendall(b"close")
         assert receive(connection, 5) == b"close"
-    eventually(lambda: is_served(running))
+    block_until(lambda: is_served(running))
     running.wait_for("Traceback")
     assert running.log.count("Traceback") == 1
 
@@ -227,7 +219,7 @@ def few_processes(count: int) -> Iterator[list[str]]:
     )
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_handler_that_forks_without_end_ends_its_own_connection(
     tmp_path: Path, model: str
 ) -> None:
@@ -246,7 +238,7 @@ def test_a_handler_that_forks_without_end_ends_its_own_connection(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_process_that_a_handler_has_forked_is_ended_by_a_signal(
     tmp_path: Path, model: str, number: int
 ) -> None:
@@ -263,7 +255,7 @@ def test_a_process_that_a_handler_has_forked_is_ended_by_a_signal(
             child = int(connection.recv(100))
         try:
             os.kill(child, number)
-            eventually(lambda: ended(child))
+            block_until(lambda: ended(child))
         finally:
             if not ended(child):
                 os.kill(child, signal.SIGKILL)
@@ -300,11 +292,11 @@ def test_without_threads_for_them_clients_are_told_so_and_others_served(tmp_path
             for connection in served:
                 connection.sendall(b"still?")
                 assert receive(connection, 6) == b"still?"
-        eventually(lambda: is_served(running))
+        block_until(lambda: is_served(running))
         assert "Traceback" not in running.log
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 @pytest.mark.parametrize("message", [b"exit", b"interrupt"])
 def test_a_handler_that_exits_ends_its_own_connection(
     daemon: Start, model: str, message: bytes
@@ -316,7 +308,7 @@ def test_a_handler_that_exits_ends_its_own_connection(
     assert is_served(running)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_child_of_a_handler_does_not_keep_the_connection_open(daemon: Start, model: str) -> None:
     """Fault 31: A client sees the end although a child process has inherited its connection."""
     running = start(daemon, model)
@@ -330,7 +322,7 @@ def test_a_child_of_a_handler_does_not_keep_the_connection_open(daemon: Start, m
             os.kill(child, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("model", [*MODELS, "serial"])
+@pytest.mark.parametrize("model", [*CONCURRENT, "serial"])
 @pytest.mark.parametrize("hook", ["opened", "received", "closed"])
 def test_an_exception_that_cannot_be_shown_ends_its_own_connection(
     daemon: Start, tmp_path: Path, model: str, hook: str
@@ -363,7 +355,7 @@ def test_prints_without_an_end_cost_no_more_than_others(daemon: Start, tmp_path:
         running.wait_for("x" * 32_000, 1000 // 32)
 
 
-@pytest.mark.parametrize("model", [*MODELS, "serial"])
+@pytest.mark.parametrize("model", [*CONCURRENT, "serial"])
 @pytest.mark.parametrize(("message", "status"), [(b"exit", 3), (b"raise", 1), (b"return", 0)])
 def test_a_forked_child_ends_where_the_handlers_code_ends(
     daemon: Start, tmp_path: Path, model: str, message: bytes, status: int

@@ -17,25 +17,12 @@ from typing import Any
 
 import pytest
 
-from tests.certificates import Authority
-from tests.daemon import (
-    BANNER,
-    PATIENCE,
-    REACTOR,
-    SCRIPTS,
-    Daemon,
-    Start,
-    connect,
-    eventually,
-    needs_root,
-    receive,
-    receive_all,
-)
-from tests.faults.clients import greeted, is_served, serves
 from tests.faults.scale import Scale
-
-# What a process that a signal has ended tells its parent, directly or as a shell would.
-TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+from tests.support.certificates import Authority
+from tests.support.clients import BANNER, connect, greeted, is_served, receive, receive_all, serves
+from tests.support.daemon import REACTOR, SCRIPTS, TERMINATED, Daemon, Start
+from tests.support.needs import needs_root
+from tests.support.waiting import PATIENCE, block_until
 
 HANDLERS = """
 import time
@@ -285,7 +272,7 @@ MOMENTS = {
 def test_two_signals_during_the_start_end_it(tmp_path: Path, moment: str) -> None:
     """Fault 61: Whenever they come, it ends at once, without a traceback or a pidfile."""
     starting = Starting(tmp_path)
-    eventually(lambda: MOMENTS[moment](starting))
+    block_until(lambda: MOMENTS[moment](starting))
     ended_in_good_order(starting)
 
 
@@ -293,7 +280,7 @@ def test_two_signals_at_any_moment_of_the_start_end_it(tmp_path: Path, scale: Sc
     """Fault 61: Whenever they come, it ends at once, without a traceback or a pidfile."""
     began = time.monotonic()
     starting = Starting(tmp_path)
-    eventually(lambda: starting.has_said("Socket now listening"))
+    block_until(lambda: starting.has_said("Socket now listening"))
     needed = time.monotonic() - began
     ended_in_good_order(starting)
     for _ in scale(ci=6, soak=500):
@@ -323,7 +310,7 @@ def test_a_signal_while_the_handler_is_imported_ends_it_silently(
         "print('importing', flush=True)\nimport time\ntime.sleep(60)"
     )
     starting = Starting(tmp_path, "--handler", "slow:handler")
-    eventually(lambda: starting.has_said("importing"))
+    block_until(lambda: starting.has_said("importing"))
     starting.process.send_signal(number)
     assert starting.process.wait(PATIENCE) == -number
     assert starting.log.read_text().strip().endswith("importing")
@@ -379,11 +366,11 @@ def test_sighup_during_the_start_does_no_harm(tmp_path: Path) -> None:
     """Fault 59: SIGHUP during the start does not kill either."""
     (tmp_path / "served.py").write_text("print('importing', flush=True)\ndef handler(m): pass\n")
     starting = Starting(tmp_path, "--handler", "served:handler")
-    eventually(lambda: starting.has_said("importing"))
+    block_until(lambda: starting.has_said("importing"))
     while not starting.has_said("Socket now listening"):
         starting.process.send_signal(signal.SIGHUP)
     starting.process.send_signal(signal.SIGHUP)
-    eventually(lambda: starting.has_said("Reloaded; changed: nothing"))
+    block_until(lambda: starting.has_said("Reloaded; changed: nothing"))
     ended_in_good_order(starting)
 
 
@@ -396,13 +383,13 @@ def test_sighup_that_is_ignored_before_python_starts_kills_at_no_time(
     command = ["sh", "-c", "trap '' HUP; echo trapped; exec \"$@\"", "sh", SCRIPTS / "twistd"]
     for _ in scale(ci=2, soak=150):
         with Starting(tmp_path, command=command) as starting:
-            eventually(lambda: starting.has_said("trapped"))
+            block_until(lambda: starting.has_said("trapped"))
             while not starting.has_said("Socket now listening"):
                 starting.process.send_signal(signal.SIGHUP)
                 time.sleep(0.005)
                 assert starting.process.poll() is None
             starting.process.send_signal(signal.SIGHUP)
-            eventually(lambda: starting.has_said("Reloaded; changed: nothing"))
+            block_until(lambda: starting.has_said("Reloaded; changed: nothing"))
 
 
 BLOCKED = """
@@ -436,7 +423,7 @@ def test_a_signal_that_the_parent_had_blocked_ends_the_start(tmp_path: Path) -> 
     )
     command = [sys.executable, "-c", BLOCKED, str(SCRIPTS / "twistd")]
     with Starting(tmp_path, "--handler", "slow:handler", command=command) as starting:
-        eventually(lambda: starting.has_said("importing"))
+        block_until(lambda: starting.has_said("importing"))
         starting.process.terminate()
         assert starting.process.wait(PATIENCE) == -signal.SIGTERM
 
@@ -633,7 +620,7 @@ def test_a_pidfile_of_a_process_that_is_not_twistd_is_stale(tmp_path: Path, cont
     """Fault 86: A pidfile of a process that is not twistd is removed, with a line in the log."""
     (tmp_path / "twistd.pid").write_text(content)
     starting = Starting(tmp_path)
-    eventually(lambda: starting.has_said("Socket now listening"))
+    block_until(lambda: starting.has_said("Socket now listening"))
     assert starting.has_said(f"Removing the pidfile {tmp_path}/twistd.pid: ")
     assert starting.pidfile.read_text() == str(starting.process.pid)
     ended_in_good_order(starting)
@@ -644,7 +631,7 @@ def test_of_two_daemons_with_one_pidfile_the_second_does_not_start(tmp_path: Pat
     (tmp_path / "run").mkdir()
     command = [str(SCRIPTS / "twistd"), "--rundir=run"]
     with Starting(tmp_path, command=command) as starting:
-        eventually(lambda: starting.has_said("Socket now listening"))
+        block_until(lambda: starting.has_said("Socket now listening"))
         assert (tmp_path / "run" / "twistd.pid").read_text() == str(starting.process.pid)
         assert "Another twistd server is running" in run(tmp_path, "--rundir=run")
 
@@ -669,11 +656,11 @@ def test_paths_are_of_the_folder_in_which_twistd_was_started(
     command = [str(SCRIPTS / "twistd"), "--rundir=run", "--logfile=kept"]
     with Starting(tmp_path, "--config=echod.toml", command=command, port=()) as starting:
         kept = tmp_path / "kept"
-        eventually(lambda: kept.exists() and kept.read_text().count("now listening") == 3)
+        block_until(lambda: kept.exists() and kept.read_text().count("now listening") == 3)
         assert (tmp_path / "s").is_socket()
         assert (tmp_path / "t").is_socket()
         starting.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "Reload" in kept.read_text())
+        block_until(lambda: "Reload" in kept.read_text())
         assert "Reloaded; changed: nothing" in kept.read_text()
     assert not (tmp_path / "s").exists()
     assert not (tmp_path / "t").exists()

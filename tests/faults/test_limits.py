@@ -15,24 +15,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import self_signed_pem
-from tests.daemon import (
+from tests.faults.scale import Scale
+from tests.support.certificates import self_signed_pem
+from tests.support.clients import (
     BANNER,
-    PATIENCE,
-    Daemon,
-    Start,
     connect,
     connect_narrow,
-    eventually,
+    greeted,
     is_over,
-    nothing_kept,
+    is_served,
     receive,
     receive_all,
-    tool,
+    serves,
     warm_up,
 )
-from tests.faults.clients import MODELS, greeted, is_served, serves
-from tests.faults.scale import Scale
+from tests.support.daemon import CONCURRENT, Daemon, Start, nothing_kept
+from tests.support.needs import tool
+from tests.support.waiting import PATIENCE, block_until
 
 # So much may the memory of the daemon grow because of one client, in bytes.
 MOST = 8 << 20
@@ -49,7 +48,7 @@ def send_without_reading(connection: socket.socket) -> int:
     return sent
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_client_that_never_reads_is_paused_and_then_disconnected(
     daemon: Start, model: str
 ) -> None:
@@ -75,7 +74,7 @@ def send_and_read_slowly(connection: socket.socket, size: int, done: threading.E
             pass
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_client_that_reads_too_slowly_is_disconnected(daemon: Start, model: str) -> None:
     """Fault 13: To read a few bytes now and then does not put the write time-out off; to read at
     the least rate does.
@@ -119,7 +118,7 @@ def drip_until_the_end(connection: socket.socket) -> tuple[bytes, float]:
     return bytes(got), time.monotonic() - began
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_message_that_comes_a_byte_at_a_time_has_a_deadline(daemon: Start, model: str) -> None:
     """Fault 23: A line has to be complete in its time, however steadily its bytes come; no byte
     of it puts that off, as it does the idle time-out.
@@ -154,7 +153,7 @@ def test_a_person_who_types_slowly_is_served(daemon: Start) -> None:
             time.sleep(0.4)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_silent_client_is_disconnected(daemon: Start, model: str) -> None:
     """Fault 24: Who has said nothing yet has until the first-byte time-out, who has said
     something until the idle time-out.
@@ -230,7 +229,7 @@ def test_a_client_without_a_thread_is_told_so(daemon: Start) -> None:
                 )
             assert is_served(one)
             assert is_served(other)
-        eventually(lambda: serves(running))
+        block_until(lambda: serves(running))
         assert is_served(one)
 
 
@@ -246,7 +245,7 @@ ALL = b"Server busy: too many connections, try again later\n"
 ADDRESS = b"Server busy: too many connections from your address, try again later\n"
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_the_caps_hold_for_all_and_for_each_address(daemon: Start, model: str) -> None:
     """Fault 29: Above the cap for its address, or for all, a client is told so, disconnected and
     counted; who leaves makes room, and those who are in notice nothing.
@@ -272,7 +271,7 @@ def test_the_caps_hold_for_all_and_for_each_address(daemon: Start, model: str) -
                 assert first_line(refused) == ALL
         assert all(is_served(connection) for connection in inside)
         inside[0].close()
-        eventually(lambda: len(running.wait_for("Disconnected from")) > 1)
+        block_until(lambda: len(running.wait_for("Disconnected from")) > 1)
         with connect_from(running, hosts[0]) as again:
             assert first_line(again) == BANNER
     refusals = "\n".join(running.wait_for("Refused"))
@@ -293,11 +292,11 @@ def test_ten_thousand_clients_that_connect_and_reset_leave_nothing(
         for _ in scale(ci=2000, soak=10_000):
             with socket.create_connection(address, PATIENCE) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        eventually(lambda: serves(running))
+        block_until(lambda: serves(running))
     assert "Traceback" not in running.log
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_line_may_come_in_any_pieces_but_not_be_endless(daemon: Start, model: str) -> None:
     """Fault 32: A segment for each byte makes no difference; a megabyte without a delimiter ends
     at the limit, with a line that says so.

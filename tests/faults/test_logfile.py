@@ -13,19 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import (
-    PATIENCE,
-    REACTOR,
-    SCRIPTS,
-    eventually,
-    missing,
-    needs_root,
-    receive_all,
-    tool,
-)
 from tests.faults.test_logs import connect_to, daemon_of, is_listening
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.clients import receive_all
+from tests.support.daemon import REACTOR, SCRIPTS
+from tests.support.needs import missing, needs_root, tool
+from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE, block_until
 
 
 class Logging:
@@ -58,7 +51,7 @@ def logging_to(
         cwd=folder,
     )  # fmt: skip
     try:
-        eventually(lambda: is_listening(path))
+        block_until(lambda: is_listening(path))
         running = Logging(path)
         yield running
         os.kill(running.process, signal.SIGTERM)
@@ -127,13 +120,13 @@ def test_logrotate_and_the_daemon_agree(tmp_path: Path, mode: str) -> None:
         config.chmod(0o644)
         for size in (1, 2, 3):
             running.visit(size)
-            eventually(lambda size=size: f"bytes in: {size}," in log.read_text())
+            block_until(lambda size=size: f"bytes in: {size}," in log.read_text())
             subprocess.run(
                 [tool("logrotate"), "--force", "--state", str(tmp_path / "state"), str(config)],
                 check=True,
                 capture_output=True,
             )
-            eventually(lambda: is_open(running.process, log))
+            block_until(lambda: is_open(running.process, log))
     written = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(written) == ["echod.log", "echod.log.1", "echod.log.2", "echod.log.3"]
     for number in (1, 2, 3):
@@ -165,8 +158,8 @@ def test_where_no_new_file_can_be_had_the_log_says_so(tmp_path: Path) -> None:
     log.parent.mkdir()
     with logging_to(log, tmp_path, twistd=("--uid=65534", "--gid=65534")) as running:
         running.begin_anew()
-        eventually(lambda: b"Cannot begin a new log file" in log.read_bytes())
+        block_until(lambda: b"Cannot begin a new log file" in log.read_bytes())
         running.visit()
-        eventually(lambda: b"Disconnected from" in log.read_bytes())
+        block_until(lambda: b"Disconnected from" in log.read_bytes())
     assert [path.name for path in log.parent.iterdir()] == [log.name]
     assert f"{log}: Permission denied" in log.read_text()

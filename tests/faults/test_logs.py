@@ -20,19 +20,11 @@ from typing import Any
 import pytest
 
 import echod
-from tests.daemon import (
-    BANNER,
-    PATIENCE,
-    REACTOR,
-    SCRIPTS,
-    Start,
-    connect,
-    eventually,
-    receive,
-    receive_all,
-    tool,
-)
 from tests.faults.scale import Scale
+from tests.support.clients import BANNER, connect, receive, receive_all
+from tests.support.daemon import REACTOR, SCRIPTS, Start
+from tests.support.needs import tool
+from tests.support.waiting import PATIENCE, block_until
 
 CHATTY = """
 def chat(message: bytes) -> bytes:
@@ -76,7 +68,7 @@ def serving(
         stdout=stdout,
     )  # fmt: skip
     try:
-        eventually(lambda: is_listening(path))
+        block_until(lambda: is_listening(path))
         yield path
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE)
@@ -161,9 +153,9 @@ def test_a_log_file_that_may_not_grow(tmp_path: Path) -> None:
             chat(path, 1)
         with connect_to(path) as client:
             os.kill(daemon_of(client), signal.SIGUSR1)
-        eventually((tmp_path / "log.1").exists)
+        block_until((tmp_path / "log.1").exists)
         chat(path, 1)
-        eventually(lambda: LOST.search(log.read_bytes()))
+        block_until(lambda: LOST.search(log.read_bytes()))
         assert log.read_bytes().count(b"x" * 10_000) == 1
 
 

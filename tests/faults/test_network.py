@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.daemon import BANNER, Start, receive_all, tool
-from tests.faults.clients import MODELS, PREFIX
 from tests.faults.network import Network, network
 from tests.faults.scale import Scale
+from tests.support.clients import BANNER, PREFIX, receive_all
+from tests.support.daemon import CONCURRENT, Start
+from tests.support.needs import tool
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def stream(size: int) -> bytes:
     return b"".join(b"%07d\n" % number for number in range(size // 8 + 1))[:size]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_with_buffers_of_a_page_nothing_is_lost(
     daemon: Start, own_network: Network, model: str
 ) -> None:
@@ -59,7 +60,7 @@ def test_with_buffers_of_a_page_nothing_is_lost(
         assert exchange(connection, data) == data
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_network_that_loses_packets_loses_no_byte(
     daemon: Start, own_network: Network, model: str, scale: Scale
 ) -> None:

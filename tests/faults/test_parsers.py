@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echod.messages.framing import Framing, Length, Line
-from tests.daemon import Start, connect, missing, receive_all
-from tests.faults.clients import MODELS
 from tests.faults.fuzz.targets import TARGETS, cut, messages
 from tests.faults.scale import Scale
+from tests.support.clients import connect, receive_all
+from tests.support.daemon import CONCURRENT, Start
+from tests.support.needs import missing
 
 INPUTS = 1_000_000
 
@@ -54,7 +55,7 @@ FRAMINGS: dict[str, Framing] = {"line": Line(), "length": Length()}
 
 
 @pytest.mark.parametrize("name", FRAMINGS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_hostile_streams_get_what_their_messages_deserve(
     daemon: Start, name: str, model: str, scale: Scale
 ) -> None:

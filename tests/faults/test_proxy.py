@@ -15,23 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import Authority
-from tests.daemon import (
-    BANNER,
-    Daemon,
-    Start,
-    connect,
-    eventually,
-    receive,
-    receive_all,
-    starting,
-    tool,
-)
 from tests.faults.scale import Scale
-from tests.haproxy import DEFAULTS, haproxy
-from tests.proxy_headers import DESTINATION, SIGNATURE, SOURCE, binary, line
+from tests.support.certificates import Authority
+from tests.support.clients import BANNER, connect, receive, receive_all
+from tests.support.daemon import Daemon, Start, starting
+from tests.support.haproxy import DEFAULTS, haproxy
+from tests.support.needs import tool
+from tests.support.paths import ROOT
+from tests.support.proxy_headers import DESTINATION, SIGNATURE, SOURCE, binary, line
+from tests.support.waiting import block_until
 
-ROOT = Path(__file__).parents[2]
 LISTEN = ("--listen", "proxy:tcp:0:interface=127.0.0.1")
 HANDLERS = '''
 from echod import Handler
@@ -159,7 +152,7 @@ def test_a_broken_header_is_refused(running: Daemon, header: bytes) -> None:
     with connect(running) as connection:
         connection.sendall(header)
         assert ended(connection)
-    eventually(lambda: running.log.count("Refused") > before)
+    block_until(lambda: running.log.count("Refused") > before)
     assert "Traceback" not in running.log
     assert "\x1b" not in running.log
 

@@ -12,11 +12,12 @@ from typing import NamedTuple, Self
 
 import pytest
 
-from tests.certificates import self_signed_pem
-from tests.daemon import Start, connect, eventually, receive_all
-from tests.faults.clients import MODELS
 from tests.faults.scale import Scale
-from tests.tls_peer import Peer
+from tests.support.certificates import self_signed_pem
+from tests.support.clients import connect, receive_all
+from tests.support.daemon import CONCURRENT, Start
+from tests.support.tls_peer import Peer
+from tests.support.waiting import block_until
 
 HANDLERS = """
 from echod import message_handler
@@ -131,7 +132,7 @@ class Crowd:
         assert not self.wrong
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_nothing_grows(daemon: Start, tmp_path: Path, model: str, scale: Scale) -> None:
     """With clients that come, talk, break off, say nothing and have handlers fail, memory grows by
     less than a MiB an hour, and no descriptor and no thread is left.
@@ -155,7 +156,7 @@ def test_nothing_grows(daemon: Start, tmp_path: Path, model: str, scale: Scale) 
             crowd.wait(0.2)
             if len(running.lines) > 100_000:
                 running.lines.clear()  # the log is in this process's memory
-    eventually(lambda: running.descriptors <= before)
+    block_until(lambda: running.descriptors <= before)
     threads = len(list(Path(f"/proc/{running.process.pid}/task").iterdir()))
     assert threads <= THREADS + OTHER_THREADS
     grown = slope(samples)

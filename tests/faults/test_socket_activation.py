@@ -9,19 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import Authority
-from tests.daemon import (
-    BANNER,
-    PATIENCE,
-    Daemon,
-    Start,
-    connect,
-    receive,
-    receive_all,
-    tool,
-)
-from tests.proxy_headers import line
-from tests.tls_peer import client_context
+from tests.support.certificates import Authority
+from tests.support.clients import BANNER, connect, receive, receive_all
+from tests.support.daemon import Daemon, Start
+from tests.support.needs import tool
+from tests.support.proxy_headers import line
+from tests.support.tls_peer import client_context
+from tests.support.waiting import PATIENCE
 
 
 class Manager:

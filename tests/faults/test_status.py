@@ -16,16 +16,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.daemon import (
-    BANNER,
-    Daemon,
-    Start,
-    connect,
-    eventually,
-    receive,
-    receive_all,
-    tool,
-)
+from tests.support.clients import BANNER, connect, receive, receive_all
+from tests.support.daemon import Daemon, Start
+from tests.support.needs import tool
+from tests.support.waiting import block_until
 
 ETC = Path(__file__).parent.parent.parent / "etc"
 
@@ -98,11 +92,11 @@ def test_health_answers_while_every_thread_is_blocked(
     for _ in range(3):
         client = clients.enter_context(connect(here.running))
         client.sendall(b"happy\n")
-    eventually(lambda: here.metrics()[("echod_pool_busy",)] == 2)
+    block_until(lambda: here.metrics()[("echod_pool_busy",)] == 2)
     assert here.curl("/healthz") == (200, "ok\n")
     assert here.curl("/readyz") == (200, "ready\n")
     if model == "defer-to-thread":
-        eventually(lambda: here.metrics()[("echod_pool_wait_seconds",)] > 0.5)
+        block_until(lambda: here.metrics()[("echod_pool_wait_seconds",)] > 0.5)
         assert here.metrics()[("echod_pool_queued",)] >= 1
     else:
         metrics = here.metrics()
@@ -114,7 +108,7 @@ def test_idle_connections_keep_nobody_from_asking_for_health(
 ) -> None:
     """Fault 91: However many connections to the status say nothing, each probe is answered."""
     here = observed()
-    eventually(lambda: here.curl("/readyz")[0] == 200)
+    block_until(lambda: here.curl("/readyz")[0] == 200)
     for _ in range(100):
         clients.enter_context(connect(here.port))
     assert [here.curl("/healthz") for _ in range(5)] == [(200, "ok\n")] * 5
@@ -123,7 +117,7 @@ def test_idle_connections_keep_nobody_from_asking_for_health(
 def test_a_page_in_a_browser_cannot_read_the_status_by_a_name_of_its_own(observed: Any) -> None:
     """Fault 92: A request under a name that is not known to be meant gets no figures."""
     here = observed("--status-host", "echod.example.org")
-    eventually(lambda: here.curl("/readyz")[0] == 200)
+    block_until(lambda: here.curl("/readyz")[0] == 200)
     for name, status in {
         "rebound.example": 421,
         "echod.example.org": 200,
@@ -140,7 +134,7 @@ def test_metrics_are_not_for_clients_and_do_not_grow_by_what_they_send(observed:
     as many time series as before.
     """
     here = observed("--framing", "line")
-    eventually(lambda: here.curl("/readyz")[0] == 200)
+    block_until(lambda: here.curl("/readyz")[0] == 200)
     with connect(here.running) as client:
         receive(client, len(BANNER))
         client.sendall(b"GET /metrics HTTP/1.1\r\n")
@@ -155,7 +149,7 @@ def test_metrics_are_not_for_clients_and_do_not_grow_by_what_they_send(observed:
             receive_all(client)
     # Figures may be a second old.
     ended = "echod_connections_ended_total", "client closed", "tcp:0"
-    eventually(lambda: here.metrics()[ended] == 51)
+    block_until(lambda: here.metrics()[ended] == 51)
     assert set(here.metrics()) == set(before)
 
 
@@ -182,9 +176,9 @@ def test_the_status_answers_to_the_last_moment_of_a_drain(observed: Any, tmp_pat
     )
     with connect(here.running) as client:
         client.sendall(b"happy\n")
-        eventually(lambda: here.metrics()[("echod_pool_busy",)] == 1)
+        block_until(lambda: here.metrics()[("echod_pool_busy",)] == 1)
         here.running.signal(signal.SIGTERM)
-        eventually(lambda: here.curl("/readyz") == (503, "draining\n"))
+        block_until(lambda: here.curl("/readyz") == (503, "draining\n"))
         assert here.curl("/healthz") == (200, "ok\n")
         assert here.metrics()["echod_state", "draining"] == 1
         assert here.metrics()["echod_listening", "tcp:0"] == 0
@@ -208,7 +202,7 @@ def test_curl_reads_and_cannot_write(observed: Any) -> None:
 
 def test_it_can_be_served_on_a_unix_socket(daemon: Start, tmp_path: Path) -> None:
     running = daemon("--status", f"unix:{tmp_path}/status")
-    eventually((tmp_path / "status").exists)
+    block_until((tmp_path / "status").exists)
     running.wait_for("Socket now listening")
 
     def answer() -> str:
@@ -219,7 +213,7 @@ def test_it_can_be_served_on_a_unix_socket(daemon: Start, tmp_path: Path) -> Non
         )
         return done.stdout
 
-    eventually(lambda: answer() == "ready\n")
+    block_until(lambda: answer() == "ready\n")
 
 
 @pytest.mark.parametrize(

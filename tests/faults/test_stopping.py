@@ -10,22 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import self_signed_pem
-from tests.daemon import (
-    BANNER,
-    PATIENCE,
-    TERMINATED,
-    Daemon,
-    Start,
-    connect,
-    eventually,
-    receive_all,
-    starting,
-    unacknowledged,
-)
-from tests.faults.clients import MODELS, PREFIX
 from tests.faults.scale import Scale
-from tests.tls_peer import client_context
+from tests.support.certificates import self_signed_pem
+from tests.support.clients import BANNER, PREFIX, connect, receive_all, unacknowledged
+from tests.support.daemon import CONCURRENT, TERMINATED, Daemon, Start, starting
+from tests.support.tls_peer import client_context
+from tests.support.waiting import PATIENCE, block_until
 
 HANDLERS = """
 from echod import message_handler
@@ -41,7 +31,7 @@ LARGE = 20_000_000
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_all_that_is_queued_is_delivered(
     daemon: Start, tmp_path: Path, model: str, tls: bool
 ) -> None:
@@ -133,7 +123,7 @@ class Loader(threading.Thread):
         return 0
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_sigterm_under_load_loses_nothing(tmp_path: Path, model: str, scale: Scale) -> None:
     """Fault 4: Under load, whatever the daemon's machine had received at SIGTERM is answered, in
     order, and nobody is reset; it holds for 1,000 SIGTERMs.
@@ -150,7 +140,7 @@ def stop_under_load(running: Daemon, seconds: float) -> list[Loader]:
     loaders = [Loader(running) for _ in range(CLIENTS)]
     for loader in loaders:
         loader.start()
-    eventually(lambda: all(len(loader.came) > 10_000 for loader in loaders))
+    block_until(lambda: all(len(loader.came) > 10_000 for loader in loaders))
     time.sleep(seconds)
     received = [loader.received for loader in loaders]
     running.signal()

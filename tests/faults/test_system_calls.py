@@ -13,26 +13,26 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.daemon import (
-    BANNER,
-    Daemon,
-    Start,
-    connect,
-    not_here,
-    nothing_kept,
-    receive,
-    starting,
-    warm_up,
-)
-from tests.faults.clients import MODELS, PREFIX, greeted, is_served, serves
 from tests.faults.injection import ACCEPT, RECEIVE, SEND, WAIT, injecting
 from tests.faults.scale import Scale
+from tests.support.clients import (
+    BANNER,
+    PREFIX,
+    connect,
+    greeted,
+    is_served,
+    receive,
+    serves,
+    warm_up,
+)
+from tests.support.daemon import CONCURRENT, Daemon, Start, nothing_kept, starting
+from tests.support.needs import not_here
 
 
 @pytest.fixture(scope="module")
 def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daemon]]:
     with starting(tmp_path_factory.mktemp("system-calls")) as start:
-        started = {model: start("--concurrency", model) for model in MODELS}
+        started = {model: start("--concurrency", model) for model in CONCURRENT}
         warm_up(*started.values())
         yield started
 
@@ -69,7 +69,7 @@ FAULTS = [
         (SEND, (*PASSING, "ENOBUFS"), ("1", "2", "1..3")),
         (WAIT, ("EINTR",), ("1", "2", "1..5")),
     )
-    for error, when, model in itertools.product(errors, whens, MODELS)
+    for error, when, model in itertools.product(errors, whens, CONCURRENT)
     # A thread's socket blocks: there is no "again" on it.
     if (error, model) != ("EAGAIN", "thread-per-connection")
 ]
@@ -209,7 +209,7 @@ def echo_much(connection: socket.socket) -> bytes:
     return bytes(came)
 
 
-@pytest.mark.parametrize("model", MODELS[:2])
+@pytest.mark.parametrize("model", CONCURRENT[:2])
 @pytest.mark.parametrize("error", ["EAGAIN", "EINTR"])
 def test_sending_that_has_to_be_repeated_loses_nothing(
     daemons: dict[str, Daemon], model: str, error: str
@@ -223,7 +223,7 @@ def test_sending_that_has_to_be_repeated_loses_nothing(
         assert came.replace(PREFIX, b"") == b"x" * VOLUME
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 @pytest.mark.parametrize("error", ["ENOMEM", "ENOBUFS"])
 def test_sending_that_is_impossible_ends_the_connection(
     daemons: dict[str, Daemon], model: str, error: str
@@ -245,7 +245,7 @@ def test_sending_that_is_impossible_ends_the_connection(
 # Waiting.
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_waiting_that_is_interrupted_has_no_effect(daemons: dict[str, Daemon], model: str) -> None:
     """Fault 22: Every second wait for events is interrupted, and nobody notices."""
     running = daemons[model]

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import BANNER, Daemon, Start, connect, eventually, receive
-from tests.faults.clients import PREFIX, greeted
 from tests.faults.scale import Scale
-from tests.service_manager import Manager, managing
+from tests.support.clients import BANNER, PREFIX, connect, greeted, receive
+from tests.support.daemon import Daemon, Start
+from tests.support.service_manager import Manager, managing
+from tests.support.waiting import block_until
 
 HANDLERS = """
 import os
@@ -270,7 +271,7 @@ def test_no_restart_is_seen_by_a_client(daemon: Start, scale: Scale) -> None:
         for _ in scale(ci=10, soak=100):
             running.wait_for("Socket now listening")
             seen = load.whole
-            eventually(lambda seen=seen: load.whole > seen + 20 or load.wrong)
+            block_until(lambda seen=seen: load.whole > seen + 20 or load.wrong)
             running.signal()
             running.wait()
             assert running.process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
-import fcntl
 import itertools
 import re
 import select
@@ -12,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,24 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import Authority, self_signed_pem
-from tests.daemon import (
-    MODELS,
-    PATIENCE,
-    Daemon,
-    Start,
-    connect,
-    eventually,
-    is_over,
-    nothing_kept,
-    receive_all,
-    starting,
-    tool,
-)
 from tests.faults.scale import Scale
-from tests.tls_peer import ENDS, VERSIONS, End, Peer, client_context
+from tests.support.certificates import Authority, self_signed_pem
+from tests.support.clients import PREFIX, connect, is_over, receive_all, unacknowledged
+from tests.support.daemon import CONCURRENT, MODELS, Daemon, Start, nothing_kept, starting
+from tests.support.needs import tool
+from tests.support.tls_peer import ENDS, VERSIONS, End, Peer, client_context
+from tests.support.waiting import PATIENCE, block_until
 
-PREFIX = b"OK..."
 # Eight bytes a number: no two windows of it are alike, and none holds a prefix.
 STREAM = b"".join(b"%07d\n" % number for number in range(125_001))
 # The sizes of what a client sends, in turns.
@@ -252,7 +239,7 @@ def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
     running.wait_for("no TLS handshake")
 
 
-@pytest.mark.parametrize("model", MODELS[:3])
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_client_that_ignores_close_notify_is_disconnected_in_time(
     secure: Callable[..., Daemon], model: str
 ) -> None:
@@ -330,7 +317,7 @@ def test_plain_bytes_are_never_taken_for_encrypted_ones(
         peer.socket.shutdown(socket.SHUT_WR)
         came = receive_all(peer.socket)
     assert came[:1] in (b"", b"\x15")  # nothing, or an alert
-    eventually(lambda: len(guarded.lines) >= before + 2)
+    block_until(lambda: len(guarded.lines) >= before + 2)
     connected, disconnected = guarded.lines[before:]
     assert "Connected with" in connected
     assert re.search(r"no TLS handshake: [a-z ]+ \(.*messages: 0", disconnected), disconnected
@@ -468,7 +455,7 @@ def test_a_daemon_without_a_usable_key_does_not_start(
     assert "Traceback" not in running.log
 
 
-@pytest.mark.parametrize("model", MODELS[:3])
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_at_sigterm_what_had_come_is_answered(secure: Callable[..., Daemon], model: str) -> None:
     """Fault 4: Over TLS, too, every message that had come before SIGTERM is answered."""
     running = secure("--concurrency", model)
@@ -479,7 +466,7 @@ def test_at_sigterm_what_had_come_is_answered(secure: Callable[..., Daemon], mod
         for _ in range(20):  # as fast as it goes, so that much is under way
             peer.send(sent[:3000])
         peer.send(sent)
-        eventually(lambda: not unacknowledged(peer.socket))
+        block_until(lambda: not unacknowledged(peer.socket))
         running.signal(signal.SIGTERM)
         assert peer.receive_all().replace(PREFIX, b"") == sent[:3000] * 20 + sent
         assert peer.notified
@@ -505,10 +492,10 @@ def test_at_sigterm_what_had_come_with_the_end_of_a_handshake_is_answered(
         mute.socket.sendall(mute.hello()[:-1])
         holder = connect(ports[1])
         holder.sendall(b"hold")
-        eventually((tmp_path / "held").exists)
+        block_until((tmp_path / "held").exists)
         # From here on the daemon reads nothing, until it drains.
         peer.socket.sendall(finished + peer.encrypted(b"happy"))
-        eventually(lambda: not unacknowledged(peer.socket))
+        block_until(lambda: not unacknowledged(peer.socket))
         running.signal(signal.SIGTERM)
         running.wait_for("Received SIGTERM")
         (tmp_path / "go").touch()
@@ -516,13 +503,6 @@ def test_at_sigterm_what_had_come_with_the_end_of_a_handshake_is_answered(
         assert peer.receive_all() == b"happy"
         assert peer.notified
     assert running.wait() < 5
-
-
-def unacknowledged(connection: socket.socket) -> int:
-    """Return how many bytes the other side's kernel has not taken yet."""
-    count = array.array("i", [0])
-    fcntl.ioctl(connection, termios.TIOCOUTQ, count)
-    return count[0]
 
 
 def _fill(peers: list[Peer]) -> None:
@@ -535,7 +515,7 @@ def _fill(peers: list[Peer]) -> None:
     assert all(left.values())
 
 
-@pytest.mark.parametrize("model", MODELS[:3])
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_client_that_never_reads_costs_little(secure: Callable[..., Daemon], model: str) -> None:
     """Fault 13: Over TLS, too, it is not read from, whatever it sends."""
     running = secure("--concurrency", model)

@@ -11,9 +11,9 @@ import pytest
 from cryptography import x509
 from cryptography.x509.name import _ASN1Type
 
-from tests.certificates import Authority
-from tests.daemon import MODELS, Daemon, starting
-from tests.tls_peer import VERSIONS, Peer, client_context, records
+from tests.support.certificates import Authority
+from tests.support.daemon import MODELS, Daemon, starting
+from tests.support.tls_peer import VERSIONS, Peer, client_context, records
 
 # Replies with what is known of the client.
 ASKING = """

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import BANNER, PATIENCE, Daemon, Start, receive
+from tests.support.clients import BANNER, receive
+from tests.support.daemon import Daemon, Start
+from tests.support.waiting import PATIENCE
 
 
 def connect(path: Path) -> socket.socket:

@@ -23,7 +23,7 @@ from echod.handlers import (
     parse,
     resolve,
 )
-from tests.conftest import Log
+from tests.support.log import Log
 from twisted import plugins
 
 REACTOR = ConcurrencyModel.REACTOR

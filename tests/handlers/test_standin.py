@@ -9,8 +9,8 @@ import pytest
 import pytest_twisted
 
 from echod.handlers import StandInServer
-from tests.conftest import Log
-from tests.serving import serving
+from tests.support.log import Log
+from tests.support.serving import serving
 
 
 class Asking(socketserver.StreamRequestHandler):

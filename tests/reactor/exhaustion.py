@@ -15,7 +15,7 @@ import pytest
 
 from echod.reactor import port as port_module
 
-from .conftest import Echo, Harness, dial
+from .harness import Echo, Harness, dial
 from .test_port import echoes, logged
 
 

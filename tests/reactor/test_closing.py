@@ -21,9 +21,10 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 from zope.interface import implementer
 
-from tests.certificates import Authority
+from tests.support.certificates import Authority
+from tests.support.waiting import PATIENCE
 
-from .conftest import TIMEOUT, Echo, Harness, dial, read_all
+from .harness import Echo, Harness, dial, read_all
 
 AUTHORITY = Authority()
 
@@ -53,7 +54,7 @@ class Server:
     def dial(self) -> socket.socket:
         if self._kind == "unix":
             client = socket.socket(socket.AF_UNIX)
-            client.settimeout(TIMEOUT)
+            client.settimeout(PATIENCE)
             client.connect(self._path)
             return client
         client = dial(self._port.getHost().port)
@@ -119,7 +120,7 @@ def talk(harness: Harness, server: Server, protocol: Any) -> bytes:
         with server.dial() as connection:
             connection.sendall(b"hello")
             got.append(read_all(connection))
-        assert protocol.over.wait(TIMEOUT)
+        assert protocol.over.wait(PATIENCE)
 
     harness.run(client)
     assert harness.failures == []
@@ -251,7 +252,7 @@ def test_abort_stops_a_producer(either: Harness, server: Server) -> None:
     def client() -> None:
         with server.dial() as connection:
             connection.sendall(b"hello")
-            assert protocol.over.wait(TIMEOUT)
+            assert protocol.over.wait(PATIENCE)
             with suppress(ConnectionResetError):
                 assert len(read_all(connection)) < len(MUCH)
 
@@ -291,7 +292,7 @@ def test_nothing_is_read_any_more(either: Harness, server: Server) -> None:
             # "again" is unread: with the end comes a reset
             with suppress(ConnectionResetError):
                 read_all(connection)
-        assert protocol.over.wait(TIMEOUT)
+        assert protocol.over.wait(PATIENCE)
 
     either.run(client)
     assert "again" not in protocol.events
@@ -402,7 +403,7 @@ def test_a_port_forwarder_keeps_no_connection(either: Harness, backend: Any) -> 
                 if number % 2:
                     connection.shutdown(socket.SHUT_WR)
                     assert read_all(connection) == b""
-        assert backend.gone.wait(TIMEOUT)
+        assert backend.gone.wait(PATIENCE)
 
     either.run(client)
     assert either.failures == []
@@ -438,7 +439,7 @@ def test_clients_that_leave_a_tls_port_are_let_go_of(
                     with connection.unwrap():
                         pass
         for _ in range(10):
-            assert lost.acquire(timeout=TIMEOUT)
+            assert lost.acquire(timeout=PATIENCE)
 
     either.run(client)
     del Scripted.events
@@ -484,7 +485,7 @@ def test_a_web_server_with_tls_lets_clients_go(either: Harness, tmp_path: Path) 
             assert isinstance(connection, ssl.SSLSocket)
             with connection.unwrap():
                 pass
-        assert none_left.wait(TIMEOUT)
+        assert none_left.wait(PATIENCE)
 
     either.run(client)
 
@@ -514,12 +515,12 @@ def test_a_producer_that_is_gone_is_not_waited_for(harness: Harness) -> None:
 
     def client() -> None:
         with dial(port) as first:
-            assert accepted.wait(TIMEOUT)
+            assert accepted.wait(PATIENCE)
             with suppress(ConnectionResetError):  # it is aborted at once
                 dial(port)
-            assert much.wait(TIMEOUT)
+            assert much.wait(PATIENCE)
             assert read_all(first) == MUCH
-            assert lost.wait(TIMEOUT)
+            assert lost.wait(PATIENCE)
 
     harness.run(client)
 
@@ -560,9 +561,9 @@ def test_a_producer_that_is_about_to_be_gone_is_not_waited_for(harness: Harness,
 
     def client() -> None:
         with dial(port) as first:
-            assert accepted.wait(TIMEOUT)
+            assert accepted.wait(PATIENCE)
             dial(port)
             assert read_all(first) == MUCH
-            assert lost.wait(TIMEOUT)
+            assert lost.wait(PATIENCE)
 
     harness.run(client)

@@ -10,8 +10,9 @@ from pathlib import Path
 import coverage
 import pytest
 
+from tests.support.paths import ROOT
+
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 
 #: Each suite, and how many tests it has at least: with fewer, some would not have been found.
 SUITES = {

@@ -14,7 +14,7 @@ from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-from .conftest import Harness
+from .harness import Harness
 from .test_closing import AUTHORITY, tls_options
 
 COUNT = 50

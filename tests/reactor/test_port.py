@@ -18,7 +18,7 @@ from twisted.logger import globalLogPublisher
 
 from echod.reactor import port as port_module
 
-from .conftest import Echo, Harness, dial
+from .harness import Echo, Harness, dial
 
 HERE = Path(__file__).parent
 

@@ -32,11 +32,11 @@ from zope.interface.verify import verifyObject
 
 from echod.reactor import UvloopReactor, install
 from echod.reactor import reactor as reactor_module
+from tests.support.paths import ROOT
 
-from .conftest import Echo, Harness, dial
+from .harness import Echo, Harness, dial
 
 TWISTD = "from twisted.scripts.twistd import run; run()"
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,9 @@ from zope.interface.verify import verifyObject
 
 from echod.reactor import transport as transport_module
 from echod.reactor.transport import StreamTransport
+from tests.support.waiting import PATIENCE
 
-from .conftest import TIMEOUT, Echo, Harness, dial, read_all
+from .harness import Echo, Harness, dial, read_all
 
 
 class Remembers(Protocol):
@@ -183,7 +184,7 @@ def test_a_peer_that_never_reads_is_given_up(
         connection.sendall(b"x")
         began = time.monotonic()
         connection.shutdown(socket.SHUT_WR)
-        while not Floods.events and time.monotonic() < began + TIMEOUT:
+        while not Floods.events and time.monotonic() < began + PATIENCE:
             time.sleep(0.005)
         took.append(time.monotonic() - began)
         connection.close()
@@ -343,7 +344,7 @@ def test_everything_is_harmless_after_the_end(harness: Harness) -> None:
         while not SavesTransport.events:
             time.sleep(0.01)
         harness.reactor.callFromThread(afterwards)
-        assert over.wait(TIMEOUT)
+        assert over.wait(PATIENCE)
 
     def afterwards() -> None:
         [transport] = SavesTransport.transports
@@ -618,7 +619,7 @@ def test_nothing_is_left_of_a_connection(harness: Harness) -> None:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT / 2
+    deadline = time.monotonic() + PATIENCE / 2
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.01)

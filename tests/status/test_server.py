@@ -10,8 +10,9 @@ from twisted.internet.endpoints import clientFromString, connectProtocol
 
 from echod.service import StartError, build_service
 from echod.settings import Settings
-from tests.conftest import Log
-from tests.serving import BANNER, LOOPBACK, Talker
+from tests.support.clients import BANNER
+from tests.support.log import Log
+from tests.support.serving import LOOPBACK, Talker
 
 
 async def talker(address: Any) -> Talker:

@@ -21,9 +21,9 @@ from echod.status.hosts import Hosts
 from echod.status.shared import FRESH
 from echod.status.site import MOST_CLIENTS, PATIENCE, StatusSite, make_site
 from echod.status.snapshot import state_of
-from tests.conftest import Log
 from tests.status.fakes import FakeFactory, FakeListener, FakeSubject
 from tests.status.test_page import VALID_UNTIL, busy_subject, snapshot
+from tests.support.log import Log
 
 PEER = IPv4Address("TCP", "127.0.0.1", 1)
 

@@ -11,7 +11,7 @@ from echod.handlers import Client, ConcurrencyModel, Handler, adopt
 from echod.handlers.calling import call_closed, call_opened
 from echod.protocol import EchoFactory
 from echod.status.timing import EVERY, HandlerTimer
-from tests.serving import Server
+from tests.support.serving import Server
 
 
 class Ticking:

@@ -16,22 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import (
-    BANNER,
-    MODELS,
-    PATIENCE,
-    Daemon,
-    Start,
-    connect,
-    nothing_kept,
-    receive,
-    receive_all,
-    starting,
-    tool,
-    warm_up,
-)
-
-TALKATIVE = [model for model in MODELS if model != "serial"]
+from tests.support.clients import BANNER, connect, receive, receive_all, warm_up
+from tests.support.daemon import CONCURRENT, MODELS, Daemon, Start, nothing_kept, starting
+from tests.support.needs import tool
+from tests.support.waiting import PATIENCE
 
 
 class Terminal:
@@ -120,7 +108,7 @@ def echoes(_echoes: dict[str, Daemon]) -> Iterator[dict[str, Daemon]]:
         yield _echoes
 
 
-@pytest.fixture(params=TALKATIVE)
+@pytest.fixture(params=CONCURRENT)
 def model(request: pytest.FixtureRequest) -> str:
     """Each of the models that hold conversations."""
     return request.param
@@ -248,14 +236,14 @@ def _framing_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
     with starting(tmp_path_factory.mktemp("framings")) as start:
         started = {
             f"{arguments[1]} {model}": start("--concurrency", model, *arguments)
-            for model in TALKATIVE
+            for model in CONCURRENT
             for arguments in (lines, lengths)
         }
         warm_up(*started.values())
         yield started
 
 
-@pytest.fixture(params=TALKATIVE)
+@pytest.fixture(params=CONCURRENT)
 def line_server(
     request: pytest.FixtureRequest, _framing_servers: dict[str, Daemon]
 ) -> Iterator[Daemon]:
@@ -263,7 +251,7 @@ def line_server(
         yield _framing_servers[f"line {request.param}"]
 
 
-@pytest.fixture(params=TALKATIVE)
+@pytest.fixture(params=CONCURRENT)
 def length_server(
     request: pytest.FixtureRequest, _framing_servers: dict[str, Daemon]
 ) -> Iterator[Daemon]:

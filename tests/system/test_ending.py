@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import MODELS, REACTOR, SCRIPTS, Daemon, Start, connect, eventually, receive_all
+from tests.support.clients import connect, receive_all
+from tests.support.daemon import MODELS, REACTOR, SCRIPTS, Daemon, Start
+from tests.support.waiting import block_until
 
 HANDLERS = """
 import atexit
@@ -194,7 +196,7 @@ def test_in_the_background_it_ends_likewise(tmp_path: Path) -> None:
     )
     pid = int((tmp_path / "pid").read_text())
     os.kill(pid, signal.SIGTERM)
-    eventually(lambda: is_gone(pid))
+    block_until(lambda: is_gone(pid))
     assert (tmp_path / "held").read_text() == "written at exit "
     assert "said at exit" in (tmp_path / "log").read_text()
     assert not (tmp_path / "pid").exists()

@@ -11,19 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import (
-    MODELS,
-    Daemon,
-    connect,
-    eventually,
-    is_over,
-    nothing_kept,
-    receive,
-    starting,
-    warm_up,
-)
-
-TALKATIVE = MODELS[:3]
+from tests.support.clients import connect, is_over, receive, warm_up
+from tests.support.daemon import MODELS, Daemon, nothing_kept, starting
+from tests.support.waiting import block_until
 
 HANDLERS = '''
 from pathlib import Path
@@ -102,7 +92,7 @@ class Faulty:
             bystander = None if self.serial else stack.enter_context(self.greeted())
             assert self.serves(bystander)
             yield
-            eventually(lambda: self.tracebacks > before)
+            block_until(lambda: self.tracebacks > before)
             assert self.serves(bystander)
         assert self.serves()
         assert self.tracebacks == before + 1
@@ -158,7 +148,7 @@ def test_a_handler_that_raises_elsewhere_ends_its_own_connection(
             if place == "closed":
                 connection.shutdown(socket.SHUT_WR)
             assert is_over(connection, 1)
-            eventually(lambda: f"RuntimeError: in {where}" in faulty.running.log)
+            block_until(lambda: f"RuntimeError: in {where}" in faulty.running.log)
 
 
 def test_messages_pipelined_behind_one_that_raises_are_not_answered(faulty: Faulty) -> None:
@@ -210,7 +200,7 @@ def test_what_a_client_gets_into_an_error_is_escaped_and_no_format(
         connection.sendall(b"raise " + text.encode("utf-8", "surrogateescape"))
         assert is_over(connection, 1)
         faulty.running.wait_for("RuntimeError: ")
-        eventually(lambda: f"RuntimeError: {HOSTILE[text]}" in faulty.running.log)
+        block_until(lambda: f"RuntimeError: {HOSTILE[text]}" in faulty.running.log)
     assert set(faulty.running.log) & set("\x1b\r\0\x9b\u2028\u202e\udcff") == set()
 
 

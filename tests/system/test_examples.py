@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import BANNER, PATIENCE, Daemon, Start, connect, receive, receive_all
+from tests.support.clients import BANNER, connect, receive, receive_all
+from tests.support.daemon import Daemon, Start
+from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 README = EXAMPLES.parent / "README.md"
 

@@ -12,18 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import (
-    BANNER,
-    PATIENCE,
-    REACTOR,
-    SCRIPTS,
-    Start,
-    connect,
-    eventually,
-    receive,
-    tool,
-)
 from tests.faults.test_logs import connect_to, daemon_of, is_listening
+from tests.support.clients import BANNER, connect, receive
+from tests.support.daemon import REACTOR, SCRIPTS, Start
+from tests.support.needs import tool
+from tests.support.waiting import PATIENCE, block_until
 
 
 def test_every_line_is_an_object_from_the_first_to_the_last(daemon: Start) -> None:
@@ -59,14 +52,14 @@ def test_a_reload_changes_the_level(daemon: Start, tmp_path: Path) -> None:
     file = tmp_path / "echod.toml"
     file.write_text('log-level = "warn"\n')
     running = daemon("--config", str(file), "--listen", f"unix:{tmp_path}/socket")
-    eventually((tmp_path / "socket").exists)
+    block_until((tmp_path / "socket").exists)
     file.write_text('log-level = "debug"\nlog-rate = 50\n')
 
     def reloaded() -> bool:
         running.signal(signal.SIGHUP)
         return "Reloaded; changed: log-level, log-rate" in running.log
 
-    eventually(reloaded)
+    block_until(reloaded)
     assert "Socket now listening" not in running.log
 
 
@@ -81,17 +74,17 @@ def test_a_background_daemon_logs_to_a_file_that_sigusr1_rotates(tmp_path: Path)
     assert (started.returncode, started.stdout, started.stderr) == (0, b"", b"")
     process = int((tmp_path / "twistd.pid").read_text())
     try:
-        eventually(lambda: "Socket now listening" in log.read_text())
+        block_until(lambda: "Socket now listening" in log.read_text())
         first = log.read_text()
         os.kill(process, signal.SIGUSR1)
-        eventually((tmp_path / "twistd.log.1").exists)
-        eventually(log.exists)
+        block_until((tmp_path / "twistd.log.1").exists)
+        block_until(log.exists)
     finally:
         os.kill(process, signal.SIGTERM)
-    eventually(lambda: log.read_text().endswith("Server Shut Down.\n"))
+    block_until(lambda: log.read_text().endswith("Server Shut Down.\n"))
     assert (tmp_path / "twistd.log.1").read_text().startswith(first)
     assert first.count("starting up") == 1
-    eventually(lambda: not Path(f"/proc/{process}").exists())
+    block_until(lambda: not Path(f"/proc/{process}").exists())
 
 
 def test_a_log_file_that_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
@@ -118,7 +111,7 @@ def test_an_observer_that_twistd_was_given_is_used(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     try:
-        eventually(path.exists)
+        block_until(path.exists)
         assert "mine" in (tmp_path / "mine.txt").read_text()
     finally:
         process.terminate()
@@ -184,14 +177,14 @@ def test_what_a_handler_prints_and_logs_is_in_the_log_whoever_does_it(
         stderr=subprocess.STDOUT,
     )  # fmt: skip
     with daemon:
-        eventually(lambda: is_listening(path))
+        block_until(lambda: is_listening(path))
         with connect_to(path) as client:
             client.sendall(b"happy\n")
             assert receive(client, 6) == b"happy\n"
             os.kill(daemon_of(client), signal.SIGTERM)
         printed, _ = daemon.communicate(timeout=PATIENCE)
     assert printed == b""
-    eventually(lambda: "Server Shut Down." in log.read_text())
+    block_until(lambda: "Server Shut Down." in log.read_text())
     records = [json.loads(line) for line in log.read_text().splitlines()]
     told = [(record["logger"], record["level"], record["message"]) for record in records]
     for line, times in {
@@ -276,12 +269,12 @@ def test_it_runs_with_standard_streams_closed(
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
     with subprocess.Popen([*shell, *command], cwd=tmp_path) as ran:
         try:
-            eventually(lambda: is_listening(path))
+            block_until(lambda: is_listening(path))
             with connect_to(path) as client:
                 client.sendall(b"happy\n")
                 assert receive(client, len(BANNER) + 11) == BANNER + b"OK...happy\n"
                 os.kill(daemon_of(client), signal.SIGTERM)
-            eventually(lambda: "Server Shut Down." in log.read_text())
+            block_until(lambda: "Server Shut Down." in log.read_text())
             assert ran.wait(PATIENCE) == (-signal.SIGTERM if "-n" in flags else 0)
         finally:
             ran.kill()

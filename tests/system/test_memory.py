@@ -11,19 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import (
-    BANNER,
-    MODELS,
-    PATIENCE,
-    Daemon,
-    Start,
-    connect,
-    connect_narrow,
-    nothing_kept,
-    receive,
-    receive_all,
-    warm_up,
-)
+from tests.support.clients import BANNER, connect, connect_narrow, receive, receive_all, warm_up
+from tests.support.daemon import MODELS, Daemon, Start, nothing_kept
+from tests.support.waiting import PATIENCE
 
 CLIENTS = 16
 MOST = 256 * 1024

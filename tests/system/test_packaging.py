@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import BANNER, Daemon, Start, connect, receive_all
-
-ROOT = Path(__file__).parents[2]
+from tests.support.clients import BANNER, connect, receive_all
+from tests.support.daemon import Daemon, Start
+from tests.support.paths import ROOT
 
 # The first test that needs an environment waits for pip to make it.
 pytestmark = pytest.mark.timeout(180)

@@ -19,21 +19,11 @@ import pytest
 from echod.configuration import Setting, SettingError
 from echod.precautions import proviso
 from echod.settings import SETTINGS, Settings
-from tests.certificates import self_signed_pem
-from tests.daemon import (
-    BANNER,
-    PATIENCE,
-    SCRIPTS,
-    Daemon,
-    Start,
-    connect,
-    eventually,
-    needs_root,
-    receive,
-    receive_all,
-    starting,
-    tool,
-)
+from tests.support.certificates import self_signed_pem
+from tests.support.clients import BANNER, connect, receive, receive_all
+from tests.support.daemon import SCRIPTS, Daemon, Start, starting
+from tests.support.needs import needs_root, tool
+from tests.support.waiting import PATIENCE, block_until
 
 TAKEN = "Bind failed. Error Code : 98 Message Address already in use"
 
@@ -327,9 +317,9 @@ def test_a_port_that_is_taken_keeps_it_from_going_into_the_background(
     assert TAKEN in ended.stderr
     assert "Traceback" not in ended.stderr
     # What fails is the child, which may live a moment longer.
-    eventually(lambda: TAKEN in (tmp_path / "log").read_text())
+    block_until(lambda: TAKEN in (tmp_path / "log").read_text())
     assert "Traceback" not in (tmp_path / "log").read_text()
-    eventually(lambda: list(tmp_path.glob("*.pid")) == [])
+    block_until(lambda: list(tmp_path.glob("*.pid")) == [])
 
 
 def test_when_the_second_port_is_taken_the_first_is_given_up(
@@ -445,7 +435,7 @@ def background(directory: Path, *arguments: str) -> Iterator[int]:
 def test_in_the_background_it_serves_until_sigterm(tmp_path: Path) -> None:
     with background(tmp_path, "--port", "0") as number:
         log = tmp_path / "log"
-        eventually(lambda: log.exists() and "Socket now listening" in log.read_text())
+        block_until(lambda: log.exists() and "Socket now listening" in log.read_text())
         found = re.search(r"starting on (\d+)", log.read_text())
         assert found
         with connect(int(found[1])) as connection:

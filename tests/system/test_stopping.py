@@ -13,17 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import (
-    BANNER,
-    MODELS,
-    TERMINATED,
-    Daemon,
-    Start,
-    connect,
-    receive,
-    receive_all,
-    unacknowledged,
-)
+from tests.support.clients import BANNER, connect, receive, receive_all, unacknowledged
+from tests.support.daemon import CONCURRENT, MODELS, TERMINATED, Daemon, Start
 
 HANDLERS = """
 import threading
@@ -99,7 +90,6 @@ def flooding(message):
     return b"x" * 50_000_000
 """
 
-TALKATIVE = MODELS[:3]
 
 # What a process that a signal has ended tells its parent, directly or as a shell would.
 INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
@@ -220,7 +210,7 @@ def test_messages_that_wait_for_a_pool_thread_are_answered(daemon: Start, tmp_pa
             assert receive_all(connection) == b"done: %d" % number
 
 
-@pytest.mark.parametrize("model", TALKATIVE)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_a_slow_reader_gets_the_answer_to_all_that_was_received(daemon: Start, model: str) -> None:
     running = daemon("--concurrency", model, "--drain-timeout", "20")
     with connect(running) as connection:
@@ -238,7 +228,7 @@ def test_a_slow_reader_gets_the_answer_to_all_that_was_received(daemon: Start, m
     assert running.process.returncode in TERMINATED
 
 
-@pytest.mark.parametrize("model", TALKATIVE)
+@pytest.mark.parametrize("model", CONCURRENT)
 def test_who_goes_on_sending_loses_nothing_of_the_answer_to_what_was_received(
     daemon: Start, model: str
 ) -> None:
@@ -280,7 +270,7 @@ def test_in_serial_those_who_wait_for_their_turn_are_answered(daemon: Start) -> 
 
 
 def test_a_client_that_never_stops_sending_does_not_keep_it_from_stopping(daemon: Start) -> None:
-    running = [daemon("--concurrency", model, "--drain-timeout", "20") for model in TALKATIVE]
+    running = [daemon("--concurrency", model, "--drain-timeout", "20") for model in CONCURRENT]
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(endless(each)) for each in running]
         began = time.monotonic()

@@ -15,11 +15,12 @@ import pytest
 import yaml
 
 from echod.settings import configure
-from tests.certificates import self_signed_pem
-from tests.daemon import Daemon, Start, needs_root, receive_all, tool
-from tests.faults.clients import greeted, is_served
+from tests.support.certificates import self_signed_pem
+from tests.support.clients import greeted, is_served, receive_all
+from tests.support.daemon import Daemon, Start
+from tests.support.needs import needs_root, tool
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "etc" / "systemd"
 
 # The exposure that systemd-analyze may find, in tenths.

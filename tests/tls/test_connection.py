@@ -28,9 +28,9 @@ from zope.interface.verify import verifyObject
 from echod.tls import Files, ServerContext, TLSConnection, TLSError, TLSFactory, TLSFacts
 from echod.tls.connection import BATCH, LINGER, MOST, RECORD
 from echod.turns import Turns
-from tests.conftest import Log
-from tests.looping import BOUND, Loop, Work
-from tests.tls_peer import VERSIONS, client_context
+from tests.support.log import Log
+from tests.support.looping import BOUND, Loop, Work
+from tests.support.tls_peer import VERSIONS, client_context
 
 HERE, THERE = IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "127.0.0.1", 2)
 

@@ -14,8 +14,8 @@ import pytest
 from echod.tls import Files, FilesError, ServerContext, context
 from echod.tls.context import read
 from echod.tls.facts import facts_of
-from tests.certificates import DAY, Authority, encrypted_key
-from tests.tls_peer import VERSIONS, client_context
+from tests.support.certificates import DAY, Authority, encrypted_key
+from tests.support.tls_peer import VERSIONS, client_context
 
 AUTHORITY = Authority("an authority")
 
@@ -62,16 +62,6 @@ def handshake(
     return sides[0], sides[1]
 
 
-def trusting(*, ca: Path | None = None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    if ca is None:
-        context.verify_mode = ssl.CERT_NONE
-    else:
-        context.load_verify_locations(ca)
-    return context
-
-
 @pytest.mark.parametrize(
     "names",
     [
@@ -82,7 +72,7 @@ def trusting(*, ca: Path | None = None) -> ssl.SSLContext:
 )
 def test_a_certificate_and_its_key_are_taken(folder: Path, names: dict[str, str]) -> None:
     server = ServerContext(files(folder, **names))
-    _, client = handshake(server, trusting(ca=folder / "ca.pem"))
+    _, client = handshake(server, client_context(ca=folder / "ca.pem"))
     assert client.version() == "TLSv1.3"
     assert client.compression() is None
 
@@ -141,7 +131,7 @@ def test_a_temporary_directory_will_do_without_files_in_memory(
     (folder / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "temporary"))
     server = ServerContext(files(folder, "certificate.pem", key="key.pem", chain="ca.pem"))
-    handshake(server, trusting(ca=folder / "ca.pem"))
+    handshake(server, client_context(ca=folder / "ca.pem"))
     assert not list((folder / "temporary").iterdir())
 
 
@@ -160,10 +150,10 @@ def test_without_either_it_says_so_in_one_line(
 
 def test_a_reload_takes_the_new_certificate_for_new_connections(folder: Path) -> None:
     server = ServerContext(files(folder, "pair.pem"))
-    _, before = handshake(server, trusting())
+    _, before = handshake(server, client_context())
     (folder / "pair.pem").write_bytes(AUTHORITY.issue("new"))
     server.reread()()
-    _, after = handshake(server, trusting())
+    _, after = handshake(server, client_context())
     assert before.getpeercert(binary_form=True) != after.getpeercert(binary_form=True)
 
 
@@ -172,7 +162,7 @@ def test_a_reload_that_fails_changes_nothing(folder: Path) -> None:
     (folder / "certificate.pem").write_bytes(AUTHORITY.issue("new"))
     with pytest.raises(FilesError, match="is not the key of the certificate"):
         server.reread()()
-    _, client = handshake(server, trusting(ca=folder / "ca.pem"))
+    _, client = handshake(server, client_context(ca=folder / "ca.pem"))
     certificate = client.getpeercert()
     assert certificate is not None
     assert certificate["subject"] == ((("commonName", "server"),),)
@@ -218,7 +208,7 @@ def test_a_file_that_changes_while_it_is_read_is_one_thing_or_the_other(
         except FilesError as error:
             assert "\n" not in str(error)  # noqa: PT017
             continue
-        _, client = handshake(server, trusting(ca=folder / "ca.pem"))
+        _, client = handshake(server, client_context(ca=folder / "ca.pem"))
         shown = client.getpeercert()
         assert shown is not None
         said = ssl.cert_time_to_seconds(str(shown["notAfter"]))
@@ -230,10 +220,10 @@ def test_client_certificates_are_required_or_optional(folder: Path) -> None:
     optional = Files(
         asked.certificate, client_ca=asked.client_ca, client_certificates_optional=True
     )
-    handshake(ServerContext(optional), trusting())
+    handshake(ServerContext(optional), client_context())
     with pytest.raises(ssl.SSLError, match="did not return a certificate"):
-        handshake(ServerContext(asked), trusting())
-    client = trusting()
+        handshake(ServerContext(asked), client_context())
+    client = client_context()
     client.load_cert_chain(folder / "pair.pem")
     server, _ = handshake(ServerContext(asked), client)
     assert server.getpeercert()
@@ -241,7 +231,7 @@ def test_client_certificates_are_required_or_optional(folder: Path) -> None:
 
 def test_a_protocol_is_agreed_on(folder: Path) -> None:
     server = ServerContext(Files(str(folder / "pair.pem"), alpn=("b", "a")))
-    client = trusting()
+    client = client_context()
     client.set_alpn_protocols(["a", "b"])
     assert handshake(server, client)[0].selected_alpn_protocol() == "b"
 

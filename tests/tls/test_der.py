@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echod.tls.der import element, elements, not_after, subject
-from tests.certificates import DAY, Authority
+from tests.support.certificates import DAY, Authority
 
 AUTHORITY = Authority("an authority")
 COMMON_NAME = x509.NameOID.COMMON_NAME

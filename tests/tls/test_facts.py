@@ -10,16 +10,13 @@ from hypothesis import strategies as st
 
 from echod.tls import Certificate
 from echod.tls.facts import LARGEST, ClientHello
-from tests.tls_peer import records
+from tests.support.tls_peer import client_context, records
 
 
 def hello(server_name: str | None) -> bytes:
     """Return what a client of Python's `ssl` begins with."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = context.wrap_bio(incoming, outgoing, server_hostname=server_name)
+    client = client_context().wrap_bio(incoming, outgoing, server_hostname=server_name)
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
     return outgoing.read()

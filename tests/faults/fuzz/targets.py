@@ -23,8 +23,8 @@ from echod.text import escape, escape_lines, unescape
 from echod.tls import Files, ServerContext, TLSFactory
 from echod.tls.der import not_after, subject
 from echod.tls.facts import ClientHello
-from tests.certificates import Authority
-from tests.tls_peer import records
+from tests.support.certificates import Authority
+from tests.support.tls_peer import records
 
 
 def cut(data: bytes) -> Iterator[bytes]:

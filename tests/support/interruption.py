@@ -33,7 +33,7 @@ class Interruption:
         self._main: greenlet.greenlet | None = None
         self._number = 0
         self._plain = False  # a test that is a plain function runs
-        self._test: Deferred[Any] | None = None  # what a coroutine of a test gives
+        self._test: Deferred[Any] | None = None  # the Deferred of a test that is a coroutine
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:

@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.daemon import PATIENCE, tool
+from tests.support.needs import tool
+from tests.support.waiting import PATIENCE
 
 DEFAULTS = """
 global

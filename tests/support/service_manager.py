@@ -6,7 +6,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from tests.daemon import eventually
+from tests.support.waiting import block_until
 
 
 class Manager:
@@ -43,7 +43,7 @@ class Manager:
             self.hear()
             return sum(line in message for message in self.heard) >= count
 
-        eventually(is_there)
+        block_until(is_there)
 
     def close(self) -> None:
         self._socket.close()

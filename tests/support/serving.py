@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, MemoryBIO, SSLContext, SSLObject, TLSVersion
+from ssl import MemoryBIO, SSLObject, TLSVersion
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from twisted.internet import reactor, ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol, serverFromString
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocolFactory
 from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.internet.threads import blockingCallFromThread
@@ -32,17 +32,15 @@ from echod.protocol import EchoFactory
 from echod.proxied import ProxyFactory
 from echod.settings import LOOPBACK as TRUSTED
 from echod.tls import Context, Files, ServerContext, TLSFactory
-from tests.daemon import unacknowledged
-from tests.proxy_headers import line
+from tests.support.clients import unacknowledged
+from tests.support.proxy_headers import line
+from tests.support.tls_peer import client_context
+from tests.support.waiting import PATIENCE
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
-BANNER = b"Welcome to the server. Type something and hit enter\n"
 
 # By which a client may reach a factory.
 WAYS = ["clear", "TLS", "Twisted's TLS", "PROXY"]
-
-# How long a condition may take to come true, in seconds.
-PATIENCE = 20.0
 
 
 def make_model(name: ConcurrencyModel | str, threads: int = 4) -> Model:
@@ -140,7 +138,7 @@ class Talker(Protocol):
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds; fail if it does not in time."""
+    """Let the reactor run until `condition` holds; fail if it does not in time."""
     deadline = reactor.seconds() + PATIENCE
     while not condition():
         assert reactor.seconds() < deadline, "this has not come true in time"
@@ -154,11 +152,29 @@ async def turns(count: int) -> None:
 
 
 class Server:
-    """A listening factory."""
+    """A listening factory.
 
-    def __init__(self, factory: EchoFactory, interface: str = "127.0.0.1") -> None:
+    Attributes:
+        factory: what counts and serves the connections.
+        port: where it listens.
+        clients: the clients that this object has connected.
+    """
+
+    def __init__(
+        self,
+        factory: EchoFactory,
+        wrapped: IProtocolFactory | None = None,
+        interface: str = "127.0.0.1",
+    ) -> None:
+        """Listen.
+
+        Args:
+            factory: what serves.
+            wrapped: the same with what stands before it, such as TLS.
+            interface: the address to listen on.
+        """
         self.factory = factory
-        self.port = reactor.listenTCP(0, factory, interface=interface)
+        self.port = reactor.listenTCP(0, wrapped or factory, interface=interface)
         self.clients: list[Talker] = []
 
     @property
@@ -195,10 +211,7 @@ class SecureServer(Server):
     """The same over TLS."""
 
     def __init__(self, factory: EchoFactory, context: Context) -> None:
-        self.factory = factory
-        wrapped = TLSFactory(factory, context, reactor)
-        self.port = reactor.listenTCP(0, wrapped, interface="127.0.0.1")
-        self.clients: list[Talker] = []
+        super().__init__(factory, TLSFactory(factory, context, reactor))
 
     async def connect(self, context: Context | None = None) -> Talker:
         context = context or ClientContext()
@@ -216,13 +229,10 @@ def server_context(certificate: Path, **options: Any) -> ServerContext:
 
 
 class ClientContext:
-    """The client's side of TLS, which trusts everybody."""
+    """The client's side of TLS, which trusts every server."""
 
     def __init__(self, version: TLSVersion = TLSVersion.TLSv1_3) -> None:
-        self.context = SSLContext(PROTOCOL_TLS_CLIENT)
-        self.context.check_hostname = False
-        self.context.verify_mode = CERT_NONE
-        self.context.minimum_version = self.context.maximum_version = version
+        self.context = client_context(version)
         self.server_name: str | None = None
 
     def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO) -> SSLObject:
@@ -262,10 +272,7 @@ class ProxiedServer(Server):
     """The same behind a proxy, whose header comes with the first message."""
 
     def __init__(self, factory: EchoFactory) -> None:
-        self.factory = factory
-        wrapped = ProxyFactory(factory, factory, TRUSTED)
-        self.port = reactor.listenTCP(0, wrapped, interface="127.0.0.1")
-        self.clients: list[Talker] = []
+        super().__init__(factory, ProxyFactory(factory, factory, TRUSTED))
 
     async def connect(self) -> Talker:
         talker = await super().connect()

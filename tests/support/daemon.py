@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
-import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
+
+from tests.support.waiting import PATIENCE, block_until
 
 SCRIPTS = Path(sys.executable).parent
 
 # The reactor that the tests themselves run on is the daemon's too.
 REACTOR = [f"--reactor={name}"] if (name := os.environ.get("TEST_REACTOR")) else []
 
-# How long the daemon may take to say or do what it is waited for, in seconds.
-PATIENCE = 20.0
-
-# What a process that SIGTERM has ended tells its parent, directly or as a shell would.
+# The exit codes of a process that SIGTERM has ended: its own, and a shell's for it.
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 MODELS = ("reactor", "defer-to-thread", "thread-per-connection", "serial")
 
-BANNER = b"Welcome to the server. Type something and hit enter\n"
+# The models that serve several clients at a time.
+CONCURRENT = MODELS[:3]
 
 
 class Daemon:
@@ -84,7 +78,7 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """All that it has printed."""
+        """The lines that it has printed, as one text."""
         return "\n".join(self.lines)
 
     def wait_for(self, pattern: str, count: int = 1, patience: float = PATIENCE) -> list[str]:
@@ -189,15 +183,6 @@ def starting(directory: Path) -> Iterator[Start]:
                 stack.callback(started.stop)
 
 
-def warm_up(*daemons: Daemon) -> None:
-    """Let daemons open what they open once, before their descriptors are counted."""
-    for running in daemons:
-        with connect(running) as connection:
-            connection.shutdown(socket.SHUT_WR)
-            receive_all(connection)
-        running.wait_for("Disconnected from")
-
-
 @contextlib.contextmanager
 def nothing_kept(*daemons: Daemon) -> Iterator[None]:
     """Check that daemons which several tests share have no more descriptors after a test."""
@@ -205,7 +190,7 @@ def nothing_kept(*daemons: Daemon) -> Iterator[None]:
     yield
     # One that was on its way out when they were counted may be gone since.
     with contextlib.suppress(AssertionError):
-        eventually(lambda: not _grown(daemons, before))
+        block_until(lambda: not _grown(daemons, before))
     assert _grown(daemons, before) == []
 
 
@@ -213,93 +198,3 @@ def _grown(daemons: Sequence[Daemon], before: Sequence[int]) -> list[int]:
     """Return how many descriptors each daemon has that has more than before."""
     counts = [running.descriptors for running in daemons]
     return [count for count, once in zip(counts, before, strict=True) if count > once]
-
-
-def tool(name: str) -> str:
-    """Return the path of a program that a test needs; a missing one fails in CI, else skips."""
-    # An ordinary user's PATH lacks what is for root.
-    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if path is None:
-        missing(f"{name} is not installed (.ci/run installs on Debian what the tests need)")
-    return path
-
-
-def missing(what: str) -> NoReturn:
-    """End a test that lacks what it needs: a failure in CI, else a skip.
-
-    Args:
-        what: what is missing, and how to get it: what to install or to permit.
-    """
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
-
-
-def needs_root(why: str) -> None:
-    """End a test where only root can do what it does: a failure in CI, else a skip."""
-    if os.geteuid() != 0:
-        missing(f"only root can {why}: run the tests as root, with sudo for instance")
-
-
-def not_here(why: str) -> NoReturn:
-    """Skip a test, in CI as well, that has nothing to say about what runs here.
-
-    Args:
-        why: what here is other than what the test is about; nothing that could be installed.
-    """
-    pytest.skip(why)
-
-
-def connect(to: Daemon | int, **options: object) -> socket.socket:
-    """Connect to a daemon, or a port; whatever takes longer than `PATIENCE` fails."""
-    port = to if isinstance(to, int) else to.port
-    return socket.create_connection(("127.0.0.1", port), PATIENCE, **options)  # type: ignore[arg-type]
-
-
-def connect_narrow(running: Daemon) -> socket.socket:
-    """Connect as a client for which the daemon's kernel cannot send much ahead."""
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.settimeout(PATIENCE)
-    connection.connect(("127.0.0.1", running.port))
-    return connection
-
-
-def is_over(connection: socket.socket, within: float = PATIENCE) -> bool:
-    """Return whether the connection ends within so many seconds, by an end or a reset."""
-    connection.settimeout(within)
-    try:
-        while connection.recv(1 << 16):
-            pass
-    except ConnectionResetError:
-        pass
-    except TimeoutError:
-        return False
-    return True
-
-
-def receive(connection: socket.socket, size: int) -> bytes:
-    """Read exactly `size` bytes, or what there is before the end."""
-    data = bytearray()
-    while len(data) < size and (piece := connection.recv(size - len(data))):
-        data += piece
-    return bytes(data)
-
-
-def receive_all(connection: socket.socket) -> bytes:
-    """Read to the end of the stream."""
-    data = bytearray()
-    while piece := connection.recv(1 << 16):
-        data += piece
-    return bytes(data)
-
-
-def unacknowledged(connection: socket.socket) -> int:
-    """Return how many of the bytes sent the other end's kernel has not received."""
-    return struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))[0]
-
-
-def eventually(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
-    """Wait until `condition()` holds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)

@@ -7,11 +7,11 @@ import itertools
 import socket
 import ssl
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-# How long anything may take, in seconds.
-PATIENCE = 20.0
+from tests.support.waiting import PATIENCE
 
 # How a client ends its stream.
 End = Literal["close_notify", "fin", "both"]
@@ -22,11 +22,16 @@ VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 PIECE = 1 << 16
 
 
-def client_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """Return a context that trusts everybody, and speaks this version only."""
+def client_context(
+    version: ssl.TLSVersion | None = None, *, ca: Path | None = None
+) -> ssl.SSLContext:
+    """Return a context that trusts every server, or those of `ca`, and speaks one version only."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    if ca is None:
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_verify_locations(ca)
     if version is not None:
         context.minimum_version = context.maximum_version = version
     return context
@@ -183,7 +188,7 @@ class Peer:
         if len(encrypted) <= PIECE // 4:  # the kernel takes that much at once
             send()
             return self.receive_all()
-        # What is not read would keep the server from reading.
+        # Replies that are not read would keep the server from reading.
         sender = threading.Thread(target=send)
         sender.start()
         try:

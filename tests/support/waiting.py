@@ -1,0 +1,17 @@
+"""How long tests wait, and for what: a condition, never a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+# The longest wait for any condition, in seconds: only a fault takes as long.
+PATIENCE = 20.0
+
+
+def block_until(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
+    """Block this thread until `condition()` holds; fail if it does not in time."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
