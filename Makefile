@@ -19,7 +19,7 @@ SHELL = bash
 # Two installations at a time into one environment would clash.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test check docs soak bench foreign install-service clean
+.PHONY: help run test check docs pictures soak bench foreign install-service clean
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ check: $(VENV)/develop.stamp ## look for faults without running the daemon: styl
 docs: $(VENV)/develop.stamp ## write what is made from the code: parts of docs/, and etc/echod.toml
 	$(BIN)/python -m echod.reference
 	$(BIN)/python -m tests.faults.catalogue
+
+pictures: $(VENV)/run.stamp ## make the picture of README.md: the status page, under load, in Chromium
+	$(BIN)/python docs/pictures/make.py
 
 soak: $(VENV)/soak.stamp ## run the long forms of tests/faults, for SOAK_HOURS=8 at most
 	SOAK=1 SOAK_HOURS=$(SOAK_HOURS) $(BIN)/python -m pytest tests/faults -v --capture=no \

@@ -50,7 +50,6 @@ TO_MEND: dict[str, int] = {
     ".ci": 1,
     "CHANGELOG.md": 1,
     "CONTRIBUTING.md": 7,
-    "README.md": 12,
     "bench": 29,
     "docs": 224,
     "echod": 306,

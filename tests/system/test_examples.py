@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE
 
 EXAMPLES = ROOT / "examples"
-README = EXAMPLES.parent / "README.md"
+PAGE = ROOT / "docs" / "handlers.md"
 
 REACTOR = ("--concurrency", "reactor")
 POOL = ("--concurrency", "defer-to-thread")
@@ -104,10 +104,10 @@ def test_the_standalone_program_says_why_it_cannot_listen() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_readmes_program_serves_and_shows_what_its_handler_raises(
+def test_the_pages_program_serves_and_shows_what_its_handler_raises(
     fails: bool, tmp_path: Path
 ) -> None:
-    text = README.read_text().partition("## In a Twisted program of your own")[2]
+    text = PAGE.read_text().partition("## In a program of your own")[2]
     program = text.partition("```python\n")[2].partition("```")[0]
     assert program.count("tcp:8888") == program.count("message.upper()") == 1
     program = program.replace("tcp:8888", "tcp:0:interface=127.0.0.1")
