@@ -1,0 +1,272 @@
+"""Run the commands of a page as its reader does: in a shell, beside a server, on port 8888.
+
+Each page has a network of its own, where port 8888 is free even if a server runs on this machine.
+Where no network can be made, other ports are put into the commands, and taken out of the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.support.daemon import SCRIPTS
+from tests.support.waiting import PATIENCE
+
+# The ports that pages name.
+PORTS = ("8888", "8443", "9464")
+
+# Where a page's reader is.
+HOME = "/home/me"
+
+# These change the shell itself, so they come again before each later command.
+_OF_THE_SHELL = re.compile(r"(cd|\.|source|export|alias) |[A-Z_]+=\S*$|\w+\(\) ")
+
+
+class Network:
+    """A network namespace, or else other ports.
+
+    Attributes:
+        within: the command that runs a command in this network.
+        ports: the ports that stand for those of the pages.
+    """
+
+    def __init__(self, keeper: int | None, within: list[str], ports: dict[str, str]) -> None:
+        self.within = within
+        self.ports = ports
+        self._tables = Path(f"/proc/{keeper or 'self'}/net")
+
+    def listening(self) -> set[str]:
+        """Return the TCP ports and the UNIX sockets on which programs listen."""
+        found = set()
+        for table in ("tcp", "tcp6"):
+            for line in self._tables.joinpath(table).read_text().splitlines()[1:]:
+                _, local, _, state, *_ = line.split()
+                port = str(int(local.rpartition(":")[2], 16))
+                if state == "0A" and (self.within or port in self.ports.values()):
+                    found.add(port)
+        for line in self._tables.joinpath("unix").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "00010000" and len(fields) == 8:
+                found.add(f"{fields[7]} {fields[6]}")
+        return found
+
+
+@contextlib.contextmanager
+def network() -> Iterator[Network]:
+    """Make a network, with its loopback interface up, if this machine permits it."""
+    up = "PATH=$PATH:/usr/sbin:/sbin; ip link set lo up && echo up && exec sleep infinity"
+    for unshare, enter in (
+        (["--net"], ["--net"]),
+        (["--user", "--map-root-user", "--net"], ["--preserve-credentials", "--user", "--net"]),
+    ):
+        if not shutil.which("unshare") or not shutil.which("nsenter"):
+            break
+        with subprocess.Popen(
+            ["unshare", *unshare, "sh", "-c", up],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as keeper:
+            assert keeper.stdout is not None
+            try:
+                if keeper.stdout.readline() == "up\n":
+                    within = ["nsenter", f"--target={keeper.pid}", *enter, "--"]
+                    yield Network(keeper.pid, within, {port: port for port in PORTS})
+                    return
+            finally:
+                keeper.kill()
+    with contextlib.ExitStack() as stack:
+        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
+        ports = {port: str(one.getsockname()[1]) for port, one in zip(PORTS, free, strict=True)}
+    yield Network(None, [], ports)
+
+
+class Command:
+    """A command that was started.
+
+    Attributes:
+        text: as the page has it.
+        process: its process, which leads a group.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        process: subprocess.Popen[bytes],
+        output: Path,
+        shown: Callable[[str], str],
+    ) -> None:
+        self.text = text
+        self.process = process
+        self._output = output
+        self._shown = shown
+
+    @property
+    def printed(self) -> list[str]:
+        """The lines that it has printed, errors too."""
+        text = self._output.read_text(errors="backslashreplace")
+        return self._shown(text).splitlines()
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def type(self, line: str) -> None:
+        """Give it a line of input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+
+
+class Terminal:
+    """The terminals of a page's reader: one with a server, and others for clients.
+
+    Attributes:
+        directory: where the reader is.
+        patience: how long the reader waits for anything, in seconds.
+        server: the command that serves, if one does.
+    """
+
+    def __init__(self, directory: Path, scratch: Path, among: Network, patience: float) -> None:
+        self.directory = directory
+        self.patience = patience
+        self.server: Command | None = None
+        self._network = among
+        self._scratch = scratch
+        self._shell: list[str] = []
+        self._started: list[Command] = []
+        self._mark = f"ECHOD_PAGE={uuid.uuid4()}"
+        self._environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VIRTUAL_ENV")
+        } | {
+            "HOME": str(scratch),
+            "LC_ALL": "C.UTF-8",
+            "PATH": f"{SCRIPTS}:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "PYTHONUNBUFFERED": "1",
+        }
+        # curl shows how far it is where its output is no terminal.
+        (scratch / ".curlrc").write_text("silent\nshow-error\n")
+
+    def until(self, condition: Callable[[], object]) -> bool:
+        """Wait until `condition()` holds; return whether it does in time."""
+        deadline = time.monotonic() + self.patience
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def run(self, text: str) -> Command:
+        """Run a command to its end, or until it serves.
+
+        Raises:
+            TimeoutError: it does neither.
+        """
+        before = self._network.listening()
+        command = self.start(text)
+        if not self.until(lambda: command.ended or self._network.listening() - before):
+            self.interrupt(command)
+            raise TimeoutError(f"it has neither ended nor begun to listen in {self.patience} s")
+        if not command.ended:
+            self.server = command
+        elif _OF_THE_SHELL.match(text):
+            self._shell.append(text)
+        return command
+
+    def start(self, text: str, stdin: int = subprocess.DEVNULL) -> Command:
+        """Start a command, in a shell in which those that change a shell have run."""
+        output = self._scratch / f"output-{len(self._started)}"
+        name, _, value = self._mark.partition("=")
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [*self._network.within, "bash", "-c", self.real("\n".join([*self._shell, text]))],
+                cwd=self.directory,
+                env={**self._environment, name: value},
+                stdin=stdin,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._started.append(Command(text, process, output, self._shown))
+        return self._started[-1]
+
+    def real(self, text: str) -> str:
+        """Return a text of the page with the ports that there are."""
+        return re.sub(rf"\b({'|'.join(PORTS)})\b", lambda port: self._network.ports[port[0]], text)
+
+    def _shown(self, text: str) -> str:
+        for port, other in self._network.ports.items():
+            text = text.replace(other, port)
+        return text.replace(str(self.directory), f"{HOME}/echod")
+
+    def stop_server(self) -> None:
+        """Press Ctrl-C where the server runs.
+
+        Raises:
+            TimeoutError: that does not end it.
+        """
+        server, self.server = self.server, None
+        if server is not None:
+            self.interrupt(server)
+
+    def interrupt(self, command: Command) -> None:
+        """Press Ctrl-C where a command runs.
+
+        Raises:
+            TimeoutError: that does not end it.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(command.process.pid, signal.SIGINT)
+        if not self.until(lambda: command.ended):
+            os.killpg(command.process.pid, signal.SIGKILL)
+            raise TimeoutError(f"Ctrl-C has not ended {command.text}")
+
+    def close(self) -> None:
+        """End everything that was started, and all that came of it."""
+        for command in self._started:
+            if command.process.stdin is not None:
+                command.process.stdin.close()
+        while left := self._left():
+            for process in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.005)
+        for command in self._started:
+            command.process.wait()
+
+    def _left(self) -> list[int]:
+        """Return the processes that have this page's mark in their environment."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self._mark.encode() in process.joinpath("environ").read_bytes():
+                    found.append(int(process.name))
+        return found
+
+
+@contextlib.contextmanager
+def terminal(directory: Path, scratch: Path, patience: float = PATIENCE) -> Iterator[Terminal]:
+    """Give a terminal for as long as this lasts.
+
+    Args:
+        directory: where its reader is.
+        scratch: a folder for what is needed beside.
+        patience: how long its reader waits for anything, in seconds.
+    """
+    with network() as among:
+        made = Terminal(directory, scratch, among, patience)
+        try:
+            yield made
+        finally:
+            made.close()

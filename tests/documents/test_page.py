@@ -1,0 +1,158 @@
+"""A page that runs: what differs is found, and nothing of it is left running."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.documents import terminal as terminals
+from tests.documents.page import Page, verify_unit
+from tests.documents.terminal import Network, terminal
+from tests.support.needs import tool
+from tests.support.waiting import PATIENCE
+
+Run = Callable[..., list[str]]
+
+SERVER = """
+import socket
+with socket.create_server(("127.0.0.1", 8888)) as listener:
+    while True:
+        print("Ready", flush=True)
+        client, address = listener.accept()
+        with client:
+            print("Connected with 127.0.0.1:%d" % address[1], flush=True)
+            client.sendall(b"Hello\\n")
+            while data := client.recv(100):
+                client.sendall(b"OK..." + data)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a page of this text; return what differs."""
+    directory = tmp_path / "here"
+    directory.mkdir()
+
+    def run(text: str, patience: float = PATIENCE) -> list[str]:
+        path = tmp_path / "page.md"
+        path.write_text(text)
+        with terminal(directory, tmp_path, patience) as here:
+            page = Page(path, here)
+            page.run()
+        return page.differences
+
+    return run
+
+
+@pytest.fixture(params=["a network of its own", "other ports"])
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The beginning of a page with a server."""
+    tool("nc")
+    if request.param == "other ports":
+        monkeypatch.setattr(terminals.shutil, "which", lambda name: None)
+    return (
+        f"<!-- file: server.py -->\n```python{SERVER}```\n\n```\n$ python server.py\nReady\n```\n"
+    )
+
+
+def test_a_page_that_is_right_has_no_differences(run: Run) -> None:
+    assert run("```\n$ printf 'a\\nb\\n'\na\nb\n$ true\n```\n\n```python\nprint()\n```\n") == []
+
+
+@pytest.mark.parametrize(
+    ("block", "difference"),
+    [
+        ("```\n$ echo a\nb\n```", "page.md:1: line 2: $ echo a\n- b\n+ a"),
+        ("```\n$ echo a\n```", "page.md:1: line 2: $ echo a\n+ a"),
+        ("```\n$ false\n```", "page.md:1: line 2: $ false\nexit status 1"),
+        ("```sh\necho a; false; true\n```", "page.md:1: exit status 1, and it printed:\na"),
+        ("```\na = 1\n```", "page.md:1: a block of no language: say behind the fence"),
+        ("```perl\na\n```", "page.md:1: a block of perl: say behind the fence"),
+        ("```python\nassert False\n```", "page.md:1: exit status 1, and it printed:\nTraceback"),
+        ("```toml\nprot = 1\n```", "page.md:1: page.md:1: prot: there is no such key"),
+        ("```yaml\na: [\n```", "page.md:1: "),
+        ("```json\n{\n```", "page.md:1: "),
+        ("```text\na\n```", "page.md:1: no server is running whose log this could be"),
+        ("```ini\n[Socket]\n```", "page.md:1: say which unit of etc/systemd these lines are for"),
+        (
+            "<!-- in: examples/handlers.py -->\n```python\ndef shout(message): return b''\n```",
+            "page.md:2: examples/handlers.py has not\ndef shout",
+        ),
+        ("<!-- any order -->\n```\n$ printf 'a\\na\\n'\na\n```", "page.md:2: line 3: $ printf"),
+    ],
+)
+def test_a_block_that_is_wrong_is_named_by_its_line(run: Run, block: str, difference: str) -> None:
+    (found,) = run(f"{block}\n\n```\n$ true\n```\n")
+    assert found.startswith(difference)
+
+
+def test_a_block_that_is_marked_does_not_run(run: Run) -> None:
+    assert run("<!-- skip: it would fail -->\n```\n$ false\n```\n") == []
+
+
+def test_the_shell_stays_the_same(run: Run) -> None:
+    assert run("```\n$ mkdir a\n$ cd a\n$ b() { pwd; }\n$ b\n/home/me/echod/a\n```\n") == []
+
+
+def test_what_is_shown_stands_in_its_file(run: Run) -> None:
+    block = "def shout(message: bytes) -> bytes:\n    return message.upper()"
+    assert run(f"<!-- in: examples/handlers.py -->\n```python\n{block}\n```\n") == []
+
+
+def test_a_server_goes_on_beside_clients(run: Run, server: str) -> None:
+    talk = "<!-- typed: a -->\n```\n$ nc localhost 8888\nHello\na\nOK...a\n^C\n```\n\n"
+    assert run(f"{server}\n{talk}```\n$ echo b | nc -N localhost 8888\nHello\nOK...b\n```\n") == []
+
+
+def test_what_a_client_sees_is_compared(run: Run, server: str) -> None:
+    talk = "<!-- typed: a -->\n```\n$ nc localhost 8888\nHello\na\nOK...b\n^C\n```\n"
+    (found,) = run(f"{server}\n{talk}")
+    assert found.endswith("- OK...b\n+ OK...a")
+
+
+def test_the_log_of_the_server_is_compared_to_its_end(run: Run, server: str) -> None:
+    client = "<!-- $ echo b | nc -N localhost 8888 > /dev/null -->\n"
+    log = "```text\nReady\nConnected with 127.0.0.1:35000\n^CKeyboardInterrupt\n```\n"
+    assert run(f"{server}\n{client}\n{log}") == []
+    (found,) = run(f"{server}\n{client}\n{log.replace('Connected', 'Refused')}", 1.0)
+    assert "- Refused with 127.0.0.1:35000" in found
+
+
+def test_one_server_ends_the_one_before_unless_it_is_beside_it(run: Run, server: str) -> None:
+    again = "```\n$ python server.py\nReady\n```\n"
+    assert run(f"{server}\n{again}") == []
+    beside = "```\n$ python server.py\nTraceback (most recent call last):\n...\n```\n"
+    assert run(f"{server}\n<!-- beside -->\n{beside}") == []
+    (found,) = run(f"{server}\n<!-- beside -->\n{again}")
+    assert "+ OSError: [Errno 98] Address already in use" in found
+
+
+def test_nothing_of_a_page_is_left_running(run: Run) -> None:
+    assert run("```\n$ (trap '' INT TERM; exec sleep 1234567) > /dev/null &\n```\n") == []
+    running = [
+        path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _is_ours(path)
+    ]
+    assert b"sleep\x001234567\x00" not in running
+
+
+def _is_ours(path: Path) -> bool:
+    return os.access(path, os.R_OK) and path.exists()
+
+
+def test_where_no_network_can_be_made_other_ports_are_put_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(terminals.shutil, "which", lambda name: None)
+    with terminals.network() as among:
+        assert isinstance(among, Network)
+        assert among.within == []
+        assert not set(among.ports.values()) & set(among.ports)
+
+
+def test_systemd_checks_what_is_added_to_a_unit(tmp_path: Path) -> None:
+    verify_unit("echod.socket", "[Socket]\nListenStream=443\n", tmp_path)
+    with pytest.raises(Exception, match="Unknown key"):
+        verify_unit("echod.socket", "[Socket]\nListenStraem=443\n", tmp_path)
