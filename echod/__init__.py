@@ -3,6 +3,8 @@
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.concurrency.pool import WorkerPool
 from echod.concurrency.thread_socket import ConnectionSocket
+from echod.connections.factory import EchoFactory
+from echod.connections.message_protocol import EchoProtocol
 from echod.handlers import (
     Client,
     Close,
@@ -15,7 +17,6 @@ from echod.handlers import (
 from echod.limits import Limits
 from echod.messages.framing import Chunk, Length, Line
 from echod.metrics import Metrics
-from echod.protocol import EchoFactory, EchoProtocol
 from echod.reasons import EndReason
 
 __version__ = "0.1.0"

@@ -16,9 +16,8 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from echod.concurrency.model import Model
-from echod.lifecycle import ConnectionProtocol
-from echod.protocol import EchoFactory
-from echod.proxied import HeaderProtocol
+from echod.connections.factory import EchoFactory
+from echod.connections.owner import Owned
 
 log = Logger("echod")
 
@@ -57,7 +56,7 @@ class Drain:
         self._still_there = still_there
         self._began = 0.0
         self._count = 0
-        self._untold: list[ConnectionProtocol | HeaderProtocol] = []
+        self._untold: list[Owned] = []
         self._telling = LoopingCall(self._tell_some)
         self._telling.clock = reactor
 

@@ -27,12 +27,12 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from echod import default_reactor, descriptors, ending, precautions
-from echod.activation import InheritedSockets, started_with
-from echod.admission import Admission
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.concurrency.pool import WorkerPool
 from echod.configuration import SettingError
+from echod.connections.admission import Admission
+from echod.connections.factory import EchoFactory
 from echod.draining import Drain
 from echod.handlers import (
     ConcurrencyModel,
@@ -44,13 +44,14 @@ from echod.handlers import (
     resolve,
 )
 from echod.limits import Level
-from echod.listen import ListenError, Listening, parse_listen
-from echod.listener import Listener
+from echod.listening.endpoints import ListenError, Listening, parse_listen
+from echod.listening.listener import Listener
+from echod.listening.socket_activation import InheritedSockets, started_with
+from echod.listening.validity import ValidityWatch, tell_validity
 from echod.log.observer import LogObserver
 from echod.log.sinks import sink_for
 from echod.logcapture import Capture, capturing
 from echod.metrics import Metrics
-from echod.protocol import EchoFactory
 from echod.settings import Options as SettingsOptions
 from echod.settings import Settings, differences, reloaded
 from echod.signals import GRACE, Signals
@@ -60,7 +61,6 @@ from echod.systemd import Notifier
 from echod.text import clipped, escape
 from echod.tls import FilesError
 from echod.turns import Turns
-from echod.validity import ValidityWatch, tell_validity
 
 if TYPE_CHECKING:
     from echod.status import HandlerTimer, StatusServer

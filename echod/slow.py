@@ -20,7 +20,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from echod.concurrency.model import Model, UnderWay
-from echod.lifecycle import shown
+from echod.connections.clients import shown
 from echod.log.event import LogLine
 from echod.stacks import (
     Frames,

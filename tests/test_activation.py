@@ -15,7 +15,12 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory
 
 from echod import EchoFactory
-from echod.activation import ActivatedEndpoint, ActivationError, InheritedSockets, started_with
+from echod.listening.socket_activation import (
+    ActivatedEndpoint,
+    ActivationError,
+    InheritedSockets,
+    started_with,
+)
 from tests.support.clients import BANNER
 from tests.support.serving import Talker
 

@@ -22,13 +22,14 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from echod import Chunk, Close, EchoFactory, Handler, Limits, Line, handover
+from echod import Chunk, Close, EchoFactory, Handler, Limits, Line
 from echod.concurrency import thread_socket
 from echod.concurrency.model import Busy
 from echod.concurrency.models import ThreadPerConnection
+from echod.connections import socket_protocol as handover
+from echod.connections.kernel import unread
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
-from echod.lifecycle import unread
-from echod.proxied import ProxyFactory
+from echod.listening.proxy import ProxyFactory
 from echod.settings import LOOPBACK
 from echod.tls import TLSFactory
 from tests.support.clients import BANNER

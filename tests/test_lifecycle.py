@@ -20,22 +20,13 @@ from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from zope.interface import implementer
 
-from echod import (
-    Client,
-    EchoFactory,
-    EchoProtocol,
-    EndReason,
-    Handler,
-    Limits,
-    Line,
-    Serial,
-    lifecycle,
-)
+from echod import Client, EchoFactory, EchoProtocol, EndReason, Handler, Limits, Line, Serial
 from echod.concurrency.model import Model
 from echod.concurrency.models import InReactor
+from echod.connections import lifecycle
+from echod.connections.kernel import acknowledged, traffic, unsent
+from echod.connections.sweeper import URGENT_INTERVAL
 from echod.handlers import ConcurrencyModel
-from echod.lifecycle import acknowledged, traffic, unsent
-from echod.sweeping import URGENT_INTERVAL
 from echod.tls.context import certificates_in
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from echod.addresses import network_of
-from echod.admission import Admission, TokenBucket
+from echod.connections.admission import Admission, TokenBucket
 from echod.limits import Limits
 from echod.reasons import Refusal
 

@@ -12,11 +12,11 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
 
 from echod import EchoFactory
-from echod.activation import InheritedSockets
-from echod.listen import ListenError, Words, parse_listen
-from echod.proxied import ProxyFactory
+from echod.listening.endpoints import ListenError, Words, parse_listen
+from echod.listening.proxy import ProxyFactory
+from echod.listening.socket_activation import InheritedSockets
+from echod.listening.unix import BACKLOG, UNIXEndpoint
 from echod.tls import Files, TLSFactory
-from echod.unix_socket import BACKLOG, UNIXEndpoint
 from tests.support.certificates import DAY, Authority
 from tests.support.log import Log
 
@@ -184,7 +184,9 @@ def test_a_unix_socket_has_options(
     monkeypatch: pytest.MonkeyPatch, text: str, options: Any
 ) -> None:
     made: list[Any] = []
-    monkeypatch.setattr("echod.listen.UNIXEndpoint", lambda _, *given: made.append(given))
+    monkeypatch.setattr(
+        "echod.listening.endpoints.UNIXEndpoint", lambda _, *given: made.append(given)
+    )
     parse_listen(reactor, text)
     assert made == [options]
 

@@ -10,8 +10,8 @@ from twisted.internet import reactor
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 
-from echod.listen import ListenError, Listening, parse_listen
-from echod.listener import Listener, bind_error
+from echod.listening.endpoints import ListenError, Listening, parse_listen
+from echod.listening.listener import Listener, bind_error
 from tests.support.log import Log
 from tests.support.serving import LOOPBACK, SlowEndpoint
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from twisted.logger import LogEvent, Logger, globalLogPublisher
 
+from echod.connections.clients import log_failure
 from echod.handlers import Client
-from echod.lifecycle import log_failure
 from echod.log.event import LogLine
 from echod.log.observer import LogObserver
 from echod.log.rate import WINDOW

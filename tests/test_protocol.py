@@ -36,18 +36,18 @@ from echod import (
     Serial,
     message_handler,
 )
-from echod.admission import Admission
 from echod.concurrency import pool as pool_module
 from echod.concurrency.model import Busy
 from echod.concurrency.models import InPool, InReactor
 from echod.concurrency.pool import WorkerPool
+from echod.connections.admission import Admission
+from echod.connections.direct_protocol import DirectProtocol
+from echod.connections.kernel import unread
+from echod.connections.sweeper import URGENT_INTERVAL
 from echod.handlers import Client, ConcurrencyModel
-from echod.lifecycle import unread
 from echod.messages.framing import Framing
-from echod.protocol import DirectProtocol
 from echod.proxy_header import ProxyHeader
 from echod.reactor import UvloopReactor
-from echod.sweeping import URGENT_INTERVAL
 from echod.tls import TLSError, TLSFacts
 from tests.support.clients import BANNER
 from tests.support.log import Log
@@ -71,7 +71,7 @@ from tests.support.waiting import PATIENCE
 
 def test_a_protocol_belongs_to_a_factory_which_holds_its_limits() -> None:
     factory: Any = Factory.forProtocol(EchoProtocol)
-    with pytest.raises(TypeError, match="home"):
+    with pytest.raises(TypeError, match="owner"):
         factory.buildProtocol(None)
 
 
@@ -1369,7 +1369,7 @@ def test_a_second_drain_waits_for_the_same_end() -> None:
 @pytest_twisted.ensureDeferred
 async def test_build_protocol_that_raises_closes_the_socket(log: Log) -> None:
     class Broken(EchoProtocol):
-        def __init__(self, home: EchoFactory) -> None:
+        def __init__(self, owner: EchoFactory) -> None:
             raise RuntimeError("no good")
 
     async with serving() as server:

@@ -20,9 +20,9 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from echod import Client, EchoFactory, Handler, Limits
+from echod.connections.direct_protocol import DirectProtocol
 from echod.handlers import ConcurrencyModel
-from echod.protocol import DirectProtocol
-from echod.proxied import BROKEN, LATE, UNTRUSTED, ProxyFactory
+from echod.listening.proxy import BROKEN, LATE, UNTRUSTED, ProxyFactory
 from echod.proxy_header import FieldType
 from echod.reasons import EndReason
 from echod.settings import LOOPBACK

@@ -27,9 +27,10 @@ from twisted.python.failure import Failure
 from echod import Chunk, Client, Close, EchoFactory, Handler, Length, Line, Serial
 from echod.concurrency.model import Model
 from echod.concurrency.models import InReactor
+from echod.connections.direct_protocol import DirectProtocol
+from echod.connections.message_protocol import EchoProtocol
 from echod.handlers import ConcurrencyModel
 from echod.messages.framing import Framing
-from echod.protocol import DirectProtocol, EchoProtocol
 from echod.turns import PACE, Turns
 from tests.support.log import Log
 from tests.support.looping import Loop

@@ -22,13 +22,13 @@ from twisted.internet.task import Clock, deferLater
 
 from echod import ending
 from echod import service as module
-from echod.activation import InheritedSockets
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.default_reactor import name_of
 from echod.descriptors import SPARE
 from echod.handlers import ConcurrencyModel, Handler, HandlerSpec, adopt
 from echod.limits import Limits
-from echod.listen import Listening
+from echod.listening.endpoints import Listening
+from echod.listening.socket_activation import InheritedSockets
 from echod.service import (
     EchoService,
     Options,

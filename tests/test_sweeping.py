@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from echod.sweeping import SLICE, URGENT_INTERVAL, Sweeper, interval_for
+from echod.connections.sweeper import SLICE, URGENT_INTERVAL, Sweeper, interval_for
 from tests.support.log import Log
 
 

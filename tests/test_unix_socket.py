@@ -14,8 +14,9 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 
-from echod import EchoFactory, unix_socket
-from echod.unix_socket import UNIXEndpoint
+from echod import EchoFactory
+from echod.listening import unix
+from echod.listening.unix import UNIXEndpoint
 from tests.support.clients import BANNER
 from tests.support.log import Log
 from tests.support.serving import Talker
@@ -145,7 +146,7 @@ async def test_a_directory_that_is_not_there_is_said_to_be(tmp_path: Path) -> No
 async def test_of_two_that_start_at_once_one_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unix_socket, "PATIENCE", 0.05)
+    monkeypatch.setattr(unix, "PATIENCE", 0.05)
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

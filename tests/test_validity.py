@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from twisted.internet.task import Clock
 
+from echod.listening.validity import DAY, NEAR, ValidityWatch, tell_validity
 from echod.tls import ServedCertificate
-from echod.validity import DAY, NEAR, ValidityWatch, tell_validity
 from tests.support.log import Log
 
 

@@ -26,10 +26,10 @@ from twisted.internet.task import deferLater
 
 from echod import EchoFactory, Limits, waiting
 from echod.concurrency import thread_socket
+from echod.connections.waiting import Others, is_awaited, running_time, tasks
 from echod.handlers import ConcurrencyModel
-from echod.proxied import ProxyFactory
+from echod.listening.proxy import ProxyFactory
 from echod.settings import LOOPBACK
-from echod.waiting import Others, is_awaited, running_time, tasks
 from tests.support.proxy_headers import line
 from tests.support.serving import (
     SecureServer,

@@ -12,7 +12,8 @@ read, written by the handler's thread only, plain integers, so no lock is needed
 * `polled` is true if the thread has looked for more since bytes were moved last, and found none:
   it may do something else now and then, but what it waits for is the client;
 * `exposed` is true once the descriptor has been asked for.  From then on bytes may be moved, and
-  waited for, where nothing of this is told, and the kernel has to be asked (`echod.waiting`);
+  waited for, where nothing of this is told, and the kernel has to be asked
+  (`echod.connections.waiting`);
 * `detached` is true once another object has the descriptor, as TLS around this socket has.
 
 `caused` tells an error of the connection, "the client went away", from one of the handler's.

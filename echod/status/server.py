@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from echod.listen import Listening
-from echod.listener import Listener
+from echod.listening.endpoints import Listening
+from echod.listening.listener import Listener
 from echod.status.hosts import Hosts
 from echod.status.probes import Probes
 from echod.status.site import StatusSite, make_site

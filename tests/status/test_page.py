@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from echod.limits import Level
-from echod.listen import parse_listen
+from echod.listening.endpoints import parse_listen
 from echod.metrics import Metrics, Totals
 from echod.status.page import duration, number, page, size
 from echod.status.server import StatusServer

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
+from echod.connections.sweeper import SLICE
 from echod.metrics import Metrics
 from echod.status.snapshot import ListenerFigures, figures_of
-from echod.sweeping import SLICE
 from tests.status.fakes import FakeConnection, FakeFactory, FakeListener
 
 

@@ -7,9 +7,9 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
+from echod.connections.factory import EchoFactory
 from echod.handlers import Client, ConcurrencyModel, Handler, adopt
 from echod.handlers.calling import call_closed, call_opened
-from echod.protocol import EchoFactory
 from echod.status.timing import EVERY, HandlerTimer
 from tests.support.serving import Server
 

@@ -26,10 +26,10 @@ from zope.interface import implementer
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.concurrency.pool import WorkerPool
+from echod.connections.factory import EchoFactory
 from echod.handlers import ConcurrencyModel
 from echod.limits import Limits
-from echod.protocol import EchoFactory
-from echod.proxied import ProxyFactory
+from echod.listening.proxy import ProxyFactory
 from echod.settings import LOOPBACK as TRUSTED
 from echod.tls import Context, Files, ServerContext, TLSFactory
 from tests.support.clients import unacknowledged

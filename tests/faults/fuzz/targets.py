@@ -15,7 +15,7 @@ from twisted.internet.testing import StringTransport
 
 from echod.configuration import SettingError, read_file
 from echod.handlers import HandlerError, parse
-from echod.listen import ListenError, parse_listen
+from echod.listening.endpoints import ListenError, parse_listen
 from echod.messages.framing import Chunk, Framing, FramingError, Length, Line
 from echod.proxy_header import HeaderParser, ProxyError
 from echod.settings import SETTINGS, Settings

@@ -14,51 +14,28 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IProtocolFactory
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from echod.addresses import shown_address
+from echod.connections.kernel import unread
 from echod.handlers import Client
-from echod.lifecycle import unread
 from echod.proxy_header import HeaderParser, ProxyError, ProxyHeader
 from echod.reasons import EndReason
 
 if TYPE_CHECKING:
-    from echod.protocol import EchoFactory
+    from echod.connections.owner import Owner
 from echod.addresses import Network, twisted_address
+from echod.connections.clients import ProxiedAddress
 
 # Under what refusals are counted: the setting, where it is one that was broken.
 UNTRUSTED = "proxy-trust"
 BROKEN = "proxy-header"
 LATE = "proxy-timeout"
-
-
-@implementer(IAddress)
-@dataclass(frozen=True, slots=True)
-class ProxiedAddress:
-    """What the next factory's `buildProtocol` gets: who the client is, by the proxy's word.
-
-    Attributes:
-        peer: the client's address, or the socket's where the header names no client.
-        local: the address that the client connected to, likewise.
-        header: all that the proxy said.
-    """
-
-    peer: Any
-    local: Any
-    header: ProxyHeader
-
-    def client(self, listener: str) -> Client:
-        """Return the client as handlers and logs see it."""
-        return Client(
-            shown_address(self.peer), shown_address(self.local), listener, proxy=self.header
-        )
 
 
 class HeaderProtocol(Protocol):
@@ -68,7 +45,7 @@ class HeaderProtocol(Protocol):
 
     def __init__(self, factory: ProxyFactory) -> None:
         self._factory = factory
-        self._home = factory.home
+        self._owner = factory.owner
         self._parser = HeaderParser()
         self._deadline = math.inf
         self._draining = False
@@ -76,8 +53,8 @@ class HeaderProtocol(Protocol):
         self._handed_over = False
 
     def connectionMade(self) -> None:
-        self._deadline = self._home.seconds() + (self._home.limits.proxy_timeout or math.inf)
-        self._home.watch(self)
+        self._deadline = self._owner.seconds() + (self._owner.limits.proxy_timeout or math.inf)
+        self._owner.watch(self)
 
     def dataReceived(self, data: bytes) -> None:
         if self._over:
@@ -105,14 +82,14 @@ class HeaderProtocol(Protocol):
         if protocol is None:
             transport.abortConnection()
             return
-        others = set(self._home.connections) if self._draining else set()
+        others = set(self._owner.connections) if self._draining else set()
         transport.protocol = protocol
         protocol.makeConnection(transport)
-        self._home.unwatch(self)
+        self._owner.unwatch(self)
         if self._parser.rest:
             protocol.dataReceived(self._parser.rest)
         if self._draining:
-            for each in self._home.connections - others:
+            for each in self._owner.connections - others:
                 each.drain()
 
     def _refuse(self, reason: str, why: str) -> None:
@@ -126,8 +103,8 @@ class HeaderProtocol(Protocol):
             self._factory.refuse(self.transport.getPeer(), BROKEN, "it ends within the header")
         self._over = True
         if not self._handed_over:
-            self._home.admission.release()
-        self._home.unwatch(self)
+            self._owner.admission.release()
+        self._owner.unwatch(self)
 
     # As the factory asks of each of its connections.
 
@@ -154,23 +131,23 @@ class ProxyFactory(Factory):
 
     Attributes:
         wrapped: the factory of what comes behind the header.
-        home: the factory that sweeps, drains and counts.
+        owner: the factory that sweeps, drains and counts.
     """
 
     noisy = False
 
     def __init__(
-        self, wrapped: IProtocolFactory, home: EchoFactory, trusted: Iterable[Network]
+        self, wrapped: IProtocolFactory, owner: Owner, trusted: Iterable[Network]
     ) -> None:
         """Set up a factory.
 
         Args:
             wrapped: makes the protocol that follows; its `buildProtocol` gets a `ProxiedAddress`.
-            home: where connections are registered until then.
+            owner: where connections are registered until then.
             trusted: networks of proxies; who may connect to a UNIX socket is trusted besides.
         """
         self.wrapped = wrapped
-        self.home = home
+        self.owner = owner
         self._trusted = tuple(trusted)
 
     def doStart(self) -> None:
@@ -183,10 +160,11 @@ class ProxyFactory(Factory):
         if not self._trusts(addr):
             self.refuse(addr, UNTRUSTED, "PROXY headers are not taken from there (--proxy-trust)")
             return None
-        if refusal := self.home.admission.accept():
-            protocol = self.home.refused(addr, refusal)
-            # Who waits for TLS could not understand it.
-            return protocol if self.wrapped is self.home else None
+        if refusal := self.owner.admission.accept():
+            protocol = self.owner.refused(addr, refusal)
+            # A client that waits for TLS could not understand it.
+            wrapped: object = self.wrapped
+            return protocol if wrapped is self.owner else None
         return HeaderProtocol(self)
 
     def _trusts(self, address: object) -> bool:
@@ -200,4 +178,4 @@ class ProxyFactory(Factory):
 
     def refuse(self, address: object, reason: str, why: str) -> None:
         """Count and log that a connection is refused; closing it is the caller's."""
-        self.home.note_refusal(reason, Client(shown_address(address)), why)
+        self.owner.note_refusal(reason, Client(shown_address(address)), why)

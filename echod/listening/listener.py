@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.addresses import Network
-from echod.listen import ListenError, Listening
+from echod.listening.endpoints import ListenError, Listening
 from echod.text import escape
 
 log = Logger("echod")

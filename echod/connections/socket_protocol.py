@@ -15,57 +15,40 @@ Guarantees, either way:
   process, its socket is shut down for reading, once the client's machine has all that was sent.
 * A client is silent if nothing it sent is unread, nothing sent to it is on its way, no byte has
   moved, and somebody waits for it: in one of the socket's own calls, or, once the descriptor has
-  been asked for, in any way that the kernel knows of (`echod.waiting`).  Where nobody waits, the
-  handler is at work.  Where that cannot be known, or both may be true (the client spoke last, and
-  an event loop waits for it while it computes), the handler is shown the end of the stream only:
-  one that waits sees it, one that is at work can still answer.
+  been asked for, in any way that the kernel knows of (`echod.connections.waiting`).  Where nobody
+  waits, the handler is at work.  Where that cannot be known, or both may be true (the client spoke
+  last, and an event loop waits for it while it computes), the handler is shown the end of the
+  stream only: one that waits sees it, one that is at work can still answer.
 * When the handler has returned the reactor closes the connection gently; the thread is free.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.address import IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.protocols.policies import ProtocolWrapper
+from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from echod.concurrency.conversation import Conversation
 from echod.concurrency.model import Busy
-from echod.concurrency.thread_socket import ConnectionSocket, RelayedSocket
-from echod.handlers import Kind
-from echod.lifecycle import (
-    ConnectionProtocol,
+from echod.concurrency.thread_socket import ConnectionSocket
+from echod.connections.kernel import (
     acknowledged,
-    held_in,
     hung_up,
-    input_ended,
-    shorten_reads,
-    spoke_last,
-    traffic,
-    unread,
-    unsent,
 )
+from echod.connections.lifecycle import ConnectionProtocol
+from echod.connections.waiting import Task, is_awaited, running_time, tasks
+from echod.handlers import Kind
 from echod.reasons import EndReason
-from echod.waiting import Task, is_awaited, running_time, tasks
 
 if TYPE_CHECKING:
-    from echod.protocol import EchoFactory
-
-# How often a thread is interrupted before its socket is shut down: a sweep apart, and more than
-# once because one that has just been interrupted may not have run since.
-PATIENCE = 2
+    from echod.connections.owner import Owner
+from echod.connections.channels import DirectChannel, RelayChannel, plain_socket
 
 # A handler that waits in many short calls (`select` of some milliseconds, in a loop) may be caught
 # between two of them: one that is not seen waiting when its client's time is over is looked at
@@ -88,10 +71,10 @@ class SocketProtocol(ConnectionProtocol):
         "_verdict",
     )
 
-    def __init__(self, home: EchoFactory) -> None:
-        super().__init__(home)
+    def __init__(self, owner: Owner) -> None:
+        super().__init__(owner)
         self._conn: ConnectionSocket | None = None
-        self._channel: _Direct | _Relay | None = None
+        self._channel: DirectChannel | RelayChannel | None = None
         self._verdict: EndReason | None = None
         self._has_thread = False
         # The handler has ended the stream before it returned; over a relay, where the reactor
@@ -105,20 +88,20 @@ class SocketProtocol(ConnectionProtocol):
     def _start(self) -> None:
         # A socket that a proxy opened would call the proxy its peer.
         handle = None if self.client.proxy else plain_socket(self.transport)
-        channel = _Direct(self.transport, handle) if handle else _Relay(self)
+        channel = DirectChannel(self.transport, handle) if handle else RelayChannel(self)
         try:
             conn = channel.connect()
         except OSError as error:  # the thread needs a descriptor of its own
             self._turn_away(Busy(f"{error.strerror}, try again later", "descriptors"))
             return
         self._channel, self._conn = channel, conn
-        home = self._home
+        owner = self._owner
         conversation = Conversation(
-            home.handler, home.framing, self.client, home.banner, home.stand_in
+            owner.handler, owner.framing, self.client, owner.banner, owner.stand_in
         )
-        whole = home.handler.kind is Kind.CONNECTION
+        whole = owner.handler.kind is Kind.CONNECTION
         talk = conversation.own_socket if whole else conversation.answer_messages
-        self._home.model.call(self._returned, Context().run, _converse, talk, conn)
+        self._owner.model.call(self._returned, Context().run, _converse, talk, conn)
         self._has_thread = True
 
     def _leave(self) -> None:
@@ -140,7 +123,7 @@ class SocketProtocol(ConnectionProtocol):
         elif isinstance(result, Failure):
             failure, result = result, self._reason_for(result.value)
             if result is EndReason.HANDLER_ERROR:
-                self._home.handler_failed(failure, self.client)
+                self._owner.handler_failed(failure, self.client)
         assert isinstance(result, EndReason)
         self._channel.traffic(input_ended=self._input_ended)  # as long as the kernel can be asked
         self._verdict = self._verdict or result
@@ -164,11 +147,11 @@ class SocketProtocol(ConnectionProtocol):
 
     def adopt(self, ours: socket.socket, factory: Factory) -> None:
         """Give the reactor's end of the socket pair to the reactor."""
-        self._home.reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
+        self._owner.reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
 
     def _end_writing(self) -> None:
         conn = self._conn
-        direct = isinstance(self._channel, _Direct)
+        direct = isinstance(self._channel, DirectChannel)
         if conn is not None and conn.writing_ended and (direct or self._ended_early):
             # Done by the handler; Twisted would write to see, and take EPIPE for a lost client.
             self.writeConnectionLost()
@@ -189,13 +172,13 @@ class SocketProtocol(ConnectionProtocol):
             super()._end_writing()
 
     def _stop(self) -> None:
-        if isinstance(self._channel, _Relay):
+        if isinstance(self._channel, RelayChannel):
             self.transport.unregisterProducer()
 
     # The client's side.
 
     def dataReceived(self, data: bytes) -> None:
-        if isinstance(self._channel, _Relay) and self._reason is None:
+        if isinstance(self._channel, RelayChannel) and self._reason is None:
             self._channel.forward(data)
             if self._draining:
                 self._end_silence()
@@ -223,7 +206,7 @@ class SocketProtocol(ConnectionProtocol):
 
     def _look_at_silence(self, now: float, silence: float) -> None:
         assert self._conn is not None and self._channel is not None
-        conn, limits = self._conn, self._home.limits
+        conn, limits = self._conn, self._owner.limits
         if conn.sending or (conn.exposed and self._channel.unsent()):
             # One call of the thread's may send so much that it takes longer.
             if limits.write_timeout and silence >= limits.write_timeout:
@@ -241,7 +224,7 @@ class SocketProtocol(ConnectionProtocol):
     def _look_again(self, silence: float, looks: int) -> None:
         """See whether the handler, which seems to be at work, waits for its silent client soon."""
         self._stop_looking()
-        self._next_look = self._home.reactor.callLater(
+        self._next_look = self._owner.reactor.callLater(
             BETWEEN_LOOKS, self._next_look_at, silence, looks
         )
 
@@ -251,7 +234,7 @@ class SocketProtocol(ConnectionProtocol):
         if ends or self._activity != self._seen_activity:
             return
         if self._is_idle():
-            super()._look_at_silence(self._home.seconds(), silence)
+            super()._look_at_silence(self._owner.seconds(), silence)
         elif looks > 1:
             self._look_again(silence, looks - 1)
 
@@ -262,7 +245,7 @@ class SocketProtocol(ConnectionProtocol):
 
     def _patience_ends(self, silence: float) -> bool:
         """Return whether no client may be silent for so long, unless its handler is at work."""
-        first, idle = self._home.limits.first_byte_timeout, self._home.limits.idle_timeout
+        first, idle = self._owner.limits.first_byte_timeout, self._owner.limits.idle_timeout
         if idle and silence >= idle:
             return True
         return bool(first and silence >= first and not self.figures[1])
@@ -283,7 +266,7 @@ class SocketProtocol(ConnectionProtocol):
         assert self._conn is not None and self._channel is not None
         if of_its_thread := is_awaited(self._channel.inode, self._tasks()):
             return True
-        of_others = self._home.others.wait_for(self._channel.inode)
+        of_others = self._owner.others.wait_for(self._channel.inode)
         return None if of_its_thread is None else of_others
 
     def _tasks(self) -> list[Task]:
@@ -296,7 +279,7 @@ class SocketProtocol(ConnectionProtocol):
         if self._verdict is None:  # else the handler is being waited for already
             self._verdict = reason
             self._left = acknowledged(self.transport)
-            self._expect_by(self._home.limits.linger)
+            self._expect_by(self._owner.limits.linger)
             self._gently = (
                 self._conn.exposed
                 and reason is not EndReason.STALLED
@@ -314,7 +297,7 @@ class SocketProtocol(ConnectionProtocol):
             self._gently = False  # it has answered
             self._expect_to_be_read()
         else:
-            self._expect_by(self._home.limits.linger)
+            self._expect_by(self._owner.limits.linger)
 
     def abort(self, reason: EndReason) -> None:
         if self._channel is not None:
@@ -339,7 +322,7 @@ class SocketProtocol(ConnectionProtocol):
         assert conn is not None and channel is not None
         if conn.receiving or conn.sending or self._lost:
             return None
-        left = channel.unread() if self._home.handler.kind is Kind.CONNECTION else 1
+        left = channel.unread() if self._owner.handler.kind is Kind.CONNECTION else 1
         return (conn.messages, conn.received_bytes, conn.sent_bytes, left) if left else None
 
     @property
@@ -375,7 +358,7 @@ class SocketProtocol(ConnectionProtocol):
             return sum(moved) + self._channel.acknowledged()
         # Of a UNIX socket the kernel counts nothing: who moves bytes runs, at least.
         counted = conn.received_bytes + conn.sent_bytes
-        ran = running_time(self._tasks()) + self._home.others.running_time()
+        ran = running_time(self._tasks()) + self._owner.others.running_time()
         return counted + ran + self._channel.acknowledged()
 
     @property
@@ -402,267 +385,3 @@ def _converse(talk: Callable[[ConnectionSocket], EndReason], conn: ConnectionSoc
     finally:
         conn.thread = conn.task = None  # from here on it may do something else, or be gone
         conn.release()
-
-
-class _Direct:
-    """The thread has the accepted socket itself."""
-
-    def __init__(self, transport: Any, handle: socket.socket) -> None:
-        self._transport = transport
-        self._handle = handle
-        self._interruptions = 0
-        self._traffic: tuple[int, int] | None = None
-
-    def connect(self) -> ConnectionSocket:
-        """Return the thread's socket."""
-        self._transport.pauseProducing()
-        return ConnectionSocket(
-            os.dup(self._handle.fileno()),
-            peer=_socket_address(self._transport.getPeer()),
-            local=_socket_address(self._transport.getHost()),
-        )
-
-    def returned(self) -> bool:
-        """Take the socket back; return whether the connection may be closed now."""
-        # Blocking or not is a property of the open file, which both descriptors share.
-        self._handle.setblocking(False)
-        return True
-
-    def drain(self) -> int:
-        """Return how many bytes the client has sent that the thread has not read."""
-        return self.unread()
-
-    def end_silence(self, conn: ConnectionSocket) -> None:
-        """While the daemon drains: let a thread that waits for the client see the end."""
-        # Once interrupted, the socket waits no more, for other descriptors of it as well: only
-        # the thread that is in a call of this one is.
-        if conn.receiving and conn.interrupt() and self._interruptions < PATIENCE:
-            self._interruptions += 1
-        elif not self.unread() and not self.unsent():
-            # From now on, what the client sends after our FIN is answered by RST; the client's
-            # machine has all that was sent so far, which RST does not take back.
-            self.end_input()
-
-    @property
-    def inode(self) -> int:
-        """What the thread's socket is known by, under each of its descriptors."""
-        return os.fstat(self._handle.fileno()).st_ino
-
-    def unread(self) -> int:
-        """Return how many bytes are on their way from the client to the thread."""
-        return unread(self._transport)
-
-    def unsent(self) -> int:
-        """Return how many bytes are on their way from the thread to the client."""
-        return unsent(self._transport)
-
-    def acknowledged(self) -> int:
-        """Return what changes as the client takes what was sent."""
-        return acknowledged(self._transport)
-
-    def spoke_last(self) -> bool:
-        """Return whether the client has sent something since the thread has, or may have."""
-        return spoke_last(self._transport)
-
-    def traffic(self, *, input_ended: bool) -> tuple[int, int] | None:
-        """Return how many bytes have come and gone, by any way; None: nobody counts.
-
-        Args:
-            input_ended: whether the reactor has seen the client's end of stream.
-        """
-        # Twisted closes its socket before it says so.
-        self._traffic = traffic(self._transport, input_ended=input_ended) or self._traffic
-        return self._traffic
-
-    def input_ended(self) -> bool:
-        """Return whether the thread sees the end of the stream, behind what it has not read."""
-        return input_ended(self._handle)
-
-    def end_input(self) -> None:
-        """Let the thread see the end of the stream."""
-        self._shutdown(socket.SHUT_RD)
-
-    def wake(self) -> None:
-        """Let a thread that is blocked in the socket fail."""
-        self._shutdown(socket.SHUT_RDWR)
-
-    def _shutdown(self, how: int) -> None:
-        with contextlib.suppress(OSError):  # it is shut down already
-            self._handle.shutdown(how)
-
-
-@implementer(IHalfCloseableProtocol)
-class _Relay(Protocol):
-    """The reactor's end of a socket pair; each side pauses the other where it cannot keep up.
-
-    A reactor may take its time to adopt that end.  Until then the client is not read from, and
-    what is asked of the relay waits.
-    """
-
-    transport: Any = None
-
-    def __init__(self, owner: SocketProtocol) -> None:
-        self._owner = owner
-        self._asked: list[Callable[[], object]] = []
-        # While the daemon drains: how much is still to be relayed.
-        self._left = 0
-        # The thread's end, too: were it closed with input unread, what was written to it and is
-        # yet to be relayed would be lost.
-        self._kept: socket.socket | None = None
-        self._over = False
-        self._moved = (0, 0)
-        self._spoke_last = False
-
-    def connect(self) -> ConnectionSocket:
-        """Return the thread's end."""
-        client, proxy = self._owner.transport, self._owner.client.proxy
-        client.pauseProducing()
-        ours, theirs = socket.socketpair()
-        with ours:
-            ours.setblocking(False)
-            self._owner.adopt(ours, _Factory(self))
-        self._kept = theirs.dup()
-        return RelayedSocket(
-            theirs.detach(),
-            peer=_socket_address((proxy and proxy.source) or client.getPeer()),
-            local=_socket_address((proxy and proxy.destination) or client.getHost()),
-        )
-
-    def connectionMade(self) -> None:
-        client = self._owner.transport
-        shorten_reads(self.transport)  # what a read brings is held until it is sent
-        client.registerProducer(self.transport, True)
-        self.transport.registerProducer(client, True)
-        client.resumeProducing()
-        asked, self._asked = self._asked, []
-        for ask in asked:
-            ask()
-
-    def forward(self, data: bytes) -> None:
-        """Pass on what the client sent."""
-        received, sent = self._moved
-        self._moved = received + len(data), sent
-        self._spoke_last = True
-        self._left -= len(data)
-        self._when_connected(lambda: self.transport.write(data))
-
-    def returned(self) -> bool:
-        """Return whether the connection may be closed: not before all has been relayed."""
-        if self._kept is not None:
-            # Behind all that was written; the thread's own descriptor may live elsewhere by now.
-            with contextlib.suppress(OSError):  # the other end was faster
-                self._kept.shutdown(socket.SHUT_WR)
-        return self._over
-
-    def drain(self) -> int:
-        """Return how much the thread may still read: all that will have been relayed."""
-        self._left = unread(self._owner.transport)
-        return sys.maxsize
-
-    def end_silence(self, conn: ConnectionSocket) -> None:
-        """While the daemon drains: let a thread that waits for the client see the end."""
-        # It comes behind all that had come when the drain began.
-        if self._left <= 0 or not unread(self._owner.transport):
-            self.end_input()
-
-    def end_input(self) -> None:
-        """Let the thread read what was relayed, and then the end of the stream."""
-        self._when_connected(self._end_input)
-
-    def _end_input(self) -> None:
-        # A half-close waits for the producer; nothing it could still produce is wanted.
-        self.transport.unregisterProducer()
-        self.transport.loseWriteConnection()
-
-    def wake(self) -> None:
-        """Let a thread that is blocked in the socket fail."""
-        self._when_connected(lambda: self.transport.abortConnection())
-
-    def _when_connected(self, ask: Callable[[], object]) -> None:
-        if self.transport is None:
-            self._asked.append(ask)
-        elif not self._over:
-            ask()
-
-    def dataReceived(self, data: bytes) -> None:
-        received, sent = self._moved
-        self._moved = received, sent + len(data)
-        self._spoke_last = False
-        self._owner.transport.write(data)
-
-    # As in `_Direct`.
-
-    @property
-    def inode(self) -> int:
-        return os.fstat(self._kept.fileno()).st_ino if self._kept else 0
-
-    def unread(self) -> int:
-        relayed = held_in(self._kept) if self._kept else 0
-        return relayed + unread(self._owner.transport)
-
-    def unsent(self) -> int:
-        written = unread(self.transport) if self.transport else 0
-        return written + unsent(self._owner.transport)
-
-    def acknowledged(self) -> int:
-        return acknowledged(self._owner.transport)
-
-    def spoke_last(self) -> bool:
-        return self._spoke_last
-
-    def traffic(self, *, input_ended: bool) -> tuple[int, int] | None:
-        return self._moved
-
-    def input_ended(self) -> bool:
-        return self._kept is None or input_ended(self._kept)
-
-    def _ended(self) -> None:
-        self._over = True
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
-        self._owner.relay_ended()
-
-    def readConnectionLost(self) -> None:
-        self._ended()
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
-
-    def writeConnectionLost(self) -> None:
-        pass
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._ended()
-
-
-class _Factory(Factory):
-    """`adoptStreamConnection` asks a factory for the protocol that exists already."""
-
-    noisy = False
-
-    def __init__(self, protocol: Protocol) -> None:
-        self._protocol = protocol
-
-    def buildProtocol(self, addr: object) -> Protocol:
-        return self._protocol
-
-
-def plain_socket(transport: Any) -> socket.socket | None:
-    """Return the socket under `transport` if what it carries is what the client sends."""
-    if isinstance(transport, ProtocolWrapper) or ISSLTransport.providedBy(transport):
-        return None
-    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
-    return handle if isinstance(handle, socket.socket) else None
-
-
-def _socket_address(address: Any) -> Any:
-    """Return an address, Twisted's or a PROXY header's, as the `socket` module has it."""
-    if isinstance(address, IPv6Address):
-        return (address.host, address.port, address.flowInfo, address.scopeID)
-    if isinstance(address, tuple):
-        return (*address, 0, 0) if ":" in address[0] else address
-    if isinstance(address, UNIXAddress):
-        address = address.name or b""
-    if isinstance(address, bytes):
-        return address if address.startswith(b"\0") else os.fsdecode(address)
-    return (address.host, address.port)

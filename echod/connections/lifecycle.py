@@ -1,8 +1,7 @@
 """What every connection's protocol does: admission, deadlines, drain, and the one way to close.
 
-`ConnectionProtocol` is the base of both kinds (`echod.protocol.EchoProtocol`, which gives messages
-to a handler, and `echod.handover.SocketProtocol`, which gives the socket to a thread).  What it
-keeps for them:
+`ConnectionProtocol` is the base of both kinds: `message_protocol.EchoProtocol` gives messages to a
+handler, and `socket_protocol.SocketProtocol` gives the socket to a thread.  It keeps for them:
 
 * one way to close, `close` (gently) or `abort` (at once); the first reason given is the one that
   counts;
@@ -18,14 +17,7 @@ TLS has no half-close: there, close_notify is sent and the deadline does the res
 
 from __future__ import annotations
 
-import array
-import fcntl
 import math
-import select
-import socket
-import struct
-import sys
-import termios
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,21 +29,20 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
-from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.concurrency.model import Busy
-from echod.handlers import Client
 from echod.log.event import LogLine
-from echod.log.tracebacks import traceback_of
 from echod.reasons import EndReason
 from echod.text import escape
-from echod.tls import TLSConnection, TLSError, TLSFacts
+from echod.tls import TLSError
 
 if TYPE_CHECKING:
-    from echod.protocol import EchoFactory
+    from echod.connections.owner import Owner
 from echod.addresses import shown_address
+from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
+from echod.connections.kernel import acknowledged, is_reset, unread, unsent
 
 log = Logger("echod.connection")
 _connected = LogLine(log, "info", "Connected with {peer}")
@@ -61,10 +52,6 @@ _disconnected = LogLine(
     "Disconnected from {peer}: {reason}{_error} "
     "({duration:.3f} s, messages: {messages}, bytes in: {received}, out: {sent}{_facts})",
 )
-_failed = LogLine(log, "error", "Error while serving {peer}:\n{traceback}")
-
-# Until the transport can be asked.
-NOBODY = Client("")
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
@@ -79,13 +66,13 @@ class ConnectionProtocol(Protocol):
         "_draining",
         "_entered",
         "_fin_sent",
-        "_home",
         "_idle_since",
         "_input_ended",
         "_left",
         "_lost",
         "_message",
         "_message_since",
+        "_owner",
         "_reason",
         "_seen_activity",
         "_waiting",
@@ -100,16 +87,16 @@ class ConnectionProtocol(Protocol):
     # (ITCPTransport, IConsumer, IPushProducer) cannot be one type.
     transport: Any
 
-    def __init__(self, home: EchoFactory) -> None:
+    def __init__(self, owner: Owner) -> None:
         """Set up for one connection.
 
         Args:
-            home: the factory, where the connection is registered from its beginning to its end.
+            owner: the factory, where the connection is registered from its beginning to its end.
         """
         self.connected = 0
         self.factory = None
         self.transport = None
-        self._home = home
+        self._owner = owner
         self._waiting = False
         self._entered = False
         self._draining = False
@@ -152,7 +139,7 @@ class ConnectionProtocol(Protocol):
 
     def _leave(self) -> None:
         """Give the concurrency model back the connection's place.  Again is harmless."""
-        self._home.model.leave(self)
+        self._owner.model.leave(self)
 
     def _finish(self) -> None:
         """Clean up: the connection is lost."""
@@ -192,19 +179,19 @@ class ConnectionProtocol(Protocol):
         try:
             super().makeConnection(transport)
         except Exception:  # else the socket would stay open, and nobody would own it
-            self._home.handler_failed(Failure(), self.client)
+            self._owner.handler_failed(Failure(), self.client)
             self.abort(EndReason.HANDLER_ERROR)
 
     def connectionMade(self) -> None:
-        self._home.opened(self)  # first: whatever fails from here on, it is counted out again
-        self._began = self._home.seconds()
+        self._owner.opened(self)  # first: whatever fails from here on, it is counted out again
+        self._began = self._owner.seconds()
         if self.client.proxy is None:  # else a proxy has said already who it is
-            self.client = client_of(self.transport, self._home.listener)
+            self.client = client_of(self.transport, self._owner.listener)
         if _connected.wanted(self.client.peer):
             _connected.write(peer=shown(self.client), listener=self.client.listener)
         if ISSLTransport.providedBy(self.transport):
             # Until its handshake is over a client takes none of the model's places.
-            self._expect_by(self._home.limits.handshake_timeout)
+            self._expect_by(self._owner.limits.handshake_timeout)
         else:
             self._admit()
 
@@ -217,7 +204,7 @@ class ConnectionProtocol(Protocol):
 
     def _admit(self) -> None:
         try:
-            self._home.model.enter(self, self._enter)
+            self._owner.model.enter(self, self._enter)
         except Busy as busy:
             self._turn_away(busy)
         if not self._entered and self._reason is None:
@@ -226,14 +213,14 @@ class ConnectionProtocol(Protocol):
 
     def _turn_away(self, busy: Busy) -> None:
         """There is no room for this client: count it, tell it, and close."""
-        self._home.note_refusal(busy.limit, self.client, str(busy))
+        self._owner.note_refusal(busy.limit, self.client, str(busy))
         self.refuse(EndReason.REFUSED, str(busy))
 
     def _enter(self) -> None:
         self._entered = True
         if self._waiting:
             self.transport.resumeProducing()
-        self._idle_since = self._home.seconds()
+        self._idle_since = self._owner.seconds()
         try:
             self._start()
         except BaseException:
@@ -255,7 +242,7 @@ class ConnectionProtocol(Protocol):
         # Our FIN is with the kernel, behind everything written: now wait for the client's.
         self._fin_sent = True
         self._left = unsent(self.transport)
-        self._idle_since = self._home.seconds()
+        self._idle_since = self._owner.seconds()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
@@ -266,7 +253,7 @@ class ConnectionProtocol(Protocol):
         self._finish()
         if _disconnected.wanted(self.client.peer):
             self._log_end(self._reason, reason)
-        self._home.forget(self, self._reason)
+        self._owner.forget(self, self._reason)
 
     def _log_end(self, reason: EndReason, lost: Failure) -> None:
         """Log the one line that tells all about a connection."""
@@ -278,7 +265,7 @@ class ConnectionProtocol(Protocol):
         _disconnected.write(
             peer=shown(self.client),
             reason=reason.value,
-            duration=round(self._home.seconds() - self._began, 3),
+            duration=round(self._owner.seconds() - self._began, 3),
             messages=messages,
             received=received,
             sent=sent,
@@ -329,7 +316,7 @@ class ConnectionProtocol(Protocol):
     def refuse(self, reason: EndReason, why: str) -> None:
         """Tell the client `why`, in one line, and close."""
         if self._reason is None:
-            self._write(self._home.framing.encode_line(why.encode()))
+            self._write(self._owner.framing.encode_line(why.encode()))
             self.close(reason)
 
     def fail(self, failure: Failure) -> None:
@@ -337,7 +324,7 @@ class ConnectionProtocol(Protocol):
         if isinstance(failure.value, Busy):  # the handler was not called
             self._turn_away(failure.value)
         else:
-            self._home.handler_failed(failure, self.client)
+            self._owner.handler_failed(failure, self.client)
             self.close(EndReason.HANDLER_ERROR)
 
     # Deadlines and drain.
@@ -355,7 +342,7 @@ class ConnectionProtocol(Protocol):
         elif self._reason is None and self._entered:
             self._sweep_silence(now)
             if self._deadline == math.inf and not self._draining:
-                self._home.urgent.discard(self)
+                self._owner.urgent.discard(self)
         elif self._waiting and self._reason is None and self._is_gone:
             self.abort(EndReason.LOST)
         elif self._draining and self._reason is None:
@@ -368,13 +355,13 @@ class ConnectionProtocol(Protocol):
 
     def _expect_by(self, seconds: float) -> None:
         """Set the deadline, to `seconds` from now; 0 is never."""
-        self._deadline = self._home.seconds() + (seconds or math.inf)
-        self._home.urgent.add(self)
+        self._deadline = self._owner.seconds() + (seconds or math.inf)
+        self._owner.urgent.add(self)
 
     def _expect_to_be_read(self) -> None:
         """Start the time in which the client has to read something."""
         self._left = acknowledged(self.transport)
-        self._expect_by(self._home.limits.write_timeout)
+        self._expect_by(self._owner.limits.write_timeout)
 
     def _deadline_passed(self) -> None:
         if not self._entered and self._reason is None:
@@ -382,7 +369,7 @@ class ConnectionProtocol(Protocol):
             return
         if self._has_read():
             # The client takes its time with what the kernel holds, but it does take it.
-            self._expect_by(self._home.limits.write_timeout)
+            self._expect_by(self._owner.limits.write_timeout)
         else:
             self.abort(EndReason.STALLED)
 
@@ -395,12 +382,12 @@ class ConnectionProtocol(Protocol):
 
     def _least_read(self) -> float:
         """How much a client has to read within the write time-out, in bytes: one at least."""
-        limits = self._home.limits
+        limits = self._owner.limits
         return max(1.0, limits.min_rate * limits.write_timeout)
 
     def _look_after_fin(self, now: float) -> None:
         """With our FIN sent: the client has `linger` for its own once it has read everything."""
-        left, limits = unsent(self.transport), self._home.limits
+        left, limits = unsent(self.transport), self._owner.limits
         if not left and self._left:
             self._left = 0
             self._idle_since = now
@@ -416,7 +403,7 @@ class ConnectionProtocol(Protocol):
             self._time_out(EndReason.SLOW)
         elif self._busy:
             self._idle_since = now
-        elif self._home.model.overdue(self, now):
+        elif self._owner.model.overdue(self, now):
             self._time_out(EndReason.TURN_TAKEN)
         elif self._activity != self._seen_activity:
             self._seen_activity = self._activity
@@ -432,13 +419,13 @@ class ConnectionProtocol(Protocol):
         elif self.figures[0] != self._message:
             self._message, self._message_since = self.figures[0], now
         else:
-            allowed = self._home.limits.message_time(incomplete)
+            allowed = self._owner.limits.message_time(incomplete)
             return now - self._message_since >= allowed
         return False
 
     def _look_at_silence(self, now: float, silence: float) -> None:
         """Close if `silence` seconds are more than the client may keep."""
-        first, idle = self._home.limits.first_byte_timeout, self._home.limits.idle_timeout
+        first, idle = self._owner.limits.first_byte_timeout, self._owner.limits.idle_timeout
         # In this order: the figures may have to be asked for.
         if first and silence >= first and not self.figures[1]:
             self._time_out(EndReason.SILENT)
@@ -452,7 +439,7 @@ class ConnectionProtocol(Protocol):
         """Answer what has been received, and close; now, or when the connection's turn comes."""
         if not self._draining and not self._lost:
             self._draining = True
-            self._home.urgent.add(self)
+            self._owner.urgent.add(self)
             if self._entered and self._reason is None:
                 self._cut_input()
             else:
@@ -462,207 +449,3 @@ class ConnectionProtocol(Protocol):
         """End, if it shakes hands: unless what ends that, and a message, is here to be read."""
         if not self._entered and not self._waiting and not unread(self.transport):
             self.abort(EndReason.DRAINED)
-
-
-class RefusedProtocol(Protocol):
-    """A connection that is not let in: it is told so, in the clear, and closed.
-
-    It costs no handler and no session, and nobody waits for its client: a flood of such
-    connections shall not be worth anything.
-    """
-
-    transport: Any
-
-    def __init__(self, why: bytes) -> None:
-        """Refuse with `why`, a line as the framing has it."""
-        self._why = why
-
-    def connectionMade(self) -> None:
-        if ISSLTransport.providedBy(self.transport):
-            self.transport.abortConnection()
-        else:
-            self.transport.write(self._why)
-            self.transport.loseConnection()
-
-
-def client_of(transport: Any, listener: str) -> Client:
-    """Return who is at the other end of `transport`, come by the endpoint `listener`."""
-    return Client(
-        peer=shown_address(transport.getPeer()),
-        local=sys.intern(shown_address(transport.getHost())),  # most have the same
-        listener=listener,
-    )
-
-
-def tls_facts(transport: Any) -> TLSFacts:
-    """Return how a transport whose handshake is over is encrypted."""
-    if isinstance(transport, TLSConnection):
-        return transport.facts
-    handle, alpn = transport.getHandle(), transport.negotiatedProtocol
-    return TLSFacts(
-        version=handle.get_protocol_version_name(),
-        cipher=handle.get_cipher_name() or "",
-        alpn=alpn.decode() if alpn else None,
-    )
-
-
-def is_twisted_tls(transport: Any) -> bool:
-    """Return whether `transport` is Twisted's own TLS, which has no half-close."""
-    return ISSLTransport.providedBy(transport) and not isinstance(transport, TLSConnection)
-
-
-def shown(client: Client) -> str:
-    """Return how logs name `client`."""
-    return client.peer or "a client without an address"
-
-
-def log_failure(failure: Failure, client: Client) -> None:
-    """Log a traceback; whatever the client got into it is escaped."""
-    if _failed.wanted(client.peer):
-        _failed.write(peer=shown(client), traceback=traceback_of(failure))
-
-
-def unread(transport: Any) -> int:
-    """Return how many bytes have come for `transport`, as on the wire, that were not read yet."""
-    undelivered = transport.undelivered if isinstance(transport, TLSConnection) else 0
-    return _held_by_kernel(transport, termios.FIONREAD) + undelivered
-
-
-def is_reset(transport: Any) -> bool:
-    """Return whether the client has reset the connection, where nobody reads who would notice."""
-    handle = _handle(transport)
-    if handle is None:
-        return False
-    poller = select.poll()
-    poller.register(handle, 0)
-    return any(events & select.POLLERR for _, events in poller.poll(0))
-
-
-def unsent(transport: Any) -> int:
-    """Return how many bytes the kernel holds that the client has not acknowledged yet."""
-    return _held_by_kernel(transport, termios.TIOCOUTQ)
-
-
-def acknowledged(transport: Any) -> int:
-    """Return a number that grows by each byte of ours that the client's kernel acknowledges.
-
-    What is in the kernel's hands does not tell: it is filled up again as it is read.  Where the
-    kernel does not count (it is not TCP, or not Linux), this is how little it holds.
-    """
-    handle = _handle(transport)
-    if handle is not None and handle.family in (socket.AF_INET, socket.AF_INET6):
-        info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
-        if len(info) == _BYTES_ACKED.size:
-            acked: int = _BYTES_ACKED.unpack(info)[0]
-            return acked
-    return -unsent(transport)
-
-
-def spoke_last(transport: Any) -> bool:
-    """Return whether the client has sent something since we have, as far as the kernel knows.
-
-    Then an answer may be owed.  Where the kernel knows nothing of it, it may be so.
-    """
-    handle = _handle(transport)
-    if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):
-        return True
-    counted = traffic(transport, input_ended=False)
-    info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SINCE.size)
-    if counted is None or len(info) < _SINCE.size:
-        return True
-    received, sent = counted
-    since_sent, since_received = _SINCE.unpack(info)
-    # The kernel's clock is coarse: a client that sends as soon as it is connected does so at the
-    # moment at which, as the kernel has it, we sent nothing.
-    return received > 0 and (sent == 0 or since_received < since_sent)
-
-
-def hung_up(transport: Any) -> bool:
-    """Return whether nothing more can come or go: the connection is lost, or shut down."""
-    handle = _handle(transport)
-    if handle is None:
-        return True
-    poll = select.poll()
-    poll.register(handle, 0)  # an error and a hang-up are told in any case
-    return bool(poll.poll(0))
-
-
-def input_ended(handle: socket.socket) -> bool:
-    """Return whether the stream that a socket brings has ended, behind what was not read yet."""
-    poll = select.poll()
-    poll.register(handle, getattr(select, "POLLRDHUP", 0))
-    return bool(poll.poll(0))
-
-
-# `struct tcp_info` of linux/tcp.h, as far as tcpi_bytes_acked.
-_BYTES_ACKED = struct.Struct("=120xQ")
-# tcpi_last_data_sent, tcpi_last_data_recv: how long ago, in milliseconds.
-_SINCE = struct.Struct("=44xI4xI")
-# tcpi_state, tcpi_bytes_received, tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans; the
-# last two of Linux 4.19.
-_TRAFFIC = struct.Struct("=B127xQ8xI52xQQ")
-# The states in which the kernel has had the other side's FIN, which it counts as a byte received:
-# TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
-_FIN_HAS_COME = {6, 8, 9, 11}
-# That in which there may have been one.
-_CLOSED = 7
-# Those in which our own FIN may still be to send, behind what waits, as a byte of it: FIN_WAIT1,
-# LAST_ACK, CLOSING.
-_FIN_GOES = {4, 9, 11}
-
-
-def traffic(transport: Any, *, input_ended: bool) -> tuple[int, int] | None:
-    """Return how many bytes a TCP connection has brought and taken, as the kernel counts.
-
-    Args:
-        transport: the connection.
-        input_ended: whether the other side's end of stream has been seen.
-
-    Returns:
-        Bytes received and sent; None where the kernel does not count.
-    """
-    handle = _handle(transport)
-    if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TRAFFIC.size)
-    if len(info) < _TRAFFIC.size:
-        return None
-    state, received, waiting, sent, again = _TRAFFIC.unpack(info)
-    # What waits for the client to make room counts too: the kernel sends it, closed or not.
-    waiting -= waiting > 0 and state in _FIN_GOES
-    # What looks like the end may be our own doing: a socket that we have shut down for reading.
-    fin_came = state in _FIN_HAS_COME or (input_ended and state == _CLOSED)
-    return max(0, received - fin_came), sent - again + waiting
-
-
-def shorten_reads(transport: Any) -> None:
-    """Have a transport read in smaller pieces from now on, if it can.
-
-    What is held costs as much as the longest read, and that is 250 KiB on uvloop.
-    """
-    shorten = getattr(transport, "shortenReads", None)
-    if shorten is not None:
-        shorten()
-
-
-def _held_by_kernel(transport: Any, request: int) -> int:
-    handle = _handle(transport)
-    return 0 if handle is None else held_in(handle, request)
-
-
-def held_in(handle: socket.socket, request: int = termios.FIONREAD) -> int:
-    """Return how many bytes the kernel holds for a socket: such as were not read yet."""
-    count = array.array("i", [0])
-    fcntl.ioctl(handle, request, count)
-    return count[0]
-
-
-def _handle(transport: Any) -> socket.socket | None:
-    """Return the open socket under `transport`, if there is one."""
-    while isinstance(transport, ProtocolWrapper):
-        transport = transport.transport
-    try:
-        handle = transport.getHandle()
-    except AttributeError:  # it has none, or, being Twisted's own, none any more
-        return None
-    return handle if isinstance(handle, socket.socket) and handle.fileno() >= 0 else None

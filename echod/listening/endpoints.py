@@ -2,8 +2,8 @@ r"""The grammar of `--listen`, and what it makes: an endpoint, and what wraps th
 
     tcp:8888, tcp6:8888, ...                               any Twisted server endpoint string
     8888                                                   short for tcp:8888
-    unix:/run/echod/echod.sock:mode=660                    a UNIX socket (`echod.unix_socket`)
-    systemd:name=echod                                     what systemd passed (`echod.activation`)
+    unix:/run/echod/echod.sock:mode=660                    a UNIX socket
+    systemd:name=echod                                     what systemd has passed
     tls:8443:certificate=F:key=F                           TLS, on a TCP port
     tls:unix:/run/echod.sock:certificate=F                 TLS, on any endpoint
     ssl:8443:privateKey=F:certKey=F                        TLS, by the names of Twisted's `ssl:`
@@ -34,13 +34,13 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 
-from echod.activation import ActivatedEndpoint, ActivationError, InheritedSockets
 from echod.addresses import Network
-from echod.proxied import ProxyFactory
+from echod.listening.proxy import ProxyFactory
+from echod.listening.socket_activation import ActivatedEndpoint, ActivationError, InheritedSockets
+from echod.listening.unix import BACKLOG, MODE, UNIXEndpoint
+from echod.listening.validity import tell_validity
 from echod.text import quoted
 from echod.tls import Files, FilesError, ServerContext, TLSFactory
-from echod.unix_socket import BACKLOG, MODE, UNIXEndpoint
-from echod.validity import tell_validity
 
 # What Twisted's parsers of endpoint strings say, and what that means to who wrote one.
 PLAIN_WORDS = (
@@ -228,7 +228,7 @@ def _plainly(kind: str, error: Exception) -> str:
 def _unix_endpoint(reactor: Any, words: Words) -> UNIXEndpoint:
     mode = words.pop("mode") or f"{MODE:o}"
     backlog = words.pop("backlog") or str(BACKLOG)
-    words.pop("lockfile")  # Twisted's; `echod.unix_socket` says what is there instead
+    words.pop("lockfile")  # Twisted's; `echod.listening.unix` says what is there instead
     path = words.pop("address") or words.pop()
     if not path:
         raise ListenError("unix: needs a path, as in unix:/run/echod/echod.sock")

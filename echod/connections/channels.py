@@ -1,0 +1,312 @@
+"""Between a connection and the thread that holds it: the socket itself, or a relay."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+from typing import Protocol as TypingProtocol
+
+from twisted.internet.address import IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.concurrency.thread_socket import ConnectionSocket, RelayedSocket
+from echod.connections.kernel import (
+    acknowledged,
+    held_in,
+    input_ended,
+    shorten_reads,
+    spoke_last,
+    traffic,
+    unread,
+    unsent,
+)
+from echod.handlers import Client
+
+# How often a thread is interrupted before its socket is shut down: a sweep apart, and more than
+# once because one that has just been interrupted may not have run since.
+MOST_INTERRUPTIONS = 2
+
+
+class DirectChannel:
+    """The thread has the accepted socket itself."""
+
+    def __init__(self, transport: Any, handle: socket.socket) -> None:
+        self._transport = transport
+        self._handle = handle
+        self._interruptions = 0
+        self._traffic: tuple[int, int] | None = None
+
+    def connect(self) -> ConnectionSocket:
+        """Return the thread's socket."""
+        self._transport.pauseProducing()
+        return ConnectionSocket(
+            os.dup(self._handle.fileno()),
+            peer=_socket_address(self._transport.getPeer()),
+            local=_socket_address(self._transport.getHost()),
+        )
+
+    def returned(self) -> bool:
+        """Take the socket back; return whether the connection may be closed now."""
+        # Blocking or not is a property of the open file, which both descriptors share.
+        self._handle.setblocking(False)
+        return True
+
+    def drain(self) -> int:
+        """Return how many bytes the client has sent that the thread has not read."""
+        return self.unread()
+
+    def end_silence(self, conn: ConnectionSocket) -> None:
+        """While the daemon drains: let a thread that waits for the client see the end."""
+        # Once interrupted, the socket waits no more, for other descriptors of it as well: only
+        # the thread that is in a call of this one is.
+        if conn.receiving and conn.interrupt() and self._interruptions < MOST_INTERRUPTIONS:
+            self._interruptions += 1
+        elif not self.unread() and not self.unsent():
+            # From now on, what the client sends after our FIN is answered by RST; the client's
+            # machine has all that was sent so far, which RST does not take back.
+            self.end_input()
+
+    @property
+    def inode(self) -> int:
+        """What the thread's socket is known by, under each of its descriptors."""
+        return os.fstat(self._handle.fileno()).st_ino
+
+    def unread(self) -> int:
+        """Return how many bytes are on their way from the client to the thread."""
+        return unread(self._transport)
+
+    def unsent(self) -> int:
+        """Return how many bytes are on their way from the thread to the client."""
+        return unsent(self._transport)
+
+    def acknowledged(self) -> int:
+        """Return what changes as the client takes what was sent."""
+        return acknowledged(self._transport)
+
+    def spoke_last(self) -> bool:
+        """Return whether the client has sent something since the thread has, or may have."""
+        return spoke_last(self._transport)
+
+    def traffic(self, *, input_ended: bool) -> tuple[int, int] | None:
+        """Return how many bytes have come and gone, by any way; None: nobody counts.
+
+        Args:
+            input_ended: whether the reactor has seen the client's end of stream.
+        """
+        # Twisted closes its socket before it says so.
+        self._traffic = traffic(self._transport, input_ended=input_ended) or self._traffic
+        return self._traffic
+
+    def input_ended(self) -> bool:
+        """Return whether the thread sees the end of the stream, behind what it has not read."""
+        return input_ended(self._handle)
+
+    def end_input(self) -> None:
+        """Let the thread see the end of the stream."""
+        self._shutdown(socket.SHUT_RD)
+
+    def wake(self) -> None:
+        """Let a thread that is blocked in the socket fail."""
+        self._shutdown(socket.SHUT_RDWR)
+
+    def _shutdown(self, how: int) -> None:
+        with contextlib.suppress(OSError):  # it is shut down already
+            self._handle.shutdown(how)
+
+
+class Relayed(TypingProtocol):
+    """A connection whose bytes a relay passes on, as the relay sees it."""
+
+    transport: Any
+    client: Client
+
+    def adopt(self, ours: socket.socket, factory: Factory) -> None:
+        """Have the reactor serve `ours` by the protocol of `factory`, now or soon."""
+
+    def relay_ended(self) -> None:
+        """Learn that the relay is over."""
+
+
+@implementer(IHalfCloseableProtocol)
+class RelayChannel(Protocol):
+    """The reactor's end of a socket pair; each side pauses the other where it cannot keep up.
+
+    A reactor may take its time to adopt that end.  Until then the client is not read from, and
+    what is asked of the relay waits.
+    """
+
+    transport: Any = None
+
+    def __init__(self, connection: Relayed) -> None:
+        self._connection = connection
+        self._asked: list[Callable[[], object]] = []
+        # While the daemon drains: how much is still to be relayed.
+        self._left = 0
+        # The thread's end, too: were it closed with input unread, what was written to it and is
+        # yet to be relayed would be lost.
+        self._kept: socket.socket | None = None
+        self._over = False
+        self._moved = (0, 0)
+        self._spoke_last = False
+
+    def connect(self) -> ConnectionSocket:
+        """Return the thread's end."""
+        client, proxy = self._connection.transport, self._connection.client.proxy
+        client.pauseProducing()
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            self._connection.adopt(ours, _Factory(self))
+        self._kept = theirs.dup()
+        return RelayedSocket(
+            theirs.detach(),
+            peer=_socket_address((proxy and proxy.source) or client.getPeer()),
+            local=_socket_address((proxy and proxy.destination) or client.getHost()),
+        )
+
+    def connectionMade(self) -> None:
+        client = self._connection.transport
+        shorten_reads(self.transport)  # what a read brings is held until it is sent
+        client.registerProducer(self.transport, True)
+        self.transport.registerProducer(client, True)
+        client.resumeProducing()
+        asked, self._asked = self._asked, []
+        for ask in asked:
+            ask()
+
+    def forward(self, data: bytes) -> None:
+        """Pass on what the client sent."""
+        received, sent = self._moved
+        self._moved = received + len(data), sent
+        self._spoke_last = True
+        self._left -= len(data)
+        self._when_connected(lambda: self.transport.write(data))
+
+    def returned(self) -> bool:
+        """Return whether the connection may be closed: not before all has been relayed."""
+        if self._kept is not None:
+            # Behind all that was written; the thread's own descriptor may live elsewhere by now.
+            with contextlib.suppress(OSError):  # the other end was faster
+                self._kept.shutdown(socket.SHUT_WR)
+        return self._over
+
+    def drain(self) -> int:
+        """Return how much the thread may still read: all that will have been relayed."""
+        self._left = unread(self._connection.transport)
+        return sys.maxsize
+
+    def end_silence(self, conn: ConnectionSocket) -> None:
+        """While the daemon drains: let a thread that waits for the client see the end."""
+        # It comes behind all that had come when the drain began.
+        if self._left <= 0 or not unread(self._connection.transport):
+            self.end_input()
+
+    def end_input(self) -> None:
+        """Let the thread read what was relayed, and then the end of the stream."""
+        self._when_connected(self._end_input)
+
+    def _end_input(self) -> None:
+        # A half-close waits for the producer; nothing it could still produce is wanted.
+        self.transport.unregisterProducer()
+        self.transport.loseWriteConnection()
+
+    def wake(self) -> None:
+        """Let a thread that is blocked in the socket fail."""
+        self._when_connected(lambda: self.transport.abortConnection())
+
+    def _when_connected(self, ask: Callable[[], object]) -> None:
+        if self.transport is None:
+            self._asked.append(ask)
+        elif not self._over:
+            ask()
+
+    def dataReceived(self, data: bytes) -> None:
+        received, sent = self._moved
+        self._moved = received, sent + len(data)
+        self._spoke_last = False
+        self._connection.transport.write(data)
+
+    # As in `DirectChannel`.
+
+    @property
+    def inode(self) -> int:
+        return os.fstat(self._kept.fileno()).st_ino if self._kept else 0
+
+    def unread(self) -> int:
+        relayed = held_in(self._kept) if self._kept else 0
+        return relayed + unread(self._connection.transport)
+
+    def unsent(self) -> int:
+        written = unread(self.transport) if self.transport else 0
+        return written + unsent(self._connection.transport)
+
+    def acknowledged(self) -> int:
+        return acknowledged(self._connection.transport)
+
+    def spoke_last(self) -> bool:
+        return self._spoke_last
+
+    def traffic(self, *, input_ended: bool) -> tuple[int, int] | None:
+        return self._moved
+
+    def input_ended(self) -> bool:
+        return self._kept is None or input_ended(self._kept)
+
+    def _ended(self) -> None:
+        self._over = True
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+        self._connection.relay_ended()
+
+    def readConnectionLost(self) -> None:
+        self._ended()
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        pass
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._ended()
+
+
+class _Factory(Factory):
+    """`adoptStreamConnection` asks a factory for the protocol that exists already."""
+
+    noisy = False
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+
+    def buildProtocol(self, addr: object) -> Protocol:
+        return self._protocol
+
+
+def plain_socket(transport: Any) -> socket.socket | None:
+    """Return the socket under `transport` if what it carries is what the client sends."""
+    if isinstance(transport, ProtocolWrapper) or ISSLTransport.providedBy(transport):
+        return None
+    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+    return handle if isinstance(handle, socket.socket) else None
+
+
+def _socket_address(address: Any) -> Any:
+    """Return an address, Twisted's or a PROXY header's, as the `socket` module has it."""
+    if isinstance(address, IPv6Address):
+        return (address.host, address.port, address.flowInfo, address.scopeID)
+    if isinstance(address, tuple):
+        return (*address, 0, 0) if ":" in address[0] else address
+    if isinstance(address, UNIXAddress):
+        address = address.name or b""
+    if isinstance(address, bytes):
+        return address if address.startswith(b"\0") else os.fsdecode(address)
+    return (address.host, address.port)

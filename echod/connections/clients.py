@@ -1,0 +1,88 @@
+"""The client at the other end: its addresses, how it is encrypted, how logs name it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import (
+    IAddress,
+    ISSLTransport,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.addresses import shown_address
+from echod.handlers import Client
+from echod.log.event import LogLine
+from echod.log.tracebacks import traceback_of
+from echod.proxy_header import ProxyHeader
+from echod.tls import TLSConnection, TLSFacts
+
+if TYPE_CHECKING:
+    pass
+_failed = LogLine(Logger("echod.connection"), "error", "Error while serving {peer}:\n{traceback}")
+
+# Until the transport can be asked.
+NOBODY = Client("")
+
+
+def client_of(transport: Any, listener: str) -> Client:
+    """Return who is at the other end of `transport`, come by the endpoint `listener`."""
+    return Client(
+        peer=shown_address(transport.getPeer()),
+        local=sys.intern(shown_address(transport.getHost())),  # most have the same
+        listener=listener,
+    )
+
+
+def tls_facts(transport: Any) -> TLSFacts:
+    """Return how a transport whose handshake is over is encrypted."""
+    if isinstance(transport, TLSConnection):
+        return transport.facts
+    handle, alpn = transport.getHandle(), transport.negotiatedProtocol
+    return TLSFacts(
+        version=handle.get_protocol_version_name(),
+        cipher=handle.get_cipher_name() or "",
+        alpn=alpn.decode() if alpn else None,
+    )
+
+
+def is_twisted_tls(transport: Any) -> bool:
+    """Return whether `transport` is Twisted's own TLS, which has no half-close."""
+    return ISSLTransport.providedBy(transport) and not isinstance(transport, TLSConnection)
+
+
+def shown(client: Client) -> str:
+    """Return how logs name `client`."""
+    return client.peer or "a client without an address"
+
+
+def log_failure(failure: Failure, client: Client) -> None:
+    """Log a traceback; whatever the client got into it is escaped."""
+    if _failed.wanted(client.peer):
+        _failed.write(peer=shown(client), traceback=traceback_of(failure))
+
+
+@implementer(IAddress)
+@dataclass(frozen=True, slots=True)
+class ProxiedAddress:
+    """What the next factory's `buildProtocol` gets: who the client is, by the proxy's word.
+
+    Attributes:
+        peer: the client's address, or the socket's where the header names no client.
+        local: the address that the client connected to, likewise.
+        header: all that the proxy said.
+    """
+
+    peer: Any
+    local: Any
+    header: ProxyHeader
+
+    def client(self, listener: str) -> Client:
+        """Return the client as handlers and logs see it."""
+        return Client(
+            shown_address(self.peer), shown_address(self.local), listener, proxy=self.header
+        )

@@ -1,0 +1,282 @@
+"""The factory of one listener: a protocol for each connection, and what all of them share.
+
+`EchoFactory` picks a connection's protocol once, when it is accepted: `EchoProtocol` gives
+messages to a handler, in the event loop or the pool; `SocketProtocol` gives the socket to a
+thread.  It works in any Twisted program::
+
+    endpoints.serverFromString(reactor, "tcp:8888").listen(EchoFactory(reactor))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from echod.addresses import network_at, shown_address
+from echod.concurrency.forking import end_child
+from echod.concurrency.model import Model
+from echod.concurrency.models import InPool, InReactor
+from echod.connections.admission import Admission
+from echod.connections.clients import ProxiedAddress, log_failure, shown
+from echod.connections.direct_protocol import DirectProtocol, PooledProtocol
+from echod.connections.lifecycle import ConnectionProtocol
+from echod.connections.message_protocol import EchoProtocol
+from echod.connections.owner import Finished, Owned
+from echod.connections.refused import RefusedProtocol
+from echod.connections.socket_protocol import SocketProtocol, threads_of_handlers
+from echod.connections.sweeper import Sweeper, interval_for
+from echod.connections.waiting import Others
+from echod.handlers import (
+    Client,
+    ConcurrencyModel,
+    Echo,
+    ResolvedHandler,
+    StandInServer,
+    adopt,
+)
+from echod.limits import Limits
+from echod.log.event import LogLine
+from echod.messages.framing import Chunk, Framing
+from echod.metrics import Metrics
+from echod.reasons import REFUSED_BY, EndReason, Refusal
+from echod.turns import Turns
+
+_refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {why}")
+
+
+class EchoFactory(Factory):
+    """Makes a protocol for each accepted connection, and knows those that are open.
+
+    Attributes:
+        connections: the protocols of the connections that are open.
+        urgent: those of them that have a deadline, which the sweeper looks at more often.
+        metrics: what has been counted.
+        stand_in: what a `socketserver` request handler finds as its server.
+        others: what threads wait for that handlers have started.
+        protocol: the class of the protocols that it makes; may be replaced by a subclass.
+    """
+
+    noisy = False
+    protocol: type[ConnectionProtocol]
+
+    def __init__(
+        self,
+        reactor: Any = None,
+        *,
+        handler: ResolvedHandler | Callable[..., Any] = Echo,
+        framing: Framing | None = None,
+        model: Model | None = None,
+        limits: Limits | None = None,
+        banner: bytes | None = None,
+        metrics: Metrics | None = None,
+        admission: Admission | None = None,
+        turns: Turns | None = None,
+        listener: str = "",
+    ) -> None:
+        """Set up a factory; everything may be left out.
+
+        Args:
+            reactor: the reactor, for its clock and timers; None for Twisted's global one.
+            handler: a function or class by the handler contract, or one looked up already.
+            framing: how input is cut into messages; `Chunk()` unless given.
+            model: where the handler runs; in the event loop unless given.  A pool that it uses
+                is the caller's to stop.
+            limits: what a client may take.
+            banner: what to greet with, as it goes on the wire, b"" for nothing; None leaves the
+                greeting to the handler.
+            metrics: where to count; several factories may share one.
+            admission: who is let in; several factories may share one.
+            turns: shares the turns of the event loop; factories that run in the same one should
+                share one.
+            listener: the endpoint string, for `Client.listener`.
+
+        Raises:
+            HandlerError: `handler` cannot run in `model`.
+        """
+        self._reactor = reactor
+        self.model = InReactor() if model is None else model
+        if not isinstance(handler, ResolvedHandler):
+            handler = adopt(handler, self.model.name)
+        self.handler = handler
+        self.stand_in = StandInServer(handler.target)
+        self.framing = Chunk() if framing is None else framing
+        self.banner = banner
+        self.metrics = Metrics() if metrics is None else metrics
+        self.listener = listener
+        self._admission = admission
+        self._turns = turns
+        self._sweeper = Sweeper(lambda: self.reactor, 0)
+        self.connections: set[Owned] = self._sweeper.members
+        self.urgent: set[Owned] = self._sweeper.urgent
+        self.limits = Limits() if limits is None else limits
+        self.others = Others(threads_of_handlers)
+        self._drained: Deferred[None] | None = None
+        # The process that listens: another one is a child that a handler has forked.
+        self._process: int | None = None
+        self.protocol = self._choose_protocol()
+
+    def _choose_protocol(self) -> type[ConnectionProtocol]:
+        if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
+            return SocketProtocol
+        if isinstance(self.framing, Chunk):
+            if self.model.name is ConcurrencyModel.REACTOR:
+                return DirectProtocol
+            if self.model.name is ConcurrencyModel.DEFER_TO_THREAD:
+                return PooledProtocol
+        return EchoProtocol
+
+    @property
+    def limits(self) -> Limits:
+        """What a client may take; new limits hold for the open connections too."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        timeouts = [limits.idle_timeout, limits.first_byte_timeout]
+        if not isinstance(self.framing, Chunk):
+            timeouts.append(limits.message_timeout)
+        if self.model.name is ConcurrencyModel.SERIAL:
+            timeouts.append(limits.serial_timeout)
+        if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
+            timeouts.append(limits.write_timeout)
+        self._sweeper.look_every(interval_for(timeouts))
+
+    @property
+    def admission(self) -> Admission:
+        """Who is let in."""
+        if self._admission is None:
+            self._admission = Admission(self.limits, self.seconds)
+        return self._admission
+
+    @property
+    def turns(self) -> Turns:
+        """How the turns of the event loop are shared."""
+        if self._turns is None:
+            self._turns = Turns(self.reactor)
+        return self._turns
+
+    @property
+    def reactor(self) -> Any:
+        """The reactor; looked up when first needed, so that importing echod installs none."""
+        if self._reactor is None:
+            from twisted.internet import reactor
+
+            self._reactor = reactor
+        return self._reactor
+
+    def seconds(self) -> float:
+        """Return the reactor's time, in seconds."""
+        now: float = self.reactor.seconds()
+        return now
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        # An exception would leave the accepted socket open; None closes it.
+        peer = addr.peer if isinstance(addr, ProxiedAddress) else addr
+        try:
+            # Behind a proxy, that was done before the header was read.
+            refusal = None if peer is not addr else self.admission.accept()
+            return self.refused(addr, refusal) if refusal else self._accepted(addr, peer)
+        except BaseException:
+            self.handler_failed(Failure(), Client(shown_address(peer)))
+            self.metrics.accepted += 1
+            self.metrics.end(EndReason.HANDLER_ERROR.value, messages=0, received=0, sent=0)
+            return None
+
+    def _accepted(self, addr: IAddress | None, peer: IAddress | None) -> Protocol:
+        """Return the protocol of a connection that `admission` has accepted."""
+        network = network_at(peer)
+        if network and (refusal := self.admission.identify(network)):
+            self.admission.release()
+            return self.refused(peer, refusal)
+        try:
+            protocol = self.protocol(self)
+        except BaseException:
+            self.admission.release(network)
+            raise
+        protocol.factory = self
+        protocol.network = network
+        if isinstance(addr, ProxiedAddress):
+            protocol.client = addr.client(self.listener)
+        return protocol
+
+    def refused(self, addr: IAddress | None, refusal: Refusal) -> Protocol:
+        """Count and log a refusal; return the protocol that tells the client."""
+        self.note_refusal(refusal.value, Client(shown_address(addr)), refusal.value)
+        return RefusedProtocol(self.framing.encode_line(refusal.text.encode()))
+
+    def connection_turned_away(self) -> None:
+        """Count a client for whom there was no descriptor; the port has logged and closed it."""
+        self.metrics.refused["descriptors"] += 1
+
+    def note_refusal(self, limit: str, client: Client, why: str) -> None:
+        """Count and log that a client is turned away; telling it is the caller's."""
+        assert limit in REFUSED_BY
+        self.metrics.refused[limit] += 1
+        if _refused.wanted(client.peer):
+            _refused.write(peer=shown(client), why=why, limit=limit, listener=self.listener)
+
+    def handler_failed(self, failure: Failure, client: Client) -> None:
+        """Count and log what the handler of `client` has raised."""
+        if self._process not in (None, os.getpid()):
+            end_child(failure)
+        self.metrics.handler_errors += 1
+        log_failure(failure, client)
+
+    def doStart(self) -> None:
+        self._process = os.getpid()
+        super().doStart()
+
+    def opened(self, connection: Owned) -> None:
+        """Register a connection: it is counted from here to `forget`."""
+        self.metrics.accepted += 1
+        self.watch(connection)
+
+    def watch(self, connection: Owned) -> None:
+        """Sweep, drain and abort a connection with the others, from here to `unwatch`."""
+        self._sweeper.add(connection)
+
+    def forget(self, connection: Finished, reason: EndReason) -> None:
+        """Count a connection out."""
+        messages, received, sent = connection.figures
+        self.metrics.end(reason.value, messages=messages, received=received, sent=sent)
+        self.admission.release(connection.network)
+        self.unwatch(connection)
+
+    def unwatch(self, connection: Owned) -> None:
+        """Forget a connection; the last one takes the sweep's timer with it."""
+        self._sweeper.discard(connection)
+        if not self.connections and self._drained is not None:
+            drained, self._drained = self._drained, None
+            self._handlers_done().addCallback(drained.callback)
+
+    def drain(self) -> Deferred[None]:
+        """Answer what has been received on every connection, and close it.
+
+        Returns:
+            Fires when there is none left, and nothing of the handler's in the event loop waits, as
+            an `async def closed` may; it has no deadline (see `abort`, and the model's `stop`).
+        """
+        for connection in list(self.connections):
+            connection.drain()
+        if not self.connections:
+            return self._handlers_done()
+        if self._drained is None:
+            self._drained = Deferred()
+        return self._drained
+
+    def _handlers_done(self) -> Deferred[None]:
+        # The threads of a pool are its owner's to wait for.
+        return succeed(None) if isinstance(self.model, InPool) else self.model.drain()
+
+    def abort(self) -> None:
+        """Close every connection at once."""
+        for connection in list(self.connections):
+            connection.abort(EndReason.ABORTED)

@@ -1,0 +1,517 @@
+"""The protocol that gives messages to a handler, in the event loop or in the pool.
+
+Its session says which message comes next and when, the concurrency model where the handler runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.concurrency.model import Abandoned, Busy, Dropped, Pending
+from echod.concurrency.models import Awaited, InPool
+from echod.connections.clients import shown
+from echod.connections.kernel import is_reset, shorten_reads, unread
+from echod.connections.lifecycle import ConnectionProtocol
+from echod.connections.owner import Owner
+from echod.contexts import call_in, context_of, is_entered, take_over
+from echod.handlers import (
+    Close,
+    checked,
+    reply_from,
+)
+from echod.handlers.calling import close_in_thread, overridden
+from echod.log.event import LogLine
+from echod.messages.framing import FramingError, encode_greeting
+from echod.messages.session import Session
+from echod.reasons import EndReason
+from echod.turns import PACE, Share
+
+log = Logger("echod.connection")
+_dropped = LogLine(
+    log, "warn", "Dropped the work of {peer}, which is lost: too much such work is waiting"
+)
+
+
+class ReplyBatch:
+    """Small replies on their way to one write: the transport keeps a list of what it is given,
+    and an entry there costs more than a small reply does.
+    """
+
+    __slots__ = ("_parts", "_size", "_write")
+
+    # In bytes of memory: each reply costs a little more than what is in it.  One may be longer.
+    MOST = 16 * 1024
+    OVERHEAD = 64
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, data: bytes) -> None:
+        """Keep `data` to be written soon."""
+        self._parts.append(data)
+        self._size += len(data) + self.OVERHEAD
+        if self._size >= self.MOST:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added."""
+        if self._parts:
+            parts, self._parts, self._size = self._parts, [], 0
+            self._write(b"".join(parts))
+
+
+@implementer(IPushProducer)
+class EchoProtocol(ConnectionProtocol):
+    """Gives each message to a handler and sends its reply, in order.
+
+    In the event loop, handler code is called from where the conversation's context has been
+    entered: by the transport, or by us where something comes in (`_from_transport`, for what the
+    transport calls; `_inside`, for what others do).  In the pool the thread enters it.
+    """
+
+    __slots__ = (
+        "_bytes_received",
+        "_bytes_sent",
+        "_context",
+        "_drain_left",
+        "_handler",
+        "_handler_open",
+        "_pending",
+        "_reading",
+        "_reads",
+        "_received",
+        "_session",
+    )
+
+    def __init__(self, owner: Owner) -> None:
+        """Set up for one connection.
+
+        Args:
+            owner: the factory whose handler, framing, model and limits apply.  Only that lets
+                clients in, so `Factory.forProtocol(EchoProtocol)` would hold no limit.
+        """
+        super().__init__(owner)
+        # The conversation's own; None where the transport has one.
+        self._context: Context | None = Context()
+        # A Failure, if the constructor has failed: the connection ends as if `opened` had.
+        self._handler: Any
+        self._received: Any = None
+        try:
+            self._handler = self._context.run(owner.handler.message_handler)
+            self._received = self._handler.received
+        except BaseException:
+            self._handler = Failure()
+        self._session = self._new_session()
+        # Until the handler is open, what comes is kept: behind a PROXY header, or behind the end
+        # of a handshake, a message may be here before the connection's turn is.
+        self._session.in_flight = True
+        self._pending: Any = None
+        self._reading = True
+        self._handler_open = False
+        self._reads = 0
+        self._bytes_received = 0
+        self._bytes_sent = 0
+        self._drain_left = 0
+
+    def _new_session(self) -> Session:
+        owner = self._owner
+        return Session(
+            owner.framing.framer(),
+            max_messages=owner.model.max_messages,
+            read_ahead=owner.limits.max_pending,
+        )
+
+    # The conversation's context.
+
+    def _from_transport(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Do what the transport has called for."""
+        if self._context is None:
+            function(*arguments)
+        else:
+            self._inside(function, *arguments)
+
+    def _inside(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Do what somebody else than the transport has called for."""
+        if isinstance(self._owner.model, InPool):
+            function(*arguments)
+        else:
+            context = context_of(self.transport) if self._context is None else self._context
+            function(*arguments) if context is None else call_in(context, function, *arguments)
+
+    def _is_inside(self) -> bool:
+        """Return whether this is called from within a call of the handler, maybe."""
+        if isinstance(self._owner.model, InPool):
+            return False
+        context = context_of(self.transport) if self._context is None else self._context
+        return context is not None and is_entered(context)
+
+    def _in_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what calls handler code where it runs: a pool's thread has to be told."""
+        if self._context is None or not isinstance(self._owner.model, InPool):
+            return function
+        return partial(self._context.run, reply_from, function)
+
+    # From Twisted.
+
+    def connectionMade(self) -> None:
+        if not isinstance(self._owner.model, InPool) and context_of(self.transport) is not None:
+            constructors, self._context = self._context, None
+            assert constructors is not None
+            take_over(constructors)
+        self._from_transport(super().connectionMade)
+
+    def handshakeCompleted(self) -> None:
+        self._from_transport(super().handshakeCompleted)
+
+    def readConnectionLost(self) -> None:
+        self._from_transport(super().readConnectionLost)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._from_transport(super().connectionLost, reason)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._context is None:
+            self._receive(data)
+        else:
+            self._inside(self._receive, data)
+
+    def _receive(self, data: bytes) -> None:
+        self._reads += 1
+        self._bytes_received += len(data)
+        self._session.receive(data)
+        self._answer_messages()
+        if self._draining and self._reason is None:
+            self._drain_left -= len(data)
+            self._cut_input_when_read()
+
+    def pauseProducing(self) -> None:
+        """The transport has more to write than it likes to hold."""
+        self._session.blocked = True
+        self._expect_to_be_read()
+        self._update_reading()
+
+    def resumeProducing(self) -> None:
+        """The transport has written everything."""
+        self._session.blocked = False
+        self._deadline = math.inf
+        self._from_transport(self._answer_messages)
+
+    def stopProducing(self) -> None:
+        """The transport will write no more; `connectionLost` follows."""
+
+    # The conversation.
+
+    def _enter(self) -> None:
+        if self._waiting:  # for another connection to leave, in whose context this is called
+            self._inside(super()._enter)
+        else:
+            super()._enter()
+
+    def _start(self) -> None:
+        self.transport.registerProducer(self, True)
+        if isinstance(self._handler, Failure):
+            self._opened(self._handler)
+            return
+        opened = overridden(self._handler, "opened")
+        if opened is None:
+            self._opened(None)
+            return
+        done = partial(self._inside, self._opened)
+        result = self._owner.model.call(done, self._in_thread(opened), self.client)
+        if not self._is_pending(result):
+            self._opened(result)
+
+    def _opened(self, greeting: object) -> None:
+        """The handler's `opened` has returned `greeting`, or failed with it."""
+        self._waited()
+        self._session.in_flight = False
+        self._handler_open = not isinstance(greeting, Failure)
+        try:
+            if isinstance(greeting, Failure):
+                self._handler_failed(greeting)
+            elif self._reason is None:
+                self._greet(greeting)
+        except BaseException:
+            self.fail(Failure())
+        self._go_on()
+
+    def _greet(self, greeting: object) -> None:
+        if self._owner.model.greets:
+            banner = self._owner.banner
+            if banner is not None:
+                self._write(banner)
+            elif greeting:
+                self._write(encode_greeting(self._owner.framing, checked(greeting)))
+
+    def take_turn(self) -> None:
+        """It is this connection's turn again: go on with what it has sent."""
+        self._session.resting = False
+        self._inside(self._answer_in_turn)
+
+    def _answer_in_turn(self) -> None:
+        try:
+            self._answer_messages(Share(self._owner.turns))
+        except BaseException:
+            self.fail(Failure())
+
+    def _look_at(self, share: Share | None) -> tuple[Share | None, int]:
+        """Return a share of this turn, and how many messages to answer before the next look.
+
+        Where that is none, the connection rests now.
+        """
+        if not self._session.holds_more:
+            return share, PACE
+        if share is None:
+            return Share(self._owner.turns), 1
+        if not share.used_up():
+            return share, PACE
+        self._rest()
+        return share, 0
+
+    def _rest(self) -> None:
+        """Go on with what is held in the next turn of the loop."""
+        self._session.resting = True
+        self._owner.turns.rest(self)
+
+    def _answer_messages(self, share: Share | None = None) -> None:
+        """Hand out messages for as long as the session allows; then read on, or close.
+
+        Args:
+            share: of this turn of the loop; None for one that begins with the second message, as
+                a read of one message need not pay for it.
+        """
+        session, call = self._session, self._owner.model.call
+        received = self._in_thread(self._received)
+        encode, batch = self._owner.framing.encode, ReplyBatch(self._write)
+        unseen = 1
+        while (message := self._next_message(batch)) is not None:
+            try:
+                result = call(self._answered, received, message)
+                if result.__class__ is bytes:
+                    batch.add(encode(result))
+                elif result is not None:
+                    batch.flush()
+                    if not self._take(result):
+                        break
+            except BaseException:
+                batch.flush()
+                self.fail(Failure())
+            session.answered()
+            unseen -= 1
+            if not unseen:
+                share, unseen = self._look_at(share)
+                if not unseen:
+                    break
+        batch.flush()
+        self._settle()
+
+    def _next_message(self, batch: ReplyBatch) -> bytes | None:
+        try:
+            return self._session.next_message()
+        except FramingError as error:
+            batch.flush()
+            self.refuse(EndReason.FRAMING_ERROR, str(error))
+            return None
+
+    def _take(self, result: Any) -> bool:
+        """Send a reply; return False if it is yet to come."""
+        if result.__class__ is bytes:
+            self._write(self._owner.framing.encode(result))
+        elif result is not None:
+            if self._is_pending(result):
+                return False
+            self._reply(result)
+        return True
+
+    def _is_pending(self, result: object) -> bool:
+        """Return whether `result` is yet to come; keep what could be abandoned."""
+        if isinstance(result, Pending):
+            self._pending = result.handle
+            return True
+        return False
+
+    def _waited(self) -> None:
+        """What was waited for, if anything was, has a result."""
+        pending, self._pending = self._pending, None
+        if isinstance(pending, Awaited) and pending.followed is not None:
+            pending.followed.take_over()
+
+    def _answered(self, result: object) -> None:
+        """The message in flight has its result at last: a reply, or a Failure."""
+        self._inside(self._take_answer, result)
+
+    def _take_answer(self, result: object) -> None:
+        self._waited()
+        try:
+            if isinstance(result, Failure):
+                self._handler_failed(result)
+            elif result is not None and self._reason is None:
+                self._reply(result)
+        except BaseException:
+            self.fail(Failure())
+        self._session.answered()
+        self._go_on()
+
+    def _handler_failed(self, failure: Failure) -> None:
+        if not failure.check(Abandoned):
+            self.fail(failure)
+        elif failure.check(Dropped):
+            if self._handler_open:
+                self._session.take_back()
+            if _dropped.wanted(self.client.peer):
+                _dropped.write(peer=shown(self.client), listener=self.client.listener)
+
+    def _turn_away(self, busy: Busy) -> None:
+        if self._handler_open and self._session.in_flight:
+            self._session.take_back()
+        super()._turn_away(busy)
+
+    def _reply(self, result: object) -> None:
+        if isinstance(result, Close):
+            if result.reply:
+                self._write(self._owner.framing.encode(checked(result.reply)))
+            self.close(EndReason.HANDLER)
+        else:
+            self._write(self._owner.framing.encode(checked(result)))
+
+    def _write(self, data: bytes) -> None:
+        self._bytes_sent += len(data)
+        self.transport.write(data)
+
+    def _go_on(self) -> None:
+        """Handler code has returned: the next message is due, or its `closed`."""
+        if self._lost:
+            self._close_handler()
+        else:
+            self._answer_messages()
+
+    def _settle(self) -> None:
+        """Nothing can be answered now: close if that is for good, else read if that helps."""
+        if self._reason is None:
+            if self._session.finished:
+                self.close(self._why_finished())
+            else:
+                self._update_reading()
+
+    def _why_finished(self) -> EndReason:
+        if self._session.closed:
+            return EndReason.SERVED
+        return EndReason.CLIENT if self._input_ended else EndReason.DRAINED
+
+    def _update_reading(self) -> None:
+        wanted = self._session.wants_input
+        if wanted is not self._reading and self._reason is None and not self._input_ended:
+            self._reading = wanted
+            if wanted:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()
+                self._owner.urgent.add(self)  # who is not read from can vanish unseen: see `sweep`
+                if self._session.full:
+                    # A client that is ahead of its handler.
+                    shorten_reads(self.transport)
+
+    def _client_finished(self) -> None:
+        self._owner.urgent.add(self)  # as above
+        self._session.end_input()
+        self._answer_messages()
+
+    # The end.
+
+    def _stop(self) -> None:
+        self._session.close()
+        self._owner.turns.leave(self)
+        if self._entered:
+            self.transport.unregisterProducer()
+
+    def _finish(self) -> None:
+        if self._pending is not None:
+            self._owner.model.abandon(self._pending)
+        if not self._session.in_flight:
+            self._close_handler()
+
+    def _close_handler(self) -> None:
+        """Tell the handler, where handler code runs, that its connection is gone."""
+        closed = overridden(self._handler, "closed")
+        if closed is None or not self._handler_open:
+            return
+        self._handler_open = False
+        assert self._reason is not None
+        if isinstance(self._owner.model, InPool):
+            closed = self._in_thread(partial(close_in_thread, closed))
+        try:
+            self._owner.model.finish(self._closed, closed, self._reason.value)
+        except BaseException:
+            self.fail(Failure())
+
+    def _closed(self, result: object) -> None:
+        if isinstance(result, Failure) and not result.check(Abandoned):
+            self._owner.handler_failed(result, self.client)
+
+    # Drain: take what the kernel holds for us at that moment, and no more.
+
+    def drain(self) -> None:
+        if self._is_inside():
+            # The handler itself has asked for it: its reply comes first, and those before it.
+            self._owner.reactor.callLater(0, self.drain)
+        else:
+            self._inside(super().drain)
+
+    def _cut_input(self) -> None:
+        self._drain_left = unread(self.transport)
+        self._cut_input_when_read()
+
+    def _cut_input_when_read(self) -> None:
+        if not self._input_ended and (self._drain_left <= 0 or not unread(self.transport)):
+            self._session.end_input(cut_off=True)
+            self._answer_messages()
+
+    def sweep(self, now: float) -> None:
+        super().sweep(now)
+        if self._reason is None and self._entered and (self._input_ended or not self._reading):
+            if is_reset(self.transport):
+                self.abort(EndReason.LOST)
+            else:
+                self._owner.urgent.add(self)
+        if self._draining and self._entered and self._reason is None:
+            # What had come may be no message at all: a part of a TLS record.
+            self._inside(self._cut_input_when_read)
+
+    # For the sweep and the metrics.
+
+    @property
+    def figures(self) -> tuple[int, int, int]:
+        return self._session.messages, self._bytes_received, self._bytes_sent
+
+    @property
+    def _activity(self) -> int:
+        return self._reads
+
+    @property
+    def _incomplete(self) -> int:
+        return self._session.incomplete
+
+    def _time_out(self, reason: EndReason) -> None:
+        if reason is EndReason.SLOW:
+            allowed = self._owner.limits.message_timeout
+            self.refuse(reason, f"Message too slow: the limit is {allowed:g} s")
+        else:
+            super()._time_out(reason)
+
+    @property
+    def _busy(self) -> bool:
+        # A client that does not read has a deadline of its own.
+        session = self._session
+        return session.in_flight or session.resting or session.blocked

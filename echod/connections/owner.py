@@ -1,0 +1,115 @@
+"""The seam between a connection and its owner, the factory that has made it.
+
+Connections import this file, never the factory, so imports point one way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IAddress
+    from twisted.internet.protocol import Protocol as TwistedProtocol
+    from twisted.python.failure import Failure
+
+    from echod.concurrency.model import Model
+    from echod.connections.admission import Admission
+    from echod.connections.waiting import Others
+    from echod.handlers import Client, ResolvedHandler, StandInServer
+    from echod.limits import Limits
+    from echod.messages.framing import Framing
+    from echod.reasons import EndReason, Refusal
+    from echod.turns import Turns
+
+
+class Owned(Protocol):
+    """A connection, as its owner sees it."""
+
+    def sweep(self, now: float) -> None:
+        """Close if a deadline has passed; `now` is the reactor's time, in seconds."""
+
+    def drain(self) -> None:
+        """Answer what has been received, and close."""
+
+    def abort(self, reason: EndReason) -> None:
+        """Close at once."""
+
+
+class Finished(Owned, Protocol):
+    """A connection that is over, as its owner counts it out."""
+
+    @property
+    def figures(self) -> tuple[int, int, int]:
+        """Messages, bytes received, bytes sent."""
+
+    @property
+    def network(self) -> str:
+        """What the connection counts under; "" where it has no address."""
+
+
+class Owner(Protocol):
+    """The owner, as its connections see it."""
+
+    @property
+    def reactor(self) -> Any: ...
+
+    @property
+    def handler(self) -> ResolvedHandler: ...
+
+    @property
+    def stand_in(self) -> StandInServer: ...
+
+    @property
+    def framing(self) -> Framing: ...
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def banner(self) -> bytes | None: ...
+
+    @property
+    def listener(self) -> str: ...
+
+    @property
+    def admission(self) -> Admission: ...
+
+    @property
+    def turns(self) -> Turns: ...
+
+    @property
+    def others(self) -> Others: ...
+
+    @property
+    def connections(self) -> set[Owned]: ...
+
+    @property
+    def urgent(self) -> set[Owned]:
+        """Those connections that have a deadline soon."""
+
+    def seconds(self) -> float:
+        """Return the reactor's time, in seconds."""
+
+    def opened(self, connection: Owned) -> None:
+        """Register a connection: it is counted from here to `forget`."""
+
+    def forget(self, connection: Finished, reason: EndReason) -> None:
+        """Count a connection out."""
+
+    def watch(self, connection: Owned) -> None:
+        """Sweep, drain and abort a connection with the others, from here to `unwatch`."""
+
+    def unwatch(self, connection: Owned) -> None:
+        """Forget a connection."""
+
+    def refused(self, addr: IAddress | None, refusal: Refusal) -> TwistedProtocol:
+        """Count and log a refusal; return the protocol that tells the client."""
+
+    def note_refusal(self, limit: str, client: Client, why: str) -> None:
+        """Count and log that a client is turned away; telling it is the caller's."""
+
+    def handler_failed(self, failure: Failure, client: Client) -> None:
+        """Count and log what the handler of `client` has raised."""

@@ -1,0 +1,1 @@
+"""Listeners: what an endpoint string asks for, and the sockets behind it."""
