@@ -24,8 +24,9 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 
-from echod import EchoFactory, Limits, waiting
+from echod import EchoFactory, Limits
 from echod.concurrency import thread_socket
+from echod.connections import waiting
 from echod.connections.waiting import Others, is_awaited, running_time, tasks
 from echod.handlers import ConcurrencyModel
 from echod.listening.proxy import ProxyFactory
