@@ -187,20 +187,20 @@ def _bars(verdicts: list[Verdict]) -> str:
     return "\n\n".join(["### Bars", table(rows, words=3), summary])
 
 
-# What the columns of each class mean.
+# The legend of each class's columns.
 LEGEND = f"""\
 - msg/s, µs/msg, p50, p99: {CONNECTIONS} connections, {MESSAGES.title}.
 - µs/...: the server's CPU time, user and system, of all its threads. p50, p99: the time from
   sending a message until all of it is back.
-- x ...: times that server's CPU time a message, the median of the ratios within each round.
-- 16x100 B: {PIPELINED.title}, so two pieces at least come back; µs a message.
-- 64 KiB: {LARGE.title}, read in pieces of as much.
+- x ...: ratio to that server's CPU time a message, the median of the ratios within each round.
+- 16x100 B: {PIPELINED.title}, so at least two pieces come back; µs a message.
+- 64 KiB: {LARGE.title}, read in pieces of that size.
 - conn/s: {CONNECT.title}, {CONNECT.connections} at once.
-- start: from the command to the first connection taken."""
+- start: from the command to the first accepted connection."""
 
 
 def _notes(results: Results) -> str:
-    """Return what the figures mean, and what they depend on."""
+    """Return the legend of the figures, and the environment that they depend on."""
     environment = ", ".join(f"{name} {value}" for name, value in results.environment.items())
     lines = [LEGEND, f"- KiB/idle: {_idle_counts(results)}.", f"- {environment}."]
     share = results.others_share()
