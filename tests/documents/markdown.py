@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,17 +71,15 @@ def blocks(page: Path) -> Iterator[Block]:
     marks: dict[str, str] = {}
     for number, line in lines:
         if fence := _FENCE.match(line):
-            text = _up_to(lines, lambda later, end=fence["ticks"]: later.strip() == end)
+            text = _up_to(lines, fence["ticks"])
             block = textwrap.dedent("\n".join(text[:-1]))
             # GitHub shows the same for a block of commands, with this word and without it.
             language = fence["language"] or ("console" if block.startswith("$ ") else "")
             yield Block(number, language, block, marks)
             marks = {}
         elif line.startswith("<!--"):
-            ended = (
-                [line] if "-->" in line else [line, *_up_to(lines, lambda later: "-->" in later)]
-            )
-            comment = "\n".join(ended).removeprefix("<!--").partition("-->")[0].strip()
+            rest = [] if "-->" in line else _up_to(lines, "-->")
+            comment = "\n".join([line, *rest]).removeprefix("<!--").partition("-->")[0].strip()
             if comment.startswith("$ "):
                 yield Block(number, "console", comment, marks)
                 marks = {}
@@ -93,11 +91,12 @@ def blocks(page: Path) -> Iterator[Block]:
             raise Mistake(f"{page.name}:{number}: no block follows the mark {', '.join(marks)}")
 
 
-def _up_to(lines: Iterator[tuple[int, str]], is_last: Callable[[str], bool]) -> list[str]:
+def _up_to(lines: Iterator[tuple[int, str]], end: str) -> list[str]:
+    """Take lines to the one that ends so."""
     found = []
     for _number, line in lines:
         found.append(line)
-        if is_last(line):
+        if line.rstrip().endswith(end):
             return found
     raise Mistake(f"the page ends within a block or a comment of {len(found)} lines")
 

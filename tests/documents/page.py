@@ -27,6 +27,10 @@ _SERVES = re.compile(r"(\w+=\S+ )*(twistd|make run|systemd-socket-activate|pytho
 _CTRL_C = "^C"
 
 
+# Programs that the commands of pages use, and that may be missing.
+_TOOLS = ("curl", "jq", "nc", "openssl", "promtool", "systemd-analyze", "systemd-socket-activate")
+
+
 class Differs(Exception):
     """A block is not as the page has it."""
 
@@ -53,6 +57,15 @@ def copy_of_the_project(directory: Path) -> None:
     # The tests run in it, so it has all that the daemon needs.
     for name in ("made", "run", "develop"):
         (environment / f"{name}.stamp").touch()
+
+
+def ask_for_tools(page: Path) -> None:
+    """End the test of a page whose commands need a program that is missing: it says which."""
+    for block in blocks(page):
+        if block.language == "console" and "skip" not in block.marks:
+            for name in _TOOLS:
+                if re.search(rf"\b{name} ", block.text):
+                    tool(name)
 
 
 class Page:
@@ -88,16 +101,13 @@ class Page:
             except (Differs, OSError, SyntaxError, ValueError, yaml.YAMLError) as error:
                 self.differences.append(f"{self._path.name}:{block.line}: {error}")
         try:
-            self._interrupt_clients()
-            self._terminal.stop_server()
+            self._stop_server()
         except TimeoutError as error:
             self.differences.append(f"{self._path.name}: {error}")
 
     def _run(self, block: Block) -> None:
         if "skip" in block.marks:
             return
-        if "typed" not in block.marks:
-            self._interrupt_clients()
         if "in" in block.marks:
             self._find_in_file(block)
         elif "file" in block.marks:
@@ -123,24 +133,27 @@ class Page:
                 raise Differs(f"line {command.line}: $ {command.text}\n{error}") from None
 
     def _run_command(self, text: str, shown: Sequence[str], block: Block) -> None:
-        if "typed" in block.marks:
-            self._talk(text, shown, block.marks["typed"].split(", "))
+        if "typed" in block.marks or _CTRL_C in shown:
+            self._talk(text, shown, block.marks.get("typed", "").split(", "))
             return
         if _SERVES.match(text) and "beside" not in block.marks:
-            self._terminal.stop_server()
+            self._stop_server()
         ran = self._terminal.run(text)
         if ran is self._terminal.server:
             self._wait_for_log(shown)
         else:
-            self._compare(block, shown, ran.printed)
+            gaps = "prints more" in block.marks or _SERVES.match(text) is not None
+            self._compare(shown, ran.printed, "any order" in block.marks, gaps)
             if ran.process.returncode and not shown:
                 raise Differs(f"exit status {ran.process.returncode}")
 
-    def _compare(self, block: Block, shown: Sequence[str], printed: Sequence[str]) -> None:
-        if "any order" in block.marks:
+    def _compare(
+        self, shown: Sequence[str], printed: Sequence[str], any_order: bool, gaps: bool
+    ) -> None:
+        if any_order:
             ports = match_unordered(shown, printed, self._ports)
         else:
-            ports = match(shown, printed, self._ports, gaps="prints more" in block.marks)
+            ports = match(shown, printed, self._ports, gaps=gaps)
         if ports is None:
             raise Differs(difference(shown, printed))
         self._ports = ports
@@ -148,7 +161,7 @@ class Page:
     def _talk(self, text: str, shown: Sequence[str], typed: Sequence[str]) -> None:
         """Be a client at a keyboard: type a line where the page shows it."""
         client = self._terminal.start(text, subprocess.PIPE)
-        to_type = list(typed)
+        to_type = [line for line in typed if line]
         expected: list[str] = []
         for line in shown:
             if line == _CTRL_C:
@@ -171,6 +184,10 @@ class Page:
         ):
             raise Differs(difference(expected, client.printed))
 
+    def _stop_server(self) -> None:
+        self._interrupt_clients()
+        self._terminal.stop_server()
+
     def _interrupt_clients(self) -> None:
         """Press Ctrl-C where a client waits for it, in the last terminal first."""
         while self._clients:
@@ -184,6 +201,7 @@ class Page:
     # The log of the server.
 
     def _compare_log(self, block: Block) -> None:
+        self._interrupt_clients()
         shown = [line for line in block.text.splitlines() if not line.startswith("$ ")]
         for number, line in enumerate(shown):
             if line.startswith(_CTRL_C):

@@ -114,7 +114,7 @@ class Command:
     def printed(self) -> list[str]:
         """The lines that it has printed, errors too."""
         text = self._output.read_text(errors="backslashreplace")
-        return self._shown(text).splitlines()
+        return self._shown(text).rstrip().splitlines()
 
     @property
     def ended(self) -> bool:

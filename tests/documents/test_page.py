@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import terminal as terminals
 from tests.documents.page import Page, verify_unit
-from tests.documents.terminal import Network, terminal
+from tests.documents.terminal import Network, network, terminal
 from tests.support.needs import tool
 from tests.support.waiting import PATIENCE
 
@@ -52,7 +51,7 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """The beginning of a page with a server."""
     tool("nc")
     if request.param == "other ports":
-        monkeypatch.setattr(terminals.shutil, "which", lambda name: None)
+        monkeypatch.setattr("shutil.which", lambda name: None)
     return (
         f"<!-- file: server.py -->\n```python{SERVER}```\n\n```\n$ python server.py\nReady\n```\n"
     )
@@ -104,7 +103,11 @@ def test_what_is_shown_stands_in_its_file(run: Run) -> None:
 
 def test_a_server_goes_on_beside_clients(run: Run, server: str) -> None:
     talk = "<!-- typed: a -->\n```\n$ nc localhost 8888\nHello\na\nOK...a\n^C\n```\n\n"
-    assert run(f"{server}\n{talk}```\n$ echo b | nc -N localhost 8888\nHello\nOK...b\n```\n") == []
+    log = "```text\nConnected with 127.0.0.1:35000\n```\n\n"
+    assert (
+        run(f"{server}\n{talk}{log}```\n$ echo b | nc -N localhost 8888\nHello\nOK...b\n```\n")
+        == []
+    )
 
 
 def test_what_a_client_sees_is_compared(run: Run, server: str) -> None:
@@ -145,8 +148,8 @@ def _is_ours(path: Path) -> bool:
 def test_where_no_network_can_be_made_other_ports_are_put_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(terminals.shutil, "which", lambda name: None)
-    with terminals.network() as among:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with network() as among:
         assert isinstance(among, Network)
         assert among.within == []
         assert not set(among.ports.values()) & set(among.ports)

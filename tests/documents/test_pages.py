@@ -13,12 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents.page import Page, copy_of_the_project
+from tests.documents.page import Page, ask_for_tools, copy_of_the_project
 from tests.documents.terminal import terminal
 from tests.support.needs import not_here
 from tests.support.paths import ROOT
 
-PAGES = [ROOT / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("index", "listeners", "observing", "performance", "reliability", "settings")
+    ),
+]
 
 
 @pytest.mark.timeout(180)
@@ -26,6 +32,7 @@ PAGES = [ROOT / "README.md"]
 def test_what_a_page_shows_is_what_its_reader_sees(path: Path, tmp_path: Path) -> None:
     if "TEST_REACTOR" in os.environ:
         not_here("the pages show what runs on the default reactor")
+    ask_for_tools(path)
     directory = tmp_path / "echod"
     directory.mkdir()
     copy_of_the_project(directory)
