@@ -1,11 +1,11 @@
-# Everything happens in an environment of the project's own, .venv, which is made when it is needed
-# and brought up to date when setup.cfg or pyproject.toml has changed.
+# All targets run in the project's own environment, .venv. make creates it when a target needs it,
+# and updates it when setup.cfg or pyproject.toml has changed.
 
 PYTHON ?= python3
 PORT = 8888
 SOAK_HOURS = 8
 
-# For install-service: where the program is, where systemd looks, and where settings are.
+# For install-service: the folders of the program, of systemd's units, and of the settings.
 PREFIX = /opt/echod
 LIBDIR = /usr/local/lib
 SYSCONFDIR = /etc
@@ -13,7 +13,7 @@ SYSCONFDIR = /etc
 VENV = .venv
 BIN = $(VENV)/bin
 
-# bash, because `run` needs a background job that Ctrl-C reaches: see there.
+# bash, because `run` needs a background job that receives Ctrl-C: see there.
 SHELL = bash
 
 # Two installations at a time into one environment would clash.
@@ -24,9 +24,10 @@ SHELL = bash
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
-# The first Ctrl-C or `kill` drains, and is no error of make's.  So twistd runs behind a shell that
-# outlives both: Ctrl-C reaches twistd from the terminal (a background job would ignore it, but for
-# `trap - INT`), and a SIGTERM, which make sends to the shell alone, is passed on.
+# The first Ctrl-C or `kill` drains, and make does not report it as an error. So twistd runs under
+# a shell that survives both signals: the terminal sends Ctrl-C to twistd too (`trap - INT` is
+# needed because a background job would ignore it), and the shell passes on the SIGTERM that make
+# sends to it alone.
 run: $(VENV)/run.stamp ## run the daemon on port 8888 (or PORT=...); Ctrl-C ends it
 	@trap : INT; trap 'kill $$!' TERM; \
 	(trap - INT; exec $(BIN)/twistd -n --pidfile= echod --port $(PORT)) & \
@@ -44,7 +45,7 @@ check: $(VENV)/develop.stamp ## look for faults without running the daemon: styl
 	$(BIN)/python -m tools.english
 	$(BIN)/towncrier build --draft > /dev/null
 
-docs: $(VENV)/develop.stamp ## write what is made from the code: parts of docs/, and etc/echod.toml
+docs: $(VENV)/develop.stamp ## generate the files made from the code: parts of docs/, and etc/echod.toml
 	$(BIN)/python -m echod.reference
 	$(BIN)/python -m tests.faults.catalogue
 
@@ -58,12 +59,12 @@ soak: $(VENV)/soak.stamp ## run the long forms of tests/faults, for SOAK_HOURS=8
 bench: $(VENV)/bench.stamp ## compare with other servers; a quarter of an hour (see bench/README.md)
 	$(BIN)/python -m bench --document docs/performance.md
 
-# An environment of their own, as those programs bring many others.
+# These programs need many packages, so they get an environment of their own.
 foreign: ## run the tests of Twisted and of programs made with it on both reactors; half an hour
 	@$(MAKE) --no-print-directory VENV=.venv-foreign .venv-foreign/foreign.stamp
 	.venv-foreign/bin/python -m tests.foreign --document docs/reliability.md
 
-install-service: ## install what systemd needs (see docs/deploy.md); DESTDIR=, PREFIX=/opt/echod
+install-service: ## install the systemd units (see docs/deploy.md); DESTDIR=, PREFIX=/opt/echod
 	install -d $(addprefix $(DESTDIR)$(LIBDIR)/,systemd/system sysusers.d tmpfiles.d)
 	set -o pipefail; for unit in etc/systemd/*; do \
 	  sed 's|/opt/echod|$(PREFIX)|g; s|/etc/echod|$(SYSCONFDIR)/echod|g' "$$unit" | \
@@ -75,7 +76,7 @@ install-service: ## install what systemd needs (see docs/deploy.md); DESTDIR=, P
 	test -e $(DESTDIR)$(SYSCONFDIR)/echod/echod.toml || \
 	  install -m 644 etc/echod.toml $(DESTDIR)$(SYSCONFDIR)/echod
 
-clean: ## remove all that these targets make
+clean: ## remove the output of all other targets
 	rm -rf $(VENV) .venv-foreign build dist *.egg-info .coverage* htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o \( -name __pycache__ -o -name dropin.cache \) -exec rm -rf {} +
@@ -90,7 +91,7 @@ $(VENV)/run.stamp $(VENV)/develop.stamp $(VENV)/soak.stamp $(VENV)/bench.stamp $
 	  --editable '$(WHAT)'
 	@touch $@
 
-# An error of make's own, within the recipe: one line, and only where Python is needed.
+# The check is in the recipe, so that it prints one line, and only when a target needs Python.
 $(VENV)/made.stamp:
 	$(if $(filter True,$(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null)),, \
 	  $(error echod needs Python 3.11 or newer, which "$(PYTHON)" is not: try make PYTHON=python3.11))

@@ -47,16 +47,12 @@ ALLOWED: dict[str, str] = {}
 
 # Still to be mended, by folder: a figure here only falls.
 TO_MEND: dict[str, int] = {
-    ".ci": 1,
-    "CHANGELOG.md": 1,
-    "CONTRIBUTING.md": 7,
-    "bench": 29,
-    "docs": 224,
-    "echod": 306,
-    "etc": 16,
-    "examples": 8,
-    "newsfragments": 12,
-    "tests": 179,
+    "bench": 22,
+    "docs": 159,
+    "echod": 305,
+    "etc": 7,
+    "examples": 6,
+    "tests": 170,
     "twisted": 1,
 }
 
