@@ -114,9 +114,9 @@ def match(
 
 
 def match_unordered(
-    shown: Sequence[str], printed: Sequence[str], ports: Ports
+    shown: Sequence[str], printed: Sequence[str], ports: Ports, *, gaps: bool = False
 ) -> dict[str, str] | None:
-    """Compare the lines, in any order."""
+    """Compare the lines, in any order; with `gaps`, there may be others."""
     left = list(printed)
     known: dict[str, str] | None = dict(ports)
     for line in shown:
@@ -128,7 +128,7 @@ def match_unordered(
                 break
         else:
             return None
-    return None if left else known
+    return known if gaps or not left else None
 
 
 def difference(shown: Sequence[str], printed: Sequence[str]) -> str:

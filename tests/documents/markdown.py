@@ -8,7 +8,6 @@ CONTRIBUTING.md lists the marks.
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ MARKS = {
     "prints more": False,
 }
 
-_FENCE = re.compile(r" *(?P<ticks>`{3,}) *(?P<language>\S*)$")
+_FENCE = re.compile(r"(?P<indentation> *)(?P<ticks>`{3,}) *(?P<language>\S*)$")
 _MARK = re.compile(rf"(?P<name>{'|'.join(MARKS)})(?:: *(?P<text>.+))?$", re.DOTALL)
 
 
@@ -42,7 +41,7 @@ class Block:
     Attributes:
         line: the number of its first line within the page.
         language: the word behind the fence, or `console` for commands without one.
-        text: the lines between the fences, without the indentation that they share.
+        text: the lines between the fences, without the indentation of the fences.
         marks: the text of each mark, by its name.
     """
 
@@ -72,7 +71,7 @@ def blocks(page: Path) -> Iterator[Block]:
     for number, line in lines:
         if fence := _FENCE.match(line):
             text = _up_to(lines, fence["ticks"])
-            block = textwrap.dedent("\n".join(text[:-1]))
+            block = "\n".join(line.removeprefix(fence["indentation"]) for line in text[:-1])
             # GitHub shows the same for a block of commands, with this word and without it.
             language = fence["language"] or ("console" if block.startswith("$ ") else "")
             yield Block(number, language, block, marks)

@@ -151,7 +151,7 @@ class Page:
         self, shown: Sequence[str], printed: Sequence[str], any_order: bool, gaps: bool
     ) -> None:
         if any_order:
-            ports = match_unordered(shown, printed, self._ports)
+            ports = match_unordered(shown, printed, self._ports, gaps=gaps)
         else:
             ports = match(shown, printed, self._ports, gaps=gaps)
         if ports is None:
@@ -237,7 +237,8 @@ class Page:
             configure({}, block.text, block.marks["file"])
         path = self._terminal.directory / block.marks["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self._terminal.real(block.text) + "\n")
+        before = f"{block.marks['before']}\n" if "before" in block.marks else ""
+        path.write_text(self._terminal.real(f"{before}{block.text}\n"))
 
     def _find_in_file(self, block: Block) -> None:
         """Compare with a file of the project; of Python, leave out the file's docstrings."""
@@ -255,7 +256,7 @@ class Page:
         ast.parse(program)
         path = self._terminal.directory / "block.py"
         path.write_text(self._terminal.real(program))
-        self._expect_success(self._terminal.run("python block.py"))
+        self._expect_success(self._terminal.run(f"python < {path}"))
         path.unlink()
 
     def _run_script(self, block: Block) -> None:

@@ -90,6 +90,8 @@ def test_in_any_order_each_line_is_there_as_often_as_it_is_shown() -> None:
     assert match_unordered(["a", "1.0 s", "b"], ["b", "a", "1.1 s"], {}) == {}
     assert match_unordered(["a", "b"], ["b", "a", "a"], {}) is None
     assert match_unordered(["a", "a", "b"], ["b", "b", "a"], {}) is None
+    assert match_unordered(["a", "b"], ["b", "c", "a"], {}, gaps=True) == {}
+    assert match_unordered(["a", "b"], ["b", "c"], {}, gaps=True) is None
 
 
 def test_a_difference_shows_only_what_differs() -> None:

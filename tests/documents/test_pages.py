@@ -20,9 +20,10 @@ from tests.support.paths import ROOT
 
 PAGES = [
     ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("architecture", "handlers", "index", "listeners")),
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("index", "listeners", "observing", "performance", "reliability", "settings")
+        for name in ("observing", "performance", "reliability", "settings")
     ),
 ]
 
