@@ -625,6 +625,53 @@ async def test_unix_sockets_are_handed_over_too(tmp_path: Any) -> None:
     factory.model.stop()
 
 
+# As many whole pieces as the kernel makes of what is sent, so that it holds as much after each
+# burst as before.
+BURST = 12 * 36544
+
+
+def flood_by_descriptor(conn: socket.socket) -> None:
+    rest = memoryview(b"x" * 9 * BURST)
+    while rest:
+        rest = rest[os.write(conn.fileno(), rest) :]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_reads_in_bursts_what_a_descriptor_sends_gets_all(
+    tmp_path: Path,
+) -> None:
+    """Fault 98: A client of a UNIX socket that reads some, and pauses, is not taken for one that
+    does not read, though the kernel holds as much after each burst as before.
+    """
+    path = str(tmp_path / "echod.sock")
+    limits = Limits(write_timeout=1.0, idle_timeout=1.0, first_byte_timeout=1.0)
+    factory = EchoFactory(
+        reactor, handler=flood_by_descriptor, model=make_model(MODEL), limits=limits
+    )
+    port = reactor.listenUNIX(path, factory)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.setblocking(False)
+        left = 9 * BURST
+        while left and factory.metrics.ended.keys() <= {"handler closed"}:
+            take = BURST
+            while take:
+                with contextlib.suppress(BlockingIOError):
+                    count = len(client.recv(take))
+                    take, left = take - count, left - count
+                    if not count:
+                        break
+                    continue
+                await deferLater(reactor, 0.01)
+            await deferLater(reactor, 0.5)
+        assert not left
+        await eventually(lambda: bool(factory.metrics.ended))
+        assert factory.metrics.ended == {"handler closed": 1}
+    await port.stopListening()
+    await eventually(lambda: not factory.connections)
+    factory.model.stop()
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_message_handler_has_framing_and_state_in_its_thread(
     certificate: Path,

@@ -183,6 +183,19 @@ def by_select_with_time_outs(conn: socket.socket, stack: ExitStack) -> Read:
     return read
 
 
+def by_selector_with_time_outs(conn: socket.socket, stack: ExitStack) -> Read:
+    """As `serve_forever` does."""
+    selector = stack.enter_context(closing(selectors.PollSelector()))
+    selector.register(conn, selectors.EVENT_READ)
+
+    def read() -> bytes:
+        while not selector.select(0.05):
+            pass
+        return os.read(conn.fileno(), 100)
+
+    return read
+
+
 def by_poll(conn: socket.socket, stack: ExitStack) -> Read:
     poll = select.poll()
     poll.register(conn, select.POLLIN)
@@ -251,6 +264,7 @@ READS: list[Callable[[Any, ExitStack], Read]] = [
     by_select_with_another,
     by_select_without_blocking,
     by_select_with_time_outs,
+    by_selector_with_time_outs,
     by_poll,
     by_epoll,
     by_selector,
@@ -319,9 +333,6 @@ WORKING: dict[str, Handler] = {
 }
 HANDLERS: dict[str, Handler] = {**WORKING, "cat": cat, "cat_in_shell": cat_in_shell}
 
-# Of a UNIX socket the kernel counts no bytes: who moves them is known to run.  So do these, though
-# they move nothing.
-NEVER_AT_REST = {"by_select_with_time_outs", "cat_in_shell"}
 # What waits for nothing while it works.
 PATIENT = {
     name: handler
@@ -371,6 +382,12 @@ class Served:
             client.send(data)
         await self.answer(data)
 
+    async def finish(self) -> None:
+        """Let each client end its stream, and wait until all is over."""
+        for client in self.clients.values():
+            client.finish()
+        await self.end()
+
     async def end(self) -> None:
         """Wait until every handler has returned, and every connection is gone."""
         with suppress(AssertionError):
@@ -407,11 +424,21 @@ async def served(
     """Serve each of `handlers` to a client of its own, which sends `first`, on a listener."""
     LEAVE.clear()
     one = Served(handlers, Limits(**limits))  # type: ignore[arg-type]
-    if kind == "unix":
+    if kind.startswith("unix"):
         path = str(folder / "socket")
-        port = reactor.listenUNIX(path, one.factory)
+        behind_proxy = kind == "unix behind a proxy"
+        port = reactor.listenUNIX(
+            path, ProxyFactory(one.factory, one.factory, LOOPBACK) if behind_proxy else one.factory
+        )
         endpoint = UNIXClientEndpoint(reactor, path)
-        await one.connect(lambda: connectProtocol(endpoint, Talker()), first)
+
+        async def connect_to_path() -> Talker:
+            client: Talker = await connectProtocol(endpoint, Talker())
+            if behind_proxy:
+                client.send(line())
+            return client
+
+        await one.connect(connect_to_path, first)
         try:
             yield one
         finally:
@@ -450,6 +477,7 @@ SELDOM_BY_ITSELF = (
     by_another_thread,
     by_another_thread_and_selector,
     by_select_with_time_outs,
+    by_selector_with_time_outs,
     by_time_outs,
 )
 
@@ -618,7 +646,7 @@ def test_where_the_kernel_does_not_tell_the_answer_is_unknown(
     assert is_awaited(1, tasks([ours])) is None
 
 
-LISTENERS = pytest.mark.parametrize("kind", ["tcp", "tls", "proxy", "unix"])
+LISTENERS = pytest.mark.parametrize("kind", ["tcp", "tls", "proxy", "unix", "unix behind a proxy"])
 
 
 @LISTENERS
@@ -630,14 +658,9 @@ async def test_who_says_nothing_is_disconnected_whatever_the_handler_waits_in(
     and on UNIX sockets, whatever its handler waits in.
     """
     times = {"first_byte_timeout": 0.6, "linger": 0.5}
-    handlers = {
-        name: each
-        for name, each in HANDLERS.items()
-        if kind != "unix" or name not in NEVER_AT_REST
-    }
-    async with served(kind, tmp_path, certificate, handlers, **times) as one:
+    async with served(kind, tmp_path, certificate, HANDLERS, **times) as one:
         await one.end()
-        assert one.factory.metrics.ended == {"said nothing": len(handlers)}
+        assert one.factory.metrics.ended == {"said nothing": len(HANDLERS)}
 
 
 @LISTENERS
@@ -649,16 +672,48 @@ async def test_who_falls_silent_is_disconnected_whatever_the_handler_waits_in(
     waits in.
     """
     times = {"idle_timeout": 0.6, "linger": 0.5}
-    handlers = {
-        name: each
-        for name, each in HANDLERS.items()
-        if kind != "unix" or name not in NEVER_AT_REST
-    }
+    first = b"happy\n"
+    async with served(kind, tmp_path, certificate, HANDLERS, first=first, **times) as one:
+        await one.answer(first)
+        await one.end()
+        assert one.factory.metrics.ended == {"idle": len(HANDLERS)}
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_has_spoken_may_pause_for_longer_than_before_its_first_byte(
+    kind: str, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 98: A client that has said something may be silent for longer than one that has not,
+    even if its handler, or a child of it, reads through the descriptor.
+    """
+    handlers = {name: HANDLERS[name] for name in ("by_select", "cat", "cat_in_shell", "detached")}
+    times = {"first_byte_timeout": 0.6, "idle_timeout": 30.0}
     first = b"happy\n"
     async with served(kind, tmp_path, certificate, handlers, first=first, **times) as one:
         await one.answer(first)
-        await one.end()
-        assert one.factory.metrics.ended == {"idle": len(handlers)}
+        await deferLater(reactor, 2.5)
+        await one.ask(b"days\n")
+        await one.finish()
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_talks_now_and_then_is_not_silent(
+    kind: str, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 98: A client that says something before each time-out stays connected, even if its
+    handler, or a child of it, reads through the descriptor.
+    """
+    times = {"first_byte_timeout": 2.0, "idle_timeout": 2.0, "linger": 0.5}
+    first = b"happy\n"
+    async with served(kind, tmp_path, certificate, HANDLERS, first=first, **times) as one:
+        await one.answer(first)
+        for _ in range(6):
+            await one.ask(b"days\n")
+            await deferLater(reactor, 0.5)
+        await one.ask(b"bye\n")
+        await one.finish()
 
 
 @LISTENERS
@@ -752,7 +807,7 @@ async def test_at_a_drain_no_handler_waits_on_for_a_silent_client(
         for client in one.clients.values():
             await client.receive_all()
             # Twisted calls it lost when the other end of a UNIX socket is shut both ways.
-            assert client.clean or kind == "unix"
+            assert client.clean or kind.startswith("unix")
 
 
 @LISTENERS
@@ -774,5 +829,5 @@ async def test_at_a_drain_what_was_received_is_answered_first(
         for name, client in one.clients.items():
             assert await client.receive_all() == b"work\nhappy\n", name
             # Twisted calls it lost when the other end of a UNIX socket is shut both ways.
-            assert client.clean or kind == "unix"
+            assert client.clean or kind.startswith("unix")
         await drained

@@ -20,6 +20,7 @@ from zope.interface import implementer
 from echod.concurrency.thread_socket import ConnectionSocket, RelayedSocket
 from echod.connections.kernel import (
     acknowledged,
+    has_room,
     held_in,
     input_ended,
     shorten_reads,
@@ -28,6 +29,7 @@ from echod.connections.kernel import (
     unread,
     unsent,
 )
+from echod.connections.traffic import TrafficWatch, WatchedSocket
 from echod.handlers import Client
 
 # How often a thread is interrupted before its socket is shut down: a sweep apart, and more than
@@ -38,20 +40,39 @@ MOST_INTERRUPTIONS = 2
 class DirectChannel:
     """The thread has the accepted socket itself."""
 
-    def __init__(self, transport: Any, handle: socket.socket) -> None:
+    def __init__(self, transport: Any, handle: socket.socket, watch: TrafficWatch) -> None:
         self._transport = transport
         self._handle = handle
         self._interruptions = 0
         self._traffic: tuple[int, int] | None = None
+        self._watch = watch
+        self._watched: WatchedSocket | None = None
 
     def connect(self) -> ConnectionSocket:
         """Return the thread's socket."""
         self._transport.pauseProducing()
-        return ConnectionSocket(
+        conn = ConnectionSocket(
             os.dup(self._handle.fileno()),
             peer=_socket_address(self._transport.getPeer()),
             local=_socket_address(self._transport.getHost()),
         )
+        if self._handle.family == socket.AF_UNIX:
+            # Before the thread runs, so that nothing is missed.
+            self._watched = self._watch.watch(self._handle.fileno())
+        return conn
+
+    def forget(self) -> None:
+        """Look for traffic no more: the descriptor is about to be closed."""
+        if self._watched is not None:
+            self._watch.forget(self._watched)
+
+    def traffic_seen(self) -> int:
+        """Return a number that grows with traffic where no bytes are counted; 0: none was seen."""
+        return 0 if self._watched is None else self._watch.look(self._watched)
+
+    def sees_all_traffic(self) -> bool:
+        """Return whether nothing moves that `traffic_seen` does not tell."""
+        return self._watched is not None and has_room(self._handle)
 
     def returned(self) -> bool:
         """Take the socket back; return whether the connection may be closed now."""
@@ -256,6 +277,12 @@ class RelayChannel(Protocol):
 
     def traffic(self, *, input_ended: bool) -> tuple[int, int] | None:
         return self._moved
+
+    def traffic_seen(self) -> int:
+        return 0  # all bytes are counted
+
+    def sees_all_traffic(self) -> bool:
+        return False
 
     def input_ended(self) -> bool:
         return self._kept is None or input_ended(self._kept)

@@ -32,6 +32,7 @@ from echod.connections.owner import Finished, Owned
 from echod.connections.refused import RefusedProtocol
 from echod.connections.socket_protocol import SocketProtocol, threads_of_handlers
 from echod.connections.sweeper import Sweeper, interval_for
+from echod.connections.traffic import TrafficWatch
 from echod.connections.waiting import Others
 from echod.handlers import (
     Client,
@@ -60,6 +61,7 @@ class EchoFactory(Factory):
         metrics: what has been counted.
         stand_in: what a `socketserver` request handler finds as its server.
         others: what threads wait for that handlers have started.
+        traffic_watch: tells of traffic on connections whose bytes the kernel does not count.
         protocol: the class of the protocols that it makes; may be replaced by a subclass.
     """
 
@@ -117,6 +119,7 @@ class EchoFactory(Factory):
         self.urgent: set[Owned] = self._sweeper.urgent
         self.limits = Limits() if limits is None else limits
         self.others = Others(threads_of_handlers)
+        self.traffic_watch = TrafficWatch()
         self._drained: Deferred[None] | None = None
         # The process that listens: another one is a child that a handler has forked.
         self._process: int | None = None

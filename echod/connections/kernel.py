@@ -83,6 +83,13 @@ def hung_up(transport: Any) -> bool:
     return bool(poll.poll(0))
 
 
+def has_room(handle: socket.socket) -> bool:
+    """Return whether the kernel would take more to send at once."""
+    poll = select.poll()
+    poll.register(handle, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
 def input_ended(handle: socket.socket) -> bool:
     """Return whether the stream that a socket brings has ended, behind what was not read yet."""
     poll = select.poll()

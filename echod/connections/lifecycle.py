@@ -150,6 +150,11 @@ class ConnectionProtocol(Protocol):
         raise NotImplementedError
 
     @property
+    def _has_spoken(self) -> bool:
+        """Whether the client has sent anything."""
+        return bool(self.figures[1])
+
+    @property
     def _activity(self) -> int:
         """A number that changes whenever the client does something."""
         raise NotImplementedError
@@ -427,7 +432,7 @@ class ConnectionProtocol(Protocol):
         """Close if `silence` seconds are more than the client may keep."""
         first, idle = self._owner.limits.first_byte_timeout, self._owner.limits.idle_timeout
         # In this order: the figures may have to be asked for.
-        if first and silence >= first and not self.figures[1]:
+        if first and silence >= first and not self._has_spoken:
             self._time_out(EndReason.SILENT)
         elif idle and silence >= idle:
             self._time_out(EndReason.IDLE)

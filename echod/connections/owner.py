@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from echod.concurrency.model import Model
     from echod.connections.admission import Admission
+    from echod.connections.traffic import TrafficWatch
     from echod.connections.waiting import Others
     from echod.handlers import Client, ResolvedHandler, StandInServer
     from echod.limits import Limits
@@ -82,6 +83,9 @@ class Owner(Protocol):
 
     @property
     def others(self) -> Others: ...
+
+    @property
+    def traffic_watch(self) -> TrafficWatch: ...
 
     @property
     def connections(self) -> set[Owned]: ...

@@ -88,7 +88,8 @@ class SocketProtocol(ConnectionProtocol):
     def _start(self) -> None:
         # A socket that a proxy opened would call the proxy its peer.
         handle = None if self.client.proxy else plain_socket(self.transport)
-        channel = DirectChannel(self.transport, handle) if handle else RelayChannel(self)
+        watch = self._owner.traffic_watch
+        channel = DirectChannel(self.transport, handle, watch) if handle else RelayChannel(self)
         try:
             conn = channel.connect()
         except OSError as error:  # the thread needs a descriptor of its own
@@ -174,6 +175,8 @@ class SocketProtocol(ConnectionProtocol):
     def _stop(self) -> None:
         if isinstance(self._channel, RelayChannel):
             self.transport.unregisterProducer()
+        elif self._channel is not None:
+            self._channel.forget()
 
     # The client's side.
 
@@ -248,7 +251,7 @@ class SocketProtocol(ConnectionProtocol):
         first, idle = self._owner.limits.first_byte_timeout, self._owner.limits.idle_timeout
         if idle and silence >= idle:
             return True
-        return bool(first and silence >= first and not self.figures[1])
+        return bool(first and silence >= first and not self._has_spoken)
 
     def _is_idle(self) -> bool:
         """Return whether the handler, which is not in a call of its socket, has nothing to do."""
@@ -340,6 +343,14 @@ class SocketProtocol(ConnectionProtocol):
             return by_itself
         return self._channel.traffic(input_ended=self._input_ended) or by_itself
 
+    @property
+    def _has_spoken(self) -> bool:
+        conn, channel = self._conn, self._channel
+        if super()._has_spoken or conn is None or channel is None:
+            return super()._has_spoken
+        # Where no bytes are counted: if the handler has sent none, the client has.
+        return conn.exposed and not conn.sent_bytes and channel.traffic_seen() > 0
+
     def _write(self, data: bytes) -> None:
         self._told += len(data)
         self.transport.write(data)
@@ -356,10 +367,12 @@ class SocketProtocol(ConnectionProtocol):
             return conn.received_bytes + conn.sent_bytes
         if (moved := self._channel.traffic(input_ended=self._input_ended)) is not None:
             return sum(moved) + self._channel.acknowledged()
-        # Of a UNIX socket the kernel counts nothing: who moves bytes runs, at least.
-        counted = conn.received_bytes + conn.sent_bytes
-        ran = running_time(self._tasks()) + self._owner.others.running_time()
-        return counted + ran + self._channel.acknowledged()
+        # Of a UNIX socket the kernel counts nothing.
+        counted = conn.received_bytes + conn.sent_bytes + self._channel.acknowledged()
+        if self._channel.sees_all_traffic():
+            return counted + self._channel.traffic_seen()
+        # The handler's tasks run, at least, when they move bytes.
+        return counted + running_time(self._tasks()) + self._owner.others.running_time()
 
     @property
     def _busy(self) -> bool:

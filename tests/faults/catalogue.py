@@ -41,6 +41,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         74: "A handler's own error looks like one of the connection",
         96: "The stream ends while a handler shakes hands, over TLS of its own",
         97: "A process that a handler has just forked gets a signal",
+        98: "A handler moves bytes of a UNIX socket, where the kernel counts none",
         77: "A connection has to close while a producer is registered",
     },
     "Exhaustion": {
