@@ -17,11 +17,8 @@ from echod.handlers.contract import (
     reply_from,
 )
 from echod.handlers.lookup import (
-    HandlerPlugin,
     HandlerSpec,
-    IHandlerPlugin,
     InstalledHandler,
-    ModulesOnly,
     ResolvedHandler,
     adopt,
     check_name,
@@ -29,6 +26,7 @@ from echod.handlers.lookup import (
     parse,
     resolve,
 )
+from echod.handlers.plugins import HandlerPlugin, IHandlerPlugin, ModulesOnly
 from echod.handlers.standin import StandInServer
 
 __all__ = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from echod.handlers.contract import Client, Close, Handler, Reply, message_handler
 from echod.text import plural
 
@@ -63,3 +65,12 @@ class Count(Handler):
         numbered = b"%d: %s" % (self._next, message)
         self._next += 1
         return numbered
+
+
+# Their names for `--handler`.
+HANDLERS: Mapping[str, object] = {
+    "count": Count,
+    "echo": Echo,
+    "reverse": reverse,
+    "upper": upper,
+}

@@ -3,11 +3,12 @@
 `--handler NAME[:key=value,...]`, where NAME is, in this order:
 
 1. `module:object`, imported;
-2. an entry point in the group `echod.handlers`;
-3. a Twisted plugin that provides `IHandlerPlugin`.
+2. a built-in handler, for which no plugin is looked at: none can stop the daemon that runs one;
+3. a plugin: an entry point in the group `echod.handlers`, or a Twisted plugin that provides
+   `IHandlerPlugin`.
 
-A plugin that is broken is an error where it is asked for, and a line in the list of what is
-installed; it hides no other.
+A plugin that is broken, or has the name of another handler, is an error where it is asked for, and
+a line in the list of what is installed; it hides no other.
 """
 
 from __future__ import annotations
@@ -18,22 +19,15 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import EntryPoint, distributions
 from operator import attrgetter
-from pathlib import PurePath
-from traceback import walk_tb
 from typing import Any, cast
 
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
-from twisted.plugin import IPlugin, getPlugins
-from twisted.python.failure import Failure
-from zope.interface import Attribute, Interface, implementer
-
+from echod.handlers.builtin import HANDLERS
 from echod.handlers.contract import (
     ConcurrencyModel,
     Handler,
@@ -45,30 +39,13 @@ from echod.handlers.contract import (
     models_for,
 )
 from echod.handlers.parameters import parameters_of
+from echod.handlers.plugins import Offer, offers
 from echod.text import clipped, escape, quoted, unescape
-
-GROUP = "echod.handlers"
 
 NUMBERS: Mapping[Any, re.Pattern[str]] = {
     int: re.compile(r"[+-]?[0-9]+"),
     float: re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"),
 }
-
-
-class IHandlerPlugin(Interface):
-    """A handler that is offered as a Twisted plugin (a dropin in `twisted/plugins`)."""
-
-    name = Attribute("What `--handler` calls it (`str`).")
-    target = Attribute("Where it is, as `module:object` (`str`); imported when asked for.")
-
-
-@implementer(IPlugin, IHandlerPlugin)
-@dataclass(frozen=True)
-class HandlerPlugin:
-    """A declaration for a dropin: `shout = HandlerPlugin("shout", "shouting:shout")`."""
-
-    name: str
-    target: str
 
 
 @dataclass(frozen=True)
@@ -259,9 +236,11 @@ def find(name: str) -> object:
     """Return the object that `name` stands for.
 
     Raises:
-        HandlerError: there is none, two claim the name, or it cannot be imported.
+        HandlerError: there is none, two plugins have the name, or it cannot be imported.
     """
-    return _import_target(name, name) if ":" in name else _offered(name).load()
+    if ":" in name:
+        return _import_target(name, name)
+    return HANDLERS[name] if name in HANDLERS else _load(_offered(name))
 
 
 def check_name(name: str) -> None:
@@ -270,24 +249,66 @@ def check_name(name: str) -> None:
     Raises:
         HandlerError: it is no `module:object`, and is not installed, or by several.
     """
-    if ":" not in name:
+    if ":" not in name and name not in HANDLERS:
         _offered(name)
 
 
-def _offered(name: str) -> _Offer:
-    offers, _ = _offers()
-    named = [offer for offer in offers if offer.name == name]
-    claims = [offer for offer in named if not offer.is_dropin] or named
+def _offered(name: str) -> Offer:
+    """Return the plugin of this name.
+
+    Raises:
+        HandlerError: there is none, or there are two, or it is broken.
+    """
+    plugins = _plugins()
+    claims = [offer for offer in plugins if offer.name == name]
     if not claims:
-        names = sorted({offer.name for offer in offers})
+        names = sorted({*HANDLERS, *(escape(offer.name) for offer in plugins if not offer.error)})
         raise HandlerError(
             f"no handler is named {quoted(name)}; installed: {', '.join(names)} "
             f"({_suggestion(name, names)})"
         )
     if len(claims) > 1:
         origins = ", ".join(offer.origin for offer in claims)
-        raise HandlerError(f"{name!r} is claimed by several: {origins}; give module:object")
+        raise HandlerError(
+            f"{quoted(name)} is the name of {len(claims)} plugins: {origins}; give module:object"
+        )
+    if claims[0].error:
+        raise HandlerError(f"{escape(clipped(name))}: {claims[0].error}")
     return claims[0]
+
+
+def _plugins() -> list[Offer]:
+    """Return the plugins, each object once for a name, with an error where a name is no use."""
+    found: dict[tuple[str, str], Offer] = {}
+    for offer in offers():
+        if not _is_builtin(offer):
+            found.setdefault((offer.name, offer.target or offer.source), offer)
+    return [
+        replace(one, error=one.error or _misnamed(one, found.values())) for one in found.values()
+    ]
+
+
+def _misnamed(offer: Offer, others: Iterable[Offer]) -> str:
+    """Return why a plugin cannot be had by its name; "" if it can."""
+    instead = f"give {escape(clipped(offer.target))}"
+    if offer.name in HANDLERS:
+        return f"echod has a built-in handler {offer.name}; {instead}"
+    if rivals := [one.origin for one in others if one.name == offer.name and one != offer]:
+        return f"{', '.join(rivals)} has the same name; {instead}"
+    return "" if _can_be_named(offer.name) else f"--handler cannot name it so; {instead}"
+
+
+def _can_be_named(name: str) -> bool:
+    try:
+        return ":" not in name and parse(name).name == name
+    except HandlerError:
+        return False
+
+
+def _is_builtin(offer: Offer) -> bool:
+    """Whether this is a built-in handler, offered by its own name once more."""
+    target: Any = HANDLERS.get(offer.name)
+    return target is not None and offer.target == f"{target.__module__}:{target.__qualname__}"
 
 
 def _suggestion(name: str, names: Sequence[str]) -> str:
@@ -306,16 +327,31 @@ def _module(path: str) -> str:
 
 
 def installed() -> Iterator[InstalledHandler]:
-    """Yield what is installed, by name; what is broken too, with its error."""
-    offers, failures = _offers()
-    for offer in sorted(offers, key=lambda offer: (offer.name, offer.origin)):
-        try:
-            target = offer.load()
-            yield InstalledHandler(offer.name, _summary(target), models_for(target), offer.origin)
-        except HandlerError as error:
-            yield InstalledHandler(offer.name, "", (), offer.origin, error=str(error))
-    for failure in failures:
-        yield _broken_dropin(failure)
+    """Yield all handlers, by name; a broken one with its error."""
+    found = [_described(name, target) for name, target in HANDLERS.items()]
+    found += map(_plugin, _plugins())
+    yield from sorted(found, key=lambda handler: (handler.name, handler.error, handler.origin))
+
+
+def _plugin(offer: Offer) -> InstalledHandler:
+    name = escape(clipped(offer.name))
+    if offer.error:
+        return InstalledHandler(name, "", (), offer.origin, error=offer.error)
+    try:
+        return replace(_described(name, _load(offer)), origin=offer.origin)
+    except HandlerError as error:
+        return InstalledHandler(name, "", (), offer.origin, error=str(error))
+    except Exception as error:  # of an object that does not want to be looked at
+        why = f"{name} cannot be used: {type(error).__name__}: {escape(clipped(str(error), 300))}"
+        return InstalledHandler(name, "", (), offer.origin, error=why)
+
+
+def _described(name: str, target: object) -> InstalledHandler:
+    return InstalledHandler(name, escape(_summary(target)), models_for(target), "echod")
+
+
+def _load(offer: Offer) -> object:
+    return _import_target(offer.target, offer.name)
 
 
 def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> dict[str, Any]:
@@ -399,78 +435,13 @@ def _convert(handler: str, name: str, text: str, parameter: inspect.Parameter) -
     return text
 
 
-@dataclass(frozen=True)
-class _Offer:
-    """Something installed that says it is a handler."""
-
-    name: str
-    target: str
-    distribution: str = ""
-    is_dropin: bool = False
-
-    @property
-    def origin(self) -> str:
-        return f"{self.target} ({self.distribution})" if self.distribution else self.target
-
-    def load(self) -> object:
-        return _import_target(self.target, self.name)
-
-
-class ModulesOnly(str):
-    """An entry of `sys.path` from which modules are imported, but where nothing is installed."""
-
-    __slots__ = ()
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return str, (str(self),)  # in processes of multiprocessing it is as any other
-
-
-def _entry_points() -> Iterator[EntryPoint]:
-    """Yield what is installed; of a distribution that is there twice, what is imported first."""
-    found = set()
-    for each in distributions(path=[one for one in sys.path if not isinstance(one, ModulesOnly)]):
-        if each.name not in found:
-            found.add(each.name)
-            yield from each.entry_points.select(group=GROUP)
-
-
-def _offers() -> tuple[list[_Offer], list[Failure]]:
-    """Return what is installed, and why some Twisted plugins could not even be imported."""
-    offers = [
-        _Offer(entry.name, entry.value, entry.dist.name if entry.dist else "")
-        for entry in _entry_points()
-    ]
-    failures: list[Failure] = []
-
-    @implementer(ILogObserver)
-    def observe(event: LogEvent) -> None:  # Twisted says it in the log, and nowhere else
-        if "failure" in event:
-            failures.append(event["failure"])
-
-    globalLogPublisher.addObserver(observe)
-    try:
-        offers += [
-            _Offer(plugin.name, plugin.target, is_dropin=True)
-            for plugin in getPlugins(IHandlerPlugin)
-        ]
-    finally:
-        globalLogPublisher.removeObserver(observe)
-    return offers, failures
-
-
-def _broken_dropin(failure: Failure) -> InstalledHandler:
-    error = failure.value
-    frames = list(walk_tb(failure.getTracebackObject()))
-    origin = getattr(error, "filename", None) or frames[-1][0].f_code.co_filename
-    why = f"cannot be imported: {type(error).__name__}: {escape(str(error))}"
-    return InstalledHandler(PurePath(origin).stem, "", (), escape(origin), error=why)
-
-
 def _import_target(target: str, name: str) -> object:
     module, _, attribute = target.partition(":")
     try:
         return attrgetter(attribute)(import_module(module))
-    except (Exception, SystemExit) as error:  # it may do anything when it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # it may do anything when it is imported
         hint = _hint(error, module, attribute)
         raise HandlerError(
             f"{escape(clipped(name))} cannot be imported: {type(error).__name__}: "
@@ -484,7 +455,7 @@ def _hint(error: BaseException, module: str, attribute: str) -> str:
     if meant != module and isinstance(error, (ModuleNotFoundError, TypeError)):
         return f"write {escape(clipped(f'{meant}:{attribute}'))}"
     if isinstance(error, ModuleNotFoundError) and _is_part(error.name, module):
-        if module in {offer.name for offer in _offers()[0]}:
+        if module in {*HANDLERS, *(offer.name for offer in offers())}:
             return f"an argument has a value: {escape(clipped(f'{module}:{attribute}'))}=..."
         return (
             f"{escape(clipped(module.replace('.', '/')))}.py has to be in {escape(os.getcwd())}, "

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import socketserver
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Optional
@@ -19,7 +18,6 @@ from echod.handlers import (
     Kind,
     adopt,
     installed,
-    lookup,
     parse,
     resolve,
 )
@@ -292,21 +290,6 @@ def test_a_handler_that_cannot_run_in_the_model_says_where_it_can() -> None:
         adopt(wait, ConcurrencyModel.DEFER_TO_THREAD)
 
 
-def test_a_broken_plugin_is_named_and_hides_no_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Fault 58: The error names the plugin and the reason, and the others are found."""
-    entries = list(lookup._entry_points())
-    broken = EntryPoint("broken", "echod.nowhere:thing", lookup.GROUP)
-    monkeypatch.setattr(lookup, "_entry_points", lambda: [*entries, broken])
-    found = {handler.name: handler for handler in installed()}
-    assert set(found) == {"broken", "count", "echo", "reverse", "upper"}
-    assert "broken cannot be imported: ModuleNotFoundError" in found["broken"].error
-    assert found["upper"].summary == "Sends back what it gets in capital letters."
-    with pytest.raises(HandlerError, match="broken cannot be imported"):
-        resolve(parse("broken"), REACTOR)
-
-
 def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) -> None:
     """Fault 58: The error names the plugin and the reason, and the others are found."""
     (dropin / "users_broken_dropin.py").write_text("raise RuntimeError('no good')\n")
@@ -316,14 +299,6 @@ def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) ->
     assert broken.origin == str(dropin / "users_broken_dropin.py")
     assert broken.error == "cannot be imported: RuntimeError: no good"
     assert "no good" in "".join(log.take_errors())
-
-
-def test_a_name_that_two_claim_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = list(lookup._entry_points())
-    rival = EntryPoint("echo", "rival:echo", lookup.GROUP)
-    monkeypatch.setattr(lookup, "_entry_points", lambda: [*entries, rival])
-    with pytest.raises(HandlerError, match=r"'echo' is claimed by several: .*rival:echo"):
-        resolve(parse("echo"), REACTOR)
 
 
 def test_a_builtin_without_a_signature_takes_no_arguments() -> None:

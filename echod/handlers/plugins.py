@@ -1,0 +1,192 @@
+"""Handlers that other distributions offer: by entry points, and as Twisted plugins.
+
+Each offer stands alone.  One that is broken carries its error, and hides no other; nothing here
+imports a handler.  The daemon does not come here for a built-in handler.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
+from pathlib import PurePath
+from traceback import walk_tb
+from typing import Any, cast
+
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.plugin import IPlugin, getCache
+from twisted.python.failure import Failure
+from zope.interface import Attribute, Interface, implementer
+
+from echod.text import clipped, escape, quoted
+from twisted import plugins
+
+GROUP = "echod.handlers"
+
+# The target of an entry point; a list of extras behind it says nothing about the object.
+TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(?:\[.*\])?\s*")
+
+
+class IHandlerPlugin(Interface):
+    """A handler that is offered as a Twisted plugin (a dropin in `twisted/plugins`)."""
+
+    name = Attribute("Its name for `--handler` (`str`).")
+    target = Attribute("Where it is, as `module:object` (`str`); imported when asked for.")
+
+
+@implementer(IPlugin, IHandlerPlugin)
+@dataclass(frozen=True)
+class HandlerPlugin:
+    """A declaration for a dropin: `shout = HandlerPlugin("shout", "shouting:shout")`."""
+
+    name: str
+    target: str
+
+
+class ModulesOnly(str):
+    """An entry of `sys.path` from which modules are imported, but where nothing is installed."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # in processes of multiprocessing it is as any other
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An installed object that says it is a handler.
+
+    Attributes:
+        name: for `--handler`.
+        target: where it is, as `module:object`.
+        source: the distribution, or the dropin, that offers it.
+        error: why it cannot be had; "" where that is not known before it is imported.
+    """
+
+    name: str
+    target: str
+    source: str
+    error: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Where it is, and its source."""
+        known = [clipped(self.target, 200)] if self.target else []
+        return escape(" ".join([*known, f"({self.source})" if known else self.source]))
+
+
+def offers() -> list[Offer]:
+    """Return all that is installed, broken or not."""
+    return [*_entry_points(), *_dropins()]
+
+
+# Entry points.
+
+
+def _entry_points() -> Iterator[Offer]:
+    """Yield the handlers of distributions; of one that is there twice, the one imported first."""
+    found = set()
+    for each in _distributions():
+        if isinstance(each, Offer):
+            yield each
+            continue
+        where = _place(each)
+        try:
+            name = each.metadata["Name"] or where
+            if name not in found:
+                found.add(name)
+                yield from _offered_by(each, name)
+        except Exception as error:  # its files may hold anything
+            yield Offer(where, "", where, f"its metadata cannot be read: {_told(error)}")
+
+
+def _distributions() -> Iterator[Distribution | Offer]:
+    """Yield all distributions, and a broken offer if they cannot be listed."""
+    path = [one for one in sys.path if not isinstance(one, ModulesOnly)]
+    try:
+        yield from distributions(path=path)
+    except Exception as error:  # of a finder that was added to `sys.meta_path`
+        where = "importlib.metadata"
+        yield Offer(where, "", where, f"distributions cannot be listed: {_told(error)}")
+
+
+def _place(distribution: Distribution) -> str:
+    """Return the name of the folder that has a distribution's metadata."""
+    path = getattr(distribution, "_path", None)
+    return str(getattr(path, "name", None) or type(distribution).__name__)
+
+
+def _offered_by(distribution: Distribution, source: str) -> list[Offer]:
+    return [
+        _entry_point(entry.name, entry.value, source)
+        for entry in distribution.entry_points
+        if entry.group == GROUP
+    ]
+
+
+def _entry_point(name: str, value: str, source: str) -> Offer:
+    target = TARGET.fullmatch(value)
+    if target is None:
+        return Offer(name, "", source, f"{quoted(value)} is not module:object")
+    return Offer(name, f"{target[1]}:{target[2]}", source)
+
+
+# Twisted plugins.
+
+
+def _dropins() -> list[Offer]:
+    """Return the handlers of dropins, and the dropins that cannot be imported."""
+    failures: list[Failure] = []
+
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:  # Twisted says it in the log, and nowhere else
+        if "failure" in event:
+            failures.append(event["failure"])
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        found = [
+            offer
+            for dropin in getCache(plugins).values()
+            for cached in dropin.plugins
+            for offer in _declared(cached, dropin.moduleName)
+        ]
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    return [*found, *map(_broken_dropin, failures)]
+
+
+def _declared(cached: Any, module: str) -> Iterator[Offer]:
+    """Yield the handler that a dropin declares, if it is one."""
+    try:
+        plugin = IHandlerPlugin(cached, None)
+        if plugin is None:
+            return
+        name, target = plugin.name, plugin.target
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the dropin is imported here, and may do anything
+        yield Offer(module.rpartition(".")[2], "", module, _not_imported(error))
+        return
+    if isinstance(name, str) and isinstance(target, str):
+        yield _entry_point(name, target, module)
+    else:
+        yield Offer(str(name), "", module, "its name and its target have to be texts")
+
+
+def _broken_dropin(failure: Failure) -> Offer:
+    error = cast(BaseException, failure.value)
+    frames = list(walk_tb(failure.getTracebackObject()))
+    written = error.filename if isinstance(error, SyntaxError) else None
+    origin = written or frames[-1][0].f_code.co_filename
+    return Offer(PurePath(origin).stem, "", origin, _not_imported(error))
+
+
+def _not_imported(error: BaseException) -> str:
+    return f"cannot be imported: {_told(error)}"
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {escape(clipped(str(error), 300))}"
