@@ -429,7 +429,7 @@ async def test_a_drain_answers_what_was_received_and_closes(model: str) -> None:
 async def test_a_handler_that_lets_the_factory_drain_answers_all_that_was_received(
     model: str, framing: Framing, place: int
 ) -> None:
-    """Fault 88: In every model and framing, no reply is lost of what had been received."""
+    """Fault 88: In every model and framing, each message received so far gets its reply."""
 
     @message_handler
     def stopping(message: bytes) -> bytes:

@@ -158,7 +158,9 @@ async def test_a_conversation_finds_its_own_variables_in_each_call_and_nobody_el
     way: str,
     certificate: Path,
 ) -> None:
-    """Fault 75: What one client's handler keeps in context variables, no other client's sees."""
+    """Fault 75: No other client's handler sees the context variables that one client's handler
+    sets.
+    """
     words = [b"happy", b"days"]
     async with reached(way, certificate, model, handler=handler, framing=framing) as server:
         if model is ConcurrencyModel.SERIAL:  # one message each, and the others wait
@@ -185,7 +187,7 @@ async def test_a_conversation_finds_its_own_variables_in_each_call_and_nobody_el
 async def test_closed_finds_the_conversations_variables_however_it_ends(
     model: ConcurrencyModel, over: str, end: str, certificate: Path, log: Log
 ) -> None:
-    """Fault 75: What a conversation keeps in context variables is there until its end."""
+    """Fault 75: The context variables of a conversation keep their values until its end."""
 
     class Ending(Confidant):
         def received(self, message: bytes) -> Any:
@@ -222,7 +224,9 @@ async def test_closed_finds_the_conversations_variables_however_it_ends(
 
 @pytest_twisted.ensureDeferred
 async def test_a_connection_handlers_thread_has_a_context_of_its_own() -> None:
-    """Fault 75: The next connection of a thread does not find what the last one has set."""
+    """Fault 75: The next connection of a thread does not see the variables that the previous one
+    has set.
+    """
     knew: list[object] = []
 
     @connection_handler

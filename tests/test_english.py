@@ -46,6 +46,7 @@ def test_an_odd_sentence_is_found(sentence: str) -> None:
         "The next one can go on.",
         "A [page](what-nobody.md) tells.",
         "What's new",
+        "| [what nobody knows](../tests/test_x.py) |",
     ],
 )
 def test_a_plain_sentence_a_question_a_quotation_and_code_are_not(sentence: str) -> None:

@@ -874,8 +874,8 @@ RESET = [
 async def test_a_client_that_resets_at_once_is_no_error_of_the_handler(
     way: str, certificate: Path, handler: Any, log: Log
 ) -> None:
-    """Fault 73: A client that resets as soon as it has connected ends without a traceback, and is
-    not counted as an error of the handler, whatever that does with its socket.
+    """Fault 73: Its connection ends without a traceback, and does not count as an error of the
+    handler, no matter what the handler does with its socket.
     """
     async with both(way, certificate, handler=handler) as server:
         for _ in range(5):
@@ -892,7 +892,9 @@ async def test_a_client_that_resets_at_once_is_no_error_of_the_handler(
 async def test_a_client_that_resets_later_is_no_error_of_the_handler(
     handler: Any, log: Log
 ) -> None:
-    """Fault 73: A client that resets while it is served ends as `connection lost`."""
+    """Fault 73: The connection of a client that resets while it is served ends as `connection
+    lost`.
+    """
     async with serving(MODEL, handler=handler) as server:
         client = await server.connect()
         client.send(b"GET /")
@@ -909,8 +911,8 @@ async def test_a_client_that_resets_later_is_no_error_of_the_handler(
 async def test_a_client_that_resets_in_a_handshake_of_the_handlers_is_no_error_of_the_handler(
     way: str, certificate: Path, log: Log
 ) -> None:
-    """Fault 73: A client that resets while a handler shakes hands with it ends without a
-    traceback.
+    """Fault 73: If a client resets while a handler shakes hands with it, the connection ends
+    without a traceback.
     """
 
     def handler(conn: socket.socket) -> None:
@@ -936,8 +938,8 @@ async def test_a_client_that_resets_in_a_handshake_of_the_handlers_is_no_error_o
 async def test_an_end_of_the_stream_in_a_handshake_of_the_handlers_is_no_error_of_the_handler(
     way: str, certificate: Path, end: str, sent: bytes, log: Log
 ) -> None:
-    """Fault 96: A handler that shakes hands with its client ends without a traceback, whether
-    the client ends the stream or the daemon drains.
+    """Fault 96: The handler ends without a traceback, whether the client ends the stream or the
+    daemon drains.
     """
 
     def handler(conn: socket.socket) -> None:
@@ -1017,8 +1019,8 @@ def write_behind_its_own_end(conn: socket.socket) -> None:
 async def test_an_error_of_the_handlers_own_is_logged_though_it_looks_like_the_connections(
     way: str, certificate: Path, handler: Callable[[socket.socket], None], asked: bool, log: Log
 ) -> None:
-    """Fault 74: A handler's own time-out, an error of its files, and the loss of another
-    connection are its errors, with a traceback, while its client is there.
+    """Fault 74: While its client is connected, a handler's own time-out, an error of its files,
+    and the loss of another connection count as its errors, and are logged with a traceback.
     """
 
     def run(conn: socket.socket) -> None:
@@ -1039,8 +1041,8 @@ async def test_an_error_of_the_handlers_own_is_logged_though_it_looks_like_the_c
 async def test_the_loss_of_another_connection_is_the_handlers_error_though_the_client_is_lost_too(
     log: Log,
 ) -> None:
-    """Fault 74: The loss of another connection is the handler's error, even where its client has
-    gone as well.
+    """Fault 74: The loss of another connection counts as the handler's error, even if its client
+    has gone as well.
     """
     lost = threading.Event()
 

@@ -86,8 +86,8 @@ def test_an_observer_of_somebody_elses_sees_every_line(
 def test_a_traceback_that_will_not_be_written_is_not_put_together(
     observed_by: Observe, observer: LogObserver
 ) -> None:
-    """Fault 38: A line that is above its rate or below the level is never put together, be it a
-    traceback: it costs a look at a counter.
+    """Fault 38: The daemon never formats a line above its rate or below the level, not even a
+    traceback: such a line costs a look at a counter.
     """
 
     class Failed:

@@ -359,7 +359,9 @@ async def test_a_handler_that_cannot_be_made_is_counted_as_one_that_fails(
     certificate: Path,
     log: Log,
 ) -> None:
-    """Fault 89: The client sees an end in good order; counted, one traceback, no place is lost."""
+    """Fault 89: The client sees an orderly end; the daemon counts it, logs one traceback, and
+    loses no place.
+    """
     handler = type("Unmade", (Unmade,), {"error": error})
     factory = EchoFactory(reactor, handler=handler, framing=framing, model=make_model(model))
     server = server_by(way, factory, certificate)
@@ -929,7 +931,9 @@ def requests() -> Any:
 async def test_what_is_cancelled_as_its_client_goes_away_is_no_error(
     wait: Any, made: str, framing: Framing, where: str, ends: str
 ) -> None:
-    """Fault 90: Not a word in the log, whether Twisted's or asyncio's is awaited."""
+    """Fault 90: The log says nothing, whether the handler awaits Twisted's or asyncio's
+    awaitables.
+    """
     if wait is asyncios and not isinstance(reactor, UvloopReactor):
         not_here("asyncio's loop is not running")
     begun: list[object] = []
@@ -1022,7 +1026,9 @@ class LeavingByDeferred(Leaving):
 async def test_a_drain_waits_for_each_closed_that_waits(
     handler: type[Leaving], model: ConcurrencyModel, framing: Framing
 ) -> None:
-    """Fault 90: An `async def closed` is waited for, of connections that ended before, too."""
+    """Fault 90: The drain waits for each `async def closed`, also of connections that ended
+    before.
+    """
     Leaving.left.clear()
     Leaving.ended.clear()
     async with serving(model, handler=handler, framing=framing, banner=b"") as server:

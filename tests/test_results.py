@@ -348,7 +348,7 @@ def check(kinds: list[bytes], cuts: list[int], way: Way, log: Log) -> None:
 def test_a_result_of_any_kind_takes_its_place_among_those_of_one_read(
     kind: bytes, way: str, log: Log
 ) -> None:
-    """Fault 68: Replies come in order, up to the last word or the error, and none behind it."""
+    """Fault 68: Replies come in order, up to the `Close` or the error, and none after it."""
     for before, after in itertools.product(range(PACE + 3), (0, 2)):
         check([REPLY] * before + [kind] + [REPLY] * after, [], WAYS[way], log)
     for other in ANY:
@@ -371,7 +371,9 @@ def test_results_are_sent_in_order_up_to_the_last_however_the_input_comes(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_handler_may_let_its_own_factory_drain(way: str) -> None:
-    """Fault 88: What was received is answered, in order, and then the connection closes."""
+    """Fault 88: Every message received so far is answered, in order, and then the connection
+    closes.
+    """
     served = 1 if WAYS[way].serial else None
     for before, after in itertools.product(range(PACE + 3), (0, 1, 2, PACE + 3)):
         kinds = [REPLY] * before + [DRAIN] + [REPLY] * after
@@ -385,7 +387,9 @@ def test_a_handler_may_let_its_own_factory_drain(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_handler_may_let_its_own_factory_abort(way: str) -> None:
-    """Fault 88: To abort ends the connection at once, and is no error of the handler."""
+    """Fault 88: An abort ends the connection at once, and does not count as an error of the
+    handler.
+    """
     for before, after in itertools.product((0,) if WAYS[way].serial else range(PACE + 3), (0, 2)):
         kinds = [REPLY] * before + [ABORT] + [REPLY] * after
         ending, script = converse(kinds, [], WAYS[way], finish=False)
@@ -404,7 +408,9 @@ def test_a_handler_may_let_its_own_factory_abort(way: str) -> None:
 async def test_every_model_and_framing_gives_the_same_results(
     model: ConcurrencyModel, framing: Framing, way: str, certificate: Path, log: Log
 ) -> None:
-    """Fault 68: Each kind of result does the same in every model, framing and place of a read."""
+    """Fault 68: Each kind of result has the same effect in every model and framing, and at every
+    place of a read.
+    """
     script = Script(lambda call: reactor.callLater(0, call))
     over = server_context(certificate) if way == "TLS" else None
     served = 1 if model is ConcurrencyModel.SERIAL else None

@@ -531,7 +531,7 @@ FAULTS = [
 async def test_whatever_goes_wrong_in_a_reload_changes_nothing(
     tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Fault 80: Whatever goes wrong in a reload, nothing changes, and one line says why, to the
+    """Fault 80: If anything goes wrong in a reload, nothing changes, and one line says why, to the
     log and to the service manager.
     """
     path = tmp_path / "server.pem"

@@ -119,7 +119,9 @@ def connection_or_message(function: Any) -> Any:
 async def test_of_a_connection_handler_only_the_time_counts_with_input_unread(
     gate: Gate, clock: Clock, log: Log, certificate: Path, over: str
 ) -> None:
-    """Fault 76: A connection handler that has nothing to read is not slow, however long."""
+    """Fault 76: A connection handler that has nothing to read does not count as slow, however long
+    it waits.
+    """
 
     @connection_handler
     def pushing(conn: socket.socket) -> None:
@@ -194,7 +196,7 @@ class Elsewhere:
 async def test_what_waits_for_ever_in_the_loop_is_in_the_log_too(
     model: ConcurrencyModel, kind: str, where: str, clock: Clock, log: Log
 ) -> None:
-    """Fault 76: A coroutine or Deferred that takes as long is shown likewise."""
+    """Fault 76: The log also shows a coroutine or Deferred that takes as long."""
     here = Elsewhere()
     here.never = Deferred()
     options: Any = {"handler": getattr(here, kind), "banner": b""}
@@ -318,7 +320,9 @@ def own(conn):
 def test_a_drain_that_runs_out_of_time_says_who_is_there_and_where_each_hangs(
     daemon: Start, tmp_path: Path, model: str, handler: str
 ) -> None:
-    """Fault 76: The drain's time-out names who is still there, and where each hangs."""
+    """Fault 76: The line about the drain's time-out names the remaining clients, and where each
+    handler hangs.
+    """
     (tmp_path / "stuck.py").write_text(STUCK)
     running = daemon(
         *("--handler", f"stuck:{handler}", "--concurrency", model, "--no-banner"),

@@ -184,7 +184,7 @@ def test_no_turn_answers_one_connection_for_long_while_others_have_input(
     framing: Framing, cost: float, count: int
 ) -> None:
     """Fault 69: In every framing, and for any handler of up to a millisecond a message, a client
-    has 5 ms of a turn of the event loop at most, and all others are looked at in between.
+    gets at most 5 ms of a turn of the event loop, and all others get their turn in between.
     """
     served = Served(framing, lambda message: cost)
     greedy = [served.connect() for _ in range(count)]
@@ -246,8 +246,8 @@ def greedy(framing: Framing, **options: Any) -> tuple[Served, Any, Transport, by
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_a_client_that_has_ended_its_stream_is_answered_to_the_end(framing: Framing) -> None:
-    """Fault 69: What a client had sent before the end of its stream is answered, in order, then
-    the connection ends, although that takes many turns.
+    """Fault 69: A client's messages before the end of its stream are answered, in order, over as
+    many turns as needed, then the connection ends.
     """
     served, protocol, transport, sent = greedy(framing)
     protocol.readConnectionLost()
@@ -414,8 +414,8 @@ def count_turns() -> Iterator[Callable[[], int]]:
 async def test_in_the_reactor_others_are_served_beside_a_greedy_client(
     framing: Framing, over: str, certificate: Any, count_turns: Callable[[], int]
 ) -> None:
-    """Fault 69: On either reactor, in clear and over TLS, a client that has much to be answered
-    is answered in many turns, and others are served in between.
+    """Fault 69: On either reactor, without and with TLS, a client with many messages is answered
+    over many turns, and others are served in between.
     """
     work = Work(count_turns)
     async with serving(

@@ -574,8 +574,8 @@ def test_a_task_that_is_gone_waits_for_nothing() -> None:
 def test_the_threads_of_handlers_are_looked_at_once_for_all_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Fault 72: A hundred connections whose handlers have a thread each cost a look at each
-    thread, and not at each thread for each connection.
+    """Fault 72: With a hundred connections whose handlers have a thread each, the daemon checks
+    each thread once, not once for each connection.
     """
     reads: list[str] = []
     real = waiting.Task.read
@@ -654,8 +654,8 @@ LISTENERS = pytest.mark.parametrize("kind", ["tcp", "tls", "proxy", "unix", "uni
 async def test_who_says_nothing_is_disconnected_whatever_the_handler_waits_in(
     kind: str, tmp_path: Path, certificate: Path
 ) -> None:
-    """Fault 72: A client that says nothing is disconnected, in clear, over TLS, behind a proxy
-    and on UNIX sockets, whatever its handler waits in.
+    """Fault 72: A client that sends nothing is disconnected, without and with TLS, behind a proxy
+    and on UNIX sockets, however its handler waits.
     """
     times = {"first_byte_timeout": 0.6, "linger": 0.5}
     async with served(kind, tmp_path, certificate, HANDLERS, **times) as one:
@@ -668,8 +668,8 @@ async def test_who_says_nothing_is_disconnected_whatever_the_handler_waits_in(
 async def test_who_falls_silent_is_disconnected_whatever_the_handler_waits_in(
     kind: str, tmp_path: Path, certificate: Path
 ) -> None:
-    """Fault 72: A client that was served, and falls silent, is disconnected, whatever its handler
-    waits in.
+    """Fault 72: A client that was served, and falls silent, is disconnected, however its handler
+    waits.
     """
     times = {"idle_timeout": 0.6, "linger": 0.5}
     first = b"happy\n"
@@ -721,8 +721,8 @@ async def test_a_client_that_talks_now_and_then_is_not_silent(
 async def test_who_waits_for_a_handler_at_work_is_not_silent(
     kind: str, tmp_path: Path, certificate: Path
 ) -> None:
-    """Fault 72: A handler that computes for longer than its client may be silent answers, and
-    goes on with the conversation.
+    """Fault 72: A handler that computes for longer than the idle time-out can answer, and goes on
+    with the conversation.
     """
     times = {"idle_timeout": 0.6, "linger": 0.2}
     first = b"work\n"
@@ -739,7 +739,7 @@ async def test_who_waits_for_a_handler_that_works_and_reads_at_once_gets_its_ans
     kind: str, tmp_path: Path, certificate: Path
 ) -> None:
     """Fault 72: A handler that computes and waits for its client at the same time can still
-    answer; the conversation ends with that.
+    answer; then the conversation ends.
     """
     names = ("asyncio_streams", "by_another_thread_and_selector")
     handlers = {name: HANDLERS[name] for name in names}
@@ -760,8 +760,8 @@ async def test_who_waits_for_a_handler_that_works_and_reads_at_once_gets_its_ans
 async def test_where_the_kernel_does_not_tell_who_spoke_last_decides(
     kind: str, tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 72: Where the kernel does not tell what a handler waits in, one that owes an answer
-    is left alone, and a silent client is disconnected once it has one.
+    """Fault 72: If the kernel does not say which call a handler waits in, a handler that owes an
+    answer is left alone, and a silent client is disconnected once it has its answer.
     """
     monkeypatch.setattr(waiting, "_CALLS", None)
     handlers = {each.__name__: echo_by(each) for each in (by_select, by_poll, by_epoll)}
@@ -795,8 +795,8 @@ async def test_where_the_kernel_does_not_tell_a_drain_ends_the_waits_as_well(
 async def test_at_a_drain_no_handler_waits_on_for_a_silent_client(
     kind: str, tmp_path: Path, certificate: Path
 ) -> None:
-    """Fault 72: At SIGTERM no handler that waits for its client holds the drain, whatever it
-    waits in, and no client is reset.
+    """Fault 72: At SIGTERM no handler that waits for its client holds up the drain, however it
+    waits, and no client is reset.
     """
     async with served(kind, tmp_path, certificate, HANDLERS) as one:
         await one.ask(b"happy\n")
@@ -815,7 +815,9 @@ async def test_at_a_drain_no_handler_waits_on_for_a_silent_client(
 async def test_at_a_drain_what_was_received_is_answered_first(
     kind: str, tmp_path: Path, certificate: Path
 ) -> None:
-    """Fault 72: What was received before SIGTERM is answered, whatever its handler reads it by."""
+    """Fault 72: All input received before SIGTERM is answered, by whichever call its handler
+    reads.
+    """
     handlers = {name: each for name, each in WORKING.items() if name != "asyncio_streams"}
     async with served(kind, tmp_path, certificate, handlers) as one:
         for client in one.clients.values():

@@ -48,11 +48,11 @@ ALLOWED: dict[str, str] = {}
 # Still to be mended, by folder: a figure here only falls.
 TO_MEND: dict[str, int] = {
     "bench": 22,
-    "docs": 159,
-    "echod": 305,
+    "docs": 81,
+    "echod": 303,
     "etc": 7,
     "examples": 6,
-    "tests": 170,
+    "tests": 137,
     "twisted": 1,
 }
 
@@ -158,6 +158,7 @@ def sentences(words: str) -> Iterator[str]:
     """Yield the statements of a paragraph; code becomes `x`, a quotation an ellipsis."""
     words = re.sub(r"`+[^`]*`+", "`x`", words)
     words = re.sub(r"\"[^\"]*\"|“[^”]*”", "“…”", words)
+    words = re.sub(r"\[[^\]]*\]\([^)]*/tests/[^)]*\)", "`x`", words)  # the name of a test
     words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", words)
     for sentence in re.split(r"(?<=[.!?])[)*_]*\s+(?=[A-Z`“(\[*_])", words):
         if not sentence.rstrip(")*_ ").endswith("?"):

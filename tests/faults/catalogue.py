@@ -1,4 +1,4 @@
-"""The faults, and which test holds what is promised about each.
+"""The faults, and the tests that check echod's promises about each.
 
 Run as a program (`make docs` does), it writes the table of docs/reliability.md.
 """
@@ -28,44 +28,44 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         6: "SIGTERM while a handler's thread is blocked for ever",
         7: "SIGTERM while 30 messages wait for a thread",
         8: "A handler blocks the event loop",
-        9: "Pipelined messages through the pool, each taking another time",
+        9: "Pipelined messages through the pool, each taking a different time",
         10: "A handler raises in a thread",
         11: "`connectionMade` raises",
         12: "`buildProtocol` raises",
         13: "A client sends 100 MB and never reads",
         14: "The clock is set an hour forward, or back",
-        15: "Standard output is a pipe that nobody reads",
-        16: "The port is taken",
+        15: "Standard output is a pipe without a reader",
+        16: "The port is in use",
         72: "A handler waits for its client in `select`, on its descriptor, or in a child process",
         73: "A client resets as soon as it has connected",
-        74: "A handler's own error looks like one of the connection",
-        96: "The stream ends while a handler shakes hands, over TLS of its own",
-        97: "A process that a handler has just forked gets a signal",
+        74: "A handler's own error looks like an error of the connection",
+        96: "The stream ends while a handler shakes hands in its own TLS",
+        97: "A process that a handler has just forked receives a signal",
         98: "A handler moves bytes of a UNIX socket, where the kernel counts none",
-        77: "A connection has to close while a producer is registered",
+        77: "A connection is told to close while a producer is registered",
     },
     "Exhaustion": {
-        17: "No descriptor is left, and 200 clients come",
-        18: "No descriptor is left in the system, nor one in reserve",
+        17: "No descriptor is left, and 200 clients connect",
+        18: "No descriptor is left in the system, and none in reserve",
         19: "accept fails: ECONNABORTED, EPROTO, ENETDOWN, EPERM",
         20: "Sending fails: ENOBUFS, EAGAIN, ENOMEM",
         21: "The kernel takes a few bytes at a time",
         22: "Waiting for events is interrupted: EINTR",
         23: "A client sends one byte every ten seconds",
-        24: "A client says nothing",
-        25: "A client of a TLS port says nothing",
+        24: "A client sends nothing",
+        25: "A client of a TLS port sends nothing",
         26: "A client ignores close_notify",
         27: "Every thread of the pool is blocked",
         28: "More clients than `thread-per-connection` has threads",
-        29: "Too many connections, together or from one address",
+        29: "Too many connections, in total or from one address",
         30: "10,000 clients connect and reset",
-        31: "A handler forks without end, or eats memory",
+        31: "A handler forks without end, or allocates memory without end",
         32: "A segment for each byte; a message that never ends",
         33: "5,000 clients connect at once",
         34: "The network loses one packet in twenty",
-        35: "The network is narrow",
+        35: "The network has little bandwidth",
         36: "The log is on a full disk",
-        37: "Who reads the log dies",
+        37: "The reader of the log dies",
         38: "Clients make the log grow",
         69: "A client sends far more messages at once than can be answered in a moment",
         70: "Clients send and vanish while every thread is at work",
@@ -73,27 +73,27 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
     },
     "Security": {
         39: "A client sends control characters",
-        40: "A client sends what looks like a format",
-        41: "A PROXY header comes in pieces",
-        42: "A greeting and a log beside a PROXY header",
-        43: "A PROXY header holds nonsense",
+        40: "A client sends text that looks like a format string",
+        41: "A PROXY header arrives in pieces",
+        42: "Greeting and log with a PROXY header",
+        43: "A PROXY header is invalid",
         44: "A PROXY header never ends",
-        45: "A PROXY header comes from a stranger",
+        45: "A PROXY header comes from an untrusted address",
         46: "haproxy itself: `send-proxy`, `send-proxy-v2`, LOCAL, TLVs",
         47: "TLS below 1.2, renegotiation, early data",
-        48: "Plain bytes ahead of the TLS handshake",
+        48: "Plain bytes before the TLS handshake",
         49: "Handlers run as root",
         50: "The pidfile is a symbolic link",
         51: "`--gid` without `--uid`",
-        52: "A plugin lies in the current directory",
-        53: "`dropin.cache` can be written by others",
-        54: "Others on the machine find a UNIX socket",
+        52: "A plugin is in the current directory",
+        53: "Other users can write `dropin.cache`",
+        54: "Other users of the machine find a UNIX socket",
         55: "A UDP reply that is larger than its request",
         56: "WebSocket frames: unmasked, fragmented, huge",
-        57: "The metrics are seen by clients, or grow by what they send",
+        57: "Clients see the metrics, or make them grow",
         58: "A plugin cannot be imported",
-        91: "Connections to the status that say nothing",
-        92: "A page in an operator's browser asks for the status (DNS rebinding)",
+        91: "Silent connections to the status",
+        92: "A web page in an operator's browser requests the status (DNS rebinding)",
         79: "A ClientHello in pieces; a certificate with an unusual name",
     },
     "Life cycle": {
@@ -106,25 +106,25 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         65: "SIGSTOP for 30 seconds, then SIGCONT",
         66: "A certificate is renewed; a key cannot be read",
         67: "SIGKILL leaves a UNIX socket behind",
-        78: "Subprocesses of asyncio's and of Twisted's, one after the other",
-        80: "SIGHUP finds what nobody has thought of, or a file that is just being written",
+        78: "Subprocesses of asyncio and of Twisted, one after the other",
+        80: "SIGHUP meets an unexpected error, or a file that is being written",
         81: "The log's file is a device or a link, or is moved, removed or truncated",
         82: "Standard streams are closed",
         83: "A handler's module has open files, executors or functions of `atexit`",
-        84: "A signal comes while Python and twistd start, or was blocked by whoever started them",
-        85: "A handler's module exchanges threads and sockets, as gevent and eventlet do",
-        86: "A pidfile is there, of a process that is not twistd, or of one that is",
-        87: "`--rundir`: the daemon runs in another folder than it is started in",
+        84: "A signal arrives while Python and twistd start, or the parent process has blocked it",
+        85: "A handler's module replaces threads and sockets, as gevent and eventlet do",
+        86: "A pidfile exists already, of twistd or of another process",
+        87: "`--rundir`: the daemon runs in another folder than the one in which it is started",
     },
     "Handlers": {
-        68: "A handler fails, or has the last word, in the middle of a long read",
-        75: "A handler keeps what is its client's in context variables",
-        76: "A handler hangs, in a thread or in what it awaits",
-        88: "A handler lets its own factory drain, or abort",
+        68: "A handler fails, or returns `Close`, in the middle of a long read",
+        75: "A handler keeps its client's state in context variables",
+        76: "A handler hangs, in a thread or in an `await`",
+        88: "A handler makes its own factory drain, or abort",
         89: "A handler cannot be made: its constructor raises",
-        90: "A handler waits as its client goes away, or when it has gone",
-        93: "A handler's exception raises another one while it is shown",
-        94: "A handler prints what clients send, and never the end of a line",
+        90: "A handler waits while its client goes away, or after it has gone",
+        93: "A handler's exception raises another one while it is being logged",
+        94: "A handler prints what clients send, without ever ending the line",
         95: "A handler forks, and its child returns, raises or calls `sys.exit`",
     },
 }
@@ -137,11 +137,11 @@ NOT_APPLICABLE: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class Proof:
-    """A test that holds a promise.
+    """A test that checks a promise.
 
     Attributes:
-        faults: which, by number.
-        promise: the rest of its docstring, as one line.
+        faults: the numbers of the faults.
+        promise: the rest of the docstring, as one line.
         path: the test's file, below the folder of tests.
         test: its name.
     """
@@ -153,7 +153,7 @@ class Proof:
 
 
 def proofs(folder: Path = TESTS) -> list[Proof]:
-    """Return what the tests in `folder` say that they prove."""
+    """Return the proofs that the docstrings of the tests in `folder` declare."""
     found = (_proofs_in(path, folder) for path in sorted(folder.rglob("test_*.py")))
     return [proof for in_one_file in found for proof in in_one_file]
 
@@ -188,7 +188,7 @@ def table(found: list[Proof]) -> str:
 
 
 def _rows(number: int, what: str, found: list[Proof]) -> Iterator[str]:
-    """Yield a row for each promise about a fault: the fault is named in the first."""
+    """Yield a row for each promise about a fault; the first row names the fault."""
     held: dict[str, list[str]] = {}
     for proof in found:
         if number in proof.faults:
@@ -208,7 +208,7 @@ def _link(proof: Proof) -> str:
 
 
 def page(before: str, found: list[Proof]) -> str:
-    """Return the page with the table that belongs into it."""
+    """Return the page with the new table in it."""
     head, rest = before.split(BEGIN)
     return f"{head}{BEGIN}\n{table(found)}\n{END}{rest.split(END)[1]}"
 

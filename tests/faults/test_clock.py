@@ -57,7 +57,9 @@ class WallClock:
 
 @pytest.mark.parametrize("step", [3600, -3600])
 def test_a_clock_that_is_set_moves_no_timer(daemon: Start, tmp_path: Path, step: int) -> None:
-    """Fault 14: No time-out comes earlier or later when the clock is set by an hour."""
+    """Fault 14: No time-out comes earlier or later when the clock is set forward or back by an
+    hour.
+    """
     (tmp_path / "served.py").write_text(HANDLERS)
     clock = WallClock(tmp_path)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **clock.environment}

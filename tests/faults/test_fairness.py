@@ -49,8 +49,9 @@ def send_and_reset(port: int, message: bytes) -> None:
 def test_the_work_of_clients_that_have_gone_waits_behind_that_of_others(
     daemon: Start, tmp_path: Path, scale: Scale, framing: str
 ) -> None:
-    """Fault 70: What they sent is handled, but behind what the others sent. Where thousands of
-    such messages wait, more are dropped and counted; each handler is told of its end, once.
+    """Fault 70: Their messages are handled, but after those of the other clients. If thousands of
+    such messages wait, further ones are dropped and counted; each handler's `closed` is called
+    once.
     """
 
     def framed(text: str) -> bytes:
@@ -108,9 +109,8 @@ def connect_from(running: Daemon, host: str, listen: str) -> socket.socket:
 
 @pytest.mark.parametrize("listen", ["tcp:0", "proxy:tcp:0"])
 def test_no_address_takes_every_thread(daemon: Start, listen: str) -> None:
-    """Fault 71: In `thread-per-connection`, however many silent connections an address opens, and
-    a second one after it, there are threads left for others.  Those for whom there is none are
-    told so and counted.
+    """Fault 71: In `thread-per-connection`, threads remain for others, however many silent
+    connections one address, and then a second one, opens. Refused clients are told so and counted.
     """
     running = daemon("--concurrency=thread-per-connection", "--listen", listen, "--log-rate=0")
     size = Limits.max_threads
@@ -132,8 +132,8 @@ def test_no_address_takes_every_thread(daemon: Start, listen: str) -> None:
 
 @pytest.mark.parametrize("listen", ["tcp:0", "proxy:tcp:0"])
 def test_no_address_takes_every_turn(daemon: Start, listen: str) -> None:
-    """Fault 71: In `serial`, however many silent connections an address opens, there is room in
-    the queue for others, and they wait for one turn of that address, not for all.
+    """Fault 71: In `serial`, the queue keeps room for others, however many silent connections an
+    address opens, and they wait for one turn of that address, not for all.
     """
     running = daemon("--concurrency=serial", "--listen", listen, "--serial-timeout=0.5")
     size = Limits.serial_queue + 1
@@ -152,8 +152,8 @@ def test_no_address_takes_every_turn(daemon: Start, listen: str) -> None:
 
 @pytest.mark.parametrize("model", ["thread-per-connection", "serial"])
 def test_where_addresses_tell_nothing_one_may_have_all(daemon: Start, model: str) -> None:
-    """Fault 71: Without a limit for each address, as behind a load balancer that names no client,
-    one address may have every thread and every place in the queue.
+    """Fault 71: Without a limit by address, as behind a load balancer that sends no client
+    addresses, one address may have every thread and every place in the queue.
     """
     running = daemon(
         *("--concurrency", model, "--max-connections-per-address=0", "--max-threads=8"),

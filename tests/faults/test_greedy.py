@@ -131,8 +131,8 @@ def scene(daemon: Start, tmp_path: Path, certificate: Path) -> Iterator[Callable
 def test_others_are_answered_while_a_client_has_much_to_be_answered(
     scene: Callable[..., Scene], framing: str, tls: bool
 ) -> None:
-    """Fault 69: Beside a client that has sent 10,000 messages, others are answered before its last
-    one, whatever the framing, and over TLS with a record for each; none of its own is lost.
+    """Fault 69: If a client has sent 10,000 messages, others are answered before its last one, in
+    every framing, and over TLS with a record for each; none of its own is lost.
     """
     here = scene(framing, tls=tls)
     assert here.is_going_on()
@@ -145,8 +145,8 @@ def test_others_are_answered_while_a_client_has_much_to_be_answered(
 def test_health_and_the_watchdog_have_their_turn_beside_a_greedy_client(
     scene: Callable[..., Scene], tmp_path: Path
 ) -> None:
-    """Fault 69: While such a client is answered, `/healthz` says so, and the service manager's
-    watchdog is fed.
+    """Fault 69: While such a client is being answered, `/healthz` answers, and the daemon notifies
+    the service manager's watchdog.
     """
     with managing(str(tmp_path / "notify")) as manager:
         environment = {
@@ -170,8 +170,8 @@ def test_health_and_the_watchdog_have_their_turn_beside_a_greedy_client(
 def test_sigterm_is_seen_beside_a_greedy_client_that_is_answered_to_the_end(
     scene: Callable[..., Scene],
 ) -> None:
-    """Fault 69: While such a client is answered, SIGTERM begins the drain; what had been received
-    of it is answered, in order, before its connection and the daemon end.
+    """Fault 69: While such a client is being answered, SIGTERM begins the drain; all that was
+    received from it is answered, in order, before its connection and the daemon end.
     """
     here = scene("line")
     here.running.signal(signal.SIGTERM)

@@ -130,8 +130,8 @@ def fault(model: str, sent: bytes, came: bytes) -> str:
 def test_all_that_was_sent_before_the_half_close_is_answered(
     echo: Daemon, model: str, size: int
 ) -> None:
-    """Faults 1 and 2: Everything that was sent before the FIN is answered, in order, and then
-    comes the daemon's FIN: in every model, from 10 bytes to a megabyte.
+    """Faults 1 and 2: Every message sent before the FIN is answered, in order, and then the daemon
+    sends its FIN: in every model, from 10 bytes to a megabyte.
     """
     sent = stream(size, 0)
     assert fault(model, sent, exchange(echo.port, sent)) == ""
@@ -183,7 +183,7 @@ def test_netcat_that_half_closes_gets_everything(echo: Daemon, model: str, size:
 
 
 def test_a_last_reply_is_whole_although_input_is_left_unread(talker: Daemon) -> None:
-    """Fault 5: The last reply arrives whole, and no reset comes behind it."""
+    """Fault 5: The last reply arrives complete, and no reset follows it."""
     expected = b"x" * 200_000
     for repetition in range(60):
         with connect(talker) as connection:

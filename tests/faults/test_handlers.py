@@ -155,8 +155,8 @@ def bystander(running: Daemon) -> Iterator[None]:
 
 @pytest.mark.parametrize("model", CONCURRENT[:2])
 def test_a_handler_that_eats_memory_ends_its_own_connection(daemon: Start, model: str) -> None:
-    """Fault 31: Where memory is limited, the handler that wants more of it ends its own
-    connection, and no other.
+    """Fault 31: If memory is limited, a handler that asks for more ends its own connection, and no
+    other.
     """
     running = start(daemon, model, tool("prlimit"), "--as=1000000000")
     with bystander(running):
@@ -172,8 +172,8 @@ def test_a_handler_that_eats_memory_ends_its_own_connection(daemon: Start, model
 def test_a_handler_that_leaks_descriptors_ends_its_own_connection(
     daemon: Start, model: str
 ) -> None:
-    """Fault 31: The handler that finds no descriptor ends its own connection; clients who are
-    served go on being served, and new ones are once there are descriptors.
+    """Fault 31: A handler that gets no descriptor ends its own connection; connected clients are
+    still served, and new ones are served once descriptors are free.
     """
     running = start(daemon, model, tool("prlimit"), "--nofile=64")
     with connect(running) as connection, bystander(running):
@@ -189,7 +189,7 @@ def test_a_handler_that_leaks_descriptors_ends_its_own_connection(
 
 @pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
 def test_the_units_limit_memory_and_processes(unit: Path) -> None:
-    """Fault 31: In the units that come with echod the service manager limits both."""
+    """Fault 31: The units that come with echod limit both."""
     words = unit.read_text().split()
     assert any(word.startswith("MemoryMax=") for word in words)
     assert any(word.startswith("TasksMax=") for word in words)
@@ -223,8 +223,8 @@ def few_processes(count: int) -> Iterator[list[str]]:
 def test_a_handler_that_forks_without_end_ends_its_own_connection(
     tmp_path: Path, model: str
 ) -> None:
-    """Fault 31: Where processes are limited, as TasksMax does, the handler that wants more of
-    them ends its own connection, and no other.
+    """Fault 31: If processes are limited, as by TasksMax, a handler that asks for more ends its
+    own connection, and no other.
     """
     with few_processes(60) as within, starting(tmp_path) as daemon:
         running = start(daemon, model, *within)
@@ -242,8 +242,8 @@ def test_a_handler_that_forks_without_end_ends_its_own_connection(
 def test_a_process_that_a_handler_has_forked_is_ended_by_a_signal(
     tmp_path: Path, model: str, number: int
 ) -> None:
-    """Fault 97: A process that a handler has forked is ended by it at once, as `multiprocessing`
-    and service managers expect; the daemon goes on.
+    """Fault 97: The signal ends the forked process at once, as `multiprocessing` and service
+    managers expect; the daemon goes on.
     """
     with starting(tmp_path) as daemon:
         # So long that nothing but the signal ends the process.
@@ -273,8 +273,8 @@ def ended(process: int) -> bool:
 
 
 def test_without_threads_for_them_clients_are_told_so_and_others_served(tmp_path: Path) -> None:
-    """Fault 31: Where threads are limited, as TasksMax does, clients for whom there is none are
-    told so; those who are served go on being served, and new ones are once there is a thread.
+    """Fault 31: If threads are limited, as by TasksMax, clients that get none are told so;
+    connected clients are still served, and new ones are served once a thread is free.
     """
     with few_processes(30) as within, starting(tmp_path) as daemon:
         running = start(daemon, "thread-per-connection", *within)
@@ -310,7 +310,9 @@ def test_a_handler_that_exits_ends_its_own_connection(
 
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_a_child_of_a_handler_does_not_keep_the_connection_open(daemon: Start, model: str) -> None:
-    """Fault 31: A client sees the end although a child process has inherited its connection."""
+    """Fault 31: A client sees the end of its connection although a child process has inherited it
+    too.
+    """
     running = start(daemon, model)
     with connect(running) as connection:
         connection.sendall(b"child")
@@ -327,8 +329,8 @@ def test_a_child_of_a_handler_does_not_keep_the_connection_open(daemon: Start, m
 def test_an_exception_that_cannot_be_shown_ends_its_own_connection(
     daemon: Start, tmp_path: Path, model: str, hook: str
 ) -> None:
-    """Fault 93: A handler's exception that asks for the end of the process while its traceback is
-    made ends its own connection, and is logged by its name.
+    """Fault 93: An exception of a handler that raises `SystemExit` while its traceback is made
+    ends its own connection only, and is logged by its name.
     """
     (tmp_path / "unshown.py").write_text(UNSHOWN)
     running = daemon("--handler", f"unshown:Unshown:hook={hook}", "--concurrency", model)
@@ -342,8 +344,8 @@ def test_an_exception_that_cannot_be_shown_ends_its_own_connection(
 
 
 def test_prints_without_an_end_cost_no_more_than_others(daemon: Start, tmp_path: Path) -> None:
-    """Fault 94: Of a line that does not end no more is held than a line of the log may have; the
-    rest is logged.
+    """Fault 94: The daemon holds no more of such a line than the longest line of the log, and logs
+    the rest.
     """
     (tmp_path / "printing.py").write_text(PRINTING)
     running = daemon("--handler", "printing:show", "--log-rate", "0", "--framing", "length")
@@ -360,7 +362,7 @@ def test_prints_without_an_end_cost_no_more_than_others(daemon: Start, tmp_path:
 def test_a_forked_child_ends_where_the_handlers_code_ends(
     daemon: Start, tmp_path: Path, model: str, message: bytes, status: int
 ) -> None:
-    """Fault 95: A child ends as a script would, and does not go on with the event loop, or the
+    """Fault 95: The child ends as a script would, and does not go on with the event loop, or the
     thread, of the daemon.
     """
     (tmp_path / "forking.py").write_text(FORKING)

@@ -44,8 +44,8 @@ def served(tmp_path: Path) -> None:
 
 
 def test_a_handler_that_blocks_the_loop_is_shown_with_its_stack(daemon: Start) -> None:
-    """Fault 8: A handler that holds the event loop for more than a tenth of a second is logged
-    while it does, with its stack.
+    """Fault 8: If a handler blocks the event loop for more than a tenth of a second, the log shows
+    its stack while it does.
     """
     running = daemon("--handler", "served:sleeping")
     with connect(running) as connection:
@@ -59,8 +59,8 @@ def test_a_handler_that_blocks_the_loop_is_shown_with_its_stack(daemon: Start) -
 
 
 def test_a_process_that_was_halted_goes_on_and_blames_nobody(daemon: Start, scale: Scale) -> None:
-    """Fault 65: Connections survive, what was sent meanwhile is answered, and no handler is
-    blamed for the time.
+    """Fault 65: Connections survive, all that was sent meanwhile is answered, and the log blames
+    no handler for the time.
     """
     running = daemon("--idle-timeout", "0")
     seconds = 30.0 if scale.soak else 1.5
@@ -85,8 +85,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_sighup_reloads_the_file(daemon: Start, file: Path) -> None:
-    """Fault 59: Time-outs, limits and the banner are taken from the file again, for connections
-    that are open too; what takes a restart is named.
+    """Fault 59: The daemon reads time-outs, limits and the banner from the file again, also for
+    open connections; the log names changes that need a restart.
     """
     file.write_text('banner = "Good morning"\n')
     running = daemon("--config", str(file))
@@ -121,7 +121,7 @@ def test_sighup_reloads_the_file(daemon: Start, file: Path) -> None:
 def test_a_reload_that_is_refused_changes_nothing(
     daemon: Start, file: Path, content: str | None, why: str
 ) -> None:
-    """Fault 59: When anything in the file is wrong, nothing changes, and one line says why."""
+    """Fault 59: If anything in the file is wrong, nothing changes, and one line says why."""
     file.write_text("idle-timeout = 300\n")
     running = daemon("--config", str(file))
     with greeted(running) as connection:
@@ -140,7 +140,7 @@ def test_a_reload_that_is_refused_changes_nothing(
 
 
 def test_sighup_never_kills(daemon: Start, scale: Scale) -> None:
-    """Fault 59: 100 of them in a row, under load and without a file to read, harm nobody."""
+    """Fault 59: 100 of them in a row, under load and without a file to read, harm no client."""
     running = daemon()
     with greeted(running) as connection:
         for _ in scale(ci=100, soak=10_000):
@@ -163,8 +163,8 @@ def name_of(context: ssl.SSLContext, port: int) -> str:
 
 
 def test_a_certificate_is_renewed(daemon: Start, tmp_path: Path) -> None:
-    """Fault 66: SIGHUP takes a new certificate into use, and no connection that is open notices.
-    When one of them cannot be read, all go on as they are, and one line says why.
+    """Fault 66: On SIGHUP the daemon uses a new certificate, and open connections are not
+    affected. If one certificate cannot be read, all stay as they are, and one line says why.
     """
     authority = Authority("an authority")
     context = ssl.create_default_context(cadata=authority.certificate.decode())
@@ -204,8 +204,8 @@ def test_a_certificate_is_renewed(daemon: Start, tmp_path: Path) -> None:
 
 
 def test_connections_are_closed_a_few_at_a_time(daemon: Start) -> None:
-    """Fault 60: A gradual drain goes on serving those whose turn has not come; a second signal
-    ends it at once.
+    """Fault 60: A gradual drain serves each client until its turn comes; a second signal ends the
+    drain at once.
     """
     running = daemon("--drain-timeout", "60", "--drain-spread", "50")
     with contextlib.ExitStack() as stack:
@@ -270,14 +270,18 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_two_signals_during_the_start_end_it(tmp_path: Path, moment: str) -> None:
-    """Fault 61: Whenever they come, it ends at once, without a traceback or a pidfile."""
+    """Fault 61: Two signals at any moment of the start end the daemon at once, without a traceback
+    or a pidfile.
+    """
     starting = Starting(tmp_path)
     block_until(lambda: MOMENTS[moment](starting))
     ended_in_good_order(starting)
 
 
 def test_two_signals_at_any_moment_of_the_start_end_it(tmp_path: Path, scale: Scale) -> None:
-    """Fault 61: Whenever they come, it ends at once, without a traceback or a pidfile."""
+    """Fault 61: Two signals at any moment of the start end the daemon at once, without a traceback
+    or a pidfile.
+    """
     began = time.monotonic()
     starting = Starting(tmp_path)
     block_until(lambda: starting.has_said("Socket now listening"))
@@ -305,7 +309,7 @@ def ended_in_good_order(starting: Starting) -> None:
 def test_a_signal_while_the_handler_is_imported_ends_it_silently(
     tmp_path: Path, number: int
 ) -> None:
-    """Fault 61: While the daemon is put together, a signal ends it on the spot and silently."""
+    """Fault 61: While the daemon is being set up, a signal ends it at once and silently."""
     (tmp_path / "slow.py").write_text(
         "print('importing', flush=True)\nimport time\ntime.sleep(60)"
     )
@@ -363,7 +367,7 @@ def test_a_signal_while_the_daemon_itself_is_imported_does_no_more_than_it_says(
 
 
 def test_sighup_during_the_start_does_no_harm(tmp_path: Path) -> None:
-    """Fault 59: SIGHUP during the start does not kill either."""
+    """Fault 59: SIGHUP during the start does not end the daemon."""
     (tmp_path / "served.py").write_text("print('importing', flush=True)\ndef handler(m): pass\n")
     starting = Starting(tmp_path, "--handler", "served:handler")
     block_until(lambda: starting.has_said("importing"))
@@ -377,8 +381,8 @@ def test_sighup_during_the_start_does_no_harm(tmp_path: Path) -> None:
 def test_sighup_that_is_ignored_before_python_starts_kills_at_no_time(
     tmp_path: Path, scale: Scale
 ) -> None:
-    """Fault 84: With `trap '' HUP` before it, no SIGHUP kills, whenever it comes; it reloads, once
-    the daemon serves.
+    """Fault 84: If the shell has run `trap '' HUP`, no SIGHUP ends the daemon, at any moment; once
+    the daemon serves, SIGHUP reloads.
     """
     command = ["sh", "-c", "trap '' HUP; echo trapped; exec \"$@\"", "sh", SCRIPTS / "twistd"]
     for _ in scale(ci=2, soak=150):
@@ -403,7 +407,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 def test_signals_that_the_parent_had_blocked_arrive(
     daemon: Start, tmp_path: Path, number: int
 ) -> None:
-    """Fault 84: Signals that the daemon handles arrive although its parent had blocked them."""
+    """Fault 84: Signals that the daemon handles reach it even if its parent had blocked them."""
     running = daemon("--concurrency=thread-per-connection", under=[sys.executable, "-c", BLOCKED])
     with connect(running) as connection:  # whose thread is woken by SIGURG
         assert receive(connection, len(BANNER)) == BANNER
@@ -417,7 +421,7 @@ def test_signals_that_the_parent_had_blocked_arrive(
 
 
 def test_a_signal_that_the_parent_had_blocked_ends_the_start(tmp_path: Path) -> None:
-    """Fault 84: Signals that the daemon handles arrive although its parent had blocked them."""
+    """Fault 84: Signals that the daemon handles reach it even if its parent had blocked them."""
     (tmp_path / "slow.py").write_text(
         "print('importing', flush=True)\nimport time\ntime.sleep(60)"
     )
@@ -450,7 +454,7 @@ run()
 
 
 def test_ctrl_c_while_twisted_imports_plugins_is_not_swallowed(tmp_path: Path) -> None:
-    """Fault 84: Ctrl-C ends the start from the moment on at which Twisted finds echod."""
+    """Fault 84: Ctrl-C ends the start as soon as Twisted has found echod."""
     ended = subprocess.run(
         [sys.executable, "-c", SWALLOWED],
         cwd=tmp_path,
@@ -464,8 +468,8 @@ def test_ctrl_c_while_twisted_imports_plugins_is_not_swallowed(tmp_path: Path) -
 def test_ctrl_c_that_twisted_swallows_with_an_earlier_plugin_ends_the_start_too(
     tmp_path: Path,
 ) -> None:
-    """Fault 84: Ctrl-C that Twisted swallows while it imports the plugins of others ends the start
-    as soon as echod's turn has come.
+    """Fault 84: If Twisted swallows Ctrl-C while it imports other plugins, the start ends as soon
+    as Twisted imports echod's.
     """
     plugins = tmp_path / "twisted" / "plugins"
     plugins.mkdir(parents=True)
@@ -501,7 +505,9 @@ def run(directory: Path, *options: str, under: tuple[str, ...] = ()) -> str:
 
 
 def test_a_pidfile_that_is_a_symbolic_link_is_not_written_to(tmp_path: Path) -> None:
-    """Fault 50: A pidfile that is a symbolic link is refused, and what it points to untouched."""
+    """Fault 50: The daemon refuses a pidfile that is a symbolic link, and does not touch its
+    target.
+    """
     (tmp_path / "twistd.pid").symlink_to(tmp_path / "precious")
     assert "is a symbolic link" in run(tmp_path)
     assert not (tmp_path / "precious").exists()
@@ -534,7 +540,7 @@ def twistd(directory: Path, *options: str) -> Iterator[Daemon]:
 
 
 def test_root_is_named_in_the_log_and_somebody_else_is_not(tmp_path: Path) -> None:
-    """Fault 49: The log says that handlers run as root, where they do."""
+    """Fault 49: The log says it if handlers run as root."""
     needs_root("start a daemon as root")
     with twistd(tmp_path) as running:
         running.wait_for("Handlers run as root")
@@ -548,8 +554,8 @@ PLUGIN = "import sys\nprint('the plugin of the current directory', file=sys.stde
 
 
 def test_a_plugin_in_the_current_directory_is_not_looked_at(tmp_path: Path, daemon: Start) -> None:
-    """Fault 52: Plugins are not taken from the current directory; a handler that is named may
-    be, but nothing there can stand in for an installed module.
+    """Fault 52: The daemon takes no plugins from the current directory. A handler that you name
+    may be there, but no file there can replace an installed module.
     """
     plugins = tmp_path / "twisted" / "plugins"
     plugins.mkdir(parents=True)
@@ -563,7 +569,7 @@ def test_a_plugin_in_the_current_directory_is_not_looked_at(tmp_path: Path, daem
 
 
 def test_a_current_directory_that_others_can_write_is_named(tmp_path: Path, daemon: Start) -> None:
-    """Fault 52: The log says so where others can write what the daemon imports."""
+    """Fault 52: The log says it if other users can write the files that the daemon imports."""
     tmp_path.chmod(0o777)
     daemon().wait_for(f"{tmp_path} can be written by others, and code is read from there")
 
@@ -571,7 +577,7 @@ def test_a_current_directory_that_others_can_write_is_named(tmp_path: Path, daem
 def test_what_is_installed_in_the_current_directory_offers_nothing(
     tmp_path: Path, daemon: Start
 ) -> None:
-    """Fault 52: What looks installed in the current directory offers no handlers."""
+    """Fault 52: Package metadata in the current directory offers no handlers."""
     installed = tmp_path / "somebody-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
@@ -597,7 +603,7 @@ time.sleep = lambda seconds: None
 
 
 def test_a_module_that_exchanges_threads_is_refused(tmp_path: Path) -> None:
-    """Fault 85: The daemon does not start, and says in one line what has been exchanged."""
+    """Fault 85: The daemon does not start, and one line names the replaced functions."""
     (tmp_path / "patching.py").write_text(PATCHES)
     ended = subprocess.run(
         [SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--handler", "patching:sleeping"],
@@ -617,7 +623,7 @@ def test_a_module_that_exchanges_threads_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["1", "", "many"])
 def test_a_pidfile_of_a_process_that_is_not_twistd_is_stale(tmp_path: Path, content: str) -> None:
-    """Fault 86: A pidfile of a process that is not twistd is removed, with a line in the log."""
+    """Fault 86: The daemon removes a pidfile of a process that is not twistd, and logs a line."""
     (tmp_path / "twistd.pid").write_text(content)
     starting = Starting(tmp_path)
     block_until(lambda: starting.has_said("Socket now listening"))
@@ -627,7 +633,7 @@ def test_a_pidfile_of_a_process_that_is_not_twistd_is_stale(tmp_path: Path, cont
 
 
 def test_of_two_daemons_with_one_pidfile_the_second_does_not_start(tmp_path: Path) -> None:
-    """Fault 86: Of two daemons with one pidfile the second does not start, whatever the folder."""
+    """Fault 86: Of two daemons with one pidfile the second does not start, from any folder."""
     (tmp_path / "run").mkdir()
     command = [str(SCRIPTS / "twistd"), "--rundir=run"]
     with Starting(tmp_path, command=command) as starting:
@@ -637,7 +643,7 @@ def test_of_two_daemons_with_one_pidfile_the_second_does_not_start(tmp_path: Pat
 
 
 def test_a_user_without_an_entry_is_refused(tmp_path: Path) -> None:
-    """Fault 51: A user without an entry is refused in one line."""
+    """Fault 51: The daemon refuses a user without an entry in the user database, in one line."""
     needs_root("start a daemon as somebody else")
     assert "--uid 12345: there is no user of this number" in run(tmp_path, "--uid=12345")
 
@@ -645,8 +651,8 @@ def test_a_user_without_an_entry_is_refused(tmp_path: Path) -> None:
 def test_paths_are_of_the_folder_in_which_twistd_was_started(
     tmp_path: Path, certificate: Path
 ) -> None:
-    """Fault 87: Sockets, certificates and the file of settings are looked for where twistd is
-    started, and SIGHUP finds them again.
+    """Fault 87: Paths of sockets, certificates and the settings file are relative to the folder in
+    which twistd is started, and SIGHUP finds them again.
     """
     (tmp_path / "run").mkdir()
     (tmp_path / "pem").write_bytes(certificate.read_bytes())
@@ -667,7 +673,7 @@ def test_paths_are_of_the_folder_in_which_twistd_was_started(
 
 
 def test_a_cache_of_plugins_that_others_can_write_is_named(tmp_path: Path) -> None:
-    """Fault 53: The log says so where others can write `dropin.cache`."""
+    """Fault 53: The log says it if other users can write `dropin.cache`."""
     plugins = tmp_path / "twisted" / "plugins"
     plugins.mkdir(parents=True)
     (plugins / "dropin.cache").touch()

@@ -52,8 +52,8 @@ def send_without_reading(connection: socket.socket) -> int:
 def test_a_client_that_never_reads_is_paused_and_then_disconnected(
     daemon: Start, model: str
 ) -> None:
-    """Fault 13: It is not read from any more, costs bounded memory, and is disconnected once the
-    write time-out has passed.
+    """Fault 13: The daemon stops reading from it, bounds the memory that it costs, and disconnects
+    it after the write time-out.
     """
     running = daemon("--concurrency", model, "--write-timeout", "1")
     warm_up(running)
@@ -76,8 +76,8 @@ def send_and_read_slowly(connection: socket.socket, size: int, done: threading.E
 
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_a_client_that_reads_too_slowly_is_disconnected(daemon: Start, model: str) -> None:
-    """Fault 13: To read a few bytes now and then does not put the write time-out off; to read at
-    the least rate does.
+    """Fault 13: A client that reads a few bytes now and then does not put off the write time-out;
+    a client that reads at `min-rate` does.
     """
     running = daemon("--concurrency", model, "--write-timeout=2", "--min-rate=10000")
     done = threading.Event()
@@ -120,8 +120,8 @@ def drip_until_the_end(connection: socket.socket) -> tuple[bytes, float]:
 
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_a_message_that_comes_a_byte_at_a_time_has_a_deadline(daemon: Start, model: str) -> None:
-    """Fault 23: A line has to be complete in its time, however steadily its bytes come; no byte
-    of it puts that off, as it does the idle time-out.
+    """Fault 23: A line has to be complete within its time-out, however steadily its bytes arrive;
+    a byte puts off the idle time-out, but not this one.
     """
     running = daemon("--framing=line", "--message-timeout=1", "--concurrency", model)
     with dripping(running, b"x") as connection:
@@ -134,7 +134,7 @@ def test_a_message_that_comes_a_byte_at_a_time_has_a_deadline(daemon: Start, mod
 
 
 def test_a_message_behind_its_length_has_the_same_deadline(daemon: Start) -> None:
-    """Fault 23: A message behind its length has to be complete in its time, too."""
+    """Fault 23: A message in `length` framing has to be complete within its time-out, too."""
     running = daemon("--framing=length", "--message-timeout=1", "--no-banner")
     with connect(running) as connection:
         connection.sendall(struct.pack("!I", 1000))
@@ -145,7 +145,9 @@ def test_a_message_behind_its_length_has_the_same_deadline(daemon: Start) -> Non
 
 
 def test_a_person_who_types_slowly_is_served(daemon: Start) -> None:
-    """Fault 23: In chunk framing, where each byte may be a message, a slow client is answered."""
+    """Fault 23: A slow client is answered in `chunk` framing, where each byte may be a message of
+    its own.
+    """
     running = daemon("--message-timeout=1", "--idle-timeout=5")
     with greeted(running) as connection:
         for _ in range(5):
@@ -155,8 +157,8 @@ def test_a_person_who_types_slowly_is_served(daemon: Start) -> None:
 
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_a_silent_client_is_disconnected(daemon: Start, model: str) -> None:
-    """Fault 24: Who has said nothing yet has until the first-byte time-out, who has said
-    something until the idle time-out.
+    """Fault 24: A client that has sent nothing yet is disconnected after the first-byte time-out,
+    any other silent client after the idle time-out.
     """
     running = daemon("--first-byte-timeout=0.5", "--idle-timeout=4", "--concurrency", model)
     with greeted(running) as silent, greeted(running) as talking:
@@ -191,8 +193,8 @@ def block(message):
 def test_with_every_thread_blocked_work_is_queued_and_then_refused(
     daemon: Start, tmp_path: Path
 ) -> None:
-    """Fault 27: Messages wait for a thread, `--max-queue` of them; whoever comes then is told so.
-    Names can be resolved meanwhile, and those who waited are answered in the end.
+    """Fault 27: Up to `--max-queue` messages wait for a thread; clients that send more are told
+    so. Names can be resolved meanwhile, and the waiting messages are answered in the end.
     """
     (tmp_path / "blocking.py").write_text(BLOCKING)
     running = daemon(
@@ -217,8 +219,8 @@ def test_with_every_thread_blocked_work_is_queued_and_then_refused(
 
 
 def test_a_client_without_a_thread_is_told_so(daemon: Start) -> None:
-    """Fault 28: Who comes when every thread has a client gets one line, and the end; as soon as
-    a thread is free, the next one is served.
+    """Fault 28: A client that connects when every thread has a client gets one line, and the end;
+    as soon as a thread is free, the next client is served.
     """
     running = daemon("--concurrency=thread-per-connection", "--max-threads=2")
     with greeted(running) as one:
@@ -247,8 +249,8 @@ ADDRESS = b"Server busy: too many connections from your address, try again later
 
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_the_caps_hold_for_all_and_for_each_address(daemon: Start, model: str) -> None:
-    """Fault 29: Above the cap for its address, or for all, a client is told so, disconnected and
-    counted; who leaves makes room, and those who are in notice nothing.
+    """Fault 29: A client above the cap for its address, or for all, is told so, disconnected and
+    counted; a client that leaves makes room, and connected clients are not affected.
     """
     running = daemon(
         *("--max-connections=40", "--max-connections-per-address=2", "--concurrency", model)
@@ -282,8 +284,8 @@ def test_the_caps_hold_for_all_and_for_each_address(daemon: Start, model: str) -
 def test_ten_thousand_clients_that_connect_and_reset_leave_nothing(
     daemon: Start, scale: Scale
 ) -> None:
-    """Fault 30: Whoever connects and resets at once leaves no descriptor, no place taken and no
-    traceback.
+    """Fault 30: A client that connects and resets at once leaves no open descriptor, no occupied
+    place and no traceback.
     """
     running = daemon("--max-connections=200", "--max-accept-rate=0")
     warm_up(running)
@@ -299,7 +301,7 @@ def test_ten_thousand_clients_that_connect_and_reset_leave_nothing(
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_a_line_may_come_in_any_pieces_but_not_be_endless(daemon: Start, model: str) -> None:
     """Fault 32: A segment for each byte makes no difference; a megabyte without a delimiter ends
-    at the limit, with a line that says so.
+    the connection at the limit, with a line that says so.
     """
     running = daemon("--framing=line", "--concurrency", model)
     line = bytes(range(48, 91)) * 10 + b"\n"
@@ -320,8 +322,8 @@ def test_a_line_may_come_in_any_pieces_but_not_be_endless(daemon: Start, model: 
 def test_over_tls_a_client_above_a_cap_is_disconnected_and_room_is_made(
     daemon: Start, tmp_path: Path
 ) -> None:
-    """Fault 29: Over TLS a client above a cap is disconnected before its handshake, and counted;
-    who leaves makes room.
+    """Fault 29: Over TLS a client above a cap is disconnected before its handshake, and counted; a
+    client that leaves makes room.
     """
     pem = self_signed_pem()
     (tmp_path / "server.pem").write_bytes(pem)
@@ -341,8 +343,8 @@ def test_over_tls_a_client_above_a_cap_is_disconnected_and_room_is_made(
 
 
 def test_as_many_descriptors_are_asked_for_as_there_may_be_connections(daemon: Start) -> None:
-    """Fault 17: The daemon asks for the descriptors that its connections need, and says so when
-    the system gives it fewer.
+    """Fault 17: The daemon asks for the descriptors that its connections need, and logs it if the
+    system gives it fewer.
     """
     small = daemon(under=[tool("prlimit"), "--nofile=64"])
     able = daemon("--max-connections=1000", under=[tool("prlimit"), "--nofile=64:4096"])

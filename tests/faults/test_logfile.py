@@ -80,7 +80,7 @@ list > after
 
 @pytest.mark.parametrize("name", ["null", "stdout", "fifo", "link"])
 def test_a_device_is_never_renamed(tmp_path: Path, name: str) -> None:
-    """Fault 81: A device, a FIFO or a link to one is written to, and stays what it is."""
+    """Fault 81: The daemon writes to a device, a FIFO or a link to one, and never renames it."""
     needs_root("make a /dev of a test's own")
     (tmp_path / "dev").mkdir()
     own = (tool("unshare"), "--mount", "sh", "-c", DEVICES, "sh")
@@ -97,8 +97,8 @@ def test_a_device_is_never_renamed(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("mode", ["create 0600", "copytruncate", "nocreate"])
 def test_logrotate_and_the_daemon_agree(tmp_path: Path, mode: str) -> None:
-    """Fault 81: With logrotate, whichever way it works, each line is in one file, once, and no
-    file has a hole; SIGUSR1 opens the path again.
+    """Fault 81: In each mode of logrotate, each line is in one file, once, and no file has a hole;
+    SIGUSR1 opens the path again.
     """
     folder = tmp_path / "log"
     folder.mkdir(mode=0o755)
@@ -150,8 +150,8 @@ def is_open(process: int, log: Path) -> bool:
 
 
 def test_where_no_new_file_can_be_had_the_log_says_so(tmp_path: Path) -> None:
-    """Fault 81: Where no new file can be had, as in root's folder with `--uid`, the log says so,
-    and the old file goes on.
+    """Fault 81: If no new file can be opened, as in root's folder with `--uid`, the log says so,
+    and the daemon keeps writing to the old file.
     """
     needs_root("have a folder that the daemon's user cannot write")
     log = tmp_path / "roots" / "echod.log"

@@ -116,8 +116,8 @@ def chat(path: Path, messages: int) -> None:
 
 
 def test_standard_output_that_nobody_reads(tmp_path: Path) -> None:
-    """Fault 15: Every message is answered; the lines that find no room are counted, and the log
-    says how many there were once it is read again.
+    """Fault 15: Every message is answered; lines that find no room are counted, and once the log
+    is read again, it says how many were lost.
     """
     with pipe() as (reading, writing), chatty(tmp_path, stdout=writing) as path:
         chat(path, 300)
@@ -131,13 +131,13 @@ def test_standard_output_that_nobody_reads(tmp_path: Path) -> None:
 
 
 def test_standard_output_that_nobody_reads_keeps_no_process_alive(tmp_path: Path) -> None:
-    """Fault 15: The daemon ends in good order although its last lines cannot be written."""
+    """Fault 15: The daemon ends in an orderly way although its last lines cannot be written."""
     with pipe() as (_, writing), chatty(tmp_path, stdout=writing) as path:
         chat(path, 50)
 
 
 def test_a_log_on_a_full_disk(tmp_path: Path) -> None:
-    """Fault 36: Every message is answered, although not one line can be written."""
+    """Fault 36: Every message is answered, although no line can be written."""
     with open("/dev/full", "wb") as full, chatty(tmp_path, stdout=full.fileno()) as path:  # noqa: PTH123
         chat(path, 50)
 
@@ -170,7 +170,9 @@ def test_who_reads_the_log_dies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_flood_of_connections(daemon: Start, log_format: str) -> None:
-    """Fault 38: Lines of one kind are limited to a rate; a line says how many more there were."""
+    """Fault 38: The log limits lines of one kind to a rate; one line gives the number of
+    suppressed ones.
+    """
     running = daemon("--log-rate", "5", "--log-format", log_format)
     for _ in range(120):
         with connect(running) as client:
@@ -251,8 +253,8 @@ def hostile(dice: random.Random) -> bytes:
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_hostile_messages(tmp_path: Path, scale: Scale, log_format: str) -> None:
-    """Fault 39: Whatever a client sends and a handler then prints, logs or raises, not one raw
-    control character reaches the log, in either format.
+    """Fault 39: No raw control character that a client sends reaches the log, in either format, if
+    a handler prints, logs or raises it.
     """
     (tmp_path / "noisy.py").write_text(NOISY)
     log = tmp_path / "noisy.log"
@@ -340,8 +342,8 @@ def test_the_lint_knows_a_literal(call: str, wrong: bool) -> None:
 
 
 def test_formats_are_literals() -> None:
-    """Fault 40: No text from a client is a format: every call of a logger in echod's sources has
-    a literal as its format.
+    """Fault 40: No text from a client is used as a format: every call of a logger in echod's
+    sources has a literal format.
     """
     package = Path(echod.__file__).parent
     wrong = {

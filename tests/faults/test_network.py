@@ -64,7 +64,7 @@ def test_with_buffers_of_a_page_nothing_is_lost(
 def test_a_network_that_loses_packets_loses_no_byte(
     daemon: Start, own_network: Network, model: str, scale: Scale
 ) -> None:
-    """Fault 34: Every byte arrives, in order, on many connections at a time."""
+    """Fault 34: Every byte arrives, in order, on many connections at once."""
     own_network.run(tool("ip"), "link", "set", "lo", "mtu", "1500")
     own_network.run(tool("nft"), "add table ip bad")
     own_network.run(tool("nft"), "add chain ip bad input { type filter hook input priority 0; }")
@@ -95,7 +95,7 @@ def test_a_network_that_loses_packets_loses_no_byte(
 
 
 def test_a_narrow_link_is_slow_and_that_is_all(daemon: Start, own_network: Network) -> None:
-    """Fault 35: Who reads slowly, but does read, gets everything, though it takes longer than
+    """Fault 35: A client that reads slowly gets everything, even if that takes longer than
     `--write-timeout`.
     """
     running = daemon("--write-timeout", "1", under=own_network.within)

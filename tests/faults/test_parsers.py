@@ -59,8 +59,9 @@ FRAMINGS: dict[str, Framing] = {"line": Line(), "length": Length()}
 def test_hostile_streams_get_what_their_messages_deserve(
     daemon: Start, name: str, model: str, scale: Scale
 ) -> None:
-    """Faults 32 and 39: However a stream is cut, and whatever is in it, each of its messages is
-    answered, and what is no message is refused; no traceback, and others are served.
+    """Faults 32 and 39: However a stream is cut, and whichever bytes it contains, each of its
+    messages is answered, and invalid input is refused; there is no traceback, and other clients
+    are served.
     """
     framing = FRAMINGS[name]
     running = daemon("--framing", name, "--concurrency", model, "--no-banner", "--prefix", "")

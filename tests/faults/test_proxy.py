@@ -83,7 +83,7 @@ def knowing(daemon: Start, tmp_path: Path) -> Daemon:
     "header", [line(), line(("2001:db8::1", 1), ("::1", 2)), binary(), binary(None)]
 )
 def test_a_header_is_accepted_wherever_it_is_split(running: Daemon, header: bytes) -> None:
-    """Fault 41: A header may come in any pieces, byte by byte too; nothing behind it is lost."""
+    """Fault 41: A header may arrive in any pieces, even byte by byte; nothing after it is lost."""
     for place in range(1, len(header)):
         with connect(running) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -99,8 +99,8 @@ def test_a_header_is_accepted_wherever_it_is_split(running: Daemon, header: byte
 
 
 def test_the_greeting_follows_the_header_and_the_real_peer_is_seen(knowing: Daemon) -> None:
-    """Fault 42: Before the header nothing is sent; after it greeting, handler and log know the
-    real client.
+    """Fault 42: The daemon sends nothing before the header; after it, greeting, handler and log
+    have the real client's address.
     """
     with connect(knowing) as connection:
         connection.settimeout(0.2)
@@ -115,7 +115,7 @@ def test_the_greeting_follows_the_header_and_the_real_peer_is_seen(knowing: Daem
 
 
 def test_limits_by_address_are_for_the_real_clients(daemon: Start) -> None:
-    """Fault 42: The limit by address holds for each client behind a proxy, not for the proxy."""
+    """Fault 42: The limit by address applies to each client behind a proxy, not to the proxy."""
     running = daemon(*LISTEN, "--max-connections-per-address", "2")
     with connect(running) as first, connect(running) as second, connect(running) as third:
         for number, connection in enumerate((first, second, third)):
@@ -145,8 +145,8 @@ def test_limits_by_address_are_for_the_real_clients(daemon: Start) -> None:
     ],
 )
 def test_a_broken_header_is_refused(running: Daemon, header: bytes) -> None:
-    """Fault 43: A header that is not exactly right ends its connection, without a traceback; one
-    line of the log says why, with nothing of what came.
+    """Fault 43: An invalid header ends its connection, without a traceback; one line of the log
+    says why, and shows none of the bytes.
     """
     before = running.log.count("Refused")
     with connect(running) as connection:
@@ -166,7 +166,9 @@ def ended(connection: socket.socket) -> bool:
 
 
 def test_junk_before_a_header_is_refused(running: Daemon, scale: Scale) -> None:
-    """Fault 43: Whatever comes in place of a header, others are served, and nothing is kept."""
+    """Fault 43: Any bytes in place of a header end only their own connection, and leave nothing
+    behind.
+    """
     chance = random.Random(43)
     starts = (b"", b"PROXY ", b"PROXY TCP4 ", SIGNATURE, SIGNATURE + b"\x21\x11\x00\x0c")
     for _ in scale(ci=50, soak=100_000):
@@ -183,7 +185,7 @@ def test_junk_before_a_header_is_refused(running: Daemon, scale: Scale) -> None:
 
 @pytest.mark.parametrize("pieces", [[], [b"PROXY "], [line()[:10], line()[10:20]]])
 def test_a_header_that_never_ends_is_not_waited_for(running: Daemon, pieces: list[bytes]) -> None:
-    """Fault 44: A header has its time; one that dribbles in does not get more."""
+    """Fault 44: A header has a deadline; one that arrives byte by byte does not get more time."""
     with connect(running) as connection:
         began = time.monotonic()
         for piece in pieces:
@@ -195,7 +197,9 @@ def test_a_header_that_never_ends_is_not_waited_for(running: Daemon, pieces: lis
 
 
 def test_only_trusted_proxies_are_heard(daemon: Start) -> None:
-    """Fault 45: A header from outside of --proxy-trust ends its connection, with one line."""
+    """Fault 45: A header from an address outside of `--proxy-trust` ends its connection, with one
+    line.
+    """
     running = daemon(*LISTEN, "--proxy-trust", "127.0.0.2", "--proxy-trust", "10.0.0.0/8")
     with connect(running) as connection:
         port = connection.getsockname()[1]
@@ -209,7 +213,7 @@ def test_only_trusted_proxies_are_heard(daemon: Start) -> None:
 
 
 def test_a_drain_waits_for_no_header(daemon: Start) -> None:
-    """Fault 44: At SIGTERM who has sent no header is disconnected at once."""
+    """Fault 44: At SIGTERM a client that has sent no header is disconnected at once."""
     running = daemon(*LISTEN, "--drain-timeout", "60")
     with connect(running) as silent, connect(running) as served:
         served.sendall(line())
@@ -236,7 +240,7 @@ listen echod
 def test_haproxys_headers_are_understood(
     knowing: Daemon, tmp_path: Path, options: str, version: int
 ) -> None:
-    """Fault 46: haproxy's headers, version 1 and 2, tell who the client is."""
+    """Fault 46: The daemon takes the client's address from haproxy's headers, version 1 and 2."""
     with haproxy(tmp_path, backend(knowing, options)) as proxy, proxy.connect() as connection:
         told = who(connection)
         assert told["peer"] == "{}:{}".format(*connection.getsockname())
@@ -247,7 +251,7 @@ def test_haproxys_headers_are_understood(
 
 
 def test_haproxys_health_checks_are_local(knowing: Daemon, tmp_path: Path) -> None:
-    """Fault 46: A health check, which says LOCAL, is served, and is no client."""
+    """Fault 46: A health check, which sends LOCAL, is served, and does not count as a client."""
     check = "option tcp-check\n    tcp-check expect string LOCAL"
     config = backend(knowing, "send-proxy-v2 check inter 100ms fall 1 rise 1", check)
     with haproxy(tmp_path, config) as proxy:
@@ -260,8 +264,8 @@ def test_haproxys_health_checks_are_local(knowing: Daemon, tmp_path: Path) -> No
 
 
 def test_haproxy_tells_of_the_clients_tls(knowing: Daemon, tmp_path: Path) -> None:
-    """Fault 46: Of a client's TLS session handlers find what haproxy's fields say: version,
-    cipher, the common name of its certificate; and the connection's unique ID.
+    """Fault 46: Handlers find haproxy's fields about a client's TLS session: version, cipher, the
+    common name of its certificate; and the connection's unique ID.
     """
     authority = Authority()
     (tmp_path / "server.pem").write_bytes(authority.pem)
@@ -285,7 +289,7 @@ def test_haproxy_tells_of_the_clients_tls(knowing: Daemon, tmp_path: Path) -> No
 
 
 def test_haproxys_header_comes_before_the_clients_tls(daemon: Start, tmp_path: Path) -> None:
-    """Fault 46: Where haproxy leaves TLS to the daemon its header comes first, in the clear."""
+    """Fault 46: If haproxy leaves TLS to the daemon, its header comes first, unencrypted."""
     (tmp_path / "served.py").write_text(HANDLERS)
     authority = Authority()
     (tmp_path / "server.pem").write_bytes(authority.pem)
@@ -299,7 +303,7 @@ def test_haproxys_header_comes_before_the_clients_tls(daemon: Start, tmp_path: P
 
 
 def test_the_example_configuration_works(daemon: Start, tmp_path: Path) -> None:
-    """Fault 46: etc/haproxy.cfg is valid, and works as it says."""
+    """Fault 46: etc/haproxy.cfg is valid, and works as its comments say."""
     file = ROOT / "etc/haproxy.cfg"
     subprocess.run([tool("haproxy"), "-c", "-f", file], check=True, capture_output=True)
     running = daemon(*LISTEN)
@@ -315,7 +319,7 @@ def test_the_example_configuration_works(daemon: Start, tmp_path: Path) -> None:
 
 
 def test_many_clients_of_haproxy_lose_nothing(daemon: Start, tmp_path: Path, scale: Scale) -> None:
-    """Fault 46: Behind haproxy half-close works as without it: every reply comes."""
+    """Fault 46: Behind haproxy half-close works as without it: every reply arrives."""
     running = daemon(*LISTEN, "--no-banner")
     with haproxy(tmp_path, backend(running, "send-proxy-v2")) as proxy:
         for number in scale(ci=100, soak=100_000):

@@ -80,7 +80,7 @@ def error_of(running: Daemon) -> str:
 
 
 def test_systemd_socket_activate_starts_it(daemon: Start, tmp_path: Path) -> None:
-    """Fault 63: Under systemd's own tool, the first client starts the daemon, and is served."""
+    """Fault 63: With systemd's own tool, the first client starts the daemon, and is served."""
     path = tmp_path / "s"
     under = [tool("systemd-socket-activate"), f"--listen={path}", "--fdname=echod"]
     under += [f"--setenv={name}" for name in ("PYTHONUNBUFFERED",)]
@@ -93,8 +93,8 @@ def test_systemd_socket_activate_starts_it(daemon: Start, tmp_path: Path) -> Non
 
 
 def test_every_kind_of_socket_is_recognised(manager: Manager) -> None:
-    """Fault 63: IPv4, IPv6 and UNIX sockets are served without being told what they are; several
-    of one name are one listener.
+    """Fault 63: The daemon recognises IPv4, IPv6 and UNIX sockets by itself; several of one name
+    are one listener.
     """
     ports = manager.tcp(), manager.tcp(socket.AF_INET6)
     path = manager.unix()
@@ -136,8 +136,8 @@ def test_a_passed_socket_takes_what_others_take(manager: Manager, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_clients_wait_while_the_daemon_restarts(manager: Manager, kind: str) -> None:
-    """Faults 63 and 64: At its end the daemon leaves the socket open: who connects before the
-    next one starts waits, and is served.
+    """Faults 63 and 64: At its end the daemon leaves the socket open: a client that connects
+    before the next daemon starts waits, and is served.
     """
     place = manager.tcp() if kind == "tcp" else manager.unix()
     for _ in range(2):
@@ -155,7 +155,7 @@ def test_clients_wait_while_the_daemon_restarts(manager: Manager, kind: str) -> 
 
 
 def test_without_names_a_number_will_do(manager: Manager) -> None:
-    """Fault 63: Where sockets have no names, a listener can name one by its number."""
+    """Fault 63: If the sockets have no names, a listener can select one by its number."""
     manager.tcp()
     port = manager.tcp()
     running = manager.start("systemd:index=1", names="")
@@ -165,13 +165,15 @@ def test_without_names_a_number_will_do(manager: Manager) -> None:
 
 
 def test_without_a_manager_it_says_how_to_have_one(daemon: Start) -> None:
-    """Fault 63: Started without any socket, it says how one is passed."""
+    """Fault 63: If the daemon is started without a socket, its error says how to pass one."""
     error = error_of(daemon("--listen", "systemd:name=echod"))
     assert "no socket was passed (LISTEN_FDS is not set): start the daemon by its socket" in error
 
 
 def test_a_socket_that_does_not_listen_is_refused(manager: Manager) -> None:
-    """Fault 63: A connection, as Accept=yes passes it, is no listener, and that is said."""
+    """Fault 63: The daemon refuses a connection, as Accept=yes passes it, and its error says why
+    it does.
+    """
     ours, theirs = socket.socketpair()
     manager.add(ours)
     with theirs:

@@ -81,8 +81,8 @@ def block(message: bytes) -> bytes:
 def test_health_answers_while_every_thread_is_blocked(
     observed: Any, tmp_path: Path, clients: ExitStack, model: str
 ) -> None:
-    """Fault 27: With every thread blocked, health, readiness and metrics answer, and say how many
-    threads work and how many messages wait.
+    """Fault 27: Health, readiness and metrics answer while every thread is blocked; the metrics
+    have the numbers of busy threads and of waiting messages.
     """
     (tmp_path / "blocking.py").write_text(BLOCKING)
     here = observed(
@@ -106,7 +106,7 @@ def test_health_answers_while_every_thread_is_blocked(
 def test_idle_connections_keep_nobody_from_asking_for_health(
     observed: Any, clients: ExitStack
 ) -> None:
-    """Fault 91: However many connections to the status say nothing, each probe is answered."""
+    """Fault 91: However many silent connections the status has, each probe is answered."""
     here = observed()
     block_until(lambda: here.curl("/readyz")[0] == 200)
     for _ in range(100):
@@ -115,7 +115,7 @@ def test_idle_connections_keep_nobody_from_asking_for_health(
 
 
 def test_a_page_in_a_browser_cannot_read_the_status_by_a_name_of_its_own(observed: Any) -> None:
-    """Fault 92: A request under a name that is not known to be meant gets no figures."""
+    """Fault 92: A request for a host name that `status-host` does not list gets no figures."""
     here = observed("--status-host", "echod.example.org")
     block_until(lambda: here.curl("/readyz")[0] == 200)
     for name, status in {
@@ -130,8 +130,8 @@ def test_a_page_in_a_browser_cannot_read_the_status_by_a_name_of_its_own(observe
 
 
 def test_metrics_are_not_for_clients_and_do_not_grow_by_what_they_send(observed: Any) -> None:
-    """Fault 57: Clients find no metrics where they are served, and whatever they send, there are
-    as many time series as before.
+    """Fault 57: Clients find no metrics on the listener that serves them, and nothing that they
+    send adds a time series.
     """
     here = observed("--framing", "line")
     block_until(lambda: here.curl("/readyz")[0] == 200)
@@ -169,7 +169,7 @@ def test_open_connections_are_counted_while_they_are_open(observed: Any) -> None
 
 
 def test_the_status_answers_to_the_last_moment_of_a_drain(observed: Any, tmp_path: Path) -> None:
-    """Fault 57: While the daemon drains it is not ready, but healthy, and its metrics say so."""
+    """Fault 57: A draining daemon is not ready, but healthy, and its metrics say so."""
     (tmp_path / "blocking.py").write_text(BLOCKING)
     here = observed(
         "--handler", "blocking:block", "--concurrency", "defer-to-thread", "--drain-timeout", "2"

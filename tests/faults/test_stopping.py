@@ -125,8 +125,8 @@ class Loader(threading.Thread):
 
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_sigterm_under_load_loses_nothing(tmp_path: Path, model: str, scale: Scale) -> None:
-    """Fault 4: Under load, whatever the daemon's machine had received at SIGTERM is answered, in
-    order, and nobody is reset; it holds for 1,000 SIGTERMs.
+    """Fault 4: Under load, all that the daemon's machine had received at SIGTERM is answered, in
+    order, and no client is reset, in 1,000 SIGTERMs.
     """
     for number in scale(ci=2, soak=400):
         with starting(tmp_path) as start:

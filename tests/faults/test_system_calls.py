@@ -121,8 +121,8 @@ def endure(fault: Fault, running: Daemon) -> None:
 def test_a_system_call_that_fails_harms_one_connection_at_most(
     daemons: dict[str, Daemon], scale: Scale
 ) -> None:
-    """Faults 19, 20 and 22: Whichever call fails, by whatever error, one connection at most
-    ends; all others are served, and so are new ones.
+    """Faults 19, 20 and 22: A failure of any system call, with any error, ends one connection at
+    most; all others are served, and so are new ones.
     """
     chance = random.Random(1)
     order = [fault for _ in range(10) for fault in chance.sample(FAULTS, len(FAULTS))]
@@ -150,7 +150,8 @@ def on_uvloop(daemon: Start) -> Daemon:
 @pytest.mark.parametrize("error", ["ENFILE", "EMFILE", "ENOBUFS"])
 def test_accepting_that_fails_for_long_costs_little(on_uvloop: Daemon, error: str) -> None:
     """Fault 18: While accepting fails, the daemon uses less than 5% of a processor, logs fewer
-    than ten lines a second, and serves the clients it has. Who waits is served afterwards.
+    than ten lines a second, and serves the connected clients. Waiting clients are served
+    afterwards.
     """
     with greeted(on_uvloop) as survivor, connect(on_uvloop) as warm:
         receive(warm, len(BANNER))
@@ -171,7 +172,7 @@ def test_accepting_that_fails_for_long_costs_little(on_uvloop: Daemon, error: st
 
 @pytest.mark.parametrize("error", ["ECONNABORTED", "EPROTO", "ENETDOWN", "EPERM"])
 def test_a_client_that_cannot_be_accepted_costs_one_line(on_uvloop: Daemon, error: str) -> None:
-    """Fault 19: The daemon goes on listening, and logs one line."""
+    """Fault 19: The daemon keeps listening, and logs one line."""
     with greeted(on_uvloop):
         lines = len(on_uvloop.lines)
         with injecting(on_uvloop, ACCEPT, f"error={error}:when=1..5") as injection:
@@ -214,7 +215,7 @@ def echo_much(connection: socket.socket) -> bytes:
 def test_sending_that_has_to_be_repeated_loses_nothing(
     daemons: dict[str, Daemon], model: str, error: str
 ) -> None:
-    """Fault 20: After EAGAIN and EINTR sending goes on, and nothing is lost."""
+    """Fault 20: After EAGAIN and EINTR sending continues, and nothing is lost."""
     running = daemons[model]
     with greeted(running) as connection:
         with injecting(running, SEND, f"error={error}:when=1+2", on=connection) as injection:
@@ -228,8 +229,8 @@ def test_sending_that_has_to_be_repeated_loses_nothing(
 def test_sending_that_is_impossible_ends_the_connection(
     daemons: dict[str, Daemon], model: str, error: str
 ) -> None:
-    """Fault 20: After ENOMEM that connection ends and its descriptor is closed; no other is
-    harmed. ENOBUFS, which Linux never returns for TCP, may end it too.
+    """Fault 20: After ENOMEM the connection ends and its descriptor is closed; no other is harmed.
+    ENOBUFS, which Linux never returns for TCP, may also end it.
     """
     running = daemons[model]
     lines = len(running.lines)
@@ -247,7 +248,7 @@ def test_sending_that_is_impossible_ends_the_connection(
 
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_waiting_that_is_interrupted_has_no_effect(daemons: dict[str, Daemon], model: str) -> None:
-    """Fault 22: Every second wait for events is interrupted, and nobody notices."""
+    """Fault 22: Every second wait for events is interrupted, without any effect on clients."""
     running = daemons[model]
     lines = len(running.lines)
     with (

@@ -56,7 +56,7 @@ def asked_by(manager: Manager, **more: str) -> dict[str, str]:
 
 
 def test_the_manager_is_told_in_order(daemon: Start, manager: Manager, file: Path) -> None:
-    """Fault 62: It hears READY when clients are served, then the watchdog's sign of life,
+    """Fault 62: The daemon sends READY when it serves clients, then notifies the watchdog, sends
     RELOADING and READY around a reload, and STOPPING when the drain begins.
     """
     environment = asked_by(manager, WATCHDOG_USEC="200000")
@@ -91,7 +91,9 @@ def test_the_manager_is_told_in_order(daemon: Start, manager: Manager, file: Pat
 def test_the_watchdog_starves_while_a_handler_holds_the_loop(
     daemon: Start, manager: Manager, file: Path
 ) -> None:
-    """Faults 8 and 62: No sign of life is given while a handler holds the event loop."""
+    """Faults 8 and 62: The daemon does not notify the watchdog while a handler blocks the event
+    loop.
+    """
     environment = asked_by(manager, WATCHDOG_USEC="200000")
     running = daemon("--handler", "served:sleeping", env=environment)
     with connect(running) as connection:
@@ -112,7 +114,9 @@ def count_others(manager: Manager) -> int:
 def test_what_a_handler_starts_cannot_speak_for_the_daemon(
     daemon: Start, manager: Manager, file: Path
 ) -> None:
-    """Fault 62: The manager's address is not handed on to handlers and what they start."""
+    """Fault 62: Handlers do not inherit the manager's address, nor do the processes that they
+    start.
+    """
     environment = asked_by(manager, WATCHDOG_USEC="200000")
     running = daemon("--handler", "served:environment", "--framing", "line", env=environment)
     with connect(running) as connection:
@@ -121,7 +125,7 @@ def test_what_a_handler_starts_cannot_speak_for_the_daemon(
 
 
 def test_a_manager_that_is_not_there_is_a_line_in_the_log(daemon: Start, tmp_path: Path) -> None:
-    """Fault 62: Without anybody at the other end, the daemon serves as ever."""
+    """Fault 62: If nothing listens at the manager's address, the daemon serves all the same."""
     environment = {
         **os.environ,
         "NOTIFY_SOCKET": str(tmp_path / "nobody"),
@@ -177,8 +181,8 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
 
 @pytest.mark.parametrize("situation", REFUSED)
 def test_without_its_socket_it_does_not_start(daemon: Start, situation: str) -> None:
-    """Fault 63: Where the socket that was asked for is not among those that were passed, it does
-    not start, and one line says what there is and what to do.
+    """Fault 63: If the requested socket was not passed, the daemon does not start, and one line
+    names the sockets that were and says what to do.
     """
     environment, why = REFUSED[situation]
     keeper = Keeper(daemon)
@@ -192,7 +196,7 @@ def test_without_its_socket_it_does_not_start(daemon: Start, situation: str) -> 
 
 
 def test_a_socket_for_another_process_is_not_taken(daemon: Start) -> None:
-    """Fault 63: A socket that was meant for another process is not taken."""
+    """Fault 63: The daemon does not take a socket that was meant for another process."""
     ended = daemon(
         "--listen", "systemd:name=echod", env={**os.environ, **PASSED, "LISTEN_PID": "1"}
     )
@@ -202,7 +206,9 @@ def test_a_socket_for_another_process_is_not_taken(daemon: Start) -> None:
 
 
 def test_two_sockets_of_one_name_are_both_served(daemon: Start) -> None:
-    """Fault 63: Several sockets of one name are one listener, and clients of each are served."""
+    """Fault 63: Several sockets of one name are one listener, and it serves the clients of each of
+    them.
+    """
     with socket.create_server(("127.0.0.1", 0)) as another:
         keeper = Keeper(daemon, another)
         with keeper.socket:
@@ -261,7 +267,7 @@ class Load:
 
 
 def test_no_restart_is_seen_by_a_client(daemon: Start, scale: Scale) -> None:
-    """Fault 64: Over 100 restarts under load with socket activation no connection is refused or
+    """Fault 64: In 100 restarts under load with socket activation no connection is refused or
     reset, and no reply is lost, cut or out of order; conversations end between two messages.
     """
     keeper = Keeper(daemon)

@@ -140,8 +140,8 @@ def test_a_megabyte_is_answered_in_full(running: Daemon, model: str, end: End) -
 def test_what_came_before_a_damaged_record_is_answered(
     daemons: dict[str, Daemon], model: str, version: ssl.TLSVersion, size: int
 ) -> None:
-    """Fault 3: A damaged record takes no reply with it that a handler in the event loop has given
-    to what came before, in the same read or not.
+    """Fault 3: A damaged record destroys no reply that a handler in the event loop has given to
+    earlier messages, in the same read or not.
     """
     running = daemons[model]
     for damage in (b"GET / ", b""):
@@ -225,8 +225,8 @@ def secure(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
     secure: Callable[..., Daemon], spoken: bytes
 ) -> None:
-    """Fault 25: It is disconnected after `--handshake-timeout`, and has taken no thread and no
-    turn meanwhile.
+    """Fault 25: The daemon disconnects it after `--handshake-timeout`; until then it occupies no
+    thread and no turn.
     """
     running = secure("--handshake-timeout", "0.6", "--concurrency", "serial")
     with connect(running) as silent:
@@ -243,7 +243,9 @@ def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
 def test_a_client_that_ignores_close_notify_is_disconnected_in_time(
     secure: Callable[..., Daemon], model: str
 ) -> None:
-    """Fault 26: It has two seconds to close after ours; then it is disconnected."""
+    """Fault 26: It has two seconds to close after the daemon's close_notify; then it is
+    disconnected.
+    """
     running = secure("--concurrency", model, "--idle-timeout", "0.5")
     with Peer(running.port) as peer:
         assert peer.receive_all() == b""
@@ -257,8 +259,8 @@ def test_a_client_that_ignores_close_notify_is_disconnected_in_time(
 def test_nothing_older_than_tls_1_2_is_spoken_and_nothing_is_renegotiated(
     secure: Callable[..., Daemon],
 ) -> None:
-    """Fault 47: sslscan finds TLS 1.2 and 1.3, and neither renegotiation nor compression; a
-    client that renegotiates all the same is refused; no early data is taken.
+    """Fault 47: sslscan finds TLS 1.2 and 1.3, and neither renegotiation nor compression; a client
+    that renegotiates nevertheless is refused; the daemon accepts no early data.
     """
     running = secure()
     command = [tool("sslscan"), "--no-colour", f"127.0.0.1:{running.port}"]
@@ -305,8 +307,8 @@ def openssl(running: Daemon, *options: str, finally_say: str) -> str:
 def test_plain_bytes_are_never_taken_for_encrypted_ones(
     guarded: Daemon, plain: bytes, behind: str
 ) -> None:
-    """Fault 48: What comes in clear to a TLS port reaches no handler, with a handshake behind it
-    or without; the connection is closed, and one line of the log says so.
+    """Fault 48: Plain bytes on a TLS port reach no handler, with a handshake after them or
+    without; the connection is closed, and one line of the log says so.
     """
     before = len(guarded.lines)
     peer = Peer(guarded.port)
@@ -344,8 +346,8 @@ def certificate_of(port: int) -> bytes:
 def test_certificates_are_exchanged_under_load_and_nobody_notices(
     secure: Callable[..., Daemon], tmp_path: Path, scale: Scale
 ) -> None:
-    """Fault 66: At SIGHUP new clients are shown the new certificate; no connection is dropped, and
-    none is refused.  A key that cannot be used changes nothing, and the log says why.
+    """Fault 66: After SIGHUP new clients see the new certificate; no connection is dropped, and
+    none is refused. A key that cannot be used changes nothing, and the log says why.
     """
     running = secure("--max-connections-per-address", "0")
     port, over, faults = running.port, threading.Event(), []
@@ -393,8 +395,8 @@ def test_certificates_are_exchanged_under_load_and_nobody_notices(
 def test_a_certificate_may_be_rewritten_while_it_is_read(
     secure: Callable[..., Daemon], tmp_path: Path, scale: Scale
 ) -> None:
-    """Fault 80: At each SIGHUP the daemon takes what a file held at one moment, or changes nothing
-    and says why in one line; clients are served meanwhile.
+    """Fault 80: At each SIGHUP the daemon takes the content that a file had at one moment, or
+    changes nothing and says why in one line; clients are served meanwhile.
     """
     running = secure("--max-connections-per-address", "0")
     port, over, path = running.port, threading.Event(), tmp_path / "server.pem"
@@ -435,7 +437,7 @@ def der_of(pem: bytes) -> bytes:
 def test_a_daemon_without_a_usable_key_does_not_start(
     daemon: Start, tmp_path: Path, what: str
 ) -> None:
-    """Fault 66: At the start a key that cannot be used is one line, and exit code 1."""
+    """Fault 66: At the start a key that cannot be used gives one line, and exit code 1."""
     (tmp_path / "server.pem").write_bytes(self_signed_pem())
     key = tmp_path / "key.pem"
     if what == "unreadable":
@@ -457,7 +459,7 @@ def test_a_daemon_without_a_usable_key_does_not_start(
 
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_at_sigterm_what_had_come_is_answered(secure: Callable[..., Daemon], model: str) -> None:
-    """Fault 4: Over TLS, too, every message that had come before SIGTERM is answered."""
+    """Fault 4: Over TLS, too, every message that arrived before SIGTERM is answered."""
     running = secure("--concurrency", model)
     sent = STREAM[:60_000]
     with Peer(running.port) as peer, Peer(running.port) as halfway:
@@ -479,8 +481,8 @@ def test_at_sigterm_what_had_come_is_answered(secure: Callable[..., Daemon], mod
 def test_at_sigterm_what_had_come_with_the_end_of_a_handshake_is_answered(
     secure: Callable[..., Daemon], tmp_path: Path, model: str
 ) -> None:
-    """Fault 4: Over TLS 1.3, too, where the first message comes with the end of the handshake, and
-    the daemon has yet to read both.
+    """Fault 4: This holds over TLS 1.3, too, if the first message arrives with the end of the
+    handshake, and the daemon has read neither.
     """
     (tmp_path / "holding.py").write_text(HOLDING)
     options = ("--listen", "tcp:0", "--handler", "holding:hold", "--stall-threshold", "0")
@@ -517,7 +519,7 @@ def _fill(peers: list[Peer]) -> None:
 
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_a_client_that_never_reads_costs_little(secure: Callable[..., Daemon], model: str) -> None:
-    """Fault 13: Over TLS, too, it is not read from, whatever it sends."""
+    """Fault 13: Over TLS, too, the daemon stops reading from it."""
     running = secure("--concurrency", model)
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(Peer(running.port, narrow=True)) for _ in range(6)]

@@ -62,8 +62,8 @@ def told(peer: Peer) -> object:
 def test_a_hello_is_understood_however_it_is_cut(
     running: Daemon, version: ssl.TLSVersion, sizes: tuple[int, ...]
 ) -> None:
-    """Fault 79: However it is cut, into records and segments, handlers know the host that the
-    client asked for.
+    """Fault 79: Handlers know the host that the client asked for, however the ClientHello is cut
+    into records and segments.
     """
     for segment in (7, 1 << 16):
         peer = Peer(running.port, client_context(version), server_name="example.com")
@@ -75,7 +75,9 @@ def test_a_hello_is_understood_however_it_is_cut(
 
 
 def test_a_hello_that_is_too_long_is_refused(running: Daemon) -> None:
-    """Fault 79: One that is longer than any can be is refused, and nothing of it is kept."""
+    """Fault 79: A ClientHello above the greatest possible length is refused, and nothing of it is
+    kept.
+    """
     for size in (131_397, 0xFFFFFF):
         peer = Peer(running.port)
         message = b"\x01" + size.to_bytes(3, "big") + bytes(1000)
@@ -125,7 +127,7 @@ NAMES = {
 def test_a_certificate_has_a_name_in_text_whatever_is_in_it(
     running: Daemon, folder: Path, version: ssl.TLSVersion, name: str
 ) -> None:
-    """Fault 79: Whatever types of ASN.1 a certificate's name is made of, handlers get text."""
+    """Fault 79: Handlers get a certificate's name as text, from any types of ASN.1."""
     certificate, subject = NAMES[name]
     (folder / "client.pem").write_bytes(certificate)
     context = client_context(version)

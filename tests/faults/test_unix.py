@@ -36,7 +36,7 @@ def ready(running: Daemon) -> Daemon:
 
 @pytest.mark.parametrize(("option", "mode"), [("", 0o660), (":mode=600", 0o600)])
 def test_the_mode_is_explicit(daemon: Start, tmp_path: Path, option: str, mode: int) -> None:
-    """Fault 54: Owner and group may connect, and nobody else, unless the listener says so."""
+    """Fault 54: Only owner and group may connect, unless the listener sets another mode."""
     path = tmp_path / "s"
     before = os.umask(0)
     try:
@@ -48,7 +48,9 @@ def test_the_mode_is_explicit(daemon: Start, tmp_path: Path, option: str, mode: 
 
 
 def test_a_directory_that_anyone_may_write_to_is_refused(daemon: Start, tmp_path: Path) -> None:
-    """Fault 54: In a directory where anyone could replace the socket the daemon does not start."""
+    """Fault 54: The daemon does not start if any user could replace the socket in the socket's
+    directory.
+    """
     directory = tmp_path / "open"
     directory.mkdir()
     directory.chmod(0o777)
@@ -63,7 +65,9 @@ def test_a_directory_that_anyone_may_write_to_is_refused(daemon: Start, tmp_path
 
 
 def test_what_a_killed_daemon_leaves_is_replaced(daemon: Start, tmp_path: Path) -> None:
-    """Fault 67: After SIGKILL the next daemon listens on the same path; nothing else was left."""
+    """Fault 67: After SIGKILL the next daemon listens on the same path; nothing else is left
+    behind.
+    """
     path = tmp_path / "s"
     for _ in range(2):
         running = ready(daemon("--listen", f"unix:{path}"))
@@ -79,8 +83,8 @@ def test_what_a_killed_daemon_leaves_is_replaced(daemon: Start, tmp_path: Path) 
 
 
 def test_a_socket_in_use_is_left_to_its_owner(daemon: Start, tmp_path: Path) -> None:
-    """Fault 67: Where somebody listens the daemon does not start, and says so in one line; a
-    daemon that is only stopped is somebody too.
+    """Fault 67: If a process listens there, the daemon does not start, and says so in one line,
+    also if that process is stopped.
     """
     path = tmp_path / "s"
     owner = ready(daemon("--listen", f"unix:{path}"))
@@ -98,7 +102,9 @@ def test_a_socket_in_use_is_left_to_its_owner(daemon: Start, tmp_path: Path) -> 
 
 
 def test_of_daemons_that_start_at_once_one_has_the_socket(daemon: Start, tmp_path: Path) -> None:
-    """Fault 67: When several start at once over what a killed one left, one gets the socket."""
+    """Fault 67: When several daemons start at once over the socket of a killed one, exactly one
+    gets it.
+    """
     path = tmp_path / "s"
     killed = ready(daemon("--listen", f"unix:{path}"))
     killed.process.kill()

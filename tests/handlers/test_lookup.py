@@ -291,7 +291,7 @@ def test_a_handler_that_cannot_run_in_the_model_says_where_it_can() -> None:
 
 
 def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) -> None:
-    """Fault 58: The error names the plugin and the reason, and the others are found."""
+    """Fault 58: The error names the plugin and the reason, and other plugins are found."""
     (dropin / "users_broken_dropin.py").write_text("raise RuntimeError('no good')\n")
     *found, broken = installed()
     assert [handler.name for handler in found] == ["count", "dropped", "echo", "reverse", "upper"]

@@ -179,7 +179,7 @@ def test_an_entry_point_that_is_no_object_is_said(offers: Offers, value: str, er
 def test_broken_metadata_is_said_and_hides_no_other(
     offers: Offers, file: str, content: bytes
 ) -> None:
-    """Fault 58: The error names the plugin and the reason, and the others are found."""
+    """Fault 58: The error names the plugin and the reason, and other plugins are found."""
     (offers("damaged", "shout = offered:loud") / file).write_bytes(content)
     offers("sound", "calm = offered:quiet")
     (where, error), *others = errors().items()
@@ -219,7 +219,7 @@ def test_a_finder_of_distributions_that_fails_hides_no_built_in_handler(
 
 
 def test_a_plugin_whose_module_is_missing_is_named_and_hides_no_other(offers: Offers) -> None:
-    """Fault 58: The error names the plugin and the reason, and the others are found."""
+    """Fault 58: The error names the plugin and the reason, and other plugins are found."""
     offers("lost", "shout = nowhere:loud")
     offers("sound", "calm = offered:quiet")
     (error,) = errors().values()
@@ -241,7 +241,7 @@ def test_a_plugin_whose_module_is_missing_is_named_and_hides_no_other(offers: Of
 def test_a_module_may_raise_anything_when_it_is_imported(
     folder: Path, offers: Offers, line: str
 ) -> None:
-    """Fault 58: The error names the plugin and the reason, and the others are found."""
+    """Fault 58: The error names the plugin and the reason, and other plugins are found."""
     (folder / "failing.py").write_text(f"{line}\n")
     offers("failing", "shout = failing:loud")
     (error,) = errors().values()

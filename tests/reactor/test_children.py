@@ -73,8 +73,8 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     ids=" ".join,
 )
 def test_children_of_each_kind_are_waited_for(order: list[str]) -> None:
-    """Fault 78: Each subprocess is waited for, and none is left a zombie, whichever of asyncio
-    and Twisted starts them, and in any order.
+    """Fault 78: The daemon waits for each subprocess, and none becomes a zombie, whether asyncio
+    or Twisted starts them, and in any order.
     """
     done = run(PROGRAM, *order)
     assert (done.returncode, done.stderr) == (0, "")

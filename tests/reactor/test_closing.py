@@ -131,8 +131,8 @@ def talk(harness: Harness, server: Server, protocol: Any) -> bytes:
 def test_a_streaming_producer_does_not_keep_a_connection_open(
     either: Harness, server: Server, last: bytes
 ) -> None:
-    """Fault 77: A connection that is told to close does so once all is sent, on uvloop's
-    reactor as on Twisted's own, although a streaming producer is registered.
+    """Fault 77: The connection closes once all is sent, on uvloop's reactor as on Twisted's own,
+    although a streaming producer is registered.
     """
 
     def begin(self: Any) -> None:
@@ -385,8 +385,8 @@ def backend(either: Harness) -> Any:
 
 
 def test_a_port_forwarder_keeps_no_connection(either: Harness, backend: Any) -> None:
-    """Fault 77: A port forwarder made of Twisted's parts lets go of each connection when its
-    other half has ended.
+    """Fault 77: A port forwarder made of Twisted's parts closes each connection when its other
+    half has ended.
     """
     target = either.listen(backend)
     server = Factory.forProtocol(type("Server", (ProxyServer,), {"reactor": either.reactor}))
@@ -413,8 +413,8 @@ def test_a_port_forwarder_keeps_no_connection(either: Harness, backend: Any) -> 
 def test_clients_that_leave_a_tls_port_are_let_go_of(
     either: Harness, tmp_path: Path, ending: str
 ) -> None:
-    """Fault 77: Clients that close leave no socket on a port of Twisted's own TLS, whatever
-    is registered as a producer.
+    """Fault 77: Clients that close leave no socket on a port of Twisted's own TLS, with any kind
+    of producer registered.
     """
     lost = threading.Semaphore(0)
 

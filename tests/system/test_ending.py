@@ -109,7 +109,9 @@ def is_gone(pid: int) -> bool:
 def test_files_are_flushed_and_functions_of_atexit_called(
     daemon: Start, tmp_path: Path, model: str, number: int
 ) -> None:
-    """Fault 83: Files that a handler's module holds are written, and functions of `atexit` run."""
+    """Fault 83: The daemon flushes the files that a handler's module holds, and runs the functions
+    of `atexit`.
+    """
     running = daemon("--handler", "served:used", "--concurrency", model)
     assert ask(running) == b"ok"
     running.signal(number)
@@ -137,7 +139,7 @@ def test_processes_of_an_executor_end_with_the_daemon(
 
 
 def test_work_of_an_executors_threads_is_finished(daemon: Start, tmp_path: Path) -> None:
-    """Fault 83: What a handler has given to a thread pool of its own is finished."""
+    """Fault 83: Work that a handler has given to its own thread pool is finished."""
     running = daemon("--handler", "served:threads", "--concurrency", "reactor")
     assert ask(running) == b"ok"
     running.signal()
@@ -149,8 +151,8 @@ def test_work_of_an_executors_threads_is_finished(daemon: Start, tmp_path: Path)
 def test_a_thread_that_never_ends_is_waited_for_no_longer_than_the_deadline(
     daemon: Start, model: str
 ) -> None:
-    """Fault 83: Threads that never end, and functions of `atexit` that hang, are waited for until
-    the drain's deadline, and at a second signal no longer.
+    """Fault 83: The daemon waits for threads that never end, and for functions of `atexit` that
+    hang, only until the drain's deadline or a second signal.
     """
     running = daemon("--handler", "served:endless", "--concurrency", model, "--drain-timeout", "1")
     ask(running)
@@ -163,8 +165,8 @@ def test_a_thread_that_never_ends_is_waited_for_no_longer_than_the_deadline(
 def test_a_function_of_atexit_that_hangs_does_not_keep_the_process(
     daemon: Start, tmp_path: Path, hurry: bool
 ) -> None:
-    """Fault 83: Threads that never end, and functions of `atexit` that hang, are waited for until
-    the drain's deadline, and at a second signal no longer.
+    """Fault 83: The daemon waits for threads that never end, and for functions of `atexit` that
+    hang, only until the drain's deadline or a second signal.
     """
     (tmp_path / "hang").touch()
     timeout = "60" if hurry else "1"
@@ -186,7 +188,7 @@ def test_a_handler_that_stops_the_reactor_ends_the_process_in_time(daemon: Start
 
 
 def test_in_the_background_it_ends_likewise(tmp_path: Path) -> None:
-    """Fault 83: In the background as in the foreground."""
+    """Fault 83: All this holds for a daemon in the background, too."""
     arguments = ["--pidfile", "pid", "--logfile", "log", *REACTOR]
     subprocess.run(
         [SCRIPTS / "twistd", *arguments, "echod", "--handler", "served:used", "--port", "0"],

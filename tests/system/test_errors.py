@@ -121,7 +121,9 @@ def faulty(request: pytest.FixtureRequest, _faulty: dict[str, Faulty]) -> Iterat
 
 
 def test_a_handler_that_raises_ends_its_own_connection(faulty: Faulty) -> None:
-    """Fault 10: The connection ends within a second, one traceback is logged, others go on."""
+    """Fault 10: The connection ends within a second, one traceback is logged, and other
+    connections go on.
+    """
     with faulty.one_traceback(), faulty.greeted() as connection:
         if not faulty.serial:
             assert faulty.serves(connection)

@@ -263,7 +263,7 @@ WITH_A_REACTOR = [("-n", "--reactor=epoll"), ("-n", "--reactor=uvloop"), ("--rea
 def test_it_runs_with_standard_streams_closed(
     tmp_path: Path, flags: tuple[str, ...], closed: str
 ) -> None:
-    """Fault 82: With any standard stream closed it starts, serves and ends in good order."""
+    """Fault 82: The daemon starts, serves and ends as usual with any standard stream closed."""
     path, log = tmp_path / "socket", tmp_path / "log"
     command = [SCRIPTS / "twistd", *flags, "--logfile", log, "echod", "--listen", f"unix:{path}"]
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]

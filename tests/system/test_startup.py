@@ -197,7 +197,9 @@ class Early(Base):
 def test_a_handler_that_can_never_be_made_keeps_it_from_starting(
     tmp_path: Path, model: str, handler: str, why: str
 ) -> None:
-    """Fault 89: Where none can ever be made, the start and --check-config say so, in one line."""
+    """Fault 89: If the handler can never be made, the start and `--check-config` say so, in one
+    line.
+    """
     (tmp_path / "made.py").write_text(CONSTRUCTORS)
     name = ":".join(handler.split(":")[:2])
     error = f"echod: --handler: {name} cannot be made: {why}\n"
@@ -299,7 +301,7 @@ def test_a_check_is_one_for_the_user_that_runs_it(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_ends_it_with_one_line(
     tmp_path: Path, taken: int, command: str
 ) -> None:
-    """Fault 16: The daemon ends with an error's exit code, and one line says why."""
+    """Fault 16: The daemon ends with exit code 1, and one line says why."""
     program, *arguments = command.format(taken).split()
     ended = run(tmp_path, SCRIPTS / program, *arguments)
     assert ended.returncode == 1

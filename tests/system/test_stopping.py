@@ -370,8 +370,8 @@ SITUATIONS = {
 def test_it_ends_within_drain_timeout_and_at_once_at_a_second_signal_although(
     daemon: Start, situation: str
 ) -> None:
-    """Faults 6, 7 and 60: The process is gone at the drain's deadline, and at once at a second
-    signal, whatever its handlers, threads and clients do.
+    """Faults 6, 7 and 60: The process ends at the drain's deadline, or at once at a second signal,
+    no matter what its handlers, threads and clients do.
     """
     arguments, clients = SITUATIONS[situation]
     patient = daemon(*arguments, "--drain-timeout", "0.5")

@@ -933,8 +933,8 @@ def at_work(certificate: Path) -> Wire:
 def test_no_turn_of_the_loop_is_one_connections_however_many_records_a_read_holds(
     certificate: Path, count: int
 ) -> None:
-    """Fault 69: Over TLS the records of one read are decrypted, and answered, in as many turns of
-    the event loop as that takes; they are answered in order, and read on from after the last.
+    """Fault 69: Over TLS the daemon decrypts and answers the records of one read over as many
+    turns of the event loop as needed, in order, and reads on after the last.
     """
     wire = at_work(certificate)
     wire.send(*[b"%04d" % number for number in range(count)])
