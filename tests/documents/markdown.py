@@ -21,6 +21,7 @@ MARKS = {
     "unit": True,
     "typed": True,
     "any order": False,
+    "eventually": False,
     "log": False,
     "beside": False,
     "prints more": False,

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -142,20 +142,25 @@ class Page:
         if ran is self._terminal.server:
             self._wait_for_log(shown)
         else:
-            gaps = "prints more" in block.marks or _SERVES.match(text) is not None
-            self._compare(shown, ran.printed, "any order" in block.marks, gaps)
-            if ran.process.returncode and not shown:
-                raise Differs(f"exit status {ran.process.returncode}")
+            self._compare(ran, shown, block.marks)
 
-    def _compare(
-        self, shown: Sequence[str], printed: Sequence[str], any_order: bool, gaps: bool
-    ) -> None:
-        if any_order:
-            ports = match_unordered(shown, printed, self._ports, gaps=gaps)
-        else:
-            ports = match(shown, printed, self._ports, gaps=gaps)
-        if ports is None:
-            raise Differs(difference(shown, printed))
+    def _compare(self, ran: Command, shown: Sequence[str], marks: Mapping[str, str]) -> None:
+        gaps = "prints more" in marks or _SERVES.match(ran.text) is not None
+        compare = match_unordered if "any order" in marks else match
+        ports: dict[str, str] | None = None
+
+        def agrees() -> bool:
+            nonlocal ran, ports
+            ports = compare(shown, ran.printed, self._ports, gaps=gaps)
+            if ports is None and "eventually" in marks:
+                ran = self._terminal.run(ran.text)
+            return ports is not None
+
+        if not (self._until(agrees) if "eventually" in marks else agrees()):
+            raise Differs(difference(shown, ran.printed))
+        if ran.process.returncode and not shown:
+            raise Differs(f"exit status {ran.process.returncode}")
+        assert ports is not None
         self._ports = ports
 
     def _talk(self, text: str, shown: Sequence[str], typed: Sequence[str]) -> None:

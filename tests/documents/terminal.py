@@ -28,7 +28,7 @@ PORTS = ("8888", "8443", "9464")
 HOME = "/home/me"
 
 # These change the shell itself, so they come again before each later command.
-_OF_THE_SHELL = re.compile(r"(cd|\.|source|export|alias) |[A-Z_]+=\S*$|\w+\(\) ")
+_OF_THE_SHELL = re.compile(r"(cd|\.|source|export|alias) |[A-Z_]+=('[^']*'|\S*)$|\w+\(\) ")
 
 
 class Network:

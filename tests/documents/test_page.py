@@ -88,6 +88,13 @@ def test_a_block_that_is_wrong_is_named_by_its_line(run: Run, block: str, differ
     assert found.startswith(difference)
 
 
+def test_a_command_is_repeated_until_it_prints_what_is_shown(run: Run) -> None:
+    more = "```\n$ echo a >> file; cat file\na\na\na\n```\n"
+    assert run(f"<!-- eventually -->\n{more}") == []
+    (found,) = run(f"<!-- eventually -->\n{more}", 0.2)
+    assert found.startswith("page.md:2: line 3: $ echo a >> file")
+
+
 def test_a_block_that_is_marked_does_not_run(run: Run) -> None:
     assert run("<!-- skip: it would fail -->\n```\n$ false\n```\n") == []
 
