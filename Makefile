@@ -87,13 +87,14 @@ $(VENV)/soak.stamp: WHAT = .[test,soak]
 $(VENV)/bench.stamp: WHAT = .[bench]
 $(VENV)/foreign.stamp: WHAT = .[foreign]
 $(VENV)/run.stamp $(VENV)/develop.stamp $(VENV)/soak.stamp $(VENV)/bench.stamp $(VENV)/foreign.stamp: setup.cfg pyproject.toml constraints.txt | $(VENV)/made.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --editable '$(WHAT)'
+	@$(BIN)/python tools/progress.py 'Installing echod into $(VENV)' \
+	  $(BIN)/python -m pip install --no-input --disable-pip-version-check \
+	  --constraint constraints.txt --editable '$(WHAT)'
 	@touch $@
 
 # The check is in the recipe, so that it prints one line, and only when a target needs Python.
 $(VENV)/made.stamp:
 	$(if $(filter True,$(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null)),, \
 	  $(error echod needs Python 3.11 or newer, which "$(PYTHON)" is not: try make PYTHON=python3.11))
-	$(PYTHON) -m venv --clear $(VENV)
+	@$(PYTHON) tools/progress.py 'Making $(VENV)' $(PYTHON) -m venv --clear $(VENV)
 	@touch $@
