@@ -1,10 +1,10 @@
 """How settings are written: as flags, as keys of a file, as lines of `--help`.
 
 A setting is a field of a frozen dataclass, made by `setting`, which gives the field its `Text`.
-From the field's name, type, default and text everything else follows: `describe` puts them
-together as a `Setting`.  Which settings there are is the business of `echod.settings`.
+`describe` combines the field's name, type, default and text into a `Setting`; everything else
+follows from that. `echod.settings` defines the settings themselves.
 
-Pure: text in, values out, and back.  Whatever is wrong is a `SettingError` of one line.
+Pure: text in, values out, and back. Every error is a `SettingError` of one line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from echod.text import clipped, escape, quoted, unescape, unescaped
 
-# What `tomllib` says, and what that means to who wrote the file.
+# The messages of `tomllib`, and clearer ones for the author of the file.
 PLAIN_WORDS = {
     "Cannot overwrite a value": "a key is given twice",
     r"Illegal character '\n'": "a text has no closing quotation mark",
@@ -39,18 +39,18 @@ class Text:
     """How a setting is written.
 
     Attributes:
-        help: what it does, in a sentence or two.
-        parse: from a flag's text to the value; raises ValueError with what the text is not, or
-            SettingError with the whole sentence.
-        unset: what stands for the default where that is not a plain value.
+        help: the setting's effect, in a sentence or two.
+        parse: converts a flag's text to the value; raises ValueError with a description of the
+            accepted values, or SettingError with the whole sentence.
+        unset: describes the default if that is not a plain value.
         repeats: whether the flag may be given several times; then the value is a tuple.
-        unit: what a number counts: "seconds", "bytes"; "" where that is plain.
-        section: the heading it opens in `--help` and elsewhere; without one it belongs to the
-            section of the setting before it.
-        example: a value for the annotated file, where the default is None or empty.
-        reload: whether a running daemon can take a new value, at SIGHUP.
-        replaces: another setting, by name, that says otherwise about the same: given as a flag,
-            this one sets aside what a file says of that.
+        unit: the unit of a number: "seconds", "bytes"; "" if it needs none.
+        section: the heading that it begins in `--help` and elsewhere; without one it belongs to
+            the section of the setting before it.
+        example: a value for the annotated file, if the default is None or empty.
+        reload: whether a running daemon can apply a new value, at SIGHUP.
+        replaces: the name of another setting that contradicts this one: if this one is given as a
+            flag, a file's value of the other is ignored.
     """
 
     help: str
@@ -71,15 +71,11 @@ def setting(default: Any, text: Text) -> Any:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting, with all that is known of it.
+    """One setting, completely described.
 
-    Attributes:
-        name: as a field of the settings: `max_message`.
-        default: its value where nothing else is said.
-        native: the type of its value, or of each of its values, in a file: bool, int, float
-            or str.
-        section: the heading it belongs to.
-        text: the rest.
+    Attributes: name: the name of its field: `max_message`. default: its value if none is given.
+    native: the type of its value, or of each of its values, in a file: bool, int, float or str.
+    section: the heading it belongs to. text: the rest.
     """
 
     name: str
@@ -107,22 +103,22 @@ class Setting:
 
     @property
     def sentence(self) -> str:
-        """What it does, and its default."""
+        """The help, with the default."""
         default = f" [default: {self.shown_default}]" if self.shown_default else ""
         return f"{self.text.help}{default}"
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value behind the flag; "" where the flag takes none."""
+        """The name for the value after the flag in `--help`; "" if the flag takes none."""
         if self.native is bool:
             return ""
         return self.text.unit.upper() or {int: "N", float: "N"}.get(self.native, "TEXT")
 
     def from_flag(self, text: str) -> Any:
-        """Return the value, or one of the values, that a flag's text stands for.
+        """Parse a flag's text into the value, or into one of the values.
 
         Raises:
-            SettingError: it stands for none.
+            SettingError: the text is not valid.
         """
         try:
             return self.text.parse(text)
@@ -132,10 +128,10 @@ class Setting:
             raise SettingError(f"{quoted(text)} is not {error}") from None
 
     def from_file(self, value: object) -> Any:
-        """Return the value that a TOML value stands for.
+        """Convert a TOML value into the setting's value.
 
         Raises:
-            SettingError: it stands for none.
+            SettingError: the TOML value is not valid.
         """
         if not self.text.repeats:
             return self._from_native(value)
@@ -150,12 +146,12 @@ class Setting:
             return value
         try:
             text = str(value)
-        except ValueError:  # of more digits than Python writes
+        except ValueError:  # it has more digits than Python prints
             text = quoted(value)  # for the error
         return self.from_flag(text)
 
     def in_file(self, value: Any) -> str:
-        """Return `value` as it is written in a file: what `from_file` reads.
+        """Format `value` for a file; `from_file` reads it back.
 
         Raises:
             SettingError: no file can hold it.
@@ -170,7 +166,7 @@ class Setting:
         if self.native in (int, float):
             return repr(int(value) if value == int(value) else value)
         text = unescaped(value) if isinstance(value, bytes) else str(value)
-        # JSON's strings are TOML's but for two things: TOML has no raw DEL, and no surrogates.
+        # JSON's strings are valid in TOML with two exceptions: a raw DEL, and surrogates.
         quoted = json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
         if not text.isascii() and re.search("[\ud800-\udfff]", text):
             raise SettingError(f"{self.flag}: {escape(text)!r} is not UTF-8: no file can hold it")
@@ -194,7 +190,7 @@ _KINDS = {
 
 
 def describe(settings: type) -> tuple[Setting, ...]:
-    """Return the settings that the fields of a dataclass are, in their order."""
+    """Describe the fields of a dataclass as settings, in their order."""
     hints = typing.get_type_hints(settings)
     described: list[Setting] = []
     section = ""
@@ -206,14 +202,14 @@ def describe(settings: type) -> tuple[Setting, ...]:
 
 
 def _native(hint: Any) -> type:
-    """Return what a field of type `hint` is in TOML: `tuple[int, ...]` holds an int."""
+    """Return the TOML type of a field of type `hint`: `tuple[int, ...]` gives int."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
     return hint if hint in (bool, int, float) else str
 
 
 def by_section(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
-    """Return the settings under their headings, both in their order."""
+    """Group the settings by their headings, and keep the order of both."""
     sections: dict[str, list[Setting]] = {}
     for one in settings:
         sections.setdefault(one.section, []).append(one)
@@ -221,15 +217,13 @@ def by_section(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
 
 
 def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, Any]:
-    """Return the values that a TOML file gives, by name.
+    """Return the values in a TOML file, by name.
 
-    Args:
-        settings: what may be in it.
-        text: what is in it.
-        file: what errors call it.
+    Args: settings: the settings that the file may contain. text: the content of the file. file:
+    the file's name in errors.
 
     Raises:
-        SettingError: it is no TOML, has a key that is unknown, or a value that is not accepted.
+        SettingError: it is not TOML, or has an unknown key or a value that is not valid.
     """
     try:
         table = tomllib.loads(text)
@@ -254,30 +248,28 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
 def set_aside(
     settings: Iterable[Setting], written: Mapping[str, Any], flags: Collection[str]
 ) -> dict[str, Any]:
-    """Return what is `written` in a file but for what flags say otherwise; both by name."""
+    """Return the values `written` in a file, without those that flags replace; both by name."""
     spoken_for = {*flags, *(one.text.replaces for one in settings if one.name in flags)}
     return {name: value for name, value in written.items() if name not in spoken_for}
 
 
 def placed(error: str, flags: Collection[str], written: Collection[str], file: str) -> str:
-    """Return an error that names settings, as flags, with the place where each was said.
+    """Add to an error where each setting it names was given.
 
-    Args:
-        error: the error, one line.
-        flags: the names of the settings that are given as flags.
-        written: the names of those that are taken from the file.
-        file: what the file is called.
+    Args: error: one line, which names settings as flags. flags: the names of the settings that are
+    given as flags. written: the names of those that come from the file. file: the name of the
+    file.
     """
     first, *others = re.findall("--([a-z-]+)", error) or [""]
     stands_in_file = _name(first) in written
     elsewhere = flags if stands_in_file else written
-    place = "is given as a flag" if stands_in_file else f"stands in {file}"
+    place = "is given as a flag" if stands_in_file else f"is set in {file}"
     notes = "".join(f" (--{key} {place})" for key in others if _name(key) in elsewhere)
     return f"{file}: {error}{notes}" if stands_in_file else f"{error}{notes}"
 
 
 def _plainly(error: str) -> str:
-    """Return what is wrong with a file, in the words of who wrote it."""
+    """Return an error of `tomllib` in clearer words."""
     for said, meant in PLAIN_WORDS.items():
         error = error.replace(said, meant)
     return error
@@ -289,7 +281,7 @@ def _name(key: str) -> str:
 
 def _unknown(key: str, value: object, known: Mapping[str, Setting]) -> str:
     if isinstance(value, dict):
-        return "there are no tables: every key stands at the top"
+        return "there are no tables: put every key at the top level"
     if close := get_close_matches(key.replace("_", "-").lower(), known, 1):
         return f"there is no such key; did you mean {close[0]}?"
     return f"there is no such key; there are: {', '.join(known)}"
@@ -301,7 +293,7 @@ def _line_of(key: str, text: str) -> str:
 
 
 def as_file(settings: Iterable[Setting], values: object) -> str:
-    """Return a TOML file that says what `values`, an instance of the dataclass, says.
+    """Return `values`, an instance of the dataclass, as a TOML file.
 
     Raises:
         SettingError: no file can hold it.
@@ -319,14 +311,14 @@ def as_file(settings: Iterable[Setting], values: object) -> str:
     return "\n".join(lines)
 
 
-# What flags accept.
+# Parsers of flags.
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
     """Return a parser of whole numbers from `lowest` to `highest`, as TOML writes decimal ones."""
 
     def parse_number(text: str) -> int:
-        # Neither is `int` asked for what it reads beside these, nor for what is too long for it.
+        # `int` accepts other notations too, and raises for numbers that are too long.
         if not re.fullmatch(f"0|[1-9][0-9]{{0,{len(str(highest)) - 1}}}", text) or not (
             lowest <= int(text) <= highest
         ):
@@ -337,7 +329,7 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
     return parse_number
 
 
-# The longest duration, in seconds: a hundred days and some, which every timer can take.
+# The longest duration, in seconds: more than a hundred days; every timer accepts it.
 LONGEST_TIME = 10**7
 
 
@@ -345,12 +337,12 @@ def seconds_from(least: float) -> Callable[[str], float]:
     """Return a parser of durations in seconds, as TOML writes numbers.
 
     Args:
-        least: the shortest but for 0, which stands for none.
+        least: the shortest duration, apart from 0, which means none.
     """
 
     def parse_seconds(text: str) -> float:
         value = -1.0
-        # Of a longer fraction, what is not 0 could become 0, which means something else.
+        # A number with a longer fraction could be rounded to 0, which has another meaning.
         if re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]{1,30})?", text):
             value = float(text)
         if value != 0 and not least <= value <= LONGEST_TIME:

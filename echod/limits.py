@@ -1,7 +1,7 @@
-"""What clients may take: every limit, its default and the reason for it; and who is let in.
+"""The limits on clients: every limit, its default and the reason for it.
 
-Pure and frozen: checked once, when made.  Where a limit is a setting, `echod.settings` takes its
-default from here, and docs/settings.md the reason too.
+Pure and frozen: checked once, when made. If a limit is a setting, `echod.settings` takes its
+default from here, and docs/settings.md also its reason.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ def limit(default: float, why: str) -> Any:
     return field(default=default, metadata={"why": why})
 
 
-# How many log lines of one kind there may be in a second.  Above that nobody reads them, and a
-# client that connects in a loop could fill a disk: at this rate, of the two lines that tell of a
-# connection, it is 2 GB a day.
+# How many log lines of one kind are logged a second. More are of no use to a reader, and a client
+# that connects in a loop could fill a disk: at this rate, the two lines of each connection come to
+# 2 GB a day.
 LOG_RATE = 100
 
 
@@ -31,92 +31,90 @@ class Limits:
 
     max_connections: int = limit(
         16_384,
-        "idle, so many cost 50 MiB; at worst, when none of them reads and each holds the 0.3 MiB "
-        "that one connection may, 5 GiB. On a small machine it should be lower.",
+        "that many idle connections cost 50 MiB. In the worst case, when no client reads and each "
+        "connection holds its 0.3 MiB, they cost 5 GiB. Set a lower value on a small machine.",
     )
     max_connections_per_address: int = limit(
         12_288,
-        "three quarters of all: no single address can shut out the others. It cannot be much "
-        "lower, because a load balancer or a large office is a single address; where clients "
-        "come from addresses of their own, 100 is plenty. Where a thread or a turn is scarcer, an "
-        "address may have three quarters of those, too, and less the more others have.",
+        "three quarters of all, so that no single address can shut out the others. It cannot be "
+        "much lower, because a load balancer or a large office is a single address; if each "
+        "client has its own address, 100 is plenty. An address may also have at most three "
+        "quarters of the threads, or of the places in a queue, and less when others hold some.",
     )
     max_accept_rate: int = limit(
         20_000,
-        "about what one core can accept and greet at its best, so above this the clients would "
-        "only wait for one another. It holds in the long run: as many as `max-connections`, or a "
-        "second's worth where that is more, may come at once. After a restart, all do.",
+        "about as many as one core can accept and greet, so above this rate clients would only "
+        "wait for one another. It is a long-run rate: as many as `max-connections`, or a "
+        "second's worth if that is more, may connect at once, as they do after a restart.",
     )
     first_byte_timeout: float = limit(
         120.0,
-        "who connects has something to say. A person reads the greeting and types within two "
-        "minutes, and a pool of connections is used within them; a port scan, or a load balancer "
-        "that only looks whether the port is open, is forgotten soon.",
+        "a client normally sends soon after it connects. A person reads the greeting and types "
+        "within two minutes, and a connection pool is used within that time. The connection of a "
+        "port scan, or of a load balancer that only checks the port, ends soon.",
     )
     idle_timeout: float = limit(
         600.0,
-        "long enough for a person at netcat to have lunch elsewhere; short enough that a peer "
-        "that vanished without a word is forgotten the same hour.",
+        "long enough for a person at netcat to take a break; short enough that the connection of "
+        "a peer that vanished silently ends within the hour.",
     )
     message_timeout: float = limit(
         60.0,
-        "from the first byte of a message to its last a person at a terminal that sends each key "
-        "as it is pressed takes less; whatever is not typed comes in one go.",
+        "a person at a terminal that sends each key as it is pressed takes less for a message; a "
+        "program sends a message at once.",
     )
     min_rate: int = limit(
         128,
-        "a telephone modem of 1200 baud is as slow. What a slow client may cost is bounded by "
-        "it: the longest message of `length` framing, 32 KiB, may take five minutes, not for "
-        "ever.",
+        "the rate of a telephone modem of 1200 baud. It bounds the cost of a slow client: the "
+        "longest message of `length` framing, 32 KiB, may take five minutes, but not longer.",
     )
     write_timeout: float = limit(
         60.0,
-        "a client that reads at all empties the 64 KiB that we hold for it within this, at 1 "
-        "KiB/s.",
+        "at 1 KiB/s a client reads within this time the 64 KiB that the daemon holds for it.",
     )
     max_pending: int = limit(
         64 * 1024,
-        "a slower handler is never short of input. A client that sends without reading costs "
-        "this and one read, which is 256 KiB at most.",
+        "enough that a slow handler never waits for input. A client that sends without reading "
+        "costs this much and one read, which is 256 KiB at most.",
     )
     threads: int = limit(
         16,
-        "handlers that wait for a database or a disk, which are what threads are for, seldom "
-        "gain from more: there the database is the narrow place. Ones that compute gain nothing.",
+        "threads are for handlers that wait for a database or a disk. These seldom gain from "
+        "more, because the database is the bottleneck. Handlers that compute gain nothing.",
     )
     max_queue: int = limit(
         16_384,
-        "as many as there may be connections, of which each waits with one message at most: no "
-        "client that is let in is sent off because the others are many. The last one waits for "
-        "`max-queue` times the time of the handler, divided by `threads`: where the handler is "
-        "slow, divide the wait that clients bear by that.",
+        "as many as `max-connections`. Each connection has at most one message waiting, so no "
+        "connected client is refused because the others are many. The last message waits for "
+        "`max-queue` times the handler's time, divided by `threads`. If your handler is slow, "
+        "choose a value that keeps this wait acceptable for clients.",
     )
     max_threads: int = limit(
         342,
-        "256 for clients of one address, and a third as many for others. Each thread has a stack, "
-        "of which it uses 100 KiB or so, and all of them share one interpreter; with many more, "
-        "switching costs more than the work.",
+        "256 for clients of one address, and a third as many for others. Each thread uses about "
+        "100 KiB of stack, and all of them share one interpreter; with many more threads, "
+        "switching between them costs more than the work.",
     )
     serial_timeout: float = limit(
-        10.0, "how long a silent client may keep others waiting in `serial`: time to type a line."
+        10.0, "enough time to type a line, while other clients wait in `serial`."
     )
     serial_queue: int = limit(
         171,
-        "128 for clients of one address, and a third as many for others. The kernel's own queue "
-        "(SOMAXCONN) was as long as the first for thirty years.",
+        "128 for clients of one address, and a third as many for others. For thirty years 128 was "
+        "also the length of the kernel's queue (SOMAXCONN).",
     )
     handshake_timeout: float = limit(
-        10.0, "a TLS handshake is two round trips: slow links included, this is patience enough."
+        10.0, "a TLS handshake takes two round trips, so this is enough even on a slow link."
     )
     proxy_timeout: float = limit(
         8.0,
-        "a proxy sends its header first of all, and at once. The specification asks for 3 seconds "
-        "at least, which lets one lost packet be sent again; this lets two.",
+        "a proxy sends its header immediately. The specification demands at least 3 seconds, "
+        "which allows for one lost packet; 8 seconds allow for two.",
     )
     linger: float = limit(
         2.0,
-        "after our last byte and FIN, how long to wait for the client's: closing at once on "
-        "input that we have not read would send RST, and RST takes the reply with it.",
+        "how long to wait for the client's FIN after the daemon's own: an immediate close with "
+        "unread input would send RST, and RST destroys the reply.",
     )
 
     def __post_init__(self) -> None:
@@ -126,23 +124,21 @@ class Limits:
 
     @property
     def bounds_addresses(self) -> bool:
-        """Whether an address may have only a share of what is scarce."""
+        """Whether an address may have only a share of the threads and of the places in a queue."""
         return self.max_connections_per_address > 0
 
     def message_time(self, size: int) -> float:
-        """Return how long a message may have been under way of which `size` bytes have come."""
+        """Return how long a message may take of which `size` bytes have arrived."""
         if not self.message_timeout:
             return float("inf")
         return self.message_timeout + (size / self.min_rate if self.min_rate else 0.0)
 
 
 class Level(NamedTuple):
-    """A figure beside its limit.
+    """How much of a limit is in use.
 
-    Attributes:
-        limit: the limit's name, as its setting has it where there is one.
-        used: how much of it is taken now.
-        most: how much there is.
+    Attributes: limit: the limit's name; its setting's name if there is one. used: how much of it
+    is in use now. most: the highest value that it allows.
     """
 
     limit: str

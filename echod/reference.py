@@ -1,6 +1,6 @@
-"""The reference of the settings, made from them: docs/settings.md and etc/echod.toml.
+"""Make the reference of the settings from their definitions: docs/settings.md and etc/echod.toml.
 
-`make docs` writes both; a test fails where they and the settings differ.
+`make docs` writes both; a test fails if they differ from the settings.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from echod.configuration import Setting, by_section
 from echod.limits import Limits
 from echod.settings import SETTINGS
 
-# What follows in docs/settings.md is made here; what stands before it is written by hand.
+# The part of docs/settings.md after this line is made here; the part before it is written by hand.
 MARK = (
     "<!-- From here on made by `make docs` from echod/settings.py and echod/limits.py: "
     "edit those. -->\n"
 )
 
 FILE = """\
-# The settings of echod, each with its default: uncomment what you change, and run
+# The settings of echod, each with its default: uncomment the ones that you change, and run
 #   twistd -n echod --config echod.toml
 # A flag on the command line wins over this file. Made by `make docs`: see docs/settings.md.
 """
 
 
 def tables() -> str:
-    """Return the part of docs/settings.md that is made: every setting, and the limits' reasons."""
+    """Return the generated part of docs/settings.md: every setting, and the limits' reasons."""
     lines = [MARK]
     for section, members in by_section(SETTINGS).items():
-        lines += [f"## {section}", "", "| setting | default | reload | what it is |"]
+        lines += [f"## {section}", "", "| setting | default | reload | meaning |"]
         lines += ["| --- | --- | --- | --- |", *map(_row, members), ""]
         reasons = [reason for one in members for reason in _reason(one)]
-        lines += ["Why these defaults:", "", *reasons, ""] if reasons else []
+        lines += ["The reasons for these defaults:", "", *reasons, ""] if reasons else []
     return "\n".join(lines)
 
 
@@ -55,14 +55,14 @@ def _cell(text: str) -> str:
 
 
 def _reason(one: Setting) -> Iterator[str]:
-    """Yield why a limit has the default that it has, where it is one."""
+    """Yield the reason for a limit's default, if the setting is a limit."""
     for limit in fields(Limits):
         if limit.name == one.name and "why" in limit.metadata:
             yield f"- `{one.key}`: {limit.metadata['why']}"
 
 
 def annotated_file() -> str:
-    """Return etc/echod.toml: every key, commented out, with what there is to know of it."""
+    """Return etc/echod.toml: every key, commented out, with its help."""
     lines = [FILE]
     for section, members in by_section(SETTINGS).items():
         lines += [f"\n## {section}\n"]
@@ -79,12 +79,12 @@ def annotated_file() -> str:
 
 
 def example(one: Setting) -> object:
-    """Return a value for the file: the default, or an example where that is none."""
+    """Return a value for the file: the default, or an example if there is none."""
     return one.default if one.default not in (None, ()) else one.text.example
 
 
 def main() -> None:
-    """Write both, in the repository whose root is the current folder."""
+    """Write both files, in the repository whose root is the current folder."""
     page = Path("docs/settings.md")
     page.write_text(page.read_text().partition(MARK)[0] + tables())
     Path("etc/echod.toml").write_text(annotated_file())

@@ -1,9 +1,9 @@
 """Every setting, defined once: its name, default, unit, type, check and help are here.
 
-A field of `Settings` is a setting.  Its name gives the flag (`max_message`: `--max-message`) and
-the key in a file (`max-message`); its `Text` says how a text becomes a value, and what is said
-about it (see `echod.configuration`).  `configure` makes settings of flags and a file; `Options`
-is what `twistd` asks for.
+A field of `Settings` is a setting. Its name gives the flag (`max_message`: `--max-message`) and
+the key in a file (`max-message`). Its `Text` holds the help, and the function that parses a value
+(see `echod.configuration`). `configure` makes settings from flags and a file; `Options` is the
+interface to `twistd`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from echod.text import escape
 
 DEFAULT_PORT = 8888
 
-# A proxy on the same machine is the one case in which nobody else could stand in for it.
+# Trust only a proxy on the same machine by default: no other host can send from these addresses.
 LOOPBACK: tuple[Network, ...] = (
     ipaddress.ip_network("127.0.0.0/8"),
     ipaddress.ip_network("::1/128"),
@@ -69,7 +69,7 @@ def delimiter_bytes(text: str) -> bytes:
 
 
 def handler_spec(text: str) -> HandlerSpec:
-    """Parse what names a handler, and its arguments."""
+    """Parse the name of a handler, and its arguments."""
     try:
         return parse(text)
     except HandlerError as error:
@@ -77,9 +77,9 @@ def handler_spec(text: str) -> HandlerSpec:
 
 
 def network(text: str) -> Network:
-    """Parse a network, by the length of its prefix, or one address."""
+    """Parse a network with the length of its prefix, or one address."""
     wanted = "a network, as in 10.0.0.0/8 or fd00::/8, or an address"
-    # Python would read a netmask too, or its reverse, and the name of an interface.
+    # Python would also accept a netmask, or its reverse, and the name of an interface.
     if not re.fullmatch("[0-9a-fA-F.:]+(/(0|[1-9][0-9]{0,2}))?", text):
         raise ValueError(wanted)
     try:
@@ -100,7 +100,7 @@ def host_name(text: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the daemon was asked to be.
+    """All settings of a daemon.
 
     Raises:
         SettingError: two settings contradict each other.
@@ -111,7 +111,7 @@ class Settings:
         Text(
             "TCP port to listen on, on all IPv4 addresses: short for --listen tcp:N; repeats.",
             whole_number(0, 65535),
-            unset=f"{DEFAULT_PORT}, where nothing else is listened on",
+            unset=f"{DEFAULT_PORT}, if no other address is given",
             repeats=True,
             section="Listening",
             example=(DEFAULT_PORT,),
@@ -123,9 +123,9 @@ class Settings:
         Text(
             "Where to listen: any Twisted server endpoint string, as in "
             "tcp:8888:interface=127.0.0.1, tcp6:8888, unix:/run/echod/echod.sock or "
-            "systemd:name=echod; TLS with tls: before it, as in "
-            "tls:8443:certificate=cert.pem:key=key.pem; behind a proxy that sends PROXY headers, "
-            "with proxy: before all, as in proxy:tcp:8888; repeats.",
+            "systemd:name=echod. Put tls: before it for TLS, as in "
+            "tls:8443:certificate=cert.pem:key=key.pem, and proxy: first behind a proxy that "
+            "sends PROXY headers, as in proxy:tcp:8888; repeats.",
             repeats=True,
             example=("tcp:8888", "tcp6:8888"),
             replaces="port",
@@ -134,7 +134,7 @@ class Settings:
     proxy_trust: tuple[Network, ...] = setting(
         LOOPBACK,
         Text(
-            "Where PROXY headers are taken from, by --listen proxy:...: a network, as in "
+            "Network of proxies whose PROXY headers --listen proxy:... accepts, as in "
             "10.0.0.0/8; repeats. Every client of a UNIX socket is trusted.",
             network,
             unset=" and ".join(str(each) for each in LOOPBACK),
@@ -144,10 +144,10 @@ class Settings:
     handler: HandlerSpec = setting(
         HandlerSpec("echo"),
         Text(
-            "What answers: an installed name (`echod handlers` lists them) or module:object, "
+            "The handler: an installed name (`echod handlers` lists them) or module:object, "
             "with arguments as NAME:key=value,...",
             handler_spec,
-            section="The handler, and where it runs",
+            section="The handler",
         ),
     )
     concurrency: ConcurrencyModel = setting(
@@ -160,29 +160,29 @@ class Settings:
         ),
     )
     threads: int = setting(
-        Limits.threads, Text("Threads of the pool of defer-to-thread.", whole_number(1, 10_000))
+        Limits.threads, Text("Threads in the pool of defer-to-thread.", whole_number(1, 10_000))
     )
     max_queue: int = setting(
         Limits.max_queue,
         Text(
-            "How many messages may wait for a thread in defer-to-thread; a client above that is "
-            "told so and disconnected; 0: any number.",
+            "How many messages may wait for a thread in defer-to-thread; a client above that "
+            "limit is told so and disconnected; 0: any number.",
             whole_number(0, 10**7),
         ),
     )
     max_threads: int = setting(
         Limits.max_threads,
         Text(
-            "How many connections thread-per-connection serves at once; a client above that is "
-            "told so and disconnected.",
+            "How many connections thread-per-connection serves at once; a client above that "
+            "limit is told so and disconnected.",
             whole_number(1, 10_000),
         ),
     )
     framing: str = setting(
         "chunk",
         Text(
-            "How input is cut into messages: chunk (what one read gave), line, or length (each "
-            "after its length, 32 bits, big-endian).",
+            "How input is cut into messages: chunk (the data of one read), line, or length (each "
+            "message follows its length, 32 bits, big-endian).",
             one_of(FRAMINGS),
             section="Messages",
         ),
@@ -190,7 +190,7 @@ class Settings:
     delimiter: bytes | None = setting(
         None,
         Text(
-            r"What ends a line in --framing line; escapes such as \r\n are read.",
+            r"The end of a line in --framing line; may contain escapes such as \r\n.",
             delimiter_bytes,
             unset=escape(Line.delimiter),
             example=b"\r\n",
@@ -199,7 +199,7 @@ class Settings:
     max_message: int | None = setting(
         None,
         Text(
-            "The longest message, in bytes; chunk cuts what is longer, line and length refuse it.",
+            "The longest message, in bytes; chunk cuts longer ones, line and length refuse them.",
             whole_number(1, 2**31 - 1),
             unset=f"chunk {Chunk.max_message}, line {Line.max_message}, "
             f"length {Length.max_message}",
@@ -210,22 +210,22 @@ class Settings:
     banner: bytes | None = setting(
         None,
         Text(
-            "A line to greet each client with, whatever the handler.",
+            "The greeting for each client, a line, instead of the handler's own.",
             escaped_bytes,
             unset=f"the handler's own; echo's is: {escape(BANNER.rstrip())}",
-            section="What clients are told",
+            section="Texts for clients",
             example=b"Good day",
             reload=True,
             replaces="no_banner",
         ),
     )
     no_banner: bool = setting(
-        False, Text("Send no greeting, whatever the handler.", reload=True, replaces="banner")
+        False, Text("Send no greeting, not even the handler's.", reload=True, replaces="banner")
     )
     prefix: str | None = setting(
         None,
         Text(
-            "What the echo handler puts before each reply.",
+            "The text that the echo handler puts before each reply.",
             unset=escape(PREFIX),
             example="> ",
         ),
@@ -233,7 +233,7 @@ class Settings:
     drain_timeout: float = setting(
         10.0,
         Text(
-            "Seconds that clients have, from SIGTERM on, to take the replies to what they sent.",
+            "Seconds after SIGTERM in which clients can still receive replies to their messages.",
             seconds,
             unit="seconds",
             section="Stopping",
@@ -243,8 +243,8 @@ class Settings:
     drain_spread: float = setting(
         0.0,
         Text(
-            "Seconds over which connections are told to end at SIGTERM, a few at a time, so that "
-            "clients do not all come back at once; 0: tell all at once.",
+            "Seconds over which the daemon disconnects clients after SIGTERM, a few at a time, so "
+            "that they do not all reconnect at once; 0: all at once.",
             seconds,
             unit="seconds",
             reload=True,
@@ -253,8 +253,8 @@ class Settings:
     max_connections: int = setting(
         Limits.max_connections,
         Text(
-            "How many connections there may be, over all listeners; 0: as many as the process may "
-            "open files, less some.",
+            "How many connections may be open on all listeners together; 0: as many as the number "
+            "of files that the process may open, less some.",
             whole_number(0, 10**7),
             section="Limits on clients",
             reload=True,
@@ -264,8 +264,8 @@ class Settings:
         Limits.max_connections_per_address,
         Text(
             "How many of them may come from one IPv4 address, or one IPv6 /64 network; 0: any "
-            "number, and all threads of thread-per-connection and all places in serial's queue "
-            "are for one as for many. UNIX sockets have no addresses.",
+            "number, and one address may also take all threads of thread-per-connection and all "
+            "places in serial's queue. UNIX sockets have no addresses.",
             whole_number(0, 10**7),
             reload=True,
         ),
@@ -273,7 +273,7 @@ class Settings:
     max_accept_rate: int = setting(
         Limits.max_accept_rate,
         Text(
-            "How many connections may come in a second, in the long run; 0: any number.",
+            "How many new connections are accepted a second, in the long run; 0: any number.",
             whole_number(0, 10**7),
             reload=True,
         ),
@@ -281,8 +281,8 @@ class Settings:
     first_byte_timeout: float = setting(
         Limits.first_byte_timeout,
         Text(
-            "Seconds after which a client is disconnected that has sent nothing at all; "
-            "0: --idle-timeout holds for it too.",
+            "Seconds after which a client that has sent nothing at all is disconnected; "
+            "0: use --idle-timeout.",
             seconds,
             unit="seconds",
             reload=True,
@@ -300,8 +300,8 @@ class Settings:
     message_timeout: float = setting(
         Limits.message_timeout,
         Text(
-            "Seconds that a line, or a message behind its length, may take from its first byte "
-            "to its last; one more for each --min-rate bytes of it; 0: for ever.",
+            "Seconds that a message in line or length framing may take from its first byte to its "
+            "last, plus one second for each --min-rate bytes of it; 0: any time.",
             seconds,
             unit="seconds",
             reload=True,
@@ -310,8 +310,8 @@ class Settings:
     min_rate: int = setting(
         Limits.min_rate,
         Text(
-            "Bytes a second that a client has to be able to send, within a message, and to "
-            "read; 0: none, and then a message has --message-timeout, whatever its size.",
+            "The lowest rate, in bytes a second, at which a client has to send a message, and to "
+            "read; 0: none, and then every message has --message-timeout, even a long one.",
             whole_number(0, 10**9),
             reload=True,
         ),
@@ -319,8 +319,8 @@ class Settings:
     write_timeout: float = setting(
         Limits.write_timeout,
         Text(
-            "Seconds after which a client is disconnected that does not read its replies, or "
-            "reads them at less than --min-rate; 0: never.",
+            "Seconds after which a client that does not read its replies, or reads them at less "
+            "than --min-rate, is disconnected; 0: never.",
             seconds,
             unit="seconds",
             reload=True,
@@ -329,7 +329,7 @@ class Settings:
     handshake_timeout: float = setting(
         Limits.handshake_timeout,
         Text(
-            "Seconds that a TLS handshake may take; 0: for ever.",
+            "Seconds that a TLS handshake may take; 0: any time.",
             seconds,
             unit="seconds",
             reload=True,
@@ -338,8 +338,8 @@ class Settings:
     max_pending: int = setting(
         Limits.max_pending,
         Text(
-            "How much of a client's input is held while its messages wait for their turn, in "
-            "bytes; above that it is not read from.",
+            "How many bytes of a client's input are held while its messages wait; above that, the "
+            "daemon stops reading from it.",
             whole_number(1, 2**31 - 1),
             unit="bytes",
             reload=True,
@@ -348,7 +348,7 @@ class Settings:
     proxy_timeout: float = setting(
         Limits.proxy_timeout,
         Text(
-            "Seconds in which a proxy has to send its PROXY header; 0: for ever.",
+            "Seconds in which a proxy has to send its PROXY header; 0: any time.",
             seconds,
             unit="seconds",
             reload=True,
@@ -357,19 +357,19 @@ class Settings:
     serial_timeout: float = setting(
         Limits.serial_timeout,
         Text(
-            "Seconds that a silent client may keep others waiting in serial; 0: until "
+            "Seconds for which a silent client may keep others waiting in serial; 0: until "
             "--idle-timeout.",
             seconds,
             unit="seconds",
             reload=True,
         ),
     )
-    # A tenth of a second is what a person begins to notice.
+    # People begin to notice a delay of a tenth of a second.
     stall_threshold: float = setting(
         0.1,
         Text(
-            "Seconds for which a handler may hold the event loop before the log shows where it "
-            "is; from 0.01 on, because to look more often costs too much; 0: do not watch.",
+            "Seconds for which a handler may block the event loop before the log shows where it "
+            "is; at least 0.01, because shorter intervals cost too much; 0: do not check.",
             seconds_from(0.01),
             unit="seconds",
             section="Monitoring",
@@ -380,8 +380,8 @@ class Settings:
         30.0,
         Text(
             "Seconds for which a call of the handler may last, in a thread or waiting in the "
-            "event loop, before the log shows where it is, and for which client; 0: for ever. 30: "
-            "half of what proxies commonly wait for an answer.",
+            "event loop, before the log shows where it is, and for which client; 0: do not check. "
+            "30 is half the time that proxies commonly wait for an answer.",
             seconds,
             unit="seconds",
             reload=True,
@@ -390,8 +390,8 @@ class Settings:
     status: str = setting(
         "",
         Text(
-            "Where to serve health, metrics and a page for people, over HTTP: an endpoint string "
-            "as for --listen, without proxy:. Every client that reaches it can read it.",
+            "Where to serve health, metrics and a status page over HTTP: an endpoint string as "
+            "for --listen, without proxy:. Every client that reaches it can read it.",
             unset="nowhere",
             example="tcp:9464:interface=127.0.0.1",
         ),
@@ -399,11 +399,12 @@ class Settings:
     status_host: tuple[str, ...] = setting(
         (),
         Text(
-            "A name under which --status may be asked for, as Prometheus or a browser says it, "
-            "without the port; * for any; repeats. Addresses and localhost are always answered; "
-            "any other name could be one that leads a browser here to read the status.",
+            "A host name, without the port, by which Prometheus or a browser may request "
+            "--status; * for any; repeats. Addresses and localhost are always allowed. Other "
+            "names are refused because a web page could use one to read the status through a "
+            "browser.",
             host_name,
-            unset="addresses and localhost alone",
+            unset="only addresses and localhost",
             repeats=True,
             example=("echod.example.org",),
         ),
@@ -411,8 +412,8 @@ class Settings:
     log_format: str = setting(
         "text",
         Text(
-            "How the log is written: text, or json (an object a line). Where to is twistd's "
-            "--logfile or --syslog.",
+            "The format of the log: text, or json (one object on each line). twistd's --logfile "
+            "or --syslog says where it goes.",
             one_of(LOG_FORMATS),
             section="The log",
         ),
@@ -428,8 +429,8 @@ class Settings:
     log_rate: int = setting(
         LOG_RATE,
         Text(
-            "How many lines of one kind are logged a second, over ten seconds; those above are "
-            "counted, and a line says how many there were; 0: no limit.",
+            "How many lines of one kind are logged a second, over ten seconds; the rest is "
+            "counted, and one line says how many there were; 0: no limit.",
             whole_number(0, 1_000_000),
             reload=True,
         ),
@@ -437,8 +438,8 @@ class Settings:
     log_files: int = setting(
         10,
         Text(
-            "How many files of the log are kept beside the one that is written to, where it goes "
-            "to a file: another is begun every million bytes, and at SIGUSR1; 0: all.",
+            "How many old log files are kept, if the log goes to a file: a new one begins every "
+            "million bytes, and at SIGUSR1; 0: all.",
             whole_number(0, 1_000_000),
             reload=True,
         ),
@@ -449,7 +450,7 @@ class Settings:
             raise SettingError("--banner and --no-banner contradict each other")
         if self.concurrency is ConcurrencyModel.SERIAL and self.banner is not None:
             raise SettingError(
-                "--banner has no effect with --concurrency serial: it greets nobody"
+                "--banner has no effect with --concurrency serial: it sends no greeting"
             )
         if self.drain_spread and self.drain_spread >= self.drain_timeout:
             raise SettingError(
@@ -461,7 +462,7 @@ class Settings:
         self._refuse_to_listen_twice()
 
     def _refuse_to_listen_twice(self) -> None:
-        """Refuse a place that is given twice: the second bind would blame some other process."""
+        """Refuse an address that is given twice: the second bind would blame another process."""
         if number := _repeated(one for one in self.port if one):
             raise SettingError(f"--port: {number} is given twice")
         places = [one for one in self.listen if not re.search(r"(^|:)0(:|$)", one)]
@@ -478,7 +479,7 @@ class Settings:
 
     @property
     def handler_spec(self) -> HandlerSpec:
-        """The handler, with `--prefix` as the argument that it is."""
+        """The handler, with `--prefix` added to its arguments."""
         spec = self.handler
         if self.prefix is None:
             return spec
@@ -486,7 +487,7 @@ class Settings:
 
     @property
     def about_messages(self) -> list[str]:
-        """The flags that were given and say something about messages."""
+        """The flags about messages that were given."""
         about = ("framing", "delimiter", "max_message")
         return [
             one.flag
@@ -495,13 +496,13 @@ class Settings:
         ]
 
     def make_framing(self) -> Framing:
-        """Return the framing, with its own defaults where nothing else was said."""
+        """Return the framing, with its own defaults for settings that were not given."""
         chosen: dict[str, Any] = {"delimiter": self.delimiter, "max_message": self.max_message}
         given = {name: value for name, value in chosen.items() if value is not None}
         return FRAMINGS[self.framing](**given)
 
     def make_banner(self, framing: Framing) -> bytes | None:
-        """Return the greeting as it goes on the wire; None leaves it to the handler."""
+        """Return the greeting as it is sent; None leaves it to the handler."""
         if self.no_banner:
             return b""
         if self.banner is None:
@@ -518,7 +519,7 @@ T = TypeVar("T", int, str)
 
 
 def _repeated(values: Iterable[T]) -> T | None:
-    """Return the first of `values` that has been there before; None if each is there once."""
+    """Return the first of `values` that occurs a second time; None if each occurs once."""
     seen: set[T] = set()
     for value in values:
         if value in seen:
@@ -531,12 +532,12 @@ SETTINGS = describe(Settings)
 
 
 def configure(flags: Mapping[str, Any], text: str = "", file: str = "") -> Settings:
-    """Return the settings that flags and a file ask for; flags win.
+    """Return the settings from flags and a file; flags win.
 
     Args:
         flags: values by name, as `Setting.from_flag` returns them.
-        text: what is in the file.
-        file: what errors call the file; "" where there is none.
+        text: the content of the file.
+        file: the file's name in errors; "" without a file.
 
     Raises:
         SettingError: something in the file is wrong, or two settings contradict each other.
@@ -554,10 +555,10 @@ def differences(old: Settings, new: Settings) -> list[Setting]:
 
 
 def reloaded(old: Settings, new: Settings) -> Settings:
-    """Return `old` with all of `new` that a running daemon can take.
+    """Return `old` with the values of `new` that a running daemon can apply.
 
     Raises:
-        SettingError: that contradicts what only a restart can change.
+        SettingError: they contradict settings that only a restart can change.
     """
     taken = {one.name: getattr(new, one.name) for one in SETTINGS if one.text.reload}
     return replace(old, **taken)
@@ -567,14 +568,14 @@ class Options(usage.Options):
     """The flags, for `twistd`: one for each field of `Settings`, and those about the file.
 
     Attributes:
-        settings: what flags and file ask for.
+        settings: the settings from flags and file.
         flags: the values that were given as flags, by name.
-        file: the path of the file, absolute; None where none was named.
+        file: the absolute path of the file; None if none was given.
     """
 
     longdesc = (
-        "A network daemon that makes a service of a handler. As it comes, it greets each client "
-        "and echoes what it gets behind OK...; --handler runs your own code instead."
+        "A network daemon that makes a service of a handler. By default it greets each client and "
+        "echoes its input after OK...; --handler runs your own code instead."
     )
 
     def __init__(self) -> None:
@@ -584,7 +585,7 @@ class Options(usage.Options):
         self._only: set[str] = set()
 
     def parseOptions(self, options: Any = None) -> None:
-        """Read the command line; what is wrong with it is one line, and exit code 1."""
+        """Read the command line; report an error in one line, with exit code 1."""
         try:
             super().parseOptions(options)
         except (usage.UsageError, SettingError) as error:
@@ -596,7 +597,7 @@ class Options(usage.Options):
             raise usage.UsageError(f"unexpected argument {arguments[0]!r}")
 
     def postOptions(self) -> None:
-        """Freeze what was asked for as `settings`; or only print it, or say that it is good."""
+        """Set `settings`; or only print them, or report that they are good, and exit."""
         self.settings = self.configure()
         if "check" in self._only:
             self.check()
@@ -606,7 +607,7 @@ class Options(usage.Options):
             _print_and_exit(f"echod: the configuration is good{self.proviso}\n")
 
     def configure(self) -> Settings:
-        """Read the file, if one was named, and return the settings: at the start, and again.
+        """Read the file, if one was given, and return the settings: at the start, and at a reload.
 
         Raises:
             SettingError: the file cannot be read, or something in it is wrong.
@@ -628,33 +629,37 @@ class Options(usage.Options):
 
         Args:
             error: one line, which names settings as flags.
-            settings: what was asked for; None for what the daemon was started with.
+            settings: the new settings; None for those that the daemon was started with.
         """
         chosen = {one.name for one in differences(Settings(), settings or self.settings)}
         return placed(error, self.flags, chosen - set(self.flags), str(self.file))
 
     @property
     def proviso(self) -> str:
-        """What a check that has found everything good could not find out."""
+        """A caveat about a successful check, to add to its message."""
         return ""
 
     def check(self) -> None:
-        """Check what the settings name; what is wrong is a `SystemExit`.  Here: nothing more."""
+        """Check the files and objects that the settings name. Here: nothing.
+
+        Raises:
+            SystemExit: one of them cannot be used.
+        """
 
     def opt_config(self, path: str) -> None:
         """A TOML file with settings; a flag wins over the file."""
-        # Absolute: when it is read again, the daemon may be in another folder.
+        # Absolute, because at a reload the daemon may be in another folder.
         try:
             self.file = Path(path).absolute()
         except OSError as error:
             raise usage.UsageError(f"--config {path}: {error.strerror}") from None
 
     def opt_check_config(self) -> None:
-        """Check the settings and all they name, without listening; exit 0 if all is good."""
+        """Check the settings and all they name, without listening; exit with 0 if all is good."""
         self._only.add("check")
 
     def opt_print_config(self) -> None:
-        """Print the settings that flags and file give, as a file for --config, and exit."""
+        """Print the settings from flags and file, as a file for --config, and exit."""
         self._only.add("print")
 
     def opt_version(self) -> NoReturn:
@@ -662,11 +667,11 @@ class Options(usage.Options):
         _print_and_exit(f"echod {__version__}\n")
 
     def opt_help(self) -> NoReturn:
-        """Print this, and exit."""
+        """Print this help, and exit."""
         _print_and_exit(str(self))
 
     def getUsage(self, width: int | None = None) -> str:
-        """Return what `--help` prints: the settings, in sections."""
+        """Return the text of `--help`: the settings, in sections."""
         width = width or min(shutil.get_terminal_size().columns, 100)
         own = ("config=FILE", "check-config", "print-config", "version", "help")
         lines = textwrap.wrap(self.longdesc, width)
@@ -675,7 +680,7 @@ class Options(usage.Options):
             for one in members:
                 flag = f"{one.flag}={one.placeholder}" if one.placeholder else one.flag
                 lines += _entry(flag, one.sentence, width)
-        lines += ["", "The settings themselves:"]
+        lines += ["", "Other options:"]
         for flag in own:
             method = getattr(self, f"opt_{flag.partition('=')[0].replace('-', '_')}")
             lines += _entry(f"--{flag}", " ".join(method.__doc__.split()), width)
@@ -703,7 +708,7 @@ def _reader(one: Setting) -> Callable[..., None]:
             value = one.from_flag(text)
         except SettingError as error:
             raise usage.UsageError(f"{one.flag}: {error}") from None
-        # Of what does not repeat, the last one wins, as it does in twistd's own flags.
+        # For a flag that does not repeat, the last one wins, as for twistd's own flags.
         self.flags[one.name] = (
             (*self.flags.get(one.name, ()), value) if one.text.repeats else value
         )

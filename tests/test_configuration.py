@@ -141,7 +141,7 @@ def test_an_empty_file_says_nothing() -> None:
         ("\n\nlayer = 3", "cake.toml:3: layer: there is no such key; did you mean layers?"),
         ("Layers = 3", "did you mean layers?"),
         ("'zzz' = 3", ":1: zzz: there is no such key; there are: layers, height, rest, candles,"),
-        ("[shape]\nlayers = 3", ":1: shape: there are no tables: every key stands at the top"),
+        ("[shape]\nlayers = 3", ":1: shape: there are no tables: put every key at the top level"),
         ("[cake]\ntaste = 'sour'", ":1: cake: there are no tables"),
         ("[heights]\nheight = 1", ":1: heights: there are no tables"),
         ("layers 3", "cake.toml: Expected '=' after a key"),

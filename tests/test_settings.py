@@ -312,7 +312,7 @@ SPREAD = "--drain-spread (5) must be shorter than --drain-timeout (2.5)"
         (
             "drain-timeout = 2.5",
             "--drain-spread=5",
-            SPREAD + " (--drain-timeout stands in {file})",
+            SPREAD + " (--drain-timeout is set in {file})",
         ),
         ("threads = 1", "--delimiter=x", "--delimiter needs --framing line, not chunk"),
     ],

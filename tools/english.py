@@ -48,9 +48,8 @@ ALLOWED: dict[str, str] = {}
 # Still to be mended, by folder: a figure here only falls.
 TO_MEND: dict[str, int] = {
     "bench": 22,
-    "docs": 81,
-    "echod": 303,
-    "etc": 7,
+    "docs": 64,
+    "echod": 279,
     "examples": 6,
     "tests": 137,
     "twisted": 1,
