@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PORT = 8888
 SOAK_HOURS = 8
+WORKERS = 2
 
 # For install-service: the folders of the program, of systemd's units, and of the settings.
 PREFIX = /opt/echod
@@ -35,7 +36,7 @@ run: $(VENV)/run.stamp ## run the daemon on port 8888 (or PORT=...); Ctrl-C ends
 	case $$status in 130 | 143) ;; *) exit $$status ;; esac
 
 test: $(VENV)/develop.stamp ## run all tests; branch coverage under 95% is a failure
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest -n $(WORKERS) --cov
 
 check: $(VENV)/develop.stamp ## look for faults without running the daemon: style, types, imports, English, news
 	$(BIN)/ruff check

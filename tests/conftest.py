@@ -27,6 +27,7 @@ from tests.support.daemon import Start, starting
 from tests.support.interruption import Interruption
 from tests.support.log import Log
 from tests.support.waiting import PATIENCE
+from tests.support.workers import Workers
 
 # The reactor runs beside the test, so a slow example is the machine's doing; and a fixture that
 # is shared by the examples of one test is meant to be.
@@ -45,6 +46,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Interruption())
+    config.pluginmanager.register(Workers(config))
 
 
 @pytest.fixture

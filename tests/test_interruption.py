@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.own_pytest import own_pytest
 from tests.support.waiting import PATIENCE, block_until
 
 # The names of the tests are those of what they wait in.
@@ -79,23 +77,13 @@ def test_later():
 
 
 @pytest.fixture
-def interrupted(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Start a pytest of its own, on this suite's conftest.py, and wait until a test is at it."""
-    (tmp_path / "test_waiting.py").write_text(TESTS)
+def interrupted(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a pytest of its own, and wait until a test is at work."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(waits_in: str) -> subprocess.Popen[str]:
-        within = ["-p", "tests.conftest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path]
-        plain = ["-p", "no:randomly", "-p", "no:cacheprovider", "-o", "addopts="]
-        tests = ["test_waiting.py", "-k", f"{waits_in} or later"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *within, *plain, *tests],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(waits_in: str, *options: str) -> subprocess.Popen[str]:
+        tests = ["-k", f"{waits_in} or later"]
+        process = own_pytest(tmp_path, {"signals": TESTS}, *tests, *options)
         started.append(process)
         # Several pytests may be starting on a busy machine.
         block_until((tmp_path / "begun").exists, 2 * PATIENCE)
@@ -108,21 +96,23 @@ def interrupted(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str
 
 
 @pytest.mark.parametrize(
-    ("waits_in", "number"),
+    ("waits_in", "number", "options"),
     [
-        ("sleep", signal.SIGTERM),
-        ("reactor", signal.SIGTERM),
-        ("thread", signal.SIGTERM),
-        ("reactor", signal.SIGINT),
+        ("sleep", signal.SIGTERM, []),
+        ("reactor", signal.SIGTERM, []),
+        ("thread", signal.SIGTERM, []),
+        ("reactor", signal.SIGINT, []),
+        ("thread", signal.SIGTERM, ["-n", "2"]),
     ],
 )
 def test_a_signal_ends_pytest_in_order(
     tmp_path: Path,
-    interrupted: Callable[[str], subprocess.Popen[str]],
+    interrupted: Callable[..., subprocess.Popen[str]],
     waits_in: str,
     number: signal.Signals,
+    options: list[str],
 ) -> None:
-    process = interrupted(waits_in)
+    process = interrupted(waits_in, *options)
     process.send_signal(number)
     said, _ = process.communicate(timeout=2 * PATIENCE)
     assert process.returncode == 128 + number, said
@@ -133,7 +123,7 @@ def test_a_signal_ends_pytest_in_order(
 
 
 def test_the_second_signal_ends_it_at_once(
-    tmp_path: Path, interrupted: Callable[[str], subprocess.Popen[str]]
+    tmp_path: Path, interrupted: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = interrupted("stubborn")
     process.terminate()

@@ -1,0 +1,51 @@
+"""Files run in two workers, and what measures runs when nothing else does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.support.own_pytest import own_pytest
+from tests.support.waiting import PATIENCE
+
+TESTS = """
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def span(request):
+    began = time.monotonic()
+    yield
+    what = [request.node.name, os.getpid(), began, time.monotonic()]
+    with Path("spans").open("a") as spans:
+        spans.write(json.dumps(what) + "\\n")
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("number", range(2))
+def test_measuring(number):
+    time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_other(number):
+    time.sleep(0.05 * (1 + number))
+"""
+
+
+def test_a_test_that_is_alone_runs_while_no_other_does(tmp_path: Path) -> None:
+    process = own_pytest(tmp_path, dict.fromkeys("abc", TESTS), "-n", "2")
+    said, _ = process.communicate(timeout=2 * PATIENCE)
+    assert "15 passed" in said
+    spans = [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
+    assert len({worker for _, worker, _, _ in spans}) == 2
+    alone = [span for span in spans if span[0].startswith("test_measuring")]
+    assert len(alone) == 6
+    for name, worker, began, ended in alone:
+        beside = [other for other in spans if other[2] < ended and other[3] > began]
+        assert beside == [[name, worker, began, ended]]
