@@ -23,6 +23,7 @@ from echod.log.observer import LogObserver
 from echod.log.rate import WINDOW
 from echod.log.sinks import DescriptorSink, FileSink, Line, Sink, SyslogSink, sink_for
 from echod.text import LONGEST
+from tests.support.waiting import block_until
 
 # What may be in a log: everything but what steers a terminal, hides or forges.
 PRINTABLE = re.compile(
@@ -260,10 +261,8 @@ def test_the_writers_thread_tells_it_without_being_asked() -> None:
     for _ in range(3):
         observed.log.info("again")
     observed.now += WINDOW
-    deadline = time.monotonic() + 10
-    while not any("… 2 more like this in 10 s: again" in line for line in observed.sink.lines):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    told = "… 2 more like this in 10 s: again"
+    block_until(lambda: any(told in line for line in observed.sink.lines))
     observed.observer.close()
 
 

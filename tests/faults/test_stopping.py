@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import selectors
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -131,17 +130,16 @@ def test_sigterm_under_load_loses_nothing(tmp_path: Path, model: str, scale: Sca
     for number in scale(ci=2, soak=400):
         with starting(tmp_path) as start:
             # Each time, something else is under way.
-            loaders = stop_under_load(start("--concurrency", model), number % 10 / 100)
+            loaders = stop_under_load(start("--concurrency", model), (1 + number % 10) * 10_000)
             assert not any(loader.cut_off for loader in loaders)
 
 
-def stop_under_load(running: Daemon, seconds: float) -> list[Loader]:
-    """Send SIGTERM some time after everybody is being served."""
+def stop_under_load(running: Daemon, least_answered: int) -> list[Loader]:
+    """Send SIGTERM once each client has been answered so many bytes."""
     loaders = [Loader(running) for _ in range(CLIENTS)]
     for loader in loaders:
         loader.start()
-    block_until(lambda: all(len(loader.came) > 10_000 for loader in loaders))
-    time.sleep(seconds)
+    block_until(lambda: all(len(loader.came) > least_answered for loader in loaders))
     received = [loader.received for loader in loaders]
     running.signal()
     for loader in loaders:

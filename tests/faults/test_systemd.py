@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +21,12 @@ from tests.support.waiting import block_until
 HANDLERS = """
 import os
 import time
+from pathlib import Path
 
 
-def sleeping(message):
-    time.sleep(float(message))
+def holding(message):
+    while not Path("released").exists():
+        time.sleep(0.01)
     return message
 
 
@@ -89,21 +90,21 @@ def test_the_manager_is_told_in_order(daemon: Start, manager: Manager, file: Pat
 
 
 def test_the_watchdog_starves_while_a_handler_holds_the_loop(
-    daemon: Start, manager: Manager, file: Path
+    daemon: Start, manager: Manager, file: Path, tmp_path: Path
 ) -> None:
     """Faults 8 and 62: The daemon does not notify the watchdog while a handler blocks the event
     loop.
     """
     environment = asked_by(manager, WATCHDOG_USEC="200000")
-    running = daemon("--handler", "served:sleeping", env=environment)
+    running = daemon("--handler", "served:holding", env=environment)
     with connect(running) as connection:
         manager.wait_for("WATCHDOG=1", 3)
-        connection.sendall(b"1.5")
+        connection.sendall(b"happy")
         running.wait_for("The event loop has stood still")
         manager.hear()
-        time.sleep(0.7)  # the handler sleeps for longer than that
-        assert manager.hear() == []
-        assert receive(connection, 3) == b"1.5"
+        assert not manager.hears_within(0.7)  # seven times the interval
+        (tmp_path / "released").touch()
+        assert receive(connection, 5) == b"happy"
         manager.wait_for("WATCHDOG=1", len(manager.heard) + 1 - count_others(manager))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogLevel
 
 from echod.reactor import UvloopReactor
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, block_until
 
 
 class Harness:
@@ -43,9 +42,7 @@ class Harness:
                 thread.join(PATIENCE)
             hang_up()
             # The reactor's side sees it, before the reactor stops and ends what is left.
-            deadline = time.monotonic() + 0.3
-            while getattr(self.reactor, "streams", None) and time.monotonic() < deadline:
-                time.sleep(0.005)
+            block_until(lambda: not getattr(self.reactor, "streams", None))
             self.reactor.callFromThread(self.reactor.stop)
 
         for thread in threads:

@@ -33,6 +33,7 @@ from zope.interface.verify import verifyObject
 from echod.reactor import UvloopReactor, install
 from echod.reactor import reactor as reactor_module
 from tests.support.paths import ROOT
+from tests.support.waiting import block_until
 
 from .harness import Echo, Harness, dial
 
@@ -338,10 +339,8 @@ def test_under_twistd_as_a_daemon(tmp_path: Path) -> None:
     )
     options = ("--reactor=uvloop", "--pidfile=pid", "--logfile=log", "-y", "application.py")
     done = program(TWISTD, *options, cwd=tmp_path)
-    deadline = time.monotonic() + 10
-    while not (tmp_path / "socket").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert (tmp_path / "pid").exists(), done
+    assert done.returncode == 0, done
+    block_until((tmp_path / "socket").exists)
     pid = int((tmp_path / "pid").read_text())
     try:
         with socket.socket(socket.AF_UNIX) as client:
@@ -351,7 +350,5 @@ def test_under_twistd_as_a_daemon(tmp_path: Path) -> None:
             assert client.recv(100) == b"hello", (tmp_path / "log").read_text()
     finally:
         os.kill(pid, signal.SIGTERM)
-    while (tmp_path / "pid").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert done.returncode == 0
+    block_until(lambda: not (tmp_path / "pid").exists())
     assert "UvloopReactor" in (tmp_path / "log").read_text()

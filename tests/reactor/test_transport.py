@@ -13,7 +13,6 @@ import threading
 import time
 import tracemalloc
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from zope.interface.verify import verifyObject
 
 from echod.reactor import transport as transport_module
 from echod.reactor.transport import StreamTransport
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, block_until
 
 from .harness import Echo, Harness, dial, read_all
 
@@ -184,8 +183,7 @@ def test_a_peer_that_never_reads_is_given_up(
         connection.sendall(b"x")
         began = time.monotonic()
         connection.shutdown(socket.SHUT_WR)
-        while not Floods.events and time.monotonic() < began + PATIENCE:
-            time.sleep(0.005)
+        block_until(lambda: Floods.events)
         took.append(time.monotonic() - began)
         connection.close()
 
@@ -341,8 +339,7 @@ def test_everything_is_harmless_after_the_end(harness: Harness) -> None:
 
     def client() -> None:
         dial(port).close()
-        while not SavesTransport.events:
-            time.sleep(0.01)
+        block_until(lambda: SavesTransport.events)
         harness.reactor.callFromThread(afterwards)
         assert over.wait(PATIENCE)
 
@@ -495,7 +492,6 @@ def test_closing_the_handle_hands_the_connection_over(harness: Harness) -> None:
         def serve(taken: socket.socket) -> None:
             with taken:
                 while data := taken.recv(1024):
-                    time.sleep(0.05)
                     taken.sendall(b"OK..." + data)
 
     port = harness.listen(HandsOver)
@@ -598,7 +594,7 @@ def test_nothing_is_left_of_a_connection(harness: Harness) -> None:
         with dial(port) as first:  # libuv opens what it keeps in reserve with it
             first.sendall(b"x")
             assert first.recv(1) == b"x"
-        wait_until(lambda: not alive())
+        block_until(lambda: not alive())
         open_before = open_descriptors()
         for number in range(200):
             connection = dial(port)
@@ -608,7 +604,7 @@ def test_nothing_is_left_of_a_connection(harness: Harness) -> None:
                 linger = struct.pack("ii", 1, 0)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             connection.close()
-        wait_until(lambda: not alive() and open_descriptors() <= open_before)
+        block_until(lambda: not alive() and open_descriptors() <= open_before)
 
     try:
         harness.run(client)
@@ -616,13 +612,6 @@ def test_nothing_is_left_of_a_connection(harness: Harness) -> None:
         gc.enable()
     assert len(kept) == 201
     assert not alive()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE / 2
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 def open_descriptors() -> int:

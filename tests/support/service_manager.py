@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 from collections.abc import Iterator
 
@@ -35,6 +36,10 @@ class Manager:
             while True:
                 self.heard.append(self._socket.recv(4096).decode().split("\n"))
         return self.heard[known:]
+
+    def hears_within(self, seconds: float) -> bool:
+        """Return whether anything comes within so many seconds, without taking it."""
+        return bool(select.select([self._socket], [], [], seconds)[0])
 
     def wait_for(self, line: str, count: int = 1) -> None:
         """Wait until that line has been heard so many times."""

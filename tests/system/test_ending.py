@@ -50,8 +50,14 @@ def used(message):
 @message_handler
 def threads(message):
     kept.append(ThreadPoolExecutor(1))
-    kept[0].submit(lambda: (time.sleep(0.3), Path("worked").touch()))
+    kept[0].submit(work)
     return b"ok"
+
+
+def work():
+    while not Path("go on").exists():
+        time.sleep(0.01)
+    Path("worked").touch()
 
 
 @message_handler
@@ -143,6 +149,8 @@ def test_work_of_an_executors_threads_is_finished(daemon: Start, tmp_path: Path)
     running = daemon("--handler", "served:threads", "--concurrency", "reactor")
     assert ask(running) == b"ok"
     running.signal()
+    running.wait_for("Received SIGTERM")
+    (tmp_path / "go on").touch()
     running.wait()
     assert (tmp_path / "worked").exists()
 

@@ -120,13 +120,12 @@ def test_an_observer_that_twistd_was_given_is_used(tmp_path: Path) -> None:
 
 def test_a_child_of_a_handler_logs_too(daemon: Start, tmp_path: Path) -> None:
     (tmp_path / "forking.py").write_text("""
-import os, time
+import os
 
 def fork(message: bytes) -> bytes:
     child = os.fork()
     if not child:
         print("the child says so", flush=True)
-        time.sleep(0.5)
         os._exit(0)
     os.waitpid(child, 0)
     print("the parent says so")
