@@ -19,6 +19,7 @@ MARKS = {
     "in": True,
     "before": True,
     "unit": True,
+    "without": True,
     "typed": True,
     "any order": False,
     "eventually": False,

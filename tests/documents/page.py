@@ -22,7 +22,9 @@ from tests.support.needs import tool
 from tests.support.paths import ROOT
 
 # These commands belong in the terminal of the server, where one ends the one before.
-_SERVES = re.compile(r"(\w+=\S+ )*(twistd|make run|systemd-socket-activate|python \w+\.py)\b")
+_SERVES = re.compile(
+    r"(\w+=\S+ )*((\S*/)?twistd|make run|systemd-socket-activate|python \w+\.py)\b"
+)
 
 _CTRL_C = "^C"
 
@@ -265,7 +267,13 @@ class Page:
         path.unlink()
 
     def _run_script(self, block: Block) -> None:
-        self._expect_success(self._terminal.run(f"set -e\n{block.text}"))
+        left_out = re.split(r"[, ]+", block.marks.get("without", "").partition(": ")[0])
+        # A line that ends with a backslash goes on in the next one.
+        lines = re.split(r"(?<!\\)\n", block.text)
+        kept = [line for line in lines if line.partition(" ")[0] not in left_out]
+        if "twistd -n" in block.text:
+            self._stop_server()
+        self._expect_success(self._terminal.run("\n".join(["set -e", *kept])))
 
     def _expect_success(self, ran: Command) -> None:
         if ran.process.returncode:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -19,10 +20,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support.daemon import SCRIPTS
+from tests.support.needs import missing, needs_root
 from tests.support.waiting import PATIENCE
 
 # The ports that pages name.
 PORTS = ("8888", "8443", "9464")
+
+# Folders of the machine that a page of its installation changes.
+FOLDERS = ("/etc", "/opt", "/run", "/usr/local", "/var")
 
 # Where a page's reader is.
 HOME = "/home/me"
@@ -61,33 +66,56 @@ class Network:
 
 
 @contextlib.contextmanager
-def network() -> Iterator[Network]:
-    """Make a network, with its loopback interface up, if this machine permits it."""
+def network(layer: Path | None = None) -> Iterator[Network]:
+    """Make a network, with its loopback interface up, if this machine permits it.
+
+    Args:
+        layer: a folder; with it, what is written to `FOLDERS` is visible here only. Only
+            root can make that.
+    """
     up = "PATH=$PATH:/usr/sbin:/sbin; ip link set lo up && echo up && exec sleep infinity"
-    for unshare, enter in (
+    ways = [
         (["--net"], ["--net"]),
         (["--user", "--map-root-user", "--net"], ["--preserve-credentials", "--user", "--net"]),
-    ):
+    ]
+    if layer is not None:
+        needs_root("give a page folders of its own, such as /etc")
+        up = f"{_layers(layer)} && {up}"
+        ways = [(["--net", "--mount"], ["--net", "--mount"])]
+    for unshare, enter in ways:
         if not shutil.which("unshare") or not shutil.which("nsenter"):
             break
         with subprocess.Popen(
             ["unshare", *unshare, "sh", "-c", up],
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             text=True,
         ) as keeper:
             assert keeper.stdout is not None
             try:
-                if keeper.stdout.readline() == "up\n":
+                said = keeper.stdout.readline()
+                if said == "up\n":
                     within = ["nsenter", f"--target={keeper.pid}", *enter, "--"]
                     yield Network(keeper.pid, within, {port: port for port in PORTS})
                     return
             finally:
                 keeper.kill()
+        if layer is not None:
+            missing(f"no folders can be put over others here: {said}")
     with contextlib.ExitStack() as stack:
         free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
         ports = {port: str(one.getsockname()[1]) for port, one in zip(PORTS, free, strict=True)}
     yield Network(None, [], ports)
+
+
+def _layers(layer: Path) -> str:
+    """Return the commands that put a layer in memory over `FOLDERS`."""
+    commands = [f"mount -t tmpfs tmpfs {layer}"]
+    for number, folder in enumerate(FOLDERS):
+        upper, work = (layer / f"{number}-{kind}" for kind in ("upper", "work"))
+        options = f"lowerdir={folder},upperdir={upper},workdir={work}"
+        commands += [f"mkdir {upper} {work}", f"mount -t overlay overlay -o {options} {folder}"]
+    return " && ".join(commands)
 
 
 class Command:
@@ -142,7 +170,7 @@ class Terminal:
         self.server: Command | None = None
         self._network = among
         self._scratch = scratch
-        self._shell: list[str] = []
+        self._shell = [f"cd {shlex.quote(str(directory))}"]
         self._started: list[Command] = []
         self._mark = f"ECHOD_PAGE={uuid.uuid4()}"
         self._environment = {
@@ -256,15 +284,18 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(directory: Path, scratch: Path, patience: float = PATIENCE) -> Iterator[Terminal]:
+def terminal(
+    directory: Path, scratch: Path, patience: float = PATIENCE, layer: Path | None = None
+) -> Iterator[Terminal]:
     """Give a terminal for as long as this lasts.
 
     Args:
         directory: where its reader is.
         scratch: a folder for what is needed beside.
         patience: how long its reader waits for anything, in seconds.
+        layer: see `network`.
     """
-    with network() as among:
+    with network(layer) as among:
         made = Terminal(directory, scratch, among, patience)
         try:
             yield made

@@ -99,6 +99,21 @@ def test_a_block_that_is_marked_does_not_run(run: Run) -> None:
     assert run("<!-- skip: it would fail -->\n```\n$ false\n```\n") == []
 
 
+def test_lines_that_need_more_than_the_machine_has_are_left_out(run: Run) -> None:
+    script = "```sh\nsystemctl status \\\n  echod\npip install .\ntrue\n```\n"
+    assert run(f"<!-- without: pip, systemctl: need PyPI and systemd -->\n{script}") == []
+    assert len(run(f"<!-- without: pip: needs PyPI -->\n{script}")) == 1
+
+
+def test_a_page_that_installs_writes_to_folders_of_its_own(tmp_path: Path) -> None:
+    layer = tmp_path / "layer"
+    layer.mkdir()
+    with terminal(tmp_path, tmp_path, layer=layer) as here:
+        here.run(f"touch /etc/{tmp_path.name}")
+        assert here.run(f"ls /etc/{tmp_path.name}").printed == [f"/etc/{tmp_path.name}"]
+    assert not (Path("/etc") / tmp_path.name).exists()
+
+
 def test_the_shell_stays_the_same(run: Run) -> None:
     assert run("```\n$ mkdir a\n$ cd a\n$ b() { pwd; }\n$ b\n/home/me/echod/a\n```\n") == []
 
