@@ -14,7 +14,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def network_of(host: str) -> str:
-    """Return what counts as one address: an IPv4 address, or the /64 around an IPv6 one.
+    """Return the unit that limits count as one address: an IPv4 address, or an IPv6 /64 network.
 
     A site gets a /64 at least (RFC 6177), so a single machine may have 2**64 addresses.
 
@@ -25,7 +25,7 @@ def network_of(host: str) -> str:
         address = ipaddress.IPv6Address(host.partition("%")[0])
         mapped = address.ipv4_mapped
         host = str(mapped) if mapped else f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
-    # Interned: each connection keeps it, and many come from the same.
+    # Interned: each connection keeps it, and many connections come from the same one.
     return sys.intern(host)
 
 
@@ -40,7 +40,7 @@ def twisted_address(address: Address | None) -> IPv4Address | IPv6Address | UNIX
 
 
 def network_at(address: object) -> str:
-    """Return what a client's Twisted address counts under; "" where it has no host."""
+    """Return the network that a client's Twisted address belongs to; "" if it has no host."""
     if isinstance(address, IPv4Address | IPv6Address):
         return network_of(address.host)
     return ""

@@ -1,10 +1,10 @@
-"""A context of its own for each conversation: what one client's handler keeps in context variables
-(`contextvars`) no other client's sees.
+"""A separate context for each conversation: no other client's handler sees the context variables
+(`contextvars`) that one client's handler sets.
 
-All calls of a conversation's handler share one `Context`: what `opened` sets is there in
-`received` and `closed`, in whatever thread they run.  uvloop runs all that a connection brings in
-a context of that connection: where the event loop calls handlers, that one is used, so it costs a
-message nothing.  Elsewhere a `Context` is made, and entered.
+All calls of a conversation's handler share one `Context`: a variable that `opened` sets keeps its
+value in `received` and `closed`, in any thread.  uvloop runs the callbacks of each connection in a
+context of that connection.  If the event loop calls the handler, echod uses that context, so it
+costs a message nothing.  Otherwise echod makes a `Context`, and enters it.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _MISSING = object()
 
 
 def call_in(context: Context, function: Callable[..., T], *arguments: Any) -> T:
-    """Call `function`, written in Python, in `context`; within it already, simply call it.
+    """Call `function`, written in Python, in `context`; call it directly if already within it.
 
-    A handler may have called what led here: closing its own connection, for one.
+    That happens if a handler itself caused this call, for example by closing its own connection.
     """
     try:
         return context.run(function, *arguments)
     except RuntimeError as error:
-        # An error of the function's own has a frame of it in its traceback.
+        # If the function itself raised the error, the traceback has a frame of the function.
         if error.__traceback__ is None or error.__traceback__.tb_next is not None:
             raise
     return function(*arguments)
 
 
 def is_entered(context: Context) -> bool:
-    """Return whether what runs now has been called within `context`, or a call further out."""
+    """Return whether the current code runs within `context`, directly or further out."""
     try:
         context.run(_nothing)
     except RuntimeError:
@@ -46,14 +46,14 @@ def _nothing() -> None:
 
 
 def context_of(transport: Any) -> Context | None:
-    """Return the context in which a transport calls its protocol; None where it has none."""
+    """Return the context in which a transport calls its protocol; None if it has none."""
     context = getattr(transport, "context", None)
     return context if isinstance(context, Context) else None
 
 
 def take_over(changed: Context) -> None:
-    """Set each variable of the current context to what it is in `changed`."""
-    if changed != copy_context():  # the same mapping is found equal without a look at its items
+    """Set each variable of the current context to its value in `changed`."""
+    if changed != copy_context():  # comparing a mapping with itself does not look at its items
         for variable, value in changed.items():
             _set(variable, value)
 
@@ -64,9 +64,9 @@ def _set(variable: ContextVar[Any], value: Any) -> None:
 
 
 class Followed:
-    """A coroutine that runs in a copy of the current context, as Twisted has it.
+    """A coroutine that runs in a copy of the current context, as in Twisted.
 
-    What it sets there is not lost: see `take_over`.
+    `take_over` keeps the variables that it sets there.
     """
 
     __slots__ = ("_context", "coroutine")
@@ -76,13 +76,13 @@ class Followed:
         self._context: Context | None = None
 
     async def run(self) -> Any:
-        """Return what the coroutine does."""
+        """Return the coroutine's result."""
         try:
             return await self.coroutine
         finally:
             self._context = copy_context()
 
     def take_over(self) -> None:
-        """Set in the current context what the coroutine has set in its own."""
+        """Set the variables that the coroutine has set in the current context, too."""
         if self._context is not None:
             take_over(self._context)

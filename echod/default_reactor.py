@@ -1,7 +1,7 @@
-"""Which Twisted reactor the daemon runs on: uvloop's, unless somebody has chosen another.
+"""Choose the Twisted reactor of the daemon: uvloop's, unless another one is installed already.
 
-A reactor is in place before `Options.postOptions` only if `--reactor` asked for it, under `twistd`
-and under `twist`.
+Under `twistd` and `twist`, a reactor is installed before `Options.postOptions` only if `--reactor`
+asked for it.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ log = Logger("echod")
 
 
 def choose() -> None:
-    """Install the uvloop reactor, where none is in place yet and uvloop imports."""
+    """Install the uvloop reactor, if no reactor is installed yet and uvloop can be imported."""
     if "twisted.internet.reactor" in sys.modules:
         return
     try:
         from echod import reactor
     except ImportError as error:
-        log.warn("No uvloop reactor here: {why}", why=str(error))
+        log.warn("The uvloop reactor is not available: {why}", why=str(error))
     else:
         reactor.install()
 
 
 def name_of(reactor: Any) -> str:
-    """Return what `--reactor` calls this reactor."""
+    """Return the name of this reactor for `--reactor`."""
     return type(reactor).__name__.removesuffix("Reactor").lower()
 
 
 def follow_the_monotonic_clock(reactor: Any) -> None:
-    """Let timers be unmoved when the wall clock is set; before the first of them is made.
+    """Keep timers unaffected when the wall clock is set; call this before the first timer is made.
 
-    Only where the reactor's time is the wall clock: the uvloop reactor has a monotonic one.
+    This is needed only if the reactor uses the wall clock: the uvloop reactor's is monotonic.
     """
     if reactor.seconds is runtime.seconds and not reactor.getDelayedCalls():
         reactor.seconds = time.monotonic

@@ -1,4 +1,4 @@
-"""How many files and sockets this process may have open: each connection is one at least."""
+"""The number of files and sockets that this process may open: a connection needs at least one."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from echod.limits import Level
 
 OPEN = Path("/proc/self/fd")
 
-# What the process needs beside its connections: its own files, sockets and pipes, the status's
-# clients, and those whom it has just refused: they take a turn or two of the event loop to be
-# gone, in each of which 64 may come.
+# The descriptors that the process needs besides its connections: for its own files, sockets and
+# pipes, for the status's clients, and for clients that it has just refused: these take a turn or
+# two of the event loop to close, and 64 may come in each turn.
 SPARE = 256
 
-# How many connections to make room for where their number has no limit of its own.
+# How many connections to make room for if their number is not limited.
 MOST_CONNECTIONS = 1_000_000
 
-# What a connection's own thread needs beside the connection: a duplicate of its descriptor; over
-# TLS and behind a proxy, both ends of a socket pair and a duplicate of one.
+# The descriptors that a connection's own thread needs besides the connection: a duplicate of its
+# descriptor; over TLS and behind a proxy, both ends of a socket pair and a duplicate of one.
 MOST_OF_A_THREAD = 3
 
 
 def make_room(wanted: int) -> int:
-    """Allow this process `wanted` descriptors, as far as the system lets it.
+    """Raise the limit of this process to `wanted` descriptors, as far as the system allows it.
 
-    Shells and systemd start programs with a soft limit of 1024, for the sake of those that use
-    `select`, and expect a program that can do with more to ask for them.
+    Shells and systemd start programs with a soft limit of 1024, because some of them use `select`,
+    and expect other programs to raise the limit themselves.
 
     Args:
-        wanted: how many; a limit that is higher is left alone.
+        wanted: how many; a higher limit is left alone.
 
     Returns:
         How many it may have now.
@@ -51,8 +51,8 @@ def make_room(wanted: int) -> int:
 def fit(allowed: int, connections: int, threads: int) -> tuple[int, int]:
     """Return how many connections, and threads for connections, there is room for.
 
-    Some descriptors are kept for what is not a connection, the status above all: who asks why
-    nobody is let in shall get an answer.
+    Some descriptors are kept for other purposes, above all for the status: it has to answer an
+    operator who wants to know why clients are refused.
 
     Args:
         allowed: how many descriptors the process may have.
@@ -67,16 +67,17 @@ def fit(allowed: int, connections: int, threads: int) -> tuple[int, int]:
 def level() -> Level:
     """Return how many descriptors this process has open, and how many it may have."""
     with contextlib.suppress(OSError):
-        # Linux tells the number as the size of the folder, from 6.2 on: no need to read it.
+        # From 6.2 on, Linux gives the number as the size of the folder, without reading it.
         used = OPEN.stat().st_size or len(list(OPEN.iterdir()))
         return Level("descriptors", used, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     return Level("descriptors", 0, 0)
 
 
 def fill_standard_streams() -> list[str]:
-    """Open `/dev/null` in the place of each standard stream that is closed, as by `>&-`.
+    """Open `/dev/null` in place of each standard stream that is closed, as by `>&-`.
 
-    Else the next file that is opened takes its number, and is written to by whoever prints.
+    Otherwise the next file that is opened gets its number, and every `print` writes into that
+    file.
 
     Returns:
         The names of streams whose numbers had been taken before this was called.
@@ -84,10 +85,11 @@ def fill_standard_streams() -> list[str]:
     taken = []
     for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
         if not is_open(number):
-            # The lowest number that is free is this one.  Children get it, as any such stream.
+            # `open` takes the lowest free number, which is this one. Children inherit it, as they
+            # do any standard stream.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-        if getattr(sys, name) is None:  # as Python has found it closed
-            stream = Path(os.devnull).open(mode)  # noqa: SIM115 - as long as the process lives
+        if getattr(sys, name) is None:  # Python found it closed at the start
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115 - stays open as long as the process lives
             if not os.path.sameopenfile(number, stream.fileno()):
                 taken.append(name)
             setattr(sys, name, stream)
@@ -96,7 +98,7 @@ def fill_standard_streams() -> list[str]:
 
 
 def is_open(number: int) -> bool:
-    """Return whether there is a descriptor of this number."""
+    """Return whether a descriptor with this number is open."""
     try:
         os.fstat(number)
     except OSError:

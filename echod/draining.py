@@ -1,8 +1,8 @@
-"""The drain: what was received is answered, then every connection is closed; within a deadline.
+"""The drain: answer all that was received, then close every connection, within a deadline.
 
-A drain may be gradual.  Connections are then told to finish a few at a time, those that are idle
-too, so that thousands of clients do not all come back in the same second.  Until its turn comes a
-connection is served as ever.
+A drain may be gradual. It then tells connections to finish a few at a time, idle ones too, so that
+thousands of clients do not all reconnect in the same second. Until its turn comes, a connection is
+served as before.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Drain:
 
         Args:
             reactor: for the deadline.
-            factories: whose connections to close.
+            factories: the owners of the connections to close.
             model: waited for after the last connection.
             timeout: seconds that clients have.
-            spread: seconds over which the connections are told, 0 to tell all at once.
-            still_there: returns, in a line each, who of the connections is there, and why.
+            spread: seconds over which the connections are told to finish; 0: all at once.
+            still_there: returns a line for each remaining connection, with the reason.
         """
         self._reactor = reactor
         self._factories = factories
@@ -64,7 +64,7 @@ class Drain:
         """Drain.
 
         Returns:
-            Fires when everything has come to its end, at the deadline at the latest.
+            Fires when everything has ended, at the deadline at the latest.
         """
         count = self._left()
         if count:
@@ -74,7 +74,7 @@ class Drain:
                 seconds=self._timeout,
             )
         deadline = self._reactor.callLater(self._timeout, self._give_up)
-        # What handlers have to do once their connections are gone is within the deadline too.
+        # The deadline also covers the work of handlers after their connections are gone.
         return (
             self._tell_gradually()
             .addCallback(lambda _: DeferredList([each.drain() for each in self._factories]))

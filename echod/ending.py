@@ -1,12 +1,12 @@
-"""How the process ends: as the interpreter does, in time, and by the signal that asked for it.
+"""End the process as the interpreter does, in time, and by the signal that asked for the end.
 
-twistd ends by sending itself the signal that it got.  That skips what Python does at the end of a
-program: functions of `atexit`, joining executors and their processes, flushing files.  So the
-signal is left to libc, which sends it when the interpreter has finished.  Guarantees:
+twistd ends by sending itself the signal that it got. That skips Python's own shutdown: functions
+of `atexit`, joining executors and their processes, flushing files. So libc sends the signal when
+the interpreter has finished. Guarantees:
 
-* What waits for the process sees what it would see of twistd: death by the signal.
-* From `keep_deadline` on the kernel ends the process at the deadline, by the same signal: near the
-  interpreter's end no thread and no signal handler of Python's can any more.
+* The parent process sees the same as with twistd: death by the signal.
+* From `keep_deadline` on, the kernel ends the process at the deadline, by the same signal, because
+  near the interpreter's end no thread and no signal handler of Python can do it any more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import signal
 import time
 from typing import Any
 
-# What the abstract class is made of, which can be asked for ten times as many objects a second.
+# The concrete base of the abstract class: checking an object against it is ten times as fast.
 _File: type = io.IOBase.__mro__[1]
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,7 +35,7 @@ class _TimerSpec(ctypes.Structure):
 
 
 class _SignalEvent(ctypes.Structure):
-    """`struct sigevent`: 64 bytes on Linux, whatever it asks for."""
+    """`struct sigevent`: always 64 bytes on Linux."""
 
     _fields_ = (
         ("value", ctypes.c_void_p),
@@ -47,8 +47,8 @@ class _SignalEvent(ctypes.Structure):
 
 def end_by_signal(number: int) -> None:
     """Let libc end the process by this signal once the interpreter has finished."""
-    # Last one first: what C has buffered is written, then comes the signal; where that is
-    # ignored, the code that a shell shows for it remains.
+    # libc calls these in reverse order: it flushes C's buffers, then sends the signal; if that is
+    # ignored, the process ends with the code that a shell shows for it.
     end_with_code(128 + number)
     _at_exit(_libc["raise"], number)
     _at_exit(_libc.fflush, 0)
@@ -61,27 +61,27 @@ def end_with_code(code: int) -> None:
 
 
 def _at_exit(function: Any, argument: int) -> None:
-    # The ABI's function below libc's own atexit(): it passes an argument on.
+    # The function of the ABI beneath libc's atexit(): it accepts an argument.
     _libc.__cxa_atexit(function, ctypes.c_void_p(argument), None)
 
 
 def flush_files() -> None:
-    """Write what files hold back that are still open.
+    """Flush the files that are still open.
 
-    Python flushes a file when it deletes it, which at the interpreter's end it does to all that
-    modules hold.  But not to what an event loop holds, and that is the handler with its module.
+    Python flushes a file when it deletes it.  At the interpreter's end it deletes the files that
+    modules hold, but not those that an event loop holds, such as a handler's and its module's.
     """
     for each in gc.get_objects():
         if issubclass(type(each), _File):
-            with contextlib.suppress(Exception):  # closed, or somebody else's class
+            with contextlib.suppress(Exception):  # it is closed, or of a foreign class
                 each.flush()
 
 
 def keep_deadline(code: int, deadline: float) -> None:
-    """Let the kernel end this process at the deadline; Python handles no signal to stop any more.
+    """Let the kernel end this process at the deadline; Python no longer handles signals to stop.
 
     Args:
-        code: the exit code: above 128, of a signal, by which the process ends then.
+        code: the exit code; above 128 it stands for a signal, by which the process then ends.
         deadline: when, on the monotonic clock, in seconds.
     """
     number = code - 128 if code > 128 else signal.SIGTERM

@@ -1,7 +1,7 @@
-"""What the daemon counts.  Plain integers, no I/O: whoever wants to show them reads them.
+"""The daemon's counters: plain integers, without I/O; the status and the log read them.
 
-Written in the reactor thread only, but for the stalls of that thread, which `echod.stalls` counts;
-a connection's own figures are added when it ends.
+Only the reactor thread writes them, with one exception: `echod.stalls` counts the stalls of that
+thread.  A connection's own figures are added when it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Totals(NamedTuple):
-    """What has been counted over all listeners: since the start, or of the last minute."""
+    """Totals over all listeners, since the start or of the last minute."""
 
     accepted: int = 0
     ended: int = 0
@@ -24,7 +24,7 @@ class Totals(NamedTuple):
     lines_lost: int = 0
 
     def since(self, before: Totals) -> Totals:
-        """Return how much more this is than `before`."""
+        """Return the difference from `before`."""
         return Totals(*(now - then for now, then in zip(self, before, strict=True)))
 
 
@@ -35,26 +35,26 @@ class Metrics:
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
-    # What handlers have raised: in `closed`, too, when the connection has ended by something else.
+    # Exceptions of handlers, also those in `closed` of a connection that ended for another reason.
     handler_errors: int = 0
     messages: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
-    # How often the event loop stood still, and for how many seconds in all.
+    # How often the event loop was blocked, and for how many seconds in total.
     stalls: int = 0
     stalled: float = 0.0
 
     @property
     def open(self) -> int:
-        """How many connections there are now."""
+        """The number of open connections."""
         return self.accepted - self.ended.total()
 
     def end(self, reason: str, *, messages: int, received: int, sent: int) -> None:
-        """Count the end of one connection, and what it had moved.
+        """Count the end of one connection, and its traffic.
 
         Args:
             reason: why it ended, one of a fixed few.
-            messages: how many messages it was handed.
+            messages: how many messages its handler got.
             received: bytes from the client.
             sent: bytes to the client.
         """
@@ -65,10 +65,10 @@ class Metrics:
 
 
 class Histogram:
-    """How often values fell into which range.
+    """Counts how many values fell into each range.
 
     Attributes:
-        bounds: the upper bounds of the ranges, ascending; a value on a bound is below it.
+        bounds: the upper bounds of the ranges, ascending; a range includes its upper bound.
         counts: how many values were in each range; one more than bounds.
         total: the sum of all values.
     """
@@ -86,5 +86,5 @@ class Histogram:
 
     @property
     def cumulative(self) -> list[int]:
-        """How many values were at most each bound; the last is all of them."""
+        """The number of values up to each bound; the last item is the number of all values."""
         return list(accumulate(self.counts))

@@ -1,4 +1,4 @@
-"""Who else can write where the daemon reads code, or has its socket."""
+"""Whether other users can write to a folder that the daemon imports from or has a socket in."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ ROOT = 0
 
 
 def others_can_write(found: os.stat_result, uid: int) -> bool:
-    """Return whether somebody else than this user, or root, can write to a file or folder.
+    """Return whether a user other than this one and root can write to a file or folder.
 
-    A group of the user's own, which has its name and no other members, is nobody else: with such
-    groups, folders that the group can write are usual.
+    A private group, which has the user's name and no other members, does not count: where users
+    have such groups, folders that the group can write to are common.
 
     Args:
-        found: what `stat` says of it.
+        found: the result of `stat`.
         uid: the user.
     """
     if found.st_uid not in (ROOT, uid) or found.st_mode & stat.S_IWOTH:

@@ -1,7 +1,6 @@
-"""Set-ups that are dangerous without showing it.
+"""Checks for unsafe set-ups.
 
-What nobody can want is refused.  What may be meant so, as root within a container is, gets a line
-in the log.
+Some are refused, some only logged: those that may be intended, such as root within a container.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 from echod.permissions import ROOT, others_can_write
 
-# Where twistd writes its number unless it is told otherwise.
+# The file to which twistd writes its process id by default.
 PIDFILE = "twistd.pid"
 
 _WAITED_BY = {
@@ -34,7 +33,7 @@ _WAITED_BY = {
 
 
 def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
-    """Return why the daemon must not start like this; None where it may.
+    """Return why the daemon must not start with this set-up; None if it may.
 
     Args:
         twistd: twistd's own options; empty under `twist`, which has none of these.
@@ -43,18 +42,18 @@ def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
     try:
         Path.cwd()
     except OSError as error:
-        return f"the current directory: {error.strerror}: cd into one that is there"
+        return f"the current directory: {error.strerror}: change to one that exists"
     pidfile = twistd.get("pidfile")
     if pidfile and Path(pidfile).is_symlink():
         return (
-            f"--pidfile {pidfile} is a symbolic link: twistd would write to wherever it points; "
+            f"--pidfile {pidfile} is a symbolic link: twistd would write to its target; "
             "remove it, or name another file"
         )
-    # twistd finds these out too, but says so in a traceback.
+    # twistd detects these too, but reports them in a traceback.
     if pidfile and not Path(pidfile).exists() and not os.access(Path(pidfile).parent, os.W_OK):
         return (
-            f"--pidfile {pidfile}: nothing can be written to that directory; "
-            "name another file, or none: twistd --pidfile= echod"
+            f"--pidfile {pidfile}: that directory is not writable; name another file, or none: "
+            "twistd --pidfile= echod"
         )
     if not Path(twistd.get("rundir") or ".").is_dir():
         return f"--rundir {twistd['rundir']}: there is no such directory"
@@ -64,36 +63,36 @@ def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
 
 
 def _unknown_user(uid: int | None) -> str | None:
-    """Return why twistd cannot become this user: it asks for the user's name, and groups."""
+    """Return why twistd cannot become this user: it looks up the user's name, and groups."""
     try:
         if uid is not None:
             pwd.getpwuid(uid)
     except (KeyError, OverflowError):
         return (
-            f"--uid {uid}: there is no user of this number: make one, or start as that user, as "
-            f"by setpriv --reuid {uid} --regid {uid} --clear-groups twistd ..."
+            f"--uid {uid}: there is no user with this id: create one, or start as that user, for "
+            f"example by setpriv --reuid {uid} --regid {uid} --clear-groups twistd ..."
         )
     return None
 
 
 def why_stale(pidfile: str | Path) -> str | None:
-    """Return why this pidfile is of no daemon that runs; None where it may be of one.
+    """Return why this pidfile does not belong to a running daemon; None if it may.
 
-    Linux only: elsewhere twistd asks whether there is a process of that number, and no more.
+    Linux only: elsewhere twistd checks only whether a process with that id exists.
 
     Raises:
-        OSError: there is none, or it cannot be read.
+        OSError: the file does not exist, or cannot be read.
     """
     text = Path(pidfile).read_text(errors="replace").strip()
     if not text:
         return "it is empty"
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:12]) < 1 << 31:
-        return "there is no number of a process in it"
+        return "it does not contain a process id"
     if int(text) == os.getpid():
-        return f"{text} is this very process"
+        return f"{text} is this process itself"
     try:
         words = os.fsdecode(Path(f"/proc/{text}/cmdline").read_bytes()).split("\0")
-    except OSError:  # it is gone, which twistd finds out, or we may not know
+    except OSError:  # it is gone, which twistd detects, or we may not look
         return None
     if any(Path(word).name.startswith("twist") for word in words[:3]):
         return None
@@ -101,26 +100,26 @@ def why_stale(pidfile: str | Path) -> str | None:
 
 
 def warnings(twistd: Mapping[str, Any], folders: Iterable[str | Path], *, uid: int) -> list[str]:
-    """Return what the log should say about this set-up.
+    """Return the warnings about this set-up, for the log.
 
     Args:
         twistd: as for `refusal`.
-        folders: where modules and plugins are imported from beside the usual places.
+        folders: the folders that modules and plugins are imported from, besides the usual ones.
         uid: the user that starts it.
     """
     said = [
-        f"{path} can be written by others, and code is read from there: whoever can write there "
-        "runs code as this daemon"
+        f"{path} is writable by other users, and echod imports code from it: they can run code as "
+        "this daemon"
         for folder in folders
         for path in _exposed(Path(folder), uid)
     ]
     if uid == ROOT and twistd.get("uid") is not None and twistd.get("euid"):
-        said.append("--euid lets handlers become root again: without it, privileges are dropped")
+        said.append("--euid lets handlers become root again: leave it out to drop privileges")
     return said
 
 
 def warning_once_started(uid: int) -> str | None:
-    """Return what the log should say now that privileges have been dropped.
+    """Return the warning for the log once privileges have been dropped.
 
     Args:
         uid: the effective user.
@@ -128,13 +127,13 @@ def warning_once_started(uid: int) -> str | None:
     if uid != ROOT:
         return None
     return (
-        "Handlers run as root: a mistake in one of them is the whole machine's. "
+        "Handlers run as root: a mistake in one of them affects the whole machine. "
         "Start twistd with --uid, or from a unit with User= or DynamicUser="
     )
 
 
 def exchanged() -> list[str]:
-    """Return what echod waits by, and a module has exchanged for something else since."""
+    """Return the functions that echod waits in, and that a module has replaced since."""
     return [
         f"{module.__name__}.{name}"
         for (module, name), original in _WAITED_BY.items()
@@ -143,13 +142,13 @@ def exchanged() -> list[str]:
 
 
 def _is_as_good(found: object, original: object) -> bool:
-    # A class made of the original one, as a library for proxies puts in its place, does no harm.
+    # A subclass of the original, such as a library for proxies puts in its place, does no harm.
     both = isinstance(found, type) and isinstance(original, type)
     return found is original or (both and issubclass(found, original))  # type: ignore[arg-type]
 
 
 def proviso(uid: int) -> str:
-    """Return what has to be added where a check has found everything good.
+    """Return a caveat to add to the message of a successful check.
 
     Args:
         uid: the effective user.
@@ -163,7 +162,7 @@ def proviso(uid: int) -> str:
 
 
 def _exposed(folder: Path, uid: int) -> Iterator[Path]:
-    """Yield what somebody else can write: the folder, or Twisted's cache of plugins in it."""
+    """Yield what another user can write: the folder, or Twisted's plugin cache in it."""
     for path in (folder, folder / "dropin.cache"):
         try:
             found = path.stat()
@@ -174,7 +173,7 @@ def _exposed(folder: Path, uid: int) -> Iterator[Path]:
 
 
 def plugin_folders() -> list[str]:
-    """Return where Twisted looks for plugins."""
+    """Return the folders in which Twisted looks for plugins."""
     import twisted.plugins
 
     return list(twisted.plugins.__path__)

@@ -1,4 +1,4 @@
-"""Standard output, for commands that print and end: it may be full, or its reader gone."""
+"""Standard output for commands that print and exit: it may be full, or its reader gone."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """Let the block print, and see to it that all of it is written.
+    """Let the block print, and flush its output.
 
     Raises:
-        SystemExit: it cannot be written, which is one line and exit code 1; or whoever reads it
-            has had enough, as `head` has, which is no error.
+        SystemExit: the output cannot be written (one line, exit code 1); or its reader has closed
+            it, as `head` does (exit code 0).
     """
     try:
         try:
             yield
         finally:
-            if sys.stdout is not None:  # it has been closed: there is nothing to write to
+            if sys.stdout is not None:  # it is None if it was closed at the start
                 sys.stdout.flush()
     except BrokenPipeError:
         _write_no_more()
@@ -31,7 +31,7 @@ def printing() -> Iterator[None]:
 
 
 def _write_no_more() -> None:
-    """Keep the interpreter from trying again, at its end, to write what is left."""
+    """Keep the interpreter from writing the rest when it ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

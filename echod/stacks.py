@@ -1,4 +1,4 @@
-"""Where code is at the moment: the stack of a thread, or of a coroutine that waits."""
+"""Stacks of running code: of a thread, or of a waiting coroutine."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ DEPTH = 16
 # A stack, the outermost frame first.
 Frames = list[FrameType]
 
-# The handlers that come with echod are handlers as any other.
+# The handlers that come with echod are treated like any other handler.
 HANDLERS = "echod.handlers.builtin"
 
 
 def frames_under(frame: FrameType | None) -> Frames:
-    """Return the frames that led to `frame`, and it."""
+    """Return the frames that led to `frame`, and `frame` itself."""
     return [one for one, _ in traceback.walk_stack(frame)][::-1] if frame is not None else []
 
 
 def frames_of_thread(thread: int) -> Frames:
-    """Return what a thread is at; nothing if it has ended."""
+    """Return the stack of a thread; empty if it has ended."""
     return frames_under(sys._current_frames().get(thread))
 
 
 def frames_of_coroutine(coroutine: Any) -> Frames:
-    """Return where a coroutine waits, down to the last coroutine or generator that it awaits."""
+    """Return the stack of a waiting coroutine, down to the last object that it awaits."""
     return list(_awaited_frames(coroutine))
 
 
 def _awaited_frames(waiting: Any) -> Iterator[FrameType]:
-    for _ in range(1000):  # in case somebody's `cr_await` leads in a circle
+    for _ in range(1000):  # in case the `cr_await` of a foreign object leads in a circle
         frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
         if frame is None:
             return
@@ -51,7 +51,7 @@ def module_of(frame: FrameType) -> str:
 
 
 def from_handler(frames: Frames) -> Frames:
-    """Leave out what led to a handler, up to echod's call of it."""
+    """Leave out the frames up to echod's call of the handler."""
     names = [module_of(frame) for frame in frames]
     for index, name in enumerate(names):
         if not (_is_ours(name) or name == "threading"):
@@ -66,19 +66,19 @@ def _is_ours(module: str) -> bool:
 def shown(frames: Frames) -> str:
     """Return the innermost frames as a traceback shows them, escaped."""
     if not frames:
-        return "  a place that could not be seen"
+        return "  an unknown place"
     summary = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames)
     return escape_lines("".join(summary.format()[-DEPTH:]).rstrip("\n"))
 
 
 def in_one_line(frames: Frames) -> str:
-    """Return the innermost frames as `file.py:12 in function`, from the outermost on, escaped.
+    """Return the innermost frames as `file.py:12 in function`, the outermost first, escaped.
 
-    Without echod's own, unless there are no others.
+    echod's own frames are left out, unless there are no others.
     """
     frames = [frame for frame in frames if not _is_ours(module_of(frame))] or frames
     places = [
         f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
         for frame in frames
     ]
-    return escape(", ".join(places[-DEPTH:]) or "a place that could not be seen")
+    return escape(", ".join(places[-DEPTH:]) or "an unknown place")

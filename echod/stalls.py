@@ -175,7 +175,7 @@ class StallWatch:
             return _Waited(answered, worked, 0.0)
         if late >= WORTH_MENTIONING:
             log.warn(
-                "The process was held up for {seconds:.1f} s: it was stopped, or had no processor",
+                "The process did not run for {seconds:.1f} s: it was stopped, or got no CPU time",
                 seconds=late,
             )
         return _Waited(answered, 0.0, late)
@@ -197,7 +197,7 @@ class StallWatch:
         if lag >= self.threshold:
             self._count(lag)
             if shown:
-                log.warn("The event loop goes on, after {seconds:.2f} s", seconds=lag)
+                log.warn("The event loop continues after {seconds:.2f} s", seconds=lag)
 
     def _answer(self) -> None:
         """In the reactor's thread."""
@@ -222,7 +222,7 @@ class StallWatch:
         self._silent_until = now + LOG_INTERVAL
         untold, self._untold = self._untold, 0
         log.warn(
-            "The event loop has stood still for {seconds:.2f} s{others}; it is at:\n{stack}",
+            "The event loop has been blocked for {seconds:.2f} s{others}; it is at:\n{stack}",
             seconds=seconds,
             others=f" ({untold} more {plural(untold, 'was', 'were')} not shown)" if untold else "",
             stack=_stack(frame),

@@ -1,8 +1,8 @@
-"""Bytes and text on their way to a log, a terminal or an error message, and back.
+"""Escape bytes and text for a log, a terminal or an error message, and read escapes back.
 
-Whatever a client sent may hold control characters: a carriage return forges a log line, an
-escape sequence drives a terminal.  Everything that came from outside passes through `escape`
-(or `escape_lines`) before it is shown; `unescape` reads the same notation in a setting's value.
+Text from a client may contain control characters: a carriage return forges a log line, an escape
+sequence controls a terminal.  All text from outside passes through `escape` (or `escape_lines`)
+before it is shown; `unescape` reads the same notation in a setting's value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _escaped(code: int) -> str:
 
 
 # C0, DEL and C1; marks and overrides of direction; separators of lines and paragraphs; surrogates.
-# A table, because a call for each character would make hostile text ten times as dear as this.
+# A table, because a call for each character would make hostile text ten times as expensive.
 _CONTROLS = {
     code: _escaped(code)
     for start, end in [
@@ -37,7 +37,7 @@ _CONTROLS = {
 _CONTROLS_BUT_LAYOUT = {
     code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\t\n"
 }
-# Most text has none, which a search finds quicker.
+# Most text has none, and a search finds that faster.
 _HAS_CONTROL = re.compile(f"[{re.escape(''.join(map(chr, _CONTROLS)))}]")
 
 _WRITTEN = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.?)", re.DOTALL)
@@ -60,7 +60,7 @@ def escape_lines(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return `text` without its middle where it is too long: of a traceback, the end says most."""
+    """Cut out the middle of `text` if it is too long: the end of a traceback says most."""
     left_out = len(text) - LONGEST
     if left_out <= 0:
         return text
@@ -69,19 +69,19 @@ def shortened(text: str) -> str:
 
 
 def unescape(text: str) -> bytes:
-    r"""Return the bytes that a setting's `text` stands for: ``\r\n`` is two of them.
+    r"""Convert a setting's `text` to bytes: ``\r\n`` becomes two bytes.
 
-    Python's escapes for bytes are read (``\n``, ``\t``, ``\x1b``, ``\0``, ``\\``); other
+    Python's escapes for bytes are decoded (``\n``, ``\t``, ``\x1b``, ``\0``, ``\\``); other
     characters are encoded as UTF-8.
 
     Raises:
-        ValueError: an escape is not complete, or not known, as in ``\x1`` and ``\d``.
+        ValueError: an escape is incomplete or unknown, as in ``\x1`` and ``\d``.
     """
     return _WRITTEN.sub(_unescape_one, text.encode("utf-8", "surrogateescape"))
 
 
 def unescaped(value: bytes) -> str:
-    """Return a text that `unescape` reads as `value`; what can be printed stands for itself."""
+    """Return a text that `unescape` reads as `value`; printable characters stay as they are."""
     text = value.decode("utf-8", "surrogateescape")
     return "".join(_writable(character) for character in text)
 
@@ -107,7 +107,7 @@ def _unescape_one(match: re.Match[bytes]) -> bytes:
 
 
 class _Quoted(reprlib.Repr):
-    """Python's notation, which is printable, but cut where it is long."""
+    """Python's notation, which is printable, shortened if it is long."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,13 +116,13 @@ class _Quoted(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
         try:
             return super().repr_int(x, level)
-        except ValueError:  # Python writes no number of more than 4300 digits
+        except ValueError:  # Python prints no number of more than 4300 digits
             digits = hex(x)
             return f"{digits[:18]}...{digits[-18:]}"
 
 
 def quoted(value: object) -> str:
-    """Return a value as an error shows it: escaped, and without its middle where it is long."""
+    """Format a value for an error: escaped, and without its middle if it is long."""
     return _QUOTED.repr(value)
 
 
@@ -130,10 +130,10 @@ _QUOTED = _Quoted()
 
 
 def clipped(text: str, longest: int = 60) -> str:
-    """Return `text` with dots for its end where it is longer than an error has room for."""
+    """Replace the end of `text` by dots if it is too long for an error."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def plural(count: int, one: str, many: str) -> str:
-    """Return `one` where `count` is 1, else `many`: the words that go with that number."""
+    """Return the words for a number: `one` if `count` is 1, else `many`."""
     return one if count == 1 else many

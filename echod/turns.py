@@ -1,24 +1,24 @@
-"""Shares each turn of the event loop among connections that have more than one message to answer.
+"""Share each turn of the event loop among connections that have more than one message to answer.
 
-One read may hold 256,000 messages.  Answered in one go, they keep all other clients waiting, and
-SIGTERM and the watchdog too.  So a connection answers until its share of the turn is used up, then
-rests until the next turn of the loop, and everybody else has been looked at in between.
+One read may hold 256,000 messages.  Answered at once, they would keep all other clients waiting,
+and SIGTERM and the watchdog too.  So a connection answers until its share of the turn is used up,
+then rests until the next turn of the loop; in between, all others get their turn.
 
 Guarantees:
 
-* A connection answers for `SLICE` in a turn, or for `TURN` while no other rests, and at most a
-  first message and `PACE` more for longer.  With any handler that takes up to a millisecond a
-  message that is less than 5 ms.
-* All that rest have `TURN` together in each turn, in the order in which they came to rest; so a
-  turn is bounded however many they are, and none is passed over.  A connection whose input comes
-  when that time is used up answers one message, or goes on for `FREE`, as clients do that send
-  one message at a time; then it waits in line too.
-* Those that rest are called from a timed call, and reactors look for input and output between two
-  rounds of timed calls.  There is one such call for all, and none while no connection rests and
+* A connection answers for `SLICE` in a turn, or for `TURN` while no other rests, and exceeds that
+  by at most a first message and `PACE` more. With a handler that takes up to a millisecond a
+  message, that is less than 5 ms.
+* All resting connections share `TURN` in each turn, in the order in which they began to rest. So a
+  turn is bounded, however many they are, and none is passed over. A connection whose input arrives
+  when that time is used up answers one message, or goes on for `FREE`, like clients that send one
+  message at a time; then it queues too.
+* A timed call resumes the resting connections, and reactors look for input and output between two
+  rounds of timed calls. There is one such call for all, and none while no connection rests and
   none has taken more than `FREE` of this turn.
 
-To look at the clock takes a sixth of the time that a short message takes.  So nothing looks at it
-for a read of one message, nor more often than every `PACE` messages.
+Reading the clock takes a sixth of the time of a short message.  So a read of one message does not
+read it, and other reads do so at most once in `PACE` messages.
 """
 
 from __future__ import annotations
@@ -30,30 +30,31 @@ from twisted.logger import Logger
 
 log = Logger("echod.connection")
 
-# How many messages are answered between two looks at the clock, at most.
+# The most messages that are answered between two readings of the clock.
 PACE = 3
-# How long a connection answers in a turn while others rest, in seconds: ten times what a turn of
-# the loop costs.  With a hundred such clients each waits for a fortieth of a second.
+# How long a connection answers in a turn while others rest, in seconds: ten times the cost of a
+# turn of the loop. With a hundred such clients each waits for a fortieth of a second.
 SLICE = 0.00025
-# How long all those that rest may answer in one turn of the loop, in seconds.
+# How long all resting connections together may answer in one turn of the loop, in seconds.
 TURN = 0.00075
-# How long a connection may answer before it counts, in seconds.  libuv reads up to 32 times from
-# one connection in a turn, where reads are long: together they stay within what it may take.
+# How long a connection may answer before that counts against its share, in seconds. With long
+# reads, libuv reads up to 32 times from one connection in a turn: together they stay within the
+# share.
 FREE = 0.0001
 
 
 class Resting(Protocol):
-    """What waits for its turn."""
+    """A connection that waits for its turn."""
 
     def take_turn(self) -> None:
         """Go on."""
 
 
 class Share:
-    """What one connection may take of this turn of the loop, from now on.
+    """The share of one connection in this turn of the loop, from now on.
 
     Attributes:
-        until: when to ask next whether it is used up, by the clock of `Turns.seconds`.
+        until: when to check next whether it is used up, by the clock of `Turns.seconds`.
     """
 
     __slots__ = ("_begun", "_turns", "until")
@@ -72,25 +73,25 @@ class Share:
 
 
 class Turns:
-    """The line of those who rest, and how much of this turn of the loop is used up."""
+    """The queue of resting connections, and how much of this turn of the loop is used up."""
 
     def __init__(self, clock: Any, seconds: Callable[[], float] | None = None) -> None:
-        """Set up, with an empty line.
+        """Set up, with an empty queue.
 
         Args:
             clock: an `IReactorTime`, of the loop that is shared.
-            seconds: a quicker look at a clock than that one's; it need not agree with it.
+            seconds: a faster clock than that one; the two need not agree.
         """
         self.seconds: Callable[[], float] = seconds or clock.seconds
         self._clock = clock
-        # A dictionary, for its order, and to leave from the middle.
+        # A dictionary, because it has an order, and items can be removed from the middle.
         self._line: dict[Resting, None] = {}
-        # The call that comes in the next turn.  While it is due, `_ends` is about this one.
+        # The call in the next turn. While it is pending, `_ends` is about the current turn.
         self._call: Any = None
         self._ends = 0.0
 
     def end_of(self, begun: float) -> float:
-        """Return when the share ends of a connection that has answered for more than `FREE`.
+        """Return the end of the share of a connection that has answered for more than `FREE`.
 
         Args:
             begun: when it began to answer in this turn.
@@ -113,15 +114,15 @@ class Turns:
             call.cancel()
 
     def _begin(self, begun: float) -> None:
-        """A turn of the loop began at `begun`, as far as it is of interest here."""
+        """Note that a turn of the loop began at `begun`."""
         self._ends = begun + TURN
         self._call = self._clock.callLater(0, self._take_turns)
 
     def _take_turns(self) -> None:
         self._call = None
         if not self._line:
-            return  # the turn is over in which somebody took more than `FREE`
-        # What is read later in this turn has what is left of it.
+            return  # the turn is over in which a connection took more than `FREE`
+        # Input that is read later in this turn gets the rest of it.
         self._begin(self.seconds())
         for _ in range(len(self._line)):
             connection = next(iter(self._line), None)
@@ -130,7 +131,7 @@ class Turns:
             del self._line[connection]
             try:
                 connection.take_turn()
-            except Exception:  # one connection's trouble must not keep the others waiting
-                log.failure("A connection could not go on")
+            except Exception:  # an error of one connection must not keep the others waiting
+                log.failure("Resuming a connection failed")
             if self.seconds() >= self._ends:
                 break

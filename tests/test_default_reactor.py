@@ -34,7 +34,7 @@ def test_without_uvloop_nothing_is_installed_and_the_reason_is_logged(
     monkeypatch.setitem(sys.modules, "echod.reactor", None)
     choose()
     assert "twisted.internet.reactor" not in sys.modules
-    assert "No uvloop reactor here: " in log.text
+    assert "The uvloop reactor is not available: " in log.text
 
 
 def test_with_uvloop_it_is_installed() -> None:

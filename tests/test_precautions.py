@@ -60,7 +60,7 @@ def test_a_pidfile_that_cannot_be_written_is_refused(
 ) -> None:
     why = refusal({"pidfile": str(tmp_path / "none" / "twistd.pid")}, uid=SOMEBODY)
     assert why is not None
-    assert f"{tmp_path}/none/twistd.pid: nothing can be written to that directory" in why
+    assert f"{tmp_path}/none/twistd.pid: that directory is not writable" in why
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as it is for an ordinary user
     assert refusal({"pidfile": ""}, uid=SOMEBODY) is None
     assert refusal({"pidfile": str(tmp_path / "twistd.pid")}, uid=SOMEBODY) is not None
@@ -75,7 +75,7 @@ def test_a_current_directory_that_is_gone_is_refused(
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     why = refusal({}, uid=SOMEBODY)
-    assert why == "the current directory: No such file or directory: cd into one that is there"
+    assert why == "the current directory: No such file or directory: change to one that exists"
     with pytest.raises(SystemExit, match=r"echod: --config x: No such file or directory"):
         Options().parseOptions(["--config", "x"])
 
@@ -93,11 +93,11 @@ def test_what_others_can_write_is_named(tmp_path: Path) -> None:
     cache.touch()
     cache.chmod(0o666)
     (said,) = warnings({}, [tmp_path], uid=uid)
-    assert said.startswith(f"{cache} can be written by others")
+    assert said.startswith(f"{cache} is writable by other users")
     cache.chmod(0o644)
     tmp_path.chmod(0o777)
     (said,) = warnings({}, [tmp_path], uid=uid)
-    assert said.startswith(f"{tmp_path} can be written by others")
+    assert said.startswith(f"{tmp_path} is writable by other users")
 
 
 def test_what_somebody_else_owns_is_named(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_plugins_are_looked_for_where_twisted_does() -> None:
 def test_a_user_without_an_entry_is_refused() -> None:
     why = refusal({"uid": 12345}, uid=ROOT)
     assert why is not None
-    assert why.startswith("--uid 12345: there is no user of this number")
+    assert why.startswith("--uid 12345: there is no user with this id")
     assert refusal({"uid": ROOT}, uid=ROOT) is None
 
 
@@ -140,12 +140,12 @@ def test_a_user_without_an_entry_is_refused() -> None:
     [
         ("", "it is empty"),
         ("\n", "it is empty"),
-        ("many\x1b", "there is no number of a process in it"),
-        ("0", "there is no number of a process in it"),
-        ("-1", "there is no number of a process in it"),
-        ("9" * 5000, "there is no number of a process in it"),
-        ("\u0661", "there is no number of a process in it"),
-        pytest.param(str(os.getpid()), f"{os.getpid()} is this very process", id="its own"),
+        ("many\x1b", "it does not contain a process id"),
+        ("0", "it does not contain a process id"),
+        ("-1", "it does not contain a process id"),
+        ("9" * 5000, "it does not contain a process id"),
+        ("\u0661", "it does not contain a process id"),
+        pytest.param(str(os.getpid()), f"{os.getpid()} is this process itself", id="its own"),
         ("1", "process 1 is not twistd"),
         (str(2**31 - 1), None),  # nobody: twistd finds that out
     ],

@@ -65,8 +65,8 @@ def test_a_thread_is_seen_where_it_is_and_not_when_it_has_ended() -> None:
     leave.set()
     thread.join()
     assert frames_of_thread(thread.ident) == []
-    assert shown([]) == "  a place that could not be seen"
-    assert in_one_line([]) == "a place that could not be seen"
+    assert shown([]) == "  an unknown place"
+    assert in_one_line([]) == "an unknown place"
 
 
 def nested(depth: int) -> str:

@@ -83,11 +83,11 @@ async def test_the_stack_of_what_holds_the_loop_is_logged_while_it_does(
     all_told: None, watch: StallWatch, metrics: Metrics, log: Log
 ) -> None:
     said = await deferLater(reactor, 0, sleep_on_the_job, log)
-    said = said[said.rindex("The event loop has stood still for 0.") :]
+    said = said[said.rindex("The event loop has been blocked for 0.") :]
     assert "in sleep_on_the_job\n    time.sleep(0.01)" in said
     assert re.findall(r"line \d+, in (\w+)", said) == ["sleep_on_the_job"]
-    await eventually(lambda: "goes on, after" in log.text)
-    took = re.findall(r"The event loop goes on, after (\S+) s", log.text)
+    await eventually(lambda: "continues after" in log.text)
+    took = re.findall(r"The event loop continues after (\S+) s", log.text)
     assert min(map(float, took)) >= THRESHOLD
     assert metrics.stalls >= len(took)
     assert metrics.stalled >= sum(map(float, took)) - 0.01 * len(took)
@@ -116,7 +116,7 @@ async def test_c_code_that_holds_the_interpreter_is_noticed_too(
 ) -> None:
     await deferLater(reactor, 0.05, compute_without_a_pause, LONG)
     await eventually(lambda: metrics.stalled > THRESHOLD)
-    assert "The event loop has stood still for" in log.text
+    assert "The event loop has been blocked for" in log.text
     assert "in compute_without_a_pause" in log.text
 
 
@@ -149,8 +149,8 @@ async def test_a_handler_that_is_slow_each_time_does_not_fill_the_log(
     for count in (1, 2, 3):
         await deferLater(reactor, 0, time.sleep, LONG)
         await eventually(lambda count=count: metrics.stalls >= count)
-    assert log.text.count("The event loop has stood still") == 1
-    assert log.text.count("goes on, after") <= 1
+    assert log.text.count("The event loop has been blocked") == 1
+    assert log.text.count("continues after") <= 1
     monkeypatch.setattr(watch, "_silent_until", 0.0)
     said = await deferLater(reactor, 0, sleep_on_the_job, log)
     (untold,) = re.findall(r"s \((\d+) more were not shown\); it is at:", said)
@@ -172,7 +172,7 @@ async def test_where_a_threads_processor_time_cannot_be_had_the_loop_is_asked_mo
 
 
 @pytest.mark.parametrize(
-    ("late", "worked", "said"), [(30.0, 0.0, "held up for 30.0 s"), (30.0, 29.0, "")]
+    ("late", "worked", "said"), [(30.0, 0.0, "did not run for 30.0 s"), (30.0, 29.0, "")]
 )
 def test_a_process_that_stood_still_blames_nobody(
     metrics: Metrics,

@@ -123,7 +123,7 @@ def test_an_error_ends_no_other_ones_turn(loop: Loop, work: Work, turns: Turns, 
     turns.rest(other)
     loop.turn()
     assert not other.left
-    assert "A connection could not go on" in log.take_errors()[0]
+    assert "Resuming a connection failed" in log.take_errors()[0]
 
 
 # With protocols.

@@ -181,7 +181,7 @@ class LogObserver:
     def _no_new_file(self, error: OSError) -> Line:
         text = self._render(
             _event(
-                "Cannot begin a new log file, the old one goes on: {path}: {why}",
+                "Cannot begin a new log file, still writing to the old one: {path}: {why}",
                 level="error",
                 path=escape(str(error.filename)),
                 why=escape(error.strerror or str(error)),

@@ -84,7 +84,7 @@ def test_the_log_tells_each_step_and_each_client(daemon: Start) -> None:
         (["--reactor=epoll"], {}, "Running on the epoll reactor"),
         (["--reactor=uvloop"], {}, "Running on the uvloop reactor"),
         # As where uvloop is not installed.
-        ([], {"PYTHONPATH": "."}, "No uvloop reactor here: none for this system"),
+        ([], {"PYTHONPATH": "."}, "The uvloop reactor is not available: none for this system"),
     ],
 )
 def test_the_reactor_is_the_one_asked_for_or_uvloops(
@@ -277,7 +277,7 @@ def test_a_check_is_one_for_the_user_that_runs_it(tmp_path: Path) -> None:
     assert run(tmp_path, *ordinary, *command).returncode == 0
     assert not (tmp_path / "twistd.pid").exists()
     named = (SCRIPTS / "twistd", f"--pidfile={tmp_path}/x.pid", *command[1:])
-    assert "nothing can be written to that directory" in run(tmp_path, *ordinary, *named).stderr
+    assert "that directory is not writable" in run(tmp_path, *ordinary, *named).stderr
     # A key that it cannot read is good for root alone, and root is told so.
     (tmp_path / "server.pem").chmod(0o600)
     os.chown(tmp_path / "server.pem", 65534, 65534)
