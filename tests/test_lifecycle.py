@@ -618,3 +618,28 @@ def test_a_transport_of_twisteds_own_that_has_closed_holds_nothing() -> None:
     with pytest.raises(AttributeError):
         closed.getHandle()
     assert unsent(closed) == acknowledged(closed) == 0
+
+
+@pytest.mark.parametrize("model", ConcurrencyModel)
+@pytest_twisted.ensureDeferred
+async def test_a_client_of_a_unix_socket_finds_its_reply_after_the_connection_has_closed(
+    model: ConcurrencyModel, tmp_path: Path
+) -> None:
+    """Fault 98: At SIGTERM a client of a UNIX socket that has not read its last reply does not
+    hold the drain, in any concurrency model, and finds the reply when it reads.
+    """
+    path = str(tmp_path / "socket")
+    limits = Limits(linger=0.5, write_timeout=0)
+    factory = EchoFactory(reactor, model=make_model(model), limits=limits, banner=b"")
+    port = reactor.listenUNIX(path, factory)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(b"happy\n")
+        await eventually(lambda: factory.connections != set())
+        await eventually(lambda: all(each.figures[2] for each in factory.connections))
+        drained = factory.drain()
+        await eventually(lambda: not factory.connections)
+        await drained
+        assert client.makefile("rb").read() == b"OK...happy\n"
+    await port.stopListening()
+    factory.model.stop()

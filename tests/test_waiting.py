@@ -382,6 +382,10 @@ class Served:
             client.send(data)
         await self.answer(data)
 
+    @property
+    def connections(self) -> list[Any]:
+        return list(self.factory.connections)
+
     async def finish(self) -> None:
         """Let each client end its stream, and wait until all is over."""
         for client in self.clients.values():
@@ -808,6 +812,57 @@ async def test_at_a_drain_no_handler_waits_on_for_a_silent_client(
             await client.receive_all()
             # Twisted calls it lost when the other end of a UNIX socket is shut both ways.
             assert client.clean or kind.startswith("unix")
+
+
+async def leave_a_reply_unread(one: Served) -> None:
+    """Have each handler answer, and no client read that."""
+    for client in one.clients.values():
+        client.transport.pauseProducing()
+        client.send(b"happy\n")
+    await eventually(
+        lambda: all(each._channel.traffic_seen() or sum(each.figures) for each in one.connections)
+    )
+    await deferLater(reactor, 0.5)
+
+
+async def read_the_reply(one: Served) -> None:
+    """Have it, though the server has closed the connections."""
+    for name, client in one.clients.items():
+        client.transport.resumeProducing()
+        assert await client.receive_all() == b"happy\n", name
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_at_a_drain_a_client_that_does_not_read_its_reply_holds_up_nothing(
+    kind: str, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 98: At SIGTERM a client that has not read its last reply does not hold the drain, and
+    finds the reply when it reads.
+    """
+    async with served(kind, tmp_path, certificate, WORKING, linger=0.5) as one:
+        await leave_a_reply_unread(one)
+        drained = one.factory.drain()
+        await one.end()
+        await drained
+        assert one.factory.metrics.ended == {"drained": len(WORKING)}
+        await read_the_reply(one)
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_does_not_read_its_reply_is_idle_like_any_other(
+    kind: str, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 98: A client that does not read its last reply may be silent for as long as any other,
+    unless the kernel has no room for more.
+    """
+    times = {"idle_timeout": 3.0, "write_timeout": 1.0, "linger": 0.5}
+    async with served(kind, tmp_path, certificate, WORKING, **times) as one:
+        await leave_a_reply_unread(one)
+        await one.end()
+        assert one.factory.metrics.ended == {"idle": len(WORKING)}
+        await read_the_reply(one)
 
 
 @LISTENERS

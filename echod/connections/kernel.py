@@ -35,7 +35,14 @@ def is_reset(transport: Any) -> bool:
 
 
 def unsent(transport: Any) -> int:
-    """Return how many bytes the kernel holds that the client has not acknowledged yet."""
+    """Return how many bytes the kernel holds that have not come to the client's machine yet.
+
+    A UNIX socket's are there at once.  While there is room for more they count as sent, read or
+    not, as over TCP: the client finds them even after the connection has been closed.
+    """
+    handle = _handle(transport)
+    if handle is not None and handle.family == socket.AF_UNIX and has_room(handle):
+        return 0
     return _held_by_kernel(transport, termios.TIOCOUTQ)
 
 
@@ -51,7 +58,7 @@ def acknowledged(transport: Any) -> int:
         if len(info) == _BYTES_ACKED.size:
             acked: int = _BYTES_ACKED.unpack(info)[0]
             return acked
-    return -unsent(transport)
+    return -_held_by_kernel(transport, termios.TIOCOUTQ)
 
 
 def spoke_last(transport: Any) -> bool:
