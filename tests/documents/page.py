@@ -5,20 +5,23 @@ from __future__ import annotations
 import ast
 import configparser
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
 import yaml
 
 from echod.settings import configure
 from tests.documents.comparing import difference, match, match_unordered
 from tests.documents.markdown import Block, Mistake, blocks, commands
-from tests.documents.terminal import Command, Terminal
-from tests.support.needs import tool
+from tests.documents.terminal import Command, Terminal, terminal
+from tests.support.needs import not_here, tool
 from tests.support.paths import ROOT
 
 # These commands belong in the terminal of the server, where one ends the one before.
@@ -28,6 +31,9 @@ _SERVES = re.compile(
 
 _CTRL_C = "^C"
 
+
+# These pages change the machine: they get folders such as /etc of their own.
+_INSTALLING = {"deploy.md"}
 
 # Programs that the commands of pages use, and that may be missing.
 _TOOLS = ("curl", "jq", "nc", "openssl", "promtool", "systemd-analyze", "systemd-socket-activate")
@@ -263,7 +269,7 @@ class Page:
         ast.parse(program)
         path = self._terminal.directory / "block.py"
         path.write_text(self._terminal.real(program))
-        self._expect_success(self._terminal.run(f"python < {path}"))
+        self._expect_success(self._terminal.run(f"python < {shlex.quote(str(path))}"))
         path.unlink()
 
     def _run_script(self, block: Block) -> None:
@@ -286,6 +292,30 @@ class Page:
         if name is None:
             raise Mistake("say which unit of etc/systemd these lines are for: <!-- unit: NAME -->")
         verify_unit(name, block.text, self._terminal.directory)
+
+
+def check_page(path: Path, scratch: Path) -> None:
+    """Run a page as a test: fail with all that differs.
+
+    Args:
+        path: the page.
+        scratch: an empty folder.
+    """
+    if "TEST_REACTOR" in os.environ:
+        not_here("the pages show what runs on the default reactor")
+    ask_for_tools(path)
+    directory = scratch / "echod"
+    directory.mkdir()
+    copy_of_the_project(directory)
+    layer = None
+    if path.name in _INSTALLING:
+        layer = scratch / "layer"
+        layer.mkdir()
+    with terminal(directory, scratch, layer=layer) as here:
+        page = Page(path, here)
+        page.run()
+    if page.differences:
+        pytest.fail("\n\n".join(["", *page.differences]), pytrace=False)
 
 
 def verify_unit(name: str, lines: str, directory: Path) -> None:

@@ -110,6 +110,7 @@ def network(layer: Path | None = None) -> Iterator[Network]:
 
 def _layers(layer: Path) -> str:
     """Return the commands that put a layer in memory over `FOLDERS`."""
+    layer = Path(shlex.quote(str(layer)))
     commands = [f"mount -t tmpfs tmpfs {layer}"]
     for number, folder in enumerate(FOLDERS):
         upper, work = (layer / f"{number}-{kind}" for kind in ("upper", "work"))
@@ -189,10 +190,12 @@ class Terminal:
     def until(self, condition: Callable[[], object]) -> bool:
         """Wait until `condition()` holds; return whether it does in time."""
         deadline = time.monotonic() + self.patience
+        pause = 0.005
         while not condition():
             if time.monotonic() > deadline:
                 return False
-            time.sleep(0.005)
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.1)  # looking costs the page's programs their processor
         return True
 
     def run(self, text: str) -> Command:
