@@ -47,7 +47,7 @@ check: $(VENV)/develop.stamp ## look for faults without running the daemon: styl
 	$(BIN)/towncrier build --draft > /dev/null
 
 docs: $(VENV)/develop.stamp ## generate the files made from the code: parts of docs/, and etc/echod.toml
-	$(BIN)/python -m echod.reference
+	$(BIN)/python -m echod.settings.reference
 	$(BIN)/python -m tests.faults.catalogue
 
 pictures: $(VENV)/run.stamp ## make the picture of README.md: the status page, under load, in Chromium

@@ -30,7 +30,6 @@ from echod import default_reactor, descriptors, ending, precautions
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.concurrency.pool import WorkerPool
-from echod.configuration import SettingError
 from echod.connections.admission import Admission
 from echod.connections.factory import EchoFactory
 from echod.draining import Drain
@@ -52,8 +51,9 @@ from echod.log.observer import LogObserver
 from echod.log.sinks import sink_for
 from echod.logcapture import Capture, capturing
 from echod.metrics import Metrics
-from echod.settings import Options as SettingsOptions
-from echod.settings import Settings, differences, reloaded
+from echod.settings.definitions import Settings, differences, reloaded
+from echod.settings.flags import Options as SettingsOptions
+from echod.settings.schema import SettingError
 from echod.signals import GRACE, Signals
 from echod.slow import SlowCalls
 from echod.stalls import StallWatch

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.configuration import (
+from echod.settings.schema import (
     SettingError,
     Text,
     as_file,

@@ -30,7 +30,7 @@ from echod.connections import socket_protocol as handover
 from echod.connections.kernel import unread
 from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
 from echod.listening.proxy import ProxyFactory
-from echod.settings import LOOPBACK
+from echod.settings.definitions import LOOPBACK
 from echod.tls import TLSFactory
 from tests.support.clients import BANNER
 from tests.support.log import Log

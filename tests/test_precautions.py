@@ -20,7 +20,7 @@ from echod.precautions import (
     warnings,
     why_stale,
 )
-from echod.settings import Options
+from echod.settings.flags import Options
 from tests.support.needs import needs_root
 
 ROOT, SOMEBODY = 0, 1000

@@ -25,7 +25,7 @@ from echod.handlers import ConcurrencyModel
 from echod.listening.proxy import BROKEN, LATE, UNTRUSTED, ProxyFactory
 from echod.proxy_header import FieldType
 from echod.reasons import EndReason
-from echod.settings import LOOPBACK
+from echod.settings.definitions import LOOPBACK
 from echod.tls import TLSFactory
 from tests.support.clients import BANNER
 from tests.support.log import Log

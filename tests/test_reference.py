@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from echod import reference
-from echod.configuration import Setting
-from echod.settings import SETTINGS, configure
+from echod.settings import reference
+from echod.settings.definitions import SETTINGS, configure
+from echod.settings.schema import Setting
 from tests.support.paths import ROOT
 
 

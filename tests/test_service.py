@@ -36,7 +36,7 @@ from echod.service import (
     build_service,
     makeService,
 )
-from echod.settings import SETTINGS, Settings
+from echod.settings.definitions import SETTINGS, Settings
 from echod.signals import GRACE, Signals
 from echod.systemd import Notifier
 from tests.support.certificates import Authority
@@ -519,8 +519,8 @@ FAULTS = [
     "echod.service.reloaded",
     "echod.service.differences",
     "echod.service._make_room",
-    "echod.settings.Settings.make_limits",
-    "echod.settings.Settings.make_banner",
+    "echod.settings.definitions.Settings.make_limits",
+    "echod.settings.definitions.Settings.make_banner",
     "echod.tls.context.not_after",
     "tests.test_service.Configured.__call__",
 ]

@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echod import Chunk, Length, Limits, Line
-from echod.configuration import Setting, SettingError, as_file
 from echod.handlers import ConcurrencyModel, HandlerSpec
-from echod.settings import (
+from echod.settings.definitions import (
     SETTINGS,
-    Options,
     Settings,
     configure,
     differences,
     handler_spec,
     reloaded,
 )
+from echod.settings.flags import Options
+from echod.settings.schema import Setting, SettingError, as_file
 from echod.text import escape
 
 

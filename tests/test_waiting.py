@@ -30,7 +30,7 @@ from echod.connections import waiting
 from echod.connections.waiting import Others, is_awaited, running_time, tasks
 from echod.handlers import ConcurrencyModel
 from echod.listening.proxy import ProxyFactory
-from echod.settings import LOOPBACK
+from echod.settings.definitions import LOOPBACK
 from tests.support.proxy_headers import line
 from tests.support.serving import (
     SecureServer,

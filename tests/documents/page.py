@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from echod.settings import configure
+from echod.settings.definitions import configure
 from tests.documents.comparing import difference, match, match_unordered
 from tests.documents.markdown import Block, Mistake, blocks, commands
 from tests.documents.terminal import Command, Terminal, terminal

@@ -9,7 +9,7 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString, connectProtocol
 
 from echod.service import StartError, build_service
-from echod.settings import Settings
+from echod.settings.definitions import Settings
 from tests.support.clients import BANNER
 from tests.support.log import Log
 from tests.support.serving import LOOPBACK, Talker

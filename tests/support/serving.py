@@ -30,7 +30,7 @@ from echod.connections.factory import EchoFactory
 from echod.handlers import ConcurrencyModel
 from echod.limits import Limits
 from echod.listening.proxy import ProxyFactory
-from echod.settings import LOOPBACK as TRUSTED
+from echod.settings.definitions import LOOPBACK as TRUSTED
 from echod.tls import Context, Files, ServerContext, TLSFactory
 from tests.support.clients import unacknowledged
 from tests.support.proxy_headers import line

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from echod.configuration import Setting, SettingError
 from echod.precautions import proviso
-from echod.settings import SETTINGS, Settings
+from echod.settings.definitions import SETTINGS, Settings
+from echod.settings.schema import Setting, SettingError
 from tests.support.certificates import self_signed_pem
 from tests.support.clients import BANNER, connect, receive, receive_all
 from tests.support.daemon import SCRIPTS, Daemon, Start, starting

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from echod.settings import configure
+from echod.settings.definitions import configure
 from tests.support.certificates import self_signed_pem
 from tests.support.clients import greeted, is_served, receive_all
 from tests.support.daemon import Daemon, Start

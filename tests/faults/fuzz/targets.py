@@ -13,12 +13,12 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from echod.configuration import SettingError, read_file
 from echod.handlers import HandlerError, parse
 from echod.listening.endpoints import ListenError, parse_listen
 from echod.messages.framing import Chunk, Framing, FramingError, Length, Line
 from echod.proxy_header import HeaderParser, ProxyError
-from echod.settings import SETTINGS, Settings
+from echod.settings.definitions import SETTINGS, Settings
+from echod.settings.schema import SettingError, read_file
 from echod.text import escape, escape_lines, unescape
 from echod.tls import Files, ServerContext, TLSFactory
 from echod.tls.der import not_after, subject

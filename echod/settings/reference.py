@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from echod.configuration import Setting, by_section
 from echod.limits import Limits
-from echod.settings import SETTINGS
+from echod.settings.definitions import SETTINGS
+from echod.settings.schema import Setting, by_section
 
 # The part of docs/settings.md after this line is made here; the part before it is written by hand.
 MARK = (
-    "<!-- From here on made by `make docs` from echod/settings.py and echod/limits.py: "
-    "edit those. -->\n"
+    "<!-- From here on made by `make docs` from echod/settings/definitions.py and "
+    "echod/limits.py: edit those. -->\n"
 )
 
 FILE = """\

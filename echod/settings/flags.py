@@ -1,0 +1,193 @@
+"""The command line of `twistd echod`: a flag for each setting, and the flags about the file."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from twisted.python import usage
+
+from echod import __version__
+from echod.printing import printing
+from echod.settings.definitions import SETTINGS, Settings, configure, differences
+from echod.settings.schema import (
+    Setting,
+    SettingError,
+    as_file,
+    by_section,
+    placed,
+)
+from echod.text import escape
+
+
+class Options(usage.Options):
+    """The flags, for `twistd`: one for each field of `Settings`, and those about the file.
+
+    Attributes:
+        settings: the settings from flags and file.
+        flags: the values that were given as flags, by name.
+        file: the absolute path of the file; None if none was given.
+    """
+
+    longdesc = (
+        "A network daemon that makes a service of a handler. By default it greets each client and "
+        "echoes its input after OK...; --handler runs your own code instead."
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flags: dict[str, Any] = {}
+        self.file: Path | None = None
+        self._only: set[str] = set()
+
+    def parseOptions(self, options: Any = None) -> None:
+        """Read the command line; report an error in one line, with exit code 1."""
+        try:
+            super().parseOptions(options)
+        except (usage.UsageError, SettingError) as error:
+            raise SystemExit(f"echod: {escape(str(error))} (see: twistd echod --help)") from None
+
+    def parseArgs(self, *arguments: str) -> None:
+        """Accept nothing but flags."""
+        if arguments:
+            raise usage.UsageError(f"unexpected argument {arguments[0]!r}")
+
+    def postOptions(self) -> None:
+        """Set `settings`; or only print them, or report that they are good, and exit."""
+        self.settings = self.configure()
+        if "check" in self._only:
+            self.check()
+        if "print" in self._only:
+            _print_and_exit(as_file(SETTINGS, self.settings))
+        if self._only:
+            _print_and_exit(f"echod: the configuration is good{self.proviso}\n")
+
+    def configure(self) -> Settings:
+        """Read the file, if one was given, and return the settings: at the start, and at a reload.
+
+        Raises:
+            SettingError: the file cannot be read, or something in it is wrong.
+        """
+        if self.file is None:
+            return configure(self.flags)
+        try:
+            text = self.file.read_text("utf-8-sig")  # some editors begin with a byte order mark
+        except OSError as error:
+            raise SettingError(f"--config {self.file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SettingError(f"{self.file}: this is not UTF-8") from None
+        except ValueError as error:  # no path can hold NUL
+            raise SettingError(f"--config {self.file}: {error}") from None
+        return configure(self.flags, text, str(self.file))
+
+    def placed(self, error: str, settings: Settings | None = None) -> str:
+        """Add to an error where each setting that it names was given.
+
+        Args:
+            error: one line, which names settings as flags.
+            settings: the new settings; None for those that the daemon was started with.
+        """
+        chosen = {one.name for one in differences(Settings(), settings or self.settings)}
+        return placed(error, self.flags, chosen - set(self.flags), str(self.file))
+
+    @property
+    def proviso(self) -> str:
+        """A caveat about a successful check, to add to its message."""
+        return ""
+
+    def check(self) -> None:
+        """Check the files and objects that the settings name. Here: nothing.
+
+        Raises:
+            SystemExit: one of them cannot be used.
+        """
+
+    def opt_config(self, path: str) -> None:
+        """A TOML file with settings; a flag wins over the file."""
+        # Absolute, because at a reload the daemon may be in another folder.
+        try:
+            self.file = Path(path).absolute()
+        except OSError as error:
+            raise usage.UsageError(f"--config {path}: {error.strerror}") from None
+
+    def opt_check_config(self) -> None:
+        """Check the settings and all they name, without listening; exit with 0 if all is good."""
+        self._only.add("check")
+
+    def opt_print_config(self) -> None:
+        """Print the settings from flags and file, as a file for --config, and exit."""
+        self._only.add("print")
+
+    def opt_version(self) -> NoReturn:
+        """Print echod's version, and exit."""
+        _print_and_exit(f"echod {__version__}\n")
+
+    def opt_help(self) -> NoReturn:
+        """Print this help, and exit."""
+        _print_and_exit(str(self))
+
+    def getUsage(self, width: int | None = None) -> str:
+        """Return the text of `--help`: the settings, in sections."""
+        width = width or min(shutil.get_terminal_size().columns, 100)
+        own = ("config=FILE", "check-config", "print-config", "version", "help")
+        lines = textwrap.wrap(self.longdesc, width)
+        for section, members in by_section(SETTINGS).items():
+            lines += ["", f"{section}:"]
+            for one in members:
+                flag = f"{one.flag}={one.placeholder}" if one.placeholder else one.flag
+                lines += _entry(flag, one.sentence, width)
+        lines += ["", "Other options:"]
+        for flag in own:
+            method = getattr(self, f"opt_{flag.partition('=')[0].replace('-', '_')}")
+            lines += _entry(f"--{flag}", " ".join(method.__doc__.split()), width)
+        return "\n".join([*lines, ""])
+
+
+def _print_and_exit(text: str) -> NoReturn:
+    with printing():
+        print(text, end="")
+    raise SystemExit(0)
+
+
+def _entry(flag: str, text: str, width: int) -> Iterator[str]:
+    yield f"  {flag}"
+    yield from textwrap.wrap(
+        text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+    )
+
+
+def _reader(one: Setting) -> Callable[..., None]:
+    """Return the method of `Options` that reads one flag."""
+
+    def read(self: Options, text: str) -> None:
+        try:
+            value = one.from_flag(text)
+        except SettingError as error:
+            raise usage.UsageError(f"{one.flag}: {error}") from None
+        # For a flag that does not repeat, the last one wins, as for twistd's own flags.
+        self.flags[one.name] = (
+            (*self.flags.get(one.name, ()), value) if one.text.repeats else value
+        )
+
+    return read
+
+
+def _switch(one: Setting, value: bool) -> Callable[..., None]:
+    """Return the method of `Options` that sets a switch."""
+
+    def switch(self: Options) -> None:
+        self.flags[one.name] = value
+
+    return switch
+
+
+for _one in SETTINGS:
+    if _one.native is bool:
+        setattr(Options, f"opt_{_one.name}", _switch(_one, True))
+        if not _one.name.startswith("no_"):
+            setattr(Options, f"opt_no_{_one.name}", _switch(_one, False))
+    else:
+        setattr(Options, f"opt_{_one.name}", _reader(_one))
