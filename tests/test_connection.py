@@ -152,7 +152,7 @@ def test_a_drain_counts_from_what_was_read(
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """What `echod.signals` does in the daemon."""
+    """What `echod.daemon.signals` does in the daemon."""
     previous = signal.signal(thread_socket.INTERRUPT, lambda number, frame: None)
     yield
     signal.signal(thread_socket.INTERRUPT, previous)

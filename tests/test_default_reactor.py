@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
 from twisted.python import runtime
 
-from echod.default_reactor import choose, follow_the_monotonic_clock, name_of
+from echod.daemon.choose_reactor import choose, follow_the_monotonic_clock, name_of
 from echod.reactor import UvloopReactor
 from tests.support.log import Log
 
@@ -39,7 +39,7 @@ def test_without_uvloop_nothing_is_installed_and_the_reason_is_logged(
 
 def test_with_uvloop_it_is_installed() -> None:
     code = (
-        "from echod.default_reactor import choose, name_of\n"
+        "from echod.daemon.choose_reactor import choose, name_of\n"
         "choose()\n"
         "from twisted.internet import reactor\n"
         "print(name_of(reactor))"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from echod.descriptors import fit, make_room
+from echod.daemon.file_limit import fit, make_room
 from tests.support.needs import not_here
 
 SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)

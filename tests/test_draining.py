@@ -7,7 +7,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from echod.draining import STEP, Drain
+from echod.daemon.drain import STEP, Drain
 from tests.support.log import Log
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from echod import ending
+from echod.daemon import ending
 
 
 def end(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -26,7 +26,7 @@ def end(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_signal_comes_when_python_has_ended(number: int, tmp_path: Path) -> None:
     program = """
 import atexit, sys
-from echod import ending
+from echod.daemon import ending
 held = open(sys.argv[2], "w")
 held.write("flushed")
 atexit.register(print, "atexit ran")
@@ -41,7 +41,7 @@ ending.end_by_signal(int(sys.argv[1]))
 def test_where_the_signal_is_ignored_its_exit_code_remains() -> None:
     program = """
 import signal
-from echod import ending
+from echod.daemon import ending
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 ending.end_by_signal(signal.SIGTERM)
 """
@@ -49,13 +49,15 @@ ending.end_by_signal(signal.SIGTERM)
 
 
 def test_an_exit_code_of_its_own_is_the_last_word() -> None:
-    ended = end("import sys; from echod import ending; ending.end_with_code(7); print('said')")
+    ended = end(
+        "import sys; from echod.daemon import ending; ending.end_with_code(7); print('said')"
+    )
     assert (ended.returncode, ended.stdout) == (7, "said\n")
 
 
 HANGING = """
 import sys, time
-from echod import ending
+from echod.daemon import ending
 
 class Hanging:
     def __del__(self):

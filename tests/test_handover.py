@@ -50,7 +50,7 @@ MODEL = ConcurrencyModel.THREAD_PER_CONNECTION
 
 @pytest.fixture(autouse=True)
 def waiting_threads_can_be_interrupted() -> Iterator[None]:
-    """What `echod.signals` does in the daemon."""
+    """What `echod.daemon.signals` does in the daemon."""
     previous = signal.signal(thread_socket.INTERRUPT, lambda number, frame: None)
     yield
     signal.signal(thread_socket.INTERRUPT, previous)

@@ -16,7 +16,7 @@ import pytest
 from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 
 from echod.concurrency.thread_socket import ConnectionSocket
-from echod.logcapture import Capture, capturing
+from echod.daemon.capture import Capture, capturing
 from echod.text import LONGEST
 from tests.support.log import Log
 

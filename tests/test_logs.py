@@ -18,10 +18,11 @@ from twisted.logger import Logger, LogLevel, LogPublisher, globalLogPublisher
 from twisted.python import log as legacy
 
 from echod.concurrency.models import ConcurrencyModel
+from echod.daemon.process import sink_for
 from echod.log.lines import json_line, text_line
 from echod.log.observer import LogObserver
 from echod.log.rate import WINDOW
-from echod.log.sinks import DescriptorSink, FileSink, Line, Sink, SyslogSink, sink_for
+from echod.log.sinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
 from echod.text import LONGEST
 from tests.support.waiting import block_until
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from echod.precautions import (
+from echod.daemon.checks import (
     exchanged,
     plugin_folders,
     proviso,

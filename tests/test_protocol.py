@@ -77,7 +77,7 @@ def test_a_protocol_belongs_to_a_factory_which_holds_its_limits() -> None:
 
 def test_importing_echod_installs_no_reactor() -> None:
     code = (
-        "import sys, echod, echod.service, twisted.plugins.echod_plugin; "
+        "import sys, echod, echod.daemon.process, twisted.plugins.echod_plugin; "
         "sys.exit('twisted.internet.reactor' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -20,25 +20,21 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.task import Clock, deferLater
 
-from echod import ending
-from echod import service as module
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
-from echod.default_reactor import name_of
-from echod.descriptors import SPARE
+from echod.daemon import build, ending, file_limit, process
+from echod.daemon.build import build_service, make_model
+from echod.daemon.choose_reactor import name_of
+from echod.daemon.file_limit import SPARE, fit_limits
+from echod.daemon.notify import Notifier
+from echod.daemon.process import Options, makeService
+from echod.daemon.resolve import StartError
+from echod.daemon.service import EchoService
+from echod.daemon.signals import GRACE, Signals
 from echod.handlers import ConcurrencyModel, Handler, HandlerSpec, adopt
 from echod.limits import Limits
 from echod.listening.endpoints import Listening
 from echod.listening.socket_activation import InheritedSockets
-from echod.service import (
-    EchoService,
-    Options,
-    StartError,
-    build_service,
-    makeService,
-)
 from echod.settings.definitions import SETTINGS, Settings
-from echod.signals import GRACE, Signals
-from echod.systemd import Notifier
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER
 from tests.support.log import Log
@@ -95,7 +91,7 @@ async def test_start_alone_listens_too() -> None:
     ],
 )
 def test_the_concurrency_model_is_the_one_that_was_asked_for(name: str, kind: type) -> None:
-    model = module.make_model(settings(concurrency=name), reactor)
+    model = make_model(settings(concurrency=name), reactor)
     assert type(model) is kind
     assert model.name == name
     model.stop()
@@ -271,7 +267,7 @@ def globals_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
             installed.append(self)
             super().install()
 
-    monkeypatch.setattr(module, "Signals", Recorded)
+    monkeypatch.setattr(process, "Signals", Recorded)
     handlers = {
         number: signal.getsignal(number)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -311,9 +307,9 @@ def test_there_is_room_for_what_relayed_threads_need(
     monkeypatch: pytest.MonkeyPatch, model: str, more: int
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(module.descriptors, "make_room", lambda n: asked.append(n) or n)
+    monkeypatch.setattr(file_limit, "make_room", lambda n: asked.append(n) or n)
     concurrency = ConcurrencyModel(model)
-    module._make_room(settings(max_connections=100, max_threads=100, concurrency=concurrency))
+    fit_limits(settings(max_connections=100, max_threads=100, concurrency=concurrency))
     assert asked == [100 + SPARE + more]
 
 
@@ -345,7 +341,7 @@ def test_a_start_error_is_shown_without_a_traceback(
 ) -> None:
     seen: list[type[BaseException]] = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: seen.append(kind))
-    module._show_start_errors_in_one_line()
+    process._show_start_errors_in_one_line()
     sys.excepthook(StartError, StartError("tcp:1: Bind failed."), None)
     assert capfd.readouterr().err == "echod: tcp:1: Bind failed.\n"
     sys.excepthook(ValueError, ValueError(), None)
@@ -466,7 +462,7 @@ def test_a_passed_socket_that_the_status_uses_is_not_called_unused(
     with socket.create_server(("127.0.0.1", 0)) as passed:
         names = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "status"}
         inherited = InheritedSockets(names, first=passed.fileno())
-        monkeypatch.setattr(module, "InheritedSockets", lambda environment: inherited)
+        monkeypatch.setattr(build, "InheritedSockets", lambda environment: inherited)
         build_service(settings(status="systemd:name=status"), reactor)
     assert "systemd passed" not in log.text
 
@@ -515,10 +511,10 @@ def fail(*_: object, **__: object) -> Any:
 
 # Where a fault in the program could show itself.
 FAULTS = [
-    "echod.service.check_for_restart",
-    "echod.service.reloaded",
-    "echod.service.differences",
-    "echod.service._make_room",
+    "echod.daemon.service.check_for_restart",
+    "echod.daemon.service.reloaded",
+    "echod.daemon.service.differences",
+    "echod.daemon.service.fit_limits",
     "echod.settings.definitions.Settings.make_limits",
     "echod.settings.definitions.Settings.make_banner",
     "echod.tls.context.not_after",

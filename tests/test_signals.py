@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from echod import signals as module
 from echod.concurrency.thread_socket import INTERRUPT
-from echod.signals import Signals
+from echod.daemon import signals
+from echod.daemon.signals import Signals
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, INTERRUPT)
 
@@ -58,7 +58,7 @@ def process_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is installed in the process is put back; else pytest itself would end by a signal."""
     kept = {number: signal.getsignal(number) for number in HANDLED}
     at_exit: list[Any] = []
-    monkeypatch.setattr(module.atexit, "register", at_exit.append)
+    monkeypatch.setattr(signals.atexit, "register", at_exit.append)
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
@@ -68,8 +68,8 @@ def process_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Where os._exit would have ended the process."""
     codes: list[int] = []
-    monkeypatch.setattr(module.os, "_exit", codes.append)
-    monkeypatch.setattr(module, "GRACE", 0.05)
+    monkeypatch.setattr(signals.os, "_exit", codes.append)
+    monkeypatch.setattr(signals, "GRACE", 0.05)
     return codes
 
 
@@ -164,8 +164,8 @@ def test_a_process_that_does_not_end_in_time_is_ended_and_its_pidfile_removed(
 def test_the_pidfile_of_somebody_else_is_left_alone(tmp_path: Path, content: str) -> None:
     pidfile = tmp_path / "twistd.pid"
     pidfile.write_text(content)
-    module.remove_pidfile(str(pidfile))
-    module.remove_pidfile(str(tmp_path / "none.pid"))
+    signals.remove_pidfile(str(pidfile))
+    signals.remove_pidfile(str(tmp_path / "none.pid"))
     assert pidfile.exists()
 
 
@@ -179,7 +179,7 @@ def test_signals_are_left_alone_outside_the_main_thread(looped: FakeReactor) -> 
 
 STORM = """
 import os, signal, sys, time
-from echod import signals
+from echod.daemon import signals
 
 class Reactor:
     callFromThread = sigTerm = sigInt = addSystemEventTrigger = staticmethod(
@@ -209,7 +209,7 @@ def test_signals_that_come_while_one_is_handled_do_not_keep_the_process() -> Non
 
 THREADLESS = """
 import os, signal, sys, threading, time
-from echod import signals
+from echod.daemon import signals
 
 class Reactor:
     callFromThread = addSystemEventTrigger = staticmethod(lambda *arguments: None)

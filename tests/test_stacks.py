@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.stacks import (
+from echod.daemon.stacks import (
     DEPTH,
     frames_of_coroutine,
     frames_of_thread,

@@ -10,9 +10,9 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from echod import stalls as module
+from echod.daemon import stalls
+from echod.daemon.stalls import StallWatch
 from echod.metrics import Metrics
-from echod.stalls import StallWatch
 from tests.support.log import Log
 from tests.support.serving import eventually, no_more_threads
 from tests.support.waiting import PATIENCE
@@ -56,7 +56,7 @@ def watch(asked: Asked, metrics: Metrics) -> Iterator[StallWatch]:
 @pytest.fixture
 def all_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stall is logged, however soon it comes after another."""
-    monkeypatch.setattr(module, "LOG_INTERVAL", 0.0)
+    monkeypatch.setattr(stalls, "LOG_INTERVAL", 0.0)
 
 
 def sleep_on_the_job(log: Log) -> str:
@@ -145,7 +145,7 @@ async def test_a_loop_that_waits_is_left_alone(watch: StallWatch, asked: Asked) 
 async def test_a_handler_that_is_slow_each_time_does_not_fill_the_log(
     watch: StallWatch, metrics: Metrics, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOG_INTERVAL", 1000.0)
+    monkeypatch.setattr(stalls, "LOG_INTERVAL", 1000.0)
     for count in (1, 2, 3):
         await deferLater(reactor, 0, time.sleep, LONG)
         await eventually(lambda count=count: metrics.stalls >= count)
@@ -161,7 +161,7 @@ async def test_a_handler_that_is_slow_each_time_does_not_fill_the_log(
 async def test_where_a_threads_processor_time_cannot_be_had_the_loop_is_asked_more_often(
     metrics: Metrics, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(module.time, "pthread_getcpuclockid")
+    monkeypatch.delattr(stalls.time, "pthread_getcpuclockid")
     watching = StallWatch(reactor, THRESHOLD, metrics)
     watching.start()
     try:

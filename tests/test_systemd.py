@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from echod import systemd as module
-from echod.systemd import Notifier
+from echod.daemon import notify
+from echod.daemon.notify import Notifier
 from tests.support.log import Log
 from tests.support.service_manager import Manager, managing
 
@@ -86,10 +86,10 @@ def test_without_a_watchdog_only_news_is_sent(
     notifier = Notifier(clock, lambda: status[-1], address=manager.address)
     notifier.ready()
     manager.hear()
-    clock.advance(module.STATUS_INTERVAL)
+    clock.advance(notify.STATUS_INTERVAL)
     assert manager.hear() == []
     status.append("Serving, 1 connections")
-    clock.advance(module.STATUS_INTERVAL)
+    clock.advance(notify.STATUS_INTERVAL)
     assert manager.hear() == [["STATUS=Serving, 1 connections"]]
     notifier.close()
 
@@ -113,7 +113,7 @@ def test_what_the_manager_has_no_room_for_is_sent_later_and_in_order(
     clock.advance(5)  # neither the status nor the watchdog make it worse
     assert len(notifier._waiting) == 2
     heard = manager.hear()
-    clock.advance(module.RETRY_INTERVAL)
+    clock.advance(notify.RETRY_INTERVAL)
     heard += manager.hear()
     assert [lines[0] for lines in heard] == ["RELOADING=1"] * count + ["READY=1"]
 

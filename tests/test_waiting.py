@@ -49,7 +49,7 @@ Read = Callable[[], bytes]
 
 @pytest.fixture(autouse=True)
 def waiting_threads_can_be_interrupted() -> Iterator[None]:
-    """What `echod.signals` does in the daemon."""
+    """What `echod.daemon.signals` does in the daemon."""
     previous = signal.signal(thread_socket.INTERRUPT, lambda number, frame: None)
     yield
     signal.signal(thread_socket.INTERRUPT, previous)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 # Interrupts what a thread waits for in the kernel, and means nothing: SIGURG, because no program
 # uses it and its default is to be ignored.  Whoever runs the process has to handle it, with a
-# function that does nothing (`echod.signals` does): an ignored signal interrupts nobody.
+# function that does nothing (`echod.daemon.signals` does): an ignored signal interrupts nobody.
 INTERRUPT = signal.SIGURG
 
 # What SO_RCVTIMEO takes for "at once"; zero would be never.

@@ -22,9 +22,9 @@ import re
 import select
 import stat
 import syslog
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 # How long a file may get before another one is begun, in bytes.
 LONGEST_FILE = 1_000_000
@@ -300,27 +300,3 @@ class SyslogSink:
 
     def in_child(self) -> SyslogSink:
         return self
-
-
-def sink_for(twistd: Mapping[str, Any], stdout: IO[str], *, keep: int = 0) -> Sink | None:
-    """Return where twistd was asked to log to.
-
-    Args:
-        twistd: twistd's own options.
-        stdout: standard output.
-        keep: how many old files to keep, where it is a file; 0: all.
-
-    Returns:
-        None where twistd has to decide: it was given an observer, or refuses to start.
-
-    Raises:
-        OSError: the log file cannot be opened.
-    """
-    path, in_foreground = twistd["logfile"], twistd["nodaemon"] or twistd["debug"]
-    if twistd["logger"] or (path == "-" and not in_foreground):
-        return None
-    if twistd.get("syslog"):
-        return SyslogSink(twistd["prefix"])
-    if path == "-" or (in_foreground and not path):
-        return DescriptorSink(stdout.fileno())
-    return FileSink(path or "twistd.log", keep=keep)

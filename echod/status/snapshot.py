@@ -14,7 +14,7 @@ from echod import __version__
 from echod.addresses import shown_address
 from echod.concurrency.pool import WorkerPool
 from echod.connections.sweeper import SLICE
-from echod.default_reactor import name_of
+from echod.daemon.choose_reactor import name_of
 from echod.limits import Level
 from echod.metrics import Histogram, Metrics, Totals
 from echod.reasons import REFUSED_BY, EndReason

@@ -354,7 +354,7 @@ def signalled_import(directory: Path, module: str, number: int) -> tuple[int, st
     return ended.returncode, ended.stdout
 
 
-@pytest.mark.parametrize("module", ["echod", "echod.service", "uvloop"])
+@pytest.mark.parametrize("module", ["echod", "echod.daemon.process", "uvloop"])
 def test_a_signal_while_the_daemon_itself_is_imported_does_no_more_than_it_says(
     tmp_path: Path, module: str
 ) -> None:

@@ -8,7 +8,8 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString, connectProtocol
 
-from echod.service import StartError, build_service
+from echod.daemon.build import build_service
+from echod.daemon.resolve import StartError
 from echod.settings.definitions import Settings
 from tests.support.clients import BANNER
 from tests.support.log import Log

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from echod.precautions import proviso
+from echod.daemon.checks import proviso
 from echod.settings.definitions import SETTINGS, Settings
 from echod.settings.schema import Setting, SettingError
 from tests.support.certificates import self_signed_pem

@@ -51,7 +51,7 @@ if PurePath(sys.argv[0]).name in ("twistd", "twist") and "echod" in sys.argv:
 
 echod = EchodMaker(
     "echod",
-    "echod.service",
+    "echod.daemon.process",
     "A network daemon that makes a service of a handler; it comes with an echo.",
     "echod",
 )

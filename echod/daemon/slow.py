@@ -3,7 +3,7 @@
 A call in a thread is looked at a few times in each `threshold`; a call that is still the same then
 has gone on since it was seen first, so a message costs nothing for it.  What a coroutine or a
 Deferred waits for in the event loop is dated when it begins to wait.  (What holds the event loop
-itself is the business of `echod.stalls`.)
+itself is the business of `stalls.py`.)
 
 A connection handler's call lasts as long as its connection.  Of it only the time counts in which
 there is input that it does not read; nor does time count in which a thread waits for its client to
@@ -21,15 +21,15 @@ from twisted.logger import Logger
 
 from echod.concurrency.model import Model, UnderWay
 from echod.connections.clients import shown
-from echod.log.event import LogLine
-from echod.stacks import (
+from echod.daemon.stacks import (
     Frames,
     frames_of_coroutine,
     frames_of_thread,
     from_handler,
     in_one_line,
 )
-from echod.stacks import shown as shown_frames
+from echod.daemon.stacks import shown as shown_frames
+from echod.log.event import LogLine
 
 log = Logger("echod.slow")
 _slow = LogLine(

@@ -6,9 +6,19 @@ import contextlib
 import os
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from twisted.logger import Logger
+
+from echod.handlers import (
+    ConcurrencyModel,
+)
 from echod.limits import Level
+from echod.settings.definitions import Settings
+
+log = Logger("echod")
 
 OPEN = Path("/proc/self/fd")
 
@@ -104,3 +114,42 @@ def is_open(number: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def fit_limits(settings: Settings) -> Settings:
+    """Let there be as many connections as the limits say, as far as the system permits.
+
+    Returns:
+        The settings, with limits that fit: above them clients are told so, and counted, where
+        without descriptors nobody could be told anything.
+    """
+    threaded = settings.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION
+    wanted = settings.max_connections or MOST_CONNECTIONS
+    threads = settings.max_threads if threaded else 0
+    needed = wanted + threads * MOST_OF_A_THREAD + SPARE
+    allowed = make_room(needed)
+    if allowed >= needed and settings.max_connections:
+        return settings
+    connections, fitting = fit(allowed, wanted, threads)
+    changes: dict[str, Any] = {"max_connections": connections}
+    if settings.max_connections_per_address:
+        share = max(1, connections * 3 // 4)
+        changes["max_connections_per_address"] = min(settings.max_connections_per_address, share)
+    if threaded:
+        changes["max_threads"] = max(1, fitting)
+    changed = ", ".join(f"{name.replace('_', '-')} is {most}" for name, most in changes.items())
+    if settings.max_connections:
+        log.warn(
+            "This process may open {allowed} files and sockets, too few for {connections} "
+            "connections: raise its limit (ulimit -n, LimitNOFILE=); until then {changed}",
+            allowed=allowed,
+            connections=wanted,
+            changed=changed,
+        )
+    else:
+        log.info(
+            "This process may open {allowed} files and sockets, so {changed}",
+            allowed=allowed,
+            changed=changed,
+        )
+    return replace(settings, **changes)

@@ -10,7 +10,7 @@ SIGTERM and SIGINT stop the daemon, in three steps, each a fall-back of the one 
   Where the system allows no more threads, a timer of the kernel's does.
 
 Between the reactor's end and the signal that ends the process, the interpreter ends as it does in
-any program: see `echod.ending`.  The kernel keeps the deadline where the thread no longer can.
+any program: see `ending.py`.  The kernel keeps the deadline where the thread no longer can.
 
 SIGHUP reloads; while one waits to be handled, more of them ask for the same.  SIGURG does nothing,
 and so can interrupt a thread that waits for its client: see `ConnectionSocket.interrupt`.
@@ -37,8 +37,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from echod import ending
 from echod.concurrency.thread_socket import INTERRUPT
+from echod.daemon import ending
 
 # What others handle in this process, or end it by: the log, Twisted, and the kernel's timer.
 ALSO_UNBLOCKED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM)

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 
+from echod.daemon.stacks import frames_under, module_of, shown
 from echod.metrics import Metrics
-from echod.stacks import frames_under, module_of, shown
 from echod.text import plural
 
 log = Logger("echod.stalls")

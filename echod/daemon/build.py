@@ -1,0 +1,151 @@
+"""The composition root: settings in, a service out."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from twisted.logger import Logger
+
+from echod.concurrency.model import Model
+from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
+from echod.concurrency.pool import WorkerPool
+from echod.connections.admission import Admission
+from echod.connections.factory import EchoFactory
+from echod.handlers import (
+    ConcurrencyModel,
+    ResolvedHandler,
+)
+from echod.listening.listener import Listener
+from echod.listening.socket_activation import InheritedSockets, started_with
+from echod.metrics import Metrics
+from echod.settings.definitions import Settings
+from echod.text import escape
+from echod.turns import Turns
+
+if TYPE_CHECKING:
+    from echod.status import HandlerTimer, StatusServer
+from echod.daemon.resolve import find_handler, listening, status_listening
+from echod.daemon.service import EchoService
+
+log = Logger("echod")
+
+
+def build_service(settings: Settings, reactor: Any) -> EchoService:
+    """Return the service for `settings`, not started.
+
+    Args:
+        settings: what was asked for.
+        reactor: where it runs.
+
+    Raises:
+        StartError: the handler cannot be had or an endpoint string is wrong.
+    """
+    handler = find_handler(settings)
+    model = make_model(settings, reactor)
+    timer = make_timer(model) if settings.status else None
+    inherited = InheritedSockets(started_with())
+    timed = timer.timed(handler) if timer else handler
+    listeners = make_listeners(settings, reactor, timed, model, inherited)
+    log.info(
+        "Serving the {kind} handler {handler}, concurrency model {model}",
+        kind=handler.kind,
+        handler=escape(handler.name),
+        model=model.name,
+    )
+    service = EchoService(reactor, settings, listeners, model, Metrics())
+    if timer is not None:
+        service.status = make_status(service, settings, inherited, timer)
+    if unused := inherited.unused:
+        log.warn(
+            "systemd passed sockets that neither --listen nor --status uses: {names}",
+            names=escape(", ".join(unused)),
+        )
+    return service
+
+
+def make_listeners(
+    settings: Settings,
+    reactor: Any,
+    handler: ResolvedHandler,
+    model: Model,
+    inherited: InheritedSockets,
+) -> list[Listener[EchoFactory]]:
+    """Return what listens where `settings` say, with limits that hold over all together.
+
+    Raises:
+        StartError: an endpoint string is wrong, or what it names cannot be used.
+    """
+    framing = settings.make_framing()
+    limits = settings.make_limits()
+    admission = Admission(limits, reactor.seconds)
+    turns = Turns(reactor, time.monotonic)
+
+    def make_factory(description: str) -> EchoFactory:
+        return EchoFactory(
+            reactor,
+            handler=handler,
+            framing=framing,
+            model=model,
+            limits=limits,
+            banner=settings.make_banner(framing),
+            metrics=Metrics(),
+            admission=admission,
+            turns=turns,
+            listener=description,
+        )
+
+    return [
+        Listener(
+            reactor,
+            description,
+            listening(reactor, description, inherited),
+            make_factory(description),
+            settings.proxy_trust,
+        )
+        for description in settings.endpoints
+    ]
+
+
+def make_timer(model: Model) -> HandlerTimer:
+    """Return what times the calls of handlers in `model`."""
+    from echod.status import HandlerTimer  # takes its time to import, and few ask for it
+
+    return HandlerTimer(in_threads=isinstance(model, InPool))
+
+
+def make_status(
+    service: EchoService, settings: Settings, inherited: InheritedSockets, timer: HandlerTimer
+) -> StatusServer:
+    """Return what serves the status of `service` where `settings` say, not listening.
+
+    Raises:
+        StartError: the endpoint string is wrong, or what it names cannot be used.
+    """
+    from echod.status import StatusServer
+
+    wanted = status_listening(service.reactor, settings.status, inherited)
+    return StatusServer(
+        service.reactor, settings.status, wanted, service, timer, hosts=settings.status_host
+    )
+
+
+def make_model(settings: Settings, reactor: Any) -> Model:
+    """Return the concurrency model that `settings` ask for."""
+    match settings.concurrency:
+        case ConcurrencyModel.REACTOR:
+            return InReactor()
+        case ConcurrencyModel.SERIAL:
+            limits = settings.make_limits()
+            return Serial(
+                reactor.seconds,
+                patience=limits.serial_timeout,
+                queue_size=limits.serial_queue,
+                shared=limits.bounds_addresses,
+            )
+        case ConcurrencyModel.DEFER_TO_THREAD:
+            pool = WorkerPool(settings.threads, reactor.callFromThread)
+            return InPool(pool, max_queue=settings.max_queue)
+        case ConcurrencyModel.THREAD_PER_CONNECTION:
+            pool = WorkerPool(settings.max_threads, reactor.callFromThread, queues=False)
+            return ThreadPerConnection(pool, shared=settings.make_limits().bounds_addresses)

@@ -1,0 +1,244 @@
+"""The process that twistd runs: flags in, a running service out.
+
+The only module that touches what is global: the reactor, the environment, `sys.path`,
+`sys.excepthook`, the log, and SIGUSR1.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from twisted.application.app import ServerOptions
+from twisted.logger import Logger
+
+from echod.daemon import checks, choose_reactor, ending, file_limit
+from echod.daemon.build import build_service
+from echod.daemon.capture import Capture, capturing
+from echod.daemon.file_limit import fit_limits
+from echod.daemon.notify import Notifier
+from echod.daemon.resolve import StartError
+from echod.daemon.service import EchoService
+from echod.daemon.signals import GRACE, Signals
+from echod.handlers import (
+    ModulesOnly,
+)
+from echod.log.observer import LogObserver
+from echod.log.sinks import DescriptorSink, FileSink, Sink, SyslogSink
+from echod.settings.flags import Options as SettingsOptions
+from echod.text import escape
+
+log = Logger("echod")
+
+
+class Options(SettingsOptions):
+    """The flags; `--check-config` tries all that they name.
+
+    To read them is the last moment at which to choose a reactor.
+    """
+
+    def postOptions(self) -> None:
+        taken = file_limit.fill_standard_streams()  # before a reactor opens anything
+        if taken and not twistd_options(self).get("nodaemon", True):
+            raise SystemExit(
+                f"echod: {taken[0]} is closed, and --reactor has put a file in its place, which "
+                "would not survive the way into the background: leave out --reactor, or open it, "
+                "as by </dev/null >/dev/null 2>&1"
+            )
+        choose_reactor.choose()
+        super().postOptions()
+        _settle_pidfile(self.parent)
+
+    def check(self) -> None:
+        """Look up the handler, and read the endpoint strings and the files that they name."""
+        service = prepare_service(self, starting=False)
+        try:
+            service.try_handler()
+        except StartError as error:
+            raise SystemExit(f"echod: {self.placed(str(error))}") from None
+
+    @property
+    def proviso(self) -> str:
+        return checks.proviso(os.geteuid())
+
+
+def makeService(options: Options) -> EchoService:
+    """Return the service that `options` ask for; what is wrong with them is one line, exit 1."""
+    # First to be registered, last to be called: the handler's functions may write, too.
+    atexit.register(ending.flush_files)
+    log_observer = make_log_observer(options)
+    capture = None if log_observer is None else Capture(log_observer.write_now)
+    with capturing(capture):
+        options.settings = fit_limits(options.settings)
+        service = prepare_service(options)
+    reactor = service.reactor
+    service.log_observer = log_observer
+    service.capture = capture
+    if capture is not None:
+        reactor.addSystemEventTrigger("after", "shutdown", capture.withdraw)
+    service.configure = options.configure
+    service.placed = options.placed
+    service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
+    service.signals = Signals(
+        reactor,
+        abort=service.abort,
+        reload=service.reload,
+        patience=options.settings.drain_timeout + GRACE,
+        pidfile=twistd_options(options).get("pidfile") or "",
+    )
+    service.signals.install()
+    return service
+
+
+def prepare_service(options: Options, *, starting: bool = True) -> EchoService:
+    """Return the service as it is before it takes over log, signals and the service manager.
+
+    Args:
+        options: what was asked for.
+        starting: whether the daemon starts; else no pidfile will be written but one that is named.
+    """
+    from twisted.internet import reactor
+
+    twistd = twistd_options(options)
+    if not starting and twistd.get("pidfile") == checks.PIDFILE:
+        twistd = {**twistd, "pidfile": ""}
+    _take_precautions(twistd)
+    _import_from_current_directory()
+    _show_start_errors_in_one_line()
+    choose_reactor.follow_the_monotonic_clock(reactor)
+    log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
+    try:
+        return build_service(options.settings, reactor)
+    except StartError as error:
+        raise SystemExit(f"echod: {options.placed(str(error))}") from None
+
+
+def twistd_options(options: Options) -> Mapping[str, Any]:
+    """Return the options before `echod` on the command line; `twist` has others than `twistd`."""
+    return options.parent or {}
+
+
+def make_log_observer(options: Options) -> LogObserver | None:
+    """Return what is to write the log, or None where somebody else does: under `twist`, or with
+    `twistd --logger`.
+    """
+    twistd, settings = options.parent, options.settings
+    if not isinstance(twistd, ServerOptions):
+        return None
+    try:
+        sink = sink_for(twistd, sys.stdout, keep=settings.log_files)
+    except OSError as error:
+        where = f"--logfile {error.filename}" if error.filename else "the log"
+        raise SystemExit(escape(f"echod: {where}: {error.strerror}")) from None
+    if sink is None:
+        return None
+    observer = LogObserver(
+        sink, format=settings.log_format, level=settings.log_level, rate=settings.log_rate
+    )
+    _log_through(observer)
+    return observer
+
+
+def sink_for(twistd: Mapping[str, Any], stdout: IO[str], *, keep: int = 0) -> Sink | None:
+    """Return where twistd was asked to log to.
+
+    Args:
+        twistd: twistd's own options.
+        stdout: standard output.
+        keep: how many old files to keep, where it is a file; 0: all.
+
+    Returns:
+        None where twistd has to decide: it was given an observer, or refuses to start.
+
+    Raises:
+        OSError: the log file cannot be opened.
+    """
+    path, in_foreground = twistd["logfile"], twistd["nodaemon"] or twistd["debug"]
+    if twistd["logger"] or (path == "-" and not in_foreground):
+        return None
+    if twistd.get("syslog"):
+        return SyslogSink(twistd["prefix"])
+    if path == "-" or (in_foreground and not path):
+        return DescriptorSink(stdout.fileno())
+    return FileSink(path or "twistd.log", keep=keep)
+
+
+def _take_precautions(twistd: Mapping[str, Any]) -> None:
+    if danger := checks.refusal(twistd, uid=os.geteuid()):
+        raise SystemExit(f"echod: {escape(danger)}")
+    folders = [*checks.plugin_folders(), os.getcwd()]
+    for danger in checks.warnings(twistd, folders, uid=os.geteuid()):
+        log.warn("{danger}", danger=escape(danger))
+
+
+def _settle_pidfile(twistd: Any) -> None:
+    """Remove a pidfile that is of no daemon; let twistd look for it where it writes it.
+
+    Args:
+        twistd: twistd's own options, where there are any.
+    """
+    if not twistd or not twistd.get("pidfile"):
+        return
+    pidfile = Path(twistd.get("rundir") or ".", twistd["pidfile"]).absolute()
+    twistd["pidfile"] = str(pidfile)
+    if pidfile.is_symlink():
+        return  # which is refused
+    try:
+        if why := checks.why_stale(pidfile):
+            log.warn(
+                "Removing the pidfile {pidfile}: {why}", pidfile=escape(str(pidfile)), why=why
+            )
+            pidfile.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise SystemExit(escape(f"echod: --pidfile {error.filename}: {error.strerror}")) from None
+
+
+def _import_from_current_directory() -> None:
+    """Let `--handler module:object` find a module beside the user.
+
+    At the end of the path: no file that lies there can stand in for an installed module.  Nor does
+    what lies there count as installed: it offers no handlers.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(ModulesOnly(here))
+
+
+def _show_start_errors_in_one_line() -> None:
+    # twistd removes its pidfile only if an Exception passes, not a SystemExit; and what passes
+    # through it ends at the interpreter, which would print a traceback.
+    previous = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, StartError):
+            # sys.stderr is the log.  At once: the log's thread may write to the same terminal.
+            with contextlib.suppress(OSError):
+                os.write(2, f"echod: {error}\n".encode(errors="backslashreplace"))
+        else:
+            previous(kind, error, trace)
+
+    sys.excepthook = show
+
+
+def _log_through(observer: LogObserver) -> None:
+    """Write the log to its last line, however the process ends; rotate its file on SIGUSR1."""
+    from twisted.internet import reactor
+
+    def rotate(*_: object) -> None:
+        observer.writer.rotate()
+
+    # What the interpreter's end has to say comes between the two, and is written at once.
+    reactor.addSystemEventTrigger("after", "shutdown", observer.finish)
+    atexit.register(observer.close)
+    os.register_at_fork(after_in_child=observer.restart)
+    if not signal.getsignal(signal.SIGUSR1):
+        signal.signal(signal.SIGUSR1, rotate)

@@ -1,0 +1,98 @@
+"""What settings name, at the start and at a reload: usable parts, or a `StartError`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from echod.daemon import checks
+from echod.handlers import (
+    HandlerError,
+    Kind,
+    ResolvedHandler,
+    check_name,
+    resolve,
+)
+from echod.listening.endpoints import ListenError, Listening, parse_listen
+from echod.listening.socket_activation import InheritedSockets
+from echod.settings.definitions import Settings
+from echod.text import clipped, escape
+
+
+class StartError(Exception):
+    """The daemon cannot start; the text says where and why, in one line."""
+
+    # In the background twistd shows the first 100 characters of an error, this name included.
+    __module__ = "echod"
+
+
+def find_handler(settings: Settings) -> ResolvedHandler:
+    """Return the handler that `settings` ask for.
+
+    Raises:
+        StartError: it cannot be had, or other settings are of no use to it.
+    """
+    try:
+        handler = resolve(settings.handler_spec, settings.concurrency)
+    except HandlerError as error:
+        raise StartError(f"--handler: {error}") from error
+    if exchanged := checks.exchanged():
+        raise StartError(
+            f"--handler: {escape(handler.name)}: its module has exchanged {', '.join(exchanged)} "
+            "of Python's library, as gevent and eventlet do: no client would be answered; "
+            "import it without monkey-patching"
+        )
+    if handler.kind is Kind.CONNECTION and (useless := settings.about_messages):
+        raise StartError(
+            f"{useless[0]} has no effect: {escape(handler.name)} is a connection handler, "
+            "which reads the socket itself"
+        )
+    return handler
+
+
+def listening(
+    reactor: Any, description: str, inherited: InheritedSockets, flag: str = "--listen"
+) -> Listening:
+    """Return what a `--listen` asks for, or another `flag` of its kind.
+
+    Raises:
+        StartError: it makes no sense, or what it names cannot be used.
+    """
+    try:
+        return parse_listen(reactor, description, inherited)
+    except ListenError as error:
+        where = escape(clipped(description, 200))
+        raise StartError(f"{flag} {where}: {escape(str(error))}") from error
+
+
+def status_listening(reactor: Any, description: str, inherited: InheritedSockets) -> Listening:
+    """Return what `--status` asks for.
+
+    Raises:
+        StartError: it makes no sense, or what it names cannot be used.
+    """
+    wanted = listening(reactor, description, inherited, "--status")
+    if wanted.proxied:
+        raise StartError(f"--status {escape(description)}: no PROXY header is read here")
+    return wanted
+
+
+def check_for_restart(running: Settings, wanted: Settings, reactor: Any) -> None:
+    """Refuse what the next start would refuse, as far as a daemon that runs can tell.
+
+    No handler is imported: code that is new has no business in this process.  Sockets that
+    systemd passes are not looked for: the next start gets its own.
+
+    Raises:
+        StartError: no handler has that name, or an endpoint string is wrong.
+    """
+    inherited = InheritedSockets({})
+    if wanted.handler != running.handler:
+        try:
+            check_name(wanted.handler.name)
+        except HandlerError as error:
+            raise StartError(f"--handler: {error}") from error
+    for description in wanted.endpoints:
+        if description not in running.endpoints and "systemd:" not in description:
+            listening(reactor, description, inherited)
+    if wanted.status not in ("", running.status) and "systemd:" not in wanted.status:
+        status_listening(reactor, wanted.status, inherited)

@@ -1,0 +1,367 @@
+"""The service: listen, serve, reload, drain."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+
+from echod.concurrency.model import Model
+from echod.concurrency.models import InPool, Serial, ThreadPerConnection
+from echod.concurrency.pool import WorkerPool
+from echod.connections.factory import EchoFactory
+from echod.daemon import checks, ending, file_limit
+from echod.daemon.capture import Capture
+from echod.daemon.drain import Drain
+from echod.daemon.notify import Notifier
+from echod.daemon.signals import GRACE, Signals
+from echod.daemon.slow import SlowCalls
+from echod.daemon.stalls import StallWatch
+from echod.handlers import (
+    ConcurrencyModel,
+    HandlerError,
+)
+from echod.limits import Level
+from echod.listening.listener import Listener
+from echod.listening.validity import ValidityWatch, tell_validity
+from echod.log.observer import LogObserver
+from echod.metrics import Metrics
+from echod.settings.definitions import Settings, differences, reloaded
+from echod.settings.schema import SettingError
+from echod.text import clipped, escape
+from echod.tls import FilesError
+
+if TYPE_CHECKING:
+    from echod.status import StatusServer
+    from echod.tls import ServedCertificate, ServerContext
+from echod.daemon.file_limit import fit_limits
+from echod.daemon.resolve import StartError, check_for_restart
+
+log = Logger("echod")
+
+
+class EchoService(Service):
+    """Listens, and at the end drains.
+
+    Attributes:
+        reactor: where it runs.
+        listeners: where it listens, in the order given.
+        metrics: how often the event loop stood still; the rest is each listener's.
+        configure: returns the settings as they are now to be; what `reload` asks.
+        placed: adds to an error about such settings where each was given.
+        notifier: tells the service manager.
+        signals: what turns signals into drain and abort; None where somebody else does.
+        ready: whether new clients are welcome: it listens, and does not drain.
+        draining: whether it is on its way to the end.
+        log_observer: writes the log of the process; None where somebody else does.
+        capture: leads what is printed into the log; None where there is none of ours.
+        status: shows how it is doing; None where nobody asked for it.
+    """
+
+    name = "echod"
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        listeners: list[Listener[EchoFactory]],
+        model: Model,
+        metrics: Metrics,
+    ) -> None:
+        """Set up, without listening.
+
+        Args:
+            reactor: for timers.
+            settings: how to drain, and what to watch.
+            listeners: where to listen.
+            model: what to stop at the end.
+            metrics: where stalls of the event loop are counted.
+        """
+        self.listeners = listeners
+        self.metrics = metrics
+        self.configure = lambda: settings
+        self.placed: Callable[[str, Settings], str] = lambda error, _: error
+        self.notifier = Notifier(reactor, self.describe)
+        self.signals: Signals | None = None
+        self.ready = False
+        self.draining = False
+        self.log_observer: LogObserver | None = None
+        self.capture: Capture | None = None
+        self.status: StatusServer | None = None
+        self.reactor = reactor
+        self._settings = settings
+        self._model = model
+        self._validity = ValidityWatch(reactor, lambda: self.certificates)
+        self._watch: StallWatch | None = None
+        self._slow = SlowCalls(reactor, model, settings.slow_handler)
+        self._drain: Drain | None = None
+        self._listening: Deferred[Any] | None = None
+        self._failures: list[Failure] = []
+        self._refused = ""
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Join an application; twistd asks the application what observes its log."""
+        super().setServiceParent(parent)
+        if self.log_observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self.log_observer)
+
+    def privilegedStartService(self) -> None:
+        """Listen, while low ports and protected paths are still allowed.
+
+        Raises:
+            StartError: a listener cannot.
+        """
+        super().privilegedStartService()
+        if self.signals is not None:
+            self.signals.serve()
+        if self.log_observer is not None:
+            self.log_observer.writer.start()
+        if self.capture is not None:
+            self.capture.publish()
+        attempts = [
+            self._listen(listener).addErrback(self._cannot_listen) for listener in self.listeners
+        ]
+        if self.status is not None:
+            attempts.append(self.status.listen().addErrback(self._cannot_listen))
+        self._listening = DeferredList(attempts)
+        if self._failures:
+            self._undo_listening()
+            raise StartError(str(self._failures[0].value))
+
+    def _undo_listening(self) -> None:
+        self._stop_listening()
+        if self.status is not None:
+            self.status.stop()
+
+    def try_handler(self) -> None:
+        """Make a handler, as for a client, where the constructor is one that has to be quick.
+
+        Raises:
+            StartError: none will ever be made.
+        """
+        if self._model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
+            return  # it runs in a thread, where it may wait for anything, the event loop too
+        try:
+            self.listeners[0].factory.handler.try_constructor()
+        except HandlerError as error:
+            raise StartError(f"--handler: {error}") from error
+
+    def _listen(self, listener: Listener[EchoFactory]) -> Deferred[Any]:
+        """Say what every first server says."""
+
+        def tell(_: object) -> None:
+            if listener.address is not None:
+                log.info("Socket bind complete")
+                log.info("Socket now listening")
+
+        log.info("Socket created")
+        return listener.listen().addCallback(tell)
+
+    @property
+    def levels(self) -> list[Level]:
+        """What is scarce, and how much of it is taken; what has no limit is left out."""
+        admission = self.listeners[0].factory.admission.levels if self.listeners else ()
+        levels = [*admission, *self._model.levels, file_limit.level()]
+        return [level for level in levels if level.most]
+
+    @property
+    def pool(self) -> WorkerPool | None:
+        """The threads that handlers run in; None where they do not."""
+        return self._model.pool if isinstance(self._model, InPool) else None
+
+    @property
+    def oldest_call(self) -> float:
+        """For how long the oldest call of the handler has lasted, in seconds."""
+        return self._slow.oldest()
+
+    def _cannot_listen(self, failure: Failure) -> None:
+        self._failures.append(failure)
+        if self._listening is not None:  # an endpoint that took its time: nobody waits for it
+            if self.signals is not None:
+                self.signals.code = 1
+            self.reactor.addSystemEventTrigger("after", "shutdown", ending.end_with_code, 1)
+            self.reactor.stop()
+
+    def startService(self) -> None:
+        """Listen, if that has not been done with privileges: `twist` has no such step."""
+        super().startService()
+        if self._listening is None:
+            self.privilegedStartService()
+        try:
+            self.try_handler()  # not before the fork, nor as root where another user is to run it
+        except StartError:
+            self._undo_listening()
+            raise
+        self.reactor.callWhenRunning(self._when_running)
+
+    def _when_running(self) -> None:
+        if danger := checks.warning_once_started(os.geteuid()):
+            log.warn("{danger}", danger=danger)
+        if self.running:
+            self._watch_for_stalls()
+            self._slow.start()
+            self._validity.start()
+        if self._listening is not None:
+            self._listening.addCallback(lambda _: self._when_listening())
+
+    def _watch_for_stalls(self) -> None:
+        threshold = self._settings.stall_threshold
+        if self._watch is not None and self._watch.threshold != threshold:
+            self._watch.stop()
+            self._watch = None
+        if self._watch is None and threshold:
+            self._watch = StallWatch(self.reactor, threshold, self.metrics)
+            self._watch.start()
+
+    def _when_listening(self) -> None:
+        if self.running and not self._failures:
+            self.ready = True
+            self.notifier.ready()
+
+    def stopService(self) -> Deferred[Any]:
+        """Drain.
+
+        Returns:
+            Fires when the last connection is closed, at the drain's deadline at the latest.
+        """
+        super().stopService()
+        self.ready = False
+        self.draining = True
+        self.notifier.stopping()
+        return self._stop_listening().addCallback(self._begin_drain).addCallback(self._stopped)
+
+    def abort(self) -> None:
+        """Close every connection at once; a drain under way ends."""
+        (self._drain or self._make_drain()).abort()
+
+    def reload(self) -> None:
+        """Take into use what the settings are now, or change nothing and say why."""
+        if self.draining:
+            return
+        if self.ready:  # else the manager waits for the start, and is told of that alone
+            self.notifier.reloading()
+        try:
+            self._take(self.configure())
+            self._refused = ""
+        except Exception as error:  # whatever it is, the service goes on as it was
+            self._refused = escape(clipped(_what_went_wrong(error), 500))
+            log.error("Reload refused, nothing has changed: {why}", why=self._refused)
+        finally:
+            if self.ready:
+                self.notifier.ready()
+
+    def _take(self, wanted: Settings) -> None:
+        """Take new settings into use.
+
+        Raises:
+            SettingError: they cannot be used; nothing has changed.
+            FilesError: a certificate cannot be used; nothing has changed.
+            StartError: the next start would fail on them; nothing has changed.
+            Exception: nobody has thought of it; nothing has changed.
+        """
+        wanted = fit_limits(wanted)
+        try:
+            check_for_restart(self._settings, wanted, self.reactor)
+        except StartError as error:
+            raise StartError(self.placed(str(error), wanted)) from error
+        changed = differences(self._settings, wanted)
+        settings = reloaded(self._settings, wanted)
+        limits = settings.make_limits()
+        contexts = self._contexts()
+        certificates = [context.reread() for context in contexts]
+        before = self.certificates
+        factories = [listener.factory for listener in self.listeners]
+        banners = [settings.make_banner(factory.framing) for factory in factories]
+        # From here on nothing fails.
+        self._settings = settings
+        for take_into_use in certificates:
+            take_into_use()
+        for factory, banner in zip(factories, banners, strict=True):
+            factory.limits = limits
+            factory.admission.limits = limits
+            factory.banner = banner
+        if isinstance(self._model, Serial):
+            self._model.patience = limits.serial_timeout
+        if isinstance(self._model, Serial | ThreadPerConnection):
+            self._model.shared = limits.bounds_addresses
+        if self.signals is not None:
+            self.signals.patience = settings.drain_timeout + GRACE
+        if self.log_observer is not None:
+            self.log_observer.configure(
+                level=settings.log_level, rate=settings.log_rate, files=settings.log_files
+            )
+        self._watch_for_stalls()
+        self._slow.take(settings.slow_handler)
+        exchanged = [each for each in self.certificates if each not in before]
+        taken = ", ".join(
+            [one.key for one in changed if one.text.reload]
+            + [f"certificate {escape(each.path)} (serial {each.serial})" for each in exchanged]
+        )
+        # Whatever the level: somebody has asked for it, and waits to hear.
+        log.info("Reloaded; changed: {taken}", taken=taken or "nothing", log_always=True)
+        for certificate in self.certificates:
+            tell_validity(certificate)
+        if fixed := ", ".join(one.key for one in changed if not one.text.reload):
+            log.warn("Ignored until restart: {fixed}", fixed=fixed)
+
+    @property
+    def certificates(self) -> list[ServedCertificate]:
+        """The certificates in use, each once."""
+        return list(dict.fromkeys(context.served for context in self._contexts()))
+
+    def _contexts(self) -> list[ServerContext]:
+        """Return what has certificates."""
+        found = [listener.tls for listener in self.listeners]
+        if self.status is not None:
+            found.append(self.status.tls)
+        return [each for each in found if each is not None]
+
+    def describe(self) -> str:
+        """Return what it is doing, in a few words, for the service manager."""
+        count = sum(len(listener.factory.connections) for listener in self.listeners)
+        refused = f"; the last reload was refused: {self._refused}" if self._refused else ""
+        return f"{'Draining' if self.draining else 'Serving'}; connections: {count}{refused}"
+
+    def _make_drain(self) -> Drain:
+        return Drain(
+            self.reactor,
+            [listener.factory for listener in self.listeners],
+            self._model,
+            timeout=self._settings.drain_timeout,
+            spread=self._settings.drain_spread,
+            still_there=self._slow.left_behind,
+        )
+
+    def _stop_listening(self) -> Deferred[Any]:
+        self._listening = None
+        return DeferredList([listener.stop() for listener in self.listeners])
+
+    def _begin_drain(self, _: object) -> Deferred[Any]:
+        self._drain = self._make_drain()
+        return self._drain.begin()
+
+    def _stopped(self, _: object) -> Deferred[Any] | None:
+        self._model.stop()
+        self._validity.stop()
+        if self._watch is not None:
+            self._watch.stop()
+        self._slow.stop()
+        self.notifier.close()
+        log.info("Stopped")
+        # Last of all: whoever asks shall hear for as long as there is something to say.
+        return self.status.stop() if self.status is not None else None
+
+
+def _what_went_wrong(error: Exception) -> str:
+    """Return an error's words; of one that is a fault in the program, the place too."""
+    if isinstance(error, (SettingError, FilesError, StartError)):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
