@@ -1,46 +1,70 @@
-"""echod: you write a handler, echod makes it a service."""
+"""echod: you write a handler, echod makes it a service.
 
-from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
-from echod.concurrency.pool import WorkerPool
-from echod.concurrency.thread_socket import ConnectionSocket
-from echod.connections.factory import EchoFactory
-from echod.connections.message_protocol import EchoProtocol
-from echod.handlers import (
-    Client,
-    Close,
-    Handler,
-    HandlerPlugin,
-    Reply,
-    connection_handler,
-    message_handler,
-)
-from echod.limits import Limits
-from echod.messages.framing import Chunk, Length, Line
-from echod.metrics import Metrics
-from echod.reasons import EndReason
+Each public name is imported when it is first used (PEP 562): a handler's module that wants
+`message_handler` alone does not wait for Twisted.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from echod.concurrency.models import InPool as InPool
+    from echod.concurrency.models import InReactor as InReactor
+    from echod.concurrency.models import Serial as Serial
+    from echod.concurrency.models import ThreadPerConnection as ThreadPerConnection
+    from echod.concurrency.pool import WorkerPool as WorkerPool
+    from echod.concurrency.thread_socket import ConnectionSocket as ConnectionSocket
+    from echod.connections.factory import EchoFactory as EchoFactory
+    from echod.connections.message_protocol import EchoProtocol as EchoProtocol
+    from echod.handlers.contract import Client as Client
+    from echod.handlers.contract import Close as Close
+    from echod.handlers.contract import Handler as Handler
+    from echod.handlers.contract import Reply as Reply
+    from echod.handlers.contract import connection_handler as connection_handler
+    from echod.handlers.contract import message_handler as message_handler
+    from echod.handlers.plugins import HandlerPlugin as HandlerPlugin
+    from echod.limits import Limits as Limits
+    from echod.messages.framing import Chunk as Chunk
+    from echod.messages.framing import Length as Length
+    from echod.messages.framing import Line as Line
+    from echod.metrics import Metrics as Metrics
+    from echod.reasons import EndReason as EndReason
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Chunk",
-    "Client",
-    "Close",
-    "ConnectionSocket",
-    "EchoFactory",
-    "EchoProtocol",
-    "EndReason",
-    "Handler",
-    "HandlerPlugin",
-    "InPool",
-    "InReactor",
-    "Length",
-    "Limits",
-    "Line",
-    "Metrics",
-    "Reply",
-    "Serial",
-    "ThreadPerConnection",
-    "WorkerPool",
-    "connection_handler",
-    "message_handler",
-]
+_MODULES = {
+    "Chunk": "messages.framing",
+    "Client": "handlers.contract",
+    "Close": "handlers.contract",
+    "ConnectionSocket": "concurrency.thread_socket",
+    "EchoFactory": "connections.factory",
+    "EchoProtocol": "connections.message_protocol",
+    "EndReason": "reasons",
+    "Handler": "handlers.contract",
+    "HandlerPlugin": "handlers.plugins",
+    "InPool": "concurrency.models",
+    "InReactor": "concurrency.models",
+    "Length": "messages.framing",
+    "Limits": "limits",
+    "Line": "messages.framing",
+    "Metrics": "metrics",
+    "Reply": "handlers.contract",
+    "Serial": "concurrency.models",
+    "ThreadPerConnection": "concurrency.models",
+    "WorkerPool": "concurrency.pool",
+    "connection_handler": "handlers.contract",
+    "message_handler": "handlers.contract",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

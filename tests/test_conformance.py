@@ -31,7 +31,8 @@ from echod import (
     connection_handler,
     message_handler,
 )
-from echod.handlers import ConcurrencyModel, reverse, upper
+from echod.handlers.builtin import reverse, upper
+from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
 from tests.support.clients import BANNER
 from tests.support.log import Log

@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 
 from echod import Chunk, Client, EchoFactory, Handler, Length, Line, connection_handler
 from echod.contexts import Followed, call_in, context_of, is_entered, take_over
-from echod.handlers import ConcurrencyModel
+from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Limits
 from echod.messages.framing import Framing
 from tests.support.log import Log

@@ -28,7 +28,8 @@ from echod.concurrency.model import Busy
 from echod.concurrency.models import ThreadPerConnection
 from echod.connections import socket_protocol as handover
 from echod.connections.kernel import unread
-from echod.handlers import ConcurrencyModel, Kind, ResolvedHandler
+from echod.handlers.contract import ConcurrencyModel, Kind
+from echod.handlers.lookup import ResolvedHandler
 from echod.listening.proxy import ProxyFactory
 from echod.settings.definitions import LOOPBACK
 from echod.tls import TLSFactory

@@ -26,7 +26,7 @@ from echod.concurrency.models import InReactor
 from echod.connections import lifecycle
 from echod.connections.kernel import acknowledged, traffic, unsent
 from echod.connections.sweeper import URGENT_INTERVAL
-from echod.handlers import ConcurrencyModel
+from echod.handlers.contract import ConcurrencyModel
 from echod.tls.context import certificates_in
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER

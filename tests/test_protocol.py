@@ -44,7 +44,7 @@ from echod.connections.admission import Admission
 from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.kernel import unread
 from echod.connections.sweeper import URGENT_INTERVAL
-from echod.handlers import Client, ConcurrencyModel
+from echod.handlers.contract import Client, ConcurrencyModel
 from echod.messages.framing import Framing
 from echod.proxy_header import ProxyHeader
 from echod.reactor import UvloopReactor

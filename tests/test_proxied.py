@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from echod import Client, EchoFactory, Handler, Limits
 from echod.connections.direct_protocol import DirectProtocol
-from echod.handlers import ConcurrencyModel
+from echod.handlers.contract import ConcurrencyModel
 from echod.listening.proxy import BROKEN, LATE, UNTRUSTED, ProxyFactory
 from echod.proxy_header import FieldType
 from echod.reasons import EndReason

@@ -29,7 +29,7 @@ from echod.concurrency.model import Model
 from echod.concurrency.models import InReactor
 from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.message_protocol import EchoProtocol
-from echod.handlers import ConcurrencyModel
+from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
 from echod.turns import PACE, Turns
 from tests.support.log import Log

@@ -30,7 +30,8 @@ from echod.daemon.process import Options, makeService
 from echod.daemon.resolve import StartError
 from echod.daemon.service import EchoService
 from echod.daemon.signals import GRACE, Signals
-from echod.handlers import ConcurrencyModel, Handler, HandlerSpec, adopt
+from echod.handlers.contract import ConcurrencyModel, Handler
+from echod.handlers.lookup import HandlerSpec, adopt
 from echod.limits import Limits
 from echod.listening.endpoints import Listening
 from echod.listening.socket_activation import InheritedSockets

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echod import Chunk, Length, Limits, Line
-from echod.handlers import ConcurrencyModel, HandlerSpec
+from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.lookup import HandlerSpec
 from echod.settings.definitions import (
     SETTINGS,
     Settings,

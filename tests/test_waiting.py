@@ -28,7 +28,7 @@ from echod import EchoFactory, Limits
 from echod.concurrency import thread_socket
 from echod.connections import waiting
 from echod.connections.waiting import Others, is_awaited, running_time, tasks
-from echod.handlers import ConcurrencyModel
+from echod.handlers.contract import ConcurrencyModel
 from echod.listening.proxy import ProxyFactory
 from echod.settings.definitions import LOOPBACK
 from tests.support.proxy_headers import line

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from twisted.logger import globalLogBeginner
 
 from echod import __version__
-from echod.handlers import ConcurrencyModel, InstalledHandler, installed
+from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.lookup import InstalledHandler, installed
 from echod.printing import printing
 
 

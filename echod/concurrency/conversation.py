@@ -6,16 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from echod.concurrency.thread_socket import ConnectionSocket
-from echod.handlers import (
-    Client,
-    Close,
-    Handler,
-    ResolvedHandler,
-    StandInServer,
-    checked,
-    is_request_handler,
-)
 from echod.handlers.calling import call_closed, call_opened
+from echod.handlers.contract import Client, Close, Handler, checked, is_request_handler
+from echod.handlers.lookup import ResolvedHandler
+from echod.handlers.standin import StandInServer
 from echod.messages.framing import Chunk, Framing, FramingError, encode_greeting
 from echod.messages.session import Session
 from echod.reasons import EndReason

@@ -17,9 +17,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from echod.handlers import (
-    ConcurrencyModel,
-)
+from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Level
 
 # Called in the reactor thread with what the handler returned, or a Failure.

@@ -23,9 +23,7 @@ from echod.concurrency.fairness import Holders, Turns, may_have_another
 from echod.concurrency.model import Abandoned, Busy, Done, Pending, UnderWay, owner_of
 from echod.concurrency.pool import Task, WorkerPool, check_closing
 from echod.contexts import Followed
-from echod.handlers import (
-    ConcurrencyModel,
-)
+from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Level
 from echod.text import plural
 

@@ -30,7 +30,7 @@ from echod.connections.kernel import (
     unsent,
 )
 from echod.connections.traffic import TrafficWatch, WatchedSocket
-from echod.handlers import Client
+from echod.handlers.contract import Client
 
 # How often a thread is interrupted before its socket is shut down: a sweep apart, and more than
 # once because one that has just been interrupted may not have run since.

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.addresses import shown_address
-from echod.handlers import Client
+from echod.handlers.contract import Client
 from echod.log.event import LogLine
 from echod.log.tracebacks import traceback_of
 from echod.proxy_header import ProxyHeader

@@ -13,9 +13,7 @@ from echod.connections.kernel import traffic
 from echod.connections.message_protocol import EchoProtocol, ReplyBatch
 from echod.connections.owner import Owner
 from echod.contexts import context_of
-from echod.handlers import (
-    reply_from,
-)
+from echod.handlers.contract import reply_from
 from echod.messages.session import Session
 from echod.reasons import EndReason
 from echod.turns import PACE, Share

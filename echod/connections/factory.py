@@ -34,14 +34,10 @@ from echod.connections.socket_protocol import SocketProtocol, threads_of_handler
 from echod.connections.sweeper import Sweeper, interval_for
 from echod.connections.traffic import TrafficWatch
 from echod.connections.waiting import Others
-from echod.handlers import (
-    Client,
-    ConcurrencyModel,
-    Echo,
-    ResolvedHandler,
-    StandInServer,
-    adopt,
-)
+from echod.handlers.builtin import Echo
+from echod.handlers.contract import Client, ConcurrencyModel
+from echod.handlers.lookup import ResolvedHandler, adopt
+from echod.handlers.standin import StandInServer
 from echod.limits import Limits
 from echod.log.event import LogLine
 from echod.messages.framing import Chunk, Framing

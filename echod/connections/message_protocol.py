@@ -24,12 +24,8 @@ from echod.connections.kernel import is_reset, shorten_reads, unread
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.owner import Owner
 from echod.contexts import call_in, context_of, is_entered, take_over
-from echod.handlers import (
-    Close,
-    checked,
-    reply_from,
-)
 from echod.handlers.calling import close_in_thread, overridden
+from echod.handlers.contract import Close, checked, reply_from
 from echod.log.event import LogLine
 from echod.messages.framing import FramingError, encode_greeting
 from echod.messages.session import Session

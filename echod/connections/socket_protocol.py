@@ -43,7 +43,7 @@ from echod.connections.kernel import (
 )
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.waiting import Task, is_awaited, running_time, tasks
-from echod.handlers import Kind
+from echod.handlers.contract import Kind
 from echod.reasons import EndReason
 
 if TYPE_CHECKING:

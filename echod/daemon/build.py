@@ -12,10 +12,8 @@ from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnect
 from echod.concurrency.pool import WorkerPool
 from echod.connections.admission import Admission
 from echod.connections.factory import EchoFactory
-from echod.handlers import (
-    ConcurrencyModel,
-    ResolvedHandler,
-)
+from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.lookup import ResolvedHandler
 from echod.listening.listener import Listener
 from echod.listening.socket_activation import InheritedSockets, started_with
 from echod.metrics import Metrics
@@ -25,6 +23,7 @@ from echod.turns import Turns
 
 if TYPE_CHECKING:
     from echod.status import HandlerTimer, StatusServer
+from echod.daemon.choose_reactor import name_of
 from echod.daemon.resolve import find_handler, listening, status_listening
 from echod.daemon.service import EchoService
 
@@ -126,7 +125,13 @@ def make_status(
 
     wanted = status_listening(service.reactor, settings.status, inherited)
     return StatusServer(
-        service.reactor, settings.status, wanted, service, timer, hosts=settings.status_host
+        service.reactor,
+        settings.status,
+        wanted,
+        service,
+        timer,
+        reactor_name=name_of(service.reactor),
+        hosts=settings.status_host,
     )
 
 

@@ -12,9 +12,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from echod.handlers import (
-    ConcurrencyModel,
-)
+from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Level
 from echod.settings.definitions import Settings
 

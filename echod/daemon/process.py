@@ -27,9 +27,7 @@ from echod.daemon.notify import Notifier
 from echod.daemon.resolve import StartError
 from echod.daemon.service import EchoService
 from echod.daemon.signals import GRACE, Signals
-from echod.handlers import (
-    ModulesOnly,
-)
+from echod.handlers.plugins import ModulesOnly
 from echod.log.observer import LogObserver
 from echod.log.sinks import DescriptorSink, FileSink, Sink, SyslogSink
 from echod.settings.flags import Options as SettingsOptions

@@ -5,13 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from echod.daemon import checks
-from echod.handlers import (
-    HandlerError,
-    Kind,
-    ResolvedHandler,
-    check_name,
-    resolve,
-)
+from echod.handlers.contract import HandlerError, Kind
+from echod.handlers.lookup import ResolvedHandler, check_name, resolve
 from echod.listening.endpoints import ListenError, Listening, parse_listen
 from echod.listening.socket_activation import InheritedSockets
 from echod.settings.definitions import Settings

@@ -24,10 +24,7 @@ from echod.daemon.notify import Notifier
 from echod.daemon.signals import GRACE, Signals
 from echod.daemon.slow import SlowCalls
 from echod.daemon.stalls import StallWatch
-from echod.handlers import (
-    ConcurrencyModel,
-    HandlerError,
-)
+from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.limits import Level
 from echod.listening.listener import Listener
 from echod.listening.validity import ValidityWatch, tell_validity

@@ -8,10 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from echod.handlers import (
-    Client,
-    Handler,
-)
+from echod.handlers.contract import Client, Handler
 from echod.reasons import EndReason
 
 

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 
 from echod.addresses import shown_address
 from echod.connections.kernel import unread
-from echod.handlers import Client
+from echod.handlers.contract import Client
 from echod.proxy_header import HeaderParser, ProxyError, ProxyHeader
 from echod.reasons import EndReason
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from twisted.internet import process
 
 if TYPE_CHECKING:
-    from echod.reactor.reactor import UvloopReactor
+    from echod.reactor.interfaces import LoopReactor
 
 
-def watch(reactor: UvloopReactor, pid: int) -> None:
+def watch(reactor: LoopReactor, pid: int) -> None:
     """Have the child ``pid``, which nobody has waited for yet, reaped by Twisted at its end."""
     try:
         descriptor = os.pidfd_open(pid)
@@ -34,7 +34,7 @@ def watch(reactor: UvloopReactor, pid: int) -> None:
     reactor.context.run(reactor.loop.add_reader, descriptor, ended)
 
 
-def _wait(reactor: UvloopReactor, pid: int) -> None:
+def _wait(reactor: LoopReactor, pid: int) -> None:
     with contextlib.suppress(ChildProcessError):  # Twisted, or another, was quicker
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     reactor.callFromThread(_reap, pid)

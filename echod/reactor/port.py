@@ -39,7 +39,7 @@ from echod.reactor.server import (
 from echod.reactor.transport import StreamSocket
 
 if TYPE_CHECKING:
-    from echod.reactor.reactor import UvloopReactor
+    from echod.reactor.interfaces import LoopReactor
 
 _log = Logger("echod.reactor")
 
@@ -107,7 +107,7 @@ _accept: Callable[[socket.socket], tuple[int, Any]] = socket.socket._accept  # t
 class AcceptingPort(tcp.Port):
     """What the ports have in common: the accepting."""
 
-    reactor: UvloopReactor
+    reactor: LoopReactor  # type: ignore[assignment]
     _watched = False
     _resting: Any = None
     _turned_away = 0

@@ -39,6 +39,7 @@ from twisted.python.failure import Failure
 
 from echod.reactor import children, logprefix
 from echod.reactor.connector import TCPConnector, UNIXConnector
+from echod.reactor.interfaces import Port, Stream
 from echod.reactor.port import AcceptingPort, TCPPort, UNIXPort
 from echod.reactor.server import TCPServerTransport, UNIXServerTransport
 from echod.reactor.transport import SHORT_READ, StreamSocket, StreamTransport
@@ -81,10 +82,10 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
         # Our own callbacks run in this empty context, or they would inherit the context of
         # whichever connection happened to schedule them, and keep it alive.
         self.context = Context()
-        self.streams: set[StreamTransport] = set()
+        self.streams: set[Stream] = set()
         # For streams whose reads are short; its memory is not touched before there are some.
         self.read_buffer = memoryview(bytearray(SHORT_READ))
-        self.ports: set[AcceptingPort] = set()  # those that accept, or rest from it
+        self.ports: set[Port] = set()  # those that accept, or rest from it
         self._timer: Any = None
         self._timer_due = math.inf
         self._wakeup_sent = False

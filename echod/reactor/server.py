@@ -13,8 +13,7 @@ from echod.reactor.transport import StreamSocket, StreamTransport
 from echod.reactor.unix import DescriptorSender
 
 if TYPE_CHECKING:
-    from echod.reactor.port import TCPPort, UNIXPort
-    from echod.reactor.reactor import UvloopReactor
+    from echod.reactor.interfaces import LoopReactor, Port, TCPAddressed
 
 
 class ServerTransport(StreamTransport):
@@ -32,8 +31,8 @@ class ServerTransport(StreamTransport):
         skt: StreamSocket,
         client: Any,
         factory: Any,
-        server: TCPPort | UNIXPort | None,
-        reactor: UvloopReactor,
+        server: Port | None,
+        reactor: LoopReactor,
     ) -> None:
         self.socket = skt
         self.client = client
@@ -42,7 +41,7 @@ class ServerTransport(StreamTransport):
         self.reactor = reactor
 
     @classmethod
-    def adopted(cls, skt: StreamSocket, factory: Any, reactor: UvloopReactor) -> Self:
+    def adopted(cls, skt: StreamSocket, factory: Any, reactor: LoopReactor) -> Self:
         """A transport for a connection that was accepted elsewhere."""
         raise NotImplementedError
 
@@ -72,10 +71,10 @@ class ServerTransport(StreamTransport):
 class TCPServerTransport(ServerTransport):
     """A TCP connection that a client opened."""
 
-    server: TCPPort | None
+    server: TCPAddressed | None
 
     @classmethod
-    def adopted(cls, skt: StreamSocket, factory: Any, reactor: UvloopReactor) -> Self:
+    def adopted(cls, skt: StreamSocket, factory: Any, reactor: LoopReactor) -> Self:
         client = with_scope(skt.getpeername())
         adopted = cls(skt, client, factory, None, reactor)
         adopted.sessionno = client[1]
@@ -95,7 +94,7 @@ class UNIXServerTransport(DescriptorSender, ServerTransport):
     """A UNIX stream that a client opened."""
 
     @classmethod
-    def adopted(cls, skt: StreamSocket, factory: Any, reactor: UvloopReactor) -> Self:
+    def adopted(cls, skt: StreamSocket, factory: Any, reactor: LoopReactor) -> Self:
         adopted = cls(skt, skt.getpeername(), factory, None, reactor)
         adopted._local = skt.getsockname()
         return adopted

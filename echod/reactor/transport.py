@@ -63,7 +63,7 @@ except ImportError:  # pyOpenSSL is not installed
     newtls = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from echod.reactor.reactor import UvloopReactor
+    from echod.reactor.interfaces import LoopReactor
 
 _log = Logger("echod.reactor")
 
@@ -154,7 +154,7 @@ class StreamTransport:
     _flush_timer: Any = None
     _tlsClientDefault = False
 
-    def __init__(self, skt: StreamSocket, reactor: UvloopReactor) -> None:
+    def __init__(self, skt: StreamSocket, reactor: LoopReactor) -> None:
         self.socket = skt
         self.reactor = reactor
 

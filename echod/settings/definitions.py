@@ -14,7 +14,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from echod.addresses import Network
-from echod.handlers import BANNER, PREFIX, ConcurrencyModel, HandlerError, HandlerSpec, parse
+from echod.handlers.builtin import BANNER, PREFIX
+from echod.handlers.contract import ConcurrencyModel, HandlerError
+from echod.handlers.lookup import HandlerSpec, parse
 from echod.limits import LOG_RATE, Limits
 from echod.log.lines import FORMATS as LOG_FORMATS
 from echod.log.observer import LEVELS as LOG_LEVELS

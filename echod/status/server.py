@@ -55,6 +55,7 @@ class StatusServer(Listener[StatusSite]):
         subject: Subject,
         timer: HandlerTimer,
         *,
+        reactor_name: str,
         hosts: Sequence[str] = (),
     ) -> None:
         """Set up, without listening.
@@ -65,6 +66,7 @@ class StatusServer(Listener[StatusSite]):
             wanted: where to listen.
             subject: whose status it is.
             timer: times that one's handlers.
+            reactor_name: as `--reactor` has it.
             hosts: names under which it may be asked for, beside addresses and localhost.
         """
         site = make_site(
@@ -75,7 +77,7 @@ class StatusServer(Listener[StatusSite]):
         self._timer = timer
         self._probes = Probes(reactor, subject.pool, lambda: totals_of(subject))
         self._seen: deque[Seen] = deque()
-        self._build = Build.of(reactor)
+        self._build = Build.of(reactor_name)
         self._began = reactor.seconds()
         self._started = time.time()
 

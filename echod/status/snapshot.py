@@ -14,7 +14,6 @@ from echod import __version__
 from echod.addresses import shown_address
 from echod.concurrency.pool import WorkerPool
 from echod.connections.sweeper import SLICE
-from echod.daemon.choose_reactor import name_of
 from echod.limits import Level
 from echod.metrics import Histogram, Metrics, Totals
 from echod.reasons import REFUSED_BY, EndReason
@@ -78,7 +77,7 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class Build:
-    """What runs."""
+    """Versions of echod, Python, Twisted, and the reactor."""
 
     version: str
     python: str
@@ -86,9 +85,9 @@ class Build:
     reactor: str
 
     @classmethod
-    def of(cls, reactor: Any) -> Build:
-        """Return what runs on `reactor`."""
-        return cls(__version__, platform.python_version(), twisted.__version__, name_of(reactor))
+    def of(cls, reactor: str) -> Build:
+        """Return the versions of what runs on `reactor`, a name as `--reactor` has it."""
+        return cls(__version__, platform.python_version(), twisted.__version__, reactor)
 
 
 @dataclass(frozen=True)

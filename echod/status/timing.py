@@ -16,7 +16,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from echod.handlers import Handler, ResolvedHandler
+from echod.handlers.contract import Handler
+from echod.handlers.lookup import ResolvedHandler
 from echod.metrics import Histogram
 
 # In the event loop, one message in so many is timed.

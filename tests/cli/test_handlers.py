@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from echod import cli
-from echod.handlers import ConcurrencyModel, InstalledHandler
+from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.lookup import InstalledHandler
 
 ECHOD = Path(sys.executable).parent / "echod"
 

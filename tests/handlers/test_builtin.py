@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.handlers import Client, Close, Count, Echo, reverse, upper
+from echod.handlers.builtin import Count, Echo, reverse, upper
+from echod.handlers.contract import Client, Close
 
 CLIENT = Client("127.0.0.1:60225")
 

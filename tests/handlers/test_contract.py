@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from echod.handlers import (
+from echod.handlers.contract import (
     Client,
     Close,
     ConcurrencyModel,
@@ -18,8 +18,8 @@ from echod.handlers import (
     connection_handler,
     kind_of,
     message_handler,
+    models_for,
 )
-from echod.handlers.contract import models_for
 
 ANY = tuple(ConcurrencyModel)
 EVENT_LOOP = (ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL)

@@ -8,19 +8,9 @@ from typing import Any, Optional
 
 import pytest
 
-from echod.handlers import (
-    ConcurrencyModel,
-    Count,
-    Echo,
-    Handler,
-    HandlerError,
-    HandlerSpec,
-    Kind,
-    adopt,
-    installed,
-    parse,
-    resolve,
-)
+from echod.handlers.builtin import Count, Echo
+from echod.handlers.contract import ConcurrencyModel, Handler, HandlerError, Kind
+from echod.handlers.lookup import HandlerSpec, adopt, installed, parse, resolve
 from tests.support.log import Log
 from twisted import plugins
 
@@ -79,7 +69,7 @@ def dropin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> Path
     folder = tmp_path / "dropins"
     folder.mkdir()
     (folder / "users_dropin.py").write_text(
-        "from echod.handlers import HandlerPlugin\n"
+        "from echod import HandlerPlugin\n"
         f"shout = HandlerPlugin('dropped', '{module}:Inner.shout')\n"
     )
     monkeypatch.setattr(plugins, "__path__", [*plugins.__path__, str(folder)])

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from echod import Handler
-from echod.handlers import ConcurrencyModel, HandlerError, adopt
+from echod.handlers.contract import ConcurrencyModel, HandlerError
+from echod.handlers.lookup import adopt
 from echod.handlers.parameters import parameters_of
 
 if TYPE_CHECKING:

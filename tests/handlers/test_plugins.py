@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from echod.handlers import ConcurrencyModel, Echo, HandlerError, installed, parse, resolve
+from echod.handlers.builtin import Echo
+from echod.handlers.contract import ConcurrencyModel, HandlerError
+from echod.handlers.lookup import installed, parse, resolve
 from tests.conftest import Log
 from tests.support.clients import BANNER, connect, receive
 from tests.support.daemon import SCRIPTS, Start

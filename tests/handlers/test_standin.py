@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from echod.handlers import StandInServer
+from echod.handlers.standin import StandInServer
 from tests.support.log import Log
 from tests.support.serving import serving
 

@@ -32,7 +32,9 @@ class FakePool:
 def server_of(subject: FakeSubject, clock: Clock) -> StatusServer:
     timer = HandlerTimer(in_threads=False)
     timer.histogram.observe(0.002)
-    return StatusServer(clock, "tcp:0", parse_listen(reactor, "tcp:0"), subject, timer)
+    return StatusServer(
+        clock, "tcp:0", parse_listen(reactor, "tcp:0"), subject, timer, reactor_name="none"
+    )
 
 
 def snapshot(subject: FakeSubject, clock: Clock | None = None) -> Snapshot:

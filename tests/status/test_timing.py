@@ -8,8 +8,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from echod.connections.factory import EchoFactory
-from echod.handlers import Client, ConcurrencyModel, Handler, adopt
 from echod.handlers.calling import call_closed, call_opened
+from echod.handlers.contract import Client, ConcurrencyModel, Handler
+from echod.handlers.lookup import adopt
 from echod.status.timing import EVERY, HandlerTimer
 from tests.support.serving import Server
 

@@ -27,7 +27,7 @@ from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.concurrency.pool import WorkerPool
 from echod.connections.factory import EchoFactory
-from echod.handlers import ConcurrencyModel
+from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Limits
 from echod.listening.proxy import ProxyFactory
 from echod.settings.definitions import LOOPBACK as TRUSTED

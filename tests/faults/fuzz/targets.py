@@ -13,7 +13,8 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from echod.handlers import HandlerError, parse
+from echod.handlers.contract import HandlerError
+from echod.handlers.lookup import parse
 from echod.listening.endpoints import ListenError, parse_listen
 from echod.messages.framing import Chunk, Framing, FramingError, Length, Line
 from echod.proxy_header import HeaderParser, ProxyError
