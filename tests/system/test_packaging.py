@@ -40,6 +40,15 @@ def copy_source(to: Path) -> Path:
     return to
 
 
+def build_wheel(source: Path, to: Path) -> Path:
+    """Build a wheel with the setuptools that is here; return it."""
+    # An environment of its own for each build would take several times as long.
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", to]
+    run(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=source)
+    (built,) = to.glob("*.whl")
+    return built
+
+
 class Environment:
     """A fresh virtual environment."""
 
@@ -94,8 +103,8 @@ SHOUT = Path("examples") / "echod-shout"
 
 @pytest.fixture(scope="module")
 def extended(installed: Environment, source: Path) -> Environment:
-    """The same environment, with somebody else's package of handlers."""
-    installed.install(source / SHOUT)
+    """The same environment, with a package of handlers by another author."""
+    installed.install(build_wheel(source / SHOUT, source / "shout"))
     return installed
 
 
@@ -104,8 +113,9 @@ def editable(folder: Path) -> Environment:
     """A copy of the source, installed as developers do."""
     environment = Environment(folder / "editable")
     edited = copy_source(folder / "edited")
-    environment.install("--editable", edited)
-    environment.install("--editable", edited / SHOUT)
+    environment.install("setuptools")  # else each of the builds would install it for itself
+    both = "--editable", edited, "--editable", edited / SHOUT
+    environment.install("--no-build-isolation", *both)
     return environment
 
 
@@ -140,19 +150,7 @@ def test_what_an_earlier_build_has_left_is_not_installed_once_that_is_removed(
     names = {}
     for command in ("true", "rm -rf build"):
         run("sh", "-c", command, cwd=source)
-        target = folder / "upgraded-wheels"
-        run(
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--no-deps",
-            "--wheel-dir",
-            target,
-            ".",
-            cwd=source,
-        )
-        (built,) = target.glob("*.whl")
+        built = build_wheel(source, folder / "upgraded-wheels")
         with zipfile.ZipFile(built) as archive:
             names[command] = set(archive.namelist())
         built.unlink()
