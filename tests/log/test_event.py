@@ -11,7 +11,7 @@ from echod.handlers.contract import Client
 from echod.log.event import LogLine
 from echod.log.observer import LogObserver
 from echod.log.rate import WINDOW
-from tests.test_logs import Kept
+from tests.log.test_observer import Kept
 
 Observe = Callable[..., None]
 

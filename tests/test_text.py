@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.text import clipped, escape, escape_lines, quoted, unescape, unescaped
+from echod.text import clipped, escape, escape_lines, plural, quoted, unescape, unescaped
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,10 @@ def test_a_value_is_quoted_in_little_room(value: object, shown: str) -> None:
 def test_a_text_is_clipped() -> None:
     assert clipped("x" * 60) == "x" * 60
     assert clipped("x" * 61) == "x" * 57 + "..."
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "messages are"), (1, "message is"), (2, "messages are")]
+)
+def test_words_go_with_their_number(count: int, words: str) -> None:
+    assert plural(count, "message is", "messages are") == words

@@ -124,7 +124,7 @@ def test_what_is_good_for_root_may_not_be_for_others() -> None:
 
 
 def test_plugins_are_looked_for_where_twisted_does() -> None:
-    here = Path(__file__).parent.parent / "twisted" / "plugins"
+    here = Path(__file__).parents[2] / "twisted" / "plugins"
     assert str(here) in plugin_folders()
 
 
