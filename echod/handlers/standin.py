@@ -6,6 +6,7 @@ by a server object of theirs that does not listen: docs/handlers.md shows how.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,16 @@ class StandInServer:
         """Learn where a client connected to."""
         if not self._met:
             self.server_address, self._met = address, True
+
+    def shutdown_request(self, request: socket.socket) -> None:
+        """End a connection, as `socketserver.TCPServer` does."""
+        with contextlib.suppress(OSError):  # the client was faster
+            request.shutdown(socket.SHUT_WR)
+        self.close_request(request)
+
+    def close_request(self, request: socket.socket) -> None:
+        """Close a connection's socket."""
+        request.close()
 
     @property
     def address_family(self) -> socket.AddressFamily:

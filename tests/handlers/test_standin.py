@@ -10,7 +10,7 @@ import pytest_twisted
 
 from echod.handlers.standin import StandInServer
 from tests.support.log import Log
-from tests.support.serving import serving
+from tests.support.serving import eventually, serving
 
 
 class Asking(socketserver.StreamRequestHandler):
@@ -28,6 +28,25 @@ async def test_all_connections_of_a_listener_find_one_server() -> None:
             client = await server.connect()
             answer = repr(("127.0.0.1", server.number, count)).encode()
             assert await client.receive_all() == answer
+
+
+class Ending(socketserver.StreamRequestHandler):
+    """Ends the connection itself, as published SOCKS servers do."""
+
+    def handle(self) -> None:
+        self.wfile.write(b"bye")
+        getattr(self.server, self.rfile.readline().decode().strip())(self.request)
+
+
+@pytest.mark.parametrize("way", ["close_request", "shutdown_request"])
+@pytest_twisted.ensureDeferred
+async def test_a_handler_may_end_its_connection_through_its_server(way: str) -> None:
+    async with serving("thread-per-connection", handler=Ending, banner=b"") as server:
+        client = await server.connect()
+        client.send(way.encode() + b"\n")
+        assert await client.receive_all() == b"bye"
+        await eventually(lambda: not server.factory.connections)
+        assert server.factory.metrics.ended == {"handler closed": 1}
 
 
 class Needy(socketserver.BaseRequestHandler):
