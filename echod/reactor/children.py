@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from twisted.internet import process
@@ -31,7 +32,8 @@ def watch(reactor: LoopReactor, pid: int) -> None:
         os.close(descriptor)
         _reap(pid)
 
-    reactor.context.run(reactor.loop.add_reader, descriptor, ended)
+    # An empty context, as for the reactor's other callbacks. The reactor's own may be entered now.
+    Context().run(reactor.loop.add_reader, descriptor, ended)
 
 
 def _wait(reactor: LoopReactor, pid: int) -> None:

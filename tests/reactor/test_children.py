@@ -14,11 +14,20 @@ PROGRAM = """
 import asyncio, multiprocessing, os, signal, subprocess, sys
 import echod.reactor
 echod.reactor.install()
-from twisted.internet import reactor, task, utils
+from twisted.internet import reactor, task, threads, utils
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 
 async def twisted():
     assert await utils.getProcessOutput("/bin/echo", ["twisted"]) == b"twisted\\n"
+
+async def timer():
+    await task.deferLater(reactor, 0.01)
+    await twisted()
+    await twisted()
+
+async def thread():
+    await threads.deferToThread(int)
+    await twisted()
 
 async def in_asyncio():
     child = await asyncio.create_subprocess_exec("/bin/echo", "asyncio", stdout=-1)
@@ -69,12 +78,15 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ["asyncio_", "twisted", "asyncio_"],
         ["both", "both"],
         ["both", "blocking", "twisted", "blocking", "asyncio_"],
+        ["timer"],
+        ["thread"],
+        ["asyncio_", "timer", "thread", "asyncio_", "timer"],
     ],
     ids=" ".join,
 )
 def test_children_of_each_kind_are_waited_for(order: list[str]) -> None:
     """Fault 78: The daemon waits for each subprocess, and none becomes a zombie, whether asyncio
-    or Twisted starts them, and in any order.
+    or Twisted starts them, in any order, and from a timer or a thread's result too.
     """
     done = run(PROGRAM, *order)
     assert (done.returncode, done.stderr) == (0, "")
