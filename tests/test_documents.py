@@ -140,3 +140,10 @@ def test_the_picture_shows_what_the_page_does_now() -> None:
     tiles = re.findall(r"_tile\(\s*\"([^\"]+)\"", (ROOT / "echod/status/page.py").read_text())
     assert len(tiles) == 8
     assert shown >= {*tiles, "Listeners", "Limits"}
+
+
+def test_each_target_of_make_is_explained_on_a_page() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = "\n".join(page.read_text() for page in DOCUMENTS)
+    assert "pictures" in targets
+    assert not [target for target in targets if f"`make {target}" not in text]
