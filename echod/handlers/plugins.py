@@ -94,7 +94,7 @@ def _entry_points() -> Iterator[Offer]:
             continue
         where = _place(each)
         try:
-            name = (each.metadata["Name"] if "Name" in each.metadata else "") or where
+            name = (each.metadata.get_all("Name") or [""])[0] or where
             if name not in found:
                 found.add(name)
                 yield from _offered_by(each, name)
