@@ -74,6 +74,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the picture of the README.")
     parser.add_argument("--output", type=Path, default=PICTURE, help="the SVG to write")
     output: Path = parser.parse_args().output
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and tidy up
     try:
         output.write_text(picture())
     except PictureError as error:
@@ -123,13 +124,16 @@ def daemon(folder: Path) -> Iterator[None]:
     command += ["--listen", f"tcp:{PORT}", "--listen", f"proxy:tcp:{PROXY_PORT}"]
     command += ["--status", f"tcp:{STATUS_PORT}:interface=127.0.0.1"]
     command += ["--max-connections", str(MOST)]
+    if metrics():
+        raise PictureError(f"another daemon shows its status on port {STATUS_PORT}")
     log = folder / "log"
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
     try:
         wait_until(lambda: process.poll() is not None or is_ready(), "for the daemon to start")
         if process.poll() is not None:
-            raise PictureError(log.read_text().splitlines()[-1])
+            said = [line for line in log.read_text().splitlines() if line.startswith("echod: ")]
+            raise PictureError(" ".join(said) or "the daemon has ended")
         yield
     finally:
         process.send_signal(signal.SIGTERM)
