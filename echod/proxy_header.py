@@ -1,18 +1,18 @@
-r"""The PROXY protocol, versions 1 and 2: what a proxy says of its client before the first byte.
+r"""The PROXY protocol, versions 1 and 2: a header about its client that a proxy sends first.
 
 Pure: bytes in, a header out, split at any byte.  Follows the specification that comes with
 haproxy, doc/proxy-protocol.txt (2020/03/05), and is strict wherever a header could be read in two
-ways: it says who the client is, and limits and logs believe it.
+ways, because limits and logs rely on the client's address in it.
 
 * Version 1 is a line: ``PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n``.
-* Version 2 is binary; behind the addresses it may hold fields of a type, a length and a value
-  (TLVs), which tell of the client's TLS session, of the name it asked for, and more.
+* Version 2 is binary; after the addresses it may have fields of a type, a length and a value
+  (TLVs), about the client's TLS session, the host name it asked for, and more.
 
 `LOCAL` (a health check), `UNKNOWN` and `UNSPEC` are valid headers that name no client: `source`
-and `destination` are None, and the addresses of the socket itself hold.  What such a header holds
-besides is discarded, as the specification asks.
+and `destination` are None, and the addresses of the socket itself apply. The rest of such a header
+is discarded, as the specification demands.
 
-What is wrong with a header is a `ProxyError`, whose text holds nothing of what was received.
+An invalid header raises a `ProxyError`, whose text contains none of the received bytes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 # A version 1 line with its CRLF: section 2.1 counts 107 for the longest.
 MAX_LINE = 107
-# A version 2 header, all told.  Its length has 16 bits; a header is meant to fit one small segment
-# of 536 bytes (section 2), and this is seven of them: room for long names of certificates.
+# A whole version 2 header. Its length has 16 bits; a header should fit one small segment of 536
+# bytes (section 2), and this is seven of them, with room for long names of certificates.
 MAX_HEADER = 4096
 # Section 2.2.5.
 MAX_UNIQUE_ID = 128
@@ -43,18 +43,18 @@ Address = tuple[str, int] | bytes
 
 
 class ProxyError(ValueError):
-    """What was received is no header; the text says why, in a few words."""
+    """The received bytes are not a valid header; the text says why, in a few words."""
 
 
 class Command(enum.StrEnum):
-    """Whether the proxy speaks for a client, or for itself."""
+    """Whether the proxy connects on behalf of a client, or for itself."""
 
     PROXY = "PROXY"
     LOCAL = "LOCAL"
 
 
 class FieldType(enum.IntEnum):
-    """The types of fields that are registered (section 2.2)."""
+    """The registered types of fields (section 2.2)."""
 
     ALPN = 0x01
     AUTHORITY = 0x02
@@ -78,7 +78,7 @@ Fields = tuple[tuple[int, bytes], ...]
 class ProxiedTLS:
     """The TLS session between the client and the proxy (section 2.2.6).
 
-    Texts may hold whatever a client got into its certificate: escape them before they are shown.
+    The texts come from a client's certificate: escape them before you show them.
 
     Attributes:
         encrypted: whether the client used TLS at all.
@@ -86,9 +86,9 @@ class ProxiedTLS:
         certificate_in_session: whether it showed one in this connection's TLS session, maybe in
             an earlier connection that is resumed here.
         verified: whether it showed a certificate, which the proxy found to be good.
-        version: as in "TLSv1.3"; "" where the proxy does not say.
-        common_name: of the certificate's subject; "" where there is none.
-        cipher: as in "TLS_AES_256_GCM_SHA384"; "" where the proxy does not say.
+        version: as in "TLSv1.3"; "" if the proxy does not say.
+        common_name: of the certificate's subject; "" if there is none.
+        cipher: as in "TLS_AES_256_GCM_SHA384"; "" if the proxy does not say.
         fields: all fields within, known or not.
     """
 
@@ -104,15 +104,15 @@ class ProxiedTLS:
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """What the proxy said.
+    """A proxy's header.
 
     Attributes:
         version: 1 or 2.
-        command: `LOCAL` for a connection of the proxy's own, as in a health check.
-        source: the client's address; None where the socket's own holds.
-        destination: the address that the client connected to; None where the socket's own holds.
+        command: `LOCAL` for a connection of the proxy's own, such as a health check.
+        source: the client's address; None if the socket's own applies.
+        destination: the address that the client connected to; None if the socket's own applies.
         fields: all type-length-value fields, known or not, in the order received.
-        tls: the TLS session that the client has with the proxy; None where nothing is said of it.
+        tls: the client's TLS session with the proxy; None if the header does not mention one.
     """
 
     version: int
@@ -133,18 +133,18 @@ class ProxyHeader:
 
     @property
     def authority(self) -> str | None:
-        """The name that the client asked for (SNI); escape it before it is shown."""
+        """The host name that the client asked for (SNI); escape it before you show it."""
         value = self.field(FieldType.AUTHORITY)
         return None if value is None else _text(value)
 
     @property
     def unique_id(self) -> bytes | None:
-        """What the proxy calls this connection in its own log."""
+        """The name of this connection in the proxy's own log."""
         return self.field(FieldType.UNIQUE_ID)
 
     @property
     def network_namespace(self) -> str | None:
-        """The network namespace, at the proxy, that the client came to."""
+        """The network namespace, on the proxy, that the client connected to."""
         value = self.field(FieldType.NETNS)
         return None if value is None else _text(value)
 
@@ -153,7 +153,7 @@ class HeaderParser:
     """Reads one header from the beginning of a stream.
 
     Attributes:
-        rest: once the header is complete, what was fed beyond it.
+        rest: once the header is complete, the bytes after it.
     """
 
     __slots__ = ("_buffer", "rest")
@@ -164,14 +164,15 @@ class HeaderParser:
 
     @property
     def received(self) -> int:
-        """How many bytes were fed."""
+        """The number of bytes received so far."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> ProxyHeader | None:
-        """Take what was read; return the header once it is complete, which ends the parser's work.
+        """Take the next bytes; return the header once it is complete, which ends the parser's
+        work.
 
         Raises:
-            ProxyError: this is no header, or will not be one whatever follows.
+            ProxyError: this is not a header, and cannot become one.
         """
         buffer = self._buffer
         buffer += data
@@ -184,7 +185,7 @@ class HeaderParser:
         return None
 
     def _feed_line(self) -> ProxyHeader | None:
-        # At most `MAX_LINE` bytes are looked at again with each byte that comes.
+        # At most `MAX_LINE` bytes are searched again for each byte that arrives.
         line, end, _ = self._buffer[:MAX_LINE].partition(b"\r\n")
         if _UNPRINTABLE.search(line if end else line.removesuffix(b"\r")):
             raise ProxyError("control characters in the line")
@@ -210,7 +211,7 @@ class HeaderParser:
 
 
 def parse_line(line: bytes) -> ProxyHeader:
-    """Return what a version 1 header says.
+    """Parse a version 1 header.
 
     Args:
         line: printable ASCII that begins with "PROXY ", without the CRLF.
@@ -233,7 +234,7 @@ def parse_line(line: bytes) -> ProxyHeader:
 
 
 def parse_binary(header: bytes) -> ProxyHeader:
-    """Return what a version 2 header says.
+    """Parse a version 2 header.
 
     Args:
         header: all of it, with the signature.
@@ -252,7 +253,7 @@ def parse_binary(header: bytes) -> ProxyHeader:
     if family > 3 or transport > 2:
         raise ProxyError("an unknown kind of address")
     if transport == 2:
-        raise ProxyError("it speaks of datagrams, and this is a stream")
+        raise ProxyError("it is for datagrams, and this is a stream")
     if not (family and transport):
         return ProxyHeader(2)
     source, destination, start = _addresses(header, family)
@@ -264,7 +265,7 @@ def parse_binary(header: bytes) -> ProxyHeader:
 
 
 def parse_fields(data: bytes) -> Fields:
-    """Return the fields that `data` is made of.
+    """Split `data` into its fields.
 
     Raises:
         ProxyError: a field goes beyond the end.
@@ -318,7 +319,7 @@ def _addresses(header: bytes, family: int) -> tuple[Address, Address, int]:
 
 
 def _check(header: bytes, start: int, fields: Fields) -> None:
-    """Compare the checksum, where there is one."""
+    """Verify the checksum, if there is one."""
     given = [value for kind, value in fields if kind == FieldType.CRC32C]
     if not given:
         return
@@ -369,20 +370,20 @@ def _ipv4(text: bytes) -> str:
     try:
         return _host(ipaddress.IPv4Address(text.decode("ascii")).packed)
     except ValueError:
-        raise ProxyError("an IPv4 address that is none") from None
+        raise ProxyError("an invalid IPv4 address") from None
 
 
 def _ipv6(text: bytes) -> str:
     try:
-        if b"%" in text:  # a zone: it means something on the proxy's machine alone
+        if b"%" in text:  # a zone: it has a meaning only on the proxy's machine
             raise ValueError
         return _host(ipaddress.IPv6Address(text.decode("ascii")).packed)
     except ValueError:
-        raise ProxyError("an IPv6 address that is none") from None
+        raise ProxyError("an invalid IPv6 address") from None
 
 
 def _host(packed: bytes) -> str:
-    """Return an address as the `socket` module shows it."""
+    """Format an address as the `socket` module does."""
     address = ipaddress.ip_address(packed)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return f"::ffff:{address.ipv4_mapped}"
@@ -391,5 +392,5 @@ def _host(packed: bytes) -> str:
 
 def _port(text: bytes) -> int:
     if not _PORT.fullmatch(text) or int(text) > 65535:
-        raise ProxyError("a port that is none")
+        raise ProxyError("an invalid port")
     return int(text)

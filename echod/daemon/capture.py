@@ -1,17 +1,17 @@
-"""Lead into the log what a handler's module prints, and what it says to the standard library's.
+"""Redirect the prints and the `logging` records of a handler's module to the log.
 
-A module that is a handler may `print`, write to `sys.stderr`, call `logging.basicConfig()`; as a
-service it has no terminal.  Guarantees:
+A handler's module may `print`, write to `sys.stderr`, or call `logging.basicConfig()`; as a
+service it has no terminal. Guarantees:
 
-* From before the module is imported to the end of the process, `sys.stdout` and `sys.stderr` are
-  the log.  What is written to them is a line of level info: a library that reports on standard
-  error, as `http.server` does each request, means no error by that.  Each thread's lines are its
-  own, and of one that does not end no more is held than a line of the log may have.
-* The root logger of `logging` has a handler.  Handlers that write to the terminal are exchanged
-  for one that writes to the log, with level and filters kept; files, and whatever else the module
-  has set up, stay as they are.
-* An exception that ends a thread, or that Python can raise nowhere, is a line of level error; but
-  not where a client has gone, and a file made from its connection is let go with bytes unsent.
+* From before the import of the module to the end of the process, `sys.stdout` and `sys.stderr`
+  write to the log.  Their lines have level info, because libraries also report there without an
+  error, as `http.server` does for each request.  Each thread's lines are kept apart, and of a line
+  that does not end no more is held than the longest line of the log.
+* The root logger of `logging` has a handler.  Handlers that write to the terminal are replaced by
+  one that writes to the log, with the same level and filters; files, and other handlers that the
+  module has set up, stay as they are.
+* An exception that ends a thread, or that Python cannot raise anywhere, is a line of level error;
+  but not if a client has gone, and a file made from its connection is deleted with unsent bytes.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ _LEVELS = (
 
 @implementer(ILogObserver)
 class Outlet:
-    """Where captured lines go: Twisted's log while that runs; before and after, one observer.
+    """The target of captured lines: Twisted's log while it runs; before and after, one observer.
 
-    Until then Twisted keeps events, and only so many; lines of a module that is being imported
-    shall be seen while that goes on, and all of them.
+    Before it runs, Twisted keeps events, but only a limited number of them.  The lines of a module
+    that is being imported have to appear at once, and all of them.
     """
 
     def __init__(self, first: Callable[[LogEvent], object]) -> None:
-        """Begin with `first`."""
+        """Start with `first` as the target."""
         self._first = first
         self._target = first
 
     def open(self) -> None:
-        """Twisted's log has begun: go there from now on."""
+        """Use Twisted's log, which has begun, from now on."""
         self._target = globalLogPublisher
 
     def close(self) -> None:
-        """Twisted's log is about to end, and the interpreter's end may have something to say."""
+        """Bypass Twisted's log, which is about to end; the interpreter's end may still print."""
         self._target = self._first
 
     def __call__(self, event: LogEvent) -> None:
@@ -71,7 +71,7 @@ class Outlet:
 
 
 class _Begun:
-    """The line that a thread has begun to print.  What the thread leaves is a line as well."""
+    """The line that a thread has begun to print; when the thread ends, its rest is a line, too."""
 
     __slots__ = ("_tell", "text")
 
@@ -87,12 +87,12 @@ class _Begun:
 class PrintedLines(LoggingFile):
     """Makes events of printed lines.
 
-    Twisted's own file holds a line until it ends: where a handler prints what clients send, and no
-    newline, it would hold all that, and copy it each time.  And it has one line for all threads.
+    Twisted's own file holds a line until it ends: if a handler prints its clients' input without a
+    newline, it would hold all of it, and copy it each time. And it has one line for all threads.
     """
 
     def __init__(self, logger: Logger) -> None:
-        """Set up: `logger` is who says the lines."""
+        """Set up, to write the lines with `logger`."""
         super().__init__(logger, LogLevel.info, "utf-8")
         self._lines = threading.local()
 
@@ -121,13 +121,13 @@ class PrintedLines(LoggingFile):
 
 
 class Capture:
-    """Captures what is printed, and what goes to `logging`."""
+    """Captures printed lines, and the records of `logging`."""
 
     def __init__(self, first: Callable[[LogEvent], object]) -> None:
         """Set up, without capturing anything.
 
         Args:
-            first: where lines go until `publish`.
+            first: the target of lines until `publish`.
         """
         self._outlet = Outlet(first)
         self._log = Logger(observer=self._outlet)
@@ -138,7 +138,7 @@ class Capture:
         }
 
     def begin(self) -> None:
-        """Let `sys.stdout` and `sys.stderr` be the log, and catch what ends a thread."""
+        """Replace `sys.stdout` and `sys.stderr`, and catch exceptions that end a thread."""
         self._replaced = {name: getattr(sys, name) for name in self._files}
         self._put_in_place()
         threading.excepthook = self._thread_failed
@@ -149,23 +149,23 @@ class Capture:
             setattr(sys, name, file)
 
     def end(self) -> None:
-        """Give back what `begin` has taken: the daemon does not start."""
+        """Undo `begin`, because the daemon does not start."""
         for name, stream in self._replaced.items():
             setattr(sys, name, stream)
         threading.excepthook = threading.__excepthook__
         sys.unraisablehook = sys.__unraisablehook__
 
     def publish(self) -> None:
-        """Twisted's log has begun, and has put files of its own in the place of ours."""
+        """Use Twisted's log, which has begun and has replaced our files by its own."""
         self._outlet.open()
         self._put_in_place()
 
     def withdraw(self) -> None:
-        """Twisted's log is about to end: pass it by."""
+        """Bypass Twisted's log, which is about to end."""
         self._outlet.close()
 
     def take_logging(self) -> None:
-        """Lead the standard library's `logging` here, now that the handler's module is there."""
+        """Redirect Python's `logging`, once the handler's module has been imported."""
         for logger in _loggers():
             for handler in list(logger.handlers):
                 if self._writes_to_the_terminal(handler):
@@ -186,7 +186,7 @@ class Capture:
     def _thread_failed(self, args: threading.ExceptHookArgs) -> None:
         if args.exc_type is not SystemExit:  # which ends a thread silently
             self._log.error(
-                "A thread has ended with an exception: {thread}\n{traceback}",
+                "A thread ended with an exception: {thread}\n{traceback}",
                 thread=args.thread.name if args.thread is not None else "unknown",
                 traceback=traceback_of_exception(
                     args.exc_type, args.exc_value, args.exc_traceback
@@ -194,7 +194,7 @@ class Capture:
             )
 
     def _unraisable(self, args: Any) -> None:
-        # Since Python 3.13 a file tells so that it cannot write its last bytes.
+        # Since Python 3.13 a file reports in this way that it cannot write its last bytes.
         if args.exc_value is not None and is_of_a_connection(args.exc_value):
             return
         self._log.error(
@@ -213,7 +213,7 @@ class LogHandler(logging.Handler):
 
         Args:
             observer: where records go, as events.
-            instead_of: whose level and filters to take over.
+            instead_of: the handler whose level and filters to take over.
         """
         super().__init__(instead_of.level if instead_of else logging.NOTSET)
         for each in instead_of.filters if instead_of else ():
@@ -223,7 +223,7 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._pass_on(record)
-        except Exception:  # as every handler does: the caller shall not suffer
+        except Exception:  # as in every handler, an error must not reach the caller
             self.handleError(record)
 
     def _pass_on(self, record: logging.LogRecord) -> None:
@@ -238,7 +238,7 @@ class LogHandler(logging.Handler):
             _text=record.getMessage(),
             _details=":\n" + "\n".join(details) if details else "",
             traceback="\n".join(details),
-            # What makes records alike is what they were made from.
+            # Records are of one kind if they were made from the same format.
             log_kind=str(record.msg),
         )
 
@@ -252,7 +252,7 @@ def _loggers() -> Iterator[logging.Logger]:
 
 @contextlib.contextmanager
 def capturing(capture: Capture | None) -> Iterator[None]:
-    """Capture from here on; where the block fails, nothing was captured."""
+    """Capture from here on; if the block raises, undo that."""
     if capture is None:
         yield
         return

@@ -1,12 +1,12 @@
-"""Tells the service manager how the daemon is: systemd's notification protocol, sd_notify(3).
+"""Notify the service manager of the daemon's state, with systemd's protocol, sd_notify(3).
 
 Guarantees:
 
-* Nothing here raises, and nothing blocks: what the manager does not take at once is sent again a
-  little later, in order.
-* The watchdog is fed from a timer of the reactor.  So it starves when the reactor stalls, which
-  is what it is for.
-* Where no manager has asked for messages, nothing is sent and no timer runs.
+* Nothing here raises, and nothing blocks: if the manager does not accept a message, it is sent
+  again a little later, in order.
+* A timer of the reactor notifies the watchdog.  So the notifications stop when the reactor is
+  blocked, as they should.
+* If no manager has asked for messages, nothing is sent and no timer runs.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from echod.text import escape
 
 log = Logger("echod")
 
-# How often the status text is brought up to date, in seconds; more often during a drain, when
-# each report also asks for the patience that comes next.
+# How often the status text is updated, in seconds; more often during a drain, when each report
+# also asks for more time.
 STATUS_INTERVAL = 10.0
 DRAIN_INTERVAL = 1.0
 DRAIN_PATIENCE = 10.0
 
-# When to try again to send what the manager had no room for, in seconds.
+# When to send again a message that the manager had no room for, in seconds.
 RETRY_INTERVAL = 0.1
 
 
@@ -53,7 +53,7 @@ class Notifier:
             reactor: for timers.
             describe: returns the status text, one line.
             address: the manager's socket, a path or @name; "" where there is no manager.
-            watchdog: how often the manager wants to hear from us, in seconds; 0 for never.
+            watchdog: how often the manager expects a notification, in seconds; 0: never.
         """
         self._reactor = reactor
         self._describe = describe
@@ -70,9 +70,10 @@ class Notifier:
     def from_environment(
         cls, reactor: Any, describe: Callable[[], str], environment: MutableMapping[str, str]
     ) -> Notifier:
-        """Return what the service manager has asked for; take the request out of `environment`.
+        """Return the notifier that the service manager asks for; remove its request from
+        `environment`.
 
-        Processes that a handler starts shall not speak in the daemon's name.
+        Processes that a handler starts must not notify in the daemon's name.
         """
         address = environment.pop("NOTIFY_SOCKET", "")
         interval = environment.pop("WATCHDOG_USEC", "")
@@ -86,25 +87,25 @@ class Notifier:
         )
 
     def ready(self) -> None:
-        """The daemon serves: it has started, or is done with reloading."""
+        """Notify that the daemon serves: it has started, or has reloaded."""
         self._said = self._describe()
         self._send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={self._said}")
         self._report_every(min(STATUS_INTERVAL, self._watchdog / 2 or STATUS_INTERVAL))
 
     def reloading(self) -> None:
-        """The daemon reads its settings anew; `ready` follows."""
+        """Notify that the daemon reloads its settings; `ready` follows."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={microseconds}", "STATUS=Reloading")
 
     def stopping(self) -> None:
-        """The daemon drains."""
+        """Notify that the daemon drains."""
         self._draining = True
         self._said = self._describe()
         self._send("STOPPING=1", f"STATUS={self._said}")
         self._report_every(min(DRAIN_INTERVAL, self._watchdog / 2 or DRAIN_INTERVAL))
 
     def close(self) -> None:
-        """Say no more."""
+        """Stop notifying, and close the socket."""
         if self._reports.running:
             self._reports.stop()
         if self._retry is not None:
@@ -122,7 +123,7 @@ class Notifier:
 
     def _report(self) -> None:
         if self._waiting:
-            return  # the manager is busy, and has enough to read
+            return  # the manager has not read the earlier messages yet
         news = []
         if self._watchdog:
             news.append("WATCHDOG=1")
@@ -155,7 +156,7 @@ class Notifier:
 
 
 def _connected(address: str) -> socket.socket | None:
-    """Return a socket to the manager; None, and a line in the log, where that fails."""
+    """Return a socket connected to the manager; log the error and return None if that fails."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     made.setblocking(False)
     with contextlib.ExitStack() as undo:

@@ -1,25 +1,25 @@
-"""Turns signals into what an operator means by them.
+"""Handle the signals that stop and reload the daemon.
 
-SIGTERM and SIGINT stop the daemon, in three steps, each a fall-back of the one before:
+SIGTERM and SIGINT stop the daemon, in three steps, each a fall-back for the one before:
 
-* The first signal drains: no new connection is accepted, what was received is answered, and at
-  the drain's deadline the rest is aborted.
+* The first signal drains: the daemon accepts no new connection, answers all that was received, and
+  aborts the rest at the drain's deadline.
 * The second one aborts at once.
-* A thread ends the process if it is not gone `GRACE` seconds after that: a handler that blocks the
+* A thread ends the process if it is still there `GRACE` seconds later: a handler that blocks the
   event loop for ever, or a foreign thread that is joined at exit, cannot keep the process alive.
-  Where the system allows no more threads, a timer of the kernel's does.
+  If the system allows no more threads, a timer of the kernel does.
 
-Between the reactor's end and the signal that ends the process, the interpreter ends as it does in
-any program: see `ending.py`.  The kernel keeps the deadline where the thread no longer can.
+Between the reactor's end and the signal that ends the process, the interpreter ends as in any
+program: see `ending.py`.  The kernel keeps the deadline when the thread no longer can.
 
-SIGHUP reloads; while one waits to be handled, more of them ask for the same.  SIGURG does nothing,
-and so can interrupt a thread that waits for its client: see `ConnectionSocket.interrupt`.
+SIGHUP reloads; several of them that wait to be handled are one reload. SIGURG does nothing, and so
+can interrupt a thread that waits for its client: see `ConnectionSocket.interrupt`.
 
-The handlers are in place before the reactor runs, and the signals arrive although the parent had
-blocked them.  What arrives until the reactor runs waits in its queue, and is the first thing that
-it does.  Signals that were ignored when the daemon was started, as under nohup, stay ignored; but
-not SIGHUP, which nohup ignores and an operator still sends.  A process that is forked once the
-daemon serves has none of these handlers: `multiprocessing` ends its workers by SIGTERM.
+The handlers are in place before the reactor runs, and they unblock the signals if the parent had
+blocked them.  A signal that arrives before the reactor runs waits in its queue, and is handled
+first.  Signals that were ignored when the daemon was started, as under nohup, stay ignored; except
+SIGHUP, which nohup ignores and an operator still sends.  A process that is forked once the daemon
+serves has none of these handlers: `multiprocessing` ends its workers by SIGTERM.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from typing import Any
 from echod.concurrency.thread_socket import INTERRUPT
 from echod.daemon import ending
 
-# What others handle in this process, or end it by: the log, Twisted, and the kernel's timer.
+# Signals that other parts handle, or that end the process: the log, Twisted, the kernel's timer.
 ALSO_UNBLOCKED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM)
 
-# How long after the drain's deadline the process may take to end in good order, in seconds.
+# How long after the drain's deadline the process may take for an orderly end, in seconds.
 GRACE = 0.7
 
 
@@ -52,7 +52,7 @@ class Signals:
 
     Attributes:
         patience: seconds from the first SIGTERM to the end of the process.
-        code: what the process ends with where no signal asks for its end.
+        code: the exit code if no signal asked for the end.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Signals:
         """Set up, without touching signal handlers.
 
         Args:
-            reactor: told to stop at the first signal, as if it had handled it itself.
+            reactor: stopped at the first signal, as if it had handled it itself.
             abort: closes every connection; called in the reactor thread at the second signal.
-            reload: reads the settings anew; called in the reactor thread.
+            reload: reads the settings again; called in the reactor thread.
             patience: see above.
-            pidfile: a file to remove where the process cannot end in good order; "" for none.
+            pidfile: a file to remove if the process cannot end in an orderly way; "" for none.
         """
         self.patience = patience
         self.code = 0
@@ -79,7 +79,7 @@ class Signals:
         self._abort = abort
         self._reload = reload
         self._pidfile = pidfile
-        # Not an Event: its lock is no good where one signal may come while another is handled.
+        # Not an Event: its lock fails if a signal arrives while another one is being handled.
         self._hurry: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._previous: dict[int, Any] = {}
         self._stop: dict[int, Any] = {}
@@ -89,18 +89,18 @@ class Signals:
         self._reloading = False
         self._serving = False
         self._deadline = math.inf
-        # By thread: the signal mask to go back to after a fork.
+        # By thread: the signal mask to restore after a fork.
         self._masks: dict[int, set[int]] = {}
 
     def install(self) -> None:
-        """Take the signals; the reactor, when it runs, leaves them here."""
+        """Install the handlers; the reactor keeps them when it runs."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._stop = {
             signal.SIGTERM: self._reactor.sigTerm,
             signal.SIGINT: self._reactor.sigInt,
         }
-        # A reactor that begins to run installs what it finds under these names.
+        # A reactor that begins to run installs the functions under these names.
         self._reactor.sigTerm = self._reactor.sigInt = self._on_stop
         for number in self._stop:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -119,7 +119,7 @@ class Signals:
         )
 
     def uninstall(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         while self._previous:
             signal.signal(*self._previous.popitem())
         if self._stop:
@@ -130,13 +130,13 @@ class Signals:
         atexit.unregister(self._leave_to_kernel)
 
     def serve(self) -> None:
-        """The process has forked for good: children from now on are a handler's."""
+        """Note that the process has forked into the background: later children are a handler's."""
         self._serving = True
 
     def _hold(self) -> None:
-        """Before a fork: let what is sent to the child wait until it has none of these handlers.
+        """Before a fork: block signals to the child until it has none of these handlers.
 
-        `multiprocessing` may end a worker that has just been started, and then waits for its end.
+        `multiprocessing` may end a worker that it has just started, and then waits for its end.
         """
         self._masks[threading.get_ident()] = signal.pthread_sigmask(
             signal.SIG_BLOCK, self._previous
@@ -146,12 +146,12 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.pop(threading.get_ident()))
 
     def _in_child(self) -> None:
-        if self._serving:  # else twistd goes into the background
-            signal.set_wakeup_fd(-1)  # the event loop's, which is the parent's
+        if self._serving:  # otherwise twistd goes into the background
+            signal.set_wakeup_fd(-1)  # it belongs to the parent's event loop
             while self._previous:
                 signal.signal(self._previous.popitem()[0], signal.SIG_DFL)
             atexit.unregister(self._leave_to_kernel)
-            # Where the event loop has called the handler, the child must not go on with it.
+            # If the event loop has called the handler, the child must not go on with the loop.
             self._reactor.callLater(0, os._exit, 0)
         self._release()
 
@@ -161,7 +161,7 @@ class Signals:
             self._reactor.callFromThread(self._begin_reload)
 
     def _begin_reload(self) -> None:
-        self._reloading = False  # what changes from here on is read the next time
+        self._reloading = False  # the next reload reads changes from here on
         self._reload()
 
     def _on_stop(self, number: int, frame: FrameType | None = None) -> None:
@@ -173,29 +173,29 @@ class Signals:
             self._reactor.callFromThread(self._abort)
             return
         self._signalled = True
-        # 128 + the signal's number is what a shell reports of a process that a signal ended.
+        # A shell reports 128 + the signal's number for a process that a signal has ended.
         self.code = 128 + number
         self.insist()
         self._stop[number](number, frame)
 
     def insist(self) -> None:
-        """Let the process end within its patience from now on, whatever else it does."""
+        """Make the process end within its patience from now on, even if it hangs."""
         if self._deadline < math.inf:
             return
         self._deadline = time.monotonic() + self.patience
         try:
             threading.Thread(target=self._insist, name="echod-stopper", daemon=True).start()
-        except RuntimeError:  # no more are allowed: what is raised here would hit anybody
+        except RuntimeError:  # no more threads are allowed; raising here could hit any code
             self._insist_without_thread()
 
     def _insist_without_thread(self) -> None:
-        """Let the kernel's timer end the process, by SIGALRM; its pidfile stays."""
+        """Let the kernel's timer end the process, with SIGALRM; its pidfile stays."""
         self._threadless = True
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, max(self.patience, GRACE))
 
     def _insist(self) -> None:
-        """In a thread: end the process where nothing else does."""
+        """In a thread: end the process if nothing else does."""
         with contextlib.suppress(queue.Empty):
             self._hurry.get(timeout=self.patience)
             time.sleep(GRACE)
@@ -203,13 +203,15 @@ class Signals:
         os._exit(self.code)
 
     def _reactor_ended(self) -> None:
-        """Keep twistd from ending the process by the signal before Python has ended."""
+        """Keep twistd from ending the process with the signal before Python has ended."""
         number, self._reactor._exitSignal = self._reactor._exitSignal, None
         if number is not None:
             ending.end_by_signal(number)
 
     def _leave_to_kernel(self) -> None:
-        """At the interpreter's end, where the thread soon can do nothing more."""
+        """At the interpreter's end, hand the deadline to the kernel: the thread soon stops
+        running.
+        """
         if self._deadline < math.inf and not self._threadless:
             ending.keep_deadline(self.code, self._deadline)
 
@@ -219,7 +221,7 @@ def _do_nothing(number: int, frame: FrameType | None) -> None:
 
 
 def remove_pidfile(path: str) -> None:
-    """Remove the pidfile at `path`, if it is this process's."""
+    """Remove the pidfile at `path`, if it belongs to this process."""
     with contextlib.suppress(OSError, ValueError):
         if path and int(Path(path).read_text()) == os.getpid():
             Path(path).unlink()

@@ -1,13 +1,13 @@
-"""Tells which calls of handlers take long, while they do: where each is, and for which client.
+"""Log slow calls of handlers while they last: where each call is, and for which client.
 
-A call in a thread is looked at a few times in each `threshold`; a call that is still the same then
-has gone on since it was seen first, so a message costs nothing for it.  What a coroutine or a
-Deferred waits for in the event loop is dated when it begins to wait.  (What holds the event loop
-itself is the business of `stalls.py`.)
+Calls in threads are checked a few times in each `threshold`.  A call that is still the same has
+lasted since it was first seen, so this costs a message nothing.  When a coroutine or a Deferred
+begins to wait in the event loop, the time is noted.  (`stalls.py` detects calls that block the
+event loop itself.)
 
-A connection handler's call lasts as long as its connection.  Of it only the time counts in which
-there is input that it does not read; nor does time count in which a thread waits for its client to
-send or to read.
+A connection handler's call lasts as long as its connection. Only the time counts during which
+there is input that it does not read. Time during which a thread waits for its client to send or to
+read does not count.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ _slow = LogLine(
 )
 _over = LogLine(log, "warn", "The call of the handler for {peer} is over, after {seconds:.1f} s")
 
-# Where a call is that has returned a Deferred, whoever is to fire it.
+# Shown in place of a stack for a call that has returned a Deferred.
 DEFERRED = "a Deferred that has not fired"
 
-# The shortest and the longest time between two looks, in seconds.
+# The shortest and the longest time between two checks, in seconds.
 SHORTEST, LONGEST = 0.05, 1.0
-# How many looks there are in each threshold, at least.
+# The least number of checks in each threshold.
 LOOKS = 4
-# How many clients a drain that has run out of time names.
+# How many clients the line about the drain's time-out names.
 MOST_NAMED = 10
 
 
 @dataclass
 class _Seen:
-    """A call that was under way at the last look; times in seconds.
+    """A call that was running at the last check; times in seconds.
 
     Attributes:
-        call: what is known of it.
-        progress: what its connection had done by then.
-        since: from when on its time counts.
-        next_told: how long it has to last to be told of, again.
+        call: the call.
+        progress: the progress of its connection at that time.
+        since: its time counts from then on.
+        next_told: how long it has to last before it is logged (again).
     """
 
     call: UnderWay
@@ -67,19 +67,19 @@ class _Seen:
 
 
 class SlowCalls:
-    """Looks at what a model's handlers are at.
+    """Checks the running calls of a model's handlers.
 
     Attributes:
-        threshold: how long a call may last before it is told of, in seconds; 0: for ever.
+        threshold: how long a call may last before it is logged, in seconds; 0: any time.
     """
 
     def __init__(self, reactor: Any, model: Model, threshold: float) -> None:
-        """Set up; nothing is looked at yet.
+        """Set up; nothing is checked yet.
 
         Args:
             reactor: for its clock and a timer.
-            model: which is asked for what is under way.
-            threshold: how long a call may last, in seconds; 0: for ever.
+            model: knows the running calls.
+            threshold: how long a call may last, in seconds; 0: any time.
         """
         self._reactor = reactor
         self._model = model
@@ -89,18 +89,18 @@ class SlowCalls:
         self._looking.clock = reactor
 
     def start(self) -> None:
-        """Look from now on, and tell."""
+        """Start checking."""
         wanted = self.threshold / LOOKS if self.threshold else LONGEST
         interval = min(LONGEST, max(SHORTEST, wanted))
         self._looking.start(interval, now=False)
 
     def stop(self) -> None:
-        """Look no more.  Again is harmless."""
+        """Stop checking. Calling it again is harmless."""
         if self._looking.running:
             self._looking.stop()
 
     def take(self, threshold: float) -> None:
-        """Take a new threshold into use."""
+        """Use a new threshold."""
         if threshold != self.threshold:
             self.threshold = threshold
             for seen in self._seen.values():
@@ -112,11 +112,11 @@ class SlowCalls:
     def _look_again(self) -> None:
         try:
             self.look()
-        except Exception:  # what one connection is at must not keep the others' from being seen
+        except Exception:  # an error about one call must not stop the checks
             log.failure("Looking for slow calls failed")
 
     def look(self) -> None:
-        """See which calls still go on, and tell of those that last too long."""
+        """Check which calls are still running, and log those that last too long."""
         now = self._reactor.seconds()
         before, self._seen = self._seen, {}
         for call in self._model.under_way():
@@ -147,16 +147,16 @@ class SlowCalls:
             _over.write(**_who(seen.call), seconds=now - seen.since)
 
     def oldest(self) -> float:
-        """Return for how long the oldest call has lasted, in seconds; 0 where there is none."""
+        """Return the age of the oldest call, in seconds; 0 if there is none."""
         self.look()
         now = self._reactor.seconds()
         return max((now - seen.since for seen in self._seen.values()), default=0.0)
 
     def left_behind(self, connections: Iterable[Any]) -> list[str]:
-        """Return who is still there, and where each hangs, in a line for the log each.
+        """Return a line for each remaining client, with the place where its handler hangs.
 
         Args:
-            connections: those that are open; what handlers do for others is named too.
+            connections: the open ones; running calls for others are named too.
         """
         lines = list(_left_behind(set(connections), self._model.under_way()))
         more = len(lines) - MOST_NAMED
@@ -166,7 +166,7 @@ class SlowCalls:
 
 
 def _left_behind(open_ones: set[Any], calls: Iterable[UnderWay]) -> Iterator[str]:
-    """Yield a line for each that is there; those come first whose handler is at work."""
+    """Yield a line for each remaining client; those with a handler at work come first."""
     for call in calls:
         gone = "" if call.owner in open_ones else ", which is gone"
         open_ones.discard(call.owner)
@@ -176,7 +176,7 @@ def _left_behind(open_ones: set[Any], calls: Iterable[UnderWay]) -> Iterator[str
 
 
 def _progress_of(call: UnderWay) -> object:
-    """Return what changes when a call gets on; None where its time does not count."""
+    """Return a value that changes when a call makes progress; None if its time does not count."""
     progress = getattr(call.owner, "progress", None)
     return progress() if progress is not None else call.key
 

@@ -1,18 +1,18 @@
-"""Notices when the event loop stands still, and says which code held it up.
+"""Detect when the event loop is blocked, and log the code that blocks it.
 
-A thread watches.  While the loop waits for events it costs nobody anything: the thread wakes up a
-few times in each `threshold`, sees that the reactor's thread has used no processor time since,
-and goes back to sleep.  When the reactor's thread is at work, it is sent a call.  A call that is
-not answered in time means that a handler holds the loop, and what the reactor's thread is doing
-then is the stack to show.
+A thread watches.  While the loop waits for events this costs nothing: the thread wakes up a few
+times in each `threshold`, sees that the reactor's thread has used no processor time since, and
+goes back to sleep.  When the reactor's thread is at work, the watching thread sends it a call.  If
+the call is not answered in time, a handler blocks the loop, and the log shows the current stack of
+the reactor's thread.
 
-What looks alike is told apart.  A process that was stopped (SIGSTOP, a suspended machine) or got
-no processor time has no stack to blame.  C code that holds the interpreter, as a regular
-expression may, stops the watching thread too: it is noticed when that thread wakes up late, and
-the reactor's thread has worked in the meantime.
+Similar cases are told apart.  If the process was stopped (SIGSTOP, a suspended machine) or got no
+processor time, there is no stack to blame.  C code that holds the interpreter, such as a regular
+expression, stops the watching thread too: that thread then wakes up late, and finds that the
+reactor's thread has worked in the meantime.
 
-Stalls are measured to a quarter of the threshold: what lasts 1.25 times as long is always seen,
-and nothing is reported that was shorter than 0.75 times.
+Stalls are measured to a quarter of the threshold: a stall that lasts 1.25 times the threshold is
+always seen, and none is reported that was shorter than 0.75 times.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from echod.text import plural
 
 log = Logger("echod.stalls")
 
-# With the innermost frame in one of these, the event loop waits, and no handler is at work.  With
+# If the innermost frame is in one of these, the event loop waits, and no handler is at work. With
 # a reactor that is not listed, the thread asks more often than it needs to.
 WAITS_IN = frozenset(
     {
@@ -47,21 +47,21 @@ WAITS_IN = frozenset(
     }
 )
 
-# How the reactor came to call is the same in each stall, and not shown: what starts in `RUNS`, as
-# all reactors do, and goes on in these.
+# The reactor's own frames are the same in each stall, and not shown: those that start in `RUNS`,
+# as in all reactors, and continue in these.
 RUNS = "twisted.internet.base"
 CALLS = ("twisted.", "echod.reactor.", "asyncio.")
 
-# Seconds from one stack in the log to the next: a handler that is slow each time would fill it.
+# Seconds between two stacks in the log: a handler that is slow each time would fill it.
 LOG_INTERVAL = 10.0
 
-# How long a process has to be kept from running before the log says so, in seconds: on a machine
-# that is busy with other things a little is usual.
+# How long the process has to be kept from running before the log says so, in seconds: short delays
+# are usual on a busy machine.
 WORTH_MENTIONING = 1.0
 
 
 class _Waited(NamedTuple):
-    """How a wait went; times in seconds.
+    """The result of a wait; times in seconds.
 
     Attributes:
         answered: when the reactor answered; None if it did not.
@@ -82,7 +82,7 @@ class StallWatch:
     """Watches the event loop from a thread of its own.
 
     Attributes:
-        threshold: how long the loop may stand still, in seconds.
+        threshold: how long the loop may be blocked, in seconds.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class StallWatch:
         """Set up; nothing runs yet.
 
         Args:
-            reactor: asked for answers by its `callFromThread`.
-            threshold: how long the loop may stand still, in seconds.
-            metrics: where stalls are counted, by the watching thread.
-            seconds: the time that has passed since some moment, in seconds.
+            reactor: answers through its `callFromThread`.
+            threshold: how long the loop may be blocked, in seconds.
+            metrics: the watching thread counts stalls there.
+            seconds: a monotonic clock, in seconds.
         """
         self._reactor = reactor
         self.threshold = threshold
-        # A stall has begun, on the average, half of this before it is looked at.
+        # On average, a stall is noticed half a period after it began.
         self._period = threshold / 2
         self._metrics = metrics
         self._seconds = seconds
@@ -121,13 +121,13 @@ class StallWatch:
         thread = threading.Thread(target=self._watch, name="echod-stalls", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # no more are allowed: that is no reason not to serve
+        except RuntimeError as error:  # no more threads are allowed: serve nevertheless
             log.warn("Stall detection is off: {why}", why=str(error))
         else:
             self._thread = thread
 
     def stop(self) -> None:
-        """Watch no more.  Again is harmless."""
+        """Stop watching. Calling it again is harmless."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._answers.put(None)
@@ -143,7 +143,7 @@ class StallWatch:
                 if waited.held:
                     self._show(waited.held, self._frame())
                     self._count(waited.held)
-                # Read before the frame is looked at: work that begins in between changes it.
+                # Read this before the frame: work that begins in between changes it.
                 used = self._used()
                 if used != idle_at:
                     if self._frame() is not None:
@@ -181,7 +181,7 @@ class StallWatch:
         return _Waited(answered, 0.0, late)
 
     def _ask(self) -> None:
-        """Find out how long what the reactor's thread is doing now takes."""
+        """Measure how long the current work of the reactor's thread takes."""
         asked = self._seconds() - self._period / 2
         self._reactor.callFromThread(self._answer)
         looked = shown = False
@@ -200,11 +200,11 @@ class StallWatch:
                 log.warn("The event loop continues after {seconds:.2f} s", seconds=lag)
 
     def _answer(self) -> None:
-        """In the reactor's thread."""
+        """Answer, in the reactor's thread."""
         self._answers.put(self._seconds())
 
     def _frame(self) -> FrameType | None:
-        """What the reactor's thread is doing; None where it waits for events."""
+        """Return the innermost frame of the reactor's thread; None while it waits for events."""
         frame = sys._current_frames().get(self._watched)
         waits = frame is None or frame.f_globals.get("__name__") in WAITS_IN
         return None if waits else frame
@@ -214,7 +214,7 @@ class StallWatch:
         self._metrics.stalled += seconds
 
     def _show(self, seconds: float, frame: FrameType | None) -> bool:
-        """Log what holds the loop, unless that was done a moment ago."""
+        """Log the stack that blocks the loop, unless one was logged a moment ago."""
         now = self._seconds()
         if now < self._silent_until:
             self._untold += 1
@@ -237,7 +237,7 @@ def _stack(frame: FrameType | None) -> str:
 
 
 def _beginning(names: list[str]) -> int:
-    """Return from which frame on stalls differ: the first that is none of the running reactor's.
+    """Return the index of the first frame that does not belong to the running reactor.
 
     Args:
         names: the frames' modules, the outermost first.

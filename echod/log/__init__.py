@@ -1,1 +1,1 @@
-"""The log: which lines are written, how, and where to."""
+"""The log: selects lines, formats them, and writes them."""

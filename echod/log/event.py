@@ -1,8 +1,8 @@
-"""Lines of the log that may come very often: asked for before anything of them is made.
+"""Frequent lines of the log: check whether a line is wanted before making any part of it.
 
-What one line costs, its address shown, its traceback written out, the event built, is a good part
-of what a connection costs.  Where the log would only count it, because of its level or because
-there were too many of its kind, nobody shall pay for it::
+Formatting the address and the traceback and building the event is a considerable part of the cost
+of a connection.  If the log would only count the line, because of its level or because there are
+too many of its kind, that cost is avoided::
 
     _refused = LogLine(log, "warn", "Refused {peer}: {why}")
 
@@ -23,10 +23,10 @@ class LogLine:
     __slots__ = ("_kind", "_level", "_log")
 
     def __init__(self, log: Logger, level: str, form: str) -> None:
-        """Name a kind of line.
+        """Define a kind of line.
 
         Args:
-            log: who says it; it writes to Twisted's global log.
+            log: the logger; it writes to Twisted's global log.
             level: the name of a `LogLevel`.
             form: a literal, as for the methods of `log`.
         """
@@ -35,17 +35,17 @@ class LogLine:
         self._kind = EventKind(log.namespace, form, level)
 
     def wanted(self, peer: str) -> bool:
-        """Return whether to make the line; one that is not wanted has been counted.
+        """Return whether to make the line; if not, it has been counted.
 
-        An observer that cannot be asked beforehand, as one of somebody else's, sees every line.
+        A foreign observer, which cannot be asked beforehand, sees every line.
 
         Args:
-            peer: whom it is about, as `ADDRESS:PORT`.
+            peer: the client that it is about, as `ADDRESS:PORT`.
         """
         observers = globalLogPublisher._observers
         wants = getattr(observers[0], "wants", None) if len(observers) == 1 else None
         return wants is None or bool(wants(self._kind, peer))
 
     def write(self, **values: object) -> None:
-        """Write the line, with `values` in the places that the format has for them."""
+        """Write the line, with `values` for the fields of the format."""
         self._log.emit(self._level, self._kind.format, **values)

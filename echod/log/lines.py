@@ -1,7 +1,7 @@
-"""How a line of the log is written: as text or as JSON, escaped.
+"""Format a line of the log: as text or as JSON, escaped.
 
-No control character but the line's own end gets out.  Within text, the lines of a traceback begin
-with a tab, so that none of them can pass for an event.
+A line contains no control character except its own end.  In text, the lines of a traceback begin
+with a tab, so that none of them looks like an event.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from echod.text import escape, escape_lines, shortened
 
 FORMATS = ("text", "json")
 
-# What Twisted adds to events for observers of old, and what a record has of its own.
+# Keys that Twisted adds to events for old observers, and keys of a record itself.
 _NOT_FIELDS = frozenset(
     ("message", "time", "system", "format", "isError", "failure", "level", "logger")
 )
 
 
 def timestamp(event: LogEvent) -> str:
-    """Return when `event` was: ISO 8601, local time with its zone, to the millisecond."""
+    """Return the time of `event`: ISO 8601, local time with its zone, in milliseconds."""
     when = event.get("log_time") or time.time()
     return datetime.fromtimestamp(when).astimezone().isoformat(timespec="milliseconds")
 
@@ -49,16 +49,16 @@ def unstamped_line(event: LogEvent) -> str:
 def json_line(event: LogEvent) -> str:
     """Return `event` as an object of JSON, in one line.
 
-    It has `time`, `level`, `logger` and `message`, `traceback` if there is one, and the values
-    that the message was made from, but for those whose names begin with `_`, which only help to
-    word it.  All text in it is escaped, decoded too.
+    It has `time`, `level`, `logger` and `message`, `traceback` if there is one, and the values of
+    the message, except those whose names begin with `_`, which are only parts of its wording. All
+    text in it is escaped, also after decoding.
     """
     message = _message(event)
     traceback = event.get("traceback", "")
     if "log_failure" in event:
         traceback = traceback_of(event["log_failure"])
     elif traceback:
-        # echod's own messages end with it, for observers that know nothing of fields.
+        # echod's own messages end with it, for observers that do not know fields.
         message = message.removesuffix(f"\n{traceback}").removesuffix(":")
     if not (message or traceback):
         return ""
@@ -79,7 +79,7 @@ def json_line(event: LogEvent) -> str:
 
 
 def _field(value: object) -> object:
-    """Return `value` as JSON has it; None for what is no plain value."""
+    """Return `value` for JSON; None if it is not a plain value."""
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, float) and not math.isfinite(value):
@@ -106,10 +106,11 @@ def _system(event: LogEvent) -> str:
 
 def _message(event: LogEvent) -> str:
     form = event.get("log_format")
-    # Twisted's own way understands more, as `{method()}`, and takes twenty times as long.
+    # Twisted's own formatting understands more, such as `{method()}`, and takes twenty times as
+    # long.
     if isinstance(form, str) and "()" not in form:
         try:
             return form.format_map(event)
-        except Exception:  # noqa: S110 - Twisted's way says what is wrong with it
+        except Exception:  # noqa: S110 - Twisted's formatting reports the error
             pass
     return eventAsText(event, includeTraceback=False, includeTimestamp=False, includeSystem=False)

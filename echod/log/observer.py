@@ -1,16 +1,17 @@
-"""What the log looks like: as text or as JSON, escaped, and not more than anybody can read.
+"""Turn events into lines of the log: as text or as JSON, escaped, and limited to a rate.
 
-`LogObserver` takes every event of the process, echod's and everybody else's, prints included,
-and makes a line of it.  It promises three things about that line, whatever the event holds:
+`LogObserver` takes every event of the process, prints included, and makes a line of it.  It
+guarantees, for any event:
 
-* No control character but the line's own end gets out.  Within text, the lines of a traceback
-  begin with a tab, so that none of them can pass for an event.
-* Above `rate` events of one kind a second (events with the same logger and the same format), they
-  are counted instead of written, and every `WINDOW` seconds a line says how many there were, and
-  which addresses most of them were about.
-* Nobody waits for it to be written: see `echod.log.writer`.
+* A line contains no control character except its own end.  In text, the lines of a traceback begin
+  with a tab, so that none of them looks like an event.
+* Above `rate` events of one kind a second (events with the same logger and the same format),
+  events are counted instead of written, and every `WINDOW` seconds a line gives their number, and
+  the addresses that most of them were about.
+* No caller waits for the line to be written: see `echod.log.writer`.
 
-A format is never a client's text: formats are literals, which a test of the sources holds.
+No text from a client is ever a format: formats are literals, and a test of the sources checks
+that.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ _RANKS = {level: rank for rank, level in enumerate(LogLevel.iterconstants())}
 
 @implementer(ILogObserver)
 class LogObserver:
-    """Makes lines of events, and gives them to a writer.
+    """Turns events into lines, and passes them to a writer.
 
     Attributes:
-        writer: writes the lines; to be started, and closed at the end.
+        writer: writes the lines; start it, and close it at the end.
     """
 
     def __init__(
         self,
         sink: Sink,
         *,
-        format: str = "text",  # noqa: A002 - as the setting is called
+        format: str = "text",  # noqa: A002 - the name of the setting
         level: str = "info",
         rate: float = 0,
         clock: Callable[[], float] = time.monotonic,
@@ -52,7 +53,7 @@ class LogObserver:
         """Set up.
 
         Args:
-            sink: where lines go.
+            sink: the target of the lines.
             format: one of `FORMATS`.
             level: the lowest level that is written, one of `LEVELS`.
             rate: how many events of one kind may be written a second; 0: all.
@@ -74,12 +75,12 @@ class LogObserver:
         )
 
     def configure(self, *, level: str, rate: float, files: int) -> None:
-        """Take another level and rate, as for `__init__`, for the events to come.
+        """Use another level and rate from now on.
 
         Args:
-            level: see there.
-            rate: see there.
-            files: how many old files to keep, where there are files; 0: all.
+            level: as for `__init__`.
+            rate: as for `__init__`.
+            files: how many old files to keep, if the log goes to a file; 0: all.
         """
         self._lowest = LEVELS.index(level)
         self._limiter.rate = rate
@@ -87,7 +88,7 @@ class LogObserver:
             self._sink.keep = files
 
     def __call__(self, event: LogEvent) -> None:
-        """Write `event`, unless it is too many or too low."""
+        """Write `event`, unless it is above the rate or below the level."""
         level = event.get("log_level") or LogLevel.info
         if _RANKS.get(level, 0) < self._lowest and not event.get("log_always"):
             return
@@ -97,9 +98,9 @@ class LogObserver:
             self.writer.add(Line(text, level.name))
 
     def wants(self, kind: EventKind, peer: str) -> bool:
-        """Return whether an event of `kind` about `peer`, yet to be made, would be written.
+        """Return whether an event of `kind` about `peer` would be written.
 
-        One that would be too many is counted here, and need not be made.
+        An event above the rate is counted here, and need not be made.
         """
         if LEVELS.index(kind.level) < self._lowest:
             return False
@@ -112,11 +113,11 @@ class LogObserver:
             held = self._limiter.holding
             answer = question(kind, self._clock(), peer)
         if self._limiter.holding and not held:
-            self.writer.wake()  # from now on it has to look after the summary
+            self.writer.wake()  # from now on it has to write the summary in time
         return answer
 
     def _summarize(self) -> float | None:
-        """In the writer's thread: say what was not written; return when to look again."""
+        """In the writer's thread: report the suppressed events; return when to do so again."""
         if not self._limiter.holding:
             return None
         self._report()
@@ -129,22 +130,22 @@ class LogObserver:
             self.writer.add(Line(self._summary(excess), excess.kind.level))
 
     def write_now(self, event: LogEvent) -> None:
-        """Write `event`, before the writer's thread runs: nothing may be left when we return."""
+        """Write `event` before returning, because the writer's thread does not run yet."""
         self(event)
         self.writer.flush(0)
 
     def restart(self) -> None:
-        """In a forked child: a lock that another thread of the parent held is free for nobody."""
+        """In a forked child: replace locks that another thread of the parent may have held."""
         self._lock = threading.RLock()
         self.writer.restart()
 
     def finish(self) -> None:
-        """The event loop has ended: say what is left to say, and wait for what comes yet."""
+        """After the event loop has ended: report suppressed events, and wait for later lines."""
         self._report(everything=True)
         self.writer.finish()
 
     def close(self) -> None:
-        """Write what is left to say, and stop."""
+        """Report suppressed events, write the rest, and stop."""
         self._report(everything=True)
         self.writer.close()
 
@@ -191,17 +192,17 @@ class LogObserver:
 
     @property
     def written(self) -> int:
-        """How many lines have been written."""
+        """The number of lines written."""
         return self.writer.written
 
     @property
     def lost(self) -> int:
-        """How many lines found no room."""
+        """The number of lines that were dropped because there was no room."""
         return self.writer.dropped
 
     @property
     def suppressed(self) -> int:
-        """How many events were counted instead of written."""
+        """The number of events that were counted instead of written."""
         return self._limiter.suppressed
 
 
@@ -215,7 +216,7 @@ def _kind(event: LogEvent) -> EventKind:
 
 
 def _event(form: str, *, level: str, logger: str = "echod.log", **values: object) -> LogEvent:
-    """Return an event of our own, which no publisher has seen: the log cannot log to itself."""
+    """Make an event without a publisher, because the log cannot log to itself."""
     return {
         "log_format": form,
         "log_level": LogLevel.lookupByName(level),

@@ -1,4 +1,4 @@
-"""How many events of a kind the log takes, which are too many, and where those came from.
+"""Limit events of one kind to a rate, and count the rest by source.
 
 Pure: the time is passed in.
 """
@@ -10,20 +10,20 @@ from typing import NamedTuple
 
 from echod.addresses import network_of
 
-# Over how many seconds events of a kind are counted.  Long enough for a burst, as of clients that
-# all come back at once, to be written whole.
+# The seconds over which events of a kind are counted: long enough to write a whole burst, such as
+# clients that all reconnect at once.
 WINDOW = 10.0
 
-# How many addresses are told apart in what is too many of a kind, and how many are named.
+# How many addresses are told apart in the suppressed events of a kind, and how many are named.
 MOST_SOURCES = 64
 NAMED = 3
 
-# How many kinds are told apart; formats are few unless somebody makes them from what comes in.
+# How many kinds are told apart; there are few formats, unless a handler makes them from input.
 MOST_KINDS = 1000
 
 
 class EventKind(NamedTuple):
-    """What makes events alike."""
+    """The properties that events of one kind share."""
 
     logger: str
     format: str
@@ -34,10 +34,11 @@ _OTHERS = EventKind("-", "(others)", "info")
 
 
 class Tally:
-    """Counts sources, and knows the most frequent ones, however many different ones there are.
+    """Counts sources, and finds the most frequent ones among any number of different ones.
 
-    By Misra and Gries (1982): of a source that makes up more than one in `MOST_SOURCES` a count is
-    kept, which is too low by that share of all at most; with fewer sources it is exact.
+    The algorithm is by Misra and Gries (1982): it keeps a count of each source that makes up more
+    than one in `MOST_SOURCES`; the count is too low by at most that share of all, and exact if
+    there are fewer sources.
     """
 
     def __init__(self) -> None:
@@ -54,17 +55,17 @@ class Tally:
             self._counts = {name: n - 1 for name, n in self._counts.items() if n > 1}
 
     def top(self, most: int) -> list[tuple[str, int]]:
-        """Return the most frequent sources and their counts, at most so many."""
+        """Return up to `most` of the most frequent sources, with their counts."""
         return sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))[:most]
 
 
 class Excess(NamedTuple):
-    """What was not written of a kind.
+    """The suppressed events of a kind.
 
     Attributes:
-        kind: of which kind.
-        events: how many there were.
-        seconds: over how many seconds.
+        kind: the kind.
+        events: their number.
+        seconds: the seconds over which they came.
         top: the addresses that most of them were about, each with its count.
     """
 
@@ -76,7 +77,7 @@ class Excess(NamedTuple):
 
 @dataclass
 class _Window:
-    """What was seen of a kind since the time it `began`."""
+    """The events of a kind since the time `began`."""
 
     began: float
     admitted: int = 0
@@ -85,11 +86,11 @@ class _Window:
 
 
 class Limiter:
-    """Counts events by kind, and says which are too many.
+    """Counts events by kind, and decides which are above the rate.
 
     Attributes:
         rate: how many events of one kind may be written a second, over `WINDOW` seconds; 0: all.
-        suppressed: how many were too many.
+        suppressed: how many events were above the rate.
     """
 
     def __init__(self, rate: float) -> None:
@@ -105,7 +106,7 @@ class Limiter:
         Args:
             kind: its kind.
             now: the time, in seconds.
-            peer: whom it is about, as `ADDRESS:PORT`; "" where it is about nobody.
+            peer: the client that it is about, as `ADDRESS:PORT`; "" if it is about none.
         """
         window = self._windows.get(kind)
         if window is None:
@@ -121,9 +122,9 @@ class Limiter:
         return False
 
     def refuses(self, kind: EventKind, now: float, peer: str = "") -> bool:
-        """Return whether an event that is yet to be made would be too many; count it if so.
+        """Return whether an event that is not made yet would be above the rate; count it if so.
 
-        One that would not be is counted by `admits`, when it comes; the arguments are the same.
+        Otherwise `admits` counts it when it is written; the arguments are the same.
         """
         window = self._windows.get(kind)
         if window is None or self._has_room(window):
@@ -151,15 +152,15 @@ class Limiter:
 
     @property
     def holding(self) -> bool:
-        """Whether there is something to report sooner or later."""
+        """Whether there are suppressed events to report, now or later."""
         return self._unreported > 0
 
     def report(self, now: float, *, everything: bool = False) -> list[Excess]:
-        """Return what was not written, and forget it.
+        """Return the suppressed events, and forget them.
 
         Args:
             now: the time.
-            everything: also those whose window is not over yet.
+            everything: include kinds whose window is not over yet.
         """
         reports = []
         for kind, window in list(self._windows.items()):
@@ -173,7 +174,7 @@ class Limiter:
 
 
 def _source(peer: str) -> str:
-    """Return under which address to count `ADDRESS:PORT`; "" where that is not what it is."""
+    """Return the network under which to count `ADDRESS:PORT`; "" if it has another form."""
     try:
         return network_of(peer.rpartition(":")[0].strip("[]"))
     except ValueError:

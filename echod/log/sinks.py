@@ -1,15 +1,15 @@
-"""Where lines of the log go: a descriptor, a file that begins anew, the system's log.
+"""Targets for lines of the log: a descriptor, a file that is rotated, the system's log.
 
-What a file's sink promises:
+Guarantees of a file's sink:
 
-* Only a regular file is ever renamed, and only while it is the one that is written to: a device, a
-  FIFO, a symbolic link and a file that somebody else has put at the path stay what they are.
-* It appends, so that whoever truncates the file leaves no hole in it.
-* Asked to begin anew, it opens the path again: where logrotate has moved the file away, that is a
-  new one; where the file is there still, it is renamed first.
-* What was written can be read in the old file or the new one, and where no new one can be had, the
-  old one goes on.
-* Root follows a symbolic link only in a folder that nobody else can write to.
+* It renames only a regular file, and only while it writes to that file: it never renames a device,
+  a FIFO, a symbolic link, or a file that another program has put at the path.
+* It appends, so that a program that truncates the file leaves no hole in it.
+* To begin a new file, it opens the path again: if logrotate has moved the file away, that makes a
+  new one; if the file is still there, it is renamed first.
+* Each line is in the old file or in the new one, and if no new file can be opened, the sink keeps
+  writing to the old one.
+* As root it follows a symbolic link only in a folder that no other user can write to.
 """
 
 from __future__ import annotations
@@ -26,46 +26,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-# How long a file may get before another one is begun, in bytes.
+# The length at which a new file begins, in bytes.
 LONGEST_FILE = 1_000_000
 
-# How long a child waits until a line of its own can be written, in seconds.
+# How long a child waits until it can write a line, in seconds.
 PATIENCE = 0.5
 
-# How many symbolic links may lead to a file, one to the next: as many as the kernel follows.
+# The longest chain of symbolic links: as many as the kernel follows.
 MOST_LINKS = 40
 
-# Names of descriptors that are open already.  To open them again fails where they are sockets, as
-# what systemd gives a service is.
+# Names of descriptors that are already open. Opening them again fails if they are sockets, such as
+# those that systemd gives to a service.
 _OPEN_ALREADY = re.compile(r"/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d+)")
 _NUMBERS = {"stdout": 1, "stderr": 2}
 
 
 class Line(NamedTuple):
-    """A line on its way: its text, without the newline, and its level's name."""
+    """A line to write: its text, without the newline, and the name of its level."""
 
     text: str
     level: str
 
 
 class Sink(Protocol):
-    """Where lines go."""
+    """A target for lines."""
 
-    # Whether who receives the lines adds the time to them.
+    # Whether the receiver of the lines adds the time to them.
     stamps: bool
 
     def write(self, lines: Sequence[Line]) -> int:
-        """Write `lines`, for as long as that takes; return how many of them were written."""
+        """Write `lines`, however long that takes; return how many of them were written."""
 
     def begin_anew(self) -> None:
-        """Begin a new file, where there is one.
+        """Begin a new file, if the sink writes to a file.
 
         Raises:
-            OSError: it cannot be; the old one goes on, and again may help.
+            OSError: that failed; the sink keeps writing to the old file, and trying again may
+                help.
         """
 
     def in_child(self) -> Sink:
-        """Return what a forked child writes to: files are its parent's to rename."""
+        """Return the sink for a forked child, which must not rename its parent's files."""
 
 
 class DescriptorSink:
@@ -77,7 +78,7 @@ class DescriptorSink:
         """Set up.
 
         Args:
-            descriptor: stays the caller's.
+            descriptor: it still belongs to the caller.
         """
         self._descriptor = descriptor
         self._broken = False
@@ -85,7 +86,7 @@ class DescriptorSink:
     def write(self, lines: Sequence[Line]) -> int:
         encoded = [f"{line.text}\n".encode("utf-8", "backslashreplace") for line in lines]
         if self._broken:
-            # A write that failed may have left half a line: this one begins a new line.
+            # A failed write may have left part of a line, so begin a new line.
             encoded[0] = b"\n" + encoded[0]
         written = self._write_all(b"".join(encoded))
         ends = itertools.accumulate(map(len, encoded))
@@ -99,7 +100,7 @@ class DescriptorSink:
             try:
                 written += os.write(self._descriptor, view[written:])
             except BlockingIOError:
-                # Somebody who shares the file has made it non-blocking.
+                # Another process that shares the file has made it non-blocking.
                 self._wait_until_writable()
             except OSError:
                 break
@@ -118,7 +119,7 @@ class DescriptorSink:
 
 
 class _ImpatientSink(DescriptorSink):
-    """The same for a child, which has no thread that could wait: what takes too long is lost."""
+    """A descriptor for a child, which has no writer thread: lines that take too long are lost."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor)
@@ -129,10 +130,10 @@ class _ImpatientSink(DescriptorSink):
         poll.register(self._descriptor, select.POLLOUT)
         while written < len(data):
             if not poll.poll(self._patience * 1000):
-                self._patience = 0  # from now on only what can be written at once
+                self._patience = 0  # from now on write only without waiting
                 break
             try:
-                # A pipe that can be written to takes so much without waiting.
+                # A writable pipe takes this much without waiting.
                 piece = data[written : written + select.PIPE_BUF]
                 written += os.write(self._descriptor, piece)
             except OSError:
@@ -144,17 +145,17 @@ class _ImpatientSink(DescriptorSink):
 
 
 class FileSink(DescriptorSink):
-    """A log file, which begins anew at a million bytes and whenever it is asked to.
+    """A log file; a new one begins at a million bytes, and whenever asked to.
 
     Attributes:
-        keep: how many files to keep beside the one that is written to; 0: all.
+        keep: how many old files to keep; 0: all.
     """
 
     def __init__(self, path: str, *, keep: int = 0) -> None:
-        """Open the file, which is made if there is none.
+        """Open the file, or create it.
 
         Args:
-            path: where it is.
+            path: its path.
             keep: see above.
 
         Raises:
@@ -162,19 +163,19 @@ class FileSink(DescriptorSink):
         """
         self._path = Path.cwd() / path
         self.keep = keep
-        # At which length to begin another.
+        # The length at which to begin a new file.
         self._enough = LONGEST_FILE
         super().__init__(_open(self._path))
 
     def write(self, lines: Sequence[Line]) -> int:
-        with contextlib.suppress(OSError):  # told by the next one that is asked for
+        with contextlib.suppress(OSError):  # the next request for a new file reports the error
             self._begin_anew_if_long()
         return super().write(lines)
 
     def _begin_anew_if_long(self) -> None:
         length = os.fstat(self._descriptor).st_size
         if length >= self._enough and (mine := self._mine()):
-            # If it fails, not again with every line.
+            # If it fails, do not try again with every line.
             self._enough = length + LONGEST_FILE
             self._rename(mine)
             self._reopen()
@@ -185,7 +186,7 @@ class FileSink(DescriptorSink):
         self._reopen()
 
     def _mine(self) -> Path | None:
-        """Return where the file is that is written to, if it is one and nobody has moved it."""
+        """Return the path of the open file; None if it is not regular, or has been moved away."""
         ours = os.fstat(self._descriptor)
         path = _behind_links(self._path)
         with contextlib.suppress(FileNotFoundError):
@@ -194,12 +195,12 @@ class FileSink(DescriptorSink):
         return None
 
     def _rename(self, path: Path) -> None:
-        """Rename the file to `path.1`, what has that name to `path.2`, and so on."""
+        """Rename the file to `path.1`, the file with that name to `path.2`, and so on."""
         names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
         older = list(itertools.takewhile(_is_file, names))
         free = path.with_name(f"{path.name}.{len(older) + 1}")
         if os.path.lexists(free):
-            raise FileExistsError(errno.EEXIST, "it is no file of the log", str(free))
+            raise FileExistsError(errno.EEXIST, "it is not a log file", str(free))
         if self.keep:
             for dropped in older[self.keep - 1 :]:
                 dropped.unlink()
@@ -209,7 +210,7 @@ class FileSink(DescriptorSink):
 
     def _reopen(self) -> None:
         descriptor = _open(self._path)
-        # One number for all files: between the old one and the new one a client may take the last.
+        # Keep the descriptor's number: after closing it, a client could take the last free one.
         os.dup2(descriptor, self._descriptor, inheritable=False)
         os.close(descriptor)
         self._enough = LONGEST_FILE
@@ -227,10 +228,10 @@ def _is_file(path: Path) -> bool:
 
 
 def _open(path: Path) -> int:
-    """Return a descriptor that appends to the file at `path`, be it what it may.
+    """Return a descriptor that appends to the file at `path`, of any kind.
 
     Raises:
-        OSError: there is none, and none can be made.
+        OSError: it cannot be opened or created.
     """
     if open_already := _OPEN_ALREADY.fullmatch(str(path)):
         return os.dup(_NUMBERS.get(open_already[1]) or int(open_already[2]))
@@ -238,16 +239,16 @@ def _open(path: Path) -> int:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISFIFO(path.lstat().st_mode):
-            # Open for reading too: nobody may be there to read it yet, or any more.
+            # Open it for reading too, because it may have no reader yet, or no longer.
             flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     return os.open(path, flags, 0o666)
 
 
 def _behind_links(path: Path) -> Path:
-    """Return where the symbolic link at `path` leads; `path` itself if it is none.
+    """Follow the symbolic links at `path`; return `path` itself if it is not one.
 
     Raises:
-        OSError: there is no end of links, or root would follow one that others can make.
+        OSError: there are too many links, or root would follow one that another user can make.
     """
     for _ in range(MOST_LINKS):
         try:
@@ -257,7 +258,7 @@ def _behind_links(path: Path) -> Path:
         if os.geteuid() == 0 and not _is_roots_alone(path.parent):
             raise PermissionError(
                 errno.EACCES,
-                "root follows no link in a folder that others can write to",
+                "root does not follow a link in a folder that other users can write to",
                 str(path),
             )
         path = path.parent / target
@@ -285,7 +286,7 @@ class SyslogSink:
         """Open the connection.
 
         Args:
-            prefix: what each line begins with, twistd's `--prefix`.
+            prefix: the beginning of each line, twistd's `--prefix`.
         """
         syslog.openlog(prefix, syslog.LOG_PID)
 

@@ -1,6 +1,6 @@
-"""Tracebacks as Python shows them: with causes and contexts, notes, and the members of groups.
+"""Tracebacks as Python prints them: with causes and contexts, notes, and the members of groups.
 
-A Failure's own way of showing itself was there before exceptions had any of these.
+The formatting of Failure is older than these features, and does not show them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from echod.text import escape_lines, shortened
 def traceback_of(failure: Failure) -> str:
     """Return the traceback of a Failure, escaped, without a newline at its end."""
     tb, error = failure.tb, failure.value
-    if tb is None or error is None:  # it has been cleaned, and knows only names of its frames
+    if tb is None or error is None:  # it has been cleaned, and has only the names of its frames
         return _safely(type(error), failure.getTraceback)
     return traceback_of_exception(type(error), error, tb)
 
@@ -25,18 +25,19 @@ def traceback_of(failure: Failure) -> str:
 def traceback_of_exception(
     kind: type[BaseException], error: BaseException | None, tb: TracebackType | None
 ) -> str:
-    """Return the traceback of an exception, as `sys.exc_info()` has it, in the same way."""
+    """Return the traceback of an exception, given as by `sys.exc_info()`, in the same form."""
     return _safely(kind, lambda: "".join(traceback.format_exception(kind, error, tb)))
 
 
 def _safely(kind: type, show: Callable[[], str]) -> str:
-    """Return what `show` returns, escaped.
+    """Return the escaped result of `show`.
 
-    To show an exception is to run its code, which may raise anything: nothing of it gets out.
+    Formatting an exception runs its own code, which may raise any exception: none of them gets
+    out.
     """
     try:
         text = show()
     except BaseException as raised:
         name, why = kind.__qualname__, type(raised).__qualname__
-        text = f"{name} (no traceback, as showing it raises {why})"
+        text = f"{name} (no traceback, because formatting it raises {why})"
     return escape_lines(shortened(text)).rstrip("\n")

@@ -1,16 +1,16 @@
-"""A thread that writes log lines, so that nobody else waits for whoever reads them.
+"""A thread that writes log lines, so that no other thread waits for the log's reader.
 
-Standard output may be a pipe that is full, the disk may be, the reader may be dead: whatever it
-is, `LogWriter.add` returns at once.  Guarantees:
+Standard output may be a full pipe, the disk may be full, the reader may be dead: in each case
+`LogWriter.add` returns at once.  Guarantees:
 
 * `add` may be called from any thread, from a signal handler and while an object is deleted; it
   never waits for the sink.
-* What waits to be written, and what is being written, is bounded by `MOST_PENDING`.  What finds no
-  room there, and what the sink would not take, is counted as dropped, and the number is written
-  as soon as something is.
+* The lines that wait, and those that are being written, are bounded by `MOST_PENDING`.  Lines that
+  find no room there, or that the sink did not accept, are counted as dropped; their number is
+  written with the next lines.
 * Lines are written in the order they were added, many at a time: a line wakes the thread, which
-  gathers for `GATHER` seconds what others add.
-* The thread is a daemon and nobody joins it without a time-out: a reader that reads no more
+  gathers further lines for `GATHER` seconds.
+* The thread is a daemon and is never joined without a time-out: a reader that has stopped reading
   cannot keep the process alive.
 """
 
@@ -24,11 +24,11 @@ from collections.abc import Callable
 
 from echod.log.sinks import Line, Sink
 
-# How much may wait to be written, in characters: some 8,000 lines, or a few seconds of a flood.
+# How many characters may wait to be written: some 8,000 lines, or a few seconds of a flood.
 MOST_PENDING = 1024 * 1024
 
-# For how long lines are gathered for one write, in seconds: nobody who watches the log sees it,
-# and a flood costs fifty wake-ups a second instead of one for each line.
+# How long lines are gathered for one write, in seconds: a person who watches the log does not
+# notice it, and a flood costs fifty wake-ups a second instead of one for each line.
 GATHER = 0.02
 
 # How long the end of the process may wait for the last lines, in seconds.
@@ -36,10 +36,10 @@ LAST_WAIT = 0.5
 
 
 class LogWriter:
-    """Takes lines at any time, and writes them when the sink can take them.
+    """Accepts lines at any time, and writes them when the sink can accept them.
 
     Attributes:
-        written: how many lines the sink has taken.
+        written: how many lines the sink has accepted.
         dropped: how many lines were lost.
     """
 
@@ -54,11 +54,11 @@ class LogWriter:
         """Set up, without the thread: see `start`.
 
         Args:
-            sink: where lines go.
-            notice: makes the line that says how many were dropped.
+            sink: the target of the lines.
+            notice: makes the line with the number of dropped lines.
             trouble: makes the line that says why there is no new file.
-            look_after: called in the writer's thread whenever that has been woken; may add
-                lines.  Returns in how many seconds to call it again whatever happens, or None.
+            look_after: called in the writer's thread whenever that has been woken; may add lines.
+                Returns the number of seconds after which to call it again, or None.
         """
         self.written = 0
         self.dropped = 0
@@ -79,21 +79,21 @@ class LogWriter:
         self._pending: list[Line] = []
         self._size = 0
         self._waking = False
-        # What to do once the pending lines are written; None is nothing but a wake-up.
+        # Functions to call once the pending lines are written; None is only a wake-up.
         self._wake: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start writing.  Not before the process has forked for good: threads do not survive."""
+        """Start writing. Call it after the process has forked: threads do not survive a fork."""
         self._running = True
         self._launch()
 
     def restart(self) -> None:
-        """In a forked child: leave to the parent what is the parent's.
+        """In a forked child: leave the parent's lines to the parent.
 
-        Before `start` nothing is: twistd forks to go into the background, and goes on as the
-        child.  After it, the child writes each line when it is added: it may end, as one of
-        `multiprocessing` does, without a word to any thread.
+        Before `start` there are none: twistd forks to go into the background, and goes on as the
+        child. After `start`, the child writes each line when it is added, because it may end
+        without notice to any thread, as processes of `multiprocessing` do.
         """
         pending = [] if self._running else self._pending
         if self._running:
@@ -130,12 +130,12 @@ class LogWriter:
             self.wake()
 
     def wake(self) -> None:
-        """Let the thread see what there is to do."""
+        """Wake the thread."""
         self._waking = True
         self._wake.put(None)
 
     def rotate(self) -> None:
-        """Write what is pending, then begin a new file.  A signal handler may call this."""
+        """Write the pending lines, then begin a new file. A signal handler may call this."""
         self._wake.put(self._begin_anew)
 
     def _begin_anew(self) -> None:
@@ -145,13 +145,13 @@ class LogWriter:
             self.add(self._trouble(error))
 
     def flush(self, timeout: float) -> bool:
-        """Wait until what is pending is written.
+        """Wait until the pending lines are written.
 
         Args:
             timeout: how long to wait at most, in seconds.
 
         Returns:
-            Whether it is; with the thread not running, it is at once.
+            Whether they are; if the thread does not run, they are written at once.
         """
         if self._thread is None:
             self._write_pending()
@@ -161,11 +161,13 @@ class LogWriter:
         return done.wait(timeout)
 
     def finish(self) -> None:
-        """The event loop has ended: from now on `add` waits for its line, within reason."""
+        """After the event loop has ended: let `add` wait until its line is written, for a limited
+        time.
+        """
         self._finishing = self.flush(LAST_WAIT)
 
     def close(self) -> None:
-        """Write what is pending, within reason, and stop."""
+        """Write the pending lines, for a limited time, and stop."""
         self._finishing = False
         self.flush(LAST_WAIT)
         self._running = False
@@ -175,7 +177,7 @@ class LogWriter:
             thread.join(LAST_WAIT)
 
     def _work(self) -> None:
-        """Live as the writer's thread."""
+        """Run the writer's thread."""
         patience: float | None = None
         while self._running:
             asked = None
@@ -183,7 +185,7 @@ class LogWriter:
                 asked = self._wake.get(timeout=patience)
             if asked is None:
                 time.sleep(GATHER)
-            # The flag goes down before the reading: it may cost a wake-up too many, no line.
+            # Clear the flag before reading: that may cost an extra wake-up, but never a line.
             self._waking = False
             patience = self._look_after()
             self._write_pending()
@@ -203,6 +205,6 @@ class LogWriter:
             self._reported = dropped
             written -= 1
         with self._lock:
-            self._size -= size  # only now: what the sink has in hand takes room, too
+            self._size -= size  # only now, because lines that the sink is writing take room, too
             self.written += written
             self.dropped += len(lines) - written

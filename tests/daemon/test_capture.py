@@ -185,7 +185,7 @@ def test_a_thread_that_dies_is_an_error() -> None:
             thread.join()
         ((_, level, text),) = captured.lines
         assert level == "error"
-        assert text.startswith("A thread has ended with an exception: mine\nTraceback")
+        assert text.startswith("A thread ended with an exception: mine\nTraceback")
         assert text.endswith("ValueError: odd")
 
 
@@ -248,7 +248,9 @@ def test_an_exception_that_raises_while_it_is_shown_is_named() -> None:
         thread.join()
         shown = [text for _, level, text in captured.lines if level == "error"]
         assert len(shown) == 2
-        assert all("Hostile (no traceback, as showing it raises SystemExit)" in s for s in shown)
+        assert all(
+            "Hostile (no traceback, because formatting it raises SystemExit)" in s for s in shown
+        )
 
 
 def test_once_twisteds_log_has_begun_lines_go_there(log: Log) -> None:

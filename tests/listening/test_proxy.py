@@ -261,7 +261,7 @@ class Split(Talker):
     [
         (b"GET / HTTP/1.1\r\n\r\n", "no PROXY header"),
         (b"PROXY TCP4 \x1b[31m 1.2.3.4 1 1\r\n", "control characters in the line"),
-        (b"PROXY TCP4 1.2.3.4 1.2.3.4 -1 1\r\nhappy\n", "a port that is none"),
+        (b"PROXY TCP4 1.2.3.4 1.2.3.4 -1 1\r\nhappy\n", "an invalid port"),
         (SIGNATURE + b"\x21\x11\xff\xff", "longer than 4096 bytes"),
     ],
 )

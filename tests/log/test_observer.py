@@ -204,9 +204,9 @@ def test_an_event_that_cannot_be_formatted_is_a_line_all_the_same(
     unformattable, called, failed = texts.lines
     assert "Unable to format event" in unformattable
     assert called.endswith("] called")
-    assert failed.endswith("(no traceback, as showing it raises RuntimeError)")
+    assert failed.endswith("(no traceback, because formatting it raises RuntimeError)")
     traceback = json.loads(records.lines[2])["traceback"]
-    assert traceback.endswith("(no traceback, as showing it raises RuntimeError)")
+    assert traceback.endswith("(no traceback, because formatting it raises RuntimeError)")
 
 
 def test_a_line_has_an_end(texts: Observed, records: Observed) -> None:

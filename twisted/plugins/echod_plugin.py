@@ -1,9 +1,9 @@
-"""Makes `twistd echod` and `twist echod` known to Twisted.  Declarations, and signals, only.
+"""Declare `twistd echod` and `twist echod` to Twisted, and handle signals during the start.
 
-Twisted imports this file while it looks for its commands: before that nothing of echod's runs.
-From here on, until the daemon has been put together and takes the signals itself, nothing has been
-opened that would have to be closed.  So SIGTERM and SIGINT end the process on the spot, without
-Python's traceback, and SIGHUP does nothing: the settings are yet to be read.
+Twisted imports this file while it looks for its commands: before that no code of echod runs. From
+here on, until the daemon has been set up and handles the signals itself, nothing is open that
+would have to be closed. So SIGTERM and SIGINT end the process at once, without Python's traceback,
+and SIGHUP does nothing, because the settings have not been read yet.
 """
 
 import signal
@@ -19,14 +19,14 @@ def _take_signals() -> None:
     # Python would raise KeyboardInterrupt, which Twisted swallows while it imports plugins.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # SIG_IGN would be handed on to the processes that a handler starts.
+    # The processes that a handler starts would inherit SIG_IGN.
     signal.signal(signal.SIGHUP, lambda *_: None)
-    # Whoever has started us may have blocked signals, for itself; that is inherited.
+    # The parent process may have blocked signals for itself; this process has inherited that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
 def _end_if_interrupted() -> None:
-    """End now if Ctrl-C came while Twisted imported a plugin: it has only logged that."""
+    """End now if Ctrl-C arrived while Twisted imported a plugin: Twisted has only logged it."""
     events: list[dict[str, Any]] = []
     globalLogBeginner._initialBuffer.replayTo(events.append)
     failures = (event.get("failure") for event in events)  # as twisted.python.log has it
@@ -36,7 +36,7 @@ def _end_if_interrupted() -> None:
 
 
 class EchodMaker(ServiceMaker):
-    """Asked for its options when this command has been chosen, before the daemon is imported."""
+    """Gives Twisted its options when this command is chosen, before the daemon is imported."""
 
     @property
     def options(self):  # type: ignore[no-untyped-def]
@@ -45,13 +45,13 @@ class EchodMaker(ServiceMaker):
         return super().options
 
 
-# Already now where it is the command of twistd or twist: the plugins of others come next.
+# Do it already now if echod is the command of twistd or twist: they import other plugins next.
 if PurePath(sys.argv[0]).name in ("twistd", "twist") and "echod" in sys.argv:
     _take_signals()
 
 echod = EchodMaker(
     "echod",
     "echod.daemon.process",
-    "A network daemon that makes a service of a handler; it comes with an echo.",
+    "A network daemon that makes a service of a handler; its default handler is an echo.",
     "echod",
 )
