@@ -137,8 +137,10 @@ class Limits:
 class Level(NamedTuple):
     """How much of a limit is in use.
 
-    Attributes: limit: the limit's name; its setting's name if there is one. used: how much of it
-    is in use now. most: the highest value that it allows.
+    Attributes:
+        limit: the limit's name; its setting's name if there is one.
+        used: how much of it is in use now.
+        most: the highest value that it allows.
     """
 
     limit: str

@@ -48,10 +48,9 @@ ALLOWED: dict[str, str] = {}
 # Still to be mended, by folder: a figure here only falls.
 TO_MEND: dict[str, int] = {
     "bench": 22,
-    "docs": 64,
-    "echod": 189,
+    "echod": 156,
     "examples": 6,
-    "tests": 136,
+    "tests": 135,
 }
 
 

@@ -1,1 +1,1 @@
-"""Handlers: the contract, the built-in ones, and their look-up by name."""
+"""Handlers: the contract, the built-in ones, and how they are found by name."""

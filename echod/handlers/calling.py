@@ -1,4 +1,4 @@
-"""How a handler's methods are called, wherever that is."""
+"""Call a handler's methods, in any thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from echod.reasons import EndReason
 
 
 def overridden(handler: Handler, hook: str) -> Callable[..., Any] | None:
-    """Return `handler`'s method `hook` if it has one that does anything."""
+    """Return `handler`'s method `hook`, unless it is missing or does nothing."""
     method = getattr(handler, hook, None)
     return None if getattr(method, "__func__", None) is getattr(Handler, hook) else method
 
@@ -32,10 +32,10 @@ def call_closed(handler: Handler, reason: EndReason) -> None:
 
 
 def close_in_thread(closed: Callable[[str], Any], reason: str) -> None:
-    """Call a handler's `closed`, where nobody can wait for what it returns.
+    """Call a handler's `closed` in a thread, which cannot wait for a coroutine or Deferred.
 
     Raises:
-        TypeError: it wants to be waited for.
+        TypeError: it returns one.
     """
     result = closed(reason)
     if inspect.iscoroutine(result) or isinstance(result, Deferred):

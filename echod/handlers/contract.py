@@ -1,16 +1,16 @@
-"""The handler contract: what echod calls, when, where, and what each answer means.
+"""The handler contract: what echod calls, when, where, and the meaning of each result.
 
 A handler is your code.  There are two kinds:
 
-* A **message handler** is called once a message and returns the reply.  A plain function will do::
+* A **message handler** is called for each message and returns the reply.  A plain function works::
 
       def shout(message: bytes) -> bytes:
           return message.upper()
 
-  `async def` functions, and functions that return a Deferred, do too, in the event loop.  Where
-  state per connection is needed, a class: see `Handler`.
+  `async def` functions, and functions that return a Deferred, work in the event loop. For state
+  per connection, write a class: see `Handler`.
 
-* A **connection handler** is called once a connection, in a thread of its own, and owns the
+* A **connection handler** is called for each connection, in a thread of its own, and owns the
   connection, a real blocking `socket.socket`, until it returns::
 
       def clientthread(conn):
@@ -19,9 +19,9 @@ A handler is your code.  There are two kinds:
 
   `socketserver` request-handler classes are connection handlers, unchanged.
 
-Which kind an unmarked function is depends on the concurrency model: a connection handler under
-`thread-per-connection`, else a message handler.  The annotation of its first parameter (`bytes`
-or `socket.socket`) or a decorator (`@message_handler`, `@connection_handler`) settles it.
+The kind of an unmarked function depends on the concurrency model: it is a connection handler under
+`thread-per-connection`, otherwise a message handler. The annotation of its first parameter
+(`bytes` or `socket.socket`) or a decorator (`@message_handler`, `@connection_handler`) decides.
 """
 
 from __future__ import annotations
@@ -52,28 +52,30 @@ class ConcurrencyModel(enum.StrEnum):
 
 
 class Kind(enum.StrEnum):
-    """What a handler is called with: each message, or the whole connection."""
+    """The argument of a handler: each message, or the whole connection."""
 
     MESSAGE = "message"
     CONNECTION = "connection"
 
 
 class HandlerError(ValueError):
-    """A handler cannot be had, or cannot run so; the text says which, why, and what would do."""
+    """A handler cannot be loaded, or cannot run under this model; the text says why, and the
+    remedy.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who is at the other end of a connection.
+    """The client of a connection.
 
     Attributes:
         peer: the client's address: "127.0.0.1:60225", "[::1]:60225"; a UNIX socket's path, or
-            "" where it has none.  Escaped: fit for a log.
-        local: the address it came to, in the same form.
-        listener: the endpoint string that it came by, as in "tcp:8888".
-        tls: how the connection is encrypted; None where it is not.
-        proxy: what the proxy said that the connection came through, with all fields; None where
-            there was none.  `peer` and `local` are the real client's then.
+            "" if it has none.  It is escaped for the log.
+        local: the address that it connected to, in the same form.
+        listener: the endpoint string that it connected to, as in "tcp:8888".
+        tls: how the connection is encrypted; None if it is not.
+        proxy: the header of the proxy in between, with all fields; None without a proxy.  With it,
+            `peer` and `local` are the real client's.
     """
 
     peer: str
@@ -83,15 +85,15 @@ class Client:
     proxy: ProxyHeader | None = None
 
 
-# What is sent as it is: bytes, or what holds some.
+# Types of replies that are sent as they are.
 BytesLike = bytes | bytearray | memoryview
 
 
 def checked(reply: object) -> bytes:
-    """Return a reply as bytes; what could still be changed is copied.
+    """Return a reply as bytes; copy a mutable buffer.
 
     Raises:
-        TypeError: it holds no bytes.
+        TypeError: it is not bytes.
     """
     if isinstance(reply, bytes):
         return reply
@@ -104,7 +106,7 @@ def checked(reply: object) -> bytes:
 
 @dataclass(frozen=True)
 class Close:
-    """A reply that is the last one: `reply` is sent, then the connection closes."""
+    """The last reply: echod sends `reply`, then closes the connection."""
 
     reply: BytesLike = b""
 
@@ -114,14 +116,14 @@ class Close:
             object.__setattr__(self, "reply", reply)
 
 
-# What a message handler may return; in the event loop also a coroutine or Deferred of these.
+# The results of a message handler; in the event loop also a coroutine or Deferred of these.
 Reply = BytesLike | Close | None
 
 
 def reply_from(received: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a handler's method returns, as nobody can change it any more.
+    """Call a handler's method, and return an immutable copy of its result.
 
-    For threads: until the event loop takes a result, another thread may use its buffer again.
+    Threads need this: before the event loop takes a result, another thread may reuse its buffer.
     """
     reply = received(*arguments)
     if reply.__class__ is bytes or not isinstance(reply, bytearray | memoryview):
@@ -130,54 +132,55 @@ def reply_from(received: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Handler:
-    """A message handler with state: one instance a connection.
+    """A message handler with state: one instance for each connection.
 
-    Subclassing is a convenience; any class with these methods will do.  All three run in the
-    same place, by the concurrency model: in the event loop (`reactor`, `serial`), in a pool
-    thread (`defer-to-thread`: maybe another one each time), or in the connection's own thread
-    (`thread-per-connection`).  They never run at the same time for one connection, so an
-    instance needs no lock for its own state.  Context variables (`contextvars`) that one of them,
-    or the constructor, sets are there in the next one, and in no other connection's.
+    Subclassing is a convenience; any class with these methods works. The concurrency model decides
+    where all three run: in the event loop (`reactor`, `serial`), in a pool thread
+    (`defer-to-thread`; possibly a different one each time), or in the connection's own thread
+    (`thread-per-connection`). They never run at the same time for one connection, so an instance
+    needs no lock for its own state. Context variables (`contextvars`) that one of them, or the
+    constructor, sets keep their values in the next one, and no other connection sees them.
 
-    The constructor runs in the event loop, under every model but `thread-per-connection`, when
-    the connection is accepted.  What may take its time (a database, a file) belongs in `opened`.
+    The constructor runs in the event loop when the connection is accepted, except under
+    `thread-per-connection`.  Do slow work (a database, a file) in `opened`.
 
-    An exception from any of them is logged once with its traceback and ends the connection,
-    after the replies before it; no other connection is touched.
+    An exception from any of them is logged once with its traceback and ends the connection, after
+    the replies before it; no other connection is affected.
     """
 
     __slots__ = ()
 
     def opened(self, client: Client) -> BytesLike | None:
-        """Once, first; the connection is open.
+        """Called once, first; the connection is open.
 
         Returns:
-            A greeting to send, or None.  `--banner` and `--no-banner` overrule it, and in
-            `serial` nobody is greeted.
+            A greeting to send, or None.  `--banner` and `--no-banner` override it, and `serial`
+            sends no greeting.
         """
         return None
 
     def received(self, message: bytes) -> Reply:
-        """Once a message, in order; the next one waits until this returns.
+        """Called for each message, in order; the next one waits until this returns.
 
-        The client may be gone by now; then the reply goes nowhere, and `closed` is next.
+        The client may be gone by now; then the reply is dropped, and `closed` is next.
 
         Args:
-            message: what the framing made of the input; never changed, never decoded.
+            message: one message without its framing, otherwise unchanged.
 
         Returns:
-            `bytes` to send them (framed as the messages are; a `bytearray` or `memoryview` is as
-            good, and may be used again at once), None to send nothing,
-            `Close(b"...")` to send a last reply and close.  In the event loop a coroutine or a
-            Deferred of one of these too; it is cancelled if the client goes away.
+            `bytes` to send them (framed like the messages; a `bytearray` or `memoryview` works
+                too,
+            and may be reused at once), None to send nothing, `Close(b"...")` to send a last reply
+            and close.  In the event loop also a coroutine or a Deferred of one of these; it is
+            cancelled if the client goes away.
         """
         raise NotImplementedError
 
     def closed(self, reason: str) -> None:
-        """Once, last, if `opened` returned; the connection is no longer open.
+        """Called once, last, if `opened` has returned; the connection is no longer open.
 
-        In the event loop it may be an `async def`, or return a Deferred.  When the service ends it
-        is waited for until the drain's deadline, then cancelled.
+        In the event loop it may be an `async def`, or return a Deferred.  When the service ends,
+        the daemon waits for it until the drain's deadline, then cancels it.
 
         Args:
             reason: why it ended: one of the values of `echod.EndReason`.
@@ -200,10 +203,10 @@ def connection_handler(function: F) -> F:
 
 
 def kind_of(target: object) -> Kind | None:
-    """Return the kind that `target` says it is, or None for a plain unmarked function.
+    """Return the kind that `target` declares, or None for a plain unmarked function.
 
     Raises:
-        HandlerError: `target` is nothing that could be called.
+        HandlerError: `target` is not callable.
     """
     marked = getattr(target, "__echod_kind__", None)
     if marked is not None:
@@ -214,11 +217,11 @@ def kind_of(target: object) -> Kind | None:
     if callable(getattr(target if made is None else made, "received", None)):
         return Kind.MESSAGE
     if not callable(target):
-        raise HandlerError(f"{target!r} is not callable, nor has it a method `received`")
+        raise HandlerError(f"{target!r} is not callable, and has no method `received`")
     if made is not None:
         raise HandlerError(
             f"the class {made.__qualname__} has no method `received`, "
-            "nor is it a socketserver request handler"
+            "and is not a socketserver request handler"
         )
     return Kind.MESSAGE if is_async(target) else _kind_by_annotation(target)
 
@@ -234,7 +237,7 @@ def is_request_handler(target: object) -> bool:
 
 
 def class_of(target: object) -> type | None:
-    """Return the class that `target` makes instances of: itself, or behind a partial."""
+    """Return the class that `target` instantiates: `target` itself, or the class in a partial."""
     while isinstance(target, functools.partial):
         target = target.func
     return target if isinstance(target, type) else None
@@ -251,7 +254,7 @@ def is_async(target: object) -> bool:
 
 def _is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - the method itself is what is asked about
+        getattr(function, "__call__", None)  # noqa: B004 - the question is about the method itself
     )
 
 
@@ -287,7 +290,7 @@ def _first_parameter(function: Callable[..., Any]) -> inspect.Parameter | None:
 
 
 def _evaluate(annotation: str, function: Callable[..., Any]) -> object:
-    """Return what a postponed annotation names, or the text itself where that is not known."""
+    """Evaluate a postponed annotation; return the text itself if it cannot be resolved."""
     plain = inspect.unwrap(function)
     owner = plain if isinstance(plain, types.FunctionType) else type(plain).__call__
     try:

@@ -1,14 +1,14 @@
-"""From the text of `--handler` to a handler that can be run.
+"""Find the handler that the text of `--handler` names, and prepare it to run.
 
 `--handler NAME[:key=value,...]`, where NAME is, in this order:
 
 1. `module:object`, imported;
-2. a built-in handler, for which no plugin is looked at: none can stop the daemon that runs one;
+2. a built-in handler; no plugin is loaded for it, so none can stop a daemon that runs it;
 3. a plugin: an entry point in the group `echod.handlers`, or a Twisted plugin that provides
    `IHandlerPlugin`.
 
-A plugin that is broken, or has the name of another handler, is an error where it is asked for, and
-a line in the list of what is installed; it hides no other.
+A plugin that is broken, or has the name of another handler, is an error if it is asked for, and a
+line in the list of installed handlers; it does not hide any other.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ NUMBERS: Mapping[Any, re.Pattern[str]] = {
 
 @dataclass(frozen=True)
 class HandlerSpec:
-    """What `--handler` said, taken apart.
+    """The parsed value of `--handler`.
 
     Attributes:
         name: an installed name, or `module:object`.
         arguments: texts by name.
-        text: how it was written; "" where it was not.
+        text: the original text; "" if there was none.
     """
 
     name: str
@@ -74,10 +74,10 @@ class ResolvedHandler:
     """A handler, found and checked against the concurrency model it will run in.
 
     Attributes:
-        name: what it was asked for as.
-        kind: what it is called with.
+        name: the name by which it was requested.
+        kind: its kind.
         target: the function, or class, itself.
-        arguments: keyword arguments, converted to what `target` declares.
+        arguments: keyword arguments, converted to the types that `target` declares.
     """
 
     name: str
@@ -89,7 +89,7 @@ class ResolvedHandler:
         """Return the handler of one connection; a class is instantiated.
 
         Raises:
-            Exception: whatever the class's constructor raises.
+            Exception: any exception of the class's constructor.
         """
         if class_of(self.target) is not None:
             return cast("Handler", self.target(**self.arguments))
@@ -98,13 +98,13 @@ class ResolvedHandler:
         return _FunctionHandler(self.target, self.arguments)
 
     def try_constructor(self) -> None:
-        """Make the handler of one connection, if that is a class's, and drop it.
+        """Make the handler of one connection, if it is a class, and drop it.
 
-        What depends on the moment (an `OSError`), or on a loop that runs (a `RuntimeError`), may
-        be otherwise when a client comes.
+        An `OSError`, or a `RuntimeError` because no event loop runs yet, is ignored: its cause may
+        be gone when a client connects.
 
         Raises:
-            HandlerError: none will ever be made.
+            HandlerError: the constructor always fails.
         """
         if self.kind is not Kind.MESSAGE or class_of(self.target) is None:
             return
@@ -119,7 +119,7 @@ class ResolvedHandler:
             ) from error
 
     def converse(self, *given: Any) -> object:
-        """Call a connection handler with what it is given: its connection, first of all."""
+        """Call a connection handler with the arguments it gets; the first is its connection."""
         return self.target(*given, **self.arguments)
 
 
@@ -129,7 +129,7 @@ class _FunctionHandler(Handler):
     __slots__ = ("received",)
 
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-        # An attribute of the instance, so that a call costs what the function costs.
+        # An attribute of the instance, so that a call costs no more than the function.
         self.received = (  # type: ignore[method-assign]
             (lambda message: function(message, **arguments)) if arguments else function
         )
@@ -137,7 +137,7 @@ class _FunctionHandler(Handler):
 
 @dataclass(frozen=True)
 class InstalledHandler:
-    """A line of `echod handlers`; `error` where it could not be loaded."""
+    """A line of `echod handlers`; `error` is set if it could not be loaded."""
 
     name: str
     summary: str
@@ -147,7 +147,7 @@ class InstalledHandler:
 
 
 def parse(text: str) -> HandlerSpec:
-    r"""Take `NAME[:key=value,...]` apart; `\,` is a comma within a value, and `\:` a colon.
+    r"""Parse `NAME[:key=value,...]`; `\,` is a comma within a value, and `\:` a colon.
 
     Raises:
         HandlerError: the text has another form.
@@ -177,7 +177,7 @@ def resolve(spec: HandlerSpec, model: ConcurrencyModel) -> ResolvedHandler:
     """Find the handler that `spec` names, and check that it can run in `model`.
 
     Raises:
-        HandlerError: there is none of that name, it cannot be imported, it does not take the
+        HandlerError: no handler has that name, it cannot be imported, it does not take the
             arguments, or it cannot run in that model.
     """
     target = find(spec.name)
@@ -186,7 +186,7 @@ def resolve(spec: HandlerSpec, model: ConcurrencyModel) -> ResolvedHandler:
 
 
 def _check_separators(spec: HandlerSpec, parameters: Collection[str]) -> None:
-    r"""Refuse `name:a=1:b=2` where `b` is an argument, too: with `\:` it is not."""
+    r"""Refuse `name:a=1:b=2` if `b` is an argument, too: with `\:` it is part of the value."""
     others = "|".join(re.escape(key) for key in parameters if key not in spec.arguments)
     written = spec.text[len(spec.name) + 1 :]
     wrong = re.compile(rf"(?<![\\,])([:;&\s])\s*({others})=")
@@ -194,7 +194,7 @@ def _check_separators(spec: HandlerSpec, parameters: Collection[str]) -> None:
         return
     right = f"{spec.name}:" + wrong.sub(r",\2=", written)
     raise HandlerError(
-        f"arguments are parted by commas: {escape(clipped(right, 200))} "
+        f"arguments are separated by commas: {escape(clipped(right, 200))} "
         f"(or, if {found[1]!r} belongs to the value, write \\{escape(found[1])})"
     )
 
@@ -209,8 +209,8 @@ def adopt(
 
     Args:
         target: a function, class or instance by the handler contract.
-        model: where it will run.
-        name: how errors call it; its own name unless given.
+        model: the model it will run in.
+        name: its name in errors; its own name by default.
         arguments: texts for its keyword parameters.
 
     Raises:
@@ -233,7 +233,7 @@ def adopt(
 
 
 def find(name: str) -> object:
-    """Return the object that `name` stands for.
+    """Return the object with this name.
 
     Raises:
         HandlerError: there is none, two plugins have the name, or it cannot be imported.
@@ -244,10 +244,10 @@ def find(name: str) -> object:
 
 
 def check_name(name: str) -> None:
-    """See whether `name` could stand for a handler, without importing one.
+    """Check that `name` could name a handler, without importing one.
 
     Raises:
-        HandlerError: it is no `module:object`, and is not installed, or by several.
+        HandlerError: it is neither `module:object` nor the name of exactly one installed handler.
     """
     if ":" not in name and name not in HANDLERS:
         _offered(name)
@@ -278,7 +278,7 @@ def _offered(name: str) -> Offer:
 
 
 def _plugins() -> list[Offer]:
-    """Return the plugins, each object once for a name, with an error where a name is no use."""
+    """Return the plugins, each object once for a name, with an error if that cannot be used."""
     found: dict[tuple[str, str], Offer] = {}
     for offer in offers():
         if not _is_builtin(offer):
@@ -289,7 +289,7 @@ def _plugins() -> list[Offer]:
 
 
 def _misnamed(offer: Offer, others: Iterable[Offer]) -> str:
-    """Return why a plugin cannot be had by its name; "" if it can."""
+    """Return why a plugin cannot be selected by its name; "" if it can."""
     instead = f"give {escape(clipped(offer.target))}"
     if offer.name in HANDLERS:
         return f"echod has a built-in handler {offer.name}; {instead}"
@@ -306,13 +306,13 @@ def _can_be_named(name: str) -> bool:
 
 
 def _is_builtin(offer: Offer) -> bool:
-    """Whether this is a built-in handler, offered by its own name once more."""
+    """Whether this is a built-in handler, offered again under its own name."""
     target: Any = HANDLERS.get(offer.name)
     return target is not None and offer.target == f"{target.__module__}:{target.__qualname__}"
 
 
 def _suggestion(name: str, names: Sequence[str]) -> str:
-    """Return what may have been meant by a name that nothing has."""
+    """Suggest a correction for a name that does not exist."""
     if close := get_close_matches(name, names, 1):
         return f"did you mean {close[0]}?"
     module, _, attribute = _module(name).rpartition(".")
@@ -322,7 +322,7 @@ def _suggestion(name: str, names: Sequence[str]) -> str:
 
 
 def _module(path: str) -> str:
-    """Return the module that a file's path may stand for."""
+    """Return the module that a file's path may mean."""
     return path.removeprefix("./").removesuffix(".py").strip("/").replace("/", ".")
 
 
@@ -341,7 +341,7 @@ def _plugin(offer: Offer) -> InstalledHandler:
         return replace(_described(name, _load(offer)), origin=offer.origin)
     except HandlerError as error:
         return InstalledHandler(name, "", (), offer.origin, error=str(error))
-    except Exception as error:  # of an object that does not want to be looked at
+    except Exception as error:  # the object may raise when it is inspected
         why = f"{name} cannot be used: {type(error).__name__}: {escape(clipped(str(error), 300))}"
         return InstalledHandler(name, "", (), offer.origin, error=why)
 
@@ -355,7 +355,7 @@ def _load(offer: Offer) -> object:
 
 
 def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> dict[str, Any]:
-    """Return `texts` as what the parameters of `target` are annotated with.
+    """Convert `texts` to the types that the parameters of `target` are annotated with.
 
     Raises:
         HandlerError: there is no such parameter, one is missing, or a text does not convert.
@@ -378,7 +378,7 @@ def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> di
 
 
 def _right_form(name: str, key: str, text: str, parameters: Sequence[str]) -> str:
-    """Return how an argument could have been given that a handler does not take, if at all."""
+    """Suggest the correct form of an argument that the handler does not take."""
     if not parameters:
         return f"; write: {name}"
     close = get_close_matches(key, parameters, 1)
@@ -388,7 +388,7 @@ def _right_form(name: str, key: str, text: str, parameters: Sequence[str]) -> st
 
 
 def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, Any]) -> None:
-    """Refuse what takes no message, or connection: else its first client would find out."""
+    """Refuse a function that cannot take a message, or connection: its first client would fail."""
     called, given, made = target, [str(kind)], class_of(target)
     if made is not None:
         called, given, arguments = vars(made).get("received"), ["self", *given], {}
@@ -407,7 +407,7 @@ def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, Any]
         raise HandlerError(f"{name} takes no {kind}: let its parameters be ({wanted})") from None
 
 
-# What an annotation may be that is still text, as another one of the same function names nothing.
+# Annotations that may still be text, because another one of the same function cannot be resolved.
 _BUILTINS: Mapping[object, type] = {one.__name__: one for one in (str, int, float, bool, bytes)}
 
 
@@ -425,7 +425,7 @@ def _convert(handler: str, name: str, text: str, parameter: inspect.Parameter) -
                 text.lower()
             ]
         if wanted in NUMBERS:
-            if not NUMBERS[wanted].fullmatch(text):  # Python would read more than a user writes
+            if not NUMBERS[wanted].fullmatch(text):  # Python would accept more notations
                 raise ValueError
             return wanted(text)
     except (ValueError, KeyError):
@@ -441,7 +441,7 @@ def _import_target(target: str, name: str) -> object:
         return attrgetter(attribute)(import_module(module))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # it may do anything when it is imported
+    except BaseException as error:  # importing it may raise anything
         hint = _hint(error, module, attribute)
         raise HandlerError(
             f"{escape(clipped(name))} cannot be imported: {type(error).__name__}: "
@@ -450,7 +450,7 @@ def _import_target(target: str, name: str) -> object:
 
 
 def _hint(error: BaseException, module: str, attribute: str) -> str:
-    """Return what to write, or to do, where a module or what is named in it is not there."""
+    """Return a remedy for a module, or a name in it, that does not exist."""
     meant = _module(module)
     if meant != module and isinstance(error, (ModuleNotFoundError, TypeError)):
         return f"write {escape(clipped(f'{meant}:{attribute}'))}"
@@ -468,7 +468,7 @@ def _hint(error: BaseException, module: str, attribute: str) -> str:
 
 
 def _is_part(name: str | None, module: str) -> bool:
-    """Whether a module that is missing is the one asked for, or a package above it."""
+    """Whether the missing module is the requested one, or a package that contains it."""
     return name is not None and f"{module}.".startswith(f"{name}.")
 
 

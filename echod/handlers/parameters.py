@@ -1,7 +1,7 @@
-"""Which keyword arguments a handler takes: by its signature, and by where it passes others on to.
+"""Find the keyword arguments that a handler takes, from its signature and its base classes'.
 
-`def __init__(self, *args, directory=None, **kwargs)` takes `directory`, and what the next class in
-line takes, if it passes `kwargs` on.  If it keeps them itself, it takes any name.
+`def __init__(self, *args, directory=None, **kwargs)` takes `directory`, and the arguments of the
+next class in line, if it passes `kwargs` on. If it keeps them itself, it takes any name.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of a handler beyond those that echod itself fills.
+    """The parameters of a handler, except those that echod itself fills.
 
     Attributes:
-        named: by name.
-        required: the names of those that have to be given.
-        any_name: whether others may be given too.
+        named: the parameters by name.
+        required: the names of the mandatory ones.
+        any_name: whether other names are allowed too.
     """
 
     named: Mapping[str, inspect.Parameter] = field(default_factory=dict)
@@ -33,9 +33,9 @@ class Parameters:
 
 
 def parameters_of(target: object) -> Parameters:
-    """Return what may be given to `target`: a function, a class, or a partial of one."""
+    """Return the parameters of `target`: a function, a class, or a partial of one."""
     made = class_of(target)
-    if made is None and hasattr(target, "received"):  # an instance that is there already
+    if made is None and hasattr(target, "received"):  # an existing instance
         return Parameters()
     assert callable(target)
     # A function's first is the message, or the connection.
@@ -48,7 +48,7 @@ def parameters_of(target: object) -> Parameters:
     any_name = _takes_any(own)
     if any_name and made is not None:
         for step in _passed_on(made):
-            # Without a default it may be the class in between that gives it.
+            # The class in between may give a value for a parameter without a default.
             named = {**_beyond(list(step.parameters.values()), filled + 1), **named}
             any_name = step.any_name
     return Parameters(named, required, any_name)
@@ -57,17 +57,17 @@ def parameters_of(target: object) -> Parameters:
 def _signature(target: Callable[..., object]) -> list[inspect.Parameter] | None:
     try:
         return list(inspect.signature(target, eval_str=True).parameters.values())
-    except NameError:  # an annotation that names nothing: it is left as it is
+    except NameError:  # an annotation that cannot be resolved stays as it is
         return list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):  # a builtin without one
         return None
 
 
 def _beyond(parameters: Iterable[inspect.Parameter], filled: int) -> dict[str, inspect.Parameter]:
-    """Return what can be given by name, once the first `filled` have been given by position."""
+    """Return the parameters that can be given by name after `filled` positional ones."""
     left = list(parameters)
     positional = [one for one in left if one.kind is not one.KEYWORD_ONLY][:filled]
-    # `*args` takes all that are left.
+    # `*args` takes all remaining ones.
     before = next((one for one in positional if one.kind is one.VAR_POSITIONAL), None)
     taken = positional if before is None else positional[: positional.index(before)]
     return {one.name: one for one in left if one.kind in _NAMED and one not in taken}
@@ -79,14 +79,14 @@ def _takes_any(parameters: Iterable[inspect.Parameter]) -> bool:
 
 @dataclass(frozen=True)
 class _Step:
-    """A constructor in line: its parameters, and whether any name is taken from there on."""
+    """A constructor in line: its parameters, and whether any name is allowed from there on."""
 
     parameters: Mapping[str, inspect.Parameter]
     any_name: bool
 
 
 def _passed_on(made: type) -> Iterator[_Step]:
-    """Yield each constructor that keyword arguments may come to, the class's own included."""
+    """Yield each constructor that keyword arguments may reach, including the class's own."""
     constructors = [vars(one)["__init__"] for one in made.__mro__[:-1] if "__init__" in vars(one)]
     for constructor in constructors:
         if not isinstance(constructor, types.FunctionType):
@@ -101,5 +101,5 @@ def _passed_on(made: type) -> Iterator[_Step]:
 
 
 def _passes_on(constructor: types.FunctionType) -> bool:
-    """Return whether a call in it has `**` before an argument."""
+    """Return whether a call in the constructor has an argument with `**`."""
     return any(one.opname == "DICT_MERGE" for one in dis.get_instructions(constructor))

@@ -1,7 +1,7 @@
 """Handlers that other distributions offer: by entry points, and as Twisted plugins.
 
-Each offer stands alone.  One that is broken carries its error, and hides no other; nothing here
-imports a handler.  The daemon does not come here for a built-in handler.
+Offers are independent: a broken one carries its error, and does not hide others.  Nothing here
+imports a handler.  The daemon does not use this module for a built-in handler.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from twisted import plugins
 
 GROUP = "echod.handlers"
 
-# The target of an entry point; a list of extras behind it says nothing about the object.
+# The target of an entry point; a list of extras after it does not concern the object.
 TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(?:\[.*\])?\s*")
 
 
 class IHandlerPlugin(Interface):
-    """A handler that is offered as a Twisted plugin (a dropin in `twisted/plugins`)."""
+    """A handler offered as a Twisted plugin (a dropin in `twisted/plugins`)."""
 
     name = Attribute("Its name for `--handler` (`str`).")
     target = Attribute("Where it is, as `module:object` (`str`); imported when asked for.")
@@ -51,18 +51,18 @@ class ModulesOnly(str):
     __slots__ = ()
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return str, (str(self),)  # in processes of multiprocessing it is as any other
+        return str, (str(self),)  # in processes of multiprocessing it becomes a plain one
 
 
 @dataclass(frozen=True)
 class Offer:
-    """An installed object that says it is a handler.
+    """An installed object that is declared as a handler.
 
     Attributes:
-        name: for `--handler`.
-        target: where it is, as `module:object`.
+        name: its name for `--handler`.
+        target: its location, as `module:object`.
         source: the distribution, or the dropin, that offers it.
-        error: why it cannot be had; "" where that is not known before it is imported.
+        error: why it cannot be loaded; "" if that is not known before the import.
     """
 
     name: str
@@ -72,13 +72,13 @@ class Offer:
 
     @property
     def origin(self) -> str:
-        """Where it is, and its source."""
+        """Its location and its source."""
         known = [clipped(self.target, 200)] if self.target else []
         return escape(" ".join([*known, f"({self.source})" if known else self.source]))
 
 
 def offers() -> list[Offer]:
-    """Return all that is installed, broken or not."""
+    """Return all installed handlers, broken or not."""
     return [*_entry_points(), *_dropins()]
 
 
@@ -86,7 +86,7 @@ def offers() -> list[Offer]:
 
 
 def _entry_points() -> Iterator[Offer]:
-    """Yield the handlers of distributions; of one that is there twice, the one imported first."""
+    """Yield the handlers of distributions; if one is installed twice, the one imported first."""
     found = set()
     for each in _distributions():
         if isinstance(each, Offer):
@@ -98,7 +98,7 @@ def _entry_points() -> Iterator[Offer]:
             if name not in found:
                 found.add(name)
                 yield from _offered_by(each, name)
-        except Exception as error:  # its files may hold anything
+        except Exception as error:  # its files may contain anything
             yield Offer(where, "", where, f"its metadata cannot be read: {_told(error)}")
 
 
@@ -107,7 +107,7 @@ def _distributions() -> Iterator[Distribution | Offer]:
     path = [one for one in sys.path if not isinstance(one, ModulesOnly)]
     try:
         yield from distributions(path=path)
-    except Exception as error:  # of a finder that was added to `sys.meta_path`
+    except Exception as error:  # from a finder that was added to `sys.meta_path`
         where = "importlib.metadata"
         yield Offer(where, "", where, f"distributions cannot be listed: {_told(error)}")
 
@@ -141,7 +141,7 @@ def _dropins() -> list[Offer]:
     failures: list[Failure] = []
 
     @implementer(ILogObserver)
-    def observe(event: LogEvent) -> None:  # Twisted says it in the log, and nowhere else
+    def observe(event: LogEvent) -> None:  # Twisted reports it only in the log
         if "failure" in event:
             failures.append(event["failure"])
 
@@ -167,7 +167,7 @@ def _declared(cached: Any, module: str) -> Iterator[Offer]:
         name, target = plugin.name, plugin.target
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # the dropin is imported here, and may do anything
+    except BaseException as error:  # this imports the dropin, which may raise anything
         yield Offer(module.rpartition(".")[2], "", module, _not_imported(error))
         return
     if isinstance(name, str) and isinstance(target, str):

@@ -1,7 +1,7 @@
-"""What a `socketserver` request handler finds as `self.server`: what is known without a server.
+"""The `self.server` of a `socketserver` request handler: the attributes known without a server.
 
-Some handlers ask their server for more, as wsgiref's asks for the application.  Those are served
-by a server object of theirs that does not listen: docs/handlers.md shows how.
+Some handlers need more of their server, as wsgiref's needs the application.  Use a server object
+that does not listen for these: docs/handlers.md shows how.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 class StandInServer:
     """Stands in for the server of all connections of a listener.
 
-    Handlers may keep here what they share.
+    Handlers may keep shared state here.
 
     Attributes:
         RequestHandlerClass: the handler's class.
-        server_address: where the first client connected to, as the `socket` module has it.
+        server_address: the address that the first client connected to, as in the `socket` module.
         socket_type, request_queue_size, allow_reuse_address, timeout: as `socketserver` has them.
     """
 
@@ -32,20 +32,20 @@ class StandInServer:
         """Set up.
 
         Args:
-            handler: the request handler's class, or what makes one.
+            handler: the request handler's class, or a function that makes one.
         """
         self.RequestHandlerClass = handler
         self.server_address: Any = ("", 0)
         self._met = False
 
     def meet(self, address: Any) -> None:
-        """Learn where a client connected to."""
+        """Note the address that a client connected to."""
         if not self._met:
             self.server_address, self._met = address, True
 
     def shutdown_request(self, request: socket.socket) -> None:
         """End a connection, as `socketserver.TCPServer` does."""
-        with contextlib.suppress(OSError):  # the client was faster
+        with contextlib.suppress(OSError):  # the client has closed it already
             request.shutdown(socket.SHUT_WR)
         self.close_request(request)
 
@@ -76,6 +76,6 @@ class StandInServer:
             raise AttributeError(name)
         made = getattr(self.RequestHandlerClass, "__name__", "this handler")
         raise AttributeError(
-            f"self.server has no {name!r} here, as echod listens itself; let a server object that "
-            f"does not listen serve {made}: 'A server that does not listen' in docs/handlers.md"
+            f"self.server has no {name!r} here, because echod listens itself; use a server object "
+            f"that does not listen for {made}: 'A server that does not listen' in docs/handlers.md"
         )

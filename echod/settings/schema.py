@@ -73,9 +73,13 @@ def setting(default: Any, text: Text) -> Any:
 class Setting:
     """One setting, completely described.
 
-    Attributes: name: the name of its field: `max_message`. default: its value if none is given.
-    native: the type of its value, or of each of its values, in a file: bool, int, float or str.
-    section: the heading it belongs to. text: the rest.
+    Attributes:
+        name: the name of its field: `max_message`.
+        default: its value if none is given.
+        native: the type of its value, or of each of its values, in a file: bool, int,
+            float or str.
+        section: the heading it belongs to.
+        text: the rest.
     """
 
     name: str
@@ -219,8 +223,10 @@ def by_section(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
 def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, Any]:
     """Return the values in a TOML file, by name.
 
-    Args: settings: the settings that the file may contain. text: the content of the file. file:
-    the file's name in errors.
+    Args:
+        settings: the settings that the file may contain.
+        text: the content of the file.
+        file: the file's name in errors.
 
     Raises:
         SettingError: it is not TOML, or has an unknown key or a value that is not valid.
@@ -256,9 +262,11 @@ def set_aside(
 def placed(error: str, flags: Collection[str], written: Collection[str], file: str) -> str:
     """Add to an error where each setting it names was given.
 
-    Args: error: one line, which names settings as flags. flags: the names of the settings that are
-    given as flags. written: the names of those that come from the file. file: the name of the
-    file.
+    Args:
+        error: one line, which names settings as flags.
+        flags: the names of the settings that are given as flags.
+        written: the names of those that come from the file.
+        file: the name of the file.
     """
     first, *others = re.findall("--([a-z-]+)", error) or [""]
     stands_in_file = _name(first) in written

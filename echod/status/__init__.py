@@ -1,8 +1,9 @@
-"""What the daemon shows of itself, over HTTP on a listener of its own: `--status`.
+"""The daemon's status, over HTTP on a listener of its own: `--status`.
 
-`/healthz` says whether the event loop turns, `/readyz` whether new clients are welcome, `/metrics`
-has the figures for Prometheus, and `/` has them for people.  Nothing of it touches the clients'
-listeners, and all of it is made in the event loop, so it answers while every thread is blocked.
+`/healthz` says whether the event loop turns, `/readyz` whether the daemon takes new clients,
+`/metrics` has the figures for Prometheus, and `/` shows them to people. The status does not use
+the clients' listeners, and the event loop makes all of it, so it answers while every thread is
+blocked.
 """
 
 from echod.status.server import StatusServer

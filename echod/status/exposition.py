@@ -34,7 +34,8 @@ class EchodCollector(Collector):
     def __init__(self, now: Snapshot) -> None:
         """Set up.
 
-        Args: now: the snapshot.
+        Args:
+            now: the snapshot.
         """
         self._now = now
 
@@ -203,8 +204,9 @@ def _histogram(name: str, what: str, histogram: Histogram) -> Metric:
 def expose(now: Snapshot, accept: str) -> tuple[str, bytes]:
     """Return a media type and the metrics in that format.
 
-    Args: now: the snapshot. accept: the request's Accept header, which lists the formats that the
-    client understands.
+    Args:
+        now: the snapshot.
+        accept: the request's Accept header, which lists the formats that the client understands.
     """
     registry = CollectorRegistry()
     registry.register(EchodCollector(now))

@@ -1,9 +1,9 @@
-"""Under which names the status may be asked for.
+"""The host names under which the status may be requested.
 
-A page in an operator's browser can be made to ask any address, with a name of its author's that
-leads there now (DNS rebinding), and to read the answer.  Such a request always names that name in
-`Host`.  So a name is answered only if it is known to be meant; an address never misleads, as the
-browser has not looked it up.
+A web page in an operator's browser can request any address through a name of its author's that now
+resolves to it (DNS rebinding), and read the answer. Such a request always has that name in `Host`.
+So the status answers only known names; an address is safe, because the browser has not looked it
+up.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import ipaddress
 import re
 from collections.abc import Iterable
 
-# uri-host and port of RFC 9110, 7.2, as far as they concern us.
+# uri-host and port of RFC 9110, 7.2, as far as needed here.
 _HOST = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::\d*)?")
 
 
 class Hosts:
-    """The names that are answered; addresses and `localhost` are among them always."""
+    """The names that the status answers; addresses and `localhost` always belong to them."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         """Set up.
@@ -28,9 +28,9 @@ class Hosts:
         self._names = frozenset(name.rstrip(".").lower() for name in names)
 
     def answers(self, host: str | None) -> bool:
-        """Return whether a request is answered that has this `Host`; None where it has none."""
+        """Return whether to answer a request with this `Host`; None: it has none."""
         if host is None or "*" in self._names:
-            return True  # no browser leaves it out
+            return True  # every browser sends it
         match = _HOST.fullmatch(host.strip())
         if match is None:
             return False

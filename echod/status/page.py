@@ -1,4 +1,4 @@
-"""The figures as a page for people: one file, no script, nothing from elsewhere."""
+"""The figures as a page for people: one file, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from echod.status.snapshot import ListenerFigures, PoolFigures, Snapshot
 from echod.status.strain import NEARLY, SOON, strains
 from echod.text import plural
 
-# Seconds after which a browser asks again.
+# Seconds after which a browser reloads the page.
 REFRESH = 5
 
 _STYLE = """
@@ -111,7 +111,7 @@ def page(now: Snapshot) -> str:
 
 
 def _state(now: Snapshot, strained: Sequence[str]) -> str:
-    """Return the state as a person should hear it: ready is not all that matters."""
+    """Return the state for people, which says more than ready or not."""
     return f"{now.state}, saturated" if strained and now.state == "ready" else now.state
 
 
@@ -144,7 +144,7 @@ def _tiles(now: Snapshot) -> str:
         _tile(
             "Messages",
             number(sum(one.messages for one in listeners)),
-            "given to the handler",
+            "passed to the handler",
             f"{rates.messages:,.1f} a second" if rates else "",
         ),
         _tile(
@@ -162,11 +162,11 @@ def _tiles(now: Snapshot) -> str:
         _tile(
             "Refused",
             number(refused),
-            "clients turned away",
+            "clients",
             f"{minute.refused:,} in the last minute",
             alarm=bool(minute.refused),
         ),
-        _tile("Oldest call", duration(now.oldest_call), "of the handler, that is under way"),
+        _tile("Oldest call", duration(now.oldest_call), "running, of the handler"),
         _tile("Event loop lag", duration(now.worst_lag), "worst of a minute", stalls),
     ]
     if now.log is not None:
@@ -215,7 +215,7 @@ def _meter(level: Level) -> str:
 def _by_listener(
     title: str, what: str, counts: Sequence[tuple[str, Mapping[str, int]]], nothing: str
 ) -> str:
-    """Return a table of what was counted, with a column for each listener if there are several."""
+    """Return a table of counts, with a column for each listener if there are several."""
     total: Counter[str] = Counter()
     for _, some in counts:
         total.update(some)
@@ -313,7 +313,7 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it, with at most two units."""
+    """Format a time in suitable units, at most two."""
     if seconds <= 0:
         return "0 s"
     for unit, factor in (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)):

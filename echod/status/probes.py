@@ -1,7 +1,7 @@
-"""What has to be measured, as nothing counts it: how late the event loop is, how long a queue is,
-what the last minute has brought.
+"""Measure the figures that no counter has: the event loop's lag, the wait for a thread, and the
+totals of the last minute.
 
-One timer, every `INTERVAL` seconds, and only while the status is served.
+There is one timer, every `INTERVAL` seconds, and only while the status is served.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 from echod.concurrency.pool import WorkerPool
 from echod.metrics import Histogram, Totals
 
-# Seconds from one look to the next.
+# Seconds between two measurements.
 INTERVAL = 0.5
 
-# Over how many looks the worst lag is remembered: a minute.
+# The number of measurements over which the worst lag is remembered: a minute.
 REMEMBERED = 120
 
 LAG_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 
 class Probes:
-    """Measures from time to time.
+    """Measures periodically.
 
     Attributes:
-        lag: by how many seconds the event loop was late.
+        lag: the delays of the event loop, in seconds.
         recent_lags: those of the last minute.
     """
 
@@ -37,8 +37,8 @@ class Probes:
 
         Args:
             reactor: for the clock.
-            pool: whose queue is measured; None where there is none.
-            totals: returns what has been counted since the start.
+            pool: the pool whose queue is measured; None if there is none.
+            totals: returns the totals since the start.
         """
         self._totals = totals
         self._recent: deque[Totals] = deque([totals()], maxlen=REMEMBERED + 1)
@@ -52,12 +52,12 @@ class Probes:
         self._last_wait = 0.0
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         self._due = self._reactor.seconds() + INTERVAL
         self._call = self._reactor.callLater(INTERVAL, self._look)
 
     def stop(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         if self._call is not None and self._call.active():
             self._call.cancel()
 
@@ -71,11 +71,11 @@ class Probes:
 
     @property
     def last_minute(self) -> Totals:
-        """What was counted in the last minute."""
+        """The totals of the last minute."""
         return self._totals().since(self._recent[0])
 
     def _ask_pool(self) -> None:
-        """Let a task of our own wait with the others, unless one does: so all of them wait."""
+        """Queue a probe task, unless one is queued; its wait is the pool's wait."""
         if self._pool is None or self._asked_at is not None:
             return
         if self._pool.waiting:
@@ -91,7 +91,7 @@ class Probes:
 
     @property
     def pool_wait(self) -> float:
-        """How long a task waits for a thread, in seconds: by the last that was asked to."""
+        """How long a task waits for a thread, in seconds, as measured by the last probe."""
         if self._asked_at is None:
             return self._last_wait
         return max(self._last_wait, float(self._reactor.seconds() - self._asked_at))

@@ -1,4 +1,4 @@
-"""Serves the status, from the daemon's start to its last moment."""
+"""Serve the status, from the daemon's start to its end."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from echod.status.snapshot import (
 )
 from echod.status.timing import HandlerTimer
 
-# How far back rates look, in seconds.
+# The period over which rates are computed, in seconds.
 MINUTE = 60.0
 
 
 class Seen(NamedTuple):
-    """What a look at the figures has found: sums over all listeners."""
+    """The sums over all listeners in one snapshot."""
 
     at: float
     messages: int
@@ -43,7 +43,7 @@ class Seen(NamedTuple):
 
 
 class StatusServer(Listener[StatusSite]):
-    """The listener of the status, and what it measures itself."""
+    """The listener of the status, and its own measurements."""
 
     flag = "--status "
 
@@ -61,13 +61,13 @@ class StatusServer(Listener[StatusSite]):
         """Set up, without listening.
 
         Args:
-            reactor: where it runs.
+            reactor: the reactor.
             description: the endpoint, as the operator wrote it.
             wanted: where to listen.
-            subject: whose status it is.
-            timer: times that one's handlers.
-            reactor_name: as `--reactor` has it.
-            hosts: names under which it may be asked for, beside addresses and localhost.
+            subject: the service whose status it is.
+            timer: times the handlers of that service.
+            reactor_name: the reactor's name for `--reactor`.
+            hosts: host names by which it may be requested, besides addresses and localhost.
         """
         site = make_site(
             reactor, look=self.look, state=lambda: state_of(subject), hosts=Hosts(hosts)
@@ -93,7 +93,7 @@ class StatusServer(Listener[StatusSite]):
         return super().stop()
 
     async def look(self) -> Snapshot:
-        """Return everything as it is now."""
+        """Return a snapshot of all figures."""
         subject = self._subject
         listeners = await figures_of(subject.listeners, lambda: deferLater(self._reactor, 0))
         return Snapshot(
@@ -118,7 +118,7 @@ class StatusServer(Listener[StatusSite]):
         )
 
     def _rates(self, listeners: Sequence[ListenerFigures]) -> Rates | None:
-        """Return how much a second, since the earliest look of the last minute."""
+        """Return the rates since the earliest snapshot of the last minute."""
         now = Seen(
             self._reactor.seconds(),
             messages=sum(one.messages for one in listeners),

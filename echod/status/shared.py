@@ -1,7 +1,7 @@
-"""One look at the figures for all who ask at once.
+"""Share one snapshot of the figures among simultaneous requests.
 
-To look is dear where there are many connections, as each of them is asked, and to put what was
-seen into words is too.  However many ask, and however often, it is done once a second at most.
+With many connections a snapshot is expensive, because each connection is asked, and so is
+formatting it. However many requests there are, both happen at most once a second.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from twisted.python.failure import Failure
 
 from echod.status.snapshot import Snapshot
 
-# For how long what was seen is given to who asks, in seconds.
+# How long a snapshot is used for further requests, in seconds.
 FRESH = 1.0
 
-# How many forms of it are kept; each `Accept` header makes one.
+# How many formatted versions are kept; each `Accept` header makes one.
 MOST_FORMS = 16
 
 Form = TypeVar("Form")
 
 
 class SharedLook:
-    """Looks, and keeps for a while what was seen."""
+    """Takes snapshots, and keeps each for a while."""
 
     def __init__(
         self,
@@ -33,12 +33,12 @@ class SharedLook:
         look: Callable[[], Awaitable[Snapshot]],
         state: Callable[[], str],
     ) -> None:
-        """Set up, without looking.
+        """Set up, without taking a snapshot.
 
         Args:
             seconds: the clock.
             look: returns the figures.
-            state: returns what the daemon is doing; figures of another state are not fresh.
+            state: returns the daemon's state; figures from another state are not fresh.
         """
         self._seconds = seconds
         self._look = look
@@ -50,10 +50,10 @@ class SharedLook:
         self._waiting: list[Deferred[Snapshot]] = []
 
     async def form(self, name: str, make: Callable[[Snapshot], Form]) -> Form:
-        """Return what `make` makes of the figures; for `name`, once as long as they are fresh.
+        """Return the figures in the form that `make` gives them, made once for `name` while fresh.
 
         Raises:
-            Exception: what looking, or `make`, raises.
+            Exception: any exception of the snapshot, or of `make`.
         """
         now = await self._figures()
         if name not in self._forms:
@@ -89,7 +89,7 @@ class SharedLook:
             one.callback(result)
 
     def _left(self, waiting: Deferred[Snapshot]) -> None:
-        """Somebody who waited has gone; the last one takes the look along."""
+        """Note that a waiting request has gone; with the last one, cancel the snapshot."""
         if waiting in self._waiting:
             self._waiting.remove(waiting)
             if not self._waiting and self._looking is not None:

@@ -1,9 +1,9 @@
-"""The web site of the status: four pages, for reading, with little patience.
+"""The web site of the status: four read-only pages, with short time-outs.
 
-It is meant for a private address; should it be seen from elsewhere, it can do little harm.  A
-request has no body, a connection serves one request within `PATIENCE`, and nothing that comes in a
-request comes back in a page.  There are `MOST_CLIENTS` at most; when one more comes, the one that
-has kept silent for longest makes room, so that no idle connections keep health from being asked.
+It is meant for a private address, and does little harm if others can reach it. A request has no
+body, a connection serves one request within `PATIENCE`, and no text of a request appears in a
+page. There are at most `MOST_CLIENTS` connections; when one more arrives, the one that has been
+silent longest is closed, so idle connections cannot block health checks.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from echod.status.page import CONTENT_SECURITY_POLICY, page
 from echod.status.shared import SharedLook
 from echod.status.snapshot import Snapshot
 
-# How long a client has for its request and for reading the answer, in seconds.
+# How long a client may take for its request and for reading the answer, in seconds.
 PATIENCE = 10.0
 
-# How many clients there may be at once.
+# The most connections at once.
 MOST_CLIENTS = 32
 
 _HEADERS = {
@@ -54,7 +54,7 @@ class StatusRequest(Request):
     """A request without a body.
 
     Attributes:
-        authority: whom it is for, as HOST or HOST:PORT; None: it does not say.
+        authority: the host it is addressed to, as HOST or HOST:PORT; None if it does not say.
     """
 
     _refused = False
@@ -75,7 +75,7 @@ class StatusRequest(Request):
             channel.site.has_asked(channel)
             self.authority = header(self, b"Host")
             if absolute := _ABSOLUTE.match(self.path):
-                # Which stands above what the header says.
+                # This overrides the header.
                 self.authority = absolute[1].decode("latin-1")
                 self.path = absolute[2] or b"/"
             super().process()
@@ -95,7 +95,7 @@ class StatusRequest(Request):
 
 
 def header(request: Any, name: bytes) -> str | None:
-    """Return a header of a request; its bytes may be any, and are characters of Latin-1 here."""
+    """Return a header of a request, which may have any bytes, decoded as Latin-1."""
     values = request.requestHeaders.getRawHeaders(name)
     return values[-1].decode("latin-1") if values else None
 
@@ -117,7 +117,7 @@ class StatusChannel(HTTPChannel):
     def dataReceived(self, data: bytes) -> None:
         try:
             super().dataReceived(data)
-        except Exception:  # the library has its own way to say that this is no request
+        except Exception:  # the library raises various errors for an invalid request
             self._respondToBadRequestAndDisconnect()
 
     def checkPersistence(self, request: object, version: object) -> bool:
@@ -134,7 +134,7 @@ class StatusSite(Site):
     """The site.
 
     Attributes:
-        clients: how many there are.
+        clients: the number of open connections.
     """
 
     noisy = False
@@ -144,7 +144,7 @@ class StatusSite(Site):
     def __init__(self, resource: Resource, reactor: Any) -> None:
         super().__init__(resource, timeout=PATIENCE, reactor=reactor)
         self.clients = 0
-        # Those who have not asked for anything yet, the oldest first.
+        # Connections without a request so far, the oldest first.
         self._silent: dict[StatusChannel, None] = {}
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
@@ -153,7 +153,7 @@ class StatusSite(Site):
         return super().buildProtocol(addr)
 
     def _make_room(self) -> bool:
-        """Turn away who has kept silent for longest; return whether there is one."""
+        """Close the connection that has been silent longest; return whether there is one."""
         oldest = next(iter(self._silent), None)
         if oldest is None:
             return False
@@ -162,35 +162,35 @@ class StatusSite(Site):
         return True
 
     def came(self, channel: StatusChannel) -> None:
-        """Count a client in."""
+        """Count a new connection."""
         self.clients += 1
         self._silent[channel] = None
         channel.counted = True
 
     def has_asked(self, channel: StatusChannel) -> None:
-        """Learn that a client's request has come: it is answered, and then it goes."""
+        """Note that a request has arrived: its connection closes after the answer."""
         self._silent.pop(channel, None)
 
     def left(self, channel: StatusChannel) -> None:
-        """Count a client out, once."""
+        """Note the end of a connection, once."""
         self._silent.pop(channel, None)
         self.clients -= channel.counted
         channel.counted = False
 
     def log(self, request: object) -> None:
-        """Log nothing: health is asked for every few seconds."""
+        """Log nothing: health checks come every few seconds."""
 
 
 PLAIN = "text/plain; charset=utf-8"
 
 NOT_HERE = b"there is nothing here under that name: list it in the setting status-host\n"
 
-# What makes a page for an `Accept` header: a status, a media type and the page itself.
+# Makes a page for an `Accept` header: a status, a media type and the page itself.
 Make = Callable[[str], Awaitable[tuple[int, str, bytes]]]
 
 
 class Pages(Resource):
-    """All pages, by their paths.  Twisted's own error pages would show what was asked for."""
+    """All pages, by their paths. Twisted's own error pages would show the requested path."""
 
     isLeaf = True
 
@@ -198,8 +198,8 @@ class Pages(Resource):
         """Set up.
 
         Args:
-            pages: what makes them, when they are asked for.
-            hosts: under which names.
+            pages: functions that make the pages on request.
+            hosts: the allowed host names.
         """
         super().__init__()
         self._pages = pages
@@ -220,7 +220,7 @@ class Pages(Resource):
         request.finish()
 
     async def _page(self, request: StatusRequest) -> tuple[int, str, bytes]:
-        # No browser can be led to a UNIX socket.
+        # A browser cannot reach a UNIX socket.
         on_network = not isinstance(request.getHost(), UNIXAddress)
         if on_network and not self._hosts.answers(request.authority):
             return 421, PLAIN, NOT_HERE
@@ -234,7 +234,7 @@ class Pages(Resource):
 
 
 def _failed(failure: Failure, request: Any) -> None:
-    if not failure.check(CancelledError):  # who asked has gone
+    if not failure.check(CancelledError):  # the client has gone
         request.processingFailed(failure)
 
 
@@ -250,8 +250,8 @@ def make_site(
     Args:
         reactor: for deadlines.
         look: returns all figures.
-        state: returns what the daemon is doing: "ready" if new clients are welcome.
-        hosts: under which names it may be asked for; addresses and localhost unless given.
+        state: returns the daemon's state: "ready" if it takes new clients.
+        hosts: the host names by which it may be requested; by default addresses and localhost.
     """
     shared = SharedLook(reactor.seconds, look=look, state=state)
 

@@ -1,4 +1,4 @@
-"""The figures at one moment, put together from those who keep them."""
+"""Collect all figures of one moment from the parts that keep them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from echod.tls import ServedCertificate
 
 
 class ObservedFactory(Protocol):
-    """What is asked of a listener's factory."""
+    """The interface of a listener's factory."""
 
     @property
     def metrics(self) -> Metrics: ...
@@ -31,7 +31,7 @@ class ObservedFactory(Protocol):
 
 
 class ObservedListener(Protocol):
-    """What is asked of a listener."""
+    """The interface of a listener."""
 
     @property
     def description(self) -> str: ...
@@ -42,7 +42,7 @@ class ObservedListener(Protocol):
 
 
 class ObservedLog(Protocol):
-    """What is asked of the log."""
+    """The interface of the log."""
 
     @property
     def written(self) -> int: ...
@@ -53,7 +53,7 @@ class ObservedLog(Protocol):
 
 
 class Subject(Protocol):
-    """What is asked of the service."""
+    """The interface of the service."""
 
     @property
     def listeners(self) -> Sequence[ObservedListener]: ...
@@ -86,22 +86,22 @@ class Build:
 
     @classmethod
     def of(cls, reactor: str) -> Build:
-        """Return the versions of what runs on `reactor`, a name as `--reactor` has it."""
+        """Return the versions, with `reactor`, the name for `--reactor`."""
         return cls(__version__, platform.python_version(), twisted.__version__, reactor)
 
 
 @dataclass(frozen=True)
 class ListenerFigures:
-    """What one listener has seen; sizes in bytes.
+    """The figures of one listener; sizes in bytes.
 
     Attributes:
-        name: its endpoint string, escaped; where several are alike, with a number.
-        address: where it listens; "" where it does not.
+        name: its endpoint string, escaped; with a number if several are equal.
+        address: where it listens; "" if it does not.
         accepted, open: connections.
         messages, received, sent: of connections that ended and of those that are open.
-        handler_errors: what the handler has raised.
-        ended: connections by the reason of their end; every reason is there.
-        refused: clients by the limit that they met; every limit is there.
+        handler_errors: exceptions of the handler.
+        ended: ended connections by reason; every reason is present.
+        refused: refused clients by limit; every limit is present.
     """
 
     name: str
@@ -118,13 +118,13 @@ class ListenerFigures:
 
 @dataclass(frozen=True)
 class PoolFigures:
-    """The pool's threads, and what waits for them.
+    """The pool's threads, and the tasks that wait for them.
 
     Attributes:
-        size, busy: how many threads there may be, and how many work.
+        size, busy: the highest number of threads, and the number at work.
         queued, wait: how many tasks wait, and how long (seconds).
-        lost, dropped: how many tasks of lost connections wait, behind those; how many of their
-            messages found no room.
+        lost, dropped: how many tasks of lost connections wait behind those, and how many of their
+            messages were dropped.
     """
 
     size: int
@@ -137,7 +137,7 @@ class PoolFigures:
 
 @dataclass(frozen=True)
 class LogFigures:
-    """Lines written, lines lost, and events that the rate limit has only counted."""
+    """Lines written, lines lost, and events that the rate limit has suppressed."""
 
     written: int
     lost: int
@@ -146,10 +146,10 @@ class LogFigures:
 
 @dataclass(frozen=True)
 class Rates:
-    """How much a second, on average over at most a minute, since somebody last looked.
+    """Rates a second, averaged over at most a minute, since an earlier snapshot.
 
     Attributes:
-        messages: given to the handler.
+        messages: passed to the handler.
         received, sent: bytes.
     """
 
@@ -160,14 +160,14 @@ class Rates:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything at one moment; times in seconds.
+    """All figures of one moment; times in seconds.
 
     Attributes:
-        levels: what is scarce, and how much of it is taken.
-        last_minute: what was counted in the last minute.
-        rates: of what is known only when connections are asked; None at the first look.
+        levels: the limits, and how much of each is in use.
+        last_minute: the totals of the last minute.
+        rates: the rates of messages and bytes; None in the first snapshot.
         certificates: those in use.
-        now: the time, as Unix has it.
+        now: the Unix time.
     """
 
     build: Build
@@ -196,7 +196,7 @@ class Snapshot:
 
     @property
     def certificate_ends_in(self) -> float:
-        """For how long the certificate is valid that ends first."""
+        """How long the certificate that expires first is still valid."""
         ends = (each.valid_until.timestamp() for each in self.certificates)
         return min(ends, default=math.inf) - self.now
 
@@ -205,7 +205,7 @@ STATES = ("starting", "ready", "draining")
 
 
 def totals_of(subject: Subject) -> Totals:
-    """Return what has been counted over all listeners."""
+    """Return the totals over all listeners."""
     all_metrics = [listener.factory.metrics for listener in subject.listeners]
     return Totals(
         accepted=sum(metrics.accepted for metrics in all_metrics),
@@ -226,14 +226,14 @@ def state_of(subject: Subject) -> str:
 async def figures_of(
     listeners: Sequence[ObservedListener], pause: Callable[[], Awaitable[object]]
 ) -> list[ListenerFigures]:
-    """Return what each listener has seen.
+    """Return the figures of each listener.
 
-    Each connection has to be asked, which takes long where there are many: 100 ms for ten
-    thousand.  The event loop is given its turn between slices of them.
+    Each connection has to be asked, which takes long if there are many: 100 ms for ten thousand.
+    The event loop gets its turn between slices of them.
 
     Args:
-        listeners: who is asked.
-        pause: returns what is awaited between two slices.
+        listeners: the listeners.
+        pause: returns an awaitable to await between two slices.
     """
     seen: Counter[str] = Counter()
     figures = []
@@ -249,12 +249,12 @@ async def figures_of(
 async def _figures(
     name: str, listener: ObservedListener, pause: Callable[[], Awaitable[object]]
 ) -> ListenerFigures:
-    # The sums and the connections are those of one moment: a connection that ends meanwhile is in
-    # the list still, with its last figures, and not in the sums yet.  So no sum ever goes back.
+    # The sums and the list of connections are from one moment: a connection that ends meanwhile is
+    # still in the list, with its last figures, and not in the sums yet. So no sum ever decreases.
     counted, connections = _counted(name, listener), list(listener.factory.connections)
     messages, received, sent = counted.messages, counted.received, counted.sent
     for number, connection in enumerate(connections, 1):
-        # One whose PROXY header is awaited has none yet.
+        # A connection that waits for its PROXY header has none yet.
         some_messages, some_received, some_sent = getattr(connection, "figures", (0, 0, 0))
         messages += some_messages
         received += some_received
@@ -265,7 +265,7 @@ async def _figures(
 
 
 def _counted(name: str, listener: ObservedListener) -> ListenerFigures:
-    """Return what a listener's counters say; they know nothing of open connections' traffic."""
+    """Return a listener's counters, which do not include the traffic of open connections."""
     metrics, address = listener.factory.metrics, listener.address
     return ListenerFigures(
         name=name,

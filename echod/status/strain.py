@@ -1,6 +1,6 @@
-"""What is at its limit, or near it: where a daemon that is ready cannot do all that is asked.
+"""Find limits that are reached, or nearly: reasons why a ready daemon is saturated.
 
-Pure.  A page that says "ready" while clients wait, or are turned away, misleads whoever looks.
+Pure.  A page that says only "ready" while clients wait, or are refused, would mislead its reader.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from echod.limits import Level
 from echod.metrics import Totals
 from echod.text import plural
 
-# From which share of a limit on somebody should know.
+# The share of a limit above which it counts as nearly reached.
 NEARLY = 0.9
 
 # How late the event loop may be, in seconds.
@@ -21,12 +21,12 @@ LATE = 0.1
 # How long a message may wait for a thread, in seconds.
 LONG_WAIT = 1.0
 
-# A certificate that is valid for no longer needs its successor now, in seconds.
+# A certificate that expires sooner has to be replaced now, in seconds.
 SOON = 14 * 86400.0
 
 
 class Strained(Protocol):
-    """What is asked of a snapshot."""
+    """The interface of a snapshot."""
 
     @property
     def levels(self) -> Sequence[Level]: ...
@@ -41,7 +41,7 @@ class Strained(Protocol):
 
 
 def strains(now: Strained) -> list[str]:
-    """Return what is at its limit, or near it, in words; nothing where all is well."""
+    """Describe each limit that is reached, or nearly; return nothing if all is well."""
     return [*_levels(now), *_minute(now), *_times(now)]
 
 

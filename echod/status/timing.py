@@ -1,7 +1,7 @@
-"""How long handlers take.  Only where `--status` asks for it: the handler itself is wrapped.
+"""Time the calls of handlers. Only with `--status`: the handler itself is wrapped.
 
-In the event loop one message in `EVERY` is timed, the first of them included: telling the time
-twice costs more than a short handler does.  In threads, where a message costs more, each is.
+In the event loop one message in `EVERY` is timed, including the first: reading the clock twice
+costs more than a short handler. In threads, where a message costs more, each message is timed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from echod.handlers.contract import Handler
 from echod.handlers.lookup import ResolvedHandler
 from echod.metrics import Histogram
 
-# In the event loop, one message in so many is timed.
+# In the event loop, one message in this many is timed.
 EVERY = 64
 
 BOUNDS = (1e-5, 1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
@@ -30,7 +30,7 @@ class HandlerTimer:
     """Times the calls of handlers.
 
     Attributes:
-        histogram: what was measured, in seconds.
+        histogram: the measured times, in seconds.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class HandlerTimer:
         return _Timed(handler.name, handler.kind, handler.target, handler.arguments, timer=self)
 
     def wrap(self, received: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-        """Return what calls `received`, and takes the time."""
+        """Return a function that calls `received`, and times it."""
         return self._each(received) if self._in_threads else self._some(received)
 
     def _each(self, received: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -69,7 +69,7 @@ class HandlerTimer:
         return call
 
     def time(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what `function` returns, and take the time."""
+        """Call `function`, time it, and return its result."""
         began = self._clock()
         try:
             return function(*arguments)
@@ -118,7 +118,7 @@ class _TimedHandler(Handler):
     __slots__ = ("closed", "opened", "received")
 
     def __init__(self, handler: Any, timer: HandlerTimer) -> None:
-        # Attributes of the instance, so that nothing is between caller and handler but the timer.
+        # Attributes of the instance, so that only the timer is between caller and handler.
         for hook in ("opened", "closed"):
             if (method := getattr(handler, hook, None)) is not None:
                 setattr(self, hook, method)

@@ -195,7 +195,7 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
         *(
             (
                 f"echo:prefix=a{wrong}banner=b",
-                r"arguments are parted by commas: echo:prefix=a,banner=b \(or, if '.' belongs to",
+                r"arguments are separated by commas: echo:prefix=a,banner=b \(or, if '.' belongs",
             )
             for wrong in (":", ";", "&", " ", ": ")
         ),

@@ -61,7 +61,7 @@ async def test_what_is_not_there_is_an_error_that_says_what_to_do(log: Log) -> N
         assert await client.receive_all() == b""
     [error] = log.take_errors()
     assert "self.server has no 'get_app' here" in error
-    assert "serve Needy: 'A server that does not listen' in docs/handlers.md" in error
+    assert "for Needy: 'A server that does not listen' in docs/handlers.md" in error
 
 
 @pytest.mark.parametrize(

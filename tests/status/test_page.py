@@ -100,7 +100,7 @@ def test_the_page_shows_everything() -> None:
     for what in (
         "echod ready",
         "Connections 10 open; 12 accepted 0 in the last minute",
-        "Messages 4 given to the handler",
+        "Messages 4 passed to the handler",
         "Received 3.0 KiB from clients",
         "2 stalls, 500 ms",
         "Oldest call 1 min 1 s of the handler",
@@ -108,7 +108,7 @@ def test_the_page_shows_everything() -> None:
         "tcp:8888 10 12 4 3.0 KiB 15 B 127.0.0.1:8888",
         "tcp:8888 #2 0 0 0 0 B 0 B not listening",
         "client closed 1 0 1",
-        "Refused 4 clients turned away 0 in the last minute",
+        "Refused 4 clients 0 in the last minute",
         "limit tcp:8888 tcp:8888 #2 all max-connections 4 0 4",
         "limit in use of max-connections 10 100",
         f"server.pem 0A1B {VALID_UNTIL:%Y-%m-%d}",
