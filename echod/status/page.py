@@ -166,7 +166,7 @@ def _tiles(now: Snapshot) -> str:
             f"{minute.refused:,} in the last minute",
             alarm=bool(minute.refused),
         ),
-        _tile("Oldest call", duration(now.oldest_call), "running, of the handler"),
+        _tile("Oldest call", duration(now.oldest_call), "of the handler, still running"),
         _tile("Event loop lag", duration(now.worst_lag), "worst of a minute", stalls),
     ]
     if now.log is not None:
