@@ -24,9 +24,9 @@ from echod.daemon.build import build_service
 from echod.daemon.capture import Capture, capturing
 from echod.daemon.file_limit import fit_limits
 from echod.daemon.notify import Notifier
-from echod.daemon.resolve import StartError
 from echod.daemon.service import EchoService
 from echod.daemon.signals import GRACE, Signals
+from echod.errors import UserError
 from echod.handlers.plugins import ModulesOnly
 from echod.log.observer import LogObserver
 from echod.log.sinks import DescriptorSink, FileSink, Sink, SyslogSink
@@ -59,7 +59,7 @@ class Options(SettingsOptions):
         service = prepare_service(self, starting=False)
         try:
             service.try_handler()
-        except StartError as error:
+        except UserError as error:
             raise SystemExit(f"echod: {self.placed(str(error))}") from None
 
     @property
@@ -114,7 +114,7 @@ def prepare_service(options: Options, *, starting: bool = True) -> EchoService:
     log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
     try:
         return build_service(options.settings, reactor)
-    except StartError as error:
+    except UserError as error:
         raise SystemExit(f"echod: {options.placed(str(error))}") from None
 
 
@@ -217,7 +217,7 @@ def _show_start_errors_in_one_line() -> None:
     previous = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, StartError):
+        if isinstance(error, UserError):
             # sys.stderr is the log.  At once: the log's thread may write to the same terminal.
             with contextlib.suppress(OSError):
                 os.write(2, f"echod: {error}\n".encode(errors="backslashreplace"))

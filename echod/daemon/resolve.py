@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from echod.daemon import checks
-from echod.handlers.contract import HandlerError, Kind
+from echod.errors import UserError
+from echod.handlers.contract import Kind
 from echod.handlers.lookup import ResolvedHandler, check_name, resolve
-from echod.listening.endpoints import ListenError, Listening, parse_listen
+from echod.listening.endpoints import Listening, parse_listen
 from echod.listening.socket_activation import InheritedSockets
 from echod.settings.definitions import Settings
 from echod.text import clipped, escape
 
 
-class StartError(Exception):
+class StartError(UserError):
     """The daemon cannot start; the text says where and why, in one line."""
 
     # In the background twistd shows the first 100 characters of an error, this name included.
     __module__ = "echod"
+
+
+@contextmanager
+def named(setting: str) -> Iterator[None]:
+    """Name the setting in each error of the operator's that this block raises.
+
+    Raises:
+        StartError: an error was raised; the text begins with `setting`.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise StartError(escape(f"{setting}: {error}")) from error
 
 
 def find_handler(settings: Settings) -> ResolvedHandler:
@@ -26,10 +42,8 @@ def find_handler(settings: Settings) -> ResolvedHandler:
     Raises:
         StartError: it cannot be had, or other settings are of no use to it.
     """
-    try:
+    with named("--handler"):
         handler = resolve(settings.handler_spec, settings.concurrency)
-    except HandlerError as error:
-        raise StartError(f"--handler: {error}") from error
     if exchanged := checks.exchanged():
         raise StartError(
             f"--handler: {escape(handler.name)}: its module has exchanged {', '.join(exchanged)} "
@@ -52,11 +66,8 @@ def listening(
     Raises:
         StartError: it makes no sense, or what it names cannot be used.
     """
-    try:
+    with named(f"{flag} {clipped(description, 200)}"):
         return parse_listen(reactor, description, inherited)
-    except ListenError as error:
-        where = escape(clipped(description, 200))
-        raise StartError(f"{flag} {where}: {escape(str(error))}") from error
 
 
 def status_listening(reactor: Any, description: str, inherited: InheritedSockets) -> Listening:
@@ -82,10 +93,8 @@ def check_for_restart(running: Settings, wanted: Settings, reactor: Any) -> None
     """
     inherited = InheritedSockets({})
     if wanted.handler != running.handler:
-        try:
+        with named("--handler"):
             check_name(wanted.handler.name)
-        except HandlerError as error:
-            raise StartError(f"--handler: {error}") from error
     for description in wanted.endpoints:
         if description not in running.endpoints and "systemd:" not in description:
             listening(reactor, description, inherited)

@@ -24,22 +24,21 @@ from echod.daemon.notify import Notifier
 from echod.daemon.signals import GRACE, Signals
 from echod.daemon.slow import SlowCalls
 from echod.daemon.stalls import StallWatch
-from echod.handlers.contract import ConcurrencyModel, HandlerError
+from echod.errors import UserError
+from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Level
 from echod.listening.listener import Listener
 from echod.listening.validity import ValidityWatch, tell_validity
 from echod.log.observer import LogObserver
 from echod.metrics import Metrics
 from echod.settings.definitions import Settings, differences, reloaded
-from echod.settings.schema import SettingError
 from echod.text import clipped, escape
-from echod.tls import FilesError
 
 if TYPE_CHECKING:
     from echod.status import StatusServer
     from echod.tls import ServedCertificate, ServerContext
 from echod.daemon.file_limit import fit_limits
-from echod.daemon.resolve import StartError, check_for_restart
+from echod.daemon.resolve import StartError, check_for_restart, named
 
 log = Logger("echod")
 
@@ -145,10 +144,8 @@ class EchoService(Service):
         """
         if self._model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
             return  # it runs in a thread, where it may wait for anything, the event loop too
-        try:
+        with named("--handler"):
             self.listeners[0].factory.handler.try_constructor()
-        except HandlerError as error:
-            raise StartError(f"--handler: {error}") from error
 
     def _listen(self, listener: Listener[EchoFactory]) -> Deferred[Any]:
         """Say what every first server says."""
@@ -193,7 +190,7 @@ class EchoService(Service):
             self.privilegedStartService()
         try:
             self.try_handler()  # not before the fork, nor as root where another user is to run it
-        except StartError:
+        except UserError:
             self._undo_listening()
             raise
         self.reactor.callWhenRunning(self._when_running)
@@ -247,21 +244,26 @@ class EchoService(Service):
         try:
             self._take(self.configure())
             self._refused = ""
-        except Exception as error:  # whatever it is, the service goes on as it was
-            self._refused = escape(clipped(_what_went_wrong(error), 500))
-            log.error("Reload refused, nothing has changed: {why}", why=self._refused)
+        except UserError as error:
+            self._refuse(str(error))
+        except Exception as error:  # a fault in a program: the service goes on as it was
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            self._refuse(f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})")
         finally:
             if self.ready:
                 self.notifier.ready()
+
+    def _refuse(self, why: str) -> None:
+        self._refused = escape(clipped(why, 500))
+        log.error("Reload refused, nothing has changed: {why}", why=self._refused)
 
     def _take(self, wanted: Settings) -> None:
         """Take new settings into use.
 
         Raises:
-            SettingError: they cannot be used; nothing has changed.
-            FilesError: a certificate cannot be used; nothing has changed.
-            StartError: the next start would fail on them; nothing has changed.
-            Exception: nobody has thought of it; nothing has changed.
+            UserError: they, or a file that they name, cannot be used, or the next start would
+                fail on them; nothing has changed.
+            Exception: a program has a fault; nothing has changed.
         """
         wanted = fit_limits(wanted)
         try:
@@ -354,11 +356,3 @@ class EchoService(Service):
         log.info("Stopped")
         # Last of all: whoever asks shall hear for as long as there is something to say.
         return self.status.stop() if self.status is not None else None
-
-
-def _what_went_wrong(error: Exception) -> str:
-    """Return an error's words; of one that is a fault in the program, the place too."""
-    if isinstance(error, (SettingError, FilesError, StartError)):
-        return str(error)
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"

@@ -37,6 +37,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from echod.errors import UserError
+
 if TYPE_CHECKING:
     from echod.proxy_header import ProxyHeader
     from echod.tls import TLSFacts
@@ -58,7 +60,7 @@ class Kind(enum.StrEnum):
     CONNECTION = "connection"
 
 
-class HandlerError(ValueError):
+class HandlerError(UserError):
     """A handler cannot be loaded, or cannot run under this model; the text says why, and the
     remedy.
     """

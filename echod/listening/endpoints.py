@@ -35,12 +35,13 @@ from twisted.internet.interfaces import (
 )
 
 from echod.addresses import Network
+from echod.errors import UserError
 from echod.listening.proxy import ProxyFactory
-from echod.listening.socket_activation import ActivatedEndpoint, ActivationError, InheritedSockets
+from echod.listening.socket_activation import ActivatedEndpoint, InheritedSockets
 from echod.listening.unix import BACKLOG, MODE, UNIXEndpoint
 from echod.listening.validity import tell_validity
 from echod.text import quoted
-from echod.tls import Files, FilesError, ServerContext, TLSFactory
+from echod.tls import Files, ServerContext, TLSFactory
 
 # What Twisted's parsers of endpoint strings say, and what that means to who wrote one.
 PLAIN_WORDS = (
@@ -77,7 +78,7 @@ NO_ENDPOINTS = {
 }
 
 
-class ListenError(ValueError):
+class ListenError(UserError):
     """A listener cannot be had; the text says why, in one line."""
 
 
@@ -123,7 +124,7 @@ def parse_listen(reactor: Any, text: str, inherited: InheritedSockets | None = N
         inherited: the sockets that were passed to this process; None for none.
 
     Raises:
-        ListenError: it makes no sense, or what it names cannot be used.
+        UserError: it makes no sense, or something that it names cannot be used.
     """
     inherited = inherited or InheritedSockets({})
     proxied = text.startswith("proxy:")
@@ -133,11 +134,8 @@ def parse_listen(reactor: Any, text: str, inherited: InheritedSockets | None = N
         return Listening(_endpoint(reactor, text, inherited), None, proxied)
     words = Words.split(rest)
     files = _tls_files(words) if kind == "tls" else _ssl_files(words)
-    try:
-        context = ServerContext(files)
-        tell_validity(context.served)
-    except FilesError as error:
-        raise ListenError(str(error)) from error
+    context = ServerContext(files)
+    tell_validity(context.served)
     return Listening(_endpoint(reactor, words.endpoint, inherited), context, proxied)
 
 
@@ -259,10 +257,7 @@ def _activated_endpoint(
         raise ListenError("systemd: needs name=NAME (or index=N, and not both)")
     if index is not None and not re.fullmatch("[0-9]{1,4}", index):
         raise ListenError(f"index={index} is no number")
-    try:
-        found = inherited.take(name=name, index=None if index is None else int(index))
-    except ActivationError as error:
-        raise ListenError(str(error)) from error
+    found = inherited.take(name=name, index=None if index is None else int(index))
     return ActivatedEndpoint(reactor, found)
 
 

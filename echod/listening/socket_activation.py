@@ -28,12 +28,13 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from echod.errors import UserError
 from echod.text import escape, plural
 
 FIRST = 3
 
 
-class ActivationError(ValueError):
+class ActivationError(UserError):
     """A socket that was asked for cannot be had; the text says what there is, and what to do."""
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from echod.addresses import Network
 from echod.handlers.builtin import BANNER, PREFIX
-from echod.handlers.contract import ConcurrencyModel, HandlerError
+from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.lookup import HandlerSpec, parse
 from echod.limits import LOG_RATE, Limits
 from echod.log.lines import FORMATS as LOG_FORMATS
@@ -58,14 +58,6 @@ def delimiter_bytes(text: str) -> bytes:
     if not value:
         raise ValueError(r"at least one byte, as in '\r\n'")
     return value
-
-
-def handler_spec(text: str) -> HandlerSpec:
-    """Parse the name of a handler, and its arguments."""
-    try:
-        return parse(text)
-    except HandlerError as error:
-        raise SettingError(str(error)) from None
 
 
 def network(text: str) -> Network:
@@ -138,7 +130,7 @@ class Settings:
         Text(
             "The handler: an installed name (`echod handlers` lists them) or module:object, "
             "with arguments as NAME:key=value,...",
-            handler_spec,
+            parse,
             section="The handler",
         ),
     )

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from twisted.python import usage
 
 from echod import __version__
+from echod.errors import UserError
 from echod.printing import printing
 from echod.settings.definitions import SETTINGS, Settings, configure, differences
 from echod.settings.schema import (
@@ -47,7 +48,7 @@ class Options(usage.Options):
         """Read the command line; report an error in one line, with exit code 1."""
         try:
             super().parseOptions(options)
-        except (usage.UsageError, SettingError) as error:
+        except (usage.UsageError, UserError) as error:
             raise SystemExit(f"echod: {escape(str(error))} (see: twistd echod --help)") from None
 
     def parseArgs(self, *arguments: str) -> None:

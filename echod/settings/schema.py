@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
+from echod.errors import UserError
 from echod.text import clipped, escape, quoted, unescape, unescaped
 
 # The messages of `tomllib`, and clearer ones for the author of the file.
@@ -30,7 +31,7 @@ PLAIN_WORDS = {
 }
 
 
-class SettingError(ValueError):
+class SettingError(UserError):
     """A setting cannot be used; the text says which one, and what is accepted."""
 
 
@@ -41,7 +42,7 @@ class Text:
     Attributes:
         help: the setting's effect, in a sentence or two.
         parse: converts a flag's text to the value; raises ValueError with a description of the
-            accepted values, or SettingError with the whole sentence.
+            accepted values, or UserError with the whole sentence.
         unset: describes the default if that is not a plain value.
         repeats: whether the flag may be given several times; then the value is a tuple.
         unit: the unit of a number: "seconds", "bytes"; "" if it needs none.
@@ -126,8 +127,8 @@ class Setting:
         """
         try:
             return self.text.parse(text)
-        except SettingError:
-            raise
+        except UserError as error:
+            raise SettingError(str(error)) from None
         except ValueError as error:
             raise SettingError(f"{quoted(text)} is not {error}") from None
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from echod.errors import UserError
 from echod.tls.der import not_after, serial_number
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----"
@@ -23,7 +24,7 @@ CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 Read: TypeAlias = Callable[[str], str]
 
 
-class FilesError(ValueError):
+class FilesError(UserError):
     """Files cannot be used for TLS; the text says which, why, and what would do, in one line."""
 
 

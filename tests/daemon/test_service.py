@@ -30,6 +30,7 @@ from echod.daemon.process import Options, makeService
 from echod.daemon.resolve import StartError
 from echod.daemon.service import EchoService
 from echod.daemon.signals import GRACE, Signals
+from echod.errors import UserError
 from echod.handlers.contract import ConcurrencyModel, Handler
 from echod.handlers.lookup import HandlerSpec, adopt
 from echod.limits import Limits
@@ -122,7 +123,7 @@ def talk(conn: socket.socket) -> None:
         ({"prefix": "x", "handler": HandlerSpec("upper")}, "upper takes no argument 'prefix'"),
         (
             {
-                "handler": HandlerSpec("tests.test_service:talk"),
+                "handler": HandlerSpec("tests.daemon.test_service:talk"),
                 "concurrency": ConcurrencyModel.THREAD_PER_CONNECTION,
                 "max_message": 10,
             },
@@ -490,6 +491,20 @@ def test_a_reload_refuses_what_the_next_start_would_refuse(
     assert service.listeners[0].factory.limits == settings().make_limits()
 
 
+def test_a_reload_shows_an_error_of_the_operators_without_a_place_in_the_program(log: Log) -> None:
+    class NewError(UserError):
+        """An error that the service does not know."""
+
+    def configure() -> Settings:
+        raise NewError("there is no such file\nand more")
+
+    service = build_service(settings(), reactor)
+    service.configure = configure
+    service.reload()
+    (line,) = log.take_errors()
+    assert line.endswith(r"Reload refused, nothing has changed: there is no such file\nand more")
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_reload_neither_imports_a_handler_nor_looks_for_sockets_that_are_not_passed_yet(
     log: Log,
@@ -519,7 +534,7 @@ FAULTS = [
     "echod.settings.definitions.Settings.make_limits",
     "echod.settings.definitions.Settings.make_banner",
     "echod.tls.context.not_after",
-    "tests.test_service.Configured.__call__",
+    "tests.daemon.test_service.Configured.__call__",
 ]
 
 

@@ -12,7 +12,8 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
 
 from echod import EchoFactory
-from echod.listening.endpoints import ListenError, Words, parse_listen
+from echod.errors import UserError
+from echod.listening.endpoints import Words, parse_listen
 from echod.listening.proxy import ProxyFactory
 from echod.listening.socket_activation import InheritedSockets
 from echod.listening.unix import BACKLOG, UNIXEndpoint
@@ -143,7 +144,7 @@ def test_the_names_of_twisteds_own_ssl_endpoint_will_do(pem: str) -> None:
     ],
 )
 def test_what_makes_no_sense_says_why(pem: str, text: str, why: str, tmp_path: Path) -> None:
-    with pytest.raises(ListenError) as raised:
+    with pytest.raises(UserError) as raised:
         parse_listen(reactor, text.replace("PEM", written(pem)))
     assert why in str(raised.value)
 
@@ -212,7 +213,7 @@ def test_a_unix_socket_has_options(
     ],
 )
 def test_what_makes_no_sense_is_said_to_make_none(text: str, why: str) -> None:
-    with pytest.raises(ListenError) as caught:
+    with pytest.raises(UserError) as caught:
         parse_listen(reactor, text)
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -220,7 +221,7 @@ def test_what_makes_no_sense_is_said_to_make_none(text: str, why: str) -> None:
 
 def test_a_socket_that_was_passed_is_found() -> None:
     environment = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "a"}
-    with pytest.raises(ListenError, match="there is: a; use one of these"):
+    with pytest.raises(UserError, match="there is: a; use one of these"):
         parse_listen(reactor, "systemd:name=b", InheritedSockets(environment))
 
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from echod import Chunk, Length, Limits, Line
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.lookup import HandlerSpec
+from echod.handlers.lookup import parse as parse_handler
 from echod.settings.definitions import (
     SETTINGS,
     Settings,
     configure,
     differences,
-    handler_spec,
     reloaded,
 )
 from echod.settings.flags import Options
@@ -418,7 +418,7 @@ ANY_SETTINGS = st.builds(
     listen=st.lists(TEXTS, unique=True).map(tuple),
     handler=st.from_regex(r"[^:=,]+(:[^:=,]+)?(:[a-z]+=[^,]*(,[A-Z]+=[^,\\]+)?)?", fullmatch=True)
     .filter(lambda text: "\\," not in text)
-    .map(handler_spec),
+    .map(parse_handler),
     concurrency=st.sampled_from([ConcurrencyModel.REACTOR, ConcurrencyModel.DEFER_TO_THREAD]),
     threads=st.integers(1, 10_000),
     framing=st.just("line"),

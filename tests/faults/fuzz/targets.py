@@ -13,9 +13,10 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
+from echod.errors import UserError
 from echod.handlers.contract import HandlerError
 from echod.handlers.lookup import parse
-from echod.listening.endpoints import ListenError, parse_listen
+from echod.listening.endpoints import parse_listen
 from echod.messages.framing import Chunk, Framing, FramingError, Length, Line
 from echod.proxy_header import HeaderParser, ProxyError
 from echod.settings.definitions import SETTINGS, Settings
@@ -112,7 +113,7 @@ def unescaping(data: bytes) -> None:
 def flags(data: bytes) -> None:
     """Every setting takes a text, or refuses it by a SettingError."""
     setting = SETTINGS[(data[0] if data else 0) % len(SETTINGS)]
-    with contextlib.suppress(SettingError, HandlerError):
+    with contextlib.suppress(SettingError):
         setting.from_flag(data[1:].decode("utf-8", "surrogateescape"))
 
 
@@ -134,9 +135,9 @@ def handler(data: bytes) -> None:
 
 
 def listen(data: bytes) -> None:
-    """A listener is understood, or refused by a ListenError."""
+    """A listener is understood, or refused by a UserError."""
     start = ("", "tls:", "ssl:8443:", "tcp:8888:", "unix:")[data[0] % 5 if data else 0]
-    with contextlib.suppress(ListenError):
+    with contextlib.suppress(UserError):
         parse_listen(Clock(), start + data[1:].decode("utf-8", "surrogateescape"))
 
 
