@@ -13,50 +13,39 @@ class EndReason(enum.Enum):
     HANDLER_ERROR = "handler error"
     FRAMING_ERROR = "framing error"
     REFUSED = "refused"
-    NO_HANDSHAKE = "no TLS handshake"
+    HANDSHAKE_ERROR = "handshake error"
+    HANDSHAKE_TIMEOUT = "handshake-timeout"
     SERVED = "served"
-    TURN_TAKEN = "kept others waiting"
-    SILENT = "said nothing"
-    IDLE = "idle"
-    SLOW = "message too slow"
-    STALLED = "client did not read"
+    SERIAL_TIMEOUT = "serial-timeout"
+    FIRST_BYTE_TIMEOUT = "first-byte-timeout"
+    IDLE_TIMEOUT = "idle-timeout"
+    MESSAGE_TIMEOUT = "message-timeout"
+    WRITE_TIMEOUT = "write-timeout"
     DRAINED = "drained"
     ABORTED = "aborted"
     LOST = "connection lost"
 
 
 class Refusal(enum.Enum):
-    """Why a client is not let in; the value names the limit, for logs and metrics."""
+    """Why a client is turned away.
 
+    The value names the limit, for logs and metrics: a setting wherever there is one.
+    """
+
+    # By admission.
     MAX_CONNECTIONS = "max-connections"
     PER_ADDRESS = "max-connections-per-address"
     ACCEPT_RATE = "max-accept-rate"
-
-    @property
-    def text(self) -> str:
-        """What the client is told."""
-        return f"Server busy: {_TOLD[self]}, try again later"
-
-
-_TOLD = {
-    Refusal.MAX_CONNECTIONS: "too many connections",
-    Refusal.PER_ADDRESS: "too many connections from your address",
-    Refusal.ACCEPT_RATE: "too many connections at once",
-}
-
-
-# All that clients are turned away by, for metrics, which have each from the beginning: the above,
-# and what only concurrency models and listeners with `proxy:` know.
-REFUSED_BY = (
-    *(refusal.value for refusal in Refusal),
-    "descriptors",
-    "max-queue",
-    "max-threads",
-    "proxy-header",
-    "proxy-timeout",
-    "proxy-trust",
-    "serial-queue",
-    "serial-queue-per-address",
-    "threads",
-    "threads-per-address",
-)
+    # By a concurrency model.
+    MAX_QUEUE = "max-queue"
+    MAX_THREADS = "max-threads"
+    THREADS_PER_ADDRESS = "threads-per-address"
+    SERIAL_QUEUE = "serial-queue"
+    SERIAL_QUEUE_PER_ADDRESS = "serial-queue-per-address"
+    # By a listener behind a proxy.
+    PROXY_HEADER = "proxy-header"
+    PROXY_TIMEOUT = "proxy-timeout"
+    PROXY_TRUST = "proxy-trust"
+    # By the system.
+    DESCRIPTORS = "descriptors"
+    THREADS = "threads"

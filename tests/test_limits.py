@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from echod.addresses import network_of
-from echod.connections.admission import Admission, TokenBucket
+from echod.connections.admission import Admission, TokenBucket, text_of
 from echod.limits import Limits
-from echod.reasons import Refusal
+from echod.reasons import EndReason, Refusal
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
@@ -100,10 +100,19 @@ def test_new_limits_hold_for_those_who_come_from_now_on() -> None:
     assert door.open == 2
 
 
-@pytest.mark.parametrize("refusal", Refusal)
-def test_a_refusal_names_a_limit_and_tells_the_client_why(refusal: Refusal) -> None:
+@pytest.mark.parametrize(
+    "refusal", [Refusal.MAX_CONNECTIONS, Refusal.PER_ADDRESS, Refusal.ACCEPT_RATE]
+)
+def test_a_refusal_by_admission_names_a_limit_and_tells_the_client_why(refusal: Refusal) -> None:
     assert refusal.value.replace("-", "_") in {field.name for field in fields(Limits)}
-    assert refusal.text.startswith("Server busy: too many connections")
+    assert text_of(refusal).startswith("Server busy: too many connections")
+
+
+def test_a_timeout_ends_a_connection_by_the_name_of_its_setting() -> None:
+    names = {field.name.replace("_", "-") for field in fields(Limits)}
+    timeouts = {reason.value for reason in EndReason if reason.value.endswith("-timeout")}
+    assert len(timeouts) == 6
+    assert timeouts <= names
 
 
 class Door(RuleBasedStateMachine):

@@ -19,6 +19,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Level
+from echod.reasons import Refusal
 
 # Called in the reactor thread with what the handler returned, or a Failure.
 Done = Callable[[Any], None]
@@ -28,12 +29,12 @@ class Busy(Exception):
     """A connection, or a message, cannot be taken now; the text is fit to send to the client.
 
     Attributes:
-        limit: which limit says so.
+        refusal: which limit says so.
     """
 
-    def __init__(self, text: str, limit: str) -> None:
+    def __init__(self, text: str, refusal: Refusal) -> None:
         super().__init__(f"Server busy: {text}")
-        self.limit = limit
+        self.refusal = refusal
 
 
 class Abandoned(CancelledError):

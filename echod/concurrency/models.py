@@ -25,6 +25,7 @@ from echod.concurrency.pool import Task, WorkerPool, check_closing
 from echod.contexts import Followed
 from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Level
+from echod.reasons import Refusal
 from echod.text import plural
 
 log = Logger("echod.concurrency")
@@ -222,7 +223,7 @@ class Serial(InReactor):
 
     @property
     def levels(self) -> Sequence[Level]:
-        return (Level("serial-queue", len(self._waiting), self._queue_size),)
+        return (Level(Refusal.SERIAL_QUEUE.value, len(self._waiting), self._queue_size),)
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         check_closing(len(self._closing))
@@ -233,9 +234,9 @@ class Serial(InReactor):
         address, free = _address_of(connection), self._queue_size - len(self._waiting)
         if free <= 0:
             clients = plural(self._queue_size, "client is", "clients are")
-            raise Busy(f"{self._queue_size} {clients} waiting already", "serial-queue")
+            raise Busy(f"{self._queue_size} {clients} waiting already", Refusal.SERIAL_QUEUE)
         if self.shared and address:
-            _check_share(self._waiting.waiting(address), free, "serial-queue-per-address")
+            _check_share(self._waiting.waiting(address), free, Refusal.SERIAL_QUEUE_PER_ADDRESS)
         if not self._waiting:
             self._contended_since = self._seconds()
         self._waiting.add(connection, address, start)
@@ -287,8 +288,8 @@ class InPool(_OpenHouse):
 
     @property
     def levels(self) -> Sequence[Level]:
-        waiting = Level("max-queue", self.pool.waiting, self._max_queue)
-        return Level("threads", self.pool.busy, self.pool.size), waiting
+        waiting = Level(Refusal.MAX_QUEUE.value, self.pool.waiting, self._max_queue)
+        return Level(Refusal.THREADS.value, self.pool.busy, self.pool.size), waiting
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         check_closing(self.pool.lost_waiting)
@@ -306,7 +307,7 @@ class InPool(_OpenHouse):
         if self._max_queue and self.pool.waiting >= self._max_queue:
             waiting = self.pool.waiting
             messages = plural(waiting, "message is", "messages are")
-            raise Busy(f"{waiting} {messages} waiting already, try again later", "max-queue")
+            raise Busy(f"{waiting} {messages} waiting already, try again later", Refusal.MAX_QUEUE)
         return self.pool.submit(done, function, arguments)
 
     def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -350,16 +351,16 @@ class ThreadPerConnection(InPool):
 
     @property
     def levels(self) -> Sequence[Level]:
-        return (Level("max-threads", self.pool.busy, self.pool.size),)
+        return (Level(Refusal.MAX_THREADS.value, self.pool.busy, self.pool.size),)
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         address, free = _address_of(connection), self.pool.available
         if free == 0:
             size = self.pool.size
             threads = plural(size, "the only thread is", f"all {size} threads are")
-            raise Busy(f"{threads} in use, try again later", "max-threads")
+            raise Busy(f"{threads} in use, try again later", Refusal.MAX_THREADS)
         if self.shared and address:
-            _check_share(self._inside.by_address[address], free, "threads-per-address")
+            _check_share(self._inside.by_address[address], free, Refusal.THREADS_PER_ADDRESS)
         self._inside.add(connection, address)
         start()
 
@@ -373,7 +374,7 @@ def _address_of(connection: object) -> str:
     return address
 
 
-def _check_share(held: int, free: int, limit: str) -> None:
+def _check_share(held: int, free: int, refusal: Refusal) -> None:
     """Raise `Busy` where an address has its share already."""
     if not may_have_another(held, free):
-        raise Busy("too many connections from your address, try again later", limit)
+        raise Busy("too many connections from your address, try again later", refusal)

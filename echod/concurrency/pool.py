@@ -47,6 +47,7 @@ from twisted.python.failure import Failure
 
 from echod.concurrency.forking import end_child
 from echod.concurrency.model import Busy, Done, Dropped, UnderWay, owner_of
+from echod.reasons import Refusal
 
 log = Logger("echod.concurrency")
 
@@ -71,7 +72,7 @@ def check_closing(waiting: int) -> None:
     """Raise `Busy` where as many calls of `closed` wait as may."""
     if waiting >= MOST_CLOSING:
         text = f"{MOST_CLOSING} ended connections are waiting already, try again later"
-        raise Busy(text, "max-queue")
+        raise Busy(text, Refusal.MAX_QUEUE)
 
 
 class _Worker:
@@ -340,7 +341,7 @@ class WorkerPool:
                 with contextlib.suppress(IndexError):  # a thread is faster, or it is empty
                     task = line.popleft()
                     task.pop(2)
-                    busy = Busy("no thread can be started, try again later", "threads")
+                    busy = Busy("no thread can be started, try again later", Refusal.THREADS)
                     self._results.append((task[0], Failure(busy)))
         if not self._turn_is_due:
             self._ask_for_a_turn()

@@ -8,6 +8,17 @@ from collections.abc import Callable
 from echod.limits import Level, Limits
 from echod.reasons import Refusal
 
+_TEXTS = {
+    Refusal.MAX_CONNECTIONS: "too many connections",
+    Refusal.PER_ADDRESS: "too many connections from your address",
+    Refusal.ACCEPT_RATE: "too many connections at once",
+}
+
+
+def text_of(refusal: Refusal) -> str:
+    """Return what a client is told that admission refuses."""
+    return f"Server busy: {_TEXTS[refusal]}, try again later"
+
 
 class Admission:
     """Who is let in: counts connections, over all listeners.

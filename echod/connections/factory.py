@@ -23,7 +23,7 @@ from echod.addresses import network_at, shown_address
 from echod.concurrency.forking import end_child
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor
-from echod.connections.admission import Admission
+from echod.connections.admission import Admission, text_of
 from echod.connections.clients import ProxiedAddress, log_failure, shown
 from echod.connections.direct_protocol import DirectProtocol, PooledProtocol
 from echod.connections.lifecycle import ConnectionProtocol
@@ -42,7 +42,7 @@ from echod.limits import Limits
 from echod.log.event import LogLine
 from echod.messages.framing import Chunk, Framing
 from echod.metrics import Metrics
-from echod.reasons import REFUSED_BY, EndReason, Refusal
+from echod.reasons import EndReason, Refusal
 from echod.turns import Turns
 
 _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {why}")
@@ -208,19 +208,20 @@ class EchoFactory(Factory):
 
     def refused(self, addr: IAddress | None, refusal: Refusal) -> Protocol:
         """Count and log a refusal; return the protocol that tells the client."""
-        self.note_refusal(refusal.value, Client(shown_address(addr)), refusal.value)
-        return RefusedProtocol(self.framing.encode_line(refusal.text.encode()))
+        self.note_refusal(refusal, Client(shown_address(addr)), refusal.value)
+        return RefusedProtocol(self.framing.encode_line(text_of(refusal).encode()))
 
     def connection_turned_away(self) -> None:
         """Count a client for whom there was no descriptor; the port has logged and closed it."""
-        self.metrics.refused["descriptors"] += 1
+        self.metrics.refused[Refusal.DESCRIPTORS.value] += 1
 
-    def note_refusal(self, limit: str, client: Client, why: str) -> None:
+    def note_refusal(self, refusal: Refusal, client: Client, why: str) -> None:
         """Count and log that a client is turned away; telling it is the caller's."""
-        assert limit in REFUSED_BY
-        self.metrics.refused[limit] += 1
+        self.metrics.refused[refusal.value] += 1
         if _refused.wanted(client.peer):
-            _refused.write(peer=shown(client), why=why, limit=limit, listener=self.listener)
+            _refused.write(
+                peer=shown(client), why=why, limit=refusal.value, listener=self.listener
+            )
 
     def handler_failed(self, failure: Failure, client: Client) -> None:
         """Count and log what the handler of `client` has raised."""

@@ -218,7 +218,7 @@ class ConnectionProtocol(Protocol):
 
     def _turn_away(self, busy: Busy) -> None:
         """There is no room for this client: count it, tell it, and close."""
-        self._owner.note_refusal(busy.limit, self.client, str(busy))
+        self._owner.note_refusal(busy.refusal, self.client, str(busy))
         self.refuse(EndReason.REFUSED, str(busy))
 
     def _enter(self) -> None:
@@ -284,7 +284,7 @@ class ConnectionProtocol(Protocol):
 
     def _why_lost(self, reason: Failure) -> EndReason:
         if reason.check(TLSError) and not self._entered:
-            return EndReason.NO_HANDSHAKE
+            return EndReason.HANDSHAKE_ERROR
         return EndReason.CLIENT if reason.check(ConnectionDone) else EndReason.LOST
 
     # The one way to close.
@@ -370,13 +370,13 @@ class ConnectionProtocol(Protocol):
 
     def _deadline_passed(self) -> None:
         if not self._entered and self._reason is None:
-            self.abort(EndReason.NO_HANDSHAKE)
+            self.abort(EndReason.HANDSHAKE_TIMEOUT)
             return
         if self._has_read():
             # The client takes its time with what the kernel holds, but it does take it.
             self._expect_by(self._owner.limits.write_timeout)
         else:
-            self.abort(EndReason.STALLED)
+            self.abort(EndReason.WRITE_TIMEOUT)
 
     def _has_read(self) -> bool:
         """Return whether the client has read enough since this was asked last."""
@@ -401,15 +401,15 @@ class ConnectionProtocol(Protocol):
             if left and self._left - left >= self._least_read():
                 self._left, self._idle_since = left, now
             else:
-                self.abort(EndReason.STALLED)
+                self.abort(EndReason.WRITE_TIMEOUT)
 
     def _sweep_silence(self, now: float) -> None:
         if self._too_slow(now):
-            self._time_out(EndReason.SLOW)
+            self._time_out(EndReason.MESSAGE_TIMEOUT)
         elif self._busy:
             self._idle_since = now
         elif self._owner.model.overdue(self, now):
-            self._time_out(EndReason.TURN_TAKEN)
+            self._time_out(EndReason.SERIAL_TIMEOUT)
         elif self._activity != self._seen_activity:
             self._seen_activity = self._activity
             self._idle_since = now
@@ -433,9 +433,9 @@ class ConnectionProtocol(Protocol):
         first, idle = self._owner.limits.first_byte_timeout, self._owner.limits.idle_timeout
         # In this order: the figures may have to be asked for.
         if first and silence >= first and not self._has_spoken:
-            self._time_out(EndReason.SILENT)
+            self._time_out(EndReason.FIRST_BYTE_TIMEOUT)
         elif idle and silence >= idle:
-            self._time_out(EndReason.IDLE)
+            self._time_out(EndReason.IDLE_TIMEOUT)
 
     def _time_out(self, reason: EndReason) -> None:
         self.close(reason)

@@ -500,7 +500,7 @@ class EchoProtocol(ConnectionProtocol):
         return self._session.incomplete
 
     def _time_out(self, reason: EndReason) -> None:
-        if reason is EndReason.SLOW:
+        if reason is EndReason.MESSAGE_TIMEOUT:
             allowed = self._owner.limits.message_timeout
             self.refuse(reason, f"Message too slow: the limit is {allowed:g} s")
         else:

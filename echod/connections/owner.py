@@ -114,7 +114,7 @@ class Owner(Protocol):
     def refused(self, addr: IAddress | None, refusal: Refusal) -> TwistedProtocol:
         """Count and log a refusal; return the protocol that tells the client."""
 
-    def note_refusal(self, limit: str, client: Client, why: str) -> None:
+    def note_refusal(self, refusal: Refusal, client: Client, why: str) -> None:
         """Count and log that a client is turned away; telling it is the caller's."""
 
     def handler_failed(self, failure: Failure, client: Client) -> None:

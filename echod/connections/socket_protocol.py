@@ -44,7 +44,7 @@ from echod.connections.kernel import (
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.waiting import Task, is_awaited, running_time, tasks
 from echod.handlers.contract import Kind
-from echod.reasons import EndReason
+from echod.reasons import EndReason, Refusal
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
@@ -93,7 +93,7 @@ class SocketProtocol(ConnectionProtocol):
         try:
             conn = channel.connect()
         except OSError as error:  # the thread needs a descriptor of its own
-            self._turn_away(Busy(f"{error.strerror}, try again later", "descriptors"))
+            self._turn_away(Busy(f"{error.strerror}, try again later", Refusal.DESCRIPTORS))
             return
         self._channel, self._conn = channel, conn
         owner = self._owner
@@ -216,7 +216,7 @@ class SocketProtocol(ConnectionProtocol):
                 if self._has_read():
                     self._idle_since = now
                 else:
-                    self._time_out(EndReason.STALLED)
+                    self._time_out(EndReason.WRITE_TIMEOUT)
         elif conn.receiving or not self._patience_ends(silence) or self._is_idle():
             super()._look_at_silence(now, silence)
         else:
@@ -285,7 +285,7 @@ class SocketProtocol(ConnectionProtocol):
             self._expect_by(self._owner.limits.linger)
             self._gently = (
                 self._conn.exposed
-                and reason is not EndReason.STALLED
+                and reason is not EndReason.WRITE_TIMEOUT
                 and (self._channel.spoke_last() or self._is_awaited() is None)
             )
             if self._gently:

@@ -25,17 +25,12 @@ from echod.addresses import shown_address
 from echod.connections.kernel import unread
 from echod.handlers.contract import Client
 from echod.proxy_header import HeaderParser, ProxyError, ProxyHeader
-from echod.reasons import EndReason
+from echod.reasons import EndReason, Refusal
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
 from echod.addresses import Network, twisted_address
 from echod.connections.clients import ProxiedAddress
-
-# Under what refusals are counted: the setting, where it is one that was broken.
-UNTRUSTED = "proxy-trust"
-BROKEN = "proxy-header"
-LATE = "proxy-timeout"
 
 
 class HeaderProtocol(Protocol):
@@ -62,7 +57,7 @@ class HeaderProtocol(Protocol):
         try:
             header = self._parser.feed(data)
         except ProxyError as error:
-            self._refuse(BROKEN, str(error))
+            self._refuse(Refusal.PROXY_HEADER, str(error))
             return
         if header is not None:
             self._hand_over(header)
@@ -92,15 +87,17 @@ class HeaderProtocol(Protocol):
             for each in self._owner.connections - others:
                 each.drain()
 
-    def _refuse(self, reason: str, why: str) -> None:
+    def _refuse(self, refusal: Refusal, why: str) -> None:
         self._over = True
-        self._factory.refuse(self.transport.getPeer(), reason, why)
+        self._factory.refuse(self.transport.getPeer(), refusal, why)
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         # Some balancers see whether a port is open, and say nothing: that is no error.
         if not self._over and self._parser.received:
-            self._factory.refuse(self.transport.getPeer(), BROKEN, "it ends within the header")
+            self._factory.refuse(
+                self.transport.getPeer(), Refusal.PROXY_HEADER, "it ends within the header"
+            )
         self._over = True
         if not self._handed_over:
             self._owner.admission.release()
@@ -111,7 +108,7 @@ class HeaderProtocol(Protocol):
     def sweep(self, now: float) -> None:
         """Close if the header has not come in time."""
         if now >= self._deadline and not self._over:
-            self._refuse(LATE, "no PROXY header in time")
+            self._refuse(Refusal.PROXY_TIMEOUT, "no PROXY header in time")
 
     def drain(self) -> None:
         """Close, unless the header is here and was only not read yet."""
@@ -158,7 +155,9 @@ class ProxyFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         if not self._trusts(addr):
-            self.refuse(addr, UNTRUSTED, "PROXY headers are not taken from there (--proxy-trust)")
+            self.refuse(
+                addr, Refusal.PROXY_TRUST, "PROXY headers are not taken from there (--proxy-trust)"
+            )
             return None
         if refusal := self.owner.admission.accept():
             protocol = self.owner.refused(addr, refusal)
@@ -176,6 +175,6 @@ class ProxyFactory(Factory):
             host = host.ipv4_mapped  # a client of IPv4, at a socket that takes both
         return any(host in network for network in self._trusted)
 
-    def refuse(self, address: object, reason: str, why: str) -> None:
+    def refuse(self, address: object, refusal: Refusal, why: str) -> None:
         """Count and log that a connection is refused; closing it is the caller's."""
-        self.owner.note_refusal(reason, Client(shown_address(address)), why)
+        self.owner.note_refusal(refusal, Client(shown_address(address)), why)

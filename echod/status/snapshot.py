@@ -16,7 +16,7 @@ from echod.concurrency.pool import WorkerPool
 from echod.connections.sweeper import SLICE
 from echod.limits import Level
 from echod.metrics import Histogram, Metrics, Totals
-from echod.reasons import REFUSED_BY, EndReason
+from echod.reasons import EndReason, Refusal
 from echod.text import escape
 from echod.tls import ServedCertificate
 
@@ -277,5 +277,5 @@ def _counted(name: str, listener: ObservedListener) -> ListenerFigures:
         sent=metrics.bytes_sent,
         handler_errors=metrics.handler_errors,
         ended={reason.value: metrics.ended[reason.value] for reason in EndReason},
-        refused={limit: metrics.refused[limit] for limit in REFUSED_BY},
+        refused={one.value: metrics.refused[one.value] for one in Refusal},
     )

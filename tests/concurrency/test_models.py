@@ -349,7 +349,7 @@ def test_above_its_queue_the_pool_model_takes_no_message_but_ends_what_has_begun
         model.call(results.append, function)
     with pytest.raises(Busy, match="2 messages are waiting already, try again later") as caught:
         model.call(results.append, int)
-    assert caught.value.limit == "max-queue"
+    assert caught.value.refusal.value == "max-queue"
     assert isinstance(model.finish(results.append, str), Pending)
     gate.leave.set()
     loop.until(lambda: results == [None, 0, 0, ""])
@@ -478,7 +478,7 @@ def test_while_too_many_ends_wait_no_connection_begins(
     model.finish(blocked.results.append, lambda: "other")
     with pytest.raises(Busy, match="2 ended connections are waiting") as caught:
         model.enter(object(), lambda: started.append("must not start"))
-    assert caught.value.limit == "max-queue"
+    assert caught.value.refusal.value == "max-queue"
     assert blocked.finish() == ["first", "one", "other"]
     assert started == ["in time"]
 
@@ -730,12 +730,12 @@ def test_in_serial_one_address_has_a_share_of_the_queue() -> None:
         model.enter(Guest("many", number), str)
     with pytest.raises(Busy, match="too many connections from your address") as caught:
         model.enter(Guest("many", 7), str)
-    assert caught.value.limit == "serial-queue-per-address"
+    assert caught.value.refusal.value == "serial-queue-per-address"
     model.enter(Guest("other", 0), str)
     model.enter(Guest("", 0), str)  # at a UNIX socket
     with pytest.raises(Busy, match="8 clients are waiting already") as caught:
         model.enter(Guest("third", 0), str)
-    assert caught.value.limit == "serial-queue"
+    assert caught.value.refusal.value == "serial-queue"
 
 
 def test_where_addresses_tell_nothing_one_may_have_the_whole_queue() -> None:
@@ -760,7 +760,7 @@ def test_one_address_has_a_share_of_the_threads(loop: Loop, shared: bool) -> Non
     if shared:
         with pytest.raises(Busy, match="too many connections from your address") as caught:
             enter(guests[6])
-        assert caught.value.limit == "threads-per-address"
+        assert caught.value.refusal.value == "threads-per-address"
         enter(Guest("other", 0))
         enter(Guest("", 0))
     else:
@@ -768,7 +768,7 @@ def test_one_address_has_a_share_of_the_threads(loop: Loop, shared: bool) -> Non
         enter(guests[7])
     with pytest.raises(Busy, match="all 8 threads are in use") as caught:
         enter(Guest("third", 0))
-    assert caught.value.limit == "max-threads"
+    assert caught.value.refusal.value == "max-threads"
     gate.leave.set()
     loop.until(lambda: len(results) == 8)
     for guest in guests:

@@ -107,7 +107,7 @@ async def test_a_handler_knows_what_tls_knows_of_its_client(tmp_path: Path, mode
         await (await server.connect(client)).receive(b"hello\n")
         stranger = await server.connect(ClientContext())
         assert await stranger.receive_all() == b""
-        await eventually(lambda: server.factory.metrics.ended["no TLS handshake"] == 1)
+        await eventually(lambda: server.factory.metrics.ended["handshake error"] == 1)
     (facts,) = (client.tls for client in seen)
     assert facts is not None
     assert (facts.version, facts.alpn, facts.server_name) == ("TLSv1.3", "echo", "example.com")
@@ -146,7 +146,7 @@ async def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
         silent = await connect_in_clear(server)
         assert await silent.receive_all() == b""
         await eventually(lambda: not server.factory.connections)
-        assert server.factory.metrics.ended == {"no TLS handshake": 1}
+        assert server.factory.metrics.ended == {"handshake-timeout": 1}
 
 
 @pytest_twisted.ensureDeferred
@@ -157,10 +157,10 @@ async def test_a_client_for_whom_tls_has_no_memory_is_closed_logged_and_counted_
     server = SecureServer(factory, ExhaustedContext())
     client = await connect_in_clear(server)
     assert await client.receive_all() == b""
-    await eventually(lambda: factory.metrics.ended["no TLS handshake"] == 1)
+    await eventually(lambda: factory.metrics.ended["handshake error"] == 1)
     assert factory.admission.open == 0
     assert not factory.admission.by_address
-    assert log.text.count("no TLS handshake: no memory") == 1
+    assert log.text.count("handshake error: no memory") == 1
     await server.stop()
 
 
@@ -213,7 +213,7 @@ async def test_over_a_unix_socket_too_a_client_has_to_read(tmp_path: Path) -> No
     client.transport.pauseProducing()
     client.send(b"x" * 3_000_000)
     await eventually(lambda: bool(factory.metrics.ended))
-    assert factory.metrics.ended == {"client did not read": 1}
+    assert factory.metrics.ended == {"write-timeout": 1}
     client.transport.abortConnection()
     await eventually(lambda: client.reason is not None)
     await port.stopListening()
@@ -290,7 +290,7 @@ def test_a_handshake_has_the_time_that_the_limit_gives_it_and_no_more(certificat
     passed = seconds_until(clock, lambda: "abort" in wire.lower.asked)
     assert 10 <= passed <= 10 + URGENT_INTERVAL
     wire.connection.connectionLost(connectionDone)
-    assert factory.metrics.ended == {"no TLS handshake": 1}
+    assert factory.metrics.ended == {"handshake-timeout": 1}
 
 
 def test_what_has_no_deadline_is_not_urgent_and_what_has_one_is() -> None:

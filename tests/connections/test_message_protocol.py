@@ -48,6 +48,7 @@ from echod.handlers.contract import Client, ConcurrencyModel
 from echod.messages.framing import Framing
 from echod.proxy_header import ProxyHeader
 from echod.reactor import UvloopReactor
+from echod.reasons import Refusal
 from echod.tls import TLSError, TLSFacts
 from tests.support.clients import BANNER
 from tests.support.log import Log
@@ -118,7 +119,7 @@ def test_a_client_that_does_not_read_is_aborted_in_time() -> None:
     clock.pump([URGENT_INTERVAL] * 2)
     assert transport.aborting
     lose(protocol)
-    assert factory.metrics.ended == {"client did not read": 1}
+    assert factory.metrics.ended == {"write-timeout": 1}
 
 
 def test_a_client_that_reads_again_is_not_aborted() -> None:
@@ -147,7 +148,7 @@ def test_a_silent_client_is_disconnected_and_one_that_talks_is_not() -> None:
     assert silent_transport.aborting
     lose(silent)
     lose(talking)
-    assert factory.metrics.ended == {"idle": 1, "connection lost": 1}
+    assert factory.metrics.ended == {"idle-timeout": 1, "connection lost": 1}
 
 
 def test_a_handler_at_work_is_not_silence() -> None:
@@ -195,7 +196,7 @@ def test_a_client_that_never_says_anything_has_less_time() -> None:
     assert heard_transport.half_closed
     lose(silent)
     lose(heard)
-    assert factory.metrics.ended == {"said nothing": 1, "idle": 1}
+    assert factory.metrics.ended == {"first-byte-timeout": 1, "idle-timeout": 1}
 
 
 SLOW = Limits(message_timeout=10, min_rate=10)
@@ -215,7 +216,7 @@ def test_a_message_that_takes_too_long_is_refused_however_steadily_it_comes(
     assert 10 <= clock.seconds() <= 15
     assert transport.value() == framing.encode_line(b"Message too slow: the limit is 10 s")
     lose(protocol)
-    assert factory.metrics.ended == {"message too slow": 1}
+    assert factory.metrics.ended == {"message-timeout": 1}
     assert factory.metrics.bytes_sent == len(transport.value())
 
 
@@ -420,13 +421,13 @@ class Overworked(InReactor):
 
     def call(self, done: Any, function: Any, *arguments: Any) -> Any:
         if function.__name__ in self.busy:
-            raise Busy("no thread", "max-queue")
+            raise Busy("no thread", Refusal.MAX_QUEUE)
         return super().call(done, function, *arguments)
 
     def submit(self, done: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
         """What is asked of a pool: `function` runs the second of `arguments` in a context."""
         if arguments[1].__name__ in self.busy:
-            raise Busy("no thread", "max-queue")
+            raise Busy("no thread", Refusal.MAX_QUEUE)
         return super().call(done, function, *arguments)
 
 
@@ -1259,14 +1260,14 @@ def test_an_exception_in_connection_made_closes_the_connection(log: Log) -> None
 def test_the_first_reason_to_close_is_the_one_that_counts() -> None:
     factory = EchoFactory(Clock())
     protocol, transport = connect(factory)
-    protocol.close(EndReason.IDLE)
+    protocol.close(EndReason.IDLE_TIMEOUT)
     protocol.close(EndReason.HANDLER)
     protocol.refuse(EndReason.REFUSED, "too late")
     protocol.abort(EndReason.ABORTED)
     assert b"too late" not in transport.value()
     lose(protocol)
     protocol.abort(EndReason.ABORTED)
-    assert factory.metrics.ended == {"idle": 1}
+    assert factory.metrics.ended == {"idle-timeout": 1}
 
 
 def test_a_pool_handlers_failing_closed_is_logged(log: Log) -> None:
@@ -1331,7 +1332,7 @@ def test_serial_is_not_held_by_a_silent_client_nor_by_one_that_trickles() -> Non
     assert three.value() == b"OK...hello\n"
     for protocol in (silent, trickling, last):
         lose(protocol)
-    assert factory.metrics.ended == {"kept others waiting": 2, "served": 1}
+    assert factory.metrics.ended == {"serial-timeout": 2, "served": 1}
 
 
 def test_serial_at_drain_closes_those_who_have_sent_nothing() -> None:

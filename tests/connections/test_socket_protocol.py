@@ -31,6 +31,7 @@ from echod.connections.kernel import unread
 from echod.handlers.contract import ConcurrencyModel, Kind
 from echod.handlers.lookup import ResolvedHandler
 from echod.listening.proxy import ProxyFactory
+from echod.reasons import Refusal
 from echod.settings.definitions import LOOPBACK
 from echod.tls import TLSFactory
 from tests.support.clients import BANNER
@@ -295,7 +296,7 @@ async def test_a_client_that_is_gone_needs_not_be_told_that_there_is_no_thread(
         await eventually(lambda: submitted)
         server.factory.abort()
         await eventually(lambda: not server.factory.connections)
-        submitted[0](Failure(Busy("no thread can be started", "threads")))
+        submitted[0](Failure(Busy("no thread can be started", Refusal.THREADS)))
         assert not server.factory.metrics.refused
 
 
@@ -344,7 +345,7 @@ async def test_a_silent_client_is_disconnected_but_a_busy_handler_is_not(
         working.send(b"work\n")
         assert await silent.receive_all() == b""
         await eventually(lambda: len(server.factory.connections) == 1)
-        assert server.factory.metrics.ended == {"idle": 1}
+        assert server.factory.metrics.ended == {"idle-timeout": 1}
         leave.set()
         assert await working.receive_all() == b"done\n"
 
@@ -393,7 +394,7 @@ async def test_a_handler_that_is_caught_between_two_waits_is_looked_at_again(
         assert not server.factory.metrics.ended
         go_on.set()
         assert await client.receive_all() == b""
-        await eventually(lambda: server.factory.metrics.ended == {"idle": 1})
+        await eventually(lambda: server.factory.metrics.ended == {"idle-timeout": 1})
 
 
 @WAYS
@@ -439,7 +440,7 @@ async def test_a_handler_that_ignores_the_end_does_not_keep_a_silent_client(
     limits = Limits(idle_timeout=0.3, linger=0.6)
     async with both(way, certificate, handler=deaf, limits=limits) as server:
         await server.connect()
-        await eventually(lambda: server.factory.metrics.ended == {"idle": 1})
+        await eventually(lambda: server.factory.metrics.ended == {"idle-timeout": 1})
         leave.set()
 
 
@@ -768,7 +769,7 @@ async def test_in_its_thread_too_a_message_has_to_come_in_its_time() -> None:
             client.send(b"x")
             await deferLater(reactor, 0.1)
         await eventually(lambda: not server.factory.connections)
-        assert server.factory.metrics.ended == {"message too slow": 1}
+        assert server.factory.metrics.ended == {"message-timeout": 1}
 
 
 def flood(conn: socket.socket) -> None:
@@ -781,7 +782,7 @@ async def test_a_client_that_does_not_read_what_a_thread_sends_is_disconnected()
         client = await server.connect()
         client.transport.pauseProducing()
         await eventually(lambda: bool(server.factory.metrics.ended))
-        assert server.factory.metrics.ended == {"client did not read": 1}
+        assert server.factory.metrics.ended == {"write-timeout": 1}
 
 
 @pytest_twisted.ensureDeferred

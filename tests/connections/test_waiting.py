@@ -664,7 +664,7 @@ async def test_who_says_nothing_is_disconnected_whatever_the_handler_waits_in(
     times = {"first_byte_timeout": 0.6, "linger": 0.5}
     async with served(kind, tmp_path, certificate, HANDLERS, **times) as one:
         await one.end()
-        assert one.factory.metrics.ended == {"said nothing": len(HANDLERS)}
+        assert one.factory.metrics.ended == {"first-byte-timeout": len(HANDLERS)}
 
 
 @LISTENERS
@@ -680,7 +680,7 @@ async def test_who_falls_silent_is_disconnected_whatever_the_handler_waits_in(
     async with served(kind, tmp_path, certificate, HANDLERS, first=first, **times) as one:
         await one.answer(first)
         await one.end()
-        assert one.factory.metrics.ended == {"idle": len(HANDLERS)}
+        assert one.factory.metrics.ended == {"idle-timeout": len(HANDLERS)}
 
 
 @LISTENERS
@@ -756,7 +756,7 @@ async def test_who_waits_for_a_handler_that_works_and_reads_at_once_gets_its_ans
         for client in one.clients.values():
             assert await client.receive_all() == b"work\n"
         await one.end()
-        assert one.factory.metrics.ended == {"idle": len(handlers)}
+        assert one.factory.metrics.ended == {"idle-timeout": len(handlers)}
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls", "proxy"])  # of "unix" nothing is known then
@@ -777,7 +777,7 @@ async def test_where_the_kernel_does_not_tell_who_spoke_last_decides(
         LEAVE.set()
         await one.answer(b"work\n")
         await one.end()
-        assert one.factory.metrics.ended == {"idle": len(handlers)}
+        assert one.factory.metrics.ended == {"idle-timeout": len(handlers)}
 
 
 @LISTENERS
@@ -861,7 +861,7 @@ async def test_a_client_that_does_not_read_its_reply_is_idle_like_any_other(
     async with served(kind, tmp_path, certificate, WORKING, **times) as one:
         await leave_a_reply_unread(one)
         await one.end()
-        assert one.factory.metrics.ended == {"idle": len(WORKING)}
+        assert one.factory.metrics.ended == {"idle-timeout": len(WORKING)}
         await read_the_reply(one)
 
 

@@ -62,7 +62,7 @@ def test_a_client_that_never_reads_is_paused_and_then_disconnected(
         assert send_without_reading(connection) < VOLUME
         assert running.resident - before < MOST
         assert serves(running)
-        running.wait_for("Disconnected from .*: client did not read")
+        running.wait_for("Disconnected from .*: write-timeout")
     assert "Traceback" not in running.log
 
 
@@ -89,7 +89,7 @@ def test_a_client_that_reads_too_slowly_is_disconnected(daemon: Start, model: st
         executor.submit(send_and_read_slowly, steady, 4096, done)
         executor.submit(send_and_read_slowly, slow, 10, done)
         try:
-            ended = running.wait_for(r"Disconnected from \S+:(\d+): client did not read")
+            ended = running.wait_for(r"Disconnected from \S+:(\d+): write-timeout")
         finally:
             done.set()
         assert ended == [str(slow.getsockname()[1])]
@@ -130,7 +130,7 @@ def test_a_message_that_comes_a_byte_at_a_time_has_a_deadline(daemon: Start, mod
     # In a thread of its own the handler's socket is not for the reactor to write to.
     told = b"" if model == "thread-per-connection" else b"Message too slow: the limit is 1 s\n"
     assert got == told
-    running.wait_for("Disconnected from .*: message too slow")
+    running.wait_for("Disconnected from .*: message-timeout")
 
 
 def test_a_message_behind_its_length_has_the_same_deadline(daemon: Start) -> None:
@@ -169,8 +169,8 @@ def test_a_silent_client_is_disconnected(daemon: Start, model: str) -> None:
         assert is_served(talking)
         assert is_over(talking)
         assert time.monotonic() - began >= 4
-    running.wait_for("Disconnected from .*: said nothing")
-    running.wait_for("Disconnected from .*: idle")
+    running.wait_for("Disconnected from .*: first-byte-timeout")
+    running.wait_for("Disconnected from .*: idle-timeout")
 
 
 BLOCKING = """

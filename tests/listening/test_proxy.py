@@ -22,9 +22,9 @@ from zope.interface import implementer
 from echod import Client, EchoFactory, Handler, Limits
 from echod.connections.direct_protocol import DirectProtocol
 from echod.handlers.contract import ConcurrencyModel
-from echod.listening.proxy import BROKEN, LATE, UNTRUSTED, ProxyFactory
+from echod.listening.proxy import ProxyFactory
 from echod.proxy_header import FieldType
-from echod.reasons import EndReason
+from echod.reasons import EndReason, Refusal
 from echod.settings.definitions import LOOPBACK
 from echod.tls import TLSFactory
 from tests.support.clients import BANNER
@@ -275,12 +275,15 @@ async def test_a_broken_header_is_refused_counted_and_logged(
         client.send(sent)
         assert await client.receive_all() == b""
         await eventually(lambda: not server.factory.connections)
-        assert server.factory.metrics.refused == {BROKEN: 1}
+        assert server.factory.metrics.refused == {Refusal.PROXY_HEADER.value: 1}
         assert server.factory.metrics.accepted == server.factory.admission.open == 0
     lines = [each for each in log.text.splitlines() if "Refused" in each]
     assert lines == [f"Refused 127.0.0.1:{port}: {why}"]
     (refused,) = (event for event in log.events if "limit" in event)
-    assert (refused["limit"], refused["listener"]) == (BROKEN, server.factory.listener)
+    assert (refused["limit"], refused["listener"]) == (
+        Refusal.PROXY_HEADER.value,
+        server.factory.listener,
+    )
     assert "\x1b" not in log.text
 
 
@@ -291,7 +294,7 @@ async def test_a_header_that_ends_too_early_is_refused(log: Log) -> None:
         client.send(line()[:-1])
         client.finish()
         assert await client.receive_all() == b""
-        await eventually(lambda: server.factory.metrics.refused == {BROKEN: 1})
+        await eventually(lambda: server.factory.metrics.refused == {Refusal.PROXY_HEADER.value: 1})
     assert "it ends within the header" in log.text
 
 
@@ -314,7 +317,7 @@ async def test_a_header_that_does_not_come_in_time_is_refused(log: Log, sent: by
         client = await server.connect()
         client.send(sent)
         assert await client.receive_all() == b""
-        assert server.factory.metrics.refused == {LATE: 1}
+        assert server.factory.metrics.refused == {Refusal.PROXY_TIMEOUT.value: 1}
     assert "no PROXY header in time" in log.text
 
 
@@ -335,7 +338,7 @@ async def test_only_trusted_proxies_are_heard(log: Log) -> None:
         port = client.transport.getHost().port
         client.send(line())
         assert await client.receive_all() == b""
-        assert server.factory.metrics.refused == {UNTRUSTED: 1}
+        assert server.factory.metrics.refused == {Refusal.PROXY_TRUST.value: 1}
         assert not server.factory.connections
     assert f"Refused 127.0.0.1:{port}: PROXY headers are not taken from there" in log.text
 
@@ -461,7 +464,7 @@ async def test_what_comes_after_a_refusal_is_ignored() -> None:
         waiting.dataReceived(b"more")
         waiting.sweep(reactor.seconds() + 10**9)
         await eventually(lambda: not server.factory.connections)
-        assert server.factory.metrics.refused == {BROKEN: 1}
+        assert server.factory.metrics.refused == {Refusal.PROXY_HEADER.value: 1}
 
 
 @pytest_twisted.ensureDeferred
@@ -532,7 +535,7 @@ async def test_a_client_for_whom_tls_has_no_memory_is_counted_out() -> None:
         client = await server.connect()
         client.send(line())
         assert await client.receive_all() == b""
-        await eventually(lambda: factory.metrics.ended["no TLS handshake"] == 1)
+        await eventually(lambda: factory.metrics.ended["handshake error"] == 1)
         assert factory.admission.open == 0
         assert not factory.admission.by_address
     finally:

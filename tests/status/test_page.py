@@ -76,7 +76,7 @@ class Text(HTMLParser):
 def busy_subject() -> FakeSubject:
     metrics = Metrics(accepted=12)
     metrics.end("client closed", messages=3, received=2048, sent=10)
-    metrics.end("idle", messages=0, received=0, sent=0)
+    metrics.end("idle-timeout", messages=0, received=0, sent=0)
     metrics.refused["max-connections"] = 4
     connections: list[Any] = [FakeConnection((1, 1024, 5))]
     return FakeSubject(

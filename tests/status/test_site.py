@@ -449,7 +449,7 @@ def test_labels_are_as_many_as_listeners_and_limits(get: Get, subject: FakeSubje
     before = sum(len(family.samples) for family in families(get).values())
     metrics = subject.listeners[0].factory.metrics
     for _ in range(1000):
-        metrics.end("idle", messages=1, received=1, sent=1)
+        metrics.end("idle-timeout", messages=1, received=1, sent=1)
         metrics.refused["max-accept-rate"] += 1
     assert sum(len(family.samples) for family in families(get).values()) == before
 
