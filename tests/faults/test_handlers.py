@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import connect, receive, receive_all
-from tests.support.daemon import CONCURRENT, Daemon, Start, starting
+from tests.support.clients import connect, receive, receive_all, warm_up
+from tests.support.daemon import CONCURRENT, MODELS, Daemon, Start, nothing_kept, starting
 from tests.support.needs import missing, tool
 from tests.support.waiting import block_until
 
@@ -80,6 +80,8 @@ def fork(message):
 """
 
 UNSHOWN = """
+from pathlib import Path
+
 from echod import Handler
 
 
@@ -90,11 +92,8 @@ class HostileError(Exception):
 
 
 class Unshown(Handler):
-    def __init__(self, hook):
-        self.hook = hook
-
     def fail_in(self, hook):
-        if hook == self.hook:
+        if hook == Path("hook").read_text():
             raise HostileError
 
     def opened(self, client):
@@ -123,6 +122,38 @@ CONTROL_GROUPS = (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup"))
 @pytest.fixture(autouse=True)
 def served(tmp_path: Path) -> None:
     (tmp_path / "served.py").write_text(HANDLERS)
+
+
+def in_each_model(
+    directory: Path, text: str, handler: str, *options: str
+) -> Iterator[dict[str, Daemon]]:
+    """Run a daemon in each model, which tests share, with `handler` of a module of this text."""
+    (directory / f"{handler.partition(':')[0]}.py").write_text(text)
+    with starting(directory) as start:
+        yield {
+            model: start("--concurrency", model, "--handler", handler, *options)
+            for model in MODELS
+        }
+
+
+@pytest.fixture(scope="module")
+def misbehaving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daemon]]:
+    # So long a drain that nothing but a signal of the test's ends a forked process.
+    options = ("--drain-timeout", "3600")
+    folder = tmp_path_factory.mktemp("misbehaving")
+    for started in in_each_model(folder, HANDLERS, "served:misbehave", *options):
+        warm_up(*started.values())
+        yield started
+
+
+@pytest.fixture(scope="module")
+def unshown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daemon]]:
+    yield from in_each_model(tmp_path_factory.mktemp("unshown"), UNSHOWN, "unshown:Unshown")
+
+
+@pytest.fixture(scope="module")
+def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daemon]]:
+    yield from in_each_model(tmp_path_factory.mktemp("forking"), FORKING, "forking:fork")
 
 
 def start(daemon: Start, model: str, *under: str) -> Daemon:
@@ -240,16 +271,13 @@ def test_a_handler_that_forks_without_end_ends_its_own_connection(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_a_process_that_a_handler_has_forked_is_ended_by_a_signal(
-    tmp_path: Path, model: str, number: int
+    misbehaving: dict[str, Daemon], model: str, number: int
 ) -> None:
     """Fault 97: The signal ends the forked process at once, as `multiprocessing` and service
     managers expect; the daemon goes on.
     """
-    with starting(tmp_path) as daemon:
-        # So long that nothing but the signal ends the process.
-        running = daemon(
-            *("--handler", "served:misbehave", "--concurrency", model, "--drain-timeout", "3600")
-        )
+    running = misbehaving[model]
+    with nothing_kept(running):
         with connect(running) as connection:
             connection.sendall(b"child")
             child = int(connection.recv(100))
@@ -299,22 +327,24 @@ def test_without_threads_for_them_clients_are_told_so_and_others_served(tmp_path
 @pytest.mark.parametrize("model", CONCURRENT)
 @pytest.mark.parametrize("message", [b"exit", b"interrupt"])
 def test_a_handler_that_exits_ends_its_own_connection(
-    daemon: Start, model: str, message: bytes
+    misbehaving: dict[str, Daemon], model: str, message: bytes
 ) -> None:
     """Fault 10: A handler that calls `sys.exit` ends its own connection, and not the daemon."""
-    running = start(daemon, model)
-    with bystander(running):
+    running = misbehaving[model]
+    with nothing_kept(running), bystander(running):
         assert ask(running, message) == b""
     assert is_served(running)
 
 
 @pytest.mark.parametrize("model", CONCURRENT)
-def test_a_child_of_a_handler_does_not_keep_the_connection_open(daemon: Start, model: str) -> None:
+def test_a_child_of_a_handler_does_not_keep_the_connection_open(
+    misbehaving: dict[str, Daemon], model: str
+) -> None:
     """Fault 31: A client sees the end of its connection although a child process has inherited it
     too.
     """
-    running = start(daemon, model)
-    with connect(running) as connection:
+    running = misbehaving[model]
+    with nothing_kept(running), connect(running) as connection:
         connection.sendall(b"child")
         child = int(connection.recv(100))
         try:
@@ -324,22 +354,23 @@ def test_a_child_of_a_handler_does_not_keep_the_connection_open(daemon: Start, m
             os.kill(child, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("model", [*CONCURRENT, "serial"])
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("hook", ["opened", "received", "closed"])
 def test_an_exception_that_cannot_be_shown_ends_its_own_connection(
-    daemon: Start, tmp_path: Path, model: str, hook: str
+    unshown: dict[str, Daemon], model: str, hook: str
 ) -> None:
     """Fault 93: An exception of a handler that raises `SystemExit` while its traceback is made
     ends its own connection only, and is logged by its name.
     """
-    (tmp_path / "unshown.py").write_text(UNSHOWN)
-    running = daemon("--handler", f"unshown:Unshown:hook={hook}", "--concurrency", model)
+    running = unshown[model]
+    (running.directory / "hook").write_text(hook)
+    before = sum("HostileError" in line for line in running.lines)
     for count in (1, 2):
         with connect(running) as connection:
             connection.sendall(b"happy")
             connection.shutdown(socket.SHUT_WR)
             receive_all(connection)
-        running.wait_for("HostileError", count)
+        running.wait_for("HostileError", before + count)
     assert running.process.poll() is None
 
 
@@ -357,16 +388,15 @@ def test_prints_without_an_end_cost_no_more_than_others(daemon: Start, tmp_path:
         running.wait_for("x" * 32_000, 1000 // 32)
 
 
-@pytest.mark.parametrize("model", [*CONCURRENT, "serial"])
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("message", "status"), [(b"exit", 3), (b"raise", 1), (b"return", 0)])
 def test_a_forked_child_ends_where_the_handlers_code_ends(
-    daemon: Start, tmp_path: Path, model: str, message: bytes, status: int
+    forking: dict[str, Daemon], model: str, message: bytes, status: int
 ) -> None:
     """Fault 95: The child ends as a script would, and does not go on with the event loop, or the
     thread, of the daemon.
     """
-    (tmp_path / "forking.py").write_text(FORKING)
-    running = daemon("--handler", "forking:fork", "--concurrency", model)
+    running = forking[model]
     for _ in range(2):
         assert ask_once(running, message) == b"%d" % status
     if message == b"raise":

@@ -151,7 +151,7 @@ def test_nothing_grows(daemon: Start, tmp_path: Path, model: str, scale: Scale) 
     before = running.descriptors
     samples: list[tuple[float, int]] = []
     with Crowd(ports) as crowd:
-        for passed in scale.for_seconds(ci=4, soak=3600):
+        for passed in scale.for_seconds(ci=2, soak=3600):
             samples.append((passed, running.resident))
             crowd.wait(0.2)
             if len(running.lines) > 100_000:

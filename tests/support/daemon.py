@@ -53,6 +53,7 @@ class Daemon:
             under: the command that runs the command, as `prlimit` does.
             pass_fds: descriptors that it inherits.
         """
+        self.directory = cwd
         self.process = subprocess.Popen(
             [*under, twistd, "-n", "--pidfile=", *REACTOR, "echod", *arguments],
             cwd=cwd,

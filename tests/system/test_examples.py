@@ -168,9 +168,6 @@ def test_a_class_of_the_standard_library_gets_its_argument(daemon: Start, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("folder", "module"), [(EXAMPLES, "handlers"), (ROOT, "examples.handlers")]
-)
-@pytest.mark.parametrize(
     ("handler", "options", "sent", "answer"),
     [
         ("shout", REACTOR, b"happy\n", b"HAPPY\n"),
@@ -191,15 +188,9 @@ def test_a_class_of_the_standard_library_gets_its_argument(daemon: Start, tmp_pa
     ],
 )
 def test_a_handler_answers(
-    daemon: Start,
-    folder: Path,
-    module: str,
-    handler: str,
-    options: tuple[str, ...],
-    sent: bytes,
-    answer: bytes,
+    daemon: Start, handler: str, options: tuple[str, ...], sent: bytes, answer: bytes
 ) -> None:
-    started = daemon("--handler", f"{module}:{handler}", *options, cwd=folder)
+    started = daemon("--handler", f"handlers:{handler}", *options, cwd=EXAMPLES)
     with connect(started) as client:
         client.sendall(sent)
         # What it says before the client's end of stream, and that it says nothing after it.
@@ -207,6 +198,13 @@ def test_a_handler_answers(
         client.shutdown(socket.SHUT_WR)
         assert receive_all(client) == b""
     started.wait_for("Disconnected from")
+
+
+def test_a_handler_is_found_from_the_folder_above_as_well(daemon: Start) -> None:
+    started = daemon("--handler", "examples.handlers:shout", cwd=ROOT)
+    with connect(started) as client:
+        client.sendall(b"happy\n")
+        assert receive(client, 6) == b"HAPPY\n"
 
 
 def test_the_class_with_state_says_what_came_of_each_client(daemon: Start) -> None:
