@@ -1,4 +1,4 @@
-"""The conversation of one connection, held by a thread of its own."""
+"""The conversation of one connection in a thread of its own."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from echod.reasons import EndReason
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a thread needs to hold one connection's whole conversation.
+    """The data that a thread needs for the whole conversation of one connection.
 
     Attributes:
         handler: the handler, of either kind.
         framing: how messages are cut, for a message handler.
-        client: who is at the other end.
-        banner: sent instead of the handler's greeting, as it is; None: the handler's own is.
-        server: what `socketserver` handlers find as `self.server`.
+        client: the client.
+        banner: sent as it is instead of the handler's greeting; None: the handler's own is sent.
+        server: the `self.server` of `socketserver` handlers.
     """
 
     handler: ResolvedHandler
@@ -34,7 +34,7 @@ class Conversation:
     server: StandInServer
 
     def own_socket(self, conn: ConnectionSocket) -> EndReason:
-        """Hand `conn` to a connection handler, until it returns."""
+        """Pass `conn` to a connection handler, until it returns."""
         if self.banner:
             conn.sendall(self.banner)
         if is_request_handler(self.handler.target):
@@ -48,7 +48,7 @@ class Conversation:
         return EndReason.DRAINED if conn.draining else EndReason.HANDLER
 
     def answer_messages(self, conn: ConnectionSocket) -> EndReason:
-        """Read `conn`, and give its messages to a message handler: the obvious loop."""
+        """Read `conn`, and pass its messages to a message handler."""
         handler = self.handler.message_handler()
         greeting = call_opened(handler, self.client)
         reason = EndReason.HANDLER_ERROR
@@ -69,10 +69,11 @@ class Conversation:
         return reason
 
     def _answer_reads(self, conn: ConnectionSocket, handler: Handler) -> EndReason:
-        """Where what one read gave is a message: no framer, no session, and nothing held.
+        """Answer each read as a message, without framer and session, and without holding any
+        input.
 
-        What `conn.recv` and `conn.sendall` do is written out here: in a loop of two system calls,
-        a Python call around each is felt.
+        `conn.recv` and `conn.sendall` are inlined here, because in a loop of two system calls a
+        Python call around each costs noticeable time.
         """
         received, size = handler.received, self.framing.max_message
         recv, sendall = super(ConnectionSocket, conn).recv, super(ConnectionSocket, conn).sendall
@@ -101,7 +102,7 @@ class Conversation:
             if not conn.ended_by(error):
                 conn.failed(error)
                 raise
-        # At a drain the stream ends earlier than the socket says: `conn.recv` knows where.
+        # At a drain the stream ends earlier than on the socket: `conn.recv` knows where.
         return self._answer_framed(conn, handler) if conn.draining else EndReason.CLIENT
 
     def _answer_framed(self, conn: ConnectionSocket, handler: Handler) -> EndReason:

@@ -1,14 +1,14 @@
-"""What one address may take of what is scarce, and whose turn it is.
+"""Share places (threads, places in a queue) and turns fairly among client addresses.
 
-Pure: no I/O, no clock, no Twisted.  `echod.addresses.network_of` says what counts as one
-address; a client at a UNIX socket has none, "".  The rules, and they are all in this file:
+Pure: no I/O, no clock, no Twisted.  `echod.addresses.network_of` defines an address; a client of a
+UNIX socket has none, "".  All the rules are in this file:
 
-* An address may have more places while it has fewer than `TIMES_THE_FREE` times as many as are
-  free.  So one alone may have three quarters of all, two three sevenths each, and so on: some are
-  always left for an address that has none.
-* Who has no address is on the machine, and is bounded by the number of places alone.
-* Those who wait have their turns by address: each address one, in a circle.  Within an address
-  they have them in the order they came.
+* An address may take another place while it holds fewer than `TIMES_THE_FREE` times as many as are
+  free.  So a single address may hold three quarters of all, two addresses three sevenths each, and
+  so on: some always remain for an address that has none.
+* A client without an address is on this machine, and only the number of places bounds it.
+* Addresses take turns, one waiting client each, in a circle.  Clients of one address are served in
+  the order in which they came.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import Generic, TypeVar
 
-# So that where all clients share one address, three of four places are of use.  It is how switches
-# share their buffer between ports (Choudhury and Hahne, "Dynamic queue length thresholds for
-# shared-memory packet switches", 1998).
+# With this factor, three of four places are usable if all clients share one address. Switches
+# share their buffer between ports in this way (Choudhury and Hahne, "Dynamic queue length
+# thresholds for shared-memory packet switches", 1998).
 TIMES_THE_FREE = 3
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def may_have_another(held: int, free: int) -> bool:
 
 
 class Holders:
-    """Who holds a place, by address."""
+    """The holders of places, by address."""
 
     def __init__(self) -> None:
         self.by_address: Counter[str] = Counter()
@@ -42,7 +42,7 @@ class Holders:
         self.by_address[address] += 1
 
     def discard(self, holder: object) -> None:
-        """Note that `holder` has none, or not any more."""
+        """Note that `holder` has no place, or no longer has one."""
         address = self._addresses.pop(holder, None)
         if address is not None:
             self.by_address[address] -= 1
@@ -65,22 +65,22 @@ class Turns(Generic[T]):
         return len(self._lines.get(address, ()))
 
     def add(self, waiter: object, address: str, value: T) -> None:
-        """Let `waiter` wait, behind those of its address."""
+        """Queue `waiter`, behind the others of its address."""
         self._lines.setdefault(address, OrderedDict())[waiter] = value
         self._count += 1
 
     def discard(self, waiter: object, address: str) -> None:
-        """Let `waiter` wait no longer, if it does."""
+        """Remove `waiter` from the queue, if it waits."""
         line = self._lines.get(address, OrderedDict())
         if waiter in line:
             del line[waiter]
             self._shorten(address)
 
     def next(self, last: str) -> tuple[object, T]:
-        """Return whose turn it is, with its value; somebody has to wait.
+        """Return the waiter whose turn it is, with its value; the queue must not be empty.
 
         Args:
-            last: the address that has had its turn: all others come before it.
+            last: the address that has just had its turn: all others come before it.
         """
         if last in self._lines:
             self._lines.move_to_end(last)

@@ -21,15 +21,15 @@ from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Level
 from echod.reasons import Refusal
 
-# Called in the reactor thread with what the handler returned, or a Failure.
+# Called in the reactor thread with the handler's result, or a Failure.
 Done = Callable[[Any], None]
 
 
 class Busy(Exception):
-    """A connection, or a message, cannot be taken now; the text is fit to send to the client.
+    """A connection or a message is refused for now; the text may be sent to the client.
 
     Attributes:
-        refusal: which limit says so.
+        refusal: the limit that refuses it.
     """
 
     def __init__(self, text: str, refusal: Refusal) -> None:
@@ -38,21 +38,21 @@ class Busy(Exception):
 
 
 class Abandoned(CancelledError):
-    """What was waited for was given up by us, as the connection is lost, or all comes to its end.
+    """echod has given up waiting, because the connection is lost or the service ends.
 
-    What the handler cancels itself has other errors, Twisted's or asyncio's.
+    If the handler itself cancels something, the error is Twisted's or asyncio's.
     """
 
 
 class Dropped(Abandoned):
-    """A message of a lost connection was not handled, as too many of them wait already."""
+    """A message of a lost connection was not handled, because too many of these wait already."""
 
 
 class Pending:
-    """What `call` returns when the result will come through `done`.
+    """The return value of `call` if the result comes through `done`.
 
     Attributes:
-        handle: what `abandon` takes.
+        handle: the argument for `abandon`.
     """
 
     __slots__ = ("handle",)
@@ -66,7 +66,7 @@ class Model(Protocol):
 
     @property
     def name(self) -> ConcurrencyModel:
-        """What `--concurrency` calls it."""
+        """Its name for `--concurrency`."""
 
     @property
     def greets(self) -> bool:
@@ -78,7 +78,7 @@ class Model(Protocol):
 
     @property
     def levels(self) -> Sequence[Level]:
-        """What is scarce, and how much of it is taken."""
+        """The model's limits, and how much of each is in use."""
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         """Let a new connection start: call `start` now, or when its turn comes.
@@ -88,7 +88,7 @@ class Model(Protocol):
         """
 
     def leave(self, connection: object) -> None:
-        """Learn that a connection that entered needs its place no longer; again is harmless."""
+        """Release the place of a connection that entered. Calling it again is harmless."""
 
     def overdue(self, connection: object, now: float) -> bool:
         """Whether a silent connection has kept its place too long.
@@ -106,10 +106,10 @@ class Model(Protocol):
         """
 
     def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Do what `call` does, for a connection that is lost: this is never refused."""
+        """Do the same as `call` for a lost connection: this is never refused."""
 
     def abandon(self, handle: Any) -> None:
-        """Learn that the connection is lost for which `call` has returned a `Pending`.
+        """Note that the connection is lost for which `call` has returned a `Pending`.
 
         `done` may be called at once, with a Failure.
 
@@ -121,22 +121,22 @@ class Model(Protocol):
         """Return the calls that have begun and are not over."""
 
     def drain(self) -> Deferred[None]:
-        """Return what fires once no handler code runs or waits to run; `stop` fires it too."""
+        """Return a Deferred that fires once no handler code runs or waits to run, or at `stop`."""
 
     def stop(self) -> None:
-        """Run nothing more."""
+        """Stop running handler code."""
 
 
 @dataclass(frozen=True)
 class UnderWay:
-    """A call of handler code that has not returned, or not given its result yet.
+    """A call of handler code that has not returned, or has not given its result yet.
 
     Attributes:
-        key: tells it from all others.
-        owner: the connection it is for; something else where it is for none.
+        key: distinguishes it from all others.
+        owner: the connection it is for; another object if it is for none.
         age: how long it is known to have lasted, in seconds.
-        thread: where it runs, as `threading.get_ident` says there; None where it only waits.
-        coroutine: what waits, if that is a coroutine.
+        thread: the `threading.get_ident` of its thread; None if it only waits.
+        coroutine: the waiting coroutine, if there is one.
     """
 
     key: object
@@ -147,7 +147,7 @@ class UnderWay:
 
 
 def owner_of(done: Any) -> Any:
-    """Return whose method is to take a result."""
+    """Return the object whose method takes a result."""
     while isinstance(done, partial):
         done = done.func
     return getattr(done, "__self__", None)

@@ -1,9 +1,9 @@
-"""The four concurrency models, each where a handler's code runs.
+"""The four concurrency models.
 
-Guarantees, beside those in `echod.concurrency.model`:
+Guarantees, besides those in `echod.concurrency.model`:
 
-* In the event loop a call of `closed` may wait, too.  A drain waits for it, `stop` cancels it; and
-  while `MOST_CLOSING` of them wait, new connections are refused.
+* In the event loop a call of `closed` may wait, too.  A drain waits for it, and `stop` cancels it.
+  While `MOST_CLOSING` of them wait, new connections are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = Logger("echod.concurrency")
 
 
 class _OpenHouse:
-    """What those models have in common that let everybody in, for as long as they like."""
+    """Base of the models that refuse no connection."""
 
     greets = True
     max_messages: int | None = None
@@ -52,14 +52,14 @@ class _OpenHouse:
 
 
 class InReactor(_OpenHouse):
-    """`reactor`: in the event loop; coroutines and Deferreds are waited for."""
+    """`reactor`: run handlers in the event loop, and wait for coroutines and Deferreds."""
 
     name = ConcurrencyModel.REACTOR
 
     def __init__(self) -> None:
-        # What is waited for; a dictionary, as a set has no order.
+        # The pending results; a dictionary, because a set has no order.
         self._awaited: dict[Awaited, None] = {}
-        # Those of them that are calls of `closed`.
+        # The calls of `closed` among them.
         self._closing: set[Awaited] = set()
         self._stopped = False
         self._drains: list[Deferred[None]] = []
@@ -83,11 +83,11 @@ class InReactor(_OpenHouse):
         handle.abandoned = True
         try:
             handle.deferred.cancel()
-        except Exception:  # a canceller of the handler's own
-            log.failure("What a handler waits for cannot be cancelled")
+        except Exception:  # the handler's own canceller failed
+            log.failure("Cancelling what a handler waits for failed")
 
     def settle(self, done: Done, result: Any) -> Any:
-        """Do what `call` does once the handler's code has returned `result`."""
+        """Do the rest of `call` after the handler's code has returned `result`."""
         if result.__class__ is bytes or result is None:
             return result
         followed = None
@@ -97,7 +97,7 @@ class InReactor(_OpenHouse):
         return self._wait(done, result, followed) if isinstance(result, Deferred) else result
 
     def _wait(self, done: Done, deferred: Deferred[Any], followed: Followed | None) -> Any:
-        """Return the result of `deferred` if it has one, else what will become one."""
+        """Return the result of `deferred` if it has one, otherwise a `Pending`."""
         results: list[Any] = []
         awaited: Awaited | None = None
 
@@ -143,10 +143,10 @@ class InReactor(_OpenHouse):
 
 
 class Awaited:
-    """What `InReactor.call` waits for.
+    """A result that `InReactor.call` waits for.
 
     Attributes:
-        deferred: has not fired; it can be cancelled.
+        deferred: it has not fired, and can be cancelled.
         followed: the coroutine behind it, if there is one.
         abandoned: whether it has been cancelled by `InReactor.abandon`.
     """
@@ -161,22 +161,22 @@ class Awaited:
         self._since = time.monotonic()
 
     def settled(self, result: Any) -> Any:
-        """Return `result`; where it only says that we have cancelled, an `Abandoned`."""
+        """Return `result`, or an `Abandoned` if it only says that echod has cancelled it."""
         if self.abandoned and isinstance(result, Failure) and _tells_of_cancelling(result):
             return Failure(Abandoned())
         return result
 
     def under_way(self, now: float) -> UnderWay:
-        """Return what is known of the call; `now` is the monotonic clock's, in seconds."""
+        """Describe the call; `now` is the time of the monotonic clock, in seconds."""
         coroutine = self.followed.coroutine if self.followed is not None else None
         return UnderWay(self, owner_of(self._done), now - self._since, coroutine=coroutine)
 
 
 def _tells_of_cancelling(failure: Failure) -> bool:
-    """Return whether `failure` is what comes of something that was cancelled."""
+    """Return whether `failure` is the consequence of a cancellation."""
     if failure.check(CancelledError, asyncio.CancelledError, ConnectingCancelledError):
         return True
-    # What went wrong with a request of Twisted's `Agent` holds the reasons for it.
+    # The error of a request with Twisted's `Agent` contains its reasons.
     reasons = getattr(failure.value, "reasons", None)
     return isinstance(reasons, list) and any(
         isinstance(each, Failure) and _tells_of_cancelling(each) for each in reasons
@@ -184,11 +184,11 @@ def _tells_of_cancelling(failure: Failure) -> bool:
 
 
 class Serial(InReactor):
-    """`serial`: one client at a time, one message each, as a single-threaded accept loop does.
+    """`serial`: serve one client at a time, one message each, like a single-threaded accept loop.
 
-    Unlike such a loop, a silent client holds the turn for `patience` seconds at most once
-    another one waits, and at most `queue_size` may wait.  Addresses have turns one after the
-    other, so the many of one do not come before the only one of another.
+    Unlike in such a loop, a silent client keeps its turn for at most `patience` seconds once
+    another one waits, and at most `queue_size` clients may wait. Addresses take turns, so the many
+    clients of one address do not come before the only client of another.
     """
 
     name = ConcurrencyModel.SERIAL
@@ -207,7 +207,7 @@ class Serial(InReactor):
 
         Args:
             seconds: the reactor's clock.
-            patience: seconds that a silent client may keep others waiting; 0: for ever.
+            patience: seconds that a silent client may keep others waiting; 0: any time.
             queue_size: how many connections may wait.
             shared: whether one address may have only a share of the queue.
         """
@@ -247,7 +247,7 @@ class Serial(InReactor):
             return
         self._holder = None
         if self._advancing:
-            return  # a successor left as soon as it had started: the loop below goes on
+            return  # a successor left as soon as it had started; the loop below continues
         self._advancing = True
         last = _address_of(connection)
         while self._holder is None and self._waiting:
@@ -267,11 +267,11 @@ class Serial(InReactor):
 
 
 class InPool(_OpenHouse):
-    """`defer-to-thread`: in a pool of threads, with the event loop free meanwhile.
+    """`defer-to-thread`: run handlers in a pool of threads, which leaves the event loop free.
 
-    With every thread busy, messages wait, one of each connection at most; above `max_queue` the
-    client is told so and disconnected.  To stop reading from it instead would leave it without
-    an answer for nobody knows how long; told, it or its load balancer can try elsewhere.
+    If every thread is busy, messages wait, at most one of each connection; above `max_queue` the
+    client is told so and disconnected. If the daemon only stopped reading from it, the client
+    would wait for an unknown time; a refused client, or its load balancer, can try elsewhere.
     """
 
     name = ConcurrencyModel.DEFER_TO_THREAD
@@ -299,7 +299,7 @@ class InPool(_OpenHouse):
         return Pending(self.submit(done, function, arguments))
 
     def submit(self, done: Done, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Task:
-        """Do what `call` does, and return what `abandon` takes.
+        """Do the same as `call`, and return the argument for `abandon`.
 
         Raises:
             Busy: too much is waiting already.
@@ -329,11 +329,11 @@ class InPool(_OpenHouse):
 class ThreadPerConnection(InPool):
     """`thread-per-connection`: each connection has a thread until its handler returns.
 
-    With every thread taken, a client is refused at once, with a line that says so.  A queue
-    would be worse: a conversation lasts as long as its client likes, so nobody could say how
-    long the wait will be, and a client cannot tell a queue from a server that hangs; refused, it
-    or its load balancer can try elsewhere.  One address may have only a share of the threads: a
-    thread whose client says nothing could not be taken back for another.
+    If every thread is in use, a client is refused at once, with a line that says so. A queue would
+    be worse: a conversation lasts as long as its client likes, so the wait is unpredictable, and a
+    client cannot tell a queue from a server that hangs; a refused client, or its load balancer,
+    can try elsewhere. One address may have only a share of the threads, because a thread whose
+    client is silent cannot be given to another.
     """
 
     name = ConcurrencyModel.THREAD_PER_CONNECTION
@@ -369,12 +369,12 @@ class ThreadPerConnection(InPool):
 
 
 def _address_of(connection: object) -> str:
-    """Return what a connection counts under; "" where it has no address."""
+    """Return the network that a connection belongs to; "" if it has no address."""
     address: str = getattr(connection, "network", "")
     return address
 
 
 def _check_share(held: int, free: int, refusal: Refusal) -> None:
-    """Raise `Busy` where an address has its share already."""
+    """Raise `Busy` if an address already has its share."""
     if not may_have_another(held, free):
         raise Busy("too many connections from your address, try again later", refusal)

@@ -5,28 +5,28 @@ Guarantees:
 * Pool threads are daemons and are never joined: a handler that blocks for ever cannot keep the
   process from ending.  No call waits for a thread; a pool that is busy queues.
 * The pool is echod's own: the reactor's pool, which resolves names, is left alone.
-* Work of a connection that is lost waits behind the work of those that are open.  It is still
-  done: one such task for each `OPEN_IN_A_ROW` others where there is no end of those.  A message
-  is dropped, and counted, only when `MOST_LOST` such tasks wait; a handler's `closed` never is,
-  and when more of those wait than that, every second task is one of them.
+* Work of a lost connection waits behind the work of open ones. It is still done: if there is no
+  end of open ones, one such task runs for each `OPEN_IN_A_ROW` others. A message is dropped, and
+  counted, only when `MOST_LOST` such tasks wait; a handler's `closed` is never dropped, and when
+  more of those wait, every second task is one of them.
 
-How the pool is cheap, and keeps its promises without a lock:
+The pool is cheap, and keeps its promises without a lock, as follows:
 
-* Tasks wait in one backlog, from which workers help themselves (`deque.popleft` is atomic), so a
-  worker does many short tasks in a row, and no other has to be woken for them.
-* What lost connections leave waits in a second line.  A task is moved there in two steps: its
-  arguments are taken out (`list.pop` is atomic: either the reactor has them, or a worker, which
-  then runs the task), and a new task with them joins the second line.  The first line keeps an
-  empty task, which costs a worker nothing; many of them are cleared away together.
-* Only the reactor thread wakes workers, and starts them; one at a time, in `_turn`.  Whatever may
-  call for a worker asks for a turn: a task that is submitted, and a worker that has just woken
-  and taken a task while others wait.  If that task is short, the turn finds nothing left to do,
-  as it waits for the interpreter's lock until then.  If it blocks, that lock is free, and the
-  turn wakes the next worker.  So no task waits for a blocked worker while another could run.
-* A worker that finds the backlog empty announces that it is idle, then looks again: a task that
-  was submitted in between is seen by that look, or the worker is seen by the task's turn.
-* A result is put where the next turn finds it before that turn is asked for.  A turn that is
-  asked for already is not asked for again: many tasks, and many results, cost one wake-up of the
+* Tasks wait in one backlog, from which workers take them (`deque.popleft` is atomic), so a worker
+  does many short tasks in a row, and no other worker has to be woken for them.
+* Tasks of lost connections wait in a second queue.  A task is moved there in two steps: its
+  arguments are taken out (`list.pop` is atomic: either the reactor gets them, or a worker, which
+  then runs the task), and a new task with them joins the second queue.  The first queue keeps an
+  empty task, which costs a worker nothing; many of them are removed together.
+* Only the reactor thread wakes and starts workers, one at a time, in `_turn`. A turn is requested
+  when a task is submitted, and when a worker has just woken and taken a task while others wait. If
+  that task is short, the turn finds nothing left to do, because it waits for the interpreter's
+  lock until then. If the task blocks, that lock is free, and the turn wakes the next worker. So no
+  task waits for a blocked worker while another could run.
+* A worker that finds the backlog empty announces that it is idle, then looks again.  If a task was
+  submitted in between, either that look finds the task, or the task's turn finds the worker.
+* A result is stored where the next turn finds it before that turn is requested.  A turn that is
+  already requested is not requested again: many tasks, and many results, cost one wake-up of the
   event loop.
 """
 
@@ -51,32 +51,32 @@ from echod.reasons import Refusal
 
 log = Logger("echod.concurrency")
 
-# How many tasks of lost connections may wait before messages are dropped.  Their replies would go
-# nowhere, so this is generous: of the longest messages of `length` framing it is 128 MiB.
+# How many tasks of lost connections may wait before messages are dropped. Their replies are
+# dropped, so this is generous: with the longest messages of `length` framing it is 128 MiB.
 MOST_LOST = 4096
 
-# How many `closed` calls may wait before new connections are refused, as each of those will need
-# another.  They cannot be dropped; each keeps its handler in memory, 50 MiB of them in all.
+# How many `closed` calls may wait before new connections are refused, because each of these will
+# need another. They cannot be dropped; each keeps its handler in memory, 50 MiB in total.
 MOST_CLOSING = 4 * MOST_LOST
 
-# How many tasks of open connections a worker prefers to one of a lost one that waits.
+# How many tasks of open connections a worker runs before one of a lost connection.
 OPEN_IN_A_ROW = 15
 
 
-# A call that waits for a thread: `done`, the function and, until it begins, its arguments.  A
-# list, since its last item can be taken out in one step that no other thread comes between.
+# A call that waits for a thread: `done`, the function and, until it begins, its arguments. A list,
+# because its last item can be taken out in one atomic step.
 Task = list[Any]
 
 
 def check_closing(waiting: int) -> None:
-    """Raise `Busy` where as many calls of `closed` wait as may."""
+    """Raise `Busy` if the allowed number of calls of `closed` wait."""
     if waiting >= MOST_CLOSING:
         text = f"{MOST_CLOSING} ended connections are waiting already, try again later"
         raise Busy(text, Refusal.MAX_QUEUE)
 
 
 class _Worker:
-    """A thread of the pool, and the task that it is at."""
+    """A thread of the pool, and its current task."""
 
     __slots__ = ("process", "task", "thread")
 
@@ -86,14 +86,14 @@ class _Worker:
         self.task: Task | None = None
 
     def over(self, result: object) -> None:
-        """Note that the task has `result`: in a child that it has forked, that is the end."""
+        """Note that the task has `result`; a child that the task has forked ends here."""
         if os.getpid() != self.process:
             end_child(result)
         self.task = None
 
 
 class _Key:
-    """A task as a key: the same only if it is the very same one."""
+    """A task as a key, compared by identity."""
 
     __slots__ = ("_task",)
 
@@ -113,11 +113,11 @@ class WorkerPool:
     Threads are started when first needed, and the one that was idle last is used first, so that
     a lightly loaded pool keeps few stacks warm.
 
-    In the reactor thread it does as the thread pool that Twisted's `deferToThreadPool` takes.
+    In the reactor thread it also works as a thread pool for Twisted's `deferToThreadPool`.
 
     Attributes:
-        size: how many threads there may be.
-        dropped: how many messages of lost connections found no room.
+        size: the highest number of threads.
+        dropped: how many messages of lost connections were dropped.
     """
 
     def __init__(
@@ -131,29 +131,29 @@ class WorkerPool:
         """Set up a pool without threads.
 
         Args:
-            size: how many threads there may be.
+            size: the highest number of threads.
             call_from_thread: runs a function in the reactor thread, soon; safe in any thread.
-            name: what the threads' names start with.
-            queues: whether a task may wait for a busy thread where the system allows no other.
+            name: the beginning of the threads' names.
+            queues: whether a task may wait for a busy thread if the system allows no other.
         """
         self.size = size
         self._queues = queues
         self._call_from_thread = call_from_thread
         self._name = name
         self._threads = 0
-        # Tasks that were submitted and whose results were not passed on.
+        # The number of submitted tasks whose results were not delivered yet.
         self._unfinished = 0
         self._backlog: deque[Task] = deque()
         # Those of connections that are lost.
         self._lost: deque[Task] = deque()
-        # How many empty tasks the backlog may hold.
+        # The highest possible number of empty tasks in the backlog.
         self._emptied = 0
         self.dropped = 0
         self._results: deque[tuple[Done, Any]] = deque()
         self._workers: list[_Worker] = []
-        # What idle workers wait for: locks that they hold, and that the reactor releases.
+        # The locks that idle workers wait for; the reactor releases them.
         self._idle: list[_thread.LockType] = []
-        # Whether a worker is on its way that has not looked at the backlog yet.
+        # Whether a woken worker has not looked at the backlog yet.
         self._summoned = False
         self._turn_is_due = False
         self._stopped = False
@@ -166,7 +166,7 @@ class WorkerPool:
 
     @property
     def waiting(self) -> int:
-        """How many tasks wait for a thread, but for those of lost connections."""
+        """How many tasks wait for a thread, without those of lost connections."""
         return max(0, self._unfinished - self.size - len(self._lost))
 
     @property
@@ -189,31 +189,33 @@ class WorkerPool:
     ) -> Task:
         """Run `function(*arguments)` in a thread, and `done(result or Failure)` in the reactor.
 
-        Where no thread can be started, that is a Failure with `Busy`.  After `stop` it is dropped.
+        If no thread can be started, the result is a Failure with `Busy`. After `stop` the task is
+        dropped.
 
         Args:
             done: takes the result.
-            function: what to run.
+            function: the function.
             arguments: its arguments.
-            lost: whether it is for a connection that is lost, and has to wait for the others.
+            lost: whether it is for a lost connection, and has to wait for the others.
 
         Returns:
-            What `put_behind` takes.
+            The argument for `put_behind`.
         """
         task = [done, function, arguments]
         if not self._stopped:
             self._unfinished += 1
             (self._lost if lost else self._backlog).append(task)
-            # At the end of this turn of the loop: a worker that was woken now would fight the
-            # reactor for the interpreter's lock while that still reads what other clients sent.
+            # Wake it at the end of this turn of the loop: a worker woken now would compete with
+            # the reactor for the interpreter's lock while that still reads the input of other
+            # clients.
             if not self._turn_is_due:
                 self._ask_for_a_turn()
         return task
 
     def put_behind(self, task: Task) -> None:
-        """Let a task of a lost connection wait for those of the others, unless it has begun.
+        """Move a task of a lost connection behind those of open ones, unless it has begun.
 
-        Where too many such tasks wait, it is dropped: `done` is called with a `Dropped`, at once.
+        If too many such tasks wait, it is dropped: `done` is called with a `Dropped`, at once.
         """
         try:
             arguments = task.pop(2)
@@ -222,7 +224,7 @@ class WorkerPool:
         done, function = task
         task.clear()
         if not self._turn_is_due:
-            # A worker may have found the empty task before the other one was there.
+            # A worker may have found the empty task before the new one was in the queue.
             self._ask_for_a_turn()
         self._emptied += 1
         if self._emptied > max(1000, len(self._backlog) // 2):
@@ -235,18 +237,18 @@ class WorkerPool:
             done(Failure(Dropped()))
 
     def _clear_away_the_emptied(self) -> None:
-        """Keep no more empty tasks than others, however long every worker is blocked."""
-        # A task that a worker takes meanwhile is put back, but without its arguments.
+        """Remove empty tasks when they outnumber the others, as while every worker is blocked."""
+        # A task that a worker takes meanwhile is put back without its arguments.
         tasks = self._backlog.copy()
         self._backlog.clear()
         self._backlog.extend(filter(None, tasks))
         self._emptied = 0
 
     def under_way(self) -> list[UnderWay]:
-        """Return the calls that threads are at."""
+        """Return the running calls."""
         begun = [(worker.task, worker.thread) for worker in self._workers]
         return [
-            # A list is what it is, and no other one has its address while this one is kept.
+            # No other list has this one's identity while it is kept.
             UnderWay(_Key(task), owner_of(task[0]), thread=thread)
             for task, thread in begun
             if task is not None
@@ -261,7 +263,8 @@ class WorkerPool:
     ) -> None:
         """Run `function` in a thread, then `on_result(succeeded, result or Failure)`.
 
-        That runs in the reactor thread; in Twisted's own `ThreadPool` it runs in the other.
+        `on_result` runs in the reactor thread; with Twisted's own `ThreadPool` it runs in the
+        pool's.
         """
 
         def done(result: Any) -> None:
@@ -270,7 +273,7 @@ class WorkerPool:
         self.submit(done, partial(function, *args, **kwargs), ())
 
     def drain(self) -> Deferred[None]:
-        """Return what fires once no task runs or waits, at once where that is so, or at `stop`."""
+        """Return a Deferred that fires once no task runs or waits, or at `stop`."""
         if self._drained is None:
             self._drained = Deferred()
         drained = self._drained
@@ -278,7 +281,7 @@ class WorkerPool:
         return drained
 
     def stop(self) -> None:
-        """Drop what has not begun; idle threads end now, busy ones when they can."""
+        """Drop the tasks that have not begun; idle threads end now, busy ones after their task."""
         self._stopped = True
         self._backlog.clear()
         self._lost.clear()
@@ -296,15 +299,15 @@ class WorkerPool:
         self._call_from_thread(self._turn)
 
     def _turn(self) -> None:
-        """In the reactor thread: pass on what has come, and find a worker for what waits."""
+        """In the reactor thread: deliver the results, and wake a worker for the waiting tasks."""
         for _ in range(len(self._results)):
             done, result = self._results.popleft()
             self._unfinished -= 1
             try:
                 done(result)
-            except Exception:  # one connection's trouble must not keep the others' results
+            except Exception:  # an error of one connection must not delay the others' results
                 log.failure("A result could not be delivered")
-        # Only now, as `done` may have submitted more; what comes from here on asks for a turn.
+        # Only now, because `done` may have submitted more; later tasks request a turn.
         self._turn_is_due = False
         if self._results:
             self._ask_for_a_turn()
@@ -328,7 +331,7 @@ class WorkerPool:
                 self._threads += 1
 
     def _do_without(self, error: RuntimeError) -> None:
-        """No thread can be started: fail what waits, unless a busy thread will see to it."""
+        """No thread can be started: fail the waiting tasks, unless a busy thread will run them."""
         if self._threads and self._queues:
             return
         log.warn(
@@ -338,7 +341,7 @@ class WorkerPool:
         )
         for line in (self._backlog, self._lost):
             while line:
-                with contextlib.suppress(IndexError):  # a thread is faster, or it is empty
+                with contextlib.suppress(IndexError):  # a thread has taken it, or it is empty
                     task = line.popleft()
                     task.pop(2)
                     busy = Busy("no thread can be started, try again later", Refusal.THREADS)
@@ -347,7 +350,7 @@ class WorkerPool:
             self._ask_for_a_turn()
 
     def _work(self) -> None:
-        """Live as a worker thread."""
+        """Run a worker thread."""
         called = _thread.allocate_lock()
         called.acquire()
         self._summoned = False
@@ -362,7 +365,7 @@ class WorkerPool:
                 self._summoned = False
 
     def _take_back(self, called: _thread.LockType) -> bool:
-        """Be idle no longer; return False if the reactor has chosen this worker meanwhile."""
+        """Stop being idle; return False if the reactor has chosen this worker meanwhile."""
         try:
             self._idle.remove(called)
         except ValueError:
@@ -370,7 +373,7 @@ class WorkerPool:
         return True
 
     def _work_off_backlog(self, worker: _Worker) -> None:
-        """Run tasks until none is left.  Nothing of them may stay alive while the thread waits."""
+        """Run tasks until none is left. Keep no reference to them while the thread waits."""
         backlog, lost, results = self._backlog, self._lost, self._results
         just_woken = True
         in_a_row = 0
@@ -381,7 +384,7 @@ class WorkerPool:
             try:
                 task = line.popleft()
                 arguments = task.pop(2)
-            except IndexError:  # another worker was faster, or the connection is lost
+            except IndexError:  # another worker has taken it, or the connection is lost
                 continue
             if line is lost:
                 in_a_row = 0
@@ -395,7 +398,7 @@ class WorkerPool:
             worker.task = task
             try:
                 result = function(*arguments)
-            except BaseException:  # whatever it is, it ends one connection and not this thread
+            except BaseException:  # any exception ends one connection, but not this thread
                 result = Failure()
             worker.over(result)
             results.append((done, result))
@@ -406,8 +409,8 @@ class WorkerPool:
 def _most_in_a_row(lost: int) -> int:
     """Return how many tasks of open connections come before one of `lost` ones.
 
-    Above `MOST_LOST` those are calls of `closed`, of which each connection brings one: where there
-    is no end of the others, they would only become more.
+    Above `MOST_LOST` the waiting tasks are calls of `closed`, and each connection adds one: with
+    an endless supply of the others, their number would only grow.
     """
     return OPEN_IN_A_ROW if lost <= MOST_LOST else 1
 

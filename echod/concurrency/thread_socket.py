@@ -1,31 +1,31 @@
 """The blocking socket that a connection handler gets.
 
-A real `socket.socket`, so that code written for one runs unchanged: `recv`, `sendall`,
-`makefile`, `settimeout`, `shutdown`, `select`.  Its addresses are those at accept: a client that
-is gone has none that the kernel would tell.  Beyond that it keeps a few figures for the reactor to
-read, written by the handler's thread only, plain integers, so no lock is needed:
+It is a real `socket.socket`, so code written for one runs unchanged: `recv`, `sendall`,
+`makefile`, `settimeout`, `shutdown`, `select`. Its addresses are those at accept, because the
+kernel has none for a client that is gone. It also keeps a few figures for the reactor to read:
+plain integers that only the handler's thread writes, so no lock is needed:
 
 * `receiving` and `sending` are true while the thread waits for the client to send or to read;
-* `received_bytes`, `sent_bytes`, `messages` are for the metrics, and tell the idle time-out
+* `received_bytes`, `sent_bytes`, `messages` are for the metrics, and show the idle time-out
   whether bytes move;
-* `incomplete` is how many bytes have come of a message that is under way;
-* `polled` is true if the thread has looked for more since bytes were moved last, and found none:
-  it may do something else now and then, but what it waits for is the client;
-* `exposed` is true once the descriptor has been asked for.  From then on bytes may be moved, and
-  waited for, where nothing of this is told, and the kernel has to be asked
+* `incomplete` is the number of bytes received so far of an incomplete message;
+* `polled` is true if the thread has polled for more since bytes were last moved, and found none:
+  it may do other work now and then, but it waits for the client;
+* `exposed` is true once the handler has asked for the descriptor.  From then on it may move bytes,
+  and wait, in ways that this object does not see, and the kernel has to be asked
   (`echod.connections.waiting`);
-* `detached` is true once another object has the descriptor, as TLS around this socket has.
+* `detached` is true once another object has the descriptor, such as TLS around this socket.
 
-`caused` tells an error of the connection, "the client went away", from one of the handler's.
+`caused` distinguishes an error of the connection, "the client went away", from the handler's own.
 `writing_ended` says that the handler itself has sent the FIN.
 
-`drain` and `interrupt` are called by the reactor, when the daemon drains: the thread then reads
-what had been received when that began, and after it the end of the stream, which is the daemon's
-doing and not the client's.  The connection itself stays open for reading: were it shut down, Linux
-would answer what the client still sends behind our FIN with RST, which takes the reply with it.
+The reactor calls `drain` and `interrupt` when the daemon drains: the thread then reads the data
+that had been received by that time, and after it the end of the stream, which comes from the
+daemon and not from the client. The connection itself stays open for reading: if it were shut down,
+Linux would answer data that the client sends after our FIN with RST, which destroys the reply.
 
-The four calls that move bytes cost what the C calls cost and little more, since with a thread for
-each connection they are most of the work: no `super()`, no `finally`, no call but the one.
+The four calls that move bytes cost hardly more than the C calls, because with a thread for each
+connection they are most of the work: no `super()`, no `finally`, only the one call.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
-# Interrupts what a thread waits for in the kernel, and means nothing: SIGURG, because no program
-# uses it and its default is to be ignored.  Whoever runs the process has to handle it, with a
-# function that does nothing (`echod.daemon.signals` does): an ignored signal interrupts nobody.
+# The signal that interrupts a thread's wait in the kernel, and has no other meaning: SIGURG,
+# because no program uses it and it is ignored by default. The program has to handle it, with a
+# function that does nothing (`echod.daemon.signals` does): an ignored signal does not interrupt a
+# wait.
 INTERRUPT = signal.SIGURG
 
-# What SO_RCVTIMEO takes for "at once"; zero would be never.
+# The value of SO_RCVTIMEO for "at once"; zero would mean never.
 _AT_ONCE = struct.pack("@ll", 0, 1)
 
-# What a connection that is lost gives rise to; whatever else goes wrong is the handler's doing.
+# The errors of a lost connection; all other errors are the handler's.
 _LOSSES = {
     errno.ECONNABORTED,
     errno.ECONNREFUSED,
@@ -69,10 +70,10 @@ _LOSSES = {
     errno.ESHUTDOWN,
     errno.ETIMEDOUT,
 }
-# What the kernel may be short of in a call of the connection's own.
+# Shortages of the kernel, in a call of the connection itself.
 _SHORTAGES = {errno.EIO, errno.ENOBUFS, errno.ENOMEM}
-# How many of its errors a connection remembers: a handler may well try again, and fail again,
-# before it lets go of the first.
+# How many of its errors a connection remembers: a handler may try again, and fail again, before it
+# raises the first.
 _REMEMBERED = 8
 
 _recv = socket.socket.recv
@@ -137,9 +138,9 @@ class ConnectionSocket(socket.socket):
         self.detached = False
         self._polled_at = -1
         self._errors: tuple[BaseException, ...] = ()
-        # Whose this is, while its handler runs: what `threading.get_ident` says there.
+        # The thread that owns this, while its handler runs: its `threading.get_ident`.
         self.thread: int | None = None
-        # The same as the kernel has it: `threading.get_native_id`.
+        # The same for the kernel: its `threading.get_native_id`.
         self.task: int | None = None
         self.draining = False
         self._interrupted = False
@@ -183,7 +184,7 @@ class ConnectionSocket(socket.socket):
         self.receiving = False
         return count
 
-    # What few programs use is written for brevity, not for speed.
+    # These methods are rarely used, so they are written for brevity, not for speed.
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         return self.recv(bufsize, flags), None  # as for any stream
@@ -238,7 +239,7 @@ class ConnectionSocket(socket.socket):
         return received
 
     def failed(self, error: BaseException) -> None:
-        """Note that a call that was to move bytes, or the code around it, has raised `error`."""
+        """Note that a call that moves bytes, or the code around it, has raised `error`."""
         if self.receiving and is_no_loss_yet(error):
             self._polled_at = self.received_bytes + self.sent_bytes
         elif self.receiving or self.sending:
@@ -248,7 +249,7 @@ class ConnectionSocket(socket.socket):
 
     @property
     def polled(self) -> bool:
-        """Whether the thread has looked for more since bytes were moved last."""
+        """Whether the thread has polled for more since bytes were last moved."""
         return self._polled_at == self.received_bytes + self.sent_bytes
 
     def _note(self, error: BaseException, *, anyway: bool = False) -> None:
@@ -257,8 +258,8 @@ class ConnectionSocket(socket.socket):
             self._errors = (*self._errors[1 - _REMEMBERED :], error)
 
     def may_cause(self, error: BaseException) -> bool:
-        """Return whether `error` is of a kind that comes from a connection that is lost."""
-        # Who has ended the stream, and writes, gets EPIPE from any socket.
+        """Return whether `error` is of a kind that comes from a lost connection."""
+        # After the handler has ended the stream, a write gets EPIPE from any socket.
         own = self.writing_ended and isinstance(error, BrokenPipeError)
         return is_loss(error) and not own
 
@@ -269,33 +270,36 @@ class ConnectionSocket(socket.socket):
         return any(each is error for each in self._errors)
 
     def drain(self, unread: int) -> None:
-        """Let the stream end after `unread` bytes more: what the kernel held at that moment."""
-        # The thread may have read something that it has not counted yet, as it waits for the
-        # interpreter's lock: that is not among the unread bytes.
+        """Let the stream end after `unread` more bytes, those that the kernel holds at this
+        moment.
+        """
+        # The thread may have read bytes that it has not counted yet, while it waits for the
+        # interpreter's lock: these are not among the unread bytes.
         self._uncounted_since = self.received_bytes if self.receiving else None
         self._end = self.received_bytes + unread
         self.draining = True
 
     def interrupt(self) -> bool:
-        """While draining: let a `recv` that waits return the end of the stream, if nothing comes.
+        """While draining: let a waiting `recv` return the end of the stream, unless data arrives.
 
-        What comes in the last moment is returned instead; nothing is lost.
+        Data that arrives in the last moment is returned instead; nothing is lost.
 
         Returns:
-            Whether it will.  A `recv` with a time-out (`settimeout`) waits elsewhere and cannot
-            be interrupted, nor can one in a thread that the handler has started itself.
+            Whether it will.  A `recv` with a time-out (`settimeout`) waits in another call and
+                cannot
+            be interrupted, nor can one in a thread that the handler has started.
         """
         if self.thread is None or self.gettimeout() is not None:
             return False
         self._interrupted = True
-        with contextlib.suppress(OSError):  # closed by now, so nobody waits
-            # First, since the interpreter tries again what a signal has interrupted.
+        with contextlib.suppress(OSError):  # it is closed by now, so no thread waits
+            # First, because the interpreter retries a call that a signal has interrupted.
             self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _AT_ONCE)
             signal.pthread_kill(self.thread, INTERRUPT)
         return True
 
     def ended_by(self, error: BaseException) -> bool:
-        """Return whether `error` is no error: an interrupted `recv`, which has found the end."""
+        """Return whether `error` only means that an interrupted `recv` has found the end."""
         ended = self._interrupted and self.receiving and isinstance(error, BlockingIOError)
         if ended:
             self.receiving = False
@@ -347,7 +351,7 @@ class ConnectionSocket(socket.socket):
         finally:
             self.sending = False
             self.exposed = exposed  # the descriptor has not left this call
-        self.sent_bytes = sent_before + sent  # some ways through it count by themselves
+        self.sent_bytes = sent_before + sent  # some paths through it count by themselves
         return sent
 
     def _send_by(self, send: Callable[..., int], *arguments: Any) -> int:
@@ -370,7 +374,7 @@ class ConnectionSocket(socket.socket):
         return super().detach()
 
     def dup(self) -> socket.socket:  # type: ignore[override]
-        """Return a plain socket for the same connection; it is the caller's to close."""
+        """Return a plain socket for the same connection; the caller has to close it."""
         return socket.socket(fileno=os.dup(self.fileno()))
 
     def getpeername(self) -> Any:
@@ -395,9 +399,9 @@ class ConnectionSocket(socket.socket):
         self.writing_ended = self.writing_ended or how != socket.SHUT_RD
 
     def release(self) -> None:
-        """Give the descriptor up, even if files made from this socket are still open.
+        """Release the descriptor, even if files made from this socket are still open.
 
-        The connection itself goes on: the reactor, which has a descriptor of its own, ends it.
+        The connection itself goes on: the reactor has its own descriptor, and ends the connection.
         """
         self._released = True
         self.close()
@@ -408,7 +412,7 @@ class ConnectionSocket(socket.socket):
         # The handler's `close` comes here once the last file made from this socket is closed.
         # The reactor's descriptor keeps the connection open, so the FIN has to be asked for.
         if not self._released:
-            with contextlib.suppress(OSError):  # the client was faster, or the handler
+            with contextlib.suppress(OSError):  # the client, or the handler, has done it already
                 self.shutdown(socket.SHUT_WR)
         super()._real_close(*arguments)  # type: ignore[misc]
 
@@ -422,8 +426,8 @@ class RelayedSocket(ConnectionSocket):
     __slots__ = ()
 
     def shutdown(self, how: int, /) -> None:
-        # With this end shut for reading, what the client sends would break the relay, and with it
-        # go the replies on their way.
+        # If this end were shut for reading, input from the client would break the relay, and
+        # replies on their way would be lost.
         super().shutdown(socket.SHUT_WR if how == socket.SHUT_RDWR else how)
 
     def setsockopt(self, level: int, *arguments: Any) -> None:
@@ -432,7 +436,7 @@ class RelayedSocket(ConnectionSocket):
 
 
 def is_of_a_connection(error: BaseException) -> bool:
-    """Return whether a connection that is lost raised `error`, whichever connection it is."""
+    """Return whether any lost connection raised `error`."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
         if isinstance(owner, ConnectionSocket) and owner.caused(error):
@@ -441,7 +445,7 @@ def is_of_a_connection(error: BaseException) -> bool:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Return whether `error` is of the kind that a lost connection gives rise to.
+    """Return whether `error` is of the kind that a lost connection raises.
 
     A `TimeoutError` of `settimeout` is not: it has no error number.
     """
@@ -453,12 +457,12 @@ def is_loss(error: BaseException) -> bool:
 
 
 def is_no_loss_yet(error: BaseException) -> bool:
-    """Return whether `error` says only that nothing has come so far."""
+    """Return whether `error` only says that nothing has arrived so far."""
     return isinstance(error, BlockingIOError | TimeoutError) and not is_loss(error)
 
 
 def _shortened(buffers: Iterable[WriteableBuffer], size: int) -> list[memoryview]:
-    """Return as much of `buffers` as holds `size` bytes."""
+    """Return the first `size` bytes of `buffers`."""
     shortened = []
     for buffer in buffers:
         view = memoryview(buffer).cast("B")[: max(0, size)]

@@ -34,7 +34,9 @@ from echod.turns import PACE, Share
 
 log = Logger("echod.connection")
 _dropped = LogLine(
-    log, "warn", "Dropped the work of {peer}, which is lost: too much such work is waiting"
+    log,
+    "warn",
+    "Dropped a message of {peer}, whose connection is lost: too many of these are waiting",
 )
 
 

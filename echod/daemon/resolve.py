@@ -46,7 +46,7 @@ def find_handler(settings: Settings) -> ResolvedHandler:
         handler = resolve(settings.handler_spec, settings.concurrency)
     if exchanged := checks.exchanged():
         raise StartError(
-            f"--handler: {escape(handler.name)}: its module has exchanged {', '.join(exchanged)} "
+            f"--handler: {escape(handler.name)}: its module has replaced {', '.join(exchanged)} "
             "of Python's library, as gevent and eventlet do: no client would be answered; "
             "import it without monkey-patching"
         )

@@ -70,11 +70,11 @@ LONGEST_PATH = 107
 
 # Kinds that Twisted has, or that are a prefix here, and why they are no endpoint.
 NO_ENDPOINTS = {
-    "proxy": "proxy: stands once, before all else",
-    "tls": "tls: stands once, before the endpoint",
-    "ssl": "ssl: stands once, before the endpoint",
-    "haproxy": "haproxy: believes anybody's PROXY header: write proxy: in its place",
-    "stdio": "standard input is one stream, not a place to which clients come",
+    "proxy": "proxy: may occur only once, at the beginning",
+    "tls": "tls: may occur only once, before the endpoint",
+    "ssl": "ssl: may occur only once, before the endpoint",
+    "haproxy": "haproxy: believes every client's PROXY header: use proxy: instead",
+    "stdio": "standard input is a single stream, not a listener",
 }
 
 
@@ -192,7 +192,7 @@ def _check_tcp(words: Words) -> None:
     if port and not re.fullmatch("-?[0-9]+", port):
         raise ListenError(f"{quoted(port)} is not a number")
     if port and not (re.fullmatch("0|[1-9][0-9]{0,4}", port) and int(port) <= 65535):
-        raise ListenError(f"{port[:20]} is no port: they go from 0 to 65535")
+        raise ListenError(f"{port[:20]} is not a port number from 0 to 65535")
     if backlog is not None:
         _check_backlog(backlog)
     if interface == "" and not words.words:  # else a colon has cut it
@@ -211,7 +211,7 @@ def _is_address(text: str) -> bool:
 
 def _check_backlog(text: str) -> None:
     if not re.fullmatch("[1-9][0-9]{0,8}", text):
-        raise ListenError(f"backlog={quoted(text)} is no number of connections")
+        raise ListenError(f"backlog={quoted(text)} is not a number of connections")
 
 
 def _plainly(kind: str, error: Exception) -> str:
@@ -231,7 +231,7 @@ def _unix_endpoint(reactor: Any, words: Words) -> UNIXEndpoint:
     if not path:
         raise ListenError("unix: needs a path, as in unix:/run/echod/echod.sock")
     if "\0" in path:
-        raise ListenError("no path can hold NUL")
+        raise ListenError("a path cannot contain NUL")
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise ListenError(
             f"this path has {len(os.fsencode(path))} bytes, and a socket's has {LONGEST_PATH} at "
@@ -241,7 +241,7 @@ def _unix_endpoint(reactor: Any, words: Words) -> UNIXEndpoint:
     # What only fits as it is written stays so: where the daemon changes its folder, it may move.
     path = absolute if len(os.fsencode(absolute)) <= LONGEST_PATH else path
     if not re.fullmatch("0?[0-7]{3}", mode):
-        raise ListenError(f"mode={mode} is no octal mode, as in 660")
+        raise ListenError(f"mode={mode} is not an octal mode such as 660")
     _check_backlog(backlog)
     words.expect_no_more()
     return UNIXEndpoint(reactor, path, int(mode, 8), int(backlog))
@@ -256,7 +256,7 @@ def _activated_endpoint(
     if (name is None) == (index is None):
         raise ListenError("systemd: needs name=NAME (or index=N, and not both)")
     if index is not None and not re.fullmatch("[0-9]{1,4}", index):
-        raise ListenError(f"index={index} is no number")
+        raise ListenError(f"index={index} is not a number")
     found = inherited.take(name=name, index=None if index is None else int(index))
     return ActivatedEndpoint(reactor, found)
 

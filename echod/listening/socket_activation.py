@@ -91,7 +91,7 @@ class InheritedSockets:
             )
         if not (count.isascii() and count.isdigit()) or int(count) > 1024:
             raise ActivationError(
-                f"LISTEN_FDS is {escape(count)!r}, which is no number of sockets"
+                f"LISTEN_FDS is {escape(count)!r}, which is not a number of sockets"
             )
         if pid != str(os.getpid()):
             raise ActivationError(
@@ -130,12 +130,12 @@ def check(descriptor: int) -> socket.AddressFamily:
     """
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            raise ActivationError(f"descriptor {descriptor} is no socket: use ListenStream=")
+            raise ActivationError(f"descriptor {descriptor} is not a socket: use ListenStream=")
     except OSError as error:
         raise ActivationError(f"descriptor {descriptor}: {error.strerror}") from None
     with socket.socket(fileno=os.dup(descriptor)) as passed:
         if passed.type != socket.SOCK_STREAM:
-            raise ActivationError(f"descriptor {descriptor} is no stream: use ListenStream=")
+            raise ActivationError(f"descriptor {descriptor} is not a stream: use ListenStream=")
         if not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ActivationError(
                 f"descriptor {descriptor} does not listen: use Accept=no in the socket unit"

@@ -103,7 +103,7 @@ def check_directory(directory: Path) -> None:
         ) from None
     mode = found.st_mode
     if not stat.S_ISDIR(mode):
-        raise OSError(errno.ENOTDIR, f"{directory} is no directory")
+        raise OSError(errno.ENOTDIR, f"{directory} is not a directory")
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise OSError(
             errno.EPERM,
@@ -135,13 +135,13 @@ def remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EADDRINUSE, "Something is there, and it is no socket")
+        raise OSError(errno.EADDRINUSE, "A file that is not a socket exists there")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         error = probe.connect_ex(str(path))
     if error != errno.ECONNREFUSED:
         raise OSError(errno.EADDRINUSE, "Address in use by another process")
-    log.info("Removing {path}, where nobody listens", path=escape(str(path)))
+    log.info("Removing the stale socket {path}", path=escape(str(path)))
     path.unlink()
 
 

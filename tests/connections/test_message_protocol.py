@@ -645,7 +645,7 @@ async def test_a_message_that_is_dropped_is_counted_and_its_handler_closed(
         await eventually(lambda: metrics.ended.total() == 2)
         assert pool.dropped == 1
         assert metrics.messages == 1  # the other has not reached the handler, and never will
-        assert "Dropped the work of 127.0.0.1" in log.text
+        assert "Dropped a message of 127.0.0.1" in log.text
         blocking.released.set()
         await clients[0].receive(b"0\n")
         await eventually(lambda: len(blocking.calls) == 4)

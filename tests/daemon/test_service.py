@@ -473,7 +473,7 @@ def test_a_passed_socket_that_the_status_uses_is_not_called_unused(
     ("values", "why"),
     [
         ({"handler": HandlerSpec("nosuch")}, "--handler: no handler is named 'nosuch'"),
-        ({"listen": (LOOPBACK, "tcp:99999999")}, "--listen tcp:99999999: 99999999 is no port"),
+        ({"listen": (LOOPBACK, "tcp:99999999")}, "--listen tcp:99999999: 99999999 is not a port"),
         ({"status": "proxy:tcp:0"}, "--status proxy:tcp:0: no PROXY header is read here"),
         (
             {"status": "tls:0:certificate=none.pem"},

@@ -89,7 +89,7 @@ def test_the_work_of_clients_that_have_gone_waits_behind_that_of_others(
     assert handled.index("third") == (2 if gone < MOST_LOST else 3)
     nameless = gone - len(kept) + 2  # those dropped, and the two that sent nothing
     assert Counter(closed) == Counter([*handled, *[""] * nameless])
-    assert len(running.wait_for("Dropped the work of", gone - len(kept))) == gone - len(kept)
+    assert len(running.wait_for("Dropped a message of", gone - len(kept))) == gone - len(kept)
     assert "Refused" not in running.log
     assert "Traceback" not in running.log
 

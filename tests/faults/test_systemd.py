@@ -176,7 +176,7 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "no names": ({"LISTEN_FDNAMES": ""}, "without a name"),
     "another name": ({"LISTEN_FDNAMES": "other"}, "there is: other"),
     "fewer names than sockets": ({"LISTEN_FDS": "2"}, "LISTEN_FDS says 2 sockets"),
-    "no number": ({"LISTEN_FDS": "many"}, "is no number of sockets"),
+    "no number": ({"LISTEN_FDS": "many"}, "is not a number of sockets"),
 }
 
 

@@ -617,7 +617,7 @@ def test_a_module_that_exchanges_threads_is_refused(tmp_path: Path) -> None:
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith(
-        "echod: --handler: patching:sleeping: its module has exchanged _thread.start_new_thread, "
+        "echod: --handler: patching:sleeping: its module has replaced _thread.start_new_thread, "
         "time.sleep of Python's library"
     )
     assert ended.stderr.count("\n") == 1

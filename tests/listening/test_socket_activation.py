@@ -146,9 +146,9 @@ async def test_two_sockets_of_one_name_are_both_served(passed: Passed) -> None:
     ("environment", "why"),
     [
         ({}, "no socket was passed (LISTEN_FDS is not set): start the daemon by its socket unit"),
-        ({"LISTEN_FDS": "x"}, "LISTEN_FDS is 'x', which is no number of sockets"),
-        ({"LISTEN_FDS": "-1"}, "LISTEN_FDS is '-1', which is no number"),
-        ({"LISTEN_FDS": "99999"}, "which is no number of sockets"),
+        ({"LISTEN_FDS": "x"}, "LISTEN_FDS is 'x', which is not a number of sockets"),
+        ({"LISTEN_FDS": "-1"}, "LISTEN_FDS is '-1', which is not a number"),
+        ({"LISTEN_FDS": "99999"}, "which is not a number of sockets"),
         ({"LISTEN_FDS": "1\x1b"}, "LISTEN_FDS is '1\\\\x1b'"),
         ({"LISTEN_FDS": "1"}, "for process (LISTEN_PID is not set), and this is"),
         ({"LISTEN_FDS": "1", "LISTEN_PID": "1"}, "the sockets are for process 1, and this is"),
@@ -199,7 +199,7 @@ def test_only_listening_stream_sockets_will_do(passed: Passed) -> None:
     vsock = socket.socket(socket.AF_INET6)
     for each, why in (
         (connected, "does not listen: use Accept=no"),
-        (datagrams, "is no stream: use ListenStream="),
+        (datagrams, "is not a stream: use ListenStream="),
         (vsock, "does not listen"),
     ):
         inherited = told(first=passed.add(each))
@@ -211,7 +211,7 @@ def test_only_listening_stream_sockets_will_do(passed: Passed) -> None:
 def test_what_is_no_socket_is_refused() -> None:
     reading, writing = os.pipe()
     try:
-        with pytest.raises(ActivationError, match="is no socket: use ListenStream="):
+        with pytest.raises(ActivationError, match="is not a socket: use ListenStream="):
             told(first=reading).take(name="a")
     finally:
         os.close(reading)

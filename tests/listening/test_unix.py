@@ -73,7 +73,7 @@ async def test_what_nobody_listens_on_is_replaced(tmp_path: Path, log: Log) -> N
         await client.receive(BANNER)
         client.finish()
         await client.receive_all()
-    assert f"Removing {path}, where nobody listens" in log.text
+    assert f"Removing the stale socket {path}" in log.text
 
 
 @pytest_twisted.ensureDeferred
@@ -98,7 +98,7 @@ async def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> Non
         path.write_text("precious")
     else:
         path.symlink_to(other)
-    with pytest.raises(OSError, match="Something is there, and it is no socket"):
+    with pytest.raises(OSError, match="A file that is not a socket exists there"):
         await UNIXEndpoint(reactor, str(path)).listen(EchoFactory(reactor))
     assert path.read_text() == "precious"
 
@@ -138,7 +138,7 @@ async def test_a_directory_that_is_not_there_is_said_to_be(tmp_path: Path) -> No
     with pytest.raises(FileNotFoundError, match=r"There is no directory .*/no: make it first"):
         await UNIXEndpoint(reactor, str(tmp_path / "no" / "s")).listen(EchoFactory(reactor))
     (tmp_path / "no").write_text("")
-    with pytest.raises(NotADirectoryError, match=r"/no is no directory"):
+    with pytest.raises(NotADirectoryError, match=r"/no is not a directory"):
         await UNIXEndpoint(reactor, str(tmp_path / "no" / "s")).listen(EchoFactory(reactor))
 
 
