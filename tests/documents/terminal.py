@@ -32,6 +32,11 @@ FOLDERS = ("/etc", "/opt", "/run", "/usr/local", "/var")
 # Where a page's reader is.
 HOME = "/home/me"
 
+# Commands that say no port have to, where it is to be another one.
+_PORT_OF_MAKE = re.compile(r"\bmake run\b")
+_PORT_OF_TWISTD = re.compile(r"\btwistd( -\S+)* echod\b")
+_PLACES = re.compile(r"--(listen|port|(check|print)-config)\b")
+
 # These change the shell itself, so they come again before each later command.
 _OF_THE_SHELL = re.compile(r"(cd|\.|source|export|alias) |[A-Z_]+=('[^']*'|\S*)$|\w+\(\) ")
 
@@ -49,8 +54,11 @@ class Network:
         self.ports = ports
         self._tables = Path(f"/proc/{keeper or 'self'}/net")
 
-    def listening(self) -> set[str]:
-        """Return the TCP ports and the UNIX sockets on which programs listen."""
+    def listening(self, directory: Path) -> set[str]:
+        """Return the TCP ports and the UNIX sockets on which programs listen.
+
+        Without a network of its own, a page's are the ports put in, and paths from its folder.
+        """
         found = set()
         for table in ("tcp", "tcp6"):
             for line in self._tables.joinpath(table).read_text().splitlines()[1:]:
@@ -61,7 +69,9 @@ class Network:
         for line in self._tables.joinpath("unix").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "00010000" and len(fields) == 8:
-                found.add(f"{fields[7]} {fields[6]}")
+                path = fields[7]
+                if self.within or path.startswith(str(directory)) or path[0] not in "/@":
+                    found.add(f"{path} {fields[6]}")
         return found
 
 
@@ -204,9 +214,11 @@ class Terminal:
         Raises:
             TimeoutError: it does neither.
         """
-        before = self._network.listening()
+        before = self._network.listening(self.directory)
         command = self.start(text)
-        if not self.until(lambda: command.ended or self._network.listening() - before):
+        if not self.until(
+            lambda: command.ended or self._network.listening(self.directory) - before
+        ):
             self.interrupt(command)
             raise TimeoutError(f"it has neither ended nor begun to listen in {self.patience} s")
         if not command.ended:
@@ -234,6 +246,10 @@ class Terminal:
 
     def real(self, text: str) -> str:
         """Return a text of the page with the ports that there are."""
+        if not self._network.within:
+            text = _PORT_OF_MAKE.sub(r"\g<0> PORT=8888", text)
+            if not _PLACES.search(text):
+                text = _PORT_OF_TWISTD.sub(r"\g<0> --port 8888", text)
         return re.sub(rf"\b({'|'.join(PORTS)})\b", lambda port: self._network.ports[port[0]], text)
 
     def _shown(self, text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.documents.page import Page, verify_unit
-from tests.documents.terminal import Network, network, terminal
+from tests.documents.terminal import Network, Terminal, network, terminal
 from tests.support.needs import tool
 from tests.support.waiting import PATIENCE
 
@@ -175,6 +175,21 @@ def test_where_no_network_can_be_made_other_ports_are_put_in(
         assert isinstance(among, Network)
         assert among.within == []
         assert not set(among.ports.values()) & set(among.ports)
+
+
+def test_another_port_is_put_into_commands_that_say_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with network() as among:
+        port = among.ports["8888"]
+        here = Terminal(tmp_path, tmp_path, among, PATIENCE)
+    assert here.real("nc localhost 8888") == f"nc localhost {port}"
+    assert here.real("make run") == f"make run PORT={port}"
+    assert here.real("twistd -n echod --no-banner") == f"twistd -n echod --port {port} --no-banner"
+    assert here.real("twistd -n echod --port 8888") == f"twistd -n echod --port {port}"
+    for elsewhere in ("--listen unix:echod.sock", "--check-config"):
+        assert here.real(f"twistd -n echod {elsewhere}") == f"twistd -n echod {elsewhere}"
 
 
 def test_systemd_checks_what_is_added_to_a_unit(tmp_path: Path) -> None:
