@@ -57,7 +57,7 @@ def test_the_architecture_names_each_module() -> None:
 
 
 def test_the_architecture_begins_with_a_picture_of_the_floors_from_top_to_bottom() -> None:
-    picture = ARCHITECTURE.partition("```\n")[2].partition("```")[0]
+    picture = ARCHITECTURE.partition("```text\n")[2].partition("```")[0]
     assert ARCHITECTURE.index(picture) < ARCHITECTURE.index("\n## ")
     floors = re.findall(r"^│ (\w+)/ ", picture, re.MULTILINE)
     assert floors == ["listening", "connections", "messages", "concurrency", "handlers"]
