@@ -63,6 +63,7 @@ class SocketProtocol(ConnectionProtocol):
     __slots__ = (
         "_channel",
         "_conn",
+        "_early_end_sent",
         "_ended_early",
         "_gently",
         "_has_thread",
@@ -80,6 +81,7 @@ class SocketProtocol(ConnectionProtocol):
         # The handler has ended the stream before it returned; over a relay, where the reactor
         # passes that on.
         self._ended_early = False
+        self._early_end_sent = False
         self._told = 0  # how many bytes we have sent ourselves, as no thread has
         # The handler has been shown the end of the stream, and may still answer.
         self._gently = False
@@ -151,16 +153,22 @@ class SocketProtocol(ConnectionProtocol):
         self._owner.reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
 
     def _end_writing(self) -> None:
-        conn = self._conn
-        direct = isinstance(self._channel, DirectChannel)
-        if conn is not None and conn.writing_ended and (direct or self._ended_early):
-            # Done by the handler; Twisted would write to see, and take EPIPE for a lost client.
+        if self._is_end_sent():
+            # Twisted would write to see, and take EPIPE for a lost client.
             self.writeConnectionLost()
-        else:
+        elif not self._ended_early:  # else it is on its way, and `writeConnectionLost` comes
             super()._end_writing()
 
+    def _is_end_sent(self) -> bool:
+        """Return whether the handler has ended our stream, and FIN is with the kernel."""
+        if isinstance(self._channel, DirectChannel):
+            return self._conn is not None and self._conn.writing_ended
+        return self._early_end_sent
+
     def writeConnectionLost(self) -> None:
-        if self._reason is not None:  # else the handler has ended the stream, and goes on
+        if self._reason is None:  # the handler has ended the stream, and goes on
+            self._early_end_sent = True
+        else:
             super().writeConnectionLost()
 
     def relay_ended(self) -> None:

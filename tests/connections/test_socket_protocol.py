@@ -219,6 +219,51 @@ async def test_a_handler_may_end_the_stream_itself_before_it_returns(
         assert server.factory.metrics.ended == {"handler closed": 5}
 
 
+def through_a_duplicate(conn: socket.socket) -> None:
+    with conn.dup() as other:
+        other.shutdown(socket.SHUT_WR)
+
+
+def through_its_descriptor(conn: socket.socket) -> None:
+    with socket.socket(fileno=conn.detach()) as other:
+        other.shutdown(socket.SHUT_WR)
+
+
+def by_itself(conn: socket.socket) -> None:
+    conn.shutdown(socket.SHUT_WR)
+
+
+@WAYS
+@pytest.mark.parametrize("client_ends", ["first", "then"])
+@pytest.mark.parametrize("end", [by_itself, through_a_duplicate, through_its_descriptor])
+@pytest_twisted.ensureDeferred
+async def test_a_connection_ends_when_its_handler_has_ended_the_stream(
+    way: str, certificate: Path, end: Callable[[socket.socket], object], client_ends: str
+) -> None:
+    """Fault 98: A handler may end its stream through another descriptor of the connection, and
+    return later: the connection closes then.
+    """
+    leave = threading.Event()
+
+    def handler(conn: socket.socket) -> None:
+        conn.sendall(b"bye")
+        leave.wait(10 if client_ends == "first" else 0)
+        end(conn)
+        leave.wait(10)
+
+    limits = Limits(write_timeout=0, linger=0)
+    async with both(way, certificate, handler=handler, limits=limits) as server:
+        client = await server.connect()
+        await client.receive(b"bye")
+        if client_ends == "first":
+            client.finish()
+            leave.set()
+        await client.until(lambda: client.ended)
+        leave.set()
+        await eventually(lambda: not server.factory.connections)
+        assert server.factory.metrics.ended == {"handler closed": 1}
+
+
 @pytest_twisted.ensureDeferred
 async def test_above_max_threads_a_client_gets_a_line_and_a_close() -> None:
     async with serving(MODEL, threads=2, handler=clientthread) as server:

@@ -41,7 +41,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         74: "A handler's own error looks like an error of the connection",
         96: "The stream ends while a handler shakes hands in its own TLS",
         97: "A process that a handler has just forked receives a signal",
-        98: "A handler moves bytes of a UNIX socket, where the kernel counts none",
+        98: "A handler uses a descriptor of its connection, where echod does not see it",
         77: "A connection is told to close while a producer is registered",
     },
     "Exhaustion": {
