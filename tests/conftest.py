@@ -23,7 +23,7 @@ sys.dont_write_bytecode = False
 # The whole suite runs on any reactor: TEST_REACTOR=epoll make test.
 installReactor(os.environ.get("TEST_REACTOR", "uvloop"))
 
-from twisted.internet import endpoints, reactor, task
+from twisted.internet import endpoints, task
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogPublisher
 
@@ -31,6 +31,7 @@ from tests.support.certificates import self_signed_pem
 from tests.support.daemon import Start, starting
 from tests.support.interruption import Interruption
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.waiting import PATIENCE
 from tests.support.workers import Workers
 

@@ -16,7 +16,6 @@ import pytest
 import pytest_twisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
 from echod import (
@@ -36,6 +35,7 @@ from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
 from tests.support.clients import BANNER
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.serving import (
     Server,
     eventually,

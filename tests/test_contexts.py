@@ -13,7 +13,6 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
@@ -23,6 +22,7 @@ from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Limits
 from echod.messages.framing import Framing
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.serving import Server, Talker, eventually, make_model, server_by, serving
 
 # Set by a handler's constructor, by `opened`, and by `received`.

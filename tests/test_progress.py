@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.daemon import PATIENCE
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE
 from tools import progress
 
 PROGRAM = [sys.executable, str(ROOT / "tools" / "progress.py"), "Installing"]

@@ -292,7 +292,8 @@ def test_known_fields_have_names() -> None:
 def test_what_was_not_said_is_none() -> None:
     header, _ = parse(line())
     assert header is not None
-    assert header.alpn is header.authority is header.unique_id is header.network_namespace is None
+    fields = header.alpn, header.authority, header.unique_id, header.network_namespace
+    assert set(fields) == {None}
 
 
 @pytest.mark.parametrize(

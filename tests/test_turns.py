@@ -7,7 +7,6 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -18,6 +17,7 @@ from echod.reasons import EndReason
 from echod.turns import PACE, SLICE, TURN, Share, Turns
 from tests.support.log import Log
 from tests.support.looping import BOUND, Loop, Work
+from tests.support.reactor import reactor
 from tests.support.serving import server_context, serving
 
 FRAMINGS = [Chunk(max_message=1), Line(), Length()]

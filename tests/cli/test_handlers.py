@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from twisted.logger import globalLogBeginner
 
 from echod import cli
 from echod.handlers.contract import ConcurrencyModel
@@ -45,7 +46,7 @@ def test_a_broken_handler_is_named_and_the_exit_code_says_so(
 def test_main_runs_the_command_that_was_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli.globalLogBeginner, "beginLoggingTo", lambda *_, **__: None)
+    monkeypatch.setattr(globalLogBeginner, "beginLoggingTo", lambda *_, **__: None)
     assert cli.main(["handlers"]) == 0
     assert "echo " in capsys.readouterr().out
 

@@ -113,7 +113,7 @@ class Queue(RuleBasedStateMachine):
         waiter, value = self.turns.next(self.last)
         first_of_each = {address: number for number, address in reversed(self.waiting)}
         (address,) = (each for each, number in first_of_each.items() if number == waiter)
-        assert value == -waiter
+        assert value == -waiter  # type: ignore[operator]
         self.waiting.remove((waiter, address))
         for other in first_of_each:
             if other != address:

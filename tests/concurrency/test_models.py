@@ -11,7 +11,6 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
@@ -21,6 +20,7 @@ from echod.concurrency.model import Busy, Dropped, Pending
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.concurrency.pool import OPEN_IN_A_ROW, WorkerPool
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.serving import no_more_threads
 
 

@@ -397,8 +397,8 @@ def test_an_error_of_the_connection_is_known_whichever_call_brings_it(
     raised_by(lambda: conn.recv(1))  # tries again before it lets go
     assert conn.caused(error)
     assert not conn.caused(ConnectionResetError(*error.args))
-    assert conn.caused(ExceptionGroup("tasks", [error]))
-    assert not conn.caused(ExceptionGroup("tasks", [error, OSError()]))
+    assert conn.caused(ExceptionGroup("tasks", [error]))  # type: ignore[type-var]
+    assert not conn.caused(ExceptionGroup("tasks", [error, OSError()]))  # type: ignore[type-var]
     for _ in range(20):
         raised_by(lambda: conn.recv(1))
     assert not conn.caused(error)  # what is remembered is bounded

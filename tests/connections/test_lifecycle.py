@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor, ssl, tcp
+from twisted.internet import ssl, tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import ISSLTransport
@@ -32,6 +32,7 @@ from tests.support.certificates import Authority
 from tests.support.clients import BANNER
 from tests.support.log import Log
 from tests.support.memory import Transport, connect, lose
+from tests.support.reactor import reactor
 from tests.support.serving import (
     ClientContext,
     ExhaustedContext,
@@ -229,7 +230,7 @@ def test_what_waits_in_the_kernel_for_a_client_to_read_is_counted_as_sent() -> N
             taken = ours.send(b"x" * 1_000_000)
             assert taken > 100_000
             transport = StringTransport()
-            transport.getHandle = lambda: ours
+            transport.getHandle = lambda: ours  # type: ignore[attr-defined]
             assert traffic(transport, input_ended=False) == (0, taken)
             ours.shutdown(socket.SHUT_WR)
             assert traffic(transport, input_ended=False) == (0, taken)
@@ -635,8 +636,9 @@ async def test_a_client_of_a_unix_socket_finds_its_reply_after_the_connection_ha
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
         client.sendall(b"happy\n")
-        await eventually(lambda: factory.connections != set())
-        await eventually(lambda: all(each.figures[2] for each in factory.connections))
+        connections: Any = factory.connections
+        await eventually(lambda: connections)
+        await eventually(lambda: all(each.figures[2] for each in connections))
         drained = factory.drain()
         await eventually(lambda: not factory.connections)
         await drained

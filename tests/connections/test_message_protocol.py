@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, ConnectionLost
@@ -54,6 +53,7 @@ from tests.support.clients import BANNER
 from tests.support.log import Log
 from tests.support.memory import Transport, connect, lose
 from tests.support.needs import not_here
+from tests.support.reactor import reactor
 from tests.support.serving import (
     WAYS,
     Server,

@@ -19,7 +19,6 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
@@ -35,6 +34,7 @@ from echod.turns import PACE, Turns
 from tests.support.log import Log
 from tests.support.looping import Loop
 from tests.support.memory import Transport
+from tests.support.reactor import reactor
 from tests.support.serving import eventually, server_context, serving
 
 # The messages, each named for its result.  Each says which it was, to show order.

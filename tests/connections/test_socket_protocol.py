@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -36,6 +35,7 @@ from echod.settings.definitions import LOOPBACK
 from echod.tls import TLSFactory
 from tests.support.clients import BANNER
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.serving import (
     SecureServer,
     Server,
@@ -665,7 +665,7 @@ async def test_unix_sockets_are_handed_over_too(tmp_path: Any) -> None:
     client.send(b"happy\n")
     await client.receive(b"OK...happy\n")
     (connection,) = factory.connections
-    assert connection.client.local == path
+    assert connection.client.local == path  # type: ignore[attr-defined]
     client.finish()
     assert await client.receive_all() == b""
     await port.stopListening()

@@ -58,7 +58,7 @@ def test_never_are_more_than_a_slice_looked_at_in_one_go() -> None:
 
 def test_what_is_urgent_is_looked_at_twice_a_second() -> None:
     clock, sweeper, (member,) = crowd(1)
-    member.sweep = member.looks.append  # type: ignore[method-assign]
+    member.sweep = member.looks.append  # type: ignore[assignment,method-assign]
     run(clock, 5)
     assert len(member.looks) >= 9
     assert sweeper.urgent == {member}

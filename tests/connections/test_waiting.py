@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
@@ -32,6 +31,7 @@ from echod.handlers.contract import ConcurrencyModel
 from echod.listening.proxy import ProxyFactory
 from echod.settings.definitions import LOOPBACK
 from tests.support.proxy_headers import line
+from tests.support.reactor import reactor
 from tests.support.serving import (
     SecureServer,
     Server,
@@ -412,7 +412,7 @@ class Served:
         done = [Deferred.fromCoroutine(exchange(*each)) for each in self.clients.items()]
         for succeeded, result in await DeferredList(done, consumeErrors=True):
             if not succeeded:
-                result.raiseException()
+                result.raiseException()  # type: ignore[attr-defined]
 
 
 @asynccontextmanager
@@ -750,7 +750,8 @@ async def test_who_waits_for_a_handler_that_works_and_reads_at_once_gets_its_ans
     times = {"idle_timeout": 0.6, "linger": 0.2}
     first = b"work\n"
     async with served(kind, tmp_path, certificate, handlers, first=first, **times) as one:
-        await eventually(lambda: all(each._verdict for each in one.factory.connections))
+        connections: Any = one.factory.connections
+        await eventually(lambda: all(each._verdict for each in connections))
         await deferLater(reactor, 1.0)
         LEAVE.set()
         for client in one.clients.values():

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.task import Clock, deferLater
 
@@ -40,6 +39,7 @@ from echod.settings.definitions import SETTINGS, Settings
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.service_manager import managing
 from tests.support.serving import LOOPBACK, SlowEndpoint, Talker, eventually, in_thread
 

@@ -37,7 +37,7 @@ class FakeReactor:
     def sigTerm(self, number: int, frame: object = None) -> None:
         self.stopped_by.append(number)
 
-    sigInt = sigTerm  # noqa: N815 - Twisted's name
+    sigInt = sigTerm
 
 
 def abort() -> None:
@@ -58,7 +58,7 @@ def process_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is installed in the process is put back; else pytest itself would end by a signal."""
     kept = {number: signal.getsignal(number) for number in HANDLED}
     at_exit: list[Any] = []
-    monkeypatch.setattr(signals.atexit, "register", at_exit.append)
+    monkeypatch.setattr(signals.atexit, "register", at_exit.append)  # type: ignore[attr-defined]
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
@@ -68,7 +68,7 @@ def process_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Where os._exit would have ended the process."""
     codes: list[int] = []
-    monkeypatch.setattr(signals.os, "_exit", codes.append)
+    monkeypatch.setattr(signals.os, "_exit", codes.append)  # type: ignore[attr-defined]
     monkeypatch.setattr(signals, "GRACE", 0.05)
     return codes
 
@@ -106,7 +106,7 @@ def test_a_reactor_that_begins_to_run_installs_the_same_handlers(
     assert looped.sigTerm == signal.getsignal(signal.SIGTERM)
     handlers.uninstall()
     assert looped.sigTerm != signal.getsignal(signal.SIGTERM)
-    looped.sigTerm(signal.SIGTERM)
+    looped.sigTerm(signal.SIGTERM)  # type: ignore[call-arg]
     assert looped.stopped_by == [signal.SIGTERM]
     assert not exits
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -19,6 +18,7 @@ from echod.handlers.contract import ConcurrencyModel, connection_handler
 from tests.support.clients import connect
 from tests.support.daemon import Start
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.serving import eventually, make_model, server_context, serving
 
 THREADED = [ConcurrencyModel.DEFER_TO_THREAD, ConcurrencyModel.THREAD_PER_CONNECTION]

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
 from echod.daemon import stalls
 from echod.daemon.stalls import StallWatch
 from echod.metrics import Metrics
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.serving import eventually, no_more_threads
 from tests.support.waiting import PATIENCE
 
@@ -161,7 +161,7 @@ async def test_a_handler_that_is_slow_each_time_does_not_fill_the_log(
 async def test_where_a_threads_processor_time_cannot_be_had_the_loop_is_asked_more_often(
     metrics: Metrics, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(stalls.time, "pthread_getcpuclockid")
+    monkeypatch.delattr(stalls.time, "pthread_getcpuclockid")  # type: ignore[attr-defined]
     watching = StallWatch(reactor, THRESHOLD, metrics)
     watching.start()
     try:

@@ -62,7 +62,7 @@ class Network:
         made[0].settimeout(PATIENCE)
         return made[0]
 
-    def connect(self, running: Daemon) -> socket.socket:
+    def connect(self, running: Daemon) -> socket.socket:  # type: ignore[name-defined]
         """Connect to a daemon in this network."""
         connection = self.socket()
         connection.connect(("127.0.0.1", running.port))

@@ -12,9 +12,9 @@ import pytest
 from echod.handlers.builtin import Echo
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.lookup import installed, parse, resolve
-from tests.conftest import Log
 from tests.support.clients import BANNER, connect, receive
 from tests.support.daemon import SCRIPTS, Start
+from tests.support.log import Log
 
 REACTOR = ConcurrencyModel.REACTOR
 BUILT_IN = {"count", "echo", "reverse", "upper"}

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
 
 from echod import EchoFactory
@@ -20,6 +19,7 @@ from echod.listening.unix import BACKLOG, UNIXEndpoint
 from echod.tls import Files, TLSFactory
 from tests.support.certificates import DAY, Authority
 from tests.support.log import Log
+from tests.support.reactor import reactor
 
 
 @pytest.fixture(scope="module")

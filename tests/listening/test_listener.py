@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 
 from echod.listening.endpoints import ListenError, Listening, parse_listen
 from echod.listening.listener import Listener, bind_error
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.serving import LOOPBACK, SlowEndpoint
 
 
@@ -27,7 +27,8 @@ async def test_it_has_an_address_while_it_listens_and_listens_again() -> None:
     for _ in range(2):
         assert made.address is None
         await made.listen()
-        with socket.create_connection(("127.0.0.1", made.address.port)):
+        address: Any = made.address
+        with socket.create_connection(("127.0.0.1", address.port)):
             pass
         await made.stop()
     assert made.address is None

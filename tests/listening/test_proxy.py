@@ -11,7 +11,6 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IHalfCloseableProtocol
@@ -30,6 +29,7 @@ from echod.tls import TLSFactory
 from tests.support.clients import BANNER
 from tests.support.log import Log
 from tests.support.proxy_headers import DESTINATION, SIGNATURE, SOURCE, binary, line, tls_field
+from tests.support.reactor import reactor
 from tests.support.serving import (
     ClientContext,
     ExhaustedContext,
@@ -213,8 +213,8 @@ async def test_the_header_comes_before_tls(certificate: Path, model: str) -> Non
             await server.connect_with(Split(layer, line(), place))
             await talker.receive(BANNER)
             (connection,) = factory.connections
-            assert connection.client.tls.version == "TLSv1.3"
-            assert connection.client.peer == "203.0.113.7:56324"
+            assert connection.client.tls.version == "TLSv1.3"  # type: ignore[attr-defined]
+            assert connection.client.peer == "203.0.113.7:56324"  # type: ignore[attr-defined]
             talker.send(b"happy\n")
             talker.finish()
             assert await talker.receive_all() == b"OK...happy\n"

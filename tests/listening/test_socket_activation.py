@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory
 
@@ -22,6 +21,7 @@ from echod.listening.socket_activation import (
     started_with,
 )
 from tests.support.clients import BANNER
+from tests.support.reactor import reactor
 from tests.support.serving import Talker
 
 
@@ -88,7 +88,7 @@ async def test_a_socket_is_served_and_left_open_at_the_end(passed: Passed, famil
     assert found == [descriptor]
     port = await ActivatedEndpoint(reactor, found).listen(EchoFactory(reactor))
     address = kept.getsockname()
-    assert port.getHost().port == address[1]
+    assert port.getHost().port == address[1]  # type: ignore[attr-defined]
     with socket.create_connection(address[:2]) as connection:
         connection.setblocking(False)
         client = Talker()

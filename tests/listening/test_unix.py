@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 
 from echod import EchoFactory
@@ -19,6 +18,7 @@ from echod.listening import unix
 from echod.listening.unix import UNIXEndpoint
 from tests.support.clients import BANNER
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.serving import Talker
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from twisted.logger import Logger, LogLevel, LogPublisher, globalLogPublisher
 from twisted.python import log as legacy
 
-from echod.concurrency.models import ConcurrencyModel
 from echod.daemon.process import sink_for
+from echod.handlers.contract import ConcurrencyModel
 from echod.log.lines import json_line, text_line
 from echod.log.observer import LogObserver
 from echod.log.rate import WINDOW

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+import syslog
 import threading
 from pathlib import Path
 from typing import Any
@@ -282,7 +283,7 @@ def test_half_a_line_is_not_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError("no more")
         return takes.pop(0)
 
-    monkeypatch.setattr(logsinks.os, "write", write)
+    monkeypatch.setattr(logsinks.os, "write", write)  # type: ignore[attr-defined]
     assert DescriptorSink(1).write([Line("one", "info"), Line("two", "info")]) == 1
 
 
@@ -305,16 +306,15 @@ def test_a_descriptor_that_somebody_made_non_blocking_is_waited_for() -> None:
 
 def test_syslog_gets_each_line_with_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
-    monkeypatch.setattr(logsinks.syslog, "openlog", lambda *a: calls.append(a))
-    monkeypatch.setattr(logsinks.syslog, "syslog", lambda *a: calls.append(a))
+    monkeypatch.setattr(syslog, "openlog", lambda *a: calls.append(a))
+    monkeypatch.setattr(syslog, "syslog", lambda *a: calls.append(a))
     sink = SyslogSink("echod")
     assert sink.write([Line("one\n\ttwo", "error"), Line("three", "debug")]) == 2
     sink.begin_anew()
     assert sink.in_child() is sink
-    priority = logsinks.syslog
     assert calls == [
-        ("echod", priority.LOG_PID),
-        (priority.LOG_ERR, "one"),
-        (priority.LOG_ERR, "\ttwo"),
-        (priority.LOG_DEBUG, "three"),
+        ("echod", syslog.LOG_PID),
+        (syslog.LOG_ERR, "one"),
+        (syslog.LOG_ERR, "\ttwo"),
+        (syslog.LOG_DEBUG, "three"),
     ]

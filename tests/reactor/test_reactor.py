@@ -258,7 +258,7 @@ def test_what_is_removed_is_the_reactors_no_more(either: Harness) -> None:
 def test_it_is_an_asyncio_reactor_by_name_alone(harness: Harness) -> None:
     """Scrapy and others ask so whether there is an asyncio loop; the methods stay our own."""
     assert isinstance(harness.reactor, AsyncioSelectorReactor)
-    assert harness.reactor._asyncioEventloop is harness.reactor.loop
+    assert harness.reactor._asyncioEventloop is harness.reactor.loop  # type: ignore[attr-defined]
     of_its_own = {
         *("_readOrWrite", "_unregisterFDInAsyncio"),  # its way of watching descriptors
         *("_onTimer", "_reschedule"),  # and of timed calls

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -21,6 +20,7 @@ from echod.status.snapshot import Snapshot
 from echod.status.timing import HandlerTimer
 from echod.tls import ServedCertificate
 from tests.status.fakes import FakeConnection, FakeFactory, FakeListener, FakeLog, FakeSubject
+from tests.support.reactor import reactor
 
 VALID_UNTIL = datetime.now(UTC) + timedelta(days=90)
 

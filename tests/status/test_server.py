@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString, connectProtocol
 
 from echod.daemon.build import build_service
@@ -13,6 +12,7 @@ from echod.daemon.resolve import StartError
 from echod.settings.definitions import Settings
 from tests.support.clients import BANNER
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.serving import LOOPBACK, Talker
 
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from echod.connections.factory import EchoFactory
@@ -12,6 +11,7 @@ from echod.handlers.calling import call_closed, call_opened
 from echod.handlers.contract import Client, ConcurrencyModel, Handler
 from echod.handlers.lookup import adopt
 from echod.status.timing import EVERY, HandlerTimer
+from tests.support.reactor import reactor
 from tests.support.serving import Server
 
 
@@ -103,7 +103,7 @@ def test_the_other_hooks_are_the_handlers_own() -> None:
     made = timer()
     greeter = made.timed(adopt(Greeter, ConcurrencyModel.REACTOR)).message_handler()
     assert call_opened(greeter, Client("")) == b"hello"
-    call_closed(greeter, None)  # type: ignore[arg-type] - it has none
+    call_closed(greeter, None)  # it has none
     bare = made.timed(adopt(Bare, ConcurrencyModel.REACTOR)).message_handler()
     assert call_opened(bare, Client("")) is None
 

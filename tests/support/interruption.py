@@ -16,9 +16,10 @@ from typing import Any
 import greenlet
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
+
+from tests.support.reactor import reactor
 
 
 class Interrupted(KeyboardInterrupt):

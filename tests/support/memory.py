@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -14,6 +17,7 @@ class Transport(StringTransport):
 
     half_closed = False
     aborting = False
+    getHandle: Callable[[], Any]  # for a test that has a socket to give
 
     def abortConnection(self) -> None:
         self.aborting = True

@@ -21,7 +21,14 @@ def own_pytest(folder: Path, tests: dict[str, str], *options: str) -> subprocess
     (folder / "tests").mkdir()
     for name, text in tests.items():
         (folder / "tests" / f"test_{name}.py").write_text(text)
-    within = ["-p", "tests.conftest", "-c", ROOT / "pyproject.toml", "--rootdir", folder]
+    within: list[str | Path] = [
+        "-p",
+        "tests.conftest",
+        "-c",
+        ROOT / "pyproject.toml",
+        "--rootdir",
+        folder,
+    ]
     plain = ["-p", "no:randomly", "-p", "no:cacheprovider", "-o", "addopts="]
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", *within, *plain, *options],

@@ -12,7 +12,7 @@ from ssl import MemoryBIO, SSLObject, TLSVersion
 from typing import Any
 
 import pytest
-from twisted.internet import reactor, ssl
+from twisted.internet import ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol, serverFromString
 from twisted.internet.error import ConnectionDone
@@ -34,6 +34,7 @@ from echod.settings.definitions import LOOPBACK as TRUSTED
 from echod.tls import Context, Files, ServerContext, TLSFactory
 from tests.support.clients import unacknowledged
 from tests.support.proxy_headers import line
+from tests.support.reactor import reactor
 from tests.support.tls_peer import client_context
 from tests.support.waiting import PATIENCE
 
@@ -137,7 +138,7 @@ class Talker(Protocol):
         self.transport.abortConnection()
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
+async def eventually(condition: Callable[[], object]) -> None:
     """Let the reactor run until `condition` holds; fail if it does not in time."""
     deadline = reactor.seconds() + PATIENCE
     while not condition():
@@ -173,7 +174,7 @@ class Server:
             wrapped: the same with what stands before it, such as TLS.
             interface: the address to listen on.
         """
-        self.factory = factory
+        self.factory: Any = factory  # tests look into its connections
         self.port = reactor.listenTCP(0, wrapped or factory, interface=interface)
         self.clients: list[Talker] = []
 
@@ -251,7 +252,7 @@ class TwistedSecureServer(Server):
     """The same over Twisted's own TLS."""
 
     def __init__(self, factory: EchoFactory, certificate: ssl.PrivateCertificate) -> None:
-        self.factory = factory
+        self.factory: Any = factory
         self.port = reactor.listenSSL(0, factory, certificate.options(), interface="127.0.0.1")
         self.clients: list[Talker] = []
 

@@ -1,4 +1,4 @@
-"""What a test needs and does not find is a failure in CI, and a skip elsewhere."""
+"""A test that lacks a program or a right fails in CI, and is skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ FAILURE, SKIP = pytest.fail.Exception, pytest.skip.Exception
 
 
 @pytest.fixture(params=[True, False], ids=["CI", "elsewhere"])
-def outcome(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+def outcome(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> type[BaseException]:
     """In CI or elsewhere: what ends a test that lacks what it needs."""
     if request.param:
         monkeypatch.setenv("CI", "true")
@@ -45,19 +47,19 @@ def instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     return put
 
 
-def test_a_program(outcome: type[Exception]) -> None:
+def test_a_program(outcome: type[BaseException]) -> None:
     with pytest.raises(outcome, match="no-such-program is not installed"):
         tool("no-such-program")
 
 
-def test_root(outcome: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root(outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(outcome, match="only root can do so: run the tests as root"):
         needs_root("do so")
 
 
 def test_a_network_namespace(
-    outcome: type[Exception], instead: Callable[[str, str], None]
+    outcome: type[BaseException], instead: Callable[[str, str], None]
 ) -> None:
     instead("unshare", "unshare: unshare failed: Operation not permitted")
     with pytest.raises(outcome, match=r"no network namespace .* Operation not permitted: run"):
@@ -65,7 +67,7 @@ def test_a_network_namespace(
 
 
 def test_what_a_network_needs_of_the_kernel(
-    outcome: type[Exception], instead: Callable[[str, str], None]
+    outcome: type[BaseException], instead: Callable[[str, str], None]
 ) -> None:
     with network() as made:
         instead("tc", "Error: Specified qdisc kind is unknown.")
@@ -74,7 +76,7 @@ def test_what_a_network_needs_of_the_kernel(
 
 
 def test_leave_to_trace(
-    outcome: type[Exception], instead: Callable[[str, str], None], daemon: Start
+    outcome: type[BaseException], instead: Callable[[str, str], None], daemon: Start
 ) -> None:
     running: Daemon = daemon()
     instead("strace", "strace: attach: ptrace(PTRACE_SEIZE, 1): Operation not permitted")
@@ -83,7 +85,7 @@ def test_leave_to_trace(
 
 
 def test_a_control_group(
-    outcome: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(test_misbehaving, "CONTROL_GROUPS", (tmp_path / "no" / "no",))
     with pytest.raises(outcome, match=r"no control group .* run the tests as root"):

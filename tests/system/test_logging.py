@@ -264,7 +264,15 @@ def test_it_runs_with_standard_streams_closed(
 ) -> None:
     """Fault 82: The daemon starts, serves and ends as usual with any standard stream closed."""
     path, log = tmp_path / "socket", tmp_path / "log"
-    command = [SCRIPTS / "twistd", *flags, "--logfile", log, "echod", "--listen", f"unix:{path}"]
+    command: list[str | Path] = [
+        SCRIPTS / "twistd",
+        *flags,
+        "--logfile",
+        log,
+        "echod",
+        "--listen",
+        f"unix:{path}",
+    ]
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
     with subprocess.Popen([*shell, *command], cwd=tmp_path) as ran:
         try:

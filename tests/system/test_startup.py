@@ -56,7 +56,7 @@ def free() -> int:
 
 
 @pytest.fixture
-def handlers(tmp_path: Path) -> Callable[[str], None]:
+def handlers(tmp_path: Path) -> Callable[[str], int]:
     """Write a module `served` into the current directory of the daemons."""
     return (tmp_path / "served.py").write_text
 
