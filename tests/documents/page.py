@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from echod.settings.definitions import configure
+from echod.settings.schema import SettingError
 from tests.documents.comparing import difference, match, match_unordered
 from tests.documents.markdown import Block, Mistake, blocks, commands
 from tests.documents.terminal import Command, Terminal, terminal
@@ -45,7 +46,7 @@ class Differs(Exception):
 
 def copy_of_the_project(directory: Path) -> None:
     """Make what a reader has unpacked, with the environment that runs the tests as its .venv."""
-    for name in ("docs", "echod", "etc", "examples", "twisted"):
+    for name in ("etc", "examples"):
         junk = shutil.ignore_patterns("__pycache__", "dropin.cache")
         shutil.copytree(ROOT / name, directory / name, ignore=junk)
     for name in (
@@ -74,6 +75,10 @@ def ask_for_tools(page: Path) -> None:
             for name in _TOOLS:
                 if re.search(rf"\b{name} ", block.text):
                     tool(name)
+
+
+# The checks of blocks raise these where a block is wrong.
+_WRONG = (Differs, OSError, SettingError, SyntaxError, ValueError, yaml.YAMLError)
 
 
 class Page:
@@ -106,7 +111,7 @@ class Page:
         for block in blocks(self._path):
             try:
                 self._run(block)
-            except (Differs, OSError, SyntaxError, ValueError, yaml.YAMLError) as error:
+            except _WRONG as error:
                 self.differences.append(f"{self._path.name}:{block.line}: {error}")
         try:
             self._stop_server()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents.page import Page, verify_unit
+from tests.documents.page import Page, ask_for_tools, verify_unit
 from tests.documents.terminal import Network, Terminal, network, terminal
 from tests.support.needs import tool
 from tests.support.waiting import PATIENCE
@@ -93,6 +93,18 @@ def test_a_command_is_repeated_until_it_prints_what_is_shown(run: Run) -> None:
     assert run(f"<!-- eventually -->\n{more}") == []
     (found,) = run(f"<!-- eventually -->\n{more}", 0.2)
     assert found.startswith("page.md:2: line 3: $ echo a >> file")
+
+
+def test_a_program_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("```\n$ echo 1 | jq .\n1\n```\n")
+    ask_for_tools(path)
+    monkeypatch.setattr("shutil.which", lambda name, path: None)
+    ended = pytest.fail.Exception, pytest.skip.Exception  # by whether this is CI
+    with pytest.raises(ended, match="jq is not installed"):
+        ask_for_tools(path)
 
 
 def test_a_block_that_is_marked_does_not_run(run: Run) -> None:
