@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support.needs import tool
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE
 from tools import progress
@@ -145,7 +146,7 @@ def test_ctrl_c_ends_both_without_a_traceback(terminal: Callable[..., Terminal])
 
 def test_make_runs_each_step_of_the_installation_under_it() -> None:
     steps = subprocess.run(
-        ["make", "--dry-run", "run", "VENV=.venv-none"],
+        [tool("make"), "--dry-run", "run", "VENV=.venv-none"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -158,7 +158,7 @@ def test_what_came_before_a_damaged_record_is_answered(
 
 
 def test_openssl_as_a_client_is_answered(running: Daemon, model: str) -> None:
-    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{running.port}", "-quiet"]
+    command = [tool("openssl"), "s_client", "-connect", f"127.0.0.1:{running.port}", "-quiet"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
@@ -175,7 +175,7 @@ def test_openssl_as_a_client_resumes_by_the_one_ticket_that_it_gets(
     running: Daemon, model: str, tmp_path: Path, version: str
 ) -> None:
     def shake_hands(*options: str) -> str:
-        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{running.port}", *options]
+        command = [tool("openssl"), "s_client", "-connect", f"127.0.0.1:{running.port}", *options]
         command += [f"-tls{version.replace('.', '_')}", "-msg", "-ign_eof", "-servername", "host"]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.clients import BANNER, connect, receive_all
 from tests.support.daemon import Daemon, Start
+from tests.support.needs import tool
 from tests.support.paths import ROOT
 
 # The first test that needs an environment waits for pip to make it.
@@ -32,7 +33,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def copy_source(to: Path) -> Path:
     """Copy what git knows or would add: a build leaves traces, and they must not be left here."""
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    listed = run(tool("git"), "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():  # not one that is deleted, but not yet in git's eyes
             (to / name).parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def install(directory: Path) -> None:
     prefix = sysconfig.get_path("data")
-    run("make", "install-service", f"DESTDIR={directory}", f"PREFIX={prefix}", cwd=ROOT)
+    run(tool("make"), "install-service", f"DESTDIR={directory}", f"PREFIX={prefix}", cwd=ROOT)
 
 
 def test_systemd_accepts_the_units(installed: Path) -> None:
