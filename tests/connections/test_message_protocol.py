@@ -1353,7 +1353,8 @@ async def test_serial_at_drain_answers_those_who_have_sent_something() -> None:
         clients[1].send(b"first\n")
         clients[2].send(b"second\n")
         await eventually(lambda: len(server.factory.connections) == 3)
-        await deferLater(reactor, 0.05)
+        for client in clients:
+            await client.arrive()
         drained = server.factory.drain()
         assert [await client.receive_all() for client in clients] == [
             b"",

@@ -152,7 +152,7 @@ def test_a_person_who_types_slowly_is_served(daemon: Start) -> None:
     with greeted(running) as connection:
         for _ in range(5):
             assert is_served(connection, b"x")
-            time.sleep(0.4)
+            time.sleep(0.4)  # the pace of this client, not a wait
 
 
 @pytest.mark.parametrize("model", CONCURRENT)

@@ -40,6 +40,7 @@ from tests.support.serving import (
     make_model,
     run,
     server_context,
+    turns,
 )
 
 TALKATIVE = [model for model in ConcurrencyModel if model is not ConcurrencyModel.SERIAL]
@@ -87,7 +88,7 @@ async def test_clients_are_greeted_after_the_header_and_answered(
         client = await server.connect()
         client.send(header[:5])
         await eventually(lambda: server.factory.connections)
-        await deferLater(reactor, 0.02)
+        await turns(5)
         assert not client.data
         client.send(header[5:] + b"happy\n")
         await client.receive(BANNER)
@@ -119,7 +120,7 @@ async def test_what_comes_with_the_header_waits_for_its_turn() -> None:
         await eventually(lambda: server.factory.metrics.accepted == 1)
         second.send(line() + b"second\n")
         await eventually(lambda: server.factory.metrics.accepted == 2)
-        await deferLater(reactor, 0.02)
+        await turns(5)
         assert not second.data
         first.send(b"first\n")
         assert await first.receive_all() == b"OK...first\n"

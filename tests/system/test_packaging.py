@@ -33,7 +33,8 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def copy_source(to: Path) -> Path:
     """Copy what git knows or would add: a build leaves traces, and they must not be left here."""
-    listed = run(tool("git"), "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    known = ("--cached", "--others", "--exclude-standard")
+    listed = run(tool("git"), "ls-files", "-z", *known, cwd=ROOT)
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():  # not one that is deleted, but not yet in git's eyes
             (to / name).parent.mkdir(parents=True, exist_ok=True)
