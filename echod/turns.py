@@ -24,8 +24,9 @@ read it, and other reads do so at most once in `PACE` messages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 log = Logger("echod.connection")
@@ -75,7 +76,7 @@ class Share:
 class Turns:
     """The queue of resting connections, and how much of this turn of the loop is used up."""
 
-    def __init__(self, clock: Any, seconds: Callable[[], float] | None = None) -> None:
+    def __init__(self, clock: IReactorTime, seconds: Callable[[], float] | None = None) -> None:
         """Set up, with an empty queue.
 
         Args:
@@ -87,7 +88,7 @@ class Turns:
         # A dictionary, because it has an order, and items can be removed from the middle.
         self._line: dict[Resting, None] = {}
         # The call in the next turn. While it is pending, `_ends` is about the current turn.
-        self._call: Any = None
+        self._call: IDelayedCall | None = None
         self._ends = 0.0
 
     def end_of(self, begun: float) -> float:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 log = Logger("echod.connection")
@@ -51,7 +52,7 @@ class Sweeper:
         urgent: those that are looked at more often.
     """
 
-    def __init__(self, clock: Callable[[], Any], interval: float) -> None:
+    def __init__(self, clock: Callable[[], IReactorTime], interval: float) -> None:
         """Set up, without a timer.
 
         Args:
@@ -65,7 +66,7 @@ class Sweeper:
             _Round(self.urgent, URGENT_INTERVAL),
             _Round(self.members, interval),
         )
-        self._timer: Any = None
+        self._timer: IDelayedCall | None = None
 
     def look_every(self, interval: float) -> None:
         """Look at each connection once in `interval` seconds, from the next round on."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from echod.concurrency.model import Model
@@ -22,6 +23,7 @@ from echod.text import escape
 from echod.turns import Turns
 
 if TYPE_CHECKING:
+    from echod.interfaces import Reactor
     from echod.status import HandlerTimer, StatusServer
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.resolve import find_handler, listening, status_listening
@@ -30,7 +32,7 @@ from echod.daemon.service import EchoService
 log = Logger("echod")
 
 
-def build_service(settings: Settings, reactor: Any) -> EchoService:
+def build_service(settings: Settings, reactor: Reactor) -> EchoService:
     """Return the service for `settings`, not started.
 
     Args:
@@ -65,7 +67,7 @@ def build_service(settings: Settings, reactor: Any) -> EchoService:
 
 def make_listeners(
     settings: Settings,
-    reactor: Any,
+    reactor: Reactor,
     handler: ResolvedHandler,
     model: Model,
     inherited: InheritedSockets,
@@ -135,8 +137,9 @@ def make_status(
     )
 
 
-def make_model(settings: Settings, reactor: Any) -> Model:
+def make_model(settings: Settings, reactor: Reactor) -> Model:
     """Return the concurrency model that `settings` ask for."""
+    from_threads = IReactorFromThreads(reactor).callFromThread
     match settings.concurrency:
         case ConcurrencyModel.REACTOR:
             return InReactor()
@@ -149,8 +152,8 @@ def make_model(settings: Settings, reactor: Any) -> Model:
                 shared=limits.bounds_addresses,
             )
         case ConcurrencyModel.DEFER_TO_THREAD:
-            pool = WorkerPool(settings.threads, reactor.callFromThread)
+            pool = WorkerPool(settings.threads, from_threads)
             return InPool(pool, max_queue=settings.max_queue)
         case ConcurrencyModel.THREAD_PER_CONNECTION:
-            pool = WorkerPool(settings.max_threads, reactor.callFromThread, queues=False)
+            pool = WorkerPool(settings.max_threads, from_threads, queues=False)
             return ThreadPerConnection(pool, shared=settings.make_limits().bounds_addresses)

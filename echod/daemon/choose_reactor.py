@@ -28,7 +28,7 @@ def choose() -> None:
         reactor.install()
 
 
-def name_of(reactor: Any) -> str:
+def name_of(reactor: object) -> str:
     """Return the name of this reactor for `--reactor`."""
     return type(reactor).__name__.removesuffix("Reactor").lower()
 

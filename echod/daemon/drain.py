@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -30,13 +30,13 @@ class Drain:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         factories: Sequence[EchoFactory],
         model: Model,
         *,
         timeout: float,
         spread: float = 0.0,
-        still_there: Callable[[Iterable[Any]], list[str]] = lambda _: [],
+        still_there: Callable[[Iterable[object]], list[str]] = lambda _: [],
     ) -> None:
         """Set up; nothing happens yet.
 
@@ -60,7 +60,7 @@ class Drain:
         self._telling = LoopingCall(self._tell_some)
         self._telling.clock = reactor
 
-    def begin(self) -> Deferred[Any]:
+    def begin(self) -> Deferred[None]:
         """Drain.
 
         Returns:
@@ -74,12 +74,17 @@ class Drain:
                 seconds=self._timeout,
             )
         deadline = self._reactor.callLater(self._timeout, self._give_up)
+
+        def in_time(_: object) -> None:
+            if deadline.active():
+                deadline.cancel()
+
         # The deadline also covers the work of handlers after their connections are gone.
         return (
             self._tell_gradually()
             .addCallback(lambda _: DeferredList([each.drain() for each in self._factories]))
             .addCallback(lambda _: self._model.drain())
-            .addCallback(lambda _: deadline.active() and deadline.cancel())
+            .addCallback(in_time)
         )
 
     def abort(self) -> None:
@@ -91,13 +96,13 @@ class Drain:
     def _left(self) -> int:
         return sum(len(factory.connections) for factory in self._factories)
 
-    def _tell_gradually(self) -> Deferred[Any]:
+    def _tell_gradually(self) -> Deferred[None]:
         if not self._spread or not self._left():
             return succeed(None)
         self._untold = [each for factory in self._factories for each in factory.connections]
         self._count = len(self._untold)
         self._began = self._reactor.seconds()
-        return self._telling.start(STEP)
+        return self._telling.start(STEP).addCallback(lambda _: None)
 
     def _tell_some(self) -> None:
         passed = (self._reactor.seconds() - self._began) / self._spread

@@ -17,8 +17,8 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, MutableMapping
-from typing import Any
 
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -41,7 +41,7 @@ class Notifier:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         describe: Callable[[], str],
         *,
         address: str = "",
@@ -61,14 +61,17 @@ class Notifier:
         self._said = ""
         self._draining = False
         self._waiting: deque[bytes] = deque()
-        self._retry: Any = None
+        self._retry: IDelayedCall | None = None
         self._socket = _connected(address) if address else None
         self._reports = LoopingCall(self._report)
         self._reports.clock = reactor
 
     @classmethod
     def from_environment(
-        cls, reactor: Any, describe: Callable[[], str], environment: MutableMapping[str, str]
+        cls,
+        reactor: IReactorTime,
+        describe: Callable[[], str],
+        environment: MutableMapping[str, str],
     ) -> Notifier:
         """Return the notifier that the service manager asks for; remove its request from
         `environment`.

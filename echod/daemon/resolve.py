@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from echod.daemon import checks
 from echod.errors import UserError
@@ -14,6 +14,9 @@ from echod.listening.endpoints import Listening, parse_listen
 from echod.listening.socket_activation import InheritedSockets
 from echod.settings.definitions import Settings
 from echod.text import clipped, escape
+
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
 
 
 class StartError(UserError):
@@ -59,7 +62,7 @@ def find_handler(settings: Settings) -> ResolvedHandler:
 
 
 def listening(
-    reactor: Any, description: str, inherited: InheritedSockets, flag: str = "--listen"
+    reactor: Reactor, description: str, inherited: InheritedSockets, flag: str = "--listen"
 ) -> Listening:
     """Return what a `--listen` asks for, or another `flag` of its kind.
 
@@ -70,7 +73,7 @@ def listening(
         return parse_listen(reactor, description, inherited)
 
 
-def status_listening(reactor: Any, description: str, inherited: InheritedSockets) -> Listening:
+def status_listening(reactor: Reactor, description: str, inherited: InheritedSockets) -> Listening:
     """Return what `--status` asks for.
 
     Raises:
@@ -82,7 +85,7 @@ def status_listening(reactor: Any, description: str, inherited: InheritedSockets
     return wanted
 
 
-def check_for_restart(running: Settings, wanted: Settings, reactor: Any) -> None:
+def check_for_restart(running: Settings, wanted: Settings, reactor: Reactor) -> None:
     """Refuse what the next start would refuse, as far as a daemon that runs can tell.
 
     No handler is imported: code that is new has no business in this process.  Sockets that

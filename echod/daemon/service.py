@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from twisted.application.service import Service
+from twisted.application.service import IServiceCollection, Service
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
@@ -35,6 +36,7 @@ from echod.settings.definitions import Settings, differences, reloaded
 from echod.text import clipped, escape
 
 if TYPE_CHECKING:
+    from echod.interfaces import Reactor
     from echod.status import StatusServer
     from echod.tls import ServedCertificate, ServerContext
 from echod.daemon.file_limit import fit_limits
@@ -65,7 +67,7 @@ class EchoService(Service):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         settings: Settings,
         listeners: list[Listener[EchoFactory]],
         model: Model,
@@ -98,11 +100,11 @@ class EchoService(Service):
         self._watch: StallWatch | None = None
         self._slow = SlowCalls(reactor, model, settings.slow_handler)
         self._drain: Drain | None = None
-        self._listening: Deferred[Any] | None = None
+        self._listening: Deferred[None] | None = None
         self._failures: list[Failure] = []
         self._refused = ""
 
-    def setServiceParent(self, parent: Any) -> None:
+    def setServiceParent(self, parent: IServiceCollection | None) -> None:
         """Join an application; twistd asks the application what observes its log."""
         super().setServiceParent(parent)
         if self.log_observer is not None and isinstance(parent, Componentized):
@@ -126,7 +128,7 @@ class EchoService(Service):
         ]
         if self.status is not None:
             attempts.append(self.status.listen().addErrback(self._cannot_listen))
-        self._listening = DeferredList(attempts)
+        self._listening = DeferredList(attempts).addCallback(lambda _: None)
         if self._failures:
             self._undo_listening()
             raise StartError(str(self._failures[0].value))
@@ -147,7 +149,7 @@ class EchoService(Service):
         with named("--handler"):
             self.listeners[0].factory.handler.try_constructor()
 
-    def _listen(self, listener: Listener[EchoFactory]) -> Deferred[Any]:
+    def _listen(self, listener: Listener[EchoFactory]) -> Deferred[None]:
         """Say what every first server says."""
 
         def tell(_: object) -> None:
@@ -211,7 +213,7 @@ class EchoService(Service):
             self._watch.stop()
             self._watch = None
         if self._watch is None and threshold:
-            self._watch = StallWatch(self.reactor, threshold, self.metrics)
+            self._watch = StallWatch(IReactorFromThreads(self.reactor), threshold, self.metrics)
             self._watch.start()
 
     def _when_listening(self) -> None:
@@ -219,7 +221,7 @@ class EchoService(Service):
             self.ready = True
             self.notifier.ready()
 
-    def stopService(self) -> Deferred[Any]:
+    def stopService(self) -> Deferred[None]:
         """Drain.
 
         Returns:
@@ -338,15 +340,16 @@ class EchoService(Service):
             still_there=self._slow.left_behind,
         )
 
-    def _stop_listening(self) -> Deferred[Any]:
+    def _stop_listening(self) -> Deferred[None]:
         self._listening = None
-        return DeferredList([listener.stop() for listener in self.listeners])
+        stopped = DeferredList([listener.stop() for listener in self.listeners])
+        return stopped.addCallback(lambda _: None)
 
-    def _begin_drain(self, _: object) -> Deferred[Any]:
+    def _begin_drain(self, _: object) -> Deferred[None]:
         self._drain = self._make_drain()
         return self._drain.begin()
 
-    def _stopped(self, _: object) -> Deferred[Any] | None:
+    def _stopped(self, _: object) -> Deferred[None] | None:
         self._model.stop()
         self._validity.stop()
         if self._watch is not None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -73,7 +73,7 @@ class SlowCalls:
         threshold: how long a call may last before it is logged, in seconds; 0: any time.
     """
 
-    def __init__(self, reactor: Any, model: Model, threshold: float) -> None:
+    def __init__(self, reactor: IReactorTime, model: Model, threshold: float) -> None:
         """Set up; nothing is checked yet.
 
         Args:
@@ -152,7 +152,7 @@ class SlowCalls:
         now = self._reactor.seconds()
         return max((now - seen.since for seen in self._seen.values()), default=0.0)
 
-    def left_behind(self, connections: Iterable[Any]) -> list[str]:
+    def left_behind(self, connections: Iterable[object]) -> list[str]:
         """Return a line for each remaining client, with the place where its handler hangs.
 
         Args:
@@ -165,7 +165,7 @@ class SlowCalls:
         return lines
 
 
-def _left_behind(open_ones: set[Any], calls: Iterable[UnderWay]) -> Iterator[str]:
+def _left_behind(open_ones: set[object], calls: Iterable[UnderWay]) -> Iterator[str]:
     """Yield a line for each remaining client; those with a handler at work come first."""
     for call in calls:
         gone = "" if call.owner in open_ones else ", which is gone"
@@ -204,6 +204,6 @@ def _who(call: UnderWay) -> dict[str, str]:
     return {"peer": _peer(call.owner), "listener": client.listener if client else ""}
 
 
-def _peer(owner: Any) -> str:
+def _peer(owner: object) -> str:
     client = getattr(owner, "client", None)
     return shown(client) if client is not None else "no client"

@@ -24,8 +24,9 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from echod.daemon.stacks import frames_under, module_of, shown
@@ -87,7 +88,7 @@ class StallWatch:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorFromThreads,
         threshold: float,
         metrics: Metrics,
         seconds: Callable[[], float] = time.monotonic,

@@ -23,7 +23,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.abstract import isIPv6Address
 from twisted.internet.defer import Deferred, execute
@@ -42,6 +42,9 @@ from echod.listening.unix import BACKLOG, MODE, UNIXEndpoint
 from echod.listening.validity import tell_validity
 from echod.text import quoted
 from echod.tls import Files, ServerContext, TLSFactory
+
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
 
 # What Twisted's parsers of endpoint strings say, and what that means to who wrote one.
 PLAIN_WORDS = (
@@ -96,7 +99,7 @@ class Listening:
     tls: ServerContext | None = None
     proxied: bool = False
 
-    def wrap(self, factory: Any, reactor: Any, trusted: Sequence[Network] = ()) -> Any:
+    def wrap(self, factory: Any, reactor: Reactor, trusted: Sequence[Network] = ()) -> Any:
         """Return the factory to listen with, for connections that `factory` shall have.
 
         Args:
@@ -115,7 +118,9 @@ class Listening:
         return wrapped
 
 
-def parse_listen(reactor: Any, text: str, inherited: InheritedSockets | None = None) -> Listening:
+def parse_listen(
+    reactor: Reactor, text: str, inherited: InheritedSockets | None = None
+) -> Listening:
     """Return what `text` asks for.
 
     Args:
@@ -139,7 +144,7 @@ def parse_listen(reactor: Any, text: str, inherited: InheritedSockets | None = N
     return Listening(_endpoint(reactor, words.endpoint, inherited), context, proxied)
 
 
-def _endpoint(reactor: Any, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:
+def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:
     kind, _, rest = text.partition(":")
     if kind.isdigit():
         kind, text = "tcp", f"tcp:{text}"
@@ -223,7 +228,7 @@ def _plainly(kind: str, error: Exception) -> str:
     return said
 
 
-def _unix_endpoint(reactor: Any, words: Words) -> UNIXEndpoint:
+def _unix_endpoint(reactor: Reactor, words: Words) -> UNIXEndpoint:
     mode = words.pop("mode") or f"{MODE:o}"
     backlog = words.pop("backlog") or str(BACKLOG)
     words.pop("lockfile")  # Twisted's; `echod.listening.unix` says what is there instead
@@ -248,7 +253,7 @@ def _unix_endpoint(reactor: Any, words: Words) -> UNIXEndpoint:
 
 
 def _activated_endpoint(
-    reactor: Any, words: Words, inherited: InheritedSockets
+    reactor: Reactor, words: Words, inherited: InheritedSockets
 ) -> ActivatedEndpoint:
     words.pop("domain")  # Twisted's; the sockets themselves say what they are
     name, index = words.pop("name"), words.pop("index")

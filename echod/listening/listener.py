@@ -6,17 +6,20 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.addresses import Network
 from echod.listening.endpoints import ListenError, Listening
 from echod.text import escape
+
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
 
 log = Logger("echod")
 
@@ -37,7 +40,7 @@ class Listener(Generic[Served]):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         description: str,
         wanted: Listening,
         factory: Served,
@@ -61,7 +64,7 @@ class Listener(Generic[Served]):
         self._stopped = False
         self._port: IListeningPort | None = None
 
-    def listen(self) -> Deferred[Any]:
+    def listen(self) -> Deferred[None]:
         """Bind and listen.
 
         Returns:
@@ -71,7 +74,7 @@ class Listener(Generic[Served]):
         factory = self._wanted.wrap(self.factory, self._reactor, self._trusted)
         return self._wanted.endpoint.listen(factory).addCallbacks(self._listens, self._refused)
 
-    def stop(self) -> Deferred[Any]:
+    def stop(self) -> Deferred[None]:
         """Accept nothing more; fires once that is so."""
         self._stopped = True
         port, self._port = self._port, None
@@ -80,11 +83,11 @@ class Listener(Generic[Served]):
         return succeed(None).addCallback(lambda _: port.stopListening())
 
     @property
-    def address(self) -> Any:
+    def address(self) -> IAddress | None:
         """Where it listens, as a Twisted address; None where it does not."""
-        return self._port and self._port.getHost()
+        return None if self._port is None else self._port.getHost()
 
-    def _listens(self, port: Any) -> Deferred[Any] | None:
+    def _listens(self, port: IListeningPort) -> Deferred[None] | None:
         self._port = port
         if self._stopped:  # by somebody who could not wait for the endpoint
             return self.stop()
@@ -104,7 +107,7 @@ class Listener(Generic[Served]):
 
 def bind_error(error: BaseException) -> str:
     """Return why listening failed, in the words that every first server prints."""
-    cause: Any = error.socketError if isinstance(error, CannotListenError) else error
+    cause: object = error.socketError if isinstance(error, CannotListenError) else error
     if isinstance(cause, OSError) and cause.errno is not None:
         why = escape(cause.strerror or os.strerror(cause.errno))
         return f"Bind failed. Error Code : {cause.errno} Message {why}"

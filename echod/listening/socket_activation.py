@@ -17,19 +17,24 @@ import stat
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp, unix
-from twisted.internet.defer import Deferred, DeferredList, execute
+from twisted.internet.defer import Deferred, DeferredList, execute, maybeDeferred
 from twisted.internet.interfaces import (
+    IAddress,
     IListeningPort,
     IProtocolFactory,
+    IReactorSocket,
     IStreamServerEndpoint,
 )
 from zope.interface import implementer
 
 from echod.errors import UserError
 from echod.text import escape, plural
+
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
 
 FIRST = 3
 
@@ -149,22 +154,25 @@ def check(descriptor: int) -> socket.AddressFamily:
 class ActivatedEndpoint:
     """Listens on sockets that were passed: on all of one name, as one listener."""
 
-    def __init__(self, reactor: Any, descriptors: Sequence[int]) -> None:
+    def __init__(self, reactor: Reactor, descriptors: Sequence[int]) -> None:
         """Set up.
 
         Args:
-            reactor: provides `IReactorSocket`.
+            reactor: can be adapted to `IReactorSocket`.
             descriptors: of listening sockets; they are closed once the reactor has them.
         """
-        self._reactor = reactor
+        # By its types, Twisted's method takes subclasses of Twisted's `ServerFactory` alone.
+        self._reactor: Any = IReactorSocket(reactor)
         self._descriptors = descriptors
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         return execute(lambda: Ports([self._adopt(each, factory) for each in self._descriptors]))
 
-    def _adopt(self, descriptor: int, factory: IProtocolFactory) -> Any:
+    def _adopt(self, descriptor: int, factory: IProtocolFactory) -> IListeningPort:
         os.set_blocking(descriptor, False)
-        port = self._reactor.adoptStreamPort(descriptor, check(descriptor), factory)
+        port: IListeningPort = self._reactor.adoptStreamPort(
+            descriptor, check(descriptor), factory
+        )
         os.close(descriptor)
         if isinstance(port, unix.Port):
             # Twisted would shut the socket down, for all who hold it, and remove its file.
@@ -178,16 +186,17 @@ class ActivatedEndpoint:
 class Ports:
     """Several ports that are one listener."""
 
-    def __init__(self, ports: Sequence[Any]) -> None:
+    def __init__(self, ports: Sequence[IListeningPort]) -> None:
         self._ports = ports
 
     def startListening(self) -> None:
         """Nothing: they listen already."""
 
-    def stopListening(self) -> Deferred[Any]:
-        return DeferredList([port.stopListening() for port in self._ports])
+    def stopListening(self) -> Deferred[None]:
+        stopped = [maybeDeferred(port.stopListening) for port in self._ports]
+        return DeferredList(stopped).addCallback(lambda _: None)
 
-    def getHost(self) -> Any:
+    def getHost(self) -> IAddress:
         """Return the address of the first."""
         return self._ports[0].getHost()
 

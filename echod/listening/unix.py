@@ -20,20 +20,25 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.interfaces import (
     IListeningPort,
     IProtocolFactory,
+    IReactorUNIX,
     IStreamServerEndpoint,
 )
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.permissions import others_can_write
 from echod.text import escape
+
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
 
 log = Logger("echod")
 
@@ -51,16 +56,19 @@ PATIENCE = 2.0
 class UNIXEndpoint:
     """Listens on a UNIX socket."""
 
-    def __init__(self, reactor: Any, path: str, mode: int = MODE, backlog: int = BACKLOG) -> None:
+    def __init__(
+        self, reactor: Reactor, path: str, mode: int = MODE, backlog: int = BACKLOG
+    ) -> None:
         """Set up.
 
         Args:
-            reactor: provides `IReactorUNIX`.
+            reactor: can be adapted to `IReactorUNIX`.
             path: the socket's file.
             mode: the permissions of that file.
             backlog: how many connections wait to be accepted.
         """
-        self._reactor = reactor
+        # By its types, Twisted's method takes subclasses of Twisted's `Factory` alone.
+        self._reactor: Any = IReactorUNIX(reactor)
         self._path = Path(path)
         self._mode = mode
         self._backlog = backlog
@@ -68,7 +76,7 @@ class UNIXEndpoint:
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         return execute(self._listen, factory)
 
-    def _listen(self, factory: IProtocolFactory) -> Any:
+    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
         check_directory(self._path.parent)
         with _locked(self._path.parent):
             remove_stale(self._path)
@@ -78,14 +86,15 @@ class UNIXEndpoint:
             ours = _identity(self._path)
 
         # Twisted's would remove whatever is there by then, and fail where nothing is.
-        def connection_lost(reason: Any) -> None:
+        def connection_lost(reason: Failure) -> None:
             with contextlib.suppress(OSError):  # privileges may be gone: the next start removes it
                 if _identity(self._path) == ours:
                     self._path.unlink()
             tcp.Port.connectionLost(port, reason)
 
         port.connectionLost = connection_lost
-        return port
+        listening: IListeningPort = port
+        return listening
 
 
 def check_directory(directory: Path) -> None:

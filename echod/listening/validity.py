@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable
-from typing import Any
 
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from echod.text import escape, plural
@@ -64,7 +64,7 @@ class ValidityWatch:
     """Once a day, says which certificates are not valid for long any more."""
 
     def __init__(
-        self, reactor: Any, certificates: Callable[[], Iterable[ServedCertificate]]
+        self, reactor: IReactorTime, certificates: Callable[[], Iterable[ServedCertificate]]
     ) -> None:
         """Set up, without a timer.
 
@@ -74,7 +74,7 @@ class ValidityWatch:
         """
         self._reactor = reactor
         self._certificates = certificates
-        self._call: Any = None
+        self._call: IDelayedCall | None = None
 
     def start(self) -> None:
         """Look a day from now, and each day from then on."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from echod.concurrency.pool import WorkerPool
 from echod.metrics import Histogram, Totals
@@ -31,7 +32,7 @@ class Probes:
     """
 
     def __init__(
-        self, reactor: Any, pool: WorkerPool | None, totals: Callable[[], Totals]
+        self, reactor: IReactorTime, pool: WorkerPool | None, totals: Callable[[], Totals]
     ) -> None:
         """Set up, without a timer.
 
@@ -46,7 +47,7 @@ class Probes:
         self.recent_lags: deque[float] = deque(maxlen=REMEMBERED)
         self._reactor = reactor
         self._pool = pool
-        self._call: Any = None
+        self._call: IDelayedCall | None = None
         self._due = 0.0
         self._asked_at: float | None = None
         self._last_wait = 0.0
@@ -84,7 +85,7 @@ class Probes:
         else:
             self._last_wait = 0.0
 
-    def _answered(self, reached: Any) -> None:
+    def _answered(self, reached: object) -> None:
         if self._asked_at is not None and isinstance(reached, float):
             self._last_wait = reached - self._asked_at
         self._asked_at = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -29,6 +29,9 @@ from echod.status.snapshot import (
 )
 from echod.status.timing import HandlerTimer
 
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
+
 # The period over which rates are computed, in seconds.
 MINUTE = 60.0
 
@@ -49,7 +52,7 @@ class StatusServer(Listener[StatusSite]):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Reactor,
         description: str,
         wanted: Listening,
         subject: Subject,
@@ -81,14 +84,14 @@ class StatusServer(Listener[StatusSite]):
         self._began = reactor.seconds()
         self._started = time.time()
 
-    def listen(self) -> Deferred[Any]:
+    def listen(self) -> Deferred[None]:
         return super().listen().addCallback(self._begin)
 
     def _begin(self, _: object) -> None:
         if self.address is not None:
             self._probes.start()
 
-    def stop(self) -> Deferred[Any]:
+    def stop(self) -> Deferred[None]:
         self._probes.stop()
         return super().stop()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
@@ -107,7 +107,7 @@ class StatusChannel(HTTPChannel):
     site: StatusSite
     transport: Any
     counted = False
-    _deadline: Any = None
+    _deadline: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -125,7 +125,7 @@ class StatusChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.left(self)
-        if self._deadline.active():
+        if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         super().connectionLost(reason)
 
@@ -141,7 +141,7 @@ class StatusSite(Site):
     protocol = StatusChannel  # type: ignore[assignment]
     requestFactory = StatusRequest
 
-    def __init__(self, resource: Resource, reactor: Any) -> None:
+    def __init__(self, resource: Resource, reactor: IReactorTime) -> None:
         super().__init__(resource, timeout=PATIENCE, reactor=reactor)
         self.clients = 0
         # Connections without a request so far, the oldest first.
@@ -239,7 +239,7 @@ def _failed(failure: Failure, request: Any) -> None:
 
 
 def make_site(
-    reactor: Any,
+    reactor: IReactorTime,
     *,
     look: Callable[[], Awaitable[Snapshot]],
     state: Callable[[], str],

@@ -7,7 +7,7 @@ import platform
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import twisted
 from echod import __version__
@@ -19,6 +19,9 @@ from echod.metrics import Histogram, Metrics, Totals
 from echod.reasons import EndReason, Refusal
 from echod.text import escape
 from echod.tls import ServedCertificate
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IAddress
 
 
 class ObservedFactory(Protocol):
@@ -36,7 +39,7 @@ class ObservedListener(Protocol):
     @property
     def description(self) -> str: ...
     @property
-    def address(self) -> Any: ...
+    def address(self) -> IAddress | None: ...
     @property
     def factory(self) -> ObservedFactory: ...
 

@@ -36,6 +36,7 @@ from typing import Any
 
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import (
+    IDelayedCall,
     IHalfCloseableProtocol,
     IHandshakeListener,
     ILoggingContext,
@@ -43,6 +44,7 @@ from twisted.internet.interfaces import (
     IProtocol,
     IProtocolFactory,
     IPushProducer,
+    IReactorTime,
     ISSLTransport,
     ISystemHandle,
 )
@@ -122,7 +124,11 @@ class TLSConnection:
     )
 
     def __init__(
-        self, protocol: IProtocol, context: Context, clock: Any, turns: Turns | None = None
+        self,
+        protocol: IProtocol,
+        context: Context,
+        clock: IReactorTime,
+        turns: Turns | None = None,
     ) -> None:
         """Set up, unconnected.
 
@@ -170,7 +176,7 @@ class TLSConnection:
         self._closing = False
         self._lost = False
         self._failure: Failure | None = None
-        self._timer: Any = None
+        self._timer: IDelayedCall | None = None
 
     # From the network.
 
@@ -676,7 +682,7 @@ class TLSFactory(Factory):
         self,
         factory: IProtocolFactory,
         context: Context,
-        clock: Any,
+        clock: IReactorTime,
         turns: Turns | None = None,
     ) -> None:
         """Set up.
