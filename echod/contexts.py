@@ -18,7 +18,7 @@ T = TypeVar("T")
 _MISSING = object()
 
 
-def call_in(context: Context, function: Callable[..., T], *arguments: Any) -> T:
+def call_in(context: Context, function: Callable[..., T], *arguments: object) -> T:
     """Call `function`, written in Python, in `context`; call it directly if already within it.
 
     That happens if a handler itself caused this call, for example by closing its own connection.
@@ -45,7 +45,7 @@ def _nothing() -> None:
     pass
 
 
-def context_of(transport: Any) -> Context | None:
+def context_of(transport: object) -> Context | None:
     """Return the context in which a transport calls its protocol; None if it has none."""
     context = getattr(transport, "context", None)
     return context if isinstance(context, Context) else None
@@ -58,7 +58,7 @@ def take_over(changed: Context) -> None:
             _set(variable, value)
 
 
-def _set(variable: ContextVar[Any], value: Any) -> None:
+def _set(variable: ContextVar[object], value: object) -> None:
     if variable.get(_MISSING) is not value:
         variable.set(value)
 
@@ -71,11 +71,11 @@ class Followed:
 
     __slots__ = ("_context", "coroutine")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, coroutine: Coroutine[object, Any, object]) -> None:
         self.coroutine = coroutine
         self._context: Context | None = None
 
-    async def run(self) -> Any:
+    async def run(self) -> object:
         """Return the coroutine's result."""
         try:
             return await self.coroutine

@@ -57,7 +57,7 @@ SET = {
 }
 
 # Only in type checkers, where mypy checks that it is there.
-TYPES = {"_IReactorCommon"}
+TYPES = {"_IReactorCommon", "_RetAddress", "_SendableFile"}
 
 FOLDER = Path(echod.__file__).parent
 

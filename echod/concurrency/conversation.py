@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from echod.concurrency.thread_socket import ConnectionSocket
 from echod.handlers.calling import call_closed, call_opened
@@ -117,7 +116,7 @@ class Conversation:
                 return EndReason.FRAMING_ERROR
             if message is not None:
                 conn.messages += 1
-                reply: Any = received(message)
+                reply = received(message)
                 if isinstance(reply, Close):
                     session.close()
                     reason, reply = EndReason.HANDLER, reply.reply or None

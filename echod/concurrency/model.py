@@ -10,7 +10,7 @@ Guarantees of every model (they are in `echod.concurrency.models`):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from echod.limits import Level
 from echod.reasons import Refusal
 
 # Called in the reactor thread with the handler's result, or a Failure.
-Done = Callable[[Any], None]
+Done = Callable[[object], None]
 
 
 class Busy(Exception):
@@ -57,7 +57,7 @@ class Pending:
 
     __slots__ = ("handle",)
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: object) -> None:
         self.handle = handle
 
 
@@ -98,17 +98,17 @@ class Model(Protocol):
             now: the reactor's time, in seconds.
         """
 
-    def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, done: Done, function: Callable[..., object], *arguments: object) -> object:
         """Run handler code: see the module's guarantees.
 
         Raises:
             Busy: too much is waiting already.
         """
 
-    def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+    def finish(self, done: Done, function: Callable[..., object], *arguments: object) -> object:
         """Do the same as `call` for a lost connection: this is never refused."""
 
-    def abandon(self, handle: Any) -> None:
+    def abandon(self, handle: object) -> None:
         """Note that the connection is lost for which `call` has returned a `Pending`.
 
         `done` may be called at once, with a Failure.
@@ -140,13 +140,13 @@ class UnderWay:
     """
 
     key: object
-    owner: Any
+    owner: object
     age: float = 0.0
     thread: int | None = None
-    coroutine: Any = None
+    coroutine: Coroutine[object, Any, object] | None = None
 
 
-def owner_of(done: Any) -> Any:
+def owner_of(done: object) -> object:
     """Return the object whose method takes a result."""
     while isinstance(done, partial):
         done = done.func

@@ -12,7 +12,6 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError
@@ -68,25 +67,27 @@ class InReactor(_OpenHouse):
         check_closing(len(self._closing))
         start()
 
-    def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, done: Done, function: Callable[..., object], *arguments: object) -> object:
         return self.settle(done, function(*arguments))
 
-    def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+    def finish(self, done: Done, function: Callable[..., object], *arguments: object) -> object:
         result = self.settle(done, function(*arguments))
         if isinstance(result, Pending):
+            assert isinstance(result.handle, Awaited)
             self._closing.add(result.handle)
             if self._stopped:
                 self.abandon(result.handle)
         return result
 
-    def abandon(self, handle: Any) -> None:
+    def abandon(self, handle: object) -> None:
+        assert isinstance(handle, Awaited)
         handle.abandoned = True
         try:
             handle.deferred.cancel()
         except Exception:  # the handler's own canceller failed
             log.failure("Cancelling what a handler waits for failed")
 
-    def settle(self, done: Done, result: Any) -> Any:
+    def settle(self, done: Done, result: object) -> object:
         """Do the rest of `call` after the handler's code has returned `result`."""
         if result.__class__ is bytes or result is None:
             return result
@@ -96,12 +97,12 @@ class InReactor(_OpenHouse):
             result = Deferred.fromCoroutine(followed.run())
         return self._wait(done, result, followed) if isinstance(result, Deferred) else result
 
-    def _wait(self, done: Done, deferred: Deferred[Any], followed: Followed | None) -> Any:
+    def _wait(self, done: Done, deferred: Deferred[object], followed: Followed | None) -> object:
         """Return the result of `deferred` if it has one, otherwise a `Pending`."""
-        results: list[Any] = []
+        results: list[object] = []
         awaited: Awaited | None = None
 
-        def arrived(result: Any) -> None:
+        def arrived(result: object) -> None:
             if awaited is None:
                 results.append(result)
             else:
@@ -153,14 +154,14 @@ class Awaited:
 
     __slots__ = ("_done", "_since", "abandoned", "deferred", "followed")
 
-    def __init__(self, deferred: Deferred[Any], followed: Followed | None, done: Done) -> None:
+    def __init__(self, deferred: Deferred[object], followed: Followed | None, done: Done) -> None:
         self.deferred = deferred
         self.followed = followed
         self.abandoned = False
         self._done = done
         self._since = time.monotonic()
 
-    def settled(self, result: Any) -> Any:
+    def settled(self, result: object) -> object:
         """Return `result`, or an `Abandoned` if it only says that echod has cancelled it."""
         if self.abandoned and isinstance(result, Failure) and _tells_of_cancelling(result):
             return Failure(Abandoned())
@@ -295,10 +296,12 @@ class InPool(_OpenHouse):
         check_closing(self.pool.lost_waiting)
         start()
 
-    def call(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, done: Done, function: Callable[..., object], *arguments: object) -> object:
         return Pending(self.submit(done, function, arguments))
 
-    def submit(self, done: Done, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Task:
+    def submit(
+        self, done: Done, function: Callable[..., object], arguments: tuple[object, ...]
+    ) -> Task:
         """Do the same as `call`, and return the argument for `abandon`.
 
         Raises:
@@ -310,10 +313,11 @@ class InPool(_OpenHouse):
             raise Busy(f"{waiting} {messages} waiting already, try again later", Refusal.MAX_QUEUE)
         return self.pool.submit(done, function, arguments)
 
-    def finish(self, done: Done, function: Callable[..., Any], *arguments: Any) -> Any:
+    def finish(self, done: Done, function: Callable[..., object], *arguments: object) -> object:
         return Pending(self.pool.submit(done, function, arguments, lost=True))
 
-    def abandon(self, handle: Any) -> None:
+    def abandon(self, handle: object) -> None:
+        assert isinstance(handle, list)
         self.pool.put_behind(handle)
 
     def under_way(self) -> list[UnderWay]:

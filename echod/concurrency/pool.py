@@ -39,7 +39,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -66,6 +66,8 @@ OPEN_IN_A_ROW = 15
 # A call that waits for a thread: `done`, the function and, until it begins, its arguments. A list,
 # because its last item can be taken out in one atomic step.
 Task = list[Any]
+
+P = ParamSpec("P")
 
 
 def check_closing(waiting: int) -> None:
@@ -149,7 +151,7 @@ class WorkerPool:
         # The highest possible number of empty tasks in the backlog.
         self._emptied = 0
         self.dropped = 0
-        self._results: deque[tuple[Done, Any]] = deque()
+        self._results: deque[tuple[Done, object]] = deque()
         self._workers: list[_Worker] = []
         # The locks that idle workers wait for; the reactor releases them.
         self._idle: list[_thread.LockType] = []
@@ -182,8 +184,8 @@ class WorkerPool:
     def submit(
         self,
         done: Done,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
+        function: Callable[..., object],
+        arguments: tuple[object, ...],
         *,
         lost: bool = False,
     ) -> Task:
@@ -254,12 +256,18 @@ class WorkerPool:
             if task is not None
         ]
 
-    def callInThread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def callInThread(
+        self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
         """Run `function` in a thread; an exception is logged."""
         self.submit(_log_if_failed, partial(function, *args, **kwargs), ())
 
     def callInThreadWithCallback(
-        self, on_result: Callable[[bool, Any], object], function: Any, *args: Any, **kwargs: Any
+        self,
+        on_result: Callable[[bool, Any], object],
+        function: Callable[P, object],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> None:
         """Run `function` in a thread, then `on_result(succeeded, result or Failure)`.
 
@@ -267,7 +275,7 @@ class WorkerPool:
         pool's.
         """
 
-        def done(result: Any) -> None:
+        def done(result: object) -> None:
             on_result(not isinstance(result, Failure), result)
 
         self.submit(done, partial(function, *args, **kwargs), ())

@@ -42,6 +42,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from _socket import _RetAddress
+    from socket import _SendableFile
+
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
@@ -116,7 +119,7 @@ class ConnectionSocket(socket.socket):
         "writing_ended",
     )
 
-    def __init__(self, descriptor: int, *, peer: Any, local: Any) -> None:
+    def __init__(self, descriptor: int, *, peer: _RetAddress, local: _RetAddress) -> None:
         """Take over a connected stream socket.
 
         Args:
@@ -186,18 +189,18 @@ class ConnectionSocket(socket.socket):
 
     # These methods are rarely used, so they are written for brevity, not for speed.
 
-    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, _RetAddress]:
         return self.recv(bufsize, flags), None  # as for any stream
 
     def recvfrom_into(
         self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0
-    ) -> tuple[int, Any]:
+    ) -> tuple[int, _RetAddress]:
         return self.recv_into(buffer, nbytes, flags), None
 
     def recvmsg(
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
-    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        end: tuple[bytes, list[tuple[int, int, bytes]], int, Any] = (b"", [], 0, None)
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, _RetAddress]:
+        end: tuple[bytes, list[tuple[int, int, bytes]], int, _RetAddress] = (b"", [], 0, None)
         if self.draining and (bufsize := min(bufsize, self._left())) <= 0:
             return end
         return self._receive(
@@ -209,8 +212,8 @@ class ConnectionSocket(socket.socket):
 
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
-    ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
-        end: tuple[int, list[tuple[int, int, bytes]], int, Any] = (0, [], 0, None)
+    ) -> tuple[int, list[tuple[int, int, bytes]], int, _RetAddress]:
+        end: tuple[int, list[tuple[int, int, bytes]], int, _RetAddress] = (0, [], 0, None)
         if self.draining:
             buffers = _shortened(buffers, self._left())
             if not buffers:
@@ -334,13 +337,13 @@ class ConnectionSocket(socket.socket):
         self.sending = False
         self.sent_bytes += len(data) if data.__class__ is bytes else memoryview(data).nbytes
 
-    def sendto(self, data: ReadableBuffer, *arguments: Any) -> int:
+    def sendto(self, data: ReadableBuffer, *arguments: object) -> int:
         return self._send_by(super().sendto, data, *arguments)
 
-    def sendmsg(self, buffers: Iterable[ReadableBuffer], *arguments: Any) -> int:
+    def sendmsg(self, buffers: Iterable[ReadableBuffer], *arguments: object) -> int:
         return self._send_by(super().sendmsg, buffers, *arguments)
 
-    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+    def sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
         exposed, sent_before = self.exposed, self.sent_bytes
         self.sending = True
         try:
@@ -354,7 +357,7 @@ class ConnectionSocket(socket.socket):
         self.sent_bytes = sent_before + sent  # some paths through it count by themselves
         return sent
 
-    def _send_by(self, send: Callable[..., int], *arguments: Any) -> int:
+    def _send_by(self, send: Callable[..., int], *arguments: object) -> int:
         self.sending = True
         try:
             count = send(*arguments)
@@ -377,10 +380,10 @@ class ConnectionSocket(socket.socket):
         """Return a plain socket for the same connection; the caller has to close it."""
         return socket.socket(fileno=os.dup(self.fileno()))
 
-    def getpeername(self) -> Any:
+    def getpeername(self) -> _RetAddress:
         return self._peer
 
-    def getsockname(self) -> Any:
+    def getsockname(self) -> _RetAddress:
         return self._local
 
     def setsockopt(self, *arguments: Any) -> None:
@@ -408,7 +411,7 @@ class ConnectionSocket(socket.socket):
         if _fileno(self) != -1:
             os.close(super().detach())
 
-    def _real_close(self, *arguments: Any) -> None:
+    def _real_close(self, *arguments: object) -> None:
         # The handler's `close` comes here once the last file made from this socket is closed.
         # The reactor's descriptor keeps the connection open, so the FIN has to be asked for.
         if not self._released:

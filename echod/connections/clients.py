@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.interfaces import (
     IAddress,
     ISSLTransport,
+    ITransport,
 )
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -29,7 +30,7 @@ _failed = LogLine(Logger("echod.connection"), "error", "Error while serving {pee
 NOBODY = Client("")
 
 
-def client_of(transport: Any, listener: str) -> Client:
+def client_of(transport: ITransport, listener: str) -> Client:
     """Return who is at the other end of `transport`, come by the endpoint `listener`."""
     return Client(
         peer=shown_address(transport.getPeer()),
@@ -50,7 +51,7 @@ def tls_facts(transport: Any) -> TLSFacts:
     )
 
 
-def is_twisted_tls(transport: Any) -> bool:
+def is_twisted_tls(transport: object) -> bool:
     """Return whether `transport` is Twisted's own TLS, which has no half-close."""
     return ISSLTransport.providedBy(transport) and not isinstance(transport, TLSConnection)
 
@@ -77,8 +78,8 @@ class ProxiedAddress:
         header: all that the proxy said.
     """
 
-    peer: Any
-    local: Any
+    peer: IAddress
+    local: IAddress
     header: ProxyHeader
 
     def client(self, listener: str) -> Client:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     pass
 
 
-def unread(transport: Any) -> int:
+def unread(transport: object) -> int:
     """Return how many bytes have come for `transport`, as on the wire, that were not read yet."""
     undelivered = transport.undelivered if isinstance(transport, TLSConnection) else 0
     return _held_by_kernel(transport, termios.FIONREAD) + undelivered
 
 
-def is_reset(transport: Any) -> bool:
+def is_reset(transport: object) -> bool:
     """Return whether the client has reset the connection, where nobody reads who would notice."""
     handle = _handle(transport)
     if handle is None:
@@ -34,7 +34,7 @@ def is_reset(transport: Any) -> bool:
     return any(events & select.POLLERR for _, events in poller.poll(0))
 
 
-def unsent(transport: Any) -> int:
+def unsent(transport: object) -> int:
     """Return how many bytes the kernel holds that have not come to the client's machine yet.
 
     A UNIX socket's are there at once.  While there is room for more they count as sent, read or
@@ -46,7 +46,7 @@ def unsent(transport: Any) -> int:
     return _held_by_kernel(transport, termios.TIOCOUTQ)
 
 
-def acknowledged(transport: Any) -> int:
+def acknowledged(transport: object) -> int:
     """Return a number that grows by each byte of ours that the client's kernel acknowledges.
 
     What is in the kernel's hands does not tell: it is filled up again as it is read.  Where the
@@ -61,7 +61,7 @@ def acknowledged(transport: Any) -> int:
     return -_held_by_kernel(transport, termios.TIOCOUTQ)
 
 
-def spoke_last(transport: Any) -> bool:
+def spoke_last(transport: object) -> bool:
     """Return whether the client has sent something since we have, as far as the kernel knows.
 
     Then an answer may be owed.  Where the kernel knows nothing of it, it may be so.
@@ -80,7 +80,7 @@ def spoke_last(transport: Any) -> bool:
     return received > 0 and (sent == 0 or since_received < since_sent)
 
 
-def hung_up(transport: Any) -> bool:
+def hung_up(transport: object) -> bool:
     """Return whether nothing more can come or go: the connection is lost, or shut down."""
     handle = _handle(transport)
     if handle is None:
@@ -121,7 +121,7 @@ _CLOSED = 7
 _FIN_GOES = {4, 9, 11}
 
 
-def traffic(transport: Any, *, input_ended: bool) -> tuple[int, int] | None:
+def traffic(transport: object, *, input_ended: bool) -> tuple[int, int] | None:
     """Return how many bytes a TCP connection has brought and taken, as the kernel counts.
 
     Args:
@@ -145,7 +145,7 @@ def traffic(transport: Any, *, input_ended: bool) -> tuple[int, int] | None:
     return max(0, received - fin_came), sent - again + waiting
 
 
-def shorten_reads(transport: Any) -> None:
+def shorten_reads(transport: object) -> None:
     """Have a transport read in smaller pieces from now on, if it can.
 
     What is held costs as much as the longest read, and that is 250 KiB on uvloop.
@@ -155,7 +155,7 @@ def shorten_reads(transport: Any) -> None:
         shorten()
 
 
-def _held_by_kernel(transport: Any, request: int) -> int:
+def _held_by_kernel(transport: object, request: int) -> int:
     handle = _handle(transport)
     return 0 if handle is None else held_in(handle, request)
 

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Iterator
 from pathlib import PurePath
 from types import FrameType
-from typing import Any
 
 from echod.text import escape, escape_lines
 
@@ -31,18 +30,19 @@ def frames_of_thread(thread: int) -> Frames:
     return frames_under(sys._current_frames().get(thread))
 
 
-def frames_of_coroutine(coroutine: Any) -> Frames:
+def frames_of_coroutine(coroutine: object) -> Frames:
     """Return the stack of a waiting coroutine, down to the last object that it awaits."""
     return list(_awaited_frames(coroutine))
 
 
-def _awaited_frames(waiting: Any) -> Iterator[FrameType]:
+def _awaited_frames(waiting: object) -> Iterator[FrameType]:
     for _ in range(1000):  # in case the `cr_await` of a foreign object leads in a circle
         frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
         if frame is None:
             return
         yield frame
-        waiting = waiting.cr_await if hasattr(waiting, "cr_await") else waiting.gi_yieldfrom
+        awaited = getattr(waiting, "cr_await", None)
+        waiting = getattr(waiting, "gi_yieldfrom", None) if awaited is None else awaited
 
 
 def module_of(frame: FrameType) -> str:

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,14 +52,14 @@ class HandlerTimer:
         """Return `handler` with its calls timed; of a connection handler, each conversation."""
         return _Timed(handler.name, handler.kind, handler.target, handler.arguments, timer=self)
 
-    def wrap(self, received: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def wrap(self, received: Callable[[bytes], object]) -> Callable[[bytes], object]:
         """Return a function that calls `received`, and times it."""
         return self._each(received) if self._in_threads else self._some(received)
 
-    def _each(self, received: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def _each(self, received: Callable[[bytes], object]) -> Callable[[bytes], object]:
         clock = self._clock
 
-        def call(message: bytes) -> Any:
+        def call(message: bytes) -> object:
             began = clock()
             try:
                 return received(message)
@@ -68,7 +68,7 @@ class HandlerTimer:
 
         return call
 
-    def time(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def time(self, function: Callable[..., object], *arguments: object) -> object:
         """Call `function`, time it, and return its result."""
         began = self._clock()
         try:
@@ -76,10 +76,10 @@ class HandlerTimer:
         finally:
             self._observe(self._clock() - began)
 
-    def _some(self, received: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def _some(self, received: Callable[[bytes], object]) -> Callable[[bytes], object]:
         skip, clock = self._skip, self._clock
 
-        def call(message: bytes) -> Any:
+        def call(message: bytes) -> object:
             if skip():
                 return received(message)
             began = clock()
@@ -97,13 +97,13 @@ class HandlerTimer:
 
         return call
 
-    async def _awaited(self, result: Any, began: float) -> Any:
+    async def _awaited(self, result: Awaitable[object], began: float) -> object:
         try:
             return await result
         finally:
             self._observe(self._clock() - began)
 
-    def _fired(self, result: Any, began: float) -> Any:
+    def _fired(self, result: object, began: float) -> object:
         self._observe(self._clock() - began)
         return result
 
@@ -117,7 +117,7 @@ class _TimedHandler(Handler):
 
     __slots__ = ("closed", "opened", "received")
 
-    def __init__(self, handler: Any, timer: HandlerTimer) -> None:
+    def __init__(self, handler: Handler, timer: HandlerTimer) -> None:
         # Attributes of the instance, so that only the timer is between caller and handler.
         for hook in ("opened", "closed"):
             if (method := getattr(handler, hook, None)) is not None:
@@ -132,5 +132,5 @@ class _Timed(ResolvedHandler):
     def message_handler(self) -> Handler:
         return _TimedHandler(super().message_handler(), self.timer)
 
-    def converse(self, *given: Any) -> object:
+    def converse(self, *given: object) -> object:
         return self.timer.time(super().converse, *given)
