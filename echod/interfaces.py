@@ -1,7 +1,7 @@
-"""What the daemon asks of Twisted's objects, as types.
+"""Types of Twisted's objects, as far as the daemon uses them.
 
-Twisted's own interfaces are such types already: `IReactorTime` is a clock, and a part that needs
-more of a reactor adapts it, as in `IReactorUNIX(reactor)`. Here are those that Twisted lacks.
+Most are Twisted's own interfaces: `IReactorTime` is a clock, and a part that needs more of a
+reactor adapts it, as in `IReactorUNIX(reactor)`. This file has the types that Twisted lacks.
 """
 
 from __future__ import annotations

@@ -458,7 +458,9 @@ def test_the_lost_do_not_make_the_pool_too_busy_for_others(
     blocked = Blocked(loop)
     model = InPool(blocked.pool, max_queue=2)
     for number in range(10):
-        model.abandon(model.call(blocked.results.append, lambda n=number: n).handle)
+        pending = model.call(blocked.results.append, lambda n=number: n)
+        assert isinstance(pending, Pending)
+        model.abandon(pending.handle)
     model.call(blocked.results.append, lambda: "a")
     model.call(blocked.results.append, lambda: "b")
     with pytest.raises(Busy, match="2 messages are waiting"):

@@ -177,7 +177,8 @@ async def test_an_endpoint_that_fails_late_stops_the_daemon(log: Log) -> None:
 
     service = build_service(settings(), reactor)
     stoppable, endpoint = StoppableReactor(), SlowEndpoint()
-    service.reactor, service.listeners[0]._wanted = stoppable, Listening(endpoint)  # type: ignore[arg-type]
+    service.reactor = stoppable  # type: ignore[assignment]
+    service.listeners[0]._wanted = Listening(endpoint)
     service.privilegedStartService()
     assert not stoppable.stopped
     endpoint.listening.errback(OSError(errno.EADDRINUSE, "x"))
