@@ -16,9 +16,20 @@ from twisted.python import runtime
 log = Logger("echod")
 
 
-def choose() -> None:
-    """Install the uvloop reactor, if no reactor is installed yet and uvloop can be imported."""
-    if "twisted.internet.reactor" in sys.modules:
+def choose(*, asked_for: bool = True) -> None:
+    """Install the uvloop reactor, if no reactor is installed yet and uvloop can be imported.
+
+    Args:
+        asked_for: whether a reactor that is installed already was asked for, by `--reactor`.
+    """
+    if installed := sys.modules.get("twisted.internet.reactor"):
+        if not asked_for and name_of(installed) != "uvloop":
+            log.warn(
+                "Running on the {name} reactor: {plugins} imports twisted.internet.reactor before "
+                "echod can choose one",
+                name=name_of(installed),
+                plugins=", ".join(_plugins_with_a_reactor()) or "a plugin of Twisted's",
+            )
         return
     try:
         from echod import reactor
@@ -31,6 +42,11 @@ def choose() -> None:
 def name_of(reactor: object) -> str:
     """Return the name of this reactor for `--reactor`."""
     return type(reactor).__name__.removesuffix("Reactor").lower()
+
+
+def _plugins_with_a_reactor() -> list[str]:
+    plugins = [name for name in sys.modules if name.startswith("twisted.plugins.")]
+    return [name for name in plugins if hasattr(sys.modules[name], "reactor")]
 
 
 def follow_the_monotonic_clock(reactor: Any) -> None:

@@ -50,7 +50,8 @@ class Options(SettingsOptions):
                 "would not survive the way into the background: leave out --reactor, or open it, "
                 "as by </dev/null >/dev/null 2>&1"
             )
-        choose_reactor.choose()
+        # `twistd` and `twist` note the reactor that was asked for by the same name.
+        choose_reactor.choose(asked_for=not self.parent or bool(self.parent.get("reactor")))
         super().postOptions()
         _settle_pidfile(self.parent)
 

@@ -13,8 +13,10 @@ from echod.handlers.builtin import Echo
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.lookup import installed, parse, resolve
 from tests.support.clients import BANNER, connect, receive
+from tests.support.daemon import REACTOR as CHOSEN
 from tests.support.daemon import SCRIPTS, Start
 from tests.support.log import Log
+from tests.support.needs import not_here
 
 REACTOR = ConcurrencyModel.REACTOR
 BUILT_IN = {"count", "echo", "reverse", "upper"}
@@ -310,6 +312,26 @@ def test_the_daemon_starts_as_ever_beside_plugins_that_are_broken_or_want_its_ha
     with connect(started) as client:
         client.sendall(b"happy\n")
         assert receive(client, len(BANNER) + 11) == BANNER + b"OK...happy\n"
+
+
+def test_a_plugin_that_imports_the_reactor_is_named(folder: Path, daemon: Start) -> None:
+    """Fault 58: A plugin that imports the reactor, and so chooses it, is named in the log."""
+    if CHOSEN:
+        not_here("--reactor chooses before any plugin does")
+    add_dropin(folder, "hasty_plugin", "from twisted.internet import reactor\n")
+    warning = (
+        r"echod#warn\] Running on the \w+ reactor: twisted\.plugins\.hasty_plugin imports "
+        r"twisted\.internet\.reactor before echod can choose one$"
+    )
+    env = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    started = daemon(env=env)
+    started.wait_for(warning)
+    with connect(started) as client:
+        assert receive(client, len(BANNER)) == BANNER
+    # Twisted keeps a list of what plugins declare, and does not import them again.
+    again = daemon(env=env)
+    assert again.port
+    assert "#warn] Running on" not in again.log
 
 
 def test_the_daemon_refuses_a_name_of_two_plugins_in_one_line(
