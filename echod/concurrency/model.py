@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import CancelledError, Deferred
 
 from echod.handlers.contract import ConcurrencyModel
-from echod.limits import Level
+from echod.limits import Level, Limits
 from echod.reasons import Refusal
 
 # Called in the reactor thread with the handler's result, or a Failure.
@@ -116,6 +116,9 @@ class Model(Protocol):
         Args:
             handle: the `Pending`'s.
         """
+
+    def reconfigure(self, limits: Limits) -> None:
+        """Use other limits from now on."""
 
     def under_way(self) -> list[UnderWay]:
         """Return the calls that have begun and are not over."""

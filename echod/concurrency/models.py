@@ -23,7 +23,7 @@ from echod.concurrency.model import Abandoned, Busy, Done, Pending, UnderWay, ow
 from echod.concurrency.pool import Task, WorkerPool, check_closing
 from echod.contexts import Followed
 from echod.handlers.contract import ConcurrencyModel
-from echod.limits import Level
+from echod.limits import Level, Limits
 from echod.reasons import Refusal
 from echod.text import plural
 
@@ -48,6 +48,9 @@ class _OpenHouse:
 
     def overdue(self, connection: object, now: float) -> bool:
         return False
+
+    def reconfigure(self, limits: Limits) -> None:
+        pass
 
 
 class InReactor(_OpenHouse):
@@ -222,6 +225,10 @@ class Serial(InReactor):
         self._contended_since = 0.0
         self._advancing = False
 
+    def reconfigure(self, limits: Limits) -> None:
+        self.patience = limits.serial_timeout
+        self.shared = limits.bounds_addresses
+
     @property
     def levels(self) -> Sequence[Level]:
         return (Level(Refusal.SERIAL_QUEUE.value, len(self._waiting), self._queue_size),)
@@ -352,6 +359,9 @@ class ThreadPerConnection(InPool):
         super().__init__(pool)
         self.shared = shared
         self._inside = Holders()
+
+    def reconfigure(self, limits: Limits) -> None:
+        self.shared = limits.bounds_addresses
 
     @property
     def levels(self) -> Sequence[Level]:

@@ -148,6 +148,12 @@ class EchoFactory(Factory):
             timeouts.append(limits.write_timeout)
         self._sweeper.look_every(interval_for(timeouts))
 
+    def reconfigure(self, limits: Limits, banner: bytes | None) -> None:
+        """Use another banner, and other limits, which hold for the open connections too."""
+        self.limits = limits
+        self.admission.limits = limits
+        self.banner = banner
+
     @property
     def admission(self) -> Admission:
         """Who is let in."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IReactorFromThreads
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from echod.status import HandlerTimer, StatusServer
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.resolve import find_handler, listening, status_listening
-from echod.daemon.service import EchoService
+from echod.daemon.service import EchoService, Part
 
 log = Logger("echod")
 
@@ -55,6 +57,8 @@ def build_service(settings: Settings, reactor: Reactor) -> EchoService:
         model=model.name,
     )
     service = EchoService(reactor, settings, listeners, model, Metrics())
+    service.parts += [_reload_of(listener.factory) for listener in listeners]
+    service.parts.append(lambda wanted: partial(model.reconfigure, wanted.make_limits()))
     if timer is not None:
         service.status = make_status(service, settings, inherited, timer)
     if unused := inherited.unused:
@@ -63,6 +67,14 @@ def build_service(settings: Settings, reactor: Reactor) -> EchoService:
             names=escape(", ".join(unused)),
         )
     return service
+
+
+def _reload_of(factory: EchoFactory) -> Part:
+    def part(wanted: Settings) -> Callable[[], None]:
+        banner = wanted.make_banner(factory.framing)
+        return partial(factory.reconfigure, wanted.make_limits(), banner)
+
+    return part
 
 
 def make_listeners(

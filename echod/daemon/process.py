@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -24,7 +25,7 @@ from echod.daemon.build import build_service
 from echod.daemon.capture import Capture, capturing
 from echod.daemon.file_limit import fit_limits
 from echod.daemon.notify import Notifier
-from echod.daemon.service import EchoService
+from echod.daemon.service import EchoService, Part
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.handlers.plugins import ModulesOnly
@@ -93,7 +94,25 @@ def makeService(options: Options) -> EchoService:
         pidfile=twistd_options(options).get("pidfile") or "",
     )
     service.signals.install()
+    service.parts.append(reload_of_signals(service.signals))
+    if log_observer is not None:
+        service.parts.append(reload_of_log(log_observer))
     return service
+
+
+def reload_of_signals(signals: Signals) -> Part:
+    """Return the part that gives `signals` the drain's time at a reload."""
+    return lambda wanted: partial(signals.reconfigure, wanted.drain_timeout + GRACE)
+
+
+def reload_of_log(observer: LogObserver) -> Part:
+    """Return the part that gives `observer` its settings at a reload."""
+    return lambda wanted: partial(
+        observer.reconfigure,
+        level=wanted.log_level,
+        rate=wanted.log_rate,
+        files=wanted.log_files,
+    )
 
 
 def prepare_service(options: Options, *, starting: bool = True) -> EchoService:

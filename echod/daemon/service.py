@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IServiceCollection, Service
@@ -15,14 +16,14 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from echod.concurrency.model import Model
-from echod.concurrency.models import InPool, Serial, ThreadPerConnection
+from echod.concurrency.models import InPool
 from echod.concurrency.pool import WorkerPool
 from echod.connections.factory import EchoFactory
 from echod.daemon import checks, ending, file_limit
 from echod.daemon.capture import Capture
 from echod.daemon.drain import Drain
 from echod.daemon.notify import Notifier
-from echod.daemon.signals import GRACE, Signals
+from echod.daemon.signals import Signals
 from echod.daemon.slow import SlowCalls
 from echod.daemon.stalls import StallWatch
 from echod.errors import UserError
@@ -45,6 +46,11 @@ from echod.daemon.resolve import StartError, check_for_restart, named
 log = Logger("echod")
 
 
+# A part that can take new settings while the daemon runs.  It raises if they cannot be used;
+# otherwise it returns the function that takes them into use, which does not fail.
+Part = Callable[[Settings], Callable[[], object]]
+
+
 class EchoService(Service):
     """Listens, and at the end drains.
 
@@ -61,6 +67,7 @@ class EchoService(Service):
         log_observer: writes the log of the process; None where somebody else does.
         capture: leads what is printed into the log; None where there is none of ours.
         status: shows how it is doing; None where nobody asked for it.
+        parts: take new settings at a reload.
     """
 
     name = "echod"
@@ -93,6 +100,7 @@ class EchoService(Service):
         self.log_observer: LogObserver | None = None
         self.capture: Capture | None = None
         self.status: StatusServer | None = None
+        self.parts: list[Part] = [lambda wanted: partial(self._reconfigure, wanted)]
         self.reactor = reactor
         self._settings = settings
         self._model = model
@@ -207,6 +215,11 @@ class EchoService(Service):
         if self._listening is not None:
             self._listening.addCallback(lambda _: self._when_listening())
 
+    def _reconfigure(self, settings: Settings) -> None:
+        self._settings = settings
+        self._watch_for_stalls()
+        self._slow.reconfigure(settings.slow_handler)
+
     def _watch_for_stalls(self) -> None:
         threshold = self._settings.stall_threshold
         if self._watch is not None and self._watch.threshold != threshold:
@@ -274,32 +287,12 @@ class EchoService(Service):
             raise StartError(self.placed(str(error), wanted)) from error
         changed = differences(self._settings, wanted)
         settings = reloaded(self._settings, wanted)
-        limits = settings.make_limits()
-        contexts = self._contexts()
-        certificates = [context.reread() for context in contexts]
         before = self.certificates
-        factories = [listener.factory for listener in self.listeners]
-        banners = [settings.make_banner(factory.framing) for factory in factories]
+        ready: list[Callable[[], object]] = [context.reread() for context in self._contexts()]
+        ready += [part(settings) for part in self.parts]
         # From here on nothing fails.
-        self._settings = settings
-        for take_into_use in certificates:
+        for take_into_use in ready:
             take_into_use()
-        for factory, banner in zip(factories, banners, strict=True):
-            factory.limits = limits
-            factory.admission.limits = limits
-            factory.banner = banner
-        if isinstance(self._model, Serial):
-            self._model.patience = limits.serial_timeout
-        if isinstance(self._model, Serial | ThreadPerConnection):
-            self._model.shared = limits.bounds_addresses
-        if self.signals is not None:
-            self.signals.patience = settings.drain_timeout + GRACE
-        if self.log_observer is not None:
-            self.log_observer.configure(
-                level=settings.log_level, rate=settings.log_rate, files=settings.log_files
-            )
-        self._watch_for_stalls()
-        self._slow.take(settings.slow_handler)
         exchanged = [each for each in self.certificates if each not in before]
         taken = ", ".join(
             [one.key for one in changed if one.text.reload]

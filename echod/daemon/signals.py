@@ -92,6 +92,10 @@ class Signals:
         # By thread: the signal mask to restore after a fork.
         self._masks: dict[int, set[int]] = {}
 
+    def reconfigure(self, patience: float) -> None:
+        """Use another patience, for a SIGTERM that comes from now on."""
+        self.patience = patience
+
     def install(self) -> None:
         """Install the handlers; the reactor keeps them when it runs."""
         if threading.current_thread() is not threading.main_thread():

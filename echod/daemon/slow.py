@@ -99,7 +99,7 @@ class SlowCalls:
         if self._looking.running:
             self._looking.stop()
 
-    def take(self, threshold: float) -> None:
+    def reconfigure(self, threshold: float) -> None:
         """Use a new threshold."""
         if threshold != self.threshold:
             self.threshold = threshold

@@ -74,7 +74,7 @@ class LogObserver:
             look_after=self._summarize,
         )
 
-    def configure(self, *, level: str, rate: float, files: int) -> None:
+    def reconfigure(self, *, level: str, rate: float, files: int) -> None:
         """Use another level and rate from now on.
 
         Args:

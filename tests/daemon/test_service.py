@@ -365,6 +365,7 @@ class Configured:
 async def test_a_reload_changes_what_it_can_for_open_connections_too(log: Log) -> None:
     service = build_service(settings(concurrency="serial"), reactor)
     service.signals = Signals(reactor, abort=str, reload=str, patience=1)
+    service.parts.append(process.reload_of_signals(service.signals))
     service.startService()
     client = await connect(service)
     await eventually(lambda: service.listeners[0].factory.connections)

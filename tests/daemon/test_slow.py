@@ -236,10 +236,10 @@ async def test_a_new_threshold_holds_for_what_is_under_way(
         clock.pump([1] * 100)
         assert "has lasted" not in log.text
         assert slow.oldest() == pytest.approx(99)
-        slow.take(50)
+        slow.reconfigure(50)
         clock.advance(1)
         assert "has lasted 100.0 s" in log.text
-        slow.take(0)
+        slow.reconfigure(0)
         clock.pump([1] * 400)
         assert log.text.count("has lasted") == 1
         slow.stop()

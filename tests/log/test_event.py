@@ -59,7 +59,7 @@ def test_a_line_above_the_rate_is_counted_and_never_made(
 
 def test_a_line_below_the_level_is_never_made(observed_by: Observe, observer: LogObserver) -> None:
     observed_by(observer)
-    observer.configure(level="warn", rate=0, files=0)
+    observer.reconfigure(level="warn", rate=0, files=0)
     assert written(observer, line, 5) == []
     assert (observer.suppressed, observer.written) == (0, 0)
 

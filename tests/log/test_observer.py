@@ -314,7 +314,7 @@ def test_level_and_rate_can_be_changed_on_the_way() -> None:
     for _ in range(3):
         observed.log.info("again")
     assert len(observed.lines) == 1
-    observed.observer.configure(level="debug", rate=0, files=0)
+    observed.observer.reconfigure(level="debug", rate=0, files=0)
     observed.log.debug("quiet")
     for _ in range(300):
         observed.log.info("again")
@@ -351,7 +351,7 @@ def test_a_forked_child_does_not_wait_for_the_parents_threads() -> None:
 def test_how_many_files_are_kept_can_be_changed_on_the_way(tmp_path: Path) -> None:
     sink = FileSink(str(tmp_path / "log"), keep=3)
     observer = LogObserver(sink)
-    observer.configure(level="info", rate=0, files=2)
+    observer.reconfigure(level="info", rate=0, files=2)
     assert sink.keep == 2
     observer.close()
     sink.close()
