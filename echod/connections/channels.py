@@ -175,6 +175,7 @@ class RelayChannel(Protocol):
         # yet to be relayed would be lost.
         self._kept: socket.socket | None = None
         self._over = False
+        self._input_ended = False
         self._moved = (0, 0)
         self._spoke_last = False
 
@@ -232,7 +233,11 @@ class RelayChannel(Protocol):
 
     def end_input(self) -> None:
         """Let the thread read what was relayed, and then the end of the stream."""
-        self._when_connected(self._end_input)
+        # Once: to see whether it can write, Twisted's transport would write behind its own end,
+        # and take EPIPE for the loss of the relay, and with it of what the thread has yet to say.
+        if not self._input_ended:
+            self._input_ended = True
+            self._when_connected(self._end_input)
 
     def _end_input(self) -> None:
         # A half-close waits for the producer; nothing it could still produce is wanted.

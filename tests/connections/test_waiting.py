@@ -26,6 +26,7 @@ from twisted.internet.task import deferLater
 from echod import EchoFactory, Limits
 from echod.concurrency import thread_socket
 from echod.connections import waiting
+from echod.connections.sweeper import URGENT_INTERVAL
 from echod.connections.waiting import Others, is_awaited, running_time, tasks
 from echod.handlers.contract import ConcurrencyModel
 from echod.listening.proxy import ProxyFactory
@@ -793,6 +794,35 @@ async def test_where_the_kernel_does_not_tell_a_drain_ends_the_waits_as_well(
         await one.end()
         await drained
         assert one.factory.metrics.ended == {"drained": len(HANDLERS)}
+
+
+def answer_after_the_end(conn: socket.socket) -> None:
+    conn.fileno()
+    while data := conn.recv(100):
+        conn.sendall(data)
+    LEAVE.wait(30)
+    conn.sendall(b"bye\n")
+
+
+@LISTENERS
+@pytest_twisted.ensureDeferred
+async def test_where_the_kernel_does_not_tell_a_handler_may_answer_long_after_the_end(
+    kind: str, tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 72: Where the kernel does not tell what a handler waits in, one that sees the end of
+    the stream at SIGTERM, and takes its time, still gets its answer through.
+    """
+    monkeypatch.setattr(waiting, "_CALLS", None)
+    handlers: dict[str, Handler] = {"answer_after_the_end": answer_after_the_end}
+    async with served(kind, tmp_path, certificate, handlers) as one:
+        await one.ask(b"happy\n")
+        drained = one.factory.drain()
+        await deferLater(reactor, 4 * URGENT_INTERVAL)
+        LEAVE.set()
+        (client,) = one.clients.values()
+        assert await client.receive_all() == b"bye\n"
+        await drained
+        assert one.factory.metrics.ended == {"drained": 1}
 
 
 @LISTENERS
