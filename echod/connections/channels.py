@@ -19,12 +19,13 @@ from zope.interface import implementer
 
 from echod.concurrency.thread_socket import ConnectionSocket, RelayedSocket
 from echod.connections.kernel import (
-    acknowledged,
+    Taken,
     has_room,
     held_in,
     input_ended,
     shorten_reads,
     spoke_last,
+    taken,
     traffic,
     unread,
     unsent,
@@ -108,9 +109,9 @@ class DirectChannel:
         """Return how many bytes are on their way from the thread to the client."""
         return unsent(self._transport)
 
-    def acknowledged(self) -> int:
-        """Return what changes as the client takes what was sent."""
-        return acknowledged(self._transport)
+    def taken(self) -> Taken:
+        """Return how much of what was sent the client has taken."""
+        return taken(self._transport)
 
     def spoke_last(self) -> bool:
         """Return whether the client has sent something since the thread has, or may have."""
@@ -169,8 +170,8 @@ class RelayChannel(Protocol):
     def __init__(self, connection: Relayed) -> None:
         self._connection = connection
         self._asked: list[Callable[[], object]] = []
-        # While the daemon drains: how much is still to be relayed.
-        self._left = 0
+        # While the daemon drains: how many bytes are still to be relayed.
+        self._to_relay = 0
         # The thread's end, too: were it closed with input unread, what was written to it and is
         # yet to be relayed would be lost.
         self._kept: socket.socket | None = None
@@ -209,7 +210,7 @@ class RelayChannel(Protocol):
         received, sent = self._moved
         self._moved = received + len(data), sent
         self._spoke_last = True
-        self._left -= len(data)
+        self._to_relay -= len(data)
         self._when_connected(lambda: self.transport.write(data))
 
     def returned(self) -> bool:
@@ -222,13 +223,13 @@ class RelayChannel(Protocol):
 
     def drain(self) -> int:
         """Return how much the thread may still read: all that will have been relayed."""
-        self._left = unread(self._connection.transport)
+        self._to_relay = unread(self._connection.transport)
         return sys.maxsize
 
     def end_silence(self, conn: ConnectionSocket) -> None:
         """While the daemon drains: let a thread that waits for the client see the end."""
         # It comes behind all that had come when the drain began.
-        if self._left <= 0 or not unread(self._connection.transport):
+        if self._to_relay <= 0 or not unread(self._connection.transport):
             self.end_input()
 
     def end_input(self) -> None:
@@ -274,8 +275,8 @@ class RelayChannel(Protocol):
         written = unread(self.transport) if self.transport else 0
         return written + unsent(self._connection.transport)
 
-    def acknowledged(self) -> int:
-        return acknowledged(self._connection.transport)
+    def taken(self) -> Taken:
+        return taken(self._connection.transport)
 
     def spoke_last(self) -> bool:
         return self._spoke_last

@@ -8,14 +8,12 @@ import select
 import socket
 import struct
 import termios
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from twisted.protocols.policies import ProtocolWrapper
 
 from echod.tls import TLSConnection
-
-if TYPE_CHECKING:
-    pass
 
 
 def unread(transport: object) -> int:
@@ -46,19 +44,43 @@ def unsent(transport: object) -> int:
     return _held_by_kernel(transport, termios.TIOCOUTQ)
 
 
-def acknowledged(transport: object) -> int:
-    """Return a number that grows by each byte of ours that the client's kernel acknowledges.
+@dataclass(frozen=True)
+class Taken:
+    """How much of what we sent the client has taken, as far as the kernel knows.
 
-    What is in the kernel's hands does not tell: it is filled up again as it is read.  Where the
-    kernel does not count (it is not TCP, or not Linux), this is how little it holds.
+    Attributes:
+        acknowledged: how many bytes the client's kernel has acknowledged.
+        held: where the kernel does not count those (it is not TCP, or not Linux): how many bytes
+            it holds.  They are filled up again as the client reads, so they tell less.
     """
+
+    acknowledged: int = 0
+    held: int = 0
+
+    @property
+    def mark(self) -> int:
+        """A number that changes whenever either of them does."""
+        return self.acknowledged - self.held
+
+    def has_grown(self, since: Taken, least: float) -> bool:
+        """Return whether the client has taken `least` bytes since an earlier look.
+
+        Where they are not counted, it can only be seen that something has moved.
+        """
+        return self.acknowledged - since.acknowledged >= least or self.held != since.held
+
+
+NOTHING_TAKEN = Taken()
+
+
+def taken(transport: object) -> Taken:
+    """Return how much the client has taken."""
     handle = _handle(transport)
     if handle is not None and handle.family in (socket.AF_INET, socket.AF_INET6):
         info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
         if len(info) == _BYTES_ACKED.size:
-            acked: int = _BYTES_ACKED.unpack(info)[0]
-            return acked
-    return -_held_by_kernel(transport, termios.TIOCOUTQ)
+            return Taken(acknowledged=_BYTES_ACKED.unpack(info)[0])
+    return Taken(held=_held_by_kernel(transport, termios.TIOCOUTQ))
 
 
 def spoke_last(transport: object) -> bool:

@@ -4,7 +4,7 @@
 handler, and `socket_protocol.SocketProtocol` gives the socket to a thread.  It keeps for them:
 
 * one way to close, `close` (gently) or `abort` (at once); the first reason given is the one that
-  counts;
+  counts; which step follows which is a table, in `echod.messages.closing`;
 * one last callback, `connectionLost`, after which the factory has forgotten the connection;
 * deadlines are numbers, looked at by the factory's sweep; no connection has a timer.
 
@@ -34,6 +34,7 @@ from zope.interface import implementer
 
 from echod.concurrency.model import Busy
 from echod.log.event import LogLine
+from echod.messages.closing import Event, State, after
 from echod.reasons import EndReason
 from echod.text import escape
 from echod.tls import TLSError
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from echod.connections.owner import Owner
 from echod.addresses import shown_address
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
-from echod.connections.kernel import acknowledged, is_reset, unread, unsent
+from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, unread, unsent
 
 log = Logger("echod.connection")
 _connected = LogLine(log, "info", "Connected with {peer}")
@@ -65,16 +66,16 @@ class ConnectionProtocol(Protocol):
         "_deadline",
         "_draining",
         "_entered",
-        "_fin_sent",
         "_idle_since",
         "_input_ended",
-        "_left",
-        "_lost",
         "_message",
         "_message_since",
         "_owner",
         "_reason",
         "_seen_activity",
+        "_state",
+        "_taken",
+        "_unsent",
         "_waiting",
         "client",
         "connected",
@@ -100,11 +101,16 @@ class ConnectionProtocol(Protocol):
         self._waiting = False
         self._entered = False
         self._draining = False
+        self._state = State.OPEN
+        # Whether the client's stream has ended, kept in the last states too: the kernel's count of
+        # received bytes depends on it.
         self._input_ended = False
-        self._fin_sent = False
-        self._left = 0
+        # Given with the event that ends OPEN or INPUT_ENDED.
         self._reason: EndReason | None = None
-        self._lost = False
+        # The last look at what the client has taken; and, after our FIN, at how many bytes have
+        # not come to its machine.
+        self._taken = NOTHING_TAKEN
+        self._unsent = 0
         self._deadline = math.inf
         self._began = 0.0
         self._idle_since = 0.0
@@ -235,22 +241,31 @@ class ConnectionProtocol(Protocol):
 
     def readConnectionLost(self) -> None:
         self._input_ended = True
-        if self._reason is None:
-            self._client_finished()
-        else:
-            self.transport.loseConnection()
+        match self._step(Event.INPUT_ENDS):
+            case State.INPUT_ENDED:
+                self._client_finished()
+            case State.ENDING:
+                self.transport.loseConnection()
+            case State.BOTH_ENDED:
+                self._close_transport()
 
     def writeConnectionLost(self) -> None:
-        if self._input_ended:
-            self.transport.loseConnection()
-            return
-        # Our FIN is with the kernel, behind everything written: now wait for the client's.
-        self._fin_sent = True
-        self._left = unsent(self.transport)
-        self._idle_since = self._owner.seconds()
+        match self._step(Event.OUTPUT_ENDS):
+            case State.FIN_SENT:
+                # It is with the kernel, behind everything written: now wait for the client's.
+                self._unsent = unsent(self.transport)
+                self._idle_since = self._owner.seconds()
+            case State.BOTH_ENDED:
+                self._close_transport()
+
+    def _close_transport(self) -> None:
+        """Both streams have ended: the client may take its time with what the kernel holds."""
+        self._expect_to_be_read()
+        self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._lost = True
+        if self._step(Event.LOSE) is None:
+            return
         if self._reason is None:
             self._reason = self._why_lost(reason)
             self._stop()
@@ -289,9 +304,20 @@ class ConnectionProtocol(Protocol):
 
     # The one way to close.
 
+    def _step(self, event: Event) -> State | None:
+        """Go on to the state that follows by `event`, and return it; None: it is refused."""
+        state = after(self._state, event)
+        if state is not None:
+            self._state = state
+        return state
+
+    @property
+    def _lost(self) -> bool:
+        return self._state is State.LOST
+
     def close(self, reason: EndReason) -> None:
         """Send what has been written, then close gently.  Again is harmless."""
-        if self._reason is not None:
+        if self._step(Event.CLOSE) is None:
             return
         self._reason = reason
         self._stop()
@@ -312,11 +338,12 @@ class ConnectionProtocol(Protocol):
 
     def abort(self, reason: EndReason) -> None:
         """Close at once, dropping what has not been sent.  Again is harmless."""
+        if self._step(Event.ABORT) is None:
+            return
         if self._reason is None:
             self._reason = reason
             self._stop()
-        if not self._lost:
-            self.transport.abortConnection()
+        self.transport.abortConnection()
 
     def refuse(self, reason: EndReason, why: str) -> None:
         """Tell the client `why`, in one line, and close."""
@@ -340,7 +367,7 @@ class ConnectionProtocol(Protocol):
         Args:
             now: the reactor's time, in seconds.
         """
-        if self._fin_sent:
+        if self._state is State.FIN_SENT:
             self._look_after_fin(now)
         elif now >= self._deadline:
             self._deadline_passed()
@@ -365,7 +392,7 @@ class ConnectionProtocol(Protocol):
 
     def _expect_to_be_read(self) -> None:
         """Start the time in which the client has to read something."""
-        self._left = acknowledged(self.transport)
+        self._taken = taken(self.transport)
         self._expect_by(self._owner.limits.write_timeout)
 
     def _deadline_passed(self) -> None:
@@ -380,10 +407,8 @@ class ConnectionProtocol(Protocol):
 
     def _has_read(self) -> bool:
         """Return whether the client has read enough since this was asked last."""
-        before, self._left = self._left, acknowledged(self.transport)
-        # Where the kernel does not count, it can only be seen that something has moved.
-        least = self._least_read() if self._left > 0 else 1
-        return abs(self._left - before) >= least
+        before, self._taken = self._taken, taken(self.transport)
+        return self._taken.has_grown(before, self._least_read())
 
     def _least_read(self) -> float:
         """How much a client has to read within the write time-out, in bytes: one at least."""
@@ -392,14 +417,14 @@ class ConnectionProtocol(Protocol):
 
     def _look_after_fin(self, now: float) -> None:
         """With our FIN sent: the client has `linger` for its own once it has read everything."""
-        left, limits = unsent(self.transport), self._owner.limits
-        if not left and self._left:
-            self._left = 0
+        unsent_now, limits = unsent(self.transport), self._owner.limits
+        if not unsent_now and self._unsent:
+            self._unsent = 0
             self._idle_since = now
-        patience = limits.write_timeout if left else limits.linger
-        if patience and now - self._idle_since >= patience:
-            if left and self._left - left >= self._least_read():
-                self._left, self._idle_since = left, now
+        allowed = limits.write_timeout if unsent_now else limits.linger
+        if allowed and now - self._idle_since >= allowed:
+            if unsent_now and self._unsent - unsent_now >= self._least_read():
+                self._unsent, self._idle_since = unsent_now, now
             else:
                 self.abort(EndReason.WRITE_TIMEOUT)
 

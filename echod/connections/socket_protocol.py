@@ -38,8 +38,8 @@ from echod.concurrency.conversation import Conversation
 from echod.concurrency.model import Busy
 from echod.concurrency.thread_socket import ConnectionSocket
 from echod.connections.kernel import (
-    acknowledged,
     hung_up,
+    taken,
 )
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.waiting import Task, is_awaited, running_time, tasks
@@ -289,7 +289,7 @@ class SocketProtocol(ConnectionProtocol):
         assert self._channel is not None and self._conn is not None
         if self._verdict is None:  # else the handler is being waited for already
             self._verdict = reason
-            self._left = acknowledged(self.transport)
+            self._taken = taken(self.transport)
             self._expect_by(self._owner.limits.linger)
             self._gently = (
                 self._conn.exposed
@@ -374,9 +374,9 @@ class SocketProtocol(ConnectionProtocol):
         if not conn.exposed:
             return conn.received_bytes + conn.sent_bytes
         if (moved := self._channel.traffic(input_ended=self._input_ended)) is not None:
-            return sum(moved) + self._channel.acknowledged()
+            return sum(moved) + self._channel.taken().mark
         # Of a UNIX socket the kernel counts nothing.
-        counted = conn.received_bytes + conn.sent_bytes + self._channel.acknowledged()
+        counted = conn.received_bytes + conn.sent_bytes + self._channel.taken().mark
         if self._channel.sees_all_traffic():
             return counted + self._channel.traffic_seen()
         # The handler's tasks run, at least, when they move bytes.

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet import ssl, tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
@@ -24,9 +26,10 @@ from echod import Client, EchoFactory, EchoProtocol, EndReason, Handler, Limits,
 from echod.concurrency.model import Model
 from echod.concurrency.models import InReactor
 from echod.connections import lifecycle
-from echod.connections.kernel import acknowledged, traffic, unsent
+from echod.connections.kernel import NOTHING_TAKEN, taken, traffic, unsent
 from echod.connections.sweeper import URGENT_INTERVAL
 from echod.handlers.contract import ConcurrencyModel
+from echod.messages.closing import Event, State, after
 from echod.tls.context import certificates_in
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER
@@ -539,6 +542,46 @@ def test_once_both_streams_have_ended_the_connection_is_closed_and_never_aborted
     lose(protocol)
 
 
+@given(st.lists(st.sampled_from(Event)))
+def test_a_connection_goes_by_the_table_through_any_events(events: list[Event]) -> None:
+    """The table of `echod.messages.closing`, event by event, beside what the transport is told."""
+
+    class Thinking(Handler):
+        def received(self, message: bytes) -> Any:
+            return Deferred()  # so that the end of input alone does not close
+
+    factory = EchoFactory(Clock(), handler=Thinking, banner=b"")
+    protocol, transport = connect(factory)
+    protocol.dataReceived(b"happy")
+    cause = {
+        Event.INPUT_ENDS: protocol.readConnectionLost,
+        Event.CLOSE: lambda: protocol.close(EndReason.SERVED),
+        Event.OUTPUT_ENDS: protocol.writeConnectionLost,
+        Event.ABORT: lambda: protocol.abort(EndReason.ABORTED),
+        Event.LOSE: lambda: lose(protocol),
+    }
+    reasons = {Event.CLOSE: "served", Event.ABORT: "aborted", Event.LOSE: "connection lost"}
+    state, passed, ended_by = State.OPEN, {State.OPEN}, None
+    for event in events:
+        cause[event]()
+        if (then := after(state, event)) is not None:
+            if state in (State.OPEN, State.INPUT_ENDED):
+                ended_by = reasons.get(event)
+            state = then
+            passed.add(then)
+        assert transport.half_closed is bool(passed & {State.CLOSING, State.ENDING})
+        if transport.disconnecting:  # what is left to write goes first
+            assert passed & {State.ENDING, State.BOTH_ENDED}
+        else:
+            assert State.BOTH_ENDED not in passed
+        assert transport.aborting is (State.ABORTED in passed)
+        assert (protocol in factory.connections) is (state is not State.LOST)
+        assert factory.metrics.ended.total() == (state is State.LOST)
+    if state is not State.LOST:
+        lose(protocol)
+    assert factory.metrics.ended == {ended_by or "connection lost": 1}
+
+
 def test_the_linger_begins_when_the_client_has_read_everything(kernel: Kernel) -> None:
     clock = Clock()
     factory = EchoFactory(clock, limits=replace(PATIENT, linger=7, write_timeout=100))
@@ -618,7 +661,8 @@ def test_a_transport_of_twisteds_own_that_has_closed_holds_nothing() -> None:
     closed = tcp.Server.__new__(tcp.Server)  # which loses its socket as it closes
     with pytest.raises(AttributeError):
         closed.getHandle()
-    assert unsent(closed) == acknowledged(closed) == 0
+    assert unsent(closed) == 0
+    assert taken(closed) == NOTHING_TAKEN
 
 
 @pytest.mark.parametrize("model", ConcurrencyModel)

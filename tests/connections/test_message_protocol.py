@@ -41,7 +41,7 @@ from echod.concurrency.models import InPool, InReactor
 from echod.concurrency.pool import WorkerPool
 from echod.connections.admission import Admission
 from echod.connections.direct_protocol import DirectProtocol
-from echod.connections.kernel import unread
+from echod.connections.kernel import Taken, unread
 from echod.connections.sweeper import URGENT_INTERVAL
 from echod.handlers.contract import Client, ConcurrencyModel
 from echod.messages.framing import Framing
@@ -471,7 +471,7 @@ def test_a_client_that_reads_is_given_time_for_ever_once_a_reload_says_so() -> N
     protocol, transport = connect(factory)
     protocol.pauseProducing()
     factory.limits = Limits(write_timeout=0)
-    protocol._left = -1  # as if the client had read since
+    protocol._taken = Taken(held=1)  # as if the client had read since
     clock.pump([1] * 60)
     assert not transport.aborting
     lose(protocol)

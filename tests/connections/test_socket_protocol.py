@@ -30,6 +30,7 @@ from echod.connections.kernel import unread
 from echod.handlers.contract import ConcurrencyModel, Kind
 from echod.handlers.lookup import ResolvedHandler
 from echod.listening.proxy import ProxyFactory
+from echod.messages.closing import State
 from echod.reasons import Refusal
 from echod.settings.definitions import LOOPBACK
 from echod.tls import TLSFactory
@@ -558,7 +559,7 @@ async def connect_slow_reader(server: Server) -> Talker:
 async def send_after_the_end(client: Talker, server: Server) -> bytes:
     """Send more once the daemon has ended the stream, and only then read; return what came."""
     served = await server.accepted()
-    await eventually(lambda: served._fin_sent or served._lost)
+    await eventually(lambda: served._state in (State.FIN_SENT, State.LOST))
     client.send(b"came later\n")
     client.transport.resumeProducing()
     return await client.receive_all()
