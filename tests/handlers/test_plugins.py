@@ -11,7 +11,7 @@ import pytest
 
 from echod.handlers.builtin import Echo
 from echod.handlers.contract import ConcurrencyModel, HandlerError
-from echod.handlers.lookup import installed, parse, resolve
+from echod.handlers.lookup import check_name, installed, parse, resolve
 from tests.support.clients import BANNER, connect, receive
 from tests.support.daemon import REACTOR as CHOSEN
 from tests.support.daemon import SCRIPTS, Start
@@ -86,6 +86,8 @@ def test_a_name_that_two_distributions_offer_is_refused_with_both(offers: Offers
         "'shout' is the name of 2 plugins: offered:loud (one), offered:quiet (other); "
         "give module:object"
     )
+    with pytest.raises(HandlerError, match="is the name of 2 plugins"):  # as a reload asks
+        check_name("shout")
     one, other = "offered:loud (one)", "offered:quiet (other)"
     assert errors() == {
         f"shout ({one})": f"{other} has the same name; give offered:loud",
