@@ -1,4 +1,4 @@
-"""Which new connections are accepted: how many there are, by address, and how fast they come."""
+"""Decide which new connections to accept, by their number, by address, and by rate."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def text_of(refusal: Refusal) -> str:
 
 
 class Admission:
-    """Who is let in: counts connections, over all listeners.
+    """Counts connections, over all listeners, and refuses those above the limits.
 
-    `accept` is for each connection as soon as it is accepted, `identify` for each as soon as it
-    is known where it comes from, which behind a proxy is later.  Each says why to refuse, or
-    None; a connection that was not refused is given back by `release`, once.
+    Call `accept` for each connection as soon as it is accepted, and `identify` as soon as its
+    address is known, which is later behind a proxy. Each returns the reason for a refusal, or
+    None. Call `release` once for each connection that was not refused.
     """
 
     def __init__(self, limits: Limits, seconds: Callable[[], float]) -> None:
-        """Let in up to the limits.
+        """Set up, without any connection.
 
         Args:
-            limits: how many, and how fast.
+            limits: how many connections, and how fast.
             seconds: the clock.
         """
         self.open = 0
@@ -42,7 +42,7 @@ class Admission:
 
     @property
     def limits(self) -> Limits:
-        """The limits; new ones hold for those who come from now on."""
+        """The limits; new ones apply to new connections."""
         return self._limits
 
     @limits.setter
@@ -53,7 +53,7 @@ class Admission:
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """How many connections there are, and from one address, beside what there may be."""
+        """The numbers of connections, in total and from one address, with their limits."""
         limits, busiest = self._limits, max(self.by_address.values(), default=0)
         return (
             Level(Refusal.MAX_CONNECTIONS.value, self.open, limits.max_connections),
@@ -61,7 +61,7 @@ class Admission:
         )
 
     def accept(self) -> Refusal | None:
-        """Count a connection, or say why not."""
+        """Count a connection, or return why it is refused."""
         most = self._limits.max_connections
         if most and self.open >= most:
             return Refusal.MAX_CONNECTIONS
@@ -71,7 +71,7 @@ class Admission:
         return None
 
     def identify(self, network: str) -> Refusal | None:
-        """Count where an accepted connection comes from, or say why it cannot stay.
+        """Count the address of an accepted connection, or return why it is refused.
 
         Args:
             network: see `network_of`.
@@ -83,7 +83,7 @@ class Admission:
         return None
 
     def release(self, network: str = "") -> None:
-        """Count an accepted connection out; with where it came from, if that was counted."""
+        """Stop counting an accepted connection, and its address, if that was counted."""
         self.open -= 1
         if network:
             self.by_address[network] -= 1
@@ -92,7 +92,7 @@ class Admission:
 
 
 class TokenBucket:
-    """Lets things happen at a rate, and some at once."""
+    """Limits events to a rate, and allows bursts."""
 
     __slots__ = ("_burst", "_rate", "_tokens", "_updated")
 
@@ -110,7 +110,7 @@ class TokenBucket:
         self._updated = now
 
     def take(self, now: float) -> bool:
-        """Return whether one more may happen `now`; then it has."""
+        """Return whether one more event is allowed `now`, and count it if so."""
         self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._rate)
         self._updated = now
         if self._tokens < 1:

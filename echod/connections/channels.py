@@ -1,4 +1,4 @@
-"""Between a connection and the thread that holds it: the socket itself, or a relay."""
+"""The channel between a connection and its thread: the socket itself, or a relay."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from echod.connections.kernel import (
 from echod.connections.traffic import TrafficWatch, WatchedSocket
 from echod.handlers.contract import Client
 
-# How often a thread is interrupted before its socket is shut down: a sweep apart, and more than
-# once because one that has just been interrupted may not have run since.
+# How often a thread is interrupted before its socket is shut down: once a sweep, and more than
+# once, because a thread that has just been interrupted may not have run since.
 MOST_INTERRUPTIONS = 2
 
 
@@ -58,26 +58,26 @@ class DirectChannel:
             local=_socket_address(self._transport.getHost()),
         )
         if self._handle.family == socket.AF_UNIX:
-            # Before the thread runs, so that nothing is missed.
+            # Do it before the thread runs, so that nothing is missed.
             self._watched = self._watch.watch(self._handle.fileno())
         return conn
 
     def forget(self) -> None:
-        """Look for traffic no more: the descriptor is about to be closed."""
+        """Stop watching for traffic: the descriptor is about to be closed."""
         if self._watched is not None:
             self._watch.forget(self._watched)
 
     def traffic_seen(self) -> int:
-        """Return a number that grows with traffic where no bytes are counted; 0: none was seen."""
+        """Return a number that grows with traffic if no bytes are counted; 0: none was seen."""
         return 0 if self._watched is None else self._watch.look(self._watched)
 
     def sees_all_traffic(self) -> bool:
-        """Return whether nothing moves that `traffic_seen` does not tell."""
+        """Return whether `traffic_seen` shows all traffic."""
         return self._watched is not None and has_room(self._handle)
 
     def returned(self) -> bool:
         """Take the socket back; return whether the connection may be closed now."""
-        # Blocking or not is a property of the open file, which both descriptors share.
+        # The blocking mode belongs to the open file, which both descriptors share.
         self._handle.setblocking(False)
         return True
 
@@ -87,18 +87,18 @@ class DirectChannel:
 
     def end_silence(self, conn: ConnectionSocket) -> None:
         """While the daemon drains: let a thread that waits for the client see the end."""
-        # Once interrupted, the socket waits no more, for other descriptors of it as well: only
-        # the thread that is in a call of this one is.
+        # An interrupted socket no longer waits, through any of its descriptors; but only a thread
+        # that is in a call of this object is interrupted.
         if conn.receiving and conn.interrupt() and self._interruptions < MOST_INTERRUPTIONS:
             self._interruptions += 1
         elif not self.unread() and not self.unsent():
-            # From now on, what the client sends after our FIN is answered by RST; the client's
-            # machine has all that was sent so far, which RST does not take back.
+            # From now on, the kernel answers data that the client sends after our FIN with RST;
+            # the client's machine has all that was sent so far, so RST destroys none of it.
             self.end_input()
 
     @property
     def inode(self) -> int:
-        """What the thread's socket is known by, under each of its descriptors."""
+        """The identity of the thread's socket, the same for each of its descriptors."""
         return os.fstat(self._handle.fileno()).st_ino
 
     def unread(self) -> int:
@@ -114,21 +114,21 @@ class DirectChannel:
         return taken(self._transport)
 
     def spoke_last(self) -> bool:
-        """Return whether the client has sent something since the thread has, or may have."""
+        """Return whether the client has, or may have, sent something since the thread last did."""
         return spoke_last(self._transport)
 
     def traffic(self, *, input_ended: bool) -> tuple[int, int] | None:
-        """Return how many bytes have come and gone, by any way; None: nobody counts.
+        """Return how many bytes were received and sent, in any way; None: they are not counted.
 
         Args:
             input_ended: whether the reactor has seen the client's end of stream.
         """
-        # Twisted closes its socket before it says so.
+        # Twisted closes its socket before it calls `connectionLost`.
         self._traffic = traffic(self._transport, input_ended=input_ended) or self._traffic
         return self._traffic
 
     def input_ended(self) -> bool:
-        """Return whether the thread sees the end of the stream, behind what it has not read."""
+        """Return whether the thread will see the end of the stream after the unread data."""
         return input_ended(self._handle)
 
     def end_input(self) -> None:
@@ -136,7 +136,7 @@ class DirectChannel:
         self._shutdown(socket.SHUT_RD)
 
     def wake(self) -> None:
-        """Let a thread that is blocked in the socket fail."""
+        """Make a thread that is blocked in the socket fail."""
         self._shutdown(socket.SHUT_RDWR)
 
     def _shutdown(self, how: int) -> None:
@@ -145,24 +145,24 @@ class DirectChannel:
 
 
 class Relayed(TypingProtocol):
-    """A connection whose bytes a relay passes on, as the relay sees it."""
+    """A relayed connection, as the relay sees it."""
 
     transport: Any
     client: Client
 
     def adopt(self, ours: socket.socket, factory: Factory) -> None:
-        """Have the reactor serve `ours` by the protocol of `factory`, now or soon."""
+        """Let the reactor serve `ours` with the protocol of `factory`, now or soon."""
 
     def relay_ended(self) -> None:
-        """Learn that the relay is over."""
+        """Note that the relay has ended."""
 
 
 @implementer(IHalfCloseableProtocol)
 class RelayChannel(Protocol):
-    """The reactor's end of a socket pair; each side pauses the other where it cannot keep up.
+    """The reactor's end of a socket pair; each side pauses the other when it cannot keep up.
 
-    A reactor may take its time to adopt that end.  Until then the client is not read from, and
-    what is asked of the relay waits.
+    A reactor may adopt that end later. Until then the client is not read from, and requests to the
+    relay wait.
     """
 
     transport: Any = None
@@ -172,8 +172,8 @@ class RelayChannel(Protocol):
         self._asked: list[Callable[[], object]] = []
         # While the daemon drains: how many bytes are still to be relayed.
         self._to_relay = 0
-        # The thread's end, too: were it closed with input unread, what was written to it and is
-        # yet to be relayed would be lost.
+        # The thread's end, too: if it were closed with unread input, data that was written to it
+        # and is not relayed yet would be lost.
         self._kept: socket.socket | None = None
         self._over = False
         self._input_ended = False
@@ -197,7 +197,7 @@ class RelayChannel(Protocol):
 
     def connectionMade(self) -> None:
         client = self._connection.transport
-        shorten_reads(self.transport)  # what a read brings is held until it is sent
+        shorten_reads(self.transport)  # the data of a read is held until it is sent
         client.registerProducer(self.transport, True)
         self.transport.registerProducer(client, True)
         client.resumeProducing()
@@ -206,7 +206,7 @@ class RelayChannel(Protocol):
             ask()
 
     def forward(self, data: bytes) -> None:
-        """Pass on what the client sent."""
+        """Relay the client's input."""
         received, sent = self._moved
         self._moved = received + len(data), sent
         self._spoke_last = True
@@ -216,24 +216,25 @@ class RelayChannel(Protocol):
     def returned(self) -> bool:
         """Return whether the connection may be closed: not before all has been relayed."""
         if self._kept is not None:
-            # Behind all that was written; the thread's own descriptor may live elsewhere by now.
-            with contextlib.suppress(OSError):  # the other end was faster
+            # After all that was written; the thread's own descriptor may be in use elsewhere by
+            # now.
+            with contextlib.suppress(OSError):  # the other end has closed already
                 self._kept.shutdown(socket.SHUT_WR)
         return self._over
 
     def drain(self) -> int:
-        """Return how much the thread may still read: all that will have been relayed."""
+        """Return how many bytes the thread may still read: all that are still relayed."""
         self._to_relay = unread(self._connection.transport)
         return sys.maxsize
 
     def end_silence(self, conn: ConnectionSocket) -> None:
         """While the daemon drains: let a thread that waits for the client see the end."""
-        # It comes behind all that had come when the drain began.
+        # It comes after all the input that had arrived when the drain began.
         if self._to_relay <= 0 or not unread(self._connection.transport):
             self.end_input()
 
     def end_input(self) -> None:
-        """Let the thread read what was relayed, and then the end of the stream."""
+        """Let the thread read the relayed data, and then the end of the stream."""
         # Once: to see whether it can write, Twisted's transport would write behind its own end,
         # and take EPIPE for the loss of the relay, and with it of what the thread has yet to say.
         if not self._input_ended:
@@ -241,7 +242,7 @@ class RelayChannel(Protocol):
             self._when_connected(self._end_input)
 
     def _end_input(self) -> None:
-        # A half-close waits for the producer; nothing it could still produce is wanted.
+        # A half-close would wait for the producer, whose further output is not wanted.
         self.transport.unregisterProducer()
         self.transport.loseWriteConnection()
 
@@ -313,7 +314,7 @@ class RelayChannel(Protocol):
 
 
 class _Factory(Factory):
-    """`adoptStreamConnection` asks a factory for the protocol that exists already."""
+    """Gives `adoptStreamConnection` the protocol that exists already."""
 
     noisy = False
 
@@ -325,7 +326,7 @@ class _Factory(Factory):
 
 
 def plain_socket(transport: Any) -> socket.socket | None:
-    """Return the socket under `transport` if what it carries is what the client sends."""
+    """Return the socket under `transport` if it carries the client's bytes unchanged."""
     if isinstance(transport, ProtocolWrapper) or ISSLTransport.providedBy(transport):
         return None
     handle = transport.getHandle() if hasattr(transport, "getHandle") else None
@@ -333,7 +334,7 @@ def plain_socket(transport: Any) -> socket.socket | None:
 
 
 def _socket_address(address: Any) -> Any:
-    """Return an address, Twisted's or a PROXY header's, as the `socket` module has it."""
+    """Convert an address, Twisted's or a PROXY header's, to the form of the `socket` module."""
     if isinstance(address, IPv6Address):
         return (address.host, address.port, address.flowInfo, address.scopeID)
     if isinstance(address, tuple):

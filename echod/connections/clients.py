@@ -1,4 +1,4 @@
-"""The client at the other end: its addresses, how it is encrypted, how logs name it."""
+"""The client of a connection: its addresses, its encryption, its name in logs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     pass
 _failed = LogLine(Logger("echod.connection"), "error", "Error while serving {peer}:\n{traceback}")
 
-# Until the transport can be asked.
+# The client until the transport is known.
 NOBODY = Client("")
 
 
 def client_of(transport: ITransport, listener: str) -> Client:
-    """Return who is at the other end of `transport`, come by the endpoint `listener`."""
+    """Return the client of `transport`, which connected to the endpoint `listener`."""
     return Client(
         peer=shown_address(transport.getPeer()),
         local=sys.intern(shown_address(transport.getHost())),  # most have the same
@@ -57,12 +57,12 @@ def is_twisted_tls(transport: object) -> bool:
 
 
 def shown(client: Client) -> str:
-    """Return how logs name `client`."""
+    """Return the name of `client` for logs."""
     return client.peer or "a client without an address"
 
 
 def log_failure(failure: Failure, client: Client) -> None:
-    """Log a traceback; whatever the client got into it is escaped."""
+    """Log a traceback, escaped, because it may contain text from the client."""
     if _failed.wanted(client.peer):
         _failed.write(peer=shown(client), traceback=traceback_of(failure))
 
@@ -70,12 +70,12 @@ def log_failure(failure: Failure, client: Client) -> None:
 @implementer(IAddress)
 @dataclass(frozen=True, slots=True)
 class ProxiedAddress:
-    """What the next factory's `buildProtocol` gets: who the client is, by the proxy's word.
+    """The address for the next factory's `buildProtocol`: the client's, from the proxy's header.
 
     Attributes:
-        peer: the client's address, or the socket's where the header names no client.
+        peer: the client's address, or the socket's if the header names no client.
         local: the address that the client connected to, likewise.
-        header: all that the proxy said.
+        header: the whole header.
     """
 
     peer: IAddress
@@ -83,7 +83,7 @@ class ProxiedAddress:
     header: ProxyHeader
 
     def client(self, listener: str) -> Client:
-        """Return the client as handlers and logs see it."""
+        """Return the client for handlers and logs."""
         return Client(
             shown_address(self.peer), shown_address(self.local), listener, proxy=self.header
         )

@@ -1,4 +1,4 @@
-"""The fast path: chunk framing, where what a read gave can be answered without a session."""
+"""The fast path: with chunk framing, the data of a read can be answered without a session."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from echod.turns import PACE, Share
 class DirectProtocol(EchoProtocol):
     """The hot path: chunk framing, and a handler in the event loop.
 
-    While nothing is held or awaited, input needs no framer and no session: it is cut, handled
-    and answered on the spot.  `_direct` says how much of it: the longest message, or nothing.  It
-    is taken back wherever the state changes, and given again by `_settle` alone, when the session
-    is idle.
+    While nothing is held or awaited, input needs no framer and no session: it is cut, handled and
+    answered at once. `_direct` is the longest message that may be answered so, or 0. Every change
+    of state resets it to 0; only `_settle` sets it again, when the session is idle.
     """
 
     __slots__ = ("_direct", "_direct_messages", "_held", "_kernel_counts", "_send")
@@ -41,7 +40,7 @@ class DirectProtocol(EchoProtocol):
 
     @property
     def _session(self) -> Session:
-        """The session, anew when it is needed again: an idle connection does not keep one."""
+        """The session, made when it is needed: an idle connection does not keep one."""
         if self._held is None:
             self._held = self._new_session()
         return self._held
@@ -53,13 +52,15 @@ class DirectProtocol(EchoProtocol):
     def connect_directly(
         self, transport: Any, write: Callable[[bytes], None]
     ) -> Callable[[bytes], None]:
-        """From the uvloop reactor: return what is called for each read, instead of `dataReceived`.
+        """Return the function that the uvloop reactor calls for each read, instead of
+        `dataReceived`.
 
-        To count bytes costs more than all else here.  The kernel counts those of TCP anyway.
+        Counting bytes would cost more than everything else here, and the kernel counts those of
+        TCP anyway.
 
         Args:
-            transport: what `makeConnection` will bring.
-            write: the quickest way to write, for as long as the connection is open.
+            transport: the transport that `makeConnection` will get.
+            write: the fastest way to write, as long as the connection is open.
         """
         own = type(self).dataReceived is DirectProtocol.dataReceived
         countless = traffic(transport, input_ended=False) is None
@@ -79,8 +80,8 @@ class DirectProtocol(EchoProtocol):
 
     def _answer(self, data: bytes) -> None:
         if len(data) <= self._direct:
-            # All that most messages cost; hence no call that could be spared, and no attribute
-            # that is called as if it were a method, which the interpreter is slower at.
+            # This is the whole cost of most messages. So there is no avoidable call, and no
+            # attribute is called like a method, because the interpreter is slower at that.
             self._direct_messages += 1
             received = self._received
             try:
@@ -100,7 +101,7 @@ class DirectProtocol(EchoProtocol):
 
     def _answer_pieces(self, data: bytes) -> None:  # noqa: C901 - calls for each piece would cost
         """Answer a long read; small replies leave together."""
-        # What `ReplyBatch` does, in a list: its calls would be a third of what this costs.
+        # The same as `ReplyBatch`, in a list: its calls would be a third of the cost of this.
         size, received = self._direct, self._received
         replies: list[bytes] = []
         held, answered, failure = 0, 0, None
@@ -111,7 +112,7 @@ class DirectProtocol(EchoProtocol):
         try:
             for start in range(0, end, size):
                 if not self._direct:
-                    # Something waits, or the handler has closed: the session takes the rest.
+                    # A result is pending, or the handler has closed: the session takes the rest.
                     _send_together(self._send, replies)
                     self._session.receive(data[start:])
                     self._answer_messages()
@@ -147,7 +148,7 @@ class DirectProtocol(EchoProtocol):
         self._settle()
 
     def _take_directly(self, result: object) -> None:
-        """Take what is not plain bytes: `Close`, or something to wait for."""
+        """Process a result that is not plain bytes: `Close`, or a pending result."""
         try:
             settled = cast("InReactor", self._owner.model).settle(self._answered, result)
             if not self._take(settled):
@@ -174,7 +175,7 @@ class DirectProtocol(EchoProtocol):
 
     def _stop(self) -> None:
         self._direct = 0
-        # The quickest way is for open connections, and keeps what it belongs to.
+        # The fastest way is only for open connections, and keeps the transport alive.
         self._send = self._write
         super()._stop()
 
@@ -193,7 +194,7 @@ class DirectProtocol(EchoProtocol):
 
     @property
     def _incomplete(self) -> int:
-        return 0  # what one read gave is a message: it is never under way
+        return 0  # the data of one read is a message, so none is ever incomplete
 
     @property
     def _busy(self) -> bool:
@@ -220,11 +221,11 @@ class DirectProtocol(EchoProtocol):
 
 
 def _discard(data: bytes) -> None:
-    """Do nothing: there is nobody any more to send `data` to."""
+    """Do nothing, because the connection is closed."""
 
 
 def _send_together(send: Callable[[bytes], None], replies: list[bytes]) -> int:
-    """Send `replies` in one write, and empty them; return how many bytes are left."""
+    """Send `replies` in one write, and clear the list; return the bytes left, 0."""
     if replies:
         send(b"".join(replies))
         replies.clear()
@@ -232,9 +233,10 @@ def _send_together(send: Callable[[bytes], None], replies: list[bytes]) -> int:
 
 
 class PooledProtocol(DirectProtocol):
-    """Chunk framing, and a handler in a pool thread: a read that comes alone goes straight there.
+    """Chunk framing, and a handler in a pool thread: a read that arrives alone goes straight
+    there.
 
-    `_direct` stays while its answer is awaited, unless something happens meanwhile.
+    `_direct` keeps its value while the answer is pending, unless something happens meanwhile.
     """
 
     __slots__ = ()
@@ -242,7 +244,7 @@ class PooledProtocol(DirectProtocol):
     def connect_directly(
         self, transport: Any, write: Callable[[bytes], None]
     ) -> Callable[[bytes], None]:
-        """As in `DirectProtocol`; beside the hand-over to a thread, to count costs little."""
+        """As in `DirectProtocol`; compared with the hand-over, counting costs little."""
         return self.dataReceived
 
     def dataReceived(self, data: bytes) -> None:

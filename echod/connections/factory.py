@@ -1,8 +1,8 @@
-"""The factory of one listener: a protocol for each connection, and what all of them share.
+"""The factory of one listener: makes a protocol for each connection, and holds their shared state.
 
-`EchoFactory` picks a connection's protocol once, when it is accepted: `EchoProtocol` gives
-messages to a handler, in the event loop or the pool; `SocketProtocol` gives the socket to a
-thread.  It works in any Twisted program::
+`EchoFactory` chooses a connection's protocol once, when it is accepted: `EchoProtocol` passes
+messages to a handler, in the event loop or the pool; `SocketProtocol` passes the socket to a
+thread. It works in any Twisted program::
 
     endpoints.serverFromString(reactor, "tcp:8888").listen(EchoFactory(reactor))
 """
@@ -49,15 +49,15 @@ _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {why}")
 
 
 class EchoFactory(Factory):
-    """Makes a protocol for each accepted connection, and knows those that are open.
+    """Makes a protocol for each accepted connection, and keeps the open ones.
 
     Attributes:
-        connections: the protocols of the connections that are open.
-        urgent: those of them that have a deadline, which the sweeper looks at more often.
-        metrics: what has been counted.
-        stand_in: what a `socketserver` request handler finds as its server.
-        others: what threads wait for that handlers have started.
-        traffic_watch: tells of traffic on connections whose bytes the kernel does not count.
+        connections: the protocols of the open connections.
+        urgent: those with a deadline, which the sweeper checks more often.
+        metrics: the counters.
+        stand_in: the server object of `socketserver` request handlers.
+        others: the waits of threads that handlers have started.
+        traffic_watch: detects traffic on connections whose bytes the kernel does not count.
         protocol: the class of the protocols that it makes; may be replaced by a subclass.
     """
 
@@ -78,21 +78,20 @@ class EchoFactory(Factory):
         turns: Turns | None = None,
         listener: str = "",
     ) -> None:
-        """Set up a factory; everything may be left out.
+        """Set up a factory; all arguments are optional.
 
         Args:
             reactor: the reactor, for its clock and timers; None for Twisted's global one.
-            handler: a function or class by the handler contract, or one looked up already.
-            framing: how input is cut into messages; `Chunk()` unless given.
-            model: where the handler runs; in the event loop unless given.  A pool that it uses
-                is the caller's to stop.
-            limits: what a client may take.
-            banner: what to greet with, as it goes on the wire, b"" for nothing; None leaves the
-                greeting to the handler.
-            metrics: where to count; several factories may share one.
-            admission: who is let in; several factories may share one.
-            turns: shares the turns of the event loop; factories that run in the same one should
-                share one.
+            handler: a function or class by the handler contract, or one that is already resolved.
+            framing: how input is cut into messages; `Chunk()` by default.
+            model: where the handler runs; by default in the event loop.  The caller has to stop a
+                pool that it uses.
+            limits: the limits on clients.
+            banner: the greeting as it is sent, b"" for none; None leaves the greeting to the
+                handler.
+            metrics: the counters; several factories may share them.
+            admission: decides which connections are accepted; several factories may share it.
+            turns: shares the turns of the event loop; factories in the same loop should share it.
             listener: the endpoint string, for `Client.listener`.
 
         Raises:
@@ -117,7 +116,7 @@ class EchoFactory(Factory):
         self.others = Others(threads_of_handlers)
         self.traffic_watch = TrafficWatch()
         self._drained: Deferred[None] | None = None
-        # The process that listens: another one is a child that a handler has forked.
+        # The process that listens; any other one is a child that a handler has forked.
         self._process: int | None = None
         self.protocol = self._choose_protocol()
 
@@ -133,7 +132,7 @@ class EchoFactory(Factory):
 
     @property
     def limits(self) -> Limits:
-        """What a client may take; new limits hold for the open connections too."""
+        """The limits on clients; new ones also apply to the open connections."""
         return self._limits
 
     @limits.setter
@@ -156,21 +155,21 @@ class EchoFactory(Factory):
 
     @property
     def admission(self) -> Admission:
-        """Who is let in."""
+        """Decides which connections are accepted."""
         if self._admission is None:
             self._admission = Admission(self.limits, self.seconds)
         return self._admission
 
     @property
     def turns(self) -> Turns:
-        """How the turns of the event loop are shared."""
+        """Shares the turns of the event loop among connections."""
         if self._turns is None:
             self._turns = Turns(self.reactor)
         return self._turns
 
     @property
     def reactor(self) -> Any:
-        """The reactor; looked up when first needed, so that importing echod installs none."""
+        """The reactor, looked up when first needed, so that importing echod installs none."""
         if self._reactor is None:
             from twisted.internet import reactor
 
@@ -186,7 +185,7 @@ class EchoFactory(Factory):
         # An exception would leave the accepted socket open; None closes it.
         peer = addr.peer if isinstance(addr, ProxiedAddress) else addr
         try:
-            # Behind a proxy, that was done before the header was read.
+            # Behind a proxy, this was done before the header was read.
             refusal = None if peer is not addr else self.admission.accept()
             return self.refused(addr, refusal) if refusal else self._accepted(addr, peer)
         except BaseException:
@@ -218,11 +217,11 @@ class EchoFactory(Factory):
         return RefusedProtocol(self.framing.encode_line(text_of(refusal).encode()))
 
     def connection_turned_away(self) -> None:
-        """Count a client for whom there was no descriptor; the port has logged and closed it."""
+        """Count a client for which no descriptor was left; the port has logged and closed it."""
         self.metrics.refused[Refusal.DESCRIPTORS.value] += 1
 
     def note_refusal(self, refusal: Refusal, client: Client, why: str) -> None:
-        """Count and log that a client is turned away; telling it is the caller's."""
+        """Count and log the refusal of a client; the caller tells the client."""
         self.metrics.refused[refusal.value] += 1
         if _refused.wanted(client.peer):
             _refused.write(
@@ -230,7 +229,7 @@ class EchoFactory(Factory):
             )
 
     def handler_failed(self, failure: Failure, client: Client) -> None:
-        """Count and log what the handler of `client` has raised."""
+        """Count and log an exception of the handler of `client`."""
         if self._process not in (None, os.getpid()):
             end_child(failure)
         self.metrics.handler_errors += 1
@@ -250,25 +249,25 @@ class EchoFactory(Factory):
         self._sweeper.add(connection)
 
     def forget(self, connection: Finished, reason: EndReason) -> None:
-        """Count a connection out."""
+        """Count the end of a connection."""
         messages, received, sent = connection.figures
         self.metrics.end(reason.value, messages=messages, received=received, sent=sent)
         self.admission.release(connection.network)
         self.unwatch(connection)
 
     def unwatch(self, connection: Owned) -> None:
-        """Forget a connection; the last one takes the sweep's timer with it."""
+        """Forget a connection; after the last one, the sweep's timer stops."""
         self._sweeper.discard(connection)
         if not self.connections and self._drained is not None:
             drained, self._drained = self._drained, None
             self._handlers_done().addCallback(drained.callback)
 
     def drain(self) -> Deferred[None]:
-        """Answer what has been received on every connection, and close it.
+        """Answer all that was received on every connection, and close it.
 
         Returns:
-            Fires when there is none left, and nothing of the handler's in the event loop waits, as
-            an `async def closed` may; it has no deadline (see `abort`, and the model's `stop`).
+            Fires when no connection is left, and no handler code waits in the event loop, such as
+            an `async def closed`; it has no deadline (see `abort`, and the model's `stop`).
         """
         for connection in list(self.connections):
             connection.drain()
@@ -279,7 +278,7 @@ class EchoFactory(Factory):
         return self._drained
 
     def _handlers_done(self) -> Deferred[None]:
-        # The threads of a pool are its owner's to wait for.
+        # The owner of a pool waits for its threads.
         return succeed(None) if isinstance(self.model, InPool) else self.model.drain()
 
     def abort(self) -> None:

@@ -1,4 +1,4 @@
-"""Ask the kernel about a connection: bytes that wait, bytes that have come and gone, its end."""
+"""Ask the kernel about a connection: waiting bytes, bytes received and sent, its end."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from echod.tls import TLSConnection
 
 
 def unread(transport: object) -> int:
-    """Return how many bytes have come for `transport`, as on the wire, that were not read yet."""
+    """Return how many bytes, as on the wire, `transport` has received and not read yet."""
     undelivered = transport.undelivered if isinstance(transport, TLSConnection) else 0
     return _held_by_kernel(transport, termios.FIONREAD) + undelivered
 
 
 def is_reset(transport: object) -> bool:
-    """Return whether the client has reset the connection, where nobody reads who would notice."""
+    """Return whether the client has reset the connection, which may not be read from."""
     handle = _handle(transport)
     if handle is None:
         return False
@@ -33,9 +33,9 @@ def is_reset(transport: object) -> bool:
 
 
 def unsent(transport: object) -> int:
-    """Return how many bytes the kernel holds that have not come to the client's machine yet.
+    """Return how many bytes the kernel holds that have not reached the client's machine yet.
 
-    A UNIX socket's are there at once.  While there is room for more they count as sent, read or
+    Those of a UNIX socket arrive at once. While there is room for more they count as sent, read or
     not, as over TCP: the client finds them even after the connection has been closed.
     """
     handle = _handle(transport)
@@ -50,8 +50,8 @@ class Taken:
 
     Attributes:
         acknowledged: how many bytes the client's kernel has acknowledged.
-        held: where the kernel does not count those (it is not TCP, or not Linux): how many bytes
-            it holds.  They are filled up again as the client reads, so they tell less.
+        held: if the kernel does not count those (it is not TCP, or not Linux): how many bytes it
+            holds.  Its buffer is refilled as the client reads, so this says less.
     """
 
     acknowledged: int = 0
@@ -59,13 +59,13 @@ class Taken:
 
     @property
     def mark(self) -> int:
-        """A number that changes whenever either of them does."""
+        """A number that changes whenever one of them does."""
         return self.acknowledged - self.held
 
     def has_grown(self, since: Taken, least: float) -> bool:
-        """Return whether the client has taken `least` bytes since an earlier look.
+        """Return whether the client has received `least` bytes since an earlier check.
 
-        Where they are not counted, it can only be seen that something has moved.
+        If they are not counted, it can only be seen that something has moved.
         """
         return self.acknowledged - since.acknowledged >= least or self.held != since.held
 
@@ -84,9 +84,9 @@ def taken(transport: object) -> Taken:
 
 
 def spoke_last(transport: object) -> bool:
-    """Return whether the client has sent something since we have, as far as the kernel knows.
+    """Return whether the client has sent something since we last did, as far as the kernel knows.
 
-    Then an answer may be owed.  Where the kernel knows nothing of it, it may be so.
+    Then the handler may owe an answer.  If the kernel does not know, return True.
     """
     handle = _handle(transport)
     if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):
@@ -97,61 +97,61 @@ def spoke_last(transport: object) -> bool:
         return True
     received, sent = counted
     since_sent, since_received = _SINCE.unpack(info)
-    # The kernel's clock is coarse: a client that sends as soon as it is connected does so at the
-    # moment at which, as the kernel has it, we sent nothing.
+    # The kernel's clock is coarse: if a client sends as soon as it is connected, the kernel gives
+    # the same time for our last sending, although we have sent nothing.
     return received > 0 and (sent == 0 or since_received < since_sent)
 
 
 def hung_up(transport: object) -> bool:
-    """Return whether nothing more can come or go: the connection is lost, or shut down."""
+    """Return whether no more data can move: the connection is lost, or shut down."""
     handle = _handle(transport)
     if handle is None:
         return True
     poll = select.poll()
-    poll.register(handle, 0)  # an error and a hang-up are told in any case
+    poll.register(handle, 0)  # it always reports an error and a hang-up
     return bool(poll.poll(0))
 
 
 def has_room(handle: socket.socket) -> bool:
-    """Return whether the kernel would take more to send at once."""
+    """Return whether the kernel would accept more data to send."""
     poll = select.poll()
     poll.register(handle, select.POLLOUT)
     return bool(poll.poll(0))
 
 
 def input_ended(handle: socket.socket) -> bool:
-    """Return whether the stream that a socket brings has ended, behind what was not read yet."""
+    """Return whether the input stream of a socket has ended, after the unread data."""
     poll = select.poll()
     poll.register(handle, getattr(select, "POLLRDHUP", 0))
     return bool(poll.poll(0))
 
 
-# `struct tcp_info` of linux/tcp.h, as far as tcpi_bytes_acked.
+# `struct tcp_info` of linux/tcp.h, up to tcpi_bytes_acked.
 _BYTES_ACKED = struct.Struct("=120xQ")
 # tcpi_last_data_sent, tcpi_last_data_recv: how long ago, in milliseconds.
 _SINCE = struct.Struct("=44xI4xI")
 # tcpi_state, tcpi_bytes_received, tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans; the
-# last two of Linux 4.19.
+# last two since Linux 4.19.
 _TRAFFIC = struct.Struct("=B127xQ8xI52xQQ")
-# The states in which the kernel has had the other side's FIN, which it counts as a byte received:
+# The states in which the kernel has received the other side's FIN, which it counts as a byte:
 # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
 _FIN_HAS_COME = {6, 8, 9, 11}
-# That in which there may have been one.
+# The state in which it may have received one.
 _CLOSED = 7
-# Those in which our own FIN may still be to send, behind what waits, as a byte of it: FIN_WAIT1,
+# The states in which our own FIN may still wait to be sent, and counts as a byte: FIN_WAIT1,
 # LAST_ACK, CLOSING.
 _FIN_GOES = {4, 9, 11}
 
 
 def traffic(transport: object, *, input_ended: bool) -> tuple[int, int] | None:
-    """Return how many bytes a TCP connection has brought and taken, as the kernel counts.
+    """Return how many bytes a TCP connection has received and sent, as the kernel counts them.
 
     Args:
         transport: the connection.
         input_ended: whether the other side's end of stream has been seen.
 
     Returns:
-        Bytes received and sent; None where the kernel does not count.
+        Bytes received and sent; None if the kernel does not count them.
     """
     handle = _handle(transport)
     if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):
@@ -160,17 +160,17 @@ def traffic(transport: object, *, input_ended: bool) -> tuple[int, int] | None:
     if len(info) < _TRAFFIC.size:
         return None
     state, received, waiting, sent, again = _TRAFFIC.unpack(info)
-    # What waits for the client to make room counts too: the kernel sends it, closed or not.
+    # Data that waits for room at the client counts too: the kernel sends it even after a close.
     waiting -= waiting > 0 and state in _FIN_GOES
-    # What looks like the end may be our own doing: a socket that we have shut down for reading.
+    # An apparent end may be our own: a socket that we have shut down for reading.
     fin_came = state in _FIN_HAS_COME or (input_ended and state == _CLOSED)
     return max(0, received - fin_came), sent - again + waiting
 
 
 def shorten_reads(transport: object) -> None:
-    """Have a transport read in smaller pieces from now on, if it can.
+    """Make a transport read in smaller pieces from now on, if it can.
 
-    What is held costs as much as the longest read, and that is 250 KiB on uvloop.
+    Held data costs as much as the longest read, which is 250 KiB on uvloop.
     """
     shorten = getattr(transport, "shortenReads", None)
     if shorten is not None:
@@ -183,7 +183,7 @@ def _held_by_kernel(transport: object, request: int) -> int:
 
 
 def held_in(handle: socket.socket, request: int = termios.FIONREAD) -> int:
-    """Return how many bytes the kernel holds for a socket: such as were not read yet."""
+    """Return how many bytes the kernel holds for a socket, by default those not read yet."""
     count = array.array("i", [0])
     fcntl.ioctl(handle, request, count)
     return count[0]
@@ -195,6 +195,6 @@ def _handle(transport: Any) -> socket.socket | None:
         transport = transport.transport
     try:
         handle = transport.getHandle()
-    except AttributeError:  # it has none, or, being Twisted's own, none any more
+    except AttributeError:  # it has none, or, if it is Twisted's own, no longer has one
         return None
     return handle if isinstance(handle, socket.socket) and handle.fileno() >= 0 else None

@@ -1,17 +1,18 @@
-"""What every connection's protocol does: admission, deadlines, drain, and the one way to close.
+"""The base of every connection's protocol: admission, deadlines, drain, and the one way to close.
 
-`ConnectionProtocol` is the base of both kinds: `message_protocol.EchoProtocol` gives messages to a
-handler, and `socket_protocol.SocketProtocol` gives the socket to a thread.  It keeps for them:
+`ConnectionProtocol` is the base of both kinds: `message_protocol.EchoProtocol` passes messages to
+a handler, and `socket_protocol.SocketProtocol` passes the socket to a thread. It guarantees:
 
-* one way to close, `close` (gently) or `abort` (at once); the first reason given is the one that
-  counts; which step follows which is a table, in `echod.messages.closing`;
-* one last callback, `connectionLost`, after which the factory has forgotten the connection;
-* deadlines are numbers, looked at by the factory's sweep; no connection has a timer.
+* there is one way to close, `close` (gently) or `abort` (at once); the first reason given counts;
+  a table in `echod.messages.closing` has the order of the steps;
+* there is one last callback, `connectionLost`, after which the factory has forgotten the
+  connection;
+* deadlines are numbers that the factory's sweep checks; no connection has a timer.
 
-Closing gently is: write what is left, send FIN, read and discard until the client's FIN or a
-deadline.  A socket that is closed with unread input sends RST instead, and RST destroys the
-reply on its way.  Over `echod.tls` it is the same, with close_notify before FIN.  Twisted's own
-TLS has no half-close: there, close_notify is sent and the deadline does the rest
+A gentle close writes the remaining data, sends FIN, then reads and discards until the client's FIN
+or a deadline.  A socket that is closed with unread input sends RST instead, and RST destroys the
+reply on its way.  Over `echod.tls` it is the same, with close_notify before FIN.  Twisted's own TLS
+has no half-close: there, close_notify is sent and the deadline does the rest
 (https://github.com/twisted/twisted/issues/7926).
 """
 
@@ -57,10 +58,10 @@ _disconnected = LogLine(
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
 class ConnectionProtocol(Protocol):
-    """One connection's life, whoever answers it."""
+    """The life of one connection, with any kind of handler."""
 
-    # Ten thousand idle connections are ten thousand of these: without a dictionary each is less
-    # than half the size.  Twisted's own attributes are among the slots for that reason.
+    # Ten thousand idle connections have ten thousand of these: without a dictionary each is less
+    # than half the size. Therefore Twisted's own attributes are slots too.
     __slots__ = (
         "_began",
         "_deadline",
@@ -84,15 +85,15 @@ class ConnectionProtocol(Protocol):
         "transport",
     )
 
-    # Twisted's transports have more methods than ITransport names; the interfaces that say so
-    # (ITCPTransport, IConsumer, IPushProducer) cannot be one type.
+    # Twisted's transports have more methods than ITransport; the interfaces that declare them
+    # (ITCPTransport, IConsumer, IPushProducer) cannot be combined into one type.
     transport: Any
 
     def __init__(self, owner: Owner) -> None:
         """Set up for one connection.
 
         Args:
-            owner: the factory, where the connection is registered from its beginning to its end.
+            owner: the factory; the connection is registered there from its beginning to its end.
         """
         self.connected = 0
         self.factory = None
@@ -114,26 +115,26 @@ class ConnectionProtocol(Protocol):
         self._deadline = math.inf
         self._began = 0.0
         self._idle_since = 0.0
-        # Which message was under way at the last look, by how many had come before it.
+        # The message that was incomplete at the last sweep: the number of messages before it.
         self._message = -1
         self._message_since = 0.0
         self._seen_activity = -1
         self.client = NOBODY
-        # What it is counted under, once it is admitted: see `echod.limits.network_of`.
+        # The network that it is counted under, once it is admitted: see `echod.limits.network_of`.
         self.network = ""
 
-    # What a kind of connection adds.
+    # The methods of each kind of connection.
 
     def _start(self) -> None:
         """Begin the conversation, now that the concurrency model lets the connection in."""
         raise NotImplementedError
 
     def _client_finished(self) -> None:
-        """The client has sent its last byte; replies may still go out."""
+        """Note that the client has sent its last byte; replies may still go out."""
         raise NotImplementedError
 
     def _cut_input(self) -> None:
-        """Answer what has been received, and no more, then close: the daemon drains."""
+        """Answer all that was received, and no more, then close: the daemon drains."""
         raise NotImplementedError
 
     def _write(self, data: bytes) -> None:
@@ -141,18 +142,18 @@ class ConnectionProtocol(Protocol):
         raise NotImplementedError
 
     def _stop(self) -> None:
-        """Hand out no more work: the connection begins to close."""
+        """Pass on no more work: the connection begins to close."""
 
     def _leave(self) -> None:
-        """Give the concurrency model back the connection's place.  Again is harmless."""
+        """Release the connection's place in the model. Calling it again is harmless."""
         self._owner.model.leave(self)
 
     def _finish(self) -> None:
-        """Clean up: the connection is lost."""
+        """Clean up after the connection is lost."""
 
     @property
     def figures(self) -> tuple[int, int, int]:
-        """Messages handed to the handler, bytes received, bytes sent."""
+        """Messages passed to the handler, bytes received, bytes sent."""
         raise NotImplementedError
 
     @property
@@ -167,21 +168,21 @@ class ConnectionProtocol(Protocol):
 
     @property
     def _incomplete(self) -> int:
-        """How many bytes have come of a message that is under way."""
+        """How many bytes of an incomplete message have been received."""
         return 0
 
     @property
     def _busy(self) -> bool:
-        """Whether silence is not the client's: a handler is at work."""
+        """Whether a handler is at work, so that a silence is not the client's."""
         raise NotImplementedError
 
     @property
     def waits_for(self) -> str:
-        """What an open connection waits for, in words for the log, if not for its handler."""
+        """The reason why an open connection waits, for the log, if not for its handler."""
         if not self._entered:
             return "it waits for its turn" if self._waiting else "it is shaking hands"
         if self._reason is not None:
-            return "the client has not read everything, or not closed"
+            return "the client has not read everything, or has not closed"
         return "its message waits for a thread" if self._busy else "it is open"
 
     # From Twisted.
@@ -189,25 +190,25 @@ class ConnectionProtocol(Protocol):
     def makeConnection(self, transport: Any) -> None:
         try:
             super().makeConnection(transport)
-        except Exception:  # else the socket would stay open, and nobody would own it
+        except Exception:  # otherwise the socket would stay open, without an owner
             self._owner.handler_failed(Failure(), self.client)
             self.abort(EndReason.HANDLER_ERROR)
 
     def connectionMade(self) -> None:
-        self._owner.opened(self)  # first: whatever fails from here on, it is counted out again
+        self._owner.opened(self)  # first, so that its end is counted if something fails
         self._began = self._owner.seconds()
-        if self.client.proxy is None:  # else a proxy has said already who it is
+        if self.client.proxy is None:  # otherwise the proxy's header has named it already
             self.client = client_of(self.transport, self._owner.listener)
         if _connected.wanted(self.client.peer):
             _connected.write(peer=shown(self.client), listener=self.client.listener)
         if ISSLTransport.providedBy(self.transport):
-            # Until its handshake is over a client takes none of the model's places.
+            # Until its handshake is over, a client occupies none of the model's places.
             self._expect_by(self._owner.limits.handshake_timeout)
         else:
             self._admit()
 
     def handshakeCompleted(self) -> None:
-        """From the TLS layer: the stream is ready."""
+        """Note that the stream is ready; the TLS layer calls this."""
         if self._reason is None:
             self._deadline = math.inf
             self.client = replace(self.client, tls=tls_facts(self.transport))
@@ -223,7 +224,7 @@ class ConnectionProtocol(Protocol):
             self.transport.pauseProducing()
 
     def _turn_away(self, busy: Busy) -> None:
-        """There is no room for this client: count it, tell it, and close."""
+        """Refuse this client: count it, tell it, and close."""
         self._owner.note_refusal(busy.refusal, self.client, str(busy))
         self.refuse(EndReason.REFUSED, str(busy))
 
@@ -276,7 +277,7 @@ class ConnectionProtocol(Protocol):
         self._owner.forget(self, self._reason)
 
     def _log_end(self, reason: EndReason, lost: Failure) -> None:
-        """Log the one line that tells all about a connection."""
+        """Log the summary line of a connection."""
         messages, received, sent = self.figures
         tls = self.client.tls.version if self.client.tls else None
         proxy = shown_address(self.transport.getPeer()) if self.client.proxy else None
@@ -316,20 +317,20 @@ class ConnectionProtocol(Protocol):
         return self._state is State.LOST
 
     def close(self, reason: EndReason) -> None:
-        """Send what has been written, then close gently.  Again is harmless."""
+        """Send everything written, then close gently. Calling it again is harmless."""
         if self._step(Event.CLOSE) is None:
             return
         self._reason = reason
         self._stop()
         self._leave()
         self._expect_to_be_read()
-        # Closing alone sends no FIN while a child that a handler has forked holds the descriptor.
+        # A close alone sends no FIN while a child that a handler has forked has the descriptor.
         self._end_writing()
         if not self._input_ended:
             self.transport.resumeProducing()
 
     def _end_writing(self) -> None:
-        """Let the client see the end of our stream, behind all that was written."""
+        """Let the client see the end of our stream, after all that was written."""
         if is_twisted_tls(self.transport):
             self.transport.loseConnection()
             self.writeConnectionLost()
@@ -337,7 +338,7 @@ class ConnectionProtocol(Protocol):
             self.transport.loseWriteConnection()
 
     def abort(self, reason: EndReason) -> None:
-        """Close at once, dropping what has not been sent.  Again is harmless."""
+        """Close at once, and drop unsent data. Calling it again is harmless."""
         if self._step(Event.ABORT) is None:
             return
         if self._reason is None:
@@ -352,7 +353,7 @@ class ConnectionProtocol(Protocol):
             self.close(reason)
 
     def fail(self, failure: Failure) -> None:
-        """Log a handler's error with its traceback, and close; or there was no room for it."""
+        """Log a handler's error with its traceback, and close; a `Busy` is a refusal instead."""
         if isinstance(failure.value, Busy):  # the handler was not called
             self._turn_away(failure.value)
         else:
@@ -382,7 +383,7 @@ class ConnectionProtocol(Protocol):
 
     @property
     def _is_gone(self) -> bool:
-        """Whether the client that waits has reset the connection, with nothing left to handle."""
+        """Whether a waiting client has reset the connection, with nothing left to handle."""
         return is_reset(self.transport) and not unread(self.transport)
 
     def _expect_by(self, seconds: float) -> None:
@@ -391,7 +392,7 @@ class ConnectionProtocol(Protocol):
         self._owner.urgent.add(self)
 
     def _expect_to_be_read(self) -> None:
-        """Start the time in which the client has to read something."""
+        """Start the time-out within which the client has to read something."""
         self._taken = taken(self.transport)
         self._expect_by(self._owner.limits.write_timeout)
 
@@ -400,23 +401,23 @@ class ConnectionProtocol(Protocol):
             self.abort(EndReason.HANDSHAKE_TIMEOUT)
             return
         if self._has_read():
-            # The client takes its time with what the kernel holds, but it does take it.
+            # The client reads the data in the kernel slowly, but it does read.
             self._expect_by(self._owner.limits.write_timeout)
         else:
             self.abort(EndReason.WRITE_TIMEOUT)
 
     def _has_read(self) -> bool:
-        """Return whether the client has read enough since this was asked last."""
+        """Return whether the client has read enough since the last call."""
         before, self._taken = self._taken, taken(self.transport)
         return self._taken.has_grown(before, self._least_read())
 
     def _least_read(self) -> float:
-        """How much a client has to read within the write time-out, in bytes: one at least."""
+        """How many bytes a client has to read within the write time-out: at least one."""
         limits = self._owner.limits
         return max(1.0, limits.min_rate * limits.write_timeout)
 
     def _look_after_fin(self, now: float) -> None:
-        """With our FIN sent: the client has `linger` for its own once it has read everything."""
+        """After our FIN: allow the client `linger` for its own, once it has read everything."""
         unsent_now, limits = unsent(self.transport), self._owner.limits
         if not unsent_now and self._unsent:
             self._unsent = 0
@@ -442,7 +443,7 @@ class ConnectionProtocol(Protocol):
             self._look_at_silence(now, now - self._idle_since)
 
     def _too_slow(self, now: float) -> bool:
-        """Return whether a message has been under way for longer than it may."""
+        """Return whether a message has been incomplete for longer than it may be."""
         incomplete = self._incomplete
         if not incomplete or self._busy:
             self._message = -1
@@ -454,9 +455,9 @@ class ConnectionProtocol(Protocol):
         return False
 
     def _look_at_silence(self, now: float, silence: float) -> None:
-        """Close if `silence` seconds are more than the client may keep."""
+        """Close if the client may not be silent for `silence` seconds."""
         first, idle = self._owner.limits.first_byte_timeout, self._owner.limits.idle_timeout
-        # In this order: the figures may have to be asked for.
+        # In this order, because the figures may need a system call.
         if first and silence >= first and not self._has_spoken:
             self._time_out(EndReason.FIRST_BYTE_TIMEOUT)
         elif idle and silence >= idle:
@@ -466,7 +467,7 @@ class ConnectionProtocol(Protocol):
         self.close(reason)
 
     def drain(self) -> None:
-        """Answer what has been received, and close; now, or when the connection's turn comes."""
+        """Answer all that was received, and close; now, or when the connection's turn comes."""
         if not self._draining and not self._lost:
             self._draining = True
             self._owner.urgent.add(self)
@@ -476,6 +477,8 @@ class ConnectionProtocol(Protocol):
                 self._drain_handshake()
 
     def _drain_handshake(self) -> None:
-        """End, if it shakes hands: unless what ends that, and a message, is here to be read."""
+        """End a connection in its handshake, unless the handshake's end, and a message, are
+        unread.
+        """
         if not self._entered and not self._waiting and not unread(self.transport):
             self.abort(EndReason.DRAINED)

@@ -1,6 +1,7 @@
-"""The protocol that gives messages to a handler, in the event loop or in the pool.
+"""The protocol that passes messages to a handler, in the event loop or in the pool.
 
-Its session says which message comes next and when, the concurrency model where the handler runs.
+Its session decides which message comes next and when, the concurrency model where the handler
+runs.
 """
 
 from __future__ import annotations
@@ -41,13 +42,14 @@ _dropped = LogLine(
 
 
 class ReplyBatch:
-    """Small replies on their way to one write: the transport keeps a list of what it is given,
-    and an entry there costs more than a small reply does.
+    """Collects small replies for one write: the transport keeps a list of its writes, and an entry
+    there costs more than a small reply.
     """
 
     __slots__ = ("_parts", "_size", "_write")
 
-    # In bytes of memory: each reply costs a little more than what is in it.  One may be longer.
+    # In bytes of memory: each reply costs a little more than its length. A single one may be
+    # longer.
     MOST = 16 * 1024
     OVERHEAD = 64
 
@@ -57,14 +59,14 @@ class ReplyBatch:
         self._size = 0
 
     def add(self, data: bytes) -> None:
-        """Keep `data` to be written soon."""
+        """Keep `data` for the next write."""
         self._parts.append(data)
         self._size += len(data) + self.OVERHEAD
         if self._size >= self.MOST:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write the collected replies."""
         if self._parts:
             parts, self._parts, self._size = self._parts, [], 0
             self._write(b"".join(parts))
@@ -72,11 +74,11 @@ class ReplyBatch:
 
 @implementer(IPushProducer)
 class EchoProtocol(ConnectionProtocol):
-    """Gives each message to a handler and sends its reply, in order.
+    """Passes each message to a handler and sends its reply, in order.
 
-    In the event loop, handler code is called from where the conversation's context has been
-    entered: by the transport, or by us where something comes in (`_from_transport`, for what the
-    transport calls; `_inside`, for what others do).  In the pool the thread enters it.
+    In the event loop, handler code is called within the conversation's context. The transport
+    enters it, or this class does: `_from_transport` for calls of the transport, `_inside` for
+    other callers. In the pool the thread enters it.
     """
 
     __slots__ = (
@@ -97,11 +99,11 @@ class EchoProtocol(ConnectionProtocol):
         """Set up for one connection.
 
         Args:
-            owner: the factory whose handler, framing, model and limits apply.  Only that lets
-                clients in, so `Factory.forProtocol(EchoProtocol)` would hold no limit.
+            owner: the factory whose handler, framing, model and limits apply.  Only the factory
+                enforces limits, so `Factory.forProtocol(EchoProtocol)` would have none.
         """
         super().__init__(owner)
-        # The conversation's own; None where the transport has one.
+        # The conversation's own context; None if the transport has one.
         self._context: Context | None = Context()
         # A Failure, if the constructor has failed: the connection ends as if `opened` had.
         self._handler: Any
@@ -112,8 +114,8 @@ class EchoProtocol(ConnectionProtocol):
         except BaseException:
             self._handler = Failure()
         self._session = self._new_session()
-        # Until the handler is open, what comes is kept: behind a PROXY header, or behind the end
-        # of a handshake, a message may be here before the connection's turn is.
+        # Input is kept until the handler is open: after a PROXY header, or after the end of a
+        # handshake, a message may arrive before the connection's turn.
         self._session.in_flight = True
         self._pending: Any = None
         self._reading = True
@@ -134,14 +136,16 @@ class EchoProtocol(ConnectionProtocol):
     # The conversation's context.
 
     def _from_transport(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Do what the transport has called for."""
+        """Call `function` for the transport, within the conversation's context."""
         if self._context is None:
             function(*arguments)
         else:
             self._inside(function, *arguments)
 
     def _inside(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Do what somebody else than the transport has called for."""
+        """Call `function` for a caller other than the transport, within the conversation's
+        context.
+        """
         if isinstance(self._owner.model, InPool):
             function(*arguments)
         else:
@@ -149,14 +153,16 @@ class EchoProtocol(ConnectionProtocol):
             function(*arguments) if context is None else call_in(context, function, *arguments)
 
     def _is_inside(self) -> bool:
-        """Return whether this is called from within a call of the handler, maybe."""
+        """Return whether this may be called from within a call of the handler."""
         if isinstance(self._owner.model, InPool):
             return False
         context = context_of(self.transport) if self._context is None else self._context
         return context is not None and is_entered(context)
 
     def _in_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what calls handler code where it runs: a pool's thread has to be told."""
+        """Return a function that calls handler code in the right context: a pool's thread needs
+        it.
+        """
         if self._context is None or not isinstance(self._owner.model, InPool):
             return function
         return partial(self._context.run, reply_from, function)
@@ -195,24 +201,24 @@ class EchoProtocol(ConnectionProtocol):
             self._cut_input_when_read()
 
     def pauseProducing(self) -> None:
-        """The transport has more to write than it likes to hold."""
+        """Pause, because the transport's write buffer is full."""
         self._session.blocked = True
         self._expect_to_be_read()
         self._update_reading()
 
     def resumeProducing(self) -> None:
-        """The transport has written everything."""
+        """Resume, because the transport has written everything."""
         self._session.blocked = False
         self._deadline = math.inf
         self._from_transport(self._answer_messages)
 
     def stopProducing(self) -> None:
-        """The transport will write no more; `connectionLost` follows."""
+        """Note that the transport will write no more; `connectionLost` follows."""
 
     # The conversation.
 
     def _enter(self) -> None:
-        if self._waiting:  # for another connection to leave, in whose context this is called
+        if self._waiting:  # for another connection to leave; this is called in that one's context
             self._inside(super()._enter)
         else:
             super()._enter()
@@ -232,7 +238,7 @@ class EchoProtocol(ConnectionProtocol):
             self._opened(result)
 
     def _opened(self, greeting: object) -> None:
-        """The handler's `opened` has returned `greeting`, or failed with it."""
+        """Process the result of the handler's `opened`: a greeting, or a Failure."""
         self._waited()
         self._session.in_flight = False
         self._handler_open = not isinstance(greeting, Failure)
@@ -254,7 +260,7 @@ class EchoProtocol(ConnectionProtocol):
                 self._write(encode_greeting(self._owner.framing, checked(greeting)))
 
     def take_turn(self) -> None:
-        """It is this connection's turn again: go on with what it has sent."""
+        """Take the connection's turn: continue with its input."""
         self._session.resting = False
         self._inside(self._answer_in_turn)
 
@@ -265,9 +271,9 @@ class EchoProtocol(ConnectionProtocol):
             self.fail(Failure())
 
     def _look_at(self, share: Share | None) -> tuple[Share | None, int]:
-        """Return a share of this turn, and how many messages to answer before the next look.
+        """Return a share of this turn, and how many messages to answer before the next check.
 
-        Where that is none, the connection rests now.
+        If that number is 0, the connection rests now.
         """
         if not self._session.holds_more:
             return share, PACE
@@ -279,16 +285,16 @@ class EchoProtocol(ConnectionProtocol):
         return share, 0
 
     def _rest(self) -> None:
-        """Go on with what is held in the next turn of the loop."""
+        """Continue with the held input in the next turn of the loop."""
         self._session.resting = True
         self._owner.turns.rest(self)
 
     def _answer_messages(self, share: Share | None = None) -> None:
-        """Hand out messages for as long as the session allows; then read on, or close.
+        """Pass on messages as long as the session allows; then read on, or close.
 
         Args:
-            share: of this turn of the loop; None for one that begins with the second message, as
-                a read of one message need not pay for it.
+            share: of this turn of the loop; None: make one for the second message, so that a read
+                of one message does not pay for it.
         """
         session, call = self._session, self._owner.model.call
         received = self._in_thread(self._received)
@@ -324,7 +330,7 @@ class EchoProtocol(ConnectionProtocol):
             return None
 
     def _take(self, result: Any) -> bool:
-        """Send a reply; return False if it is yet to come."""
+        """Send a reply; return False if it is pending."""
         if result.__class__ is bytes:
             self._write(self._owner.framing.encode(result))
         elif result is not None:
@@ -334,20 +340,20 @@ class EchoProtocol(ConnectionProtocol):
         return True
 
     def _is_pending(self, result: object) -> bool:
-        """Return whether `result` is yet to come; keep what could be abandoned."""
+        """Return whether `result` is pending; keep its handle, to abandon it."""
         if isinstance(result, Pending):
             self._pending = result.handle
             return True
         return False
 
     def _waited(self) -> None:
-        """What was waited for, if anything was, has a result."""
+        """Note that the pending result, if there was one, has arrived."""
         pending, self._pending = self._pending, None
         if isinstance(pending, Awaited) and pending.followed is not None:
             pending.followed.take_over()
 
     def _answered(self, result: object) -> None:
-        """The message in flight has its result at last: a reply, or a Failure."""
+        """Process the pending result of the message in flight: a reply, or a Failure."""
         self._inside(self._take_answer, result)
 
     def _take_answer(self, result: object) -> None:
@@ -389,14 +395,14 @@ class EchoProtocol(ConnectionProtocol):
         self.transport.write(data)
 
     def _go_on(self) -> None:
-        """Handler code has returned: the next message is due, or its `closed`."""
+        """Continue after handler code has returned: with the next message, or with `closed`."""
         if self._lost:
             self._close_handler()
         else:
             self._answer_messages()
 
     def _settle(self) -> None:
-        """Nothing can be answered now: close if that is for good, else read if that helps."""
+        """With nothing to answer now: close if the conversation is over, otherwise read on."""
         if self._reason is None:
             if self._session.finished:
                 self.close(self._why_finished())
@@ -416,7 +422,7 @@ class EchoProtocol(ConnectionProtocol):
                 self.transport.resumeProducing()
             else:
                 self.transport.pauseProducing()
-                self._owner.urgent.add(self)  # who is not read from can vanish unseen: see `sweep`
+                self._owner.urgent.add(self)  # a lost client would go unnoticed: see `sweep`
                 if self._session.full:
                     # A client that is ahead of its handler.
                     shorten_reads(self.transport)
@@ -441,7 +447,7 @@ class EchoProtocol(ConnectionProtocol):
             self._close_handler()
 
     def _close_handler(self) -> None:
-        """Tell the handler, where handler code runs, that its connection is gone."""
+        """Call the handler's `closed`, where handler code runs."""
         closed = overridden(self._handler, "closed")
         if closed is None or not self._handler_open:
             return
@@ -458,11 +464,11 @@ class EchoProtocol(ConnectionProtocol):
         if isinstance(result, Failure) and not result.check(Abandoned):
             self._owner.handler_failed(result, self.client)
 
-    # Drain: take what the kernel holds for us at that moment, and no more.
+    # Drain: read the data that the kernel holds at that moment, and no more.
 
     def drain(self) -> None:
         if self._is_inside():
-            # The handler itself has asked for it: its reply comes first, and those before it.
+            # The handler itself has called this: its reply comes first, and those before it.
             self._owner.reactor.callLater(0, self.drain)
         else:
             self._inside(super().drain)
@@ -484,7 +490,7 @@ class EchoProtocol(ConnectionProtocol):
             else:
                 self._owner.urgent.add(self)
         if self._draining and self._entered and self._reason is None:
-            # What had come may be no message at all: a part of a TLS record.
+            # The data may contain no message at all, but only part of a TLS record.
             self._inside(self._cut_input_when_read)
 
     # For the sweep and the metrics.

@@ -1,4 +1,4 @@
-"""The seam between a connection and its owner, the factory that has made it.
+"""The interface between a connection and its owner, the factory that has made it.
 
 Connections import this file, never the factory, so imports point one way.
 """
@@ -32,14 +32,14 @@ class Owned(Protocol):
         """Close if a deadline has passed; `now` is the reactor's time, in seconds."""
 
     def drain(self) -> None:
-        """Answer what has been received, and close."""
+        """Answer all that was received, and close."""
 
     def abort(self, reason: EndReason) -> None:
         """Close at once."""
 
 
 class Finished(Owned, Protocol):
-    """A connection that is over, as its owner counts it out."""
+    """A connection that has ended, as its owner sees it."""
 
     @property
     def figures(self) -> tuple[int, int, int]:
@@ -47,7 +47,7 @@ class Finished(Owned, Protocol):
 
     @property
     def network(self) -> str:
-        """What the connection counts under; "" where it has no address."""
+        """The network that the connection counts under; "" if it has no address."""
 
 
 class Owner(Protocol):
@@ -94,7 +94,7 @@ class Owner(Protocol):
 
     @property
     def urgent(self) -> set[Owned]:
-        """Those connections that have a deadline soon."""
+        """The connections that have a deadline soon."""
 
     def seconds(self) -> float:
         """Return the reactor's time, in seconds."""
@@ -103,7 +103,7 @@ class Owner(Protocol):
         """Register a connection: it is counted from here to `forget`."""
 
     def forget(self, connection: Finished, reason: EndReason) -> None:
-        """Count a connection out."""
+        """Count the end of a connection."""
 
     def watch(self, connection: Owned) -> None:
         """Sweep, drain and abort a connection with the others, from here to `unwatch`."""
@@ -115,7 +115,7 @@ class Owner(Protocol):
         """Count and log a refusal; return the protocol that tells the client."""
 
     def note_refusal(self, refusal: Refusal, client: Client, why: str) -> None:
-        """Count and log that a client is turned away; telling it is the caller's."""
+        """Count and log the refusal of a client; the caller tells the client."""
 
     def handler_failed(self, failure: Failure, client: Client) -> None:
-        """Count and log what the handler of `client` has raised."""
+        """Count and log an exception of the handler of `client`."""

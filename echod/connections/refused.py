@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class RefusedProtocol(Protocol):
-    """A connection that is not let in: it is told so, in the clear, and closed.
+    """A refused connection: it gets a line, unencrypted, and is closed.
 
-    It costs no handler and no session, and nobody waits for its client: a flood of such
-    connections shall not be worth anything.
+    It costs no handler and no session, and the daemon does not wait for its client, so that a
+    flood of such connections has no effect.
     """
 
     transport: Any
 
     def __init__(self, why: bytes) -> None:
-        """Refuse with `why`, a line as the framing has it."""
+        """Refuse with `why`, a line in the form of the framing."""
         self._why = why
 
     def connectionMade(self) -> None:

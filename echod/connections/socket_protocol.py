@@ -1,25 +1,26 @@
 """thread-per-connection: a connection goes to a thread as a blocking socket, and comes back.
 
 Over plain TCP and UNIX sockets the thread gets the accepted socket itself (a duplicate of its
-descriptor), and the transport lies idle meanwhile: no byte passes through the reactor.  Elsewhere
+descriptor), and the transport is idle meanwhile: no byte passes through the reactor. Otherwise
 (TLS, a PROXY header before the data) it gets one end of a socket pair, and the reactor relays.
 
-Guarantees, either way:
+Guarantees, in both cases:
 
-* While the thread owns the socket the reactor neither reads from it nor writes to it; it shuts it
-  down where a deadline asks for that, which wakes a thread that is blocked in it.
-* When the daemon drains, the thread reads what had been received, then sees the end of the stream
-  (see `ConnectionSocket.drain`); one that waits for a silent client is interrupted.  The
-  connection stays open for reading, so a client may go on sending: that is read, discarded, and
-  harms no reply.  Where a thread cannot be interrupted, because it waits in `select` or in a child
-  process, its socket is shut down for reading, once the client's machine has all that was sent.
+* While the thread owns the socket, the reactor neither reads from it nor writes to it; at a
+  deadline it shuts the socket down, which wakes a thread that is blocked in it.
+* When the daemon drains, the thread reads the data received so far, then sees the end of the
+  stream (see `ConnectionSocket.drain`); a thread that waits for a silent client is interrupted.
+  The connection stays open for reading, so a client may go on sending: its data is read and
+  discarded, and harms no reply. If a thread cannot be interrupted, because it waits in `select` or
+  in a child process, its socket is shut down for reading, once the client's machine has all that
+  was sent.
 * A client is silent if nothing it sent is unread, nothing sent to it is on its way, no byte has
-  moved, and somebody waits for it: in one of the socket's own calls, or, once the descriptor has
-  been asked for, in any way that the kernel knows of (`echod.connections.waiting`).  Where nobody
-  waits, the handler is at work.  Where that cannot be known, or both may be true (the client spoke
-  last, and an event loop waits for it while it computes), the handler is shown the end of the
-  stream only: one that waits sees it, one that is at work can still answer.
-* When the handler has returned the reactor closes the connection gently; the thread is free.
+  moved, and the handler waits for it: in one of the socket's own calls, or, once it has asked for
+  the descriptor, in any way that the kernel knows of (`echod.connections.waiting`). If it does not
+  wait, the handler is at work. If that is unknown, or both may be true (the client spoke last, and
+  an event loop waits for it while it computes), the handler only sees the end of the stream: one
+  that waits notices it, and one at work can still answer.
+* When the handler has returned, the reactor closes the connection gently, and the thread is free.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ if TYPE_CHECKING:
     from echod.connections.owner import Owner
 from echod.connections.channels import DirectChannel, RelayChannel, plain_socket
 
-# A handler that waits in many short calls (`select` of some milliseconds, in a loop) may be caught
-# between two of them: one that is not seen waiting when its client's time is over is looked at
-# again, so often, after so many seconds each.
+# A handler that waits in many short calls (`select` of some milliseconds, in a loop) may be
+# checked between two of them. So if it is not waiting when its client's time is over, it is
+# checked again, this many times, after this many seconds each.
 MORE_LOOKS = 5
 BETWEEN_LOOKS = 0.007
 
@@ -78,23 +79,23 @@ class SocketProtocol(ConnectionProtocol):
         self._channel: DirectChannel | RelayChannel | None = None
         self._verdict: EndReason | None = None
         self._has_thread = False
-        # The handler has ended the stream before it returned; over a relay, where the reactor
-        # passes that on.
+        # The handler has ended the stream before it returned; over a relay, the reactor passes
+        # this on.
         self._ended_early = False
         self._early_end_sent = False
-        self._told = 0  # how many bytes we have sent ourselves, as no thread has
+        self._told = 0  # how many bytes the protocol itself has sent, without a thread
         # The handler has been shown the end of the stream, and may still answer.
         self._gently = False
         self._next_look: Any = None
 
     def _start(self) -> None:
-        # A socket that a proxy opened would call the proxy its peer.
+        # The peer of a socket that a proxy opened is the proxy.
         handle = None if self.client.proxy else plain_socket(self.transport)
         watch = self._owner.traffic_watch
         channel = DirectChannel(self.transport, handle, watch) if handle else RelayChannel(self)
         try:
             conn = channel.connect()
-        except OSError as error:  # the thread needs a descriptor of its own
+        except OSError as error:  # no descriptor is left for the thread
             self._turn_away(Busy(f"{error.strerror}, try again later", Refusal.DESCRIPTORS))
             return
         self._channel, self._conn = channel, conn
@@ -108,11 +109,11 @@ class SocketProtocol(ConnectionProtocol):
         self._has_thread = True
 
     def _leave(self) -> None:
-        if not self._has_thread:  # the place is the thread, however long it outlives the client
+        if not self._has_thread:  # the thread is the place, even if it outlives the client
             super()._leave()
 
     def _returned(self, result: object) -> None:
-        """The handler has returned: `result` is the reason to close, or a Failure."""
+        """Close after the handler has returned: `result` is the reason, or a Failure."""
         assert self._channel is not None and self._conn is not None
         self._has_thread = False
         self._leave()
@@ -128,22 +129,22 @@ class SocketProtocol(ConnectionProtocol):
             if result is EndReason.HANDLER_ERROR:
                 self._owner.handler_failed(failure, self.client)
         assert isinstance(result, EndReason)
-        self._channel.traffic(input_ended=self._input_ended)  # as long as the kernel can be asked
+        self._channel.traffic(input_ended=self._input_ended)  # while the kernel can still be asked
         self._verdict = self._verdict or result
         if not self._lost and self._channel.returned():
             self.close(self._verdict)
 
     def _reason_for(self, error: BaseException | None) -> EndReason:
-        """Return why the handler has ended with `error`: by the connection's end, or its own."""
+        """Return why the handler ended with `error`: the connection's end, or its own error."""
         conn, channel = self._conn, self._channel
         assert conn is not None and channel is not None and error is not None
         if conn.caused(error):
             return EndReason.LOST
-        # What the descriptor was given to raises errors of its own making.
+        # A library that uses the descriptor raises its own errors.
         if conn.exposed and conn.may_cause(error):
             if self._lost or self._verdict is not None or hung_up(self.transport):
                 return EndReason.LOST
-            # To TLS around the socket, an end of the stream is an error, whoever has ended it.
+            # TLS around the socket reports an end of the stream as an error, from either side.
             if conn.detached and isinstance(error, ssl.SSLEOFError) and channel.input_ended():
                 return EndReason.DRAINED if conn.draining else EndReason.CLIENT
         return EndReason.HANDLER_ERROR
@@ -172,7 +173,7 @@ class SocketProtocol(ConnectionProtocol):
             super().writeConnectionLost()
 
     def relay_ended(self) -> None:
-        """The handler writes no more, and everything it wrote is relayed."""
+        """Note that the handler writes no more, and everything it wrote is relayed."""
         if self._verdict is not None:
             self.close(self._verdict)
         else:  # it may read on
@@ -204,7 +205,7 @@ class SocketProtocol(ConnectionProtocol):
         self._end_silence()
 
     def _end_silence(self) -> None:
-        """While the daemon drains: wake a thread that waits for a client with nothing to say."""
+        """While the daemon drains: wake a thread that waits for a silent client."""
         assert self._channel is not None and self._conn is not None
         if self._conn.receiving or (self._conn.exposed and self._is_awaited() is not False):
             self._channel.end_silence(self._conn)
@@ -219,7 +220,7 @@ class SocketProtocol(ConnectionProtocol):
         assert self._conn is not None and self._channel is not None
         conn, limits = self._conn, self._owner.limits
         if conn.sending or (conn.exposed and self._channel.unsent()):
-            # One call of the thread's may send so much that it takes longer.
+            # A single call of the thread may send so much that it takes longer.
             if limits.write_timeout and silence >= limits.write_timeout:
                 if self._has_read():
                     self._idle_since = now
@@ -233,7 +234,7 @@ class SocketProtocol(ConnectionProtocol):
                 self._look_again(silence, MORE_LOOKS)
 
     def _look_again(self, silence: float, looks: int) -> None:
-        """See whether the handler, which seems to be at work, waits for its silent client soon."""
+        """Check again soon whether the handler, apparently at work, waits for its client."""
         self._stop_looking()
         self._next_look = self._owner.reactor.callLater(
             BETWEEN_LOOKS, self._next_look_at, silence, looks
@@ -255,7 +256,7 @@ class SocketProtocol(ConnectionProtocol):
             self._next_look = None
 
     def _patience_ends(self, silence: float) -> bool:
-        """Return whether no client may be silent for so long, unless its handler is at work."""
+        """Return whether a client may not be silent for so long, unless its handler is at work."""
         first, idle = self._owner.limits.first_byte_timeout, self._owner.limits.idle_timeout
         if idle and silence >= idle:
             return True
@@ -273,7 +274,7 @@ class SocketProtocol(ConnectionProtocol):
         return not self._channel.spoke_last() if awaited is None else awaited
 
     def _is_awaited(self) -> bool | None:
-        """Return whether somebody waits for the client; None: the kernel does not say."""
+        """Return whether one of the handler's tasks waits for the client; None: it is unknown."""
         assert self._conn is not None and self._channel is not None
         if of_its_thread := is_awaited(self._channel.inode, self._tasks()):
             return True
@@ -287,7 +288,7 @@ class SocketProtocol(ConnectionProtocol):
 
     def _time_out(self, reason: EndReason) -> None:
         assert self._channel is not None and self._conn is not None
-        if self._verdict is None:  # else the handler is being waited for already
+        if self._verdict is None:  # otherwise the daemon already waits for the handler
             self._verdict = reason
             self._taken = taken(self.transport)
             self._expect_by(self._owner.limits.linger)
@@ -318,16 +319,16 @@ class SocketProtocol(ConnectionProtocol):
     def _finish(self) -> None:
         self._stop_looking()
         if self._channel is not None:
-            # As long as the kernel can be asked.
+            # While the kernel can still be asked.
             self._channel.traffic(input_ended=self._input_ended)
             self._channel.wake()
 
-    # For the sweep, the metrics, and who looks for slow handlers.
+    # For the sweep, the metrics, and the check for slow handlers.
 
     def progress(self) -> object:
-        """Return what changes whenever the handler gets on.
+        """Return a value that changes whenever the handler makes progress.
 
-        None where the thread waits for its client, or a connection handler has nothing to read.
+        None if the thread waits for its client, or a connection handler has nothing to read.
         """
         conn, channel = self._conn, self._channel
         assert conn is not None and channel is not None
@@ -344,7 +345,7 @@ class SocketProtocol(ConnectionProtocol):
         return conn.messages, received, sent + self._told
 
     def _bytes_moved(self) -> tuple[int, int]:
-        """Return how many bytes the handler has received and sent, by whatever way."""
+        """Return how many bytes the handler has received and sent, in any way."""
         assert self._conn is not None and self._channel is not None
         by_itself = self._conn.received_bytes, self._conn.sent_bytes
         if not self._conn.exposed:
@@ -356,7 +357,7 @@ class SocketProtocol(ConnectionProtocol):
         conn, channel = self._conn, self._channel
         if super()._has_spoken or conn is None or channel is None:
             return super()._has_spoken
-        # Where no bytes are counted: if the handler has sent none, the client has.
+        # If no bytes are counted, and the handler has sent none, the traffic is the client's.
         return conn.exposed and not conn.sent_bytes and channel.traffic_seen() > 0
 
     def _write(self, data: bytes) -> None:
@@ -375,7 +376,7 @@ class SocketProtocol(ConnectionProtocol):
             return conn.received_bytes + conn.sent_bytes
         if (moved := self._channel.traffic(input_ended=self._input_ended)) is not None:
             return sum(moved) + self._channel.taken().mark
-        # Of a UNIX socket the kernel counts nothing.
+        # The kernel does not count the bytes of a UNIX socket.
         counted = conn.received_bytes + conn.sent_bytes + self._channel.taken().mark
         if self._channel.sees_all_traffic():
             return counted + self._channel.traffic_seen()
@@ -387,7 +388,7 @@ class SocketProtocol(ConnectionProtocol):
         conn = self._conn
         if conn is None or conn.receiving or conn.sending:
             return False
-        return not (conn.exposed or conn.polled)  # else that has to be looked into
+        return not (conn.exposed or conn.polled)  # otherwise the kernel has to be asked
 
 
 def threads_of_handlers() -> Iterator[int]:
@@ -399,10 +400,10 @@ def threads_of_handlers() -> Iterator[int]:
 
 
 def _converse(talk: Callable[[ConnectionSocket], EndReason], conn: ConnectionSocket) -> EndReason:
-    """In the thread: hold the conversation, and give the socket up whatever happens."""
+    """In the thread: hold the conversation, then release the socket in any case."""
     conn.thread, conn.task = threading.get_ident(), threading.get_native_id()
     try:
         return talk(conn)
     finally:
-        conn.thread = conn.task = None  # from here on it may do something else, or be gone
+        conn.thread = conn.task = None  # from here on the thread may do other work, or be gone
         conn.release()

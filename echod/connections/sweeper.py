@@ -1,11 +1,11 @@
-"""Looks at connections in turn, so that no connection needs a timer of its own.
+"""Check the deadlines of connections in turn, so that none needs a timer of its own.
 
-There are two rounds.  Every connection is looked at once an `interval`, which is a small part of
-the shortest time that it may stay silent; those that something urgent is expected of, such as to
-read what we sent or to shake hands, are looked at twice a second.
+There are two rounds. Every connection is checked once an `interval`, which is a small part of the
+shortest time that it may stay silent. Connections with an urgent deadline, such as to read our
+data or to shake hands, are checked twice a second.
 
-Ten thousand connections looked at in one go would keep the event loop busy for ten milliseconds
-and more.  So a round goes in slices of `SLICE`, each well below a millisecond.
+Checking ten thousand connections at once would keep the event loop busy for ten milliseconds and
+more.  So a round is cut into slices of `SLICE` connections, each well below a millisecond.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from twisted.logger import Logger
 
 log = Logger("echod.connection")
 
-# How often those are looked at of which something urgent is expected, in seconds.
+# How often connections with an urgent deadline are checked, in seconds.
 URGENT_INTERVAL = 0.5
-# The longest time between two looks at any connection, in seconds.
+# The longest time between two checks of a connection, in seconds.
 LONGEST_INTERVAL = 10.0
-# How many connections are looked at in one go.
+# How many connections are checked at once.
 SLICE = 250
 
 
 class Watched(Protocol):
-    """What a sweeper looks at."""
+    """An object that a sweeper checks."""
 
     def sweep(self, now: float) -> None:
         """Close if a deadline has passed; `now` in seconds."""
 
 
 def interval_for(timeouts: Iterable[float]) -> float:
-    """Return how often to look, so that the shortest time-out is kept to within a twentieth.
+    """Return the interval of checks that keeps the shortest time-out to within a twentieth.
 
     Args:
         timeouts: in seconds; 0 is none.
@@ -48,16 +48,16 @@ class Sweeper:
     """Has one timer for all connections, and none while there are none.
 
     Attributes:
-        members: all that are looked at.
-        urgent: those that are looked at more often.
+        members: all connections.
+        urgent: those that are checked more often.
     """
 
     def __init__(self, clock: Callable[[], IReactorTime], interval: float) -> None:
         """Set up, without a timer.
 
         Args:
-            clock: returns what provides `IReactorTime`, when it is needed first.
-            interval: seconds between two looks at a connection.
+            clock: returns a provider of `IReactorTime`, when it is first needed.
+            interval: seconds between two checks of a connection.
         """
         self.members: set[Any] = set()
         self.urgent: set[Any] = set()
@@ -69,11 +69,11 @@ class Sweeper:
         self._timer: IDelayedCall | None = None
 
     def look_every(self, interval: float) -> None:
-        """Look at each connection once in `interval` seconds, from the next round on."""
+        """Check each connection once in `interval` seconds, from the next round on."""
         self._rounds[1].interval = interval
 
     def add(self, member: Watched) -> None:
-        """Look at `member` from now on, and soon."""
+        """Check `member` from now on, and soon."""
         self.members.add(member)
         self.urgent.add(member)
         if self._timer is None:
@@ -82,7 +82,7 @@ class Sweeper:
             self._timer = self._clock().callLater(URGENT_INTERVAL, self._sweep)
 
     def discard(self, member: Watched) -> None:
-        """Look at `member` no more."""
+        """Stop checking `member`."""
         self.members.discard(member)
         self.urgent.discard(member)
         if not self.members and self._timer is not None:
@@ -96,8 +96,8 @@ class Sweeper:
             for member in one.take(now):
                 self._look_at(member, now)
         if not self.urgent:
-            self.urgent.clear()  # or the set keeps the room that ten thousand once took
-        if self._timer is fired:  # not stopped, and begun anew, meanwhile
+            self.urgent.clear()  # otherwise it keeps the memory of ten thousand members
+        if self._timer is fired:  # it was not stopped and restarted meanwhile
             pause = min(one.pause(now) for one in self._rounds)
             self._timer = self._clock().callLater(pause, self._sweep)
 
@@ -105,7 +105,7 @@ class Sweeper:
         if member in self.members:
             try:
                 member.sweep(now)
-            except Exception:  # the deadlines of the others hold
+            except Exception:  # the others' deadlines still apply
                 log.failure("Checking a connection's deadlines failed")
 
 
@@ -125,7 +125,7 @@ class _Round:
         self._next = now + self.interval
 
     def take(self, now: float) -> list[Any]:
-        """Return those whose turn it is."""
+        """Return the members whose turn it is."""
         if not self._left and now >= self._next:
             self._left = list(self._members)
             self._slices = max(1, math.ceil(len(self._left) / SLICE))

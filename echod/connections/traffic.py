@@ -1,4 +1,4 @@
-"""Tell which sockets have had traffic, where the kernel does not count what they carry.
+"""Detect traffic on sockets whose bytes the kernel does not count.
 
 Linux counts the bytes of a TCP connection, but not those of a UNIX socket.  It does wake threads
 that wait for a UNIX socket, at each arrival and each time the other side has read data of ours.
@@ -26,11 +26,11 @@ from dataclasses import dataclass
 
 @dataclass(eq=False, slots=True)
 class WatchedSocket:
-    """One socket that is watched.
+    """A watched socket.
 
     Attributes:
-        descriptor: its number.
-        count: grows whenever there has been traffic before a look; 0 if there was none so far.
+        descriptor: its descriptor.
+        count: grows whenever there was traffic before a look; 0 if there was none so far.
     """
 
     descriptor: int
@@ -53,8 +53,8 @@ class TrafficWatch:
                 goes on watching for as long as a duplicate is open.
 
         Returns:
-            The socket to ask `look` about; None where it cannot be watched: this is not Linux,
-            or descriptors or memory are short.
+            The socket, for `look`; None if it cannot be watched: this is not Linux, or descriptors
+            or memory are short.
         """
         if not hasattr(select, "epoll"):
             return None
@@ -86,8 +86,8 @@ class TrafficWatch:
         return woken
 
     def forget(self, watched: WatchedSocket) -> None:
-        """Watch a socket no more.  Again is harmless."""
-        # Its descriptor may be another's by now.
+        """Stop watching a socket. Calling it again is harmless."""
+        # Another file may have its descriptor by now.
         if self._sockets.get(watched.descriptor) is watched:
             del self._sockets[watched.descriptor]
             if self._epoll is not None:

@@ -1,16 +1,16 @@
-"""Tell from the kernel whether somebody waits for a socket to bring something.
+"""Ask the kernel whether a task waits for input from a socket.
 
 A program may wait for its socket where no Python object sees it: in `poll` or `epoll`, in a read
-of the bare descriptor or of a duplicate, in a thread or a child process of its own.  Linux says
-of each task which system call it is in, with the arguments (proc(5), /proc/PID/task/TID/syscall);
-these name the descriptors, and what a descriptor is can be read as well.
+of the bare descriptor or of a duplicate, in a thread or a child process of its own. For each task
+Linux shows the current system call with its arguments (proc(5), /proc/PID/task/TID/syscall); these
+contain the descriptors, and the object behind a descriptor can be read as well.
 
-A look disturbs nothing, and costs some ten microseconds a task.  It is for the sweep, once a
-client has been silent for as long as it may.  The threads that handlers have started may be
-anybody's: they are looked at together, for all connections, and not too often (`Others`), or with
-a thread each a hundred clients would cost ten thousand looks.
+A check disturbs nothing, and costs some ten microseconds a task. The sweep makes it once a client
+has been silent for the allowed time. The threads that handlers have started may belong to any
+connection: they are checked together, for all connections, and not too often (`Others`).
+Otherwise, with a thread each, a hundred clients would cost ten thousand checks.
 
-Without such files (another system, a sandbox, a process that has given up root since it was
+Without these files (another system, a sandbox, a process that has given up root since it was
 started) the answer is "unknown".
 """
 
@@ -26,18 +26,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# poll(2), and select(2) and epoll(7) have the same: POLLIN, POLLPRI, POLLRDNORM, POLLRDBAND.
+# The flags of poll(2), select(2) and epoll(7): POLLIN, POLLPRI, POLLRDNORM, POLLRDBAND.
 _TO_READ = 0x1 | 0x2 | 0x40 | 0x80
 _POLLED = struct.Struct("=ihh")
 
 
 @dataclass(frozen=True)
 class _Calls:
-    """The numbers of the system calls that may wait for a socket to bring something.
+    """The numbers of the system calls that can wait for input from a socket.
 
     Attributes:
-        read: those whose first argument is the descriptor.
-        select: those that take sets of descriptors, poll: arrays, epoll: an epoll descriptor.
+        read: calls whose first argument is the descriptor.
+        select: calls with sets of descriptors; poll: with arrays; epoll: with an epoll descriptor.
     """
 
     read: frozenset[int]
@@ -80,13 +80,13 @@ class Task:
     number: int
 
     def read(self, name: str) -> bytes:
-        """Return what the kernel says of the task in the file `name`."""
+        """Return the content of the task's file `name` in /proc."""
         return (self.process / "task" / str(self.number) / name).read_bytes()
 
     def family(self) -> Iterator[Task]:
-        """Yield the task, and those of the child processes that it has started."""
+        """Yield the task, and the tasks of the child processes that it has started."""
         yield self
-        with contextlib.suppress(OSError, RecursionError):  # it is gone, or the kernel tells not
+        with contextlib.suppress(OSError, RecursionError):  # it is gone, or unknown
             for child in self.read("children").split():
                 process = Path("/proc") / child.decode()
                 for task in (process / "task").iterdir():
@@ -99,11 +99,11 @@ def tasks(threads: Iterable[int]) -> list[Task]:
 
 
 def is_awaited(inode: int, among: Iterable[Task]) -> bool | None:
-    """Return whether a task waits for a socket to bring something; None: that cannot be known.
+    """Return whether a task waits for input from a socket; None: it is unknown.
 
     Args:
-        inode: the socket's, by which all its descriptors are known.
-        among: the tasks to look at.
+        inode: the socket's inode, the same for all its descriptors.
+        among: the tasks to check.
     """
     known = True
     for task in among:
@@ -111,14 +111,14 @@ def is_awaited(inode: int, among: Iterable[Task]) -> bool | None:
             if _waits_for(task, f"socket:[{inode}]"):
                 return True
         except (FileNotFoundError, ProcessLookupError):
-            pass  # it has ended meanwhile, or has closed what it waited for
+            pass  # it has ended meanwhile, or has closed the descriptor
         except (OSError, ValueError):
             known = False
     return False if known and _CALLS is not None else None
 
 
 def running_time(among: Iterable[Task]) -> int:
-    """Return for how long the tasks have run, in nanoseconds; 0 where the kernel does not say."""
+    """Return how long the tasks have run, in nanoseconds; 0 if the kernel does not say."""
     total = 0
     for task in among:
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -127,15 +127,15 @@ def running_time(among: Iterable[Task]) -> int:
 
 
 class Others:
-    """What tasks wait for that may be any connection's: seen at once, and kept for a while."""
+    """The waits of tasks that may belong to any connection, checked together."""
 
-    # How much of the time looks may take: one in so many.
+    # The share of the time that checks may take: one in this many.
     SHARE = 20
 
     def __init__(
         self, threads: Callable[[], Iterable[int]], seconds: Callable[[], float] = time.monotonic
     ) -> None:
-        """Set up, without looking.
+        """Set up, without checking.
 
         Args:
             threads: returns the native ids of those threads of this process.
@@ -149,9 +149,9 @@ class Others:
         self._ran = 0
 
     def wait_for(self, inode: int) -> bool | None:
-        """Return whether one of them waits for a socket, as `is_awaited` does.
+        """Return whether one of the tasks waits for a socket, as `is_awaited` does.
 
-        Those that wait are looked at again; one that began to wait after the last look is missed.
+        Waiting tasks are checked again; a task that began to wait after the last check is missed.
         """
         self._look()
         if is_awaited(inode, self._waiting.get(f"socket:[{inode}]", ())):
@@ -159,7 +159,7 @@ class Others:
         return False if self._known else None
 
     def running_time(self) -> int:
-        """Return for how long they have run, in nanoseconds, when they were last looked at."""
+        """Return how long the tasks had run at the last check, in nanoseconds."""
         self._look()
         return self._ran
 
@@ -182,14 +182,14 @@ class Others:
 
 
 def _awaited_names(task: Task) -> Iterator[str]:
-    """Yield what each descriptor is called that `task` waits to read from."""
+    """Yield the name of each descriptor that `task` waits to read from."""
     for descriptor in _awaited_by(task):
-        with contextlib.suppress(FileNotFoundError):  # closed, though a wait for it goes on
+        with contextlib.suppress(FileNotFoundError):  # closed, although a wait for it goes on
             yield str((task.process / "fd" / str(descriptor)).readlink())
 
 
 def _waits_for(task: Task, name: str) -> bool:
-    """Return whether `task` waits to read from what is called `name` among its descriptors."""
+    """Return whether `task` waits to read from a descriptor with this `name`."""
     return name in _awaited_names(task)
 
 
@@ -219,7 +219,7 @@ def _memory(task: Task, address: int, size: int) -> bytes:
 
 
 def _registered(task: Task, descriptor: int) -> Iterator[int]:
-    """Yield what is registered for reading with an epoll descriptor."""
+    """Yield the descriptors registered for reading with an epoll descriptor."""
     with (task.process / "fdinfo" / str(descriptor)).open("rb") as file:
         for words in map(bytes.split, file):
             if words[:1] == [b"tfd:"] and int(words[3], 16) & _TO_READ:
