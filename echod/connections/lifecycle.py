@@ -10,8 +10,8 @@ a handler, and `socket_protocol.SocketProtocol` passes the socket to a thread. I
 * deadlines are numbers that the factory's sweep checks; no connection has a timer.
 
 A gentle close writes the remaining data, sends FIN, then reads and discards until the client's FIN
-or a deadline.  A socket that is closed with unread input sends RST instead, and RST destroys the
-reply on its way.  Over `echod.tls` it is the same, with close_notify before FIN.  Twisted's own TLS
+or a deadline. A socket that is closed with unread input sends RST instead, and RST destroys the
+reply on its way. Over `echod.tls` it is the same, with close_notify before FIN. Twisted's own TLS
 has no half-close: there, close_notify is sent and the deadline does the rest
 (https://github.com/twisted/twisted/issues/7926).
 """
