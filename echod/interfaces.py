@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from twisted.internet.interfaces import IConsumer, IPushProducer, ISystemHandle, ITransport
+
 if TYPE_CHECKING:
     from typing import TypeAlias
 
@@ -15,3 +17,29 @@ if TYPE_CHECKING:
 
     # The type that Twisted gives to `twisted.internet.reactor`, for type checkers alone.
     Reactor: TypeAlias = _IReactorCommon
+
+
+class Stream(ITransport, IPushProducer, IConsumer, ISystemHandle):
+    """The transport of a stream.
+
+    Those of TCP, TLS and UNIX sockets are such, on Twisted's reactors and on uvloop's. Twisted has
+    `ITCPTransport` for it, whose addresses are those of TCP alone.
+    """
+
+    def loseWriteConnection() -> None:
+        """Close the writing side, once all is written."""
+
+    def abortConnection() -> None:
+        """Close at once."""
+
+    def getTcpNoDelay() -> bool:
+        """Return whether short writes are sent at once."""
+
+    def setTcpNoDelay(enabled: bool) -> None:
+        """Have short writes sent at once."""
+
+    def getTcpKeepAlive() -> bool:
+        """Return whether the kernel checks that the peer is there."""
+
+    def setTcpKeepAlive(enabled: bool) -> None:
+        """Have the kernel check that the peer is there."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
+    import uvloop
     from twisted.internet.address import IPv4Address, IPv6Address
     from twisted.python.failure import Failure
 
@@ -30,7 +31,7 @@ class Port(Protocol):
     sessionno: int
 
     @property
-    def _realPortNumber(self) -> Any: ...
+    def _realPortNumber(self) -> object: ...
 
 
 class TCPAddressed(Port, Protocol):
@@ -44,7 +45,7 @@ class LoopReactor(Protocol):
     """The reactor, as its parts see it."""
 
     @property
-    def loop(self) -> Any: ...
+    def loop(self) -> uvloop.Loop: ...
 
     @property
     def context(self) -> Context: ...
@@ -60,6 +61,8 @@ class LoopReactor(Protocol):
 
     def seconds(self) -> float: ...
 
-    def callFromThread(self, f: Callable[..., Any], *args: object, **kwargs: object) -> None: ...
+    def callFromThread(
+        self, f: Callable[..., object], *args: object, **kwargs: object
+    ) -> None: ...
 
     def after_due_calls(self, function: Callable[[], None]) -> None: ...

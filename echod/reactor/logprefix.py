@@ -7,7 +7,7 @@ is logged.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.python import context
 from twisted.python.log import ILogContext
@@ -35,15 +35,15 @@ class Running:
 running = Running()
 
 
-class _LogContext(dict[str, Any]):
+class _LogContext(dict[str, str]):
     """Twisted's outermost log context, with the running connection's prefix as its system."""
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> str:
         if key == "system" and (stream := running.stream) is not None and isInIOThread():
             return stream.logPrefix()
         return super().__getitem__(key)
 
-    def copy(self) -> dict[str, Any]:
+    def copy(self) -> dict[str, str]:
         """The plain dict that ``twisted.python.log`` merges each event into."""
         return {key: self[key] for key in self}
 

@@ -17,13 +17,14 @@ A resting port costs nothing, and logs at most one line in :data:`LOG_INTERVAL` 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import sys
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -39,6 +40,8 @@ from echod.reactor.server import (
 from echod.reactor.transport import StreamSocket
 
 if TYPE_CHECKING:
+    from _socket import _RetAddress
+
     from echod.reactor.interfaces import LoopReactor
 
 _log = Logger("echod.reactor")
@@ -101,7 +104,7 @@ class _Reserve:
 _reserve = _Reserve()
 
 # What socket.accept() is made of: it makes no socket object, as ours is of another class.
-_accept: Callable[[socket.socket], tuple[int, Any]] = socket.socket._accept  # type: ignore[attr-defined]
+_accept: Callable[[socket.socket], tuple[int, _RetAddress]] = socket.socket._accept  # type: ignore[attr-defined]
 
 
 class AcceptingPort(tcp.Port):
@@ -109,7 +112,7 @@ class AcceptingPort(tcp.Port):
 
     reactor: LoopReactor  # type: ignore[assignment]
     _watched = False
-    _resting: Any = None
+    _resting: asyncio.TimerHandle | None = None
     _turned_away = 0
     _next_log = 0.0
 
@@ -131,7 +134,7 @@ class AcceptingPort(tcp.Port):
             # Clients who come again as soon as they are turned away must not keep us busy.
             self._rest()
 
-    def _accepted(self, descriptor: int, address: Any) -> None:
+    def _accepted(self, descriptor: int, address: _RetAddress) -> None:
         skt = StreamSocket(self.addressFamily, socket.SOCK_STREAM, 0, descriptor)
         try:
             # uvloop does the same, but the socket object has to know: a duplicate made of it
@@ -142,7 +145,7 @@ class AcceptingPort(tcp.Port):
             _log.failure("cannot take the connection from {address}", address=address)
             skt.close()
 
-    def _transport(self, skt: StreamSocket, address: Any) -> ServerTransport:
+    def _transport(self, skt: StreamSocket, address: _RetAddress) -> ServerTransport:
         raise NotImplementedError
 
     def startListening(self) -> None:
@@ -237,7 +240,8 @@ class TCPPort(AcceptingPort):
         host = tcp_address(with_scope(self.socket.getsockname()))
         self.address = None if host.host in _ANY else host
 
-    def _transport(self, skt: StreamSocket, address: Any) -> TCPServerTransport:
+    def _transport(self, skt: StreamSocket, address: _RetAddress) -> TCPServerTransport:
+        assert self.factory is not None
         host, *rest = with_scope(address)
         # Interned: each connection keeps it, and many may come from the same.
         client = (sys.intern(host), *rest)
@@ -247,5 +251,6 @@ class TCPPort(AcceptingPort):
 class UNIXPort(AcceptingPort, unix.Port):
     """A UNIX port whose connections are uvloop's."""
 
-    def _transport(self, skt: StreamSocket, address: Any) -> UNIXServerTransport:
+    def _transport(self, skt: StreamSocket, address: _RetAddress) -> UNIXServerTransport:
+        assert self.factory is not None
         return UNIXServerTransport(skt, address, self.factory, self, self.reactor)

@@ -86,7 +86,7 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
         # For streams whose reads are short; its memory is not touched before there are some.
         self.read_buffer = memoryview(bytearray(SHORT_READ))
         self.ports: set[Port] = set()  # those that accept, or rest from it
-        self._timer: Any = None
+        self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._wakeup_sent = False
         self._ending = False
@@ -138,14 +138,14 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
             self.loop.run_forever()
             self._ending = False
 
-    def _loop_exception(self, loop: Any, details: dict[str, Any]) -> None:
+    def _loop_exception(self, loop: asyncio.AbstractEventLoop, details: dict[str, object]) -> None:
         """Log what no code of ours has caught; a stream's error ends that stream."""
         exception = details.get("exception")
         stream = details.get("protocol")
-        if isinstance(stream, StreamTransport) and exception is not None:
-            stream.failed(exception)
-        elif exception is None:
+        if not isinstance(exception, BaseException):
             _log.error("{message}", message=details.get("message"))
+        elif isinstance(stream, StreamTransport):
+            stream.failed(exception)
         else:
             failure = Failure(exception, type(exception), exception.__traceback__)
             _log.failure("{message}", failure, message=details.get("message"))
@@ -205,7 +205,7 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
     # Time
 
     def callLater(
-        self, delay: float, callable: Callable[..., Any], *args: object, **kw: object
+        self, delay: float, callable: Callable[..., object], *args: object, **kw: object
     ) -> DelayedCall:
         call = ReactorBase.callLater(self, delay, callable, *args, **kw)
         if call.time < self._timer_due:
@@ -262,7 +262,7 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
     # Threads
 
     def callFromThread(  # type: ignore[override] # two bases, two names for `f`
-        self, f: Callable[..., Any], *args: object, **kwargs: object
+        self, f: Callable[..., object], *args: object, **kwargs: object
     ) -> None:
         assert callable(f), f"{f} is not callable"
         self.threadCallQueue.append((f, args, kwargs))
@@ -285,7 +285,7 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
     # Streams
 
     def listenTCP(
-        self, port: Any, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
+        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
     ) -> TCPPort:
         listening = TCPPort(port, factory, backlog, interface, self)
         listening.startListening()
@@ -317,7 +317,7 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
 
     def connectUNIX(
         self,
-        address: Any,
+        address: str,
         factory: Any,
         timeout: float = 30,
         checkPID: bool = False,
@@ -327,7 +327,7 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
         return connector
 
     def adoptStreamPort(
-        self, fileDescriptor: int, addressFamily: int, factory: Any
+        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
     ) -> TCPPort | UNIXPort:
         self._check_family(addressFamily)
         listening: TCPPort | UNIXPort
@@ -340,7 +340,9 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
         listening.startListening()
         return listening
 
-    def adoptStreamConnection(self, fileDescriptor: int, addressFamily: int, factory: Any) -> None:
+    def adoptStreamConnection(
+        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
+    ) -> None:
         """As in the interface; the protocol is built in this or the next turn of the loop."""
         self._check_family(addressFamily)
         skt = StreamSocket(addressFamily, socket.SOCK_STREAM, 0, os.dup(fileDescriptor))

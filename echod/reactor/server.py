@@ -6,13 +6,20 @@ import socket
 from typing import TYPE_CHECKING, Any, Self
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IFileDescriptorReceiver, IProtocol
+from twisted.internet.interfaces import (
+    IAddress,
+    IFileDescriptorReceiver,
+    IProtocol,
+    IProtocolFactory,
+)
 from twisted.internet.unix import Server as DescriptorReceivingServer
 
 from echod.reactor.transport import StreamSocket, StreamTransport
 from echod.reactor.unix import DescriptorSender
 
 if TYPE_CHECKING:
+    from _socket import _RetAddress
+
     from echod.reactor.interfaces import LoopReactor, Port, TCPAddressed
 
 
@@ -24,13 +31,13 @@ class ServerTransport(StreamTransport):
     """
 
     sessionno = 0
-    _local: Any = None
+    _local: _RetAddress = None
 
     def __init__(
         self,
         skt: StreamSocket,
-        client: Any,
-        factory: Any,
+        client: _RetAddress,
+        factory: IProtocolFactory,
         server: Port | None,
         reactor: LoopReactor,
     ) -> None:
@@ -41,7 +48,7 @@ class ServerTransport(StreamTransport):
         self.reactor = reactor
 
     @classmethod
-    def adopted(cls, skt: StreamSocket, factory: Any, reactor: LoopReactor) -> Self:
+    def adopted(cls, skt: StreamSocket, factory: IProtocolFactory, reactor: LoopReactor) -> Self:
         """A transport for a connection that was accepted elsewhere."""
         raise NotImplementedError
 
@@ -52,14 +59,15 @@ class ServerTransport(StreamTransport):
             self.server.sessionno += 1
         return protocol
 
-    def _protocol_address(self) -> Any:
-        return self.getPeer()
+    def _protocol_address(self) -> IAddress:
+        peer: IAddress = self.getPeer()
+        return peer
 
     def _whence(self) -> str:
         return f"{self.sessionno},{self.hostname}"
 
     @property
-    def hostname(self) -> Any:
+    def hostname(self) -> object:
         """The peer's host."""
         return self.client[0]
 
@@ -74,7 +82,7 @@ class TCPServerTransport(ServerTransport):
     server: TCPAddressed | None
 
     @classmethod
-    def adopted(cls, skt: StreamSocket, factory: Any, reactor: LoopReactor) -> Self:
+    def adopted(cls, skt: StreamSocket, factory: IProtocolFactory, reactor: LoopReactor) -> Self:
         client = with_scope(skt.getpeername())
         adopted = cls(skt, client, factory, None, reactor)
         adopted.sessionno = client[1]
@@ -94,7 +102,7 @@ class UNIXServerTransport(DescriptorSender, ServerTransport):
     """A UNIX stream that a client opened."""
 
     @classmethod
-    def adopted(cls, skt: StreamSocket, factory: Any, reactor: LoopReactor) -> Self:
+    def adopted(cls, skt: StreamSocket, factory: IProtocolFactory, reactor: LoopReactor) -> Self:
         adopted = cls(skt, skt.getpeername(), factory, None, reactor)
         adopted._local = skt.getsockname()
         return adopted
@@ -121,7 +129,7 @@ class UNIXServerTransport(DescriptorSender, ServerTransport):
         return self.getHost() if self.server is None else UNIXAddress(self.client)
 
     @property
-    def hostname(self) -> Any:
+    def hostname(self) -> object:
         return self._local if self.server is None else self.client
 
 

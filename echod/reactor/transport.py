@@ -32,10 +32,11 @@ Differences from ``twisted.internet.tcp``, each for a reason:
 from __future__ import annotations
 
 import _socket
+import asyncio
 import gc
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ from twisted.internet.interfaces import (
     IConsumer,
     IHalfCloseableProtocol,
     ILoggingContext,
+    IProducer,
     IProtocol,
     IPushProducer,
     ISystemHandle,
@@ -87,7 +89,7 @@ _DONE = Failure(main.CONNECTION_DONE)
 _LOST = Failure(main.CONNECTION_LOST)
 
 
-def _has_ended(producer: Any) -> bool:
+def _has_ended(producer: object) -> bool:
     """Whether a producer is a transport that is gone, or will be as soon as it can."""
     states = ("disconnected", "disconnecting", "_aborting")
     return any(getattr(producer, state, False) for state in states)
@@ -151,7 +153,7 @@ class StreamTransport:
     _write_paused = False
     _backlog: int | None = None  # SHORT_BACKLOG, or uvloop's own
     _drain_scheduled = False
-    _flush_timer: Any = None
+    _flush_timer: asyncio.TimerHandle | None = None
     _tlsClientDefault = False
 
     def __init__(self, skt: StreamSocket, reactor: LoopReactor) -> None:
@@ -179,7 +181,7 @@ class StreamTransport:
     def connection_made(self, uv: Any) -> None:
         self._uv = uv
 
-    def _attached(self, attaching: Any) -> None:
+    def _attached(self, attaching: Coroutine[object, None, object]) -> None:
         try:
             attaching.send(None)
         except StopIteration:
@@ -507,7 +509,7 @@ class StreamTransport:
 
     # IConsumer
 
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         if self.TLS:
             self.protocol.registerProducer(producer, streaming)
         else:
@@ -615,7 +617,7 @@ class StreamTransport:
 
     # TLS
 
-    def startTLS(self, contextFactory: Any, normal: bool = True) -> None:
+    def startTLS(self, contextFactory: object, normal: bool = True) -> None:
         newtls.startTLS(self, contextFactory, normal, _BelowTLS)
         if self.connected:
             self._divert = self.protocol.write
@@ -665,7 +667,7 @@ class StreamTransport:
     _protocol_name = "no protocol"
 
 
-def _call_in(context: Context | None, function: Callable[..., None], *arguments: Any) -> None:
+def _call_in(context: Context | None, function: Callable[..., None], *arguments: object) -> None:
     """Call in ``context``; where it is entered already, as by the protocol, simply call."""
     try:
         if context is not None:
@@ -675,7 +677,7 @@ def _call_in(context: Context | None, function: Callable[..., None], *arguments:
     function(*arguments) if context is None else context.run(function, *arguments)
 
 
-def _name(protocol: Any) -> str:
+def _name(protocol: object) -> str:
     return "no protocol" if protocol is None else type(protocol).__name__
 
 
@@ -696,7 +698,7 @@ class _BelowTLS:
         stream._lose_connection()
 
     @staticmethod
-    def registerProducer(stream: StreamTransport, producer: Any, streaming: bool) -> None:
+    def registerProducer(stream: StreamTransport, producer: IProducer, streaming: bool) -> None:
         stream._register_producer(producer, streaming)
 
     @staticmethod

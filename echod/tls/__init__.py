@@ -14,8 +14,8 @@ What it does that `twisted.protocols.tls` does not:
 * Certificates are read again while connections are open (`ServerContext.reread`).
 * It costs little: see `echod.tls.connection`.
 
-Imports nothing of echod's but `contexts`, `errors` and `turns`, which need nothing themselves: it
-could be published on its own.
+Imports nothing of echod's but `contexts`, `errors`, `interfaces` and `turns`, which need nothing
+themselves: it could be published on its own.
 """
 
 from echod.tls.connection import TLSConnection, TLSError, TLSFactory

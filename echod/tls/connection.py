@@ -32,7 +32,7 @@ import contextlib
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context as CallContext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import (
@@ -41,6 +41,7 @@ from twisted.internet.interfaces import (
     IHandshakeListener,
     ILoggingContext,
     INegotiated,
+    IProducer,
     IProtocol,
     IProtocolFactory,
     IPushProducer,
@@ -56,6 +57,9 @@ from echod.contexts import call_in, context_of
 from echod.tls.context import Context
 from echod.tls.facts import ClientHello, TLSFacts, facts_of
 from echod.turns import Share, Turns
+
+if TYPE_CHECKING:
+    from echod.interfaces import Stream
 
 # The most that one record holds (RFC 8446, 5.1): less would leave the rest of it inside OpenSSL.
 RECORD = 2**14
@@ -85,7 +89,10 @@ class TLSConnection:
 
     Attributes:
         protocol: the application's protocol.
+        transport: the transport that carries what is encrypted; from `makeConnection` on.
     """
+
+    transport: Stream
 
     __slots__ = (
         "_clock",
@@ -141,7 +148,6 @@ class TLSConnection:
         self.protocol: Any = protocol
         self._clock = clock
         self._turns = turns or Turns(clock)
-        self.transport: Any = None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._context = context
@@ -181,7 +187,7 @@ class TLSConnection:
     # From the network.
 
     def connect_directly(
-        self, transport: Any, write: Callable[[bytes], None]
+        self, transport: Stream, write: Callable[[bytes], None]
     ) -> Callable[[bytes], None]:
         """From the uvloop reactor: return what is called for each read.
 
@@ -395,7 +401,7 @@ class TLSConnection:
         self.transport.loseWriteConnection()
         self._set_timer(self._clock.callLater(LINGER, self.transport.abortConnection))
 
-    def _set_timer(self, timer: Any) -> None:
+    def _set_timer(self, timer: IDelayedCall | None) -> None:
         before, self._timer = self._timer, timer
         if before is not None and before.active():
             before.cancel()
@@ -578,7 +584,7 @@ class TLSConnection:
 
     # The application's transport: producers, both ways.
 
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         if self._producer is not None:
             raise RuntimeError(
                 f"{producer} cannot be registered: {self._producer} was never unregistered"
@@ -637,13 +643,15 @@ class TLSConnection:
         """The context in which the application is called; None where the transport has none."""
         return context_of(self.transport)
 
+    # `ITCPTransport` has addresses of TCP alone, by its types; UNIX sockets come here, too.
+
     def getPeer(self) -> Any:
         return self.transport.getPeer()
 
     def getHost(self) -> Any:
         return self.transport.getHost()
 
-    def getHandle(self) -> Any:
+    def getHandle(self) -> object:
         """Return the transport's socket: what it carries is encrypted."""
         return self.transport.getHandle()
 
@@ -657,13 +665,13 @@ class TLSConnection:
         chosen = self._tls.selected_alpn_protocol() if self._open else None
         return None if chosen is None else chosen.encode()
 
-    def getTcpNoDelay(self) -> Any:
+    def getTcpNoDelay(self) -> bool:
         return self.transport.getTcpNoDelay()
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         self.transport.setTcpNoDelay(enabled)
 
-    def getTcpKeepAlive(self) -> Any:
+    def getTcpKeepAlive(self) -> bool:
         return self.transport.getTcpKeepAlive()
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
@@ -693,7 +701,7 @@ class TLSFactory(Factory):
             clock: the reactor, or another `IReactorTime`.
             turns: shares the turns of the event loop among connections; None for these alone.
         """
-        self.wrapped: Any = factory
+        self.wrapped = factory
         self._context = context
         self._clock = clock
         self._turns = turns or Turns(clock)
@@ -714,7 +722,7 @@ class TLSFactory(Factory):
         return f"{_prefix(self.wrapped)} (TLS)"
 
 
-def _prefix(named: Any) -> str:
+def _prefix(named: object) -> str:
     provider = ILoggingContext(named, None)
     return str(provider.logPrefix()) if provider is not None else type(named).__name__
 
