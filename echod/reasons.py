@@ -1,4 +1,4 @@
-"""Why a connection ends, and why a client is refused: each reason once, as users see it."""
+"""The reasons for the end of a connection, and for a refusal, as users see them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class EndReason(enum.Enum):
-    """Why a connection ended; the value is what logs, metrics and `closed(reason)` show."""
+    """Why a connection ended; logs, metrics and `closed(reason)` show the value."""
 
     CLIENT = "client closed"
     HANDLER = "handler closed"
@@ -27,9 +27,9 @@ class EndReason(enum.Enum):
 
 
 class Refusal(enum.Enum):
-    """Why a client is turned away.
+    """Why a client is refused.
 
-    The value names the limit, for logs and metrics: a setting wherever there is one.
+    The value names the limit, for logs and metrics: the setting, if there is one.
     """
 
     # By admission.

@@ -1,1 +1,1 @@
-"""The daemon: the parts put together, the process, its start, its watching and its end."""
+"""The daemon: the composition of the parts, the process, its start, its monitoring and its end."""

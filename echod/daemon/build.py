@@ -38,11 +38,11 @@ def build_service(settings: Settings, reactor: Reactor) -> EchoService:
     """Return the service for `settings`, not started.
 
     Args:
-        settings: what was asked for.
-        reactor: where it runs.
+        settings: the settings.
+        reactor: the reactor.
 
     Raises:
-        StartError: the handler cannot be had or an endpoint string is wrong.
+        StartError: the handler cannot be loaded, or an endpoint string is wrong.
     """
     handler = find_handler(settings)
     model = make_model(settings, reactor)
@@ -84,10 +84,10 @@ def make_listeners(
     model: Model,
     inherited: InheritedSockets,
 ) -> list[Listener[EchoFactory]]:
-    """Return what listens where `settings` say, with limits that hold over all together.
+    """Return the listeners that `settings` ask for, with limits over all of them together.
 
     Raises:
-        StartError: an endpoint string is wrong, or what it names cannot be used.
+        StartError: an endpoint string is wrong, or a file or socket that it names cannot be used.
     """
     framing = settings.make_framing()
     limits = settings.make_limits()
@@ -121,8 +121,8 @@ def make_listeners(
 
 
 def make_timer(model: Model) -> HandlerTimer:
-    """Return what times the calls of handlers in `model`."""
-    from echod.status import HandlerTimer  # takes its time to import, and few ask for it
+    """Return the timer for the calls of handlers in `model`."""
+    from echod.status import HandlerTimer  # slow to import, and rarely needed
 
     return HandlerTimer(in_threads=isinstance(model, InPool))
 
@@ -130,10 +130,10 @@ def make_timer(model: Model) -> HandlerTimer:
 def make_status(
     service: EchoService, settings: Settings, inherited: InheritedSockets, timer: HandlerTimer
 ) -> StatusServer:
-    """Return what serves the status of `service` where `settings` say, not listening.
+    """Return the server of the status of `service`, not listening yet.
 
     Raises:
-        StartError: the endpoint string is wrong, or what it names cannot be used.
+        StartError: the endpoint string is wrong, or a file or socket that it names cannot be used.
     """
     from echod.status import StatusServer
 

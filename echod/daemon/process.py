@@ -1,6 +1,6 @@
 """The process that twistd runs: flags in, a running service out.
 
-The only module that touches what is global: the reactor, the environment, `sys.path`,
+The only module that touches global state: the reactor, the environment, `sys.path`,
 `sys.excepthook`, the log, and SIGUSR1.
 """
 
@@ -38,18 +38,18 @@ log = Logger("echod")
 
 
 class Options(SettingsOptions):
-    """The flags; `--check-config` tries all that they name.
+    """The flags; `--check-config` checks the files and objects that they name.
 
-    To read them is the last moment at which to choose a reactor.
+    After the flags are read it is too late to choose a reactor.
     """
 
     def postOptions(self) -> None:
         taken = file_limit.fill_standard_streams()  # before a reactor opens anything
         if taken and not twistd_options(self).get("nodaemon", True):
             raise SystemExit(
-                f"echod: {taken[0]} is closed, and --reactor has put a file in its place, which "
-                "would not survive the way into the background: leave out --reactor, or open it, "
-                "as by </dev/null >/dev/null 2>&1"
+                f"echod: {taken[0]} is closed, and --reactor has opened a file in its place, "
+                "which would not survive going into the background: leave out --reactor, or open "
+                "it, as by </dev/null >/dev/null 2>&1"
             )
         # `twistd` and `twist` note the reactor that was asked for by the same name.
         choose_reactor.choose(asked_for=not self.parent or bool(self.parent.get("reactor")))
@@ -70,8 +70,8 @@ class Options(SettingsOptions):
 
 
 def makeService(options: Options) -> EchoService:
-    """Return the service that `options` ask for; what is wrong with them is one line, exit 1."""
-    # First to be registered, last to be called: the handler's functions may write, too.
+    """Return the service that `options` ask for; an error is one line, with exit code 1."""
+    # Registered first, so called last: the handler's functions may write, too.
     atexit.register(ending.flush_files)
     log_observer = make_log_observer(options)
     capture = None if log_observer is None else Capture(log_observer.write_now)
@@ -116,11 +116,11 @@ def reload_of_log(observer: LogObserver) -> Part:
 
 
 def prepare_service(options: Options, *, starting: bool = True) -> EchoService:
-    """Return the service as it is before it takes over log, signals and the service manager.
+    """Return the service before it takes over log, signals and the service manager.
 
     Args:
-        options: what was asked for.
-        starting: whether the daemon starts; else no pidfile will be written but one that is named.
+        options: the options.
+        starting: whether the daemon starts; otherwise only a named pidfile is checked.
     """
     from twisted.internet import reactor
 
@@ -139,14 +139,12 @@ def prepare_service(options: Options, *, starting: bool = True) -> EchoService:
 
 
 def twistd_options(options: Options) -> Mapping[str, Any]:
-    """Return the options before `echod` on the command line; `twist` has others than `twistd`."""
+    """Return the options before `echod` on the command line; those of `twist` differ."""
     return options.parent or {}
 
 
 def make_log_observer(options: Options) -> LogObserver | None:
-    """Return what is to write the log, or None where somebody else does: under `twist`, or with
-    `twistd --logger`.
-    """
+    """Return the observer that writes the log; None under `twist`, or with `twistd --logger`."""
     twistd, settings = options.parent, options.settings
     if not isinstance(twistd, ServerOptions):
         return None
@@ -165,15 +163,15 @@ def make_log_observer(options: Options) -> LogObserver | None:
 
 
 def sink_for(twistd: Mapping[str, Any], stdout: IO[str], *, keep: int = 0) -> Sink | None:
-    """Return where twistd was asked to log to.
+    """Return the sink that twistd's options ask for.
 
     Args:
         twistd: twistd's own options.
         stdout: standard output.
-        keep: how many old files to keep, where it is a file; 0: all.
+        keep: how many old files to keep, if the log goes to a file; 0: all.
 
     Returns:
-        None where twistd has to decide: it was given an observer, or refuses to start.
+        None if twistd has to decide: it was given an observer, or refuses to start.
 
     Raises:
         OSError: the log file cannot be opened.
@@ -197,10 +195,10 @@ def _take_precautions(twistd: Mapping[str, Any]) -> None:
 
 
 def _settle_pidfile(twistd: Any) -> None:
-    """Remove a pidfile that is of no daemon; let twistd look for it where it writes it.
+    """Remove a stale pidfile; let twistd look for the pidfile where it writes it.
 
     Args:
-        twistd: twistd's own options, where there are any.
+        twistd: twistd's own options, if there are any.
     """
     if not twistd or not twistd.get("pidfile"):
         return
@@ -221,10 +219,10 @@ def _settle_pidfile(twistd: Any) -> None:
 
 
 def _import_from_current_directory() -> None:
-    """Let `--handler module:object` find a module beside the user.
+    """Let `--handler module:object` find a module in the current folder.
 
-    At the end of the path: no file that lies there can stand in for an installed module.  Nor does
-    what lies there count as installed: it offers no handlers.
+    The folder is at the end of the path, so no file there can replace an installed module. Package
+    metadata there does not count as installed: it offers no handlers.
     """
     here = os.getcwd()
     if here not in sys.path:
@@ -232,13 +230,14 @@ def _import_from_current_directory() -> None:
 
 
 def _show_start_errors_in_one_line() -> None:
-    # twistd removes its pidfile only if an Exception passes, not a SystemExit; and what passes
-    # through it ends at the interpreter, which would print a traceback.
+    # twistd removes its pidfile only after an Exception, not after a SystemExit; and an Exception
+    # reaches the interpreter, which would print a traceback.
     previous = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, UserError):
-            # sys.stderr is the log.  At once: the log's thread may write to the same terminal.
+            # sys.stderr is the log, so write to the terminal, in one piece: the log's thread may
+            # write there, too.
             with contextlib.suppress(OSError):
                 os.write(2, f"echod: {error}\n".encode(errors="backslashreplace"))
         else:
@@ -248,13 +247,13 @@ def _show_start_errors_in_one_line() -> None:
 
 
 def _log_through(observer: LogObserver) -> None:
-    """Write the log to its last line, however the process ends; rotate its file on SIGUSR1."""
+    """Write the log to its last line at any end of the process; rotate its file on SIGUSR1."""
     from twisted.internet import reactor
 
     def rotate(*_: object) -> None:
         observer.writer.rotate()
 
-    # What the interpreter's end has to say comes between the two, and is written at once.
+    # Lines of the interpreter's end come between the two, and are written at once.
     reactor.addSystemEventTrigger("after", "shutdown", observer.finish)
     atexit.register(observer.close)
     os.register_at_fork(after_in_child=observer.restart)

@@ -1,4 +1,4 @@
-"""What settings name, at the start and at a reload: usable parts, or a `StartError`."""
+"""Resolve the names in settings to usable parts, at the start and at a reload."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class StartError(UserError):
     """The daemon cannot start; the text says where and why, in one line."""
 
-    # In the background twistd shows the first 100 characters of an error, this name included.
+    # In the background twistd shows the first 100 characters of an error, including this name.
     __module__ = "echod"
 
 
@@ -43,7 +43,7 @@ def find_handler(settings: Settings) -> ResolvedHandler:
     """Return the handler that `settings` ask for.
 
     Raises:
-        StartError: it cannot be had, or other settings are of no use to it.
+        StartError: it cannot be loaded, or other settings have no effect with it.
     """
     with named("--handler"):
         handler = resolve(settings.handler_spec, settings.concurrency)
@@ -64,20 +64,20 @@ def find_handler(settings: Settings) -> ResolvedHandler:
 def listening(
     reactor: Reactor, description: str, inherited: InheritedSockets, flag: str = "--listen"
 ) -> Listening:
-    """Return what a `--listen` asks for, or another `flag` of its kind.
+    """Parse a `--listen`, or another `flag` of its kind.
 
     Raises:
-        StartError: it makes no sense, or what it names cannot be used.
+        StartError: it is not valid, or a file or socket that it names cannot be used.
     """
     with named(f"{flag} {clipped(description, 200)}"):
         return parse_listen(reactor, description, inherited)
 
 
 def status_listening(reactor: Reactor, description: str, inherited: InheritedSockets) -> Listening:
-    """Return what `--status` asks for.
+    """Parse `--status`.
 
     Raises:
-        StartError: it makes no sense, or what it names cannot be used.
+        StartError: it is not valid, or a file or socket that it names cannot be used.
     """
     wanted = listening(reactor, description, inherited, "--status")
     if wanted.proxied:
@@ -86,10 +86,10 @@ def status_listening(reactor: Reactor, description: str, inherited: InheritedSoc
 
 
 def check_for_restart(running: Settings, wanted: Settings, reactor: Reactor) -> None:
-    """Refuse what the next start would refuse, as far as a daemon that runs can tell.
+    """Refuse settings that the next start would refuse, as far as a running daemon can know.
 
-    No handler is imported: code that is new has no business in this process.  Sockets that
-    systemd passes are not looked for: the next start gets its own.
+    No handler is imported, because new code must not run in this process. Sockets of systemd are
+    not looked for, because the next start gets its own.
 
     Raises:
         StartError: no handler has that name, or an endpoint string is wrong.

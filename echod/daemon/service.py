@@ -52,21 +52,21 @@ Part = Callable[[Settings], Callable[[], object]]
 
 
 class EchoService(Service):
-    """Listens, and at the end drains.
+    """Listens, and drains at the end.
 
     Attributes:
-        reactor: where it runs.
-        listeners: where it listens, in the order given.
-        metrics: how often the event loop stood still; the rest is each listener's.
-        configure: returns the settings as they are now to be; what `reload` asks.
-        placed: adds to an error about such settings where each was given.
-        notifier: tells the service manager.
-        signals: what turns signals into drain and abort; None where somebody else does.
-        ready: whether new clients are welcome: it listens, and does not drain.
-        draining: whether it is on its way to the end.
-        log_observer: writes the log of the process; None where somebody else does.
-        capture: leads what is printed into the log; None where there is none of ours.
-        status: shows how it is doing; None where nobody asked for it.
+        reactor: the reactor.
+        listeners: the listeners, in the order given.
+        metrics: the stalls of the event loop; each listener counts the rest.
+        configure: returns the new settings, for `reload`.
+        placed: adds to an error about settings where each was given.
+        notifier: notifies the service manager.
+        signals: turns signals into drain and abort; None if another part does.
+        ready: whether it takes new clients: it listens, and does not drain.
+        draining: whether it drains, or has ended.
+        log_observer: writes the log of the process; None if another part does.
+        capture: redirects printed lines to the log; None if the log is not echod's.
+        status: the status; None if it was not asked for.
         parts: take new settings at a reload.
     """
 
@@ -84,10 +84,10 @@ class EchoService(Service):
 
         Args:
             reactor: for timers.
-            settings: how to drain, and what to watch.
-            listeners: where to listen.
-            model: what to stop at the end.
-            metrics: where stalls of the event loop are counted.
+            settings: the settings.
+            listeners: the listeners.
+            model: the model to stop at the end.
+            metrics: counts stalls of the event loop.
         """
         self.listeners = listeners
         self.metrics = metrics
@@ -113,7 +113,7 @@ class EchoService(Service):
         self._refused = ""
 
     def setServiceParent(self, parent: IServiceCollection | None) -> None:
-        """Join an application; twistd asks the application what observes its log."""
+        """Join an application; twistd gets the log observer from the application."""
         super().setServiceParent(parent)
         if self.log_observer is not None and isinstance(parent, Componentized):
             parent.setComponent(ILogObserver, self.log_observer)
@@ -147,18 +147,18 @@ class EchoService(Service):
             self.status.stop()
 
     def try_handler(self) -> None:
-        """Make a handler, as for a client, where the constructor is one that has to be quick.
+        """Make a handler, as for a client, if its constructor runs in the event loop.
 
         Raises:
-            StartError: none will ever be made.
+            StartError: the constructor always fails.
         """
         if self._model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
-            return  # it runs in a thread, where it may wait for anything, the event loop too
+            return  # it runs in a thread, where it may wait, even for the event loop
         with named("--handler"):
             self.listeners[0].factory.handler.try_constructor()
 
     def _listen(self, listener: Listener[EchoFactory]) -> Deferred[None]:
-        """Say what every first server says."""
+        """Start one listener, and log the three classic lines."""
 
         def tell(_: object) -> None:
             if listener.address is not None:
@@ -170,36 +170,36 @@ class EchoService(Service):
 
     @property
     def levels(self) -> list[Level]:
-        """What is scarce, and how much of it is taken; what has no limit is left out."""
+        """The limits, and how much of each is in use; without those that are unlimited."""
         admission = self.listeners[0].factory.admission.levels if self.listeners else ()
         levels = [*admission, *self._model.levels, file_limit.level()]
         return [level for level in levels if level.most]
 
     @property
     def pool(self) -> WorkerPool | None:
-        """The threads that handlers run in; None where they do not."""
+        """The pool of the handlers' threads; None if the model has none."""
         return self._model.pool if isinstance(self._model, InPool) else None
 
     @property
     def oldest_call(self) -> float:
-        """For how long the oldest call of the handler has lasted, in seconds."""
+        """The age of the handler's oldest call, in seconds."""
         return self._slow.oldest()
 
     def _cannot_listen(self, failure: Failure) -> None:
         self._failures.append(failure)
-        if self._listening is not None:  # an endpoint that took its time: nobody waits for it
+        if self._listening is not None:  # a slow endpoint: no caller waits for it
             if self.signals is not None:
                 self.signals.code = 1
             self.reactor.addSystemEventTrigger("after", "shutdown", ending.end_with_code, 1)
             self.reactor.stop()
 
     def startService(self) -> None:
-        """Listen, if that has not been done with privileges: `twist` has no such step."""
+        """Listen, unless that was done with privileges already: `twist` has no such step."""
         super().startService()
         if self._listening is None:
             self.privilegedStartService()
         try:
-            self.try_handler()  # not before the fork, nor as root where another user is to run it
+            self.try_handler()  # after the fork, and as the user that runs it
         except UserError:
             self._undo_listening()
             raise
@@ -247,14 +247,14 @@ class EchoService(Service):
         return self._stop_listening().addCallback(self._begin_drain).addCallback(self._stopped)
 
     def abort(self) -> None:
-        """Close every connection at once; a drain under way ends."""
+        """Close every connection at once; this ends a running drain."""
         (self._drain or self._make_drain()).abort()
 
     def reload(self) -> None:
-        """Take into use what the settings are now, or change nothing and say why."""
+        """Apply the new settings, or change nothing and log why."""
         if self.draining:
             return
-        if self.ready:  # else the manager waits for the start, and is told of that alone
+        if self.ready:  # otherwise the manager waits for the start, and expects no other message
             self.notifier.reloading()
         try:
             self._take(self.configure())
@@ -298,7 +298,7 @@ class EchoService(Service):
             [one.key for one in changed if one.text.reload]
             + [f"certificate {escape(each.path)} (serial {each.serial})" for each in exchanged]
         )
-        # Whatever the level: somebody has asked for it, and waits to hear.
+        # Log it at any level, because the operator has asked for it, and expects an answer.
         log.info("Reloaded; changed: {taken}", taken=taken or "nothing", log_always=True)
         for certificate in self.certificates:
             tell_validity(certificate)
@@ -311,14 +311,14 @@ class EchoService(Service):
         return list(dict.fromkeys(context.served for context in self._contexts()))
 
     def _contexts(self) -> list[ServerContext]:
-        """Return what has certificates."""
+        """Return the TLS contexts."""
         found = [listener.tls for listener in self.listeners]
         if self.status is not None:
             found.append(self.status.tls)
         return [each for each in found if each is not None]
 
     def describe(self) -> str:
-        """Return what it is doing, in a few words, for the service manager."""
+        """Describe the current state in a few words, for the service manager."""
         count = sum(len(listener.factory.connections) for listener in self.listeners)
         refused = f"; the last reload was refused: {self._refused}" if self._refused else ""
         return f"{'Draining' if self.draining else 'Serving'}; connections: {count}{refused}"
@@ -350,5 +350,5 @@ class EchoService(Service):
         self._slow.stop()
         self.notifier.close()
         log.info("Stopped")
-        # Last of all: whoever asks shall hear for as long as there is something to say.
+        # The status stops last, so that it answers as long as possible.
         return self.status.stop() if self.status is not None else None

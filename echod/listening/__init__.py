@@ -1,1 +1,1 @@
-"""Listeners: what an endpoint string asks for, and the sockets behind it."""
+"""Listeners: the grammar of endpoint strings, and the sockets behind them."""

@@ -1,17 +1,14 @@
-r"""The grammar of `--listen`, and what it makes: an endpoint, and what wraps the factory there.
+r"""Parse `--listen` into an endpoint, and the wrappers for the factory there.
 
-    tcp:8888, tcp6:8888, ...                               any Twisted server endpoint string
-    8888                                                   short for tcp:8888
-    unix:/run/echod/echod.sock:mode=660                    a UNIX socket
-    systemd:name=echod                                     what systemd has passed
-    tls:8443:certificate=F:key=F                           TLS, on a TCP port
-    tls:unix:/run/echod.sock:certificate=F                 TLS, on any endpoint
-    ssl:8443:privateKey=F:certKey=F                        TLS, by the names of Twisted's `ssl:`
-    proxy:tcp:8888, proxy:tls:...                          any of these, behind a PROXY header
+    tcp:8888, tcp6:8888, ... any Twisted server endpoint string 8888 short for tcp:8888
+    unix:/run/echod/echod.sock:mode=660 a UNIX socket systemd:name=echod sockets that systemd has
+    passed tls:8443:certificate=F:key=F TLS, on a TCP port tls:unix:/run/echod.sock:certificate=F
+    TLS, on any endpoint ssl:8443:privateKey=F:certKey=F TLS, by the names of Twisted's `ssl:`
+    proxy:tcp:8888, proxy:tls:... any of these, behind a PROXY header
 
-Behind `tls:` these options are TLS's, and all others the endpoint's: `certificate` (with the
-chain behind it), `key`, `client-ca`, `client-certificates` (`required`, `optional`), `alpn`.  As
-in every endpoint string, a colon within a value is written `\:`.
+After `tls:` these options belong to TLS, and all others to the endpoint: `certificate` (followed
+by its chain), `key`, `client-ca`, `client-certificates` (`required`, `optional`), `alpn`. As in
+every endpoint string, a colon within a value is written `\:`.
 """
 
 from __future__ import annotations
@@ -46,7 +43,7 @@ from echod.tls import Files, ServerContext, TLSFactory
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
 
-# What Twisted's parsers of endpoint strings say, and what that means to who wrote one.
+# The messages of Twisted's parsers of endpoint strings, and clearer ones for the operator.
 PLAIN_WORDS = (
     (
         r"Unknown endpoint type: (.*)",
@@ -65,13 +62,13 @@ PLAIN_WORDS = (
 )
 
 
-# Of a host: at least one letter, or it would be an address that is none.
+# A host name has at least one letter; otherwise it would be an invalid address.
 HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
-# The longest path of a UNIX socket, in bytes: the kernel has room for 108, and a NUL behind it.
+# The longest path of a UNIX socket, in bytes: the kernel has room for 108, including a final NUL.
 LONGEST_PATH = 107
 
-# Kinds that Twisted has, or that are a prefix here, and why they are no endpoint.
+# Kinds of Twisted, and prefixes, that are not endpoints here, each with the reason.
 NO_ENDPOINTS = {
     "proxy": "proxy: may occur only once, at the beginning",
     "tls": "tls: may occur only once, before the endpoint",
@@ -82,16 +79,16 @@ NO_ENDPOINTS = {
 
 
 class ListenError(UserError):
-    """A listener cannot be had; the text says why, in one line."""
+    """A listener cannot be made; the text says why, in one line."""
 
 
 @dataclass(frozen=True)
 class Listening:
-    """What a `--listen` asks for.
+    """The parsed value of a `--listen`.
 
     Attributes:
         endpoint: where to listen.
-        tls: the certificate and the rules; None in clear.
+        tls: the certificate and the rules; None without TLS.
         proxied: whether a PROXY header comes first.
     """
 
@@ -100,12 +97,12 @@ class Listening:
     proxied: bool = False
 
     def wrap(self, factory: Any, reactor: Reactor, trusted: Sequence[Network] = ()) -> Any:
-        """Return the factory to listen with, for connections that `factory` shall have.
+        """Wrap `factory` as TLS and PROXY headers need it.
 
         Args:
             factory: the `EchoFactory` of this listener.
             reactor: for the timers of TLS.
-            trusted: where PROXY headers are taken from.
+            trusted: the networks whose PROXY headers are accepted.
         """
         wrapped = factory
         if self.tls is not None:
@@ -158,7 +155,7 @@ def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStre
         _check_tcp(Words.split(text.partition(":")[2]))
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
-    except Exception as error:  # each endpoint parser has its own ways to refuse
+    except Exception as error:  # each endpoint parser raises its own errors
         raise ListenError(_plainly(kind, error)) from error
     if type(endpoint) is TCP6ServerEndpoint:
         return IPv6Endpoint(reactor, endpoint._port, endpoint._backlog, endpoint._interface)
@@ -166,7 +163,7 @@ def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStre
 
 
 class IPv6Endpoint(TCP6ServerEndpoint):
-    """Listens for IPv6 alone: beside `tcp:` on the same port, whatever the system's default is."""
+    """Listens for IPv6 only, so that `tcp:` can use the same port, on every system."""
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         if not isIPv6Address(self._interface):
@@ -190,7 +187,7 @@ class IPv6Endpoint(TCP6ServerEndpoint):
 
 
 def _check_tcp(words: Words) -> None:
-    """Refuse what no listener can have, and Twisted would find out when it listens."""
+    """Refuse invalid options that Twisted would detect only when it listens."""
     backlog, interface = words.pop("backlog"), words.pop("interface")
     port = words.pop("port")
     port = words.pop() if port is None else port
@@ -200,7 +197,7 @@ def _check_tcp(words: Words) -> None:
         raise ListenError(f"{port[:20]} is not a port number from 0 to 65535")
     if backlog is not None:
         _check_backlog(backlog)
-    if interface == "" and not words.words:  # else a colon has cut it
+    if interface == "" and not words.words:  # otherwise a colon has cut it
         raise ListenError("interface= names no address: leave it out for every address")
     if interface and not (_is_address(interface) or HOST_NAME.fullmatch(interface)):
         raise ListenError(f"interface={quoted(interface)} is neither an address nor a name")
@@ -220,7 +217,7 @@ def _check_backlog(text: str) -> None:
 
 
 def _plainly(kind: str, error: Exception) -> str:
-    """Return what is wrong with an endpoint string of this kind, in an operator's words."""
+    """Explain an error in an endpoint string of this kind in clearer words."""
     said = str(error) or type(error).__name__
     for pattern, words in PLAIN_WORDS:
         if found := re.fullmatch(pattern, said):
@@ -231,7 +228,7 @@ def _plainly(kind: str, error: Exception) -> str:
 def _unix_endpoint(reactor: Reactor, words: Words) -> UNIXEndpoint:
     mode = words.pop("mode") or f"{MODE:o}"
     backlog = words.pop("backlog") or str(BACKLOG)
-    words.pop("lockfile")  # Twisted's; `echod.listening.unix` says what is there instead
+    words.pop("lockfile")  # Twisted's option; `echod.listening.unix` describes the replacement
     path = words.pop("address") or words.pop()
     if not path:
         raise ListenError("unix: needs a path, as in unix:/run/echod/echod.sock")
@@ -243,7 +240,8 @@ def _unix_endpoint(reactor: Reactor, words: Words) -> UNIXEndpoint:
             "most: name it relative to the folder that twistd is started in"
         )
     absolute = _absolute(path)
-    # What only fits as it is written stays so: where the daemon changes its folder, it may move.
+    # A path that is too long when absolute stays relative, and moves if the daemon changes its
+    # folder.
     path = absolute if len(os.fsencode(absolute)) <= LONGEST_PATH else path
     if not re.fullmatch("0?[0-7]{3}", mode):
         raise ListenError(f"mode={mode} is not an octal mode such as 660")
@@ -255,7 +253,7 @@ def _unix_endpoint(reactor: Reactor, words: Words) -> UNIXEndpoint:
 def _activated_endpoint(
     reactor: Reactor, words: Words, inherited: InheritedSockets
 ) -> ActivatedEndpoint:
-    words.pop("domain")  # Twisted's; the sockets themselves say what they are
+    words.pop("domain")  # Twisted's option; the sockets themselves have their kind
     name, index = words.pop("name"), words.pop("index")
     words.expect_no_more()
     if (name is None) == (index is None):
@@ -268,13 +266,13 @@ def _activated_endpoint(
 
 @dataclass
 class Words:
-    """The words of an endpoint string, as they were written, and the options among them."""
+    """The words of an endpoint string, as written, and the options among them."""
 
     words: list[str] = field(default_factory=list)
 
     @classmethod
     def split(cls, text: str) -> Words:
-        """Return what stands between the colons of `text`."""
+        """Split `text` at its colons."""
         words = [""]
         for piece in re.findall(r"\\.|[^\\:]+|.", text, re.DOTALL):
             if piece == ":":
@@ -284,7 +282,7 @@ class Words:
         return cls(words)
 
     def pop(self, name: str = "") -> str | None:
-        """Remove an option, or the first word that is none; return its value, or None."""
+        """Remove an option, or the first word that is not an option; return its value, or None."""
         for word in self.words:
             option = re.fullmatch(r"((?:\\.|[^\\=])*)=(.*)", word, re.DOTALL)
             key, value = option.groups() if option else ("", word)
@@ -294,17 +292,17 @@ class Words:
         return None
 
     def expect_no_more(self) -> None:
-        """Refuse what nobody has popped.
+        """Raise if an option was not recognised.
 
         Raises:
-            ListenError: there is something left.
+            ListenError: a word is left.
         """
         if any(self.words):
             raise ListenError(f"{':'.join(self.words)} is not known here")
 
     @property
     def endpoint(self) -> str:
-        """The endpoint string that is left."""
+        """The remaining endpoint string."""
         return ":".join(self.words)
 
 
@@ -349,11 +347,11 @@ def _ssl_files(words: Words) -> Files:
 
 
 def _path(words: Words, name: str) -> str | None:
-    """Remove an option that is a path; return that, as it is from any folder, or None."""
+    """Remove an option that is a path; return the absolute path, or None."""
     path = words.pop(name)
     return _absolute(path) if path else path
 
 
 def _absolute(path: str) -> str:
-    # Read again at SIGHUP, and listened on when twistd has changed to --rundir.
+    # It is used again at SIGHUP, and after twistd has changed to --rundir.
     return str(Path.cwd() / path)

@@ -1,4 +1,4 @@
-"""One place where the daemon listens: from the attempt to listen to the end of it."""
+"""One listener of the daemon, from its start to its end."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Listener(Generic[Served]):
     Attributes:
         description: the endpoint, as the operator wrote it.
         factory: makes the protocols.
-        tls: the certificate and the rules; None in clear.
-        flag: what stands before the endpoint in an error, where it is not `--listen`'s.
+        tls: the certificate and the rules; None without TLS.
+        flag: the text before the endpoint in an error, if it is not from `--listen`.
     """
 
     flag = ""
@@ -51,9 +51,9 @@ class Listener(Generic[Served]):
         Args:
             reactor: for the timers of TLS.
             description: see above.
-            wanted: where to listen, and what stands in front of the factory.
+            wanted: where to listen, and the wrappers of the factory.
             factory: see above.
-            trusted: where PROXY headers are taken from.
+            trusted: the networks whose PROXY headers are accepted.
         """
         self.description = description
         self.factory = factory
@@ -75,7 +75,7 @@ class Listener(Generic[Served]):
         return self._wanted.endpoint.listen(factory).addCallbacks(self._listens, self._refused)
 
     def stop(self) -> Deferred[None]:
-        """Accept nothing more; fires once that is so."""
+        """Stop accepting; the Deferred fires once that is done."""
         self._stopped = True
         port, self._port = self._port, None
         if port is None:
@@ -84,16 +84,16 @@ class Listener(Generic[Served]):
 
     @property
     def address(self) -> IAddress | None:
-        """Where it listens, as a Twisted address; None where it does not."""
+        """The Twisted address on which it listens; None if it does not."""
         return None if self._port is None else self._port.getHost()
 
     def _listens(self, port: IListeningPort) -> Deferred[None] | None:
         self._port = port
-        if self._stopped:  # by somebody who could not wait for the endpoint
+        if self._stopped:  # it was stopped before the endpoint was ready
             return self.stop()
         if "backlog=" not in self.description and hasattr(port, "socket"):
-            # Twisted lets 50 clients wait. Of those that come when the queue is full, some are
-            # told that they are connected, and wait for a greeting for ever.
+            # Twisted lets 50 clients wait. When the queue is full, the kernel reports some further
+            # clients as connected, and these would wait for a greeting for ever.
             port.socket.listen(socket.SOMAXCONN)
         return None
 
@@ -106,7 +106,7 @@ class Listener(Generic[Served]):
 
 
 def bind_error(error: BaseException) -> str:
-    """Return why listening failed, in the words that every first server prints."""
+    """Format a bind error as `Bind failed. Error Code : …`."""
     cause: object = error.socketError if isinstance(error, CannotListenError) else error
     if isinstance(cause, OSError) and cause.errno is not None:
         why = escape(cause.strerror or os.strerror(cause.errno))

@@ -1,12 +1,12 @@
-"""Connections that come through a proxy: its header first, then the client, as if it were direct.
+"""Connections through a proxy: read its header, then serve the client as if it were direct.
 
-`ProxyFactory` stands between a port and the factory that serves its clients (`EchoFactory`, or the
-TLS layer before it).  Only trusted proxies are heard.  Each connection begins as a
-`HeaderProtocol`; when the header is complete, the next protocol takes its place at the transport,
-with every byte behind the header, and nothing of this module is on the way of a message.
+`ProxyFactory` is between a port and the factory that serves its clients (`EchoFactory`, or the TLS
+layer before it). It accepts only trusted proxies. Each connection begins as a `HeaderProtocol`;
+when the header is complete, the next protocol replaces it at the transport and gets every byte
+after the header, so no message passes through this module.
 
-Until then a connection is the factory's to sweep, drain and abort, like any other.  What is
-refused here is counted by reason, logged in one line, and never answered.
+Until then the factory sweeps, drains and aborts the connection like any other. A refused
+connection is counted by reason, logged in one line, and never answered.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from echod.connections.clients import ProxiedAddress
 
 
 class HeaderProtocol(Protocol):
-    """Reads the header, then makes room for the next protocol."""
+    """Reads the header, then hands over to the next protocol."""
 
     transport: Any
 
@@ -62,7 +62,7 @@ class HeaderProtocol(Protocol):
         if header is not None:
             self._hand_over(header)
         elif self._draining:
-            self.drain()  # there may be nothing more of it
+            self.drain()  # the rest of the header may never come
 
     def _hand_over(self, header: ProxyHeader) -> None:
         self._over = True
@@ -93,7 +93,7 @@ class HeaderProtocol(Protocol):
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        # Some balancers see whether a port is open, and say nothing: that is no error.
+        # Some balancers only check that the port is open, and send nothing: that is not an error.
         if not self._over and self._parser.received:
             self._factory.refuse(
                 self.transport.getPeer(), Refusal.PROXY_HEADER, "it ends within the header"
@@ -103,31 +103,31 @@ class HeaderProtocol(Protocol):
             self._owner.admission.release()
         self._owner.unwatch(self)
 
-    # As the factory asks of each of its connections.
+    # The interface that the factory needs of each connection.
 
     def sweep(self, now: float) -> None:
-        """Close if the header has not come in time."""
+        """Close if the header has not arrived in time."""
         if now >= self._deadline and not self._over:
             self._refuse(Refusal.PROXY_TIMEOUT, "no PROXY header in time")
 
     def drain(self) -> None:
-        """Close, unless the header is here and was only not read yet."""
+        """Close, unless the header has arrived and is only unread."""
         self._draining = True
         if not self._over and not unread(self.transport):
             self.abort(EndReason.DRAINED)
 
     def abort(self, reason: EndReason) -> None:
-        """Close at once; not what is the next protocol's by now."""
+        """Close at once, unless the next protocol has the connection already."""
         if not self._handed_over:
             self._over = True
             self.transport.abortConnection()
 
 
 class ProxyFactory(Factory):
-    """Lets trusted proxies in, and reads their headers.
+    """Accepts trusted proxies, and reads their headers.
 
     Attributes:
-        wrapped: the factory of what comes behind the header.
+        wrapped: the factory of the protocol after the header.
         owner: the factory that sweeps, drains and counts.
     """
 
@@ -140,8 +140,8 @@ class ProxyFactory(Factory):
 
         Args:
             wrapped: makes the protocol that follows; its `buildProtocol` gets a `ProxiedAddress`.
-            owner: where connections are registered until then.
-            trusted: networks of proxies; who may connect to a UNIX socket is trusted besides.
+            owner: connections are registered there until then.
+            trusted: networks of proxies; all clients of a UNIX socket are trusted too.
         """
         self.wrapped = wrapped
         self.owner = owner
@@ -161,7 +161,7 @@ class ProxyFactory(Factory):
             return None
         if refusal := self.owner.admission.accept():
             protocol = self.owner.refused(addr, refusal)
-            # A client that waits for TLS could not understand it.
+            # A client that expects TLS could not understand it.
             wrapped: object = self.wrapped
             return protocol if wrapped is self.owner else None
         return HeaderProtocol(self)
@@ -176,5 +176,5 @@ class ProxyFactory(Factory):
         return any(host in network for network in self._trusted)
 
     def refuse(self, address: object, refusal: Refusal, why: str) -> None:
-        """Count and log that a connection is refused; closing it is the caller's."""
+        """Count and log the refusal of a connection; the caller closes it."""
         self.owner.note_refusal(refusal, Client(shown_address(address)), why)

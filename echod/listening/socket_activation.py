@@ -1,11 +1,11 @@
-"""Sockets that systemd opened: `systemd:name=NAME` listens on those that it calls so.
+"""Sockets that systemd opened: `systemd:name=NAME` listens on those with that name.
 
-The daemon is given open descriptors, from 3 on, and told of them by its environment
-(sd_listen_fds(3)): LISTEN_FDS says how many there are, LISTEN_PID whom they are for, and
-LISTEN_FDNAMES what each is called.  What kind of socket each is the socket itself says.
+The daemon inherits open descriptors, from 3 on, and its environment describes them
+(sd_listen_fds(3)): LISTEN_FDS is their number, LISTEN_PID the process they are for, and
+LISTEN_FDNAMES their names.  The kind of each socket is read from the socket itself.
 
-systemd keeps the sockets: while the daemon restarts, the kernel queues who connects.  So nothing
-here may shut them down, or remove their files, when the daemon stops.
+systemd keeps the sockets: while the daemon restarts, the kernel queues new clients. So nothing
+here may shut the sockets down, or remove their files, when the daemon stops.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ FIRST = 3
 
 
 class ActivationError(UserError):
-    """A socket that was asked for cannot be had; the text says what there is, and what to do."""
+    """A requested socket is not available; the text names those that are, and the remedy."""
 
 
 class InheritedSockets:
-    """What was passed to this process; each socket serves one listener."""
+    """The sockets passed to this process; each serves one listener."""
 
     def __init__(self, environment: Mapping[str, str], first: int = FIRST) -> None:
-        """Set up, without looking.
+        """Set up, without reading anything.
 
         Args:
             environment: the variables that the process was started with.
@@ -61,7 +61,7 @@ class InheritedSockets:
         """Return the descriptors of the sockets called `name`, or of the one at `index`.
 
         Raises:
-            ActivationError: there is none, it cannot be listened on, or another listener has it.
+            ActivationError: there is none, it does not listen, or another listener has it.
         """
         passed = self._passed()
         if name is None:
@@ -79,13 +79,13 @@ class InheritedSockets:
 
     @property
     def unused(self) -> list[str]:
-        """What the sockets are called that no listener has taken."""
+        """The names of the sockets that no listener has taken."""
         with contextlib.suppress(ActivationError):
             return [name for number, name in self._passed() if number not in self._taken]
         return []
 
     def _passed(self) -> list[tuple[int, str]]:
-        """Return the descriptors that were passed, and what each is called; "" is no name."""
+        """Return the passed descriptors with their names; "" if one has none."""
         environment = self._environment
         count, pid = environment.get("LISTEN_FDS", ""), environment.get("LISTEN_PID", "")
         names = environment.get("LISTEN_FDNAMES", "")
@@ -101,7 +101,7 @@ class InheritedSockets:
         if pid != str(os.getpid()):
             raise ActivationError(
                 f"the sockets are for process {escape(pid) or '(LISTEN_PID is not set)'}, and "
-                f"this is {os.getpid()}: no other program may stand between systemd and twistd, "
+                f"this is {os.getpid()}: no other program may run between systemd and twistd, "
                 "unless it uses exec"
             )
         called = names.split(":") if names else [""] * int(count)
@@ -117,11 +117,11 @@ class InheritedSockets:
 def started_with() -> Mapping[str, str]:
     """Return the environment that this process was started with.
 
-    `os.environ` is no help: importing `twisted.internet.endpoints` takes LISTEN_FDS out of it.
+    `os.environ` does not help: importing `twisted.internet.endpoints` removes LISTEN_FDS from it.
     """
     try:
         block = Path("/proc/self/environ").read_bytes()
-    except OSError:  # no Linux, and so no systemd
+    except OSError:  # not Linux, so there is no systemd
         return os.environ
     pairs = (os.fsdecode(entry).partition("=") for entry in block.split(b"\0") if entry)
     return {name: value for name, _, value in pairs}
@@ -131,7 +131,7 @@ def check(descriptor: int) -> socket.AddressFamily:
     """Return the address family of a listening stream socket.
 
     Raises:
-        ActivationError: the descriptor is nothing of the kind.
+        ActivationError: the descriptor is not one.
     """
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
@@ -152,14 +152,14 @@ def check(descriptor: int) -> socket.AddressFamily:
 
 @implementer(IStreamServerEndpoint)
 class ActivatedEndpoint:
-    """Listens on sockets that were passed: on all of one name, as one listener."""
+    """Listens on passed sockets: on all of one name, as one listener."""
 
     def __init__(self, reactor: Reactor, descriptors: Sequence[int]) -> None:
         """Set up.
 
         Args:
             reactor: can be adapted to `IReactorSocket`.
-            descriptors: of listening sockets; they are closed once the reactor has them.
+            descriptors: of listening sockets; they are closed once the reactor has duplicates.
         """
         # By its types, Twisted's method takes subclasses of Twisted's `ServerFactory` alone.
         self._reactor: Any = IReactorSocket(reactor)
@@ -175,7 +175,8 @@ class ActivatedEndpoint:
         )
         os.close(descriptor)
         if isinstance(port, unix.Port):
-            # Twisted would shut the socket down, for all who hold it, and remove its file.
+            # Twisted would shut the socket down, for all processes that have it, and remove its
+            # file.
             port._shouldShutdown = False
             end = partial(tcp.Port.connectionLost, port)
             port.connectionLost = end  # type: ignore[method-assign]
@@ -190,14 +191,14 @@ class Ports:
         self._ports = ports
 
     def startListening(self) -> None:
-        """Nothing: they listen already."""
+        """Do nothing, because they listen already."""
 
     def stopListening(self) -> Deferred[None]:
         stopped = [maybeDeferred(port.stopListening) for port in self._ports]
         return DeferredList(stopped).addCallback(lambda _: None)
 
     def getHost(self) -> IAddress:
-        """Return the address of the first."""
+        """Return the address of the first port."""
         return self._ports[0].getHost()
 
 

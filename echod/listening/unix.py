@@ -1,12 +1,12 @@
-"""UNIX sockets: who may connect, whose file it is, and what a dead daemon left behind.
+"""UNIX sockets: their mode, their owner, and stale files of a dead daemon.
 
-* The mode is explicit, and 0660 unless another is asked for: the owner and the group.
-* A file that nobody listens on, as SIGKILL leaves it, is replaced; one that somebody listens on is
-  not.  Asking the socket itself (does it refuse a connection?) is the whole test: a lock file, as
-  Twisted makes it, stays behind too, and holds the number of a process that may be another by now.
-  The directory is locked (flock) while we look, remove and bind, so that of two daemons that start
-  at once one gets the socket, and the other is told so.
-* At the end the file is removed if it is still ours.
+* The mode is explicit, and 0660 by default: owner and group.
+* A stale file, as SIGKILL leaves it, is replaced; a file on which a process listens is not. The
+  only test is a connection to the socket, which a stale file refuses: a lock file, as Twisted
+  makes it, is left behind too, and the process id in it may by now belong to another process. The
+  directory is locked (flock) while the daemon checks, removes and binds, so that of two daemons
+  that start at once one gets the socket, and the other gets an error.
+* At the end the daemon removes the file if it is still its own.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
 log = Logger("echod")
 
-# The owner and the group: a client outside both wants a group, or a mode that says so.
+# Owner and group: other clients need to join the group, or another mode.
 MODE = 0o660
 
-# How many connections the kernel queues: as many as it will.
+# How many connections the kernel queues: its maximum.
 BACKLOG = socket.SOMAXCONN
 
-# How long another daemon that starts in the same directory is waited for, in seconds.
+# How long to wait for another daemon that starts in the same directory, in seconds.
 PATIENCE = 2.0
 
 
@@ -85,9 +85,9 @@ class UNIXEndpoint:
             )
             ours = _identity(self._path)
 
-        # Twisted's would remove whatever is there by then, and fail where nothing is.
+        # Twisted's method would remove any file there, and fail if there is none.
         def connection_lost(reason: Failure) -> None:
-            with contextlib.suppress(OSError):  # privileges may be gone: the next start removes it
+            with contextlib.suppress(OSError):  # the next start removes it
                 if _identity(self._path) == ours:
                     self._path.unlink()
             tcp.Port.connectionLost(port, reason)
@@ -98,10 +98,10 @@ class UNIXEndpoint:
 
 
 def check_directory(directory: Path) -> None:
-    """Refuse a directory where anyone could put a socket in place of ours; warn of a shared one.
+    """Refuse a directory in which any user could replace our socket; warn about a shared one.
 
     Raises:
-        OSError: it is writable for everybody, or it is not there.
+        OSError: every user may write to it, or it does not exist.
     """
     try:
         found = directory.stat()
@@ -134,10 +134,10 @@ def check_directory(directory: Path) -> None:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove a socket's file if nobody listens there.
+    """Remove a socket's file if no process listens there.
 
     Raises:
-        OSError: somebody does, or it is no socket.
+        OSError: a process does, or it is not a socket.
     """
     try:
         mode = path.lstat().st_mode

@@ -1,6 +1,4 @@
-"""Says for how long certificates are valid: when they are taken into use, and daily when it is not
-for long any more.
-"""
+"""Log how long certificates are valid: when they are first used, and daily near their expiry."""
 
 from __future__ import annotations
 
@@ -15,15 +13,15 @@ from echod.tls import ServedCertificate
 
 log = Logger("echod")
 
-# From how many days before the end on it is worth a line a day: whoever renews certificates every
-# three months by a program does it a month ahead.
+# The number of days before the expiry from which on a line is logged daily: programs that renew
+# certificates every three months do so a month ahead.
 NEAR = 21
 
 DAY = 86400.0
 
 
 def tell_validity(certificate: ServedCertificate) -> None:
-    """Log until when a certificate is valid: a warning where that is soon, or over."""
+    """Log the expiry of a certificate: as a warning if that is soon, or past."""
     until = certificate.valid_until
     left = until - datetime.datetime.now(datetime.UTC)
     path = escape(certificate.path)
@@ -55,13 +53,13 @@ def tell_validity(certificate: ServedCertificate) -> None:
 
 
 def is_near(certificate: ServedCertificate) -> bool:
-    """Return whether a certificate is valid for no more than `NEAR` days, or no more at all."""
+    """Return whether a certificate expires within `NEAR` days, or has expired."""
     left = certificate.valid_until - datetime.datetime.now(datetime.UTC)
     return left < datetime.timedelta(days=NEAR)
 
 
 class ValidityWatch:
-    """Once a day, says which certificates are not valid for long any more."""
+    """Logs once a day which certificates expire soon."""
 
     def __init__(
         self, reactor: IReactorTime, certificates: Callable[[], Iterable[ServedCertificate]]
@@ -77,11 +75,11 @@ class ValidityWatch:
         self._call: IDelayedCall | None = None
 
     def start(self) -> None:
-        """Look a day from now, and each day from then on."""
+        """Check a day from now, and each day after that."""
         self._call = self._reactor.callLater(DAY, self._look)
 
     def stop(self) -> None:
-        """Look no more; again is harmless."""
+        """Stop checking. Calling it again is harmless."""
         if self._call is not None and self._call.active():
             self._call.cancel()
 

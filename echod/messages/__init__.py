@@ -1,1 +1,1 @@
-"""Messages: how a stream is cut into them, and the rules of a conversation.  Pure."""
+"""Messages: framing, and the rules of a conversation. Pure."""

@@ -1,16 +1,17 @@
-"""The states of a connection on its way to the end, as a table: state, event, next state.
+"""The states of a closing connection, as a table: state, event, next state.
 
-A connection has two streams, the client's and ours, and each ends by itself.  `INPUT_ENDS` is the
-end of the client's stream, `OUTPUT_ENDS` that of ours, when the kernel has our FIN behind all that
-was written.  `CLOSE` closes gently, `ABORT` at once, and `LOSE` is the last event of all.
+A connection has two streams, the client's and ours, and each ends separately. `INPUT_ENDS` is the
+end of the client's stream, and `OUTPUT_ENDS` the end of ours, when the kernel has our FIN after
+all that was written. `CLOSE` closes gently, `ABORT` at once, and `LOSE` is the last event.
 
-* An event that the table does not have for a state is refused: it changes nothing.  So the first
-  reason to close counts, and no other.
+* An event that the table does not have for a state is refused and changes nothing. So only the
+  first reason to close counts.
 * `LOST` is the end, and `LOSE` leads there from every other state.
-* No stream begins again: a way through the table passes each state once, and then comes `LOST`.
+* No stream begins again: a path through the table passes each state at most once, and ends in
+  `LOST`.
 
-Pure: `echod.connections.lifecycle.ConnectionProtocol` follows the table, and does what each step
-asks of the transport.
+Pure: `echod.connections.lifecycle.ConnectionProtocol` follows the table, and makes the transport
+carry out each step.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from types import MappingProxyType
 
 
 class State(enum.Enum):
-    """How far the two streams of a connection are; the values are for readers."""
+    """The state of a connection's two streams; the values are descriptions."""
 
     OPEN = "messages come, and replies go"
     INPUT_ENDED = "the client sends no more; its messages are still answered"
@@ -32,11 +33,11 @@ class State(enum.Enum):
     ABORTED = "the socket is closed at once; unsent replies are dropped"
     LOST = "the connection is gone"
 
-    __hash__ = object.__hash__  # as there is one of each; Enum's own is a call in Python
+    __hash__ = object.__hash__  # each member exists once; Enum's own hash is a call in Python
 
 
 class Event(enum.Enum):
-    """The events that lead from one state to another; the values are for readers."""
+    """The events that lead from one state to another; the values are descriptions."""
 
     INPUT_ENDS = "the client's FIN"
     CLOSE = "close"

@@ -1,9 +1,9 @@
-"""How a byte stream is cut into messages, and how replies are put back on it.
+"""Cut a byte stream into messages, and frame replies.
 
-Pure: bytes in, messages out, no I/O.  A `Framing` is the rule, shared by all connections; a
-`Framer` is that rule at work on the input of one connection.  A framer is pulled
-(`next_message`), not pushed, so that whoever answers messages also decides how many of them
-exist at once: a read of 64 KiB that holds 65,536 empty lines costs 64 KiB, not 65,536 objects.
+Pure: bytes in, messages out, no I/O. A `Framing` is the rule, shared by all connections; a
+`Framer` applies it to the input of one connection. Messages are pulled from a framer
+(`next_message`), not pushed, so that the caller decides how many of them exist at once: a read of
+64 KiB that contains 65,536 empty lines costs 64 KiB, not 65,536 objects.
 
 Sizes are enforced here: a message longer than the framing's `max_message` raises
 `MessageTooLong` as soon as that is known, before it is buffered whole.
@@ -19,7 +19,7 @@ from echod.text import plural
 
 
 class FramingError(ValueError):
-    """The peer's bytes break the framing; the text of the error is fit to send to the peer."""
+    """The peer's bytes violate the framing; the text of the error may be sent to the peer."""
 
 
 class MessageTooLong(FramingError):
@@ -40,23 +40,23 @@ class MessageCutShort(FramingError):
 
 
 class Framer(Protocol):
-    """The input of one connection on its way to being messages."""
+    """Cuts the input of one connection into messages."""
 
     @property
     def buffered(self) -> int:
-        """What is held, in bytes of memory rather than of payload."""
+        """The size of the held input, in bytes of memory, not of payload."""
 
     def feed(self, data: bytes) -> None:
-        """Take what one read gave; `data` is not empty."""
+        """Take the data of one read, which is not empty."""
 
     def end(self) -> None:
-        """Learn that the stream has ended: nothing will be fed any more."""
+        """Note that the stream has ended: no more data follows."""
 
     def next_message(self) -> bytes | None:
-        """Return the next message, or None where more input is needed for one.
+        """Return the next message, or None if that needs more input.
 
         Raises:
-            MessageTooLong, MessageCutShort: nothing after this point can be understood.
+            MessageTooLong, MessageCutShort: the input after this point cannot be parsed.
         """
 
 
@@ -71,10 +71,10 @@ class Framing(Protocol):
         """Return the framer of a new connection."""
 
     def encode(self, reply: bytes) -> bytes:
-        """Return `reply` as it goes on the wire."""
+        """Frame `reply`."""
 
     def encode_line(self, text: bytes) -> bytes:
-        """Return a line of the daemon's own (a banner, an error) as it goes on the wire.
+        """Frame a line of the daemon's own (a banner, an error).
 
         Args:
             text: the line, without an end.
@@ -83,9 +83,9 @@ class Framing(Protocol):
 
 @dataclass(frozen=True)
 class Chunk:
-    """A message is what one read gave, cut into pieces of at most `max_message` bytes.
+    """A message is the data of one read, cut into pieces of at most `max_message` bytes.
 
-    The default is the size of the `recv(1024)` that every first server is written with.
+    The default is the size of `recv(1024)`, common in first servers.
     """
 
     max_message: int = 1024
@@ -104,13 +104,13 @@ class Chunk:
 class Line:
     """A message is a line, without its delimiter; a reply gets one unless it ends in one.
 
-    What follows the last delimiter when the stream ends is a message too: `printf happy | nc`
+    When the stream ends, the text after the last delimiter is a message too: `printf happy | nc`
     gets its answer.
     """
 
     delimiter: bytes = b"\n"
-    # Long enough for any line a person types or a log holds; short enough that a client which
-    # never sends a delimiter costs less than one read does.
+    # Long enough for any line that a person types or a log contains; short enough that a client
+    # that never sends a delimiter costs less than one read.
     max_message: int = 16 * 1024
 
     def __post_init__(self) -> None:
@@ -148,20 +148,20 @@ class Length:
 
 
 class ChunkFramer:
-    """Keeps reads apart: what came in two reads comes out as two messages at least."""
+    """Keeps reads apart: two reads give at least two messages."""
 
     __slots__ = ("_max_message", "_offset", "_reads", "buffered")
 
-    # A bytes object and its place in the list: one-byte reads must count for what they cost.
+    # A bytes object and its entry in the list: one-byte reads must count at their real cost.
     _OVERHEAD = 64
-    # A long read gives its memory back in steps of so many bytes: where replies pile up as
-    # messages are handed out, the two together cost no more than the read did.
+    # A long read releases its memory in steps of this many bytes: if replies pile up while
+    # messages are passed on, both together cost no more than the read.
     _STEP = 32 * 1024
 
     def __init__(self, max_message: int) -> None:
         self._max_message = max_message
-        # A list, though it is taken from at its front: it is short, and an empty one costs a
-        # tenth of what an empty deque does, in each idle connection.
+        # A list, although items are taken from its front: it is short, and in each idle connection
+        # an empty list costs a tenth of an empty deque.
         self._reads: list[bytes] = []
         self._offset = 0
         self.buffered = 0
@@ -193,7 +193,7 @@ class ChunkFramer:
 
 
 class _BufferingFramer:
-    """What those framers have in common that put reads together."""
+    """Base of the framers that join reads."""
 
     __slots__ = ("_buffer", "_ended", "_max_message")
 
@@ -214,7 +214,7 @@ class _BufferingFramer:
 
 
 class LineFramer(_BufferingFramer):
-    """Looks at each byte once, however the line was cut into segments."""
+    """Examines each byte once, however the line was cut into segments."""
 
     __slots__ = ("_delimiter", "_searched")
 
@@ -238,7 +238,7 @@ class LineFramer(_BufferingFramer):
             buffer.clear()
             self._searched = 0
             return message
-        # The delimiter's first bytes may be the last ones here.
+        # The last bytes may be the beginning of a delimiter.
         self._searched = max(0, len(buffer) - len(delimiter) + 1)
         return None
 
@@ -266,13 +266,13 @@ class LengthFramer(_BufferingFramer):
 
 
 def encode_greeting(framing: Framing, greeting: bytes) -> bytes:
-    """Return a handler's greeting as it goes on the wire; a line ends as the framing has it."""
+    """Frame a handler's greeting; a line gets the line end of the framing."""
     if greeting.endswith(b"\n"):
         return framing.encode_line(greeting[:-1])
     return framing.encode(greeting)
 
 
-# The names that settings use.
+# The framings by their names in settings.
 FRAMINGS: dict[str, type[Chunk] | type[Line] | type[Length]] = {
     "chunk": Chunk,
     "line": Line,

@@ -1,30 +1,32 @@
 """The rules of one connection: which message comes next, whether to read on, when it may close.
 
-Pure: no I/O, no clock, no Twisted.  `EchoProtocol` feeds it in the event loop and the loop of a
-connection's own thread feeds it there; the rules are the same, and they are all in this file:
+Pure: no I/O, no clock, no Twisted. In the event loop `EchoProtocol` uses it, otherwise the loop of
+a connection's own thread; the rules are the same, and they are all in this file:
 
-* Messages are answered one at a time, in the order they came: while one is *in flight*, no other
-  is handed out.  So replies are in order whatever the handler's speed, thread or Deferred.
-* While replies are *blocked* (the client does not read them), no message is handed out.
-* Nor is one while the connection is *resting*: it has had its share of the event loop's turn.
-* Input is wanted until what is buffered reaches the read-ahead, and again once all of it has been
-  handed out; or when a message is still incomplete, which the framing bounds.  (A read may be much
-  longer than the read-ahead: two of them are never held.)  A connection that rests has enough.
-* After the end of input (the client's, or ours at drain), what was received is still answered;
+* Messages are answered one at a time, in the order in which they arrived: while one is *in
+  flight*, no other is passed on. So replies are in order at any speed of the handler, in threads
+  and with Deferreds.
+* While replies are *blocked* (the client does not read them), no message is passed on.
+* The same holds while the connection is *resting*: it has had its share of the event loop's turn.
+* Input is wanted until the buffer reaches the read-ahead, and again once all of it has been passed
+  on; or when a message is still incomplete, which the framing bounds.  (A read may be much longer
+  than the read-ahead: two of them are never held.)  A resting connection wants no input.
+* After the end of input (the client's, or ours at drain), everything received is still answered;
   then, and not before, the session is finished.
-* After `close`, nothing more is handed out: a reply said so, a framing was broken, a turn is over.
+* After `close`, no message is passed on: a reply demanded it, a framing was violated, or a turn is
+  over.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-# Where nobody says otherwise; the daemon takes it from `--max-pending`.
+# The default; the daemon uses `--max-pending`.
 READ_AHEAD = 64 * 1024
 
 
 class MessageSource(Protocol):
-    """What a session asks of a framer (see `echod.messages.framing.Framer`)."""
+    """The interface of a framer (see `echod.messages.framing.Framer`)."""
 
     @property
     def buffered(self) -> int: ...
@@ -57,7 +59,7 @@ NOTHING = _Nothing()
 class Session:
     """The state of one connection's conversation.
 
-    `full` says that what is held had reached the read-ahead when the last of it came.
+    `full`: the buffer had reached `read_ahead` at the last read.
     """
 
     __slots__ = (
@@ -101,7 +103,7 @@ class Session:
         self.messages = 0
 
     def receive(self, data: bytes) -> None:
-        """Take what one read gave; after `close` it is forgotten."""
+        """Take the data of one read; after `close` it is dropped."""
         if not self.closed:
             self._starved = False
             self._framer.feed(data)
@@ -111,8 +113,8 @@ class Session:
         """Note that no more input comes.
 
         Args:
-            cut_off: we stopped reading, the client did not stop sending: an incomplete message
-                is neither a message nor the client's error.
+            cut_off: the daemon stopped reading, not the client sending: an incomplete message is
+                neither a message nor an error of the client.
         """
         self.input_ended = True
         if not cut_off:
@@ -120,10 +122,10 @@ class Session:
             self._framer.end()
 
     def next_message(self) -> bytes | None:
-        """Return the message to hand to the handler now, in flight from here on, or None.
+        """Return the message to pass to the handler now, in flight from here on, or None.
 
         Raises:
-            echod.messages.framing.FramingError: the input cannot be understood from here on.
+            echod.messages.framing.FramingError: the input cannot be parsed from here on.
         """
         if self.in_flight or self.blocked or self.closed or self._starved or self.resting:
             return None
@@ -146,18 +148,18 @@ class Session:
         self.messages -= 1
 
     def close(self) -> None:
-        """Hand out nothing more; what is held is let go, however long the message in flight is."""
+        """Pass on no more messages, and drop the held input, even while a message is in flight."""
         self.closed = True
         self._framer = NOTHING
 
     @property
     def holds_more(self) -> bool:
-        """Whether there is input that may become a message without any more of it."""
+        """Whether the held input may contain a message without further input."""
         return not (self.closed or self._starved) and self._framer.buffered > 0
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is held or awaited: the next input may be answered as it comes."""
+        """Whether nothing is held or awaited, so that the next input may be answered directly."""
         return not (
             self.in_flight
             or self.resting
@@ -169,12 +171,12 @@ class Session:
 
     @property
     def incomplete(self) -> int:
-        """How many bytes have come of a message that is not complete: only its client is due."""
+        """How many bytes of an incomplete message have arrived, whose rest the client owes."""
         return 0 if self.input_ended or not self._starved else self._framer.buffered
 
     @property
     def finished(self) -> bool:
-        """Whether every message that will be answered has been."""
+        """Whether the last message that will be answered has been answered."""
         return not self.in_flight and (self.closed or (self.input_ended and self._starved))
 
     @property
