@@ -66,12 +66,15 @@ def blocks(page: Path) -> Iterator[Block]:
     """Yield the blocks of a page, those in comments too.
 
     Raises:
-        Mistake: a mark is before nothing, or lacks its text; a fence or a comment does not end.
+        Mistake: a mark is unknown, is before nothing, or lacks its text; or a block does not end.
     """
     lines = enumerate(page.read_text().splitlines(), 1)
     marks: dict[str, str] = {}
+    stray = ""  # a comment that is no mark, on the line before
     for number, line in lines:
-        if fence := _FENCE.match(line):
+        if (fence := _FENCE.match(line)) and stray:
+            raise Mistake(f"{page.name}:{number}: there is no such mark: {stray}")
+        if fence:
             text = _up_to(lines, fence["ticks"])
             block = "\n".join(line.removeprefix(fence["indentation"]) for line in text[:-1])
             # GitHub shows the same for a block of commands, with this word and without it.
@@ -88,8 +91,12 @@ def blocks(page: Path) -> Iterator[Block]:
                 if MARKS[mark["name"]] != bool(mark["text"]):
                     raise Mistake(f"{page.name}:{number}: {mark['name']}: a text, or none")
                 marks[mark["name"]] = mark["text"] or ""
+            else:
+                stray = comment
+                continue
         elif line.strip() and marks:
             raise Mistake(f"{page.name}:{number}: no block follows the mark {', '.join(marks)}")
+        stray = ""
 
 
 def _up_to(lines: Iterator[tuple[int, str]], end: str) -> list[str]:

@@ -32,7 +32,6 @@ _SERVES = re.compile(
 
 _CTRL_C = "^C"
 
-
 # These pages change the machine: they get folders such as /etc of their own.
 _INSTALLING = {"deploy.md"}
 
@@ -171,8 +170,8 @@ class Page:
 
         if not (self._until(agrees) if "eventually" in marks else agrees()):
             raise Differs(difference(shown, ran.printed))
-        if ran.process.returncode and not shown:
-            raise Differs(f"exit status {ran.process.returncode}")
+        if not shown:
+            self._expect_success(ran)
         assert ports is not None
         self._ports = ports
 
@@ -289,7 +288,7 @@ class Page:
     def _expect_success(self, ran: Command) -> None:
         if ran.process.returncode:
             printed = "\n".join(ran.printed)
-            raise Differs(f"exit status {ran.process.returncode}, and it printed:\n{printed}")
+            raise Differs(f"exit status {ran.process.returncode}\n{printed}".rstrip())
 
     def _check_unit(self, block: Block) -> None:
         """Let systemd check a unit of etc/ that has these lines beside its own."""

@@ -36,6 +36,7 @@ def test_a_comment_of_commands_is_a_block_that_is_not_shown(tmp_path: Path, comm
     ("page", "mistake"),
     [
         ("<!-- skip: it is slow -->\nText.\n", "page.md:2: no block follows the mark skip"),
+        ("<!-- skips: it is slow -->\n```\na\n```\n", "page.md:2: there is no such mark: skips"),
         ("<!-- skip -->\n```\na\n```\n", "page.md:1: skip: a text, or none"),
         ("<!-- log: a -->\n```\na\n```\n", "page.md:1: log: a text, or none"),
         ("```\na\n", "the page ends within"),
