@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from typing import Protocol as TypingProtocol
 
 from twisted.internet.address import IPv6Address, UNIXAddress
@@ -33,6 +33,11 @@ from echod.connections.kernel import (
 from echod.connections.traffic import TrafficWatch, WatchedSocket
 from echod.handlers.contract import Client
 
+if TYPE_CHECKING:
+    from _socket import _RetAddress
+
+    from echod.interfaces import Stream
+
 # How often a thread is interrupted before its socket is shut down: once a sweep, and more than
 # once, because a thread that has just been interrupted may not have run since.
 MOST_INTERRUPTIONS = 2
@@ -41,7 +46,7 @@ MOST_INTERRUPTIONS = 2
 class DirectChannel:
     """The thread has the accepted socket itself."""
 
-    def __init__(self, transport: Any, handle: socket.socket, watch: TrafficWatch) -> None:
+    def __init__(self, transport: Stream, handle: socket.socket, watch: TrafficWatch) -> None:
         self._transport = transport
         self._handle = handle
         self._interruptions = 0
@@ -147,7 +152,7 @@ class DirectChannel:
 class Relayed(TypingProtocol):
     """A relayed connection, as the relay sees it."""
 
-    transport: Any
+    transport: Stream
     client: Client
 
     def adopt(self, ours: socket.socket, factory: Factory) -> None:
@@ -325,7 +330,7 @@ class _Factory(Factory):
         return self._protocol
 
 
-def plain_socket(transport: Any) -> socket.socket | None:
+def plain_socket(transport: object) -> socket.socket | None:
     """Return the socket under `transport` if it carries the client's bytes unchanged."""
     if isinstance(transport, ProtocolWrapper) or ISSLTransport.providedBy(transport):
         return None
@@ -333,7 +338,7 @@ def plain_socket(transport: Any) -> socket.socket | None:
     return handle if isinstance(handle, socket.socket) else None
 
 
-def _socket_address(address: Any) -> Any:
+def _socket_address(address: Any) -> _RetAddress:
     """Convert an address, Twisted's or a PROXY header's, to the form of the `socket` module."""
     if isinstance(address, IPv6Address):
         return (address.host, address.port, address.flowInfo, address.scopeID)

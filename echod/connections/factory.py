@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -66,9 +65,9 @@ class EchoFactory(Factory):
 
     def __init__(
         self,
-        reactor: Any = None,
+        reactor: IReactorTime | None = None,
         *,
-        handler: ResolvedHandler | Callable[..., Any] = Echo,
+        handler: ResolvedHandler | Callable[..., object] = Echo,
         framing: Framing | None = None,
         model: Model | None = None,
         limits: Limits | None = None,
@@ -109,9 +108,9 @@ class EchoFactory(Factory):
         self.listener = listener
         self._admission = admission
         self._turns = turns
-        self._sweeper = Sweeper(lambda: self.reactor, 0)
-        self.connections: set[Owned] = self._sweeper.members
-        self.urgent: set[Owned] = self._sweeper.urgent
+        self._sweeper: Sweeper[Owned] = Sweeper(lambda: self.reactor, 0)
+        self.connections = self._sweeper.members
+        self.urgent = self._sweeper.urgent
         self.limits = Limits() if limits is None else limits
         self.others = Others(threads_of_handlers)
         self.traffic_watch = TrafficWatch()
@@ -168,7 +167,7 @@ class EchoFactory(Factory):
         return self._turns
 
     @property
-    def reactor(self) -> Any:
+    def reactor(self) -> IReactorTime:
         """The reactor, looked up when first needed, so that importing echod installs none."""
         if self._reactor is None:
             from twisted.internet import reactor
@@ -178,8 +177,7 @@ class EchoFactory(Factory):
 
     def seconds(self) -> float:
         """Return the reactor's time, in seconds."""
-        now: float = self.reactor.seconds()
-        return now
+        return self.reactor.seconds()
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         # An exception would leave the accepted socket open; None closes it.

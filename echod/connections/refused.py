@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import (
     ISSLTransport,
@@ -10,7 +10,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Protocol
 
 if TYPE_CHECKING:
-    pass
+    from echod.interfaces import Stream
 
 
 class RefusedProtocol(Protocol):
@@ -20,7 +20,7 @@ class RefusedProtocol(Protocol):
     flood of such connections has no effect.
     """
 
-    transport: Any
+    transport: Stream
 
     def __init__(self, why: bytes) -> None:
         """Refuse with `why`, a line in the form of the framing."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -34,6 +34,9 @@ class Watched(Protocol):
         """Close if a deadline has passed; `now` in seconds."""
 
 
+Member = TypeVar("Member", bound=Watched)
+
+
 def interval_for(timeouts: Iterable[float]) -> float:
     """Return the interval of checks that keeps the shortest time-out to within a twentieth.
 
@@ -44,7 +47,7 @@ def interval_for(timeouts: Iterable[float]) -> float:
     return max(URGENT_INTERVAL, min(shortest / 20, LONGEST_INTERVAL))
 
 
-class Sweeper:
+class Sweeper(Generic[Member]):
     """Has one timer for all connections, and none while there are none.
 
     Attributes:
@@ -59,8 +62,8 @@ class Sweeper:
             clock: returns a provider of `IReactorTime`, when it is first needed.
             interval: seconds between two checks of a connection.
         """
-        self.members: set[Any] = set()
-        self.urgent: set[Any] = set()
+        self.members: set[Member] = set()
+        self.urgent: set[Member] = set()
         self._clock = clock
         self._rounds = (
             _Round(self.urgent, URGENT_INTERVAL),
@@ -72,7 +75,7 @@ class Sweeper:
         """Check each connection once in `interval` seconds, from the next round on."""
         self._rounds[1].interval = interval
 
-    def add(self, member: Watched) -> None:
+    def add(self, member: Member) -> None:
         """Check `member` from now on, and soon."""
         self.members.add(member)
         self.urgent.add(member)
@@ -81,7 +84,7 @@ class Sweeper:
                 one.restart(self._clock().seconds())
             self._timer = self._clock().callLater(URGENT_INTERVAL, self._sweep)
 
-    def discard(self, member: Watched) -> None:
+    def discard(self, member: Member) -> None:
         """Stop checking `member`."""
         self.members.discard(member)
         self.urgent.discard(member)
@@ -101,7 +104,7 @@ class Sweeper:
             pause = min(one.pause(now) for one in self._rounds)
             self._timer = self._clock().callLater(pause, self._sweep)
 
-    def _look_at(self, member: Watched, now: float) -> None:
+    def _look_at(self, member: Member, now: float) -> None:
         if member in self.members:
             try:
                 member.sweep(now)
@@ -109,13 +112,13 @@ class Sweeper:
                 log.failure("Checking a connection's deadlines failed")
 
 
-class _Round:
+class _Round(Generic[Member]):
     """Goes through a set once an interval, a slice at a time."""
 
-    def __init__(self, members: set[Any], interval: float) -> None:
+    def __init__(self, members: set[Member], interval: float) -> None:
         self.interval = interval
         self._members = members
-        self._left: list[Any] = []
+        self._left: list[Member] = []
         self._next = 0.0
         self._slices = 1
 
@@ -124,7 +127,7 @@ class _Round:
         self._left.clear()
         self._next = now + self.interval
 
-    def take(self, now: float) -> list[Any]:
+    def take(self, now: float) -> list[Member]:
         """Return the members whose turn it is."""
         if not self._left and now >= self._next:
             self._left = list(self._members)

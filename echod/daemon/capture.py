@@ -193,7 +193,7 @@ class Capture:
                 ),
             )
 
-    def _unraisable(self, args: Any) -> None:
+    def _unraisable(self, args: sys.UnraisableHookArgs) -> None:
         # Since Python 3.13 a file reports in this way that it cannot write its last bytes.
         if args.exc_value is not None and is_of_a_connection(args.exc_value):
             return

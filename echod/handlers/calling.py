@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.defer import Deferred
 
@@ -12,13 +11,13 @@ from echod.handlers.contract import Client, Handler
 from echod.reasons import EndReason
 
 
-def overridden(handler: Handler, hook: str) -> Callable[..., Any] | None:
+def overridden(handler: Handler, hook: str) -> Callable[..., object] | None:
     """Return `handler`'s method `hook`, unless it is missing or does nothing."""
     method = getattr(handler, hook, None)
     return None if getattr(method, "__func__", None) is getattr(Handler, hook) else method
 
 
-def call_opened(handler: Handler, client: Client) -> Any:
+def call_opened(handler: Handler, client: Client) -> object:
     """Call `handler.opened` if there is one, and return its greeting."""
     opened = overridden(handler, "opened")
     return opened(client) if opened else None
@@ -31,7 +30,7 @@ def call_closed(handler: Handler, reason: EndReason) -> None:
         close_in_thread(closed, reason.value)
 
 
-def close_in_thread(closed: Callable[[str], Any], reason: str) -> None:
+def close_in_thread(closed: Callable[[str], object], reason: str) -> None:
     """Call a handler's `closed` in a thread, which cannot wait for a coroutine or Deferred.
 
     Raises:

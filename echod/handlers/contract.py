@@ -35,7 +35,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from echod.errors import UserError
 
@@ -122,7 +122,7 @@ class Close:
 Reply = BytesLike | Close | None
 
 
-def reply_from(received: Callable[..., Any], *arguments: Any) -> Any:
+def reply_from(received: Callable[..., object], *arguments: object) -> object:
     """Call a handler's method, and return an immutable copy of its result.
 
     Threads need this: before the event loop takes a result, another thread may reuse its buffer.
@@ -189,7 +189,7 @@ class Handler:
         """
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def message_handler(function: F) -> F:
@@ -269,7 +269,7 @@ def models_for(target: object) -> tuple[ConcurrencyModel, ...]:
     return tuple(ConcurrencyModel)
 
 
-def _kind_by_annotation(function: Callable[..., Any]) -> Kind | None:
+def _kind_by_annotation(function: Callable[..., object]) -> Kind | None:
     parameter = _first_parameter(function)
     if parameter is None or parameter.annotation is parameter.empty:
         return None
@@ -283,7 +283,7 @@ def _kind_by_annotation(function: Callable[..., Any]) -> Kind | None:
     return None
 
 
-def _first_parameter(function: Callable[..., Any]) -> inspect.Parameter | None:
+def _first_parameter(function: Callable[..., object]) -> inspect.Parameter | None:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # a builtin without a signature
@@ -291,7 +291,7 @@ def _first_parameter(function: Callable[..., Any]) -> inspect.Parameter | None:
     return next(iter(parameters.values()), None)
 
 
-def _evaluate(annotation: str, function: Callable[..., Any]) -> object:
+def _evaluate(annotation: str, function: Callable[..., object]) -> object:
     """Evaluate a postponed annotation; return the text itself if it cannot be resolved."""
     plain = inspect.unwrap(function)
     owner = plain if isinstance(plain, types.FunctionType) else type(plain).__call__

@@ -42,7 +42,7 @@ from echod.handlers.parameters import parameters_of
 from echod.handlers.plugins import Offer, offers
 from echod.text import clipped, escape, quoted, unescape
 
-NUMBERS: Mapping[Any, re.Pattern[str]] = {
+NUMBERS: Mapping[object, re.Pattern[str]] = {
     int: re.compile(r"[+-]?[0-9]+"),
     float: re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"),
 }
@@ -82,8 +82,8 @@ class ResolvedHandler:
 
     name: str
     kind: Kind
-    target: Callable[..., Any]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    target: Callable[..., object]
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
     def message_handler(self) -> Handler:
         """Return the handler of one connection; a class is instantiated.
@@ -118,7 +118,7 @@ class ResolvedHandler:
                 f"{escape(clipped(str(error), 300))}"
             ) from error
 
-    def converse(self, *given: Any) -> object:
+    def converse(self, *given: object) -> object:
         """Call a connection handler with the arguments it gets; the first is its connection."""
         return self.target(*given, **self.arguments)
 
@@ -128,7 +128,7 @@ class _FunctionHandler(Handler):
 
     __slots__ = ("received",)
 
-    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, object]) -> None:
         # An attribute of the instance, so that a call costs no more than the function.
         self.received = (  # type: ignore[method-assign]
             (lambda message: function(message, **arguments)) if arguments else function
@@ -354,7 +354,7 @@ def _load(offer: Offer) -> object:
     return _import_target(offer.target, offer.name)
 
 
-def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> dict[str, Any]:
+def convert_arguments(name: str, target: object, texts: Mapping[str, str]) -> dict[str, object]:
     """Convert `texts` to the types that the parameters of `target` are annotated with.
 
     Raises:
@@ -387,7 +387,7 @@ def _right_form(name: str, key: str, text: str, parameters: Sequence[str]) -> st
     return f"; {word} {escape(clipped(form))}{'?' if close else ''}"
 
 
-def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, Any]) -> None:
+def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, object]) -> None:
     """Refuse a function that cannot take a message, or connection: its first client would fail."""
     called, given, made = target, [str(kind)], class_of(target)
     if made is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import PurePath
 from traceback import walk_tb
-from typing import Any, cast
+from typing import cast
 
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.plugin import IPlugin, getCache
@@ -158,7 +158,7 @@ def _dropins() -> list[Offer]:
     return [*found, *map(_broken_dropin, failures)]
 
 
-def _declared(cached: Any, module: str) -> Iterator[Offer]:
+def _declared(cached: object, module: str) -> Iterator[Offer]:
     """Yield the handler that a dropin declares, if it is one."""
     try:
         plugin = IHandlerPlugin(cached, None)

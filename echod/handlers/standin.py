@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _socket import _RetAddress
 
 
 class StandInServer:
@@ -28,17 +31,17 @@ class StandInServer:
     allow_reuse_address = True
     timeout = None
 
-    def __init__(self, handler: Callable[..., Any]) -> None:
+    def __init__(self, handler: Callable[..., object]) -> None:
         """Set up.
 
         Args:
             handler: the request handler's class, or a function that makes one.
         """
         self.RequestHandlerClass = handler
-        self.server_address: Any = ("", 0)
+        self.server_address: _RetAddress = ("", 0)
         self._met = False
 
-    def meet(self, address: Any) -> None:
+    def meet(self, address: _RetAddress) -> None:
         """Note the address that a client connected to."""
         if not self._met:
             self.server_address, self._met = address, True

@@ -11,7 +11,6 @@ import json
 import math
 import time
 from datetime import datetime
-from typing import Any
 
 from twisted.logger import LogEvent, LogLevel, eventAsText
 
@@ -62,7 +61,7 @@ def json_line(event: LogEvent) -> str:
         message = message.removesuffix(f"\n{traceback}").removesuffix(":")
     if not (message or traceback):
         return ""
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "time": timestamp(event),
         "level": level_of(event),
         "logger": escape(str(event.get("log_namespace", "-"))),

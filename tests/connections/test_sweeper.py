@@ -24,9 +24,9 @@ class Member:
         self.sweeper.urgent.discard(self)
 
 
-def crowd(count: int, interval: float = 5.0) -> tuple[Clock, Sweeper, list[Member]]:
+def crowd(count: int, interval: float = 5.0) -> tuple[Clock, Sweeper[Member], list[Member]]:
     clock = Clock()
-    sweeper = Sweeper(lambda: clock, interval)
+    sweeper: Sweeper[Member] = Sweeper(lambda: clock, interval)
     members = [Member(sweeper) for _ in range(count)]
     for member in members:
         sweeper.add(member)
