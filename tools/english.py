@@ -48,7 +48,6 @@ ALLOWED: dict[str, str] = {}
 # Still to be mended, by folder: a figure here only falls.
 TO_MEND: dict[str, int] = {
     "bench": 22,
-    "echod": 38,
     "examples": 6,
     "tests": 135,
 }

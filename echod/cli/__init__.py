@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with printing():
         parsed = _parser().parse_args(arguments)
-    # What Twisted logs about plugins that are broken, the command says itself.
+    # The command itself reports broken plugins, so Twisted's log about them is not shown.
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     code: int = parsed.run()
     return code

@@ -118,8 +118,8 @@ def fit_limits(settings: Settings) -> Settings:
     """Let there be as many connections as the limits say, as far as the system permits.
 
     Returns:
-        The settings, with limits that fit: above them clients are told so, and counted, where
-        without descriptors nobody could be told anything.
+        The settings, with limits that fit: clients above them are told so, and counted; without
+        descriptors no client could be told anything.
     """
     threaded = settings.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION
     wanted = settings.max_connections or MOST_CONNECTIONS

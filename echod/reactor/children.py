@@ -1,8 +1,8 @@
-"""Tell Twisted of the end of its child processes, whoever has SIGCHLD.
+"""Notify Twisted of the end of its child processes, without SIGCHLD.
 
 Twisted's own reactors handle SIGCHLD. Here that fails: libuv takes the signal for the processes
-that asyncio starts, and sets it to its default when the last of them has ended. So each child is
-watched by a descriptor of its own (pidfd_open(2)), or where there is none, by a thread.
+that asyncio starts, and restores its default when the last of them has ended. So each child is
+watched by a descriptor of its own (pidfd_open(2)), or, if there is none, by a thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def watch(reactor: LoopReactor, pid: int) -> None:
-    """Have the child ``pid``, which nobody has waited for yet, reaped by Twisted at its end."""
+    """Let Twisted reap the child ``pid``, which has not been waited for yet, at its end."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:  # a kernel before 5.3, a sandbox, or no descriptor is left
@@ -37,7 +37,7 @@ def watch(reactor: LoopReactor, pid: int) -> None:
 
 
 def _wait(reactor: LoopReactor, pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):  # Twisted, or another, was quicker
+    with contextlib.suppress(ChildProcessError):  # it has been waited for already
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     reactor.callFromThread(_reap, pid)
 

@@ -1,4 +1,4 @@
-"""The client's side: Twisted's connectors connect, uvloop's transports carry the stream.
+"""The client side: Twisted's connectors connect, uvloop's transports carry the stream.
 
 Name look-up, binding, timeouts and failures are Twisted's own, on its epoll descriptors; once the
 socket is connected it is given to uvloop.
@@ -39,7 +39,7 @@ class ClientTransport(StreamTransport):
 
     def _build_protocol(self) -> IProtocol | None:
         if not hasattr(self._attempt, "connector"):
-            # Given up while uvloop took the socket; the connector knows.
+            # It was cancelled while uvloop took the socket; the connector knows.
             self._built = True
             self.connector = None
             return None
@@ -49,8 +49,8 @@ class ClientTransport(StreamTransport):
         return protocol
 
     def _begin(self, protocol: IProtocol) -> None:
-        # Data may be there already. As with Twisted's own reactors, it comes after what
-        # connectionMade has scheduled by ``callLater(0, ...)``.
+        # Data may have arrived already. As with Twisted's own reactors, it is delivered after the
+        # calls that connectionMade has scheduled by ``callLater(0, ...)``.
         self._uv.pause_reading()
         self._reads_at_start = True
         self.reactor.after_due_calls(self._start_reading)
@@ -84,7 +84,7 @@ class ClientTransport(StreamTransport):
     stopReading = pauseProducing
 
     def _refused(self) -> None:
-        # The connector is told of the end of a connection that no protocol saw.
+        # The connector is notified of the end of a connection without a protocol.
         self.protocol = Protocol()
         self.loseConnection()
 
@@ -142,8 +142,8 @@ class _Attempt:
         return skt
 
     def _connectDone(self) -> None:
-        # The event that told of the connection may also tell of data to read, which is no longer
-        # for this object.
+        # The event of the connection may also be one of data to read, which is no longer for this
+        # object.
         self.doRead = self.doWrite = _nothing
         self._stream().attach()
 

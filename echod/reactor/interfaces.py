@@ -1,4 +1,4 @@
-"""The seams within the reactor: each part imports these, and none imports the reactor."""
+"""The interfaces within the reactor: each part imports these, and none imports the reactor."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Port(Protocol):
 
 
 class TCPAddressed(Port, Protocol):
-    """A TCP port; its address is None where connections have to ask for their own."""
+    """A TCP port; its address is None if each connection has to ask for its own."""
 
     @property
     def address(self) -> IPv4Address | IPv6Address | None: ...

@@ -1,8 +1,8 @@
-"""Say in the log which connection an event belongs to, at almost no cost to the events.
+"""Give each log event the prefix of its connection, at almost no cost.
 
 Twisted's own transports push a log context around each read, which costs more than the read. Here
-a stream that calls its protocol only says so in `running`; the prefix is looked up when something
-is logged.
+a stream only registers in `running` when it calls its protocol; the prefix is looked up when an
+event is logged.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from twisted.python.threadable import isInIOThread
 
 
 class HasLogPrefix(Protocol):
-    """What the log prefix is asked of: a transport."""
+    """An object with a log prefix: a transport."""
 
     def logPrefix(self) -> str: ...
 
 
 class Running:
-    """Which stream has called its protocol, in the reactor's thread.
+    """The stream that is calling its protocol, in the reactor's thread.
 
     :ivar stream: the stream; ``None`` between its calls.
     """
@@ -49,5 +49,5 @@ class _LogContext(dict[str, str]):
 
 
 def install() -> None:
-    """Let ``twisted.python.log`` ask for the prefix; doing so twice changes nothing."""
+    """Make ``twisted.python.log`` look up the prefix; calling it twice changes nothing."""
     context.setDefault(ILogContext, _LogContext(system="-"))

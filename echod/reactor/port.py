@@ -1,16 +1,16 @@
-"""Listening ports: accept in batches, and never go deaf or mad.
+"""Listening ports: accept in batches; keep accepting after errors, without spinning.
 
-libuv's own accepting ends for good at some errors, without a word; so ports accept here, and give
-each socket to uvloop.
+libuv stops accepting for good at some errors, without notice; so ports accept here, and pass each
+socket to uvloop.
 
-What accept(2) may say, and what is done:
+The errors of accept(2) are handled as follows:
 
-- The client went away, or the network has a problem (ECONNABORTED, EPROTO, EPERM, ENETDOWN and
-  what else the manual tells to treat as "try again"): go on with the next client.
-- No descriptor is left (EMFILE, ENFILE): the clients that wait are accepted with a descriptor held
-  in reserve and closed at once, so that they know; then the port rests for :data:`REST` seconds.
+- The client went away, or the network has a problem (ECONNABORTED, EPROTO, EPERM, ENETDOWN and the
+  other errors that the manual says to treat as "try again"): continue with the next client.
+- No descriptor is left (EMFILE, ENFILE): accept the waiting clients with a reserved descriptor and
+  close them at once, so that they know; then the port rests for :data:`REST` seconds.
 - No memory (ENOBUFS, ENOMEM), or no reserve either: the port rests, and the clients wait.
-- Anything else: logged, and the port rests. So it does when most of a batch fails.
+- Any other error: it is logged, and the port rests. It also rests when most of a batch fails.
 
 A resting port costs nothing, and logs at most one line in :data:`LOG_INTERVAL` seconds.
 """
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 
 _log = Logger("echod.reactor")
 
-#: Clients accepted, or turned away, before others get their turn.
+#: Clients accepted, or refused, before other events get their turn.
 BATCH = 64
 
-#: Seconds that a port does not accept after it ran out of something.
+#: Seconds for which a port does not accept after a shortage.
 REST = 0.1
 
 #: Seconds between two log lines of one port about failing accepts.
@@ -73,13 +73,13 @@ _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 
 
 class _Reserve:
-    """A descriptor to give up when there is no other. One for all ports of the process."""
+    """A reserved descriptor, for when no other is left. One for all ports of the process."""
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
 
     def take(self) -> bool:
-        """Have the descriptor, if there is one to have."""
+        """Reserve a descriptor, if one is available."""
         if self._descriptor is None:
             try:
                 self._descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -88,7 +88,7 @@ class _Reserve:
         return True
 
     def turn_away(self, listener: socket.socket) -> None:
-        """Accept one client in place of the reserve, and close.
+        """Accept one client with the reserved descriptor, and close it.
 
         :raise OSError: as accept(2).
         """
@@ -103,12 +103,13 @@ class _Reserve:
 
 _reserve = _Reserve()
 
-# What socket.accept() is made of: it makes no socket object, as ours is of another class.
+# The function beneath socket.accept(): it makes no socket object, because ours is of another
+# class.
 _accept: Callable[[socket.socket], tuple[int, _RetAddress]] = socket.socket._accept  # type: ignore[attr-defined]
 
 
 class AcceptingPort(tcp.Port):
-    """What the ports have in common: the accepting."""
+    """Base of the ports: accepts connections."""
 
     reactor: LoopReactor  # type: ignore[assignment]
     _watched = False
@@ -117,7 +118,7 @@ class AcceptingPort(tcp.Port):
     _next_log = 0.0
 
     def doRead(self) -> None:
-        """Accept those who wait."""
+        """Accept the waiting clients."""
         failures = 0
         for _ in range(BATCH):
             try:
@@ -131,14 +132,14 @@ class AcceptingPort(tcp.Port):
             else:
                 self._accepted(descriptor, address)
         if failures > BATCH // 2:
-            # Clients who come again as soon as they are turned away must not keep us busy.
+            # Clients that reconnect as soon as they are refused must not keep the loop busy.
             self._rest()
 
     def _accepted(self, descriptor: int, address: _RetAddress) -> None:
         skt = StreamSocket(self.addressFamily, socket.SOCK_STREAM, 0, descriptor)
         try:
-            # uvloop does the same, but the socket object has to know: a duplicate made of it
-            # would set the connection to blocking.
+            # uvloop does the same, but the socket object has to know: a duplicate of it would make
+            # the connection blocking.
             skt.setblocking(False)
             self._transport(skt, address).attach()
         except Exception:
@@ -155,7 +156,7 @@ class AcceptingPort(tcp.Port):
     # When accept fails
 
     def _go_on_after(self, exception: OSError) -> bool:
-        """Deal with a failed accept. True: there may be more clients to accept now."""
+        """Handle a failed accept. True: there may be more clients to accept now."""
         if exception.errno in _TRY_NEXT:
             self._report("accept failed ({error})", exception)
             return True
@@ -163,10 +164,10 @@ class AcceptingPort(tcp.Port):
             try:
                 _reserve.turn_away(self.socket)
             except OSError:
-                pass  # another took the place, or nobody waits
+                pass  # another thread took the descriptor, or no client waits
             else:
                 self._turned_away += 1
-                # No protocol is built for it: a factory that counts those is told.
+                # It gets no protocol, so notify a factory that counts such clients.
                 if note := getattr(self.factory, "connection_turned_away", None):
                     note()
                 self._report("no descriptor left ({error}); {count} turned away", exception)
@@ -186,7 +187,7 @@ class AcceptingPort(tcp.Port):
 
     def _rest(self) -> None:
         self._unwatch()
-        # Not a callLater: it is no business of those who look at the reactor's timed calls.
+        # Not a callLater, because code that inspects the reactor's timed calls must not see it.
         self._resting = self.reactor.loop.call_later(
             REST, self._rested, context=self.reactor.context
         )
@@ -195,7 +196,7 @@ class AcceptingPort(tcp.Port):
         self._resting = None
         self._watch()
 
-    # Watched by uvloop itself: on Twisted's way every event costs a log context and a system call.
+    # uvloop itself watches it: with Twisted, every event costs a log context and a system call.
 
     def startReading(self) -> None:
         self.reactor.ports.add(self)
@@ -230,7 +231,7 @@ class AcceptingPort(tcp.Port):
 class TCPPort(AcceptingPort):
     """A TCP port whose connections are uvloop's.
 
-    :ivar address: where all its connections arrive; ``None`` where there may be several.
+    :ivar address: the local address of all its connections; ``None`` if there may be several.
     """
 
     address: IPv4Address | IPv6Address | None = None
@@ -243,7 +244,7 @@ class TCPPort(AcceptingPort):
     def _transport(self, skt: StreamSocket, address: _RetAddress) -> TCPServerTransport:
         assert self.factory is not None
         host, *rest = with_scope(address)
-        # Interned: each connection keeps it, and many may come from the same.
+        # Interned: each connection keeps it, and many connections may come from the same host.
         client = (sys.intern(host), *rest)
         return TCPServerTransport(skt, client, self.factory, self, self.reactor)
 

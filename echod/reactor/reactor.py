@@ -51,8 +51,8 @@ _LONGEST = 86400.0
 
 _SELF_WATCHED = (StreamTransport, AcceptingPort)
 
-# Added to the monotonic clock so that the few callers who format ``reactor.seconds()`` as a date
-# (twisted.web's access log) still get today's. Taken once, so later clock steps do not count.
+# Added to the monotonic clock so that the few callers that format ``reactor.seconds()`` as a date
+# (twisted.web's access log) still get today's. Read once, so later clock steps have no effect.
 _EPOCH = time.time() - time.monotonic()
 
 
@@ -64,10 +64,10 @@ def _seconds(_monotonic: Callable[[], float] = time.monotonic, _epoch: float = _
 class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
     """Twisted's reactor interfaces over a uvloop loop.
 
-    Code that needs an asyncio loop below the reactor asks whether the reactor is an
-    ``AsyncioSelectorReactor``, and some then looks for ``_asyncioEventloop``. So this is one, by
-    name: it has none of that class's methods, as those of ``ReactorBase`` are called outright
-    where ``super()`` would find them.
+    Code that needs an asyncio loop below the reactor checks whether the reactor is an
+    ``AsyncioSelectorReactor``, and some code then uses ``_asyncioEventloop``. So this is one, but
+    only by name: it uses none of that class's methods, because it calls those of ``ReactorBase``
+    directly where ``super()`` would find them.
 
     :ivar loop: the uvloop loop; asyncio code may use it.
     """
@@ -83,9 +83,9 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
         # whichever connection happened to schedule them, and keep it alive.
         self.context = Context()
         self.streams: set[Stream] = set()
-        # For streams whose reads are short; its memory is not touched before there are some.
+        # For streams with short reads; its memory is not touched before there is one.
         self.read_buffer = memoryview(bytearray(SHORT_READ))
-        self.ports: set[Port] = set()  # those that accept, or rest from it
+        self.ports: set[Port] = set()  # the ports that accept, or rest
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._wakeup_sent = False
@@ -130,7 +130,7 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
 
     def disconnectAll(self) -> None:
         super().disconnectAll()
-        for stream in list(self.streams):  # those that neither read nor write
+        for stream in list(self.streams):  # the streams that neither read nor write
             stream.connectionLost(Failure(CONNECTION_LOST))
         if not self.loop.is_running():
             self._ending = True
@@ -139,7 +139,7 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
             self._ending = False
 
     def _loop_exception(self, loop: asyncio.AbstractEventLoop, details: dict[str, object]) -> None:
-        """Log what no code of ours has caught; a stream's error ends that stream."""
+        """Log an uncaught exception; an error of a stream ends that stream."""
         exception = details.get("exception")
         stream = details.get("protocol")
         if not isinstance(exception, BaseException):
@@ -161,11 +161,11 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
             children.watch(self, transport.pid)
         return transport
 
-    # Descriptors; streams and their ports know themselves how to start and stop reading
+    # Descriptors; streams and their ports themselves start and stop reading
 
     def _descriptors_ready(self) -> None:
         if self._selectables and not self._ending:
-            # The timed calls that are due go first, as in every turn of Twisted's own reactors.
+            # Due timed calls come first, as in every turn of Twisted's own reactors.
             self.context.run(self._run_due_calls)
             self.doPoll(0)
 
@@ -218,17 +218,17 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
             self._arm(delayedCall.time)
 
     def _arm(self, due: float) -> None:
-        """Have :meth:`_run_due` called at ``due``, instead of at what was armed before."""
+        """Schedule :meth:`_run_due` for ``due``, instead of the time armed before."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer_due = due
         # uvloop counts whole milliseconds and rounds: rounded down, the timer would mostly fire
-        # early, and find nothing to do but to be armed again.
+        # early, and would only be armed again.
         delay = math.ceil(min(due - self.seconds(), _LONGEST) * 1000) / 1000
         self._timer = self.loop.call_later(delay, self._run_due, context=self.context)
 
     def _arm_timer(self) -> None:
-        """Arm for the earliest timed call, if that is not done already."""
+        """Arm for the earliest timed call, unless that is done already."""
         timeout = self.timeout()
         if timeout is not None:
             due = self.seconds() + timeout
@@ -280,7 +280,7 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
         self._run_pending()
 
     def installWaker(self) -> None:
-        """Nothing to do: uvloop has its own."""
+        """Do nothing: uvloop has its own waker."""
 
     # Streams
 
@@ -375,9 +375,9 @@ def install(loop: uvloop.Loop | None = None) -> None:
 
 
 def _fill_standard_descriptors() -> None:
-    """Open ``/dev/null`` where a standard stream is closed: libuv ends the process without."""
+    """Open ``/dev/null`` for each closed standard stream: without it libuv ends the process."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number

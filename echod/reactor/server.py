@@ -1,4 +1,4 @@
-"""The server's side of a connection: accepted by a port, or adopted from another process."""
+"""The server side of a connection: accepted by a port, or adopted from another process."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class UNIXServerTransport(DescriptorSender, ServerTransport):
 
 
 def tcp_address(address: tuple[Any, ...]) -> IPv4Address | IPv6Address:
-    """Twisted's form of an address."""
+    """Convert an address to Twisted's form."""
     if len(address) == 4:
         return IPv6Address("TCP", *address)
     return IPv4Address("TCP", *address)

@@ -1,31 +1,30 @@
 """A stream as Twisted protocols see it, over uvloop's C transport.
 
-A :class:`StreamTransport` stands between the two: it is the Twisted transport of a Twisted
-protocol, and the asyncio protocol of a uvloop transport. On the way of a message it does next to
-nothing:
+A :class:`StreamTransport` connects the two: it is the Twisted transport of a Twisted protocol, and
+the asyncio protocol of a uvloop transport. For each message it does almost nothing:
 
 - ``data_received`` looks up the protocol's ``dataReceived``, which may be replaced at any time;
 - ``write`` calls the uvloop transport's, unless it is diverted: to TLS, for a pull producer, for a
-  descriptor to send, while the stream is about to end, or to nowhere once it has.
+  descriptor to send, while the stream is about to end, or to nothing once it has ended.
 
-(Binding them to the other side's methods outright gains less than 1 %, and goes wrong when someone
-has kept the bound method.)
+(Binding them directly to the other side's methods gains less than 1 %, and fails if other code has
+kept the bound method.)
 
 Differences from ``twisted.internet.tcp``, each for a reason:
 
 - A write is tried at once, not in the loop's next turn, and the producer is paused when the
   kernel takes no more, not when a count of bytes is reached. Many small writes are best given to
   ``writeSequence``.
-- When the peer ends its stream and the protocol is no ``IHalfCloseableProtocol``, what was written
+- When the peer ends its stream and the protocol is not an ``IHalfCloseableProtocol``, written data
   is still delivered before the connection closes (``tcp`` drops it), for at most
   :data:`FLUSH_TIMEOUT` seconds.
 - An exception in ``connectionMade`` ends the connection.
 - ``loseConnection`` does not wait for a producer that is a transport which has ended itself, or
   is about to.
 - TCP_NODELAY is set, as uvloop does.
-- Closing does not shut down the socket for others who hold a duplicate of its descriptor.
-- Closing the *socket* (:meth:`getHandle`) takes the connection away from the reactor at once and
-  without a word: so a connection can be handed, as a duplicate of that socket, to a thread or to
+- Closing does not shut down the socket for other holders of a duplicate of its descriptor.
+- Closing the *socket* (:meth:`getHandle`) removes the connection from the reactor at once, without
+  any callback: so a connection can be passed, as a duplicate of that socket, to a thread or to
   another process.
 """
 
@@ -69,14 +68,14 @@ if TYPE_CHECKING:
 
 _log = Logger("echod.reactor")
 
-#: Seconds to deliver what was written before the peer's end of stream was seen.
+#: Seconds to deliver data written before the peer's end of stream was seen.
 FLUSH_TIMEOUT = 30.0
 
 #: The longest read after :meth:`StreamTransport.shortenReads`, in bytes: as in ``tcp``, and a
-#: little more, so that 64 KiB and what TLS puts around them are one read.
+#: little more, so that 64 KiB with the overhead of TLS are one read.
 SHORT_READ = 65536 + 1024
 
-#: How much may wait to be sent before a streaming producer is paused: uvloop's own limit.
+#: How many bytes may wait to be sent before a streaming producer is paused: uvloop's own limit.
 BACKLOG = 65536
 
 #: The same after :meth:`StreamTransport.shortenReads`.
@@ -96,11 +95,11 @@ def _has_ended(producer: object) -> bool:
 
 
 def _ignore(data: bytes) -> None:
-    """Stands in for ``write`` once nothing can be written."""
+    """Replace ``write`` once nothing can be written."""
 
 
 class StreamSocket(socket.socket):
-    """The socket of a stream: a real one, save that the stream ends when it is closed."""
+    """The socket of a stream: a real one, but closing it ends the stream."""
 
     __slots__ = ("stream",)
 
@@ -111,7 +110,7 @@ class StreamSocket(socket.socket):
     type = _socket.socket.type  # type: ignore[assignment]
 
     def close(self) -> None:
-        """Release the connection: the reactor drops it, and the protocol hears no more."""
+        """Release the connection: the reactor drops it, and the protocol gets no more calls."""
         stream, self.stream = getattr(self, "stream", None), None
         if stream is None:
             super().close()
@@ -125,7 +124,7 @@ class StreamSocket(socket.socket):
 class StreamTransport:
     """One connected stream.
 
-    Subclasses say how the protocol is built (:meth:`_build_protocol`) and what the addresses are.
+    Subclasses build the protocol (:meth:`_build_protocol`) and give the addresses.
 
     :ivar socket: the connection's socket. Duplicate it to keep it: its descriptor is -1 once the
         connection is closed.
@@ -165,13 +164,13 @@ class StreamTransport:
     def attach(self) -> None:
         """Give the socket to uvloop; :meth:`_build_protocol` follows in this turn of the loop.
 
-        :raise OSError: uvloop cannot take the socket, which stays the caller's.
+        :raise OSError: uvloop cannot take the socket, which still belongs to the caller.
         """
         loop = self.reactor.loop
         attaching = loop.connect_accepted_socket(self._as_protocol, self.socket)
-        # The coroutine only waits for connection_made, which is now queued. Our callback is
-        # queued right behind it, so it finds it done: no task and no future callback is needed,
-        # and no read can come between the two.
+        # The coroutine only waits for connection_made, which is now queued. Our callback is queued
+        # right after it, so it finds that done: no task and no future callback is needed, and no
+        # read can come between the two.
         attaching.send(None)
         loop.call_soon(self._attached, attaching, context=self.reactor.context)
 
@@ -198,7 +197,7 @@ class StreamTransport:
     @property
     def context(self) -> Context | None:
         """The context in which uvloop calls this stream, which no other stream has."""
-        # It keeps it to itself; but the garbage collector has to know of it.
+        # uvloop does not expose it, but the garbage collector has to know it.
         referred = gc.get_referents(self._uv)
         return next((one for one in referred if type(one) is Context), None)
 
@@ -222,7 +221,7 @@ class StreamTransport:
         raise NotImplementedError
 
     def _refused(self) -> None:
-        """The factory built no protocol: close, and tell nobody."""
+        """Close without any callback, because the factory built no protocol."""
         self._release()
 
     def _begin(self, protocol: IProtocol) -> None:
@@ -234,14 +233,14 @@ class StreamTransport:
         protocol.makeConnection(self)
 
     def _announce(self) -> None:
-        """Have uvloop look up again what it calls: it keeps the methods that it has found."""
+        """Make uvloop look up the methods again that it calls, because it keeps them."""
         reading = self._uv.is_reading()
         self._uv.pause_reading()  # it looks where to read to when it starts to read
         self._uv.set_protocol(self)
         if reading:
             self._uv.resume_reading()
 
-    # What uvloop calls
+    # Callbacks from uvloop
 
     def data_received(self, data: bytes) -> None:
         running.stream = self
@@ -269,7 +268,7 @@ class StreamTransport:
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        # It is called as well when _await_drain sets the limit to nothing.
+        # It is also called when _await_drain sets the limit to 0.
         self._pause_if_full()
 
     def resume_writing(self) -> None:
@@ -294,7 +293,7 @@ class StreamTransport:
         return Failure(exception)
 
     def _finish(self, reason: Failure) -> None:
-        """The one place where a connection ends, whatever ended it."""
+        """End the connection; the only place where that happens, for any reason."""
         producer = self.producer
         protocol = self.protocol
         self._detach()
@@ -311,7 +310,7 @@ class StreamTransport:
         self._lost(reason)
 
     def _detach(self) -> None:
-        """Be disconnected, and drop all references that would keep others alive."""
+        """Disconnect, and drop all references that would keep other objects alive."""
         self.connected = 0
         self.disconnected = 1
         self._divert = _ignore
@@ -325,15 +324,15 @@ class StreamTransport:
             self.__dict__.pop(name, None)
 
     def _release(self) -> None:
-        """Drop the connection and tell nobody; a duplicate of the socket stays connected."""
+        """Drop the connection without any callback; a duplicate of the socket stays connected."""
         self._detach()
         self._uv.abort()
 
     def _lost(self, reason: Failure) -> None:
-        """For subclasses: the protocol has been told that the connection is lost."""
+        """For subclasses: the protocol has been notified that the connection is lost."""
 
     def connectionLost(self, reason: Failure) -> None:
-        """End the connection here and now, as the reactor does when it stops."""
+        """End the connection at once, as the reactor does when it stops."""
         if not self.disconnected:
             context = self.context
             self._uv.abort()
@@ -346,7 +345,9 @@ class StreamTransport:
         self._uv.abort()
 
     def failed(self, exception: BaseException) -> None:
-        """Take note of what uvloop caught from the protocol; it is closing the connection."""
+        """Note an exception that uvloop caught from the protocol; uvloop is closing the
+        connection.
+        """
         self._reason = Failure(exception, type(exception), exception.__traceback__)
         _log.failure("Unhandled error in {stream}", self._reason, stream=self)
 
@@ -369,8 +370,8 @@ class StreamTransport:
     def _end_when_drained(self) -> None:
         """End the connection, or its writing side, once all is sent, as ``tcp`` does.
 
-        A producer does not put that off, unless it is a pull producer or is paused: one that is
-        asked for more has the time to write it. :meth:`_drained` sees to it all.
+        A producer does not delay that, unless it is a pull producer or is paused: such a producer,
+        asked for more, has the time to write it. :meth:`_drained` does all this.
         """
         self._watch_writes()
         self._await_drain()
@@ -404,7 +405,7 @@ class StreamTransport:
             self._end_when_drained()
 
     def _end_writing(self) -> None:
-        """All is written: tell the peer."""
+        """Send FIN, because all is written."""
         self._write_ended = True
         self._divert = _ignore
         with suppress(OSError):  # the peer is gone; connection_lost is on its way
@@ -426,17 +427,17 @@ class StreamTransport:
             divert(data)
 
     def _send(self, data: bytes) -> None:
-        """Write, whatever ``write`` is diverted to."""
+        """Write, even if ``write`` is diverted."""
         self._uv.write(data)
         if self.connected and self._writes_are_watched():
             self._await_drain()
             self._pause_if_full()
 
     def _writes_are_watched(self) -> bool:
-        """Whether a write is more than uvloop's affair.
+        """Whether writes need more than uvloop's handling.
 
-        A pull producer is asked for more, and a connection ended, when all is sent; and uvloop
-        tells a second time of too much to send only after it has told of less.
+        A pull producer is asked for more, and a connection ended, when all is sent. And uvloop
+        reports a full buffer a second time only after it has reported a drained one.
         """
         if self.disconnecting or self._write_ending:
             return True
@@ -445,7 +446,7 @@ class StreamTransport:
         return not self.streamingProducer or (self._write_paused and not self.producerPaused)
 
     def _watch_writes(self) -> None:
-        """Divert ``write``, or no longer, after a change of what ``_writes_are_watched`` says."""
+        """Divert ``write``, or stop that, after ``_writes_are_watched`` has changed."""
         if self.connected and not self.TLS and not self._write_ended and not self._aborting:
             self._divert = self._send if self._writes_are_watched() else None
 
@@ -465,7 +466,7 @@ class StreamTransport:
             self._await_drain()
 
     def _await_drain(self) -> None:
-        """Have :meth:`_drained` called once all that was written is with the kernel."""
+        """Arrange for :meth:`_drained` once the kernel has all the written data."""
         if self._uv.get_write_buffer_size():
             self._uv.set_write_buffer_limits(0)
         elif not self._drain_scheduled:
@@ -482,7 +483,7 @@ class StreamTransport:
             self._drained()
 
     def _drained(self) -> None:
-        """Go on, now that what was written is with the kernel, or nearly all of it."""
+        """Continue, now that the kernel has the written data, or nearly all of it."""
         ending = self.disconnecting or (self._write_ending and not self._write_ended)
         if ending and self.writing:
             self._await_drain()
@@ -504,7 +505,7 @@ class StreamTransport:
 
     @property
     def writing(self) -> bool:
-        """Whether something written is still waiting for the kernel."""
+        """Whether written data still waits for the kernel."""
         return bool(self.connected and self._uv.get_write_buffer_size())
 
     # IConsumer
@@ -536,7 +537,7 @@ class StreamTransport:
         self._watch_writes()
         if not streaming:
             producer.resumeProducing()
-            # It is asked again when what was written before is sent, as in tcp.
+            # It is asked again when the earlier data is sent, as in tcp.
             if self.connected:
                 self._await_drain()
 
@@ -552,7 +553,7 @@ class StreamTransport:
         self.loseConnection()
 
     def _pause_if_full(self) -> None:
-        """Pause a streaming producer, if as much waits to be sent as may."""
+        """Pause a streaming producer, if the allowed amount waits to be sent."""
         if self.producer is None or not self.streamingProducer or self.producerPaused:
             return
         if self._uv.get_write_buffer_size() > (self._backlog or BACKLOG):
@@ -594,8 +595,8 @@ class StreamTransport:
     def shortenReads(self) -> None:
         """Read at most :data:`SHORT_READ` bytes at once from now on; uvloop's limit is 256,000.
 
-        For a protocol that keeps what it is given. What waits to be sent is bounded by
-        :data:`SHORT_BACKLOG`, and the answer to one read.
+        This is for a protocol that keeps its input. The data that waits to be sent is then bounded
+        by :data:`SHORT_BACKLOG`, plus the answer to one read.
         """
         if self.connected and self._backlog is None:
             self._backlog = SHORT_BACKLOG
@@ -606,7 +607,9 @@ class StreamTransport:
             self._announce()
 
     def _buffer(self, hint: int) -> memoryview:
-        """Where uvloop reads to: what is all connections', as it is copied at once."""
+        """Return uvloop's buffer for a read: all connections share it, because it is copied at
+        once.
+        """
         return self.reactor.read_buffer
 
     def _take_from_buffer(self, size: int) -> None:
@@ -634,7 +637,7 @@ class StreamTransport:
         return bool(self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def setTcpNoDelay(self, enabled: bool) -> None:
-        with suppress(OSError):  # a hint, as in tcp: no reason to fail at the connection's end
+        with suppress(OSError):  # only a hint, as in tcp; it may fail at the connection's end
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
 
     def getTcpKeepAlive(self) -> bool:
@@ -668,7 +671,7 @@ class StreamTransport:
 
 
 def _call_in(context: Context | None, function: Callable[..., None], *arguments: object) -> None:
-    """Call in ``context``; where it is entered already, as by the protocol, simply call."""
+    """Call in ``context``; call directly if it is entered already, as by the protocol."""
     try:
         if context is not None:
             context.run(int)
@@ -682,7 +685,7 @@ def _name(protocol: object) -> str:
 
 
 class _BelowTLS:
-    """The stream's own operations, for the TLS layer that took the place of its public ones."""
+    """The stream's own operations, for the TLS layer that replaced its public ones."""
 
     @staticmethod
     def write(stream: StreamTransport, data: bytes) -> None:

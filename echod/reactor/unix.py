@@ -1,4 +1,4 @@
-"""What only UNIX streams can do: send open descriptors to the peer.
+"""Send open descriptors to the peer, which only UNIX streams can do.
 
 A descriptor travels with a byte, so it is sent with the first byte written after
 ``sendFileDescriptor``. Receiving them is left to Twisted's own transport, which takes over the
@@ -24,7 +24,7 @@ MAX_QUEUED = 64
 
 @implementer(IUNIXTransport)
 class DescriptorSender(StreamTransport):
-    """A stream that can send descriptors: for a moment it collects what is written."""
+    """A stream that can send descriptors: for a moment it collects the written data."""
 
     _descriptors: tuple[int, ...] = ()
     _held = b""
@@ -72,7 +72,7 @@ class DescriptorSender(StreamTransport):
                 self._descriptors = self._descriptors[1:]
                 self._held = self._held[1:]
         except BlockingIOError:
-            # The kernel's buffer is full, with nothing of ours to wait for: look again soon.
+            # The kernel's buffer is full, and there is no event to wait for: try again soon.
             self._drain_scheduled = True
             self.reactor.loop.call_later(0.01, self._drained_later, context=self.context)
             self._pause_streaming()
@@ -90,7 +90,7 @@ class DescriptorSender(StreamTransport):
         socket.send_fds(self.socket, [byte], [descriptor])
 
     def _surrender(self) -> socket.socket:
-        """End this transport without a word; what is returned is the connection."""
+        """End this transport without any callback, and return its connected socket."""
         descriptor = os.dup(self.socket.fileno())
         self._release()
         return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)

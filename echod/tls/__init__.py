@@ -5,14 +5,14 @@
     context = ServerContext(Files("server.pem"))
     endpoint.listen(TLSFactory(factory, context, reactor))
 
-What it does that `twisted.protocols.tls` does not:
+Unlike `twisted.protocols.tls`, it has:
 
-* Half-close.  The peer's close_notify ends the input and nothing else (RFC 8446, 6.1): every reply
-  is still sent, then our close_notify, then FIN.  In TLS 1.2, too, where RFC 5246, 7.2.1, asks to
-  discard what is pending: no peer is harmed by getting the rest of its replies.
-* Closing never waits for the peer's close_notify.
-* Certificates are read again while connections are open (`ServerContext.reread`).
-* It costs little: see `echod.tls.connection`.
+* Half-close. The peer's close_notify ends only the input (RFC 8446, 6.1): every reply is still
+  sent, then our close_notify, then FIN. This holds for TLS 1.2, too, where RFC 5246, 7.2.1,
+  demands to discard pending data: getting the rest of its replies harms no peer.
+* A close that never waits for the peer's close_notify.
+* Certificates that can be read again while connections are open (`ServerContext.reread`).
+* A low cost: see `echod.tls.connection`.
 
 Imports nothing of echod's but `contexts`, `errors`, `interfaces` and `turns`, which need nothing
 themselves: it could be published on its own.

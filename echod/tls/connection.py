@@ -1,29 +1,29 @@
 """One TLS connection: a Twisted protocol towards the network, a transport towards the application.
 
-Between the two stands OpenSSL, with a buffer in memory on either side of it (`ssl.MemoryBIO`).
+Between the two is OpenSSL, with a memory buffer on each side (`ssl.MemoryBIO`).
 
 Guarantees:
 
-* What the application has written is followed by close_notify, and that by FIN; the peer's
-  close_notify or FIN ends the input and nothing else.  A FIN without close_notify may be an
-  attacker's, who cuts the stream off: where that matters, messages must say where they end.  It
-  is treated as the end that it looks like; what has arrived is answered.
-* After close_notify or an error nothing that arrives is looked at.
-* A read may hold thousands of short records: no connection has them all decrypted and answered in
-  one turn of the event loop.  `echod.turns` says how much of it it has; the rest waits.
-* Memory is bounded.  Input is decrypted only while the application reads; what waits meanwhile is
-  the rest of one read.  Output goes to the transport at once, which pauses the application's
-  producer.  Before the handshake is over output waits, and a producer is paused above `MOST`.
-  OpenSSL's buffers never shrink: so they are given at most `MOST` at a time.
-* What went wrong is logged nowhere: it is what `connectionLost` gets, a `TLSError`.  The peer gets
-  OpenSSL's alert, and `LINGER` seconds to read it.
-* No byte in clear is taken for an encrypted one, or the other way: TLS begins with the connection.
+* The application's output is followed by close_notify, then FIN; the peer's close_notify or FIN
+  ends only the input. A FIN without close_notify may come from an attacker who truncates the
+  stream: if that matters, messages must mark their ends. Such a FIN is treated as a normal end,
+  and all that has arrived is answered.
+* After close_notify or an error, further input is ignored.
+* A read may contain thousands of short records: no connection decrypts and answers all of them in
+  one turn of the event loop. `echod.turns` decides its share; the rest waits.
+* Memory is bounded. Input is decrypted only while the application reads; meanwhile only the rest
+  of one read waits. Output goes to the transport at once, which pauses the application's producer.
+  Before the handshake is over output waits, and a producer is paused above `MOST`. OpenSSL's
+  buffers never shrink, so they get at most `MOST` at a time.
+* Errors are not logged here: `connectionLost` gets them, as a `TLSError`.  The peer gets OpenSSL's
+  alert, and `LINGER` seconds to read it.
+* Plain bytes are never taken for encrypted ones, or the reverse: TLS begins with the connection.
 
-On the way of a message there are few calls.  Whether a connection is in plain sailing is one flag,
-`_direct`.  An exception from OpenSSL, which is how it asks for more input, is dear; it is avoided
-where the buffer says that nothing is left.  Writes from within `dataReceived` are collected, and
-leave in one write.  They are encrypted before the next record is looked at: OpenSSL encrypts
-nothing behind a damaged one, which would take the replies to what came before with it.
+A message takes few calls. One flag, `_direct`, marks the common case. An exception from OpenSSL,
+its way of asking for more input, is expensive; it is avoided when the buffer is known to be empty.
+Writes within `dataReceived` are collected, and leave in one write. They are encrypted before the
+next record is decrypted: after a damaged record OpenSSL encrypts nothing, so the replies to
+earlier records would be lost.
 """
 
 from __future__ import annotations
@@ -61,22 +61,22 @@ from echod.turns import Share, Turns
 if TYPE_CHECKING:
     from echod.interfaces import Stream
 
-# The most that one record holds (RFC 8446, 5.1): less would leave the rest of it inside OpenSSL.
+# The largest content of a record (RFC 8446, 5.1): a smaller read would leave the rest in OpenSSL.
 RECORD = 2**14
-# How much OpenSSL is given to decrypt at a time, in bytes: two records, so that hardly any is cut.
+# How many bytes OpenSSL gets to decrypt at a time: two records, so that hardly any is cut.
 MOST = 2 * RECORD
-# How much leaves in one write, in bytes: a system call costs more than to encrypt a record.
+# How many bytes leave in one write: a system call costs more than encrypting a record.
 BATCH = 5 * RECORD
-# How long a peer has to read an alert and to close, in seconds: closing at once on input that we
-# have not read would send RST, and RST takes the alert with it.
+# How long a peer has to read an alert and to close, in seconds: an immediate close with unread
+# input would send RST, and RST destroys the alert.
 LINGER = 2.0
-# What a short record costs beside what is in it, about, in bytes.
+# The approximate overhead of a record, in bytes.
 OVERHEAD = 32
 NOTHING = memoryview(b"")
 
 
 class TLSError(ConnectionLost):
-    """TLS has failed: the handshake, or a record; the text says how, in OpenSSL's words."""
+    """TLS has failed, in the handshake or at a record; the text is OpenSSL's."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -151,33 +151,33 @@ class TLSConnection:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._context = context
-        # The transport's `write`, or what is quicker.
+        # The transport's `write`, or a faster function.
         self._pass_on: Callable[[bytes], None] | None = None
         self._hello: ClientHello | None = None
         self._server_name: str | None = None
         # The handshake is over.
         self._open = False
-        # ... and the application may write, reads, and has read all that came.
+        # ... and the application may write, reads, and has read all input.
         self._writable = False
         self._direct = False
         self._reading = True
-        # It goes on to decrypt in a later turn of the event loop.
+        # It continues to decrypt in a later turn of the event loop.
         self._resting = False
-        # What has come and was not given to OpenSSL.
+        # The input that was not passed to OpenSSL yet.
         self._rest = NOTHING
-        # What was written and not encrypted: before the handshake, and within `dataReceived`.
+        # The output that is not encrypted yet: before the handshake, and within `dataReceived`.
         self._parts: list[bytes] = []
         self._size = 0
         self._collecting = False
-        # What was encrypted and not sent, before what is in OpenSSL's buffer.
+        # The encrypted output that is not sent yet, before the content of OpenSSL's buffer.
         self._records: list[bytes] = []
         self._producer: Any = None
         self._streaming = False
         self._producer_paused = False
-        # FIN has come; the application knows that its input is over.
+        # FIN has arrived; the application knows that its input is over.
         self._eof = False
         self._input_over = False
-        # The application wants to write no more; to have the connection closed.
+        # The application wants to end its output; to close the connection.
         self._half_closing = False
         self._closing = False
         self._lost = False
@@ -189,11 +189,11 @@ class TLSConnection:
     def connect_directly(
         self, transport: Stream, write: Callable[[bytes], None]
     ) -> Callable[[bytes], None]:
-        """From the uvloop reactor: return what is called for each read.
+        """Return the function that the uvloop reactor calls for each read.
 
         Args:
-            transport: what `makeConnection` will bring.
-            write: the quickest way to write, for as long as the connection is open.
+            transport: the transport that `makeConnection` will get.
+            write: the fastest way to write, as long as the connection is open.
         """
         self._pass_on = write
         return self.dataReceived
@@ -209,13 +209,13 @@ class TLSConnection:
             self._set_up()
 
     def _set_up(self) -> None:
-        """Make OpenSSL's part; only now, so that the application hears of it if that fails."""
+        """Make OpenSSL's part; only now, so that the application is notified if that fails."""
         try:
             self._tls = self._context.wrap(self._incoming, self._outgoing)
         except Exception as error:  # a context that is of no use, or no memory
             self._fail(error)
             return
-        # Without `SSLObject` in between, which only passes on, there are two calls less a message.
+        # Bypassing `SSLObject`, which only forwards, saves two calls a message.
         plain: Any = getattr(self._tls, "_sslobj", self._tls)
         self._read: Callable[[int], bytes] = plain.read
         self._write: Callable[[Any], int] = plain.write
@@ -238,11 +238,11 @@ class TLSConnection:
             self.transport.pauseProducing()
 
     def _decrypt(self, data: bytes | memoryview, share: Share | None = None) -> None:
-        """Give the application what is in OpenSSL's buffer, and then `data`.
+        """Pass the application the content of OpenSSL's buffer, and then `data`.
 
         Args:
-            data: what has come.
-            share: of this turn of the loop; None for one that begins with the second record.
+            data: the new input.
+            share: of this turn of the loop; None: make one for the second record.
         """
         incoming, read = self._incoming, self._read
         incoming.write(data)
@@ -270,25 +270,25 @@ class TLSConnection:
                 break
 
     def _wait_in_line(self) -> None:
-        """Go on in the next turn of the event loop."""
+        """Continue in the next turn of the event loop."""
         if not self._lost and self._failure is None:
             self._resting = True
             self._turns.rest(self)
 
     def take_turn(self) -> None:
-        """From `Turns`: this connection's turn has come."""
+        """Take this connection's turn; `Turns` calls it."""
         self._resting = False
         context = self.context
         try:
             self._read_on() if context is None else call_in(context, self._read_on)
-        except BaseException:  # the transport, which would end the connection, does not see it
+        except BaseException:  # the transport does not see it, and so does not end the connection
             self.abortConnection()
             raise
         if self._reads:
             self.transport.resumeProducing()
 
     def _receive(self, data: bytes) -> None:
-        """Take input where more is to be thought of than in plain sailing."""
+        """Take input outside of the common case."""
         if self._input_over or self._lost:
             return
         if self._open:
@@ -301,16 +301,16 @@ class TLSConnection:
             self._shake_hands(data)
 
     def _shorten_reads(self) -> None:
-        """Have what may have to wait, the rest of a read, be less than uvloop's 250 KiB.
+        """Bound the rest of a read, which may have to wait, to less than uvloop's 250 KiB.
 
-        Not from the beginning: each read costs more then.
+        Do not do so from the beginning, because each read then costs more.
         """
         shorten = getattr(self.transport, "shortenReads", None)
         if shorten is not None:
             shorten()
 
     def _read_on(self) -> None:
-        """Decrypt what has come for as long as the application reads; then say that it is over."""
+        """Decrypt the input as long as the application reads; then report its end."""
         share = Share(self._turns)
         self._collecting = True
         try:
@@ -339,15 +339,15 @@ class TLSConnection:
 
     @property
     def undelivered(self) -> int:
-        """How many bytes have come, as on the wire, that the application has not read."""
+        """How many bytes, as on the wire, have arrived and are not read by the application."""
         return 0 if self._input_over else self._waiting
 
     def _choose(self) -> None:
-        """Note whether from here on there is nothing but messages."""
+        """Note whether the common case holds from here on."""
         self._direct = self._open and self._reads and not self._input_over and not self._waiting
 
     def readConnectionLost(self) -> None:
-        """FIN has come."""
+        """Note the peer's FIN."""
         self._eof = True
         if self._failure is not None or not self._open:
             self.transport.loseConnection()
@@ -355,7 +355,7 @@ class TLSConnection:
             self._read_on()
 
     def writeConnectionLost(self) -> None:
-        """Our FIN is sent."""
+        """Note that our FIN is sent."""
         half_closeable = IHalfCloseableProtocol(self.protocol, None)
         if half_closeable is not None and self._failure is None:
             half_closeable.writeConnectionLost()
@@ -367,15 +367,15 @@ class TLSConnection:
         self.protocol.connectionLost(self._failure or reason)
 
     def _stop(self) -> None:
-        """Neither read nor write any more."""
+        """Stop reading and writing."""
         self._writable = self._direct = self._reading = self._resting = False
         self._turns.leave(self)
-        self._pass_on = self.transport.write  # and let go of what the quicker one belongs to
+        self._pass_on = self.transport.write  # and drop the reference of the faster function
         self._parts.clear()
         self._rest = NOTHING
 
     def _end_input(self) -> None:
-        """The peer has sent its last byte."""
+        """End the application's input: the peer has sent its last byte."""
         self._input_over = True
         self._direct = False
         half_closeable = IHalfCloseableProtocol(self.protocol, None)
@@ -385,7 +385,7 @@ class TLSConnection:
             self.loseConnection()
 
     def _fail(self, error: Exception) -> None:
-        """TLS is over: send OpenSSL's alert, and close when the peer has had time to read it."""
+        """End TLS: send OpenSSL's alert, and close when the peer has had time to read it."""
         reason = getattr(error, "verify_message", None) or getattr(error, "reason", None) or error
         words = "no memory" if isinstance(error, MemoryError) else str(reason)
         self._failure = Failure(TLSError(words.lower().replace("_", " ")))
@@ -422,7 +422,7 @@ class TLSConnection:
             self._begin()
 
     def _begin(self) -> None:
-        """The handshake is over."""
+        """Begin the application's part: the handshake is over."""
         self._hello = None
         self._open = self._writable = True
         self._collecting = True
@@ -438,7 +438,7 @@ class TLSConnection:
 
     @property
     def facts(self) -> TLSFacts:
-        """What is known of the peer, once the handshake is over."""
+        """The facts about the peer, once the handshake is over."""
         return facts_of(self._tls, self._server_name)
 
     # The application's transport: writing.
@@ -462,7 +462,7 @@ class TLSConnection:
         self.write(b"".join(iovec))
 
     def _hold(self, data: bytes) -> None:
-        """Keep what is written before the handshake is over."""
+        """Keep output that is written before the handshake is over."""
         if self._closing or self._half_closing or self._lost or self._failure is not None:
             return
         self._parts.append(data)
@@ -472,7 +472,7 @@ class TLSConnection:
             self._producer.pauseProducing()
 
     def _flush(self) -> None:
-        """Send what was collected, and what OpenSSL has to say by itself."""
+        """Send the collected output, and OpenSSL's own messages."""
         self._size = 0
         if parts := self._parts:
             data = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -482,7 +482,7 @@ class TLSConnection:
             self._send()
 
     def _send(self) -> None:
-        """Send what OpenSSL has made."""
+        """Send OpenSSL's output."""
         data = self._outgoing.read()
         if self._records:
             data = b"".join((*self._records, data))
@@ -491,7 +491,7 @@ class TLSConnection:
             self.transport.write(data)
 
     def _seal(self) -> None:
-        """Encrypt what was collected, to be sent later."""
+        """Encrypt the collected output, to be sent later."""
         if parts := self._parts:
             data = parts[0] if len(parts) == 1 else b"".join(parts)
             parts.clear()
@@ -502,9 +502,9 @@ class TLSConnection:
                 self._fail(error)
 
     def _add(self, data: bytes | memoryview) -> None:
-        """Have OpenSSL make records of `data`, behind those that it has made."""
+        """Make OpenSSL encrypt `data`, after its earlier records."""
         outgoing, write = self._outgoing, self._write
-        if outgoing.pending + len(data) <= RECORD:  # as below, but quicker
+        if outgoing.pending + len(data) <= RECORD:  # as below, but faster
             write(data)
             return
         for piece in _cut(memoryview(data), RECORD):
@@ -530,25 +530,25 @@ class TLSConnection:
     # Closing.
 
     def loseWriteConnection(self) -> None:
-        """Send close_notify and FIN behind what was written; go on reading."""
+        """Send close_notify and FIN after the written data; go on reading."""
         if not self._half_closing:
             self._half_closing = True
             self._end_as_asked()
 
     def loseConnection(self) -> None:
-        """Close, behind what was written."""
+        """Close, after the written data."""
         if not self._closing:
             self._closing = True
             self._end_as_asked()
 
     def _end_as_asked(self) -> None:
-        """Close what the application wants closed, if its time has come."""
+        """End the streams that the application wants to end, if that is possible now."""
         if self._lost or self._producer is not None or not (self._closing or self._half_closing):
             return
         if self._failure is not None:
-            return  # on the way already
+            return  # it is closing already
         if not self._open:
-            # A handshake is worth waiting for if there is something to say.
+            # Wait for the handshake only if there is output.
             if self._closing and not self._parts:
                 self.transport.loseConnection()
             return
@@ -562,12 +562,12 @@ class TLSConnection:
             self.transport.loseWriteConnection()
 
     def _notify(self) -> None:
-        """Send close_notify, behind everything written."""
+        """Send close_notify, after everything written."""
         self._flush()
         self._writable = False
-        # OpenSSL would go on to look for the peer's, and fail on data before that.
+        # OpenSSL would then look for the peer's close_notify, and fail on data before it.
         unread = self._incoming.read()
-        with contextlib.suppress(OSError):  # the peer's is yet to come, or never will
+        with contextlib.suppress(OSError):  # the peer's has not arrived, and may never do so
             self._tls.unwrap()
         self._incoming.write(unread)
         self._flush()
@@ -597,7 +597,7 @@ class TLSConnection:
             self.transport.registerProducer(producer, streaming)
 
     def _start_producer(self) -> None:
-        """Let a producer that has come before the handshake was over produce."""
+        """Start a producer that was registered before the handshake was over."""
         if self._producer is not None:
             self.transport.registerProducer(self._producer, self._streaming)
             if self._producer_paused:
@@ -617,7 +617,7 @@ class TLSConnection:
         self._reading = self._direct = False
         if self._open and self._failure is None:  # handshakes and alerts have to be read
             self.transport.pauseProducing()
-            self._rest = memoryview(bytes(self._rest))  # let go of what was decrypted of the read
+            self._rest = memoryview(bytes(self._rest))  # release the decrypted part of the read
 
     def resumeProducing(self) -> None:
         if self._lost or self._closing or self._failure is not None:
@@ -626,7 +626,7 @@ class TLSConnection:
         if self._resting:
             return
         if self._open and (self._waiting or self._eof) and not self._collecting:
-            # Not within this call: the application may not be ready for data yet.
+            # Not within this call, because the application may not be ready for data yet.
             self._wait_in_line()
         else:
             self.transport.resumeProducing()
@@ -640,7 +640,7 @@ class TLSConnection:
 
     @property
     def context(self) -> CallContext | None:
-        """The context in which the application is called; None where the transport has none."""
+        """The context in which the application is called; None if the transport has none."""
         return context_of(self.transport)
 
     # `ITCPTransport` has addresses of TCP alone, by its types; UNIX sockets come here, too.
@@ -652,11 +652,11 @@ class TLSConnection:
         return self.transport.getHost()
 
     def getHandle(self) -> object:
-        """Return the transport's socket: what it carries is encrypted."""
+        """Return the transport's socket, which carries encrypted data."""
         return self.transport.getHandle()
 
     def getPeerCertificate(self) -> bytes | None:
-        """Return the peer's certificate in DER; None where it has shown none, or not yet."""
+        """Return the peer's certificate in DER; None if it has shown none, or not yet."""
         return self._tls.getpeercert(binary_form=True) if self._open else None
 
     @property

@@ -25,20 +25,20 @@ Read: TypeAlias = Callable[[str], str]
 
 
 class FilesError(UserError):
-    """Files cannot be used for TLS; the text says which, why, and what would do, in one line."""
+    """Files cannot be used for TLS; the text says which, why, and the remedy, in one line."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a server's TLS is made of, all of it in PEM.
+    """The files of a server's TLS, all of them in PEM.
 
     Attributes:
-        certificate: path of the certificate, and behind it those that lead to a root.
-        key: path of its private key; None where `certificate` holds it too.
-        chain: path of more certificates that lead to a root; None for none.
-        client_ca: path of the certificates that clients' certificates are verified by; None: no
-            client is asked for one.
-        client_certificates_optional: with `client_ca`, whether a client without one is welcome.
+        certificate: path of the certificate, followed by the intermediate certificates.
+        key: path of its private key; None if `certificate` also contains it.
+        chain: path of further intermediate certificates; None for none.
+        client_ca: path of the certificates that verify clients' certificates; None: clients are
+            not asked for one.
+        client_certificates_optional: with `client_ca`, whether a client without one is accepted.
         dh_parameters: path of Diffie-Hellman parameters, for old clients; None for none.
         alpn: the application protocols offered (RFC 7301), the preferred one first.
     """
@@ -52,10 +52,10 @@ class Files:
     alpn: tuple[str, ...] = ()
 
     def load(self) -> Loaded:
-        """Return a context made of what the files hold now.
+        """Make a context from the current content of the files.
 
-        Each file is read once: a certificate that is rewritten meanwhile is the old one or the new
-        one here, or damaged, but is not both.
+        Each file is read once: a certificate that is rewritten meanwhile is the old one, the new
+        one, or damaged, but never a mixture that goes unnoticed.
 
         Raises:
             FilesError: they cannot be used.
@@ -64,7 +64,7 @@ class Files:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-        # OpenSSL would send two, for a client that comes back with two connections at once.
+        # OpenSSL would send two, for a client that reconnects with two connections at once.
         context.num_tickets = 1
         try:
             self._load_certificate(context, once)
@@ -99,16 +99,16 @@ class Files:
                     ) from error
                 raise FilesError(
                     f"the certificate in {self.certificate} or the key in {key} is damaged"
-                    f"{_reason(error)}: make them anew"
+                    f"{_reason(error)}: create them again"
                 ) from error
             except _Encrypted:
                 raise FilesError(
-                    f"the key in {key} is encrypted, and nobody is here to be asked for its "
-                    "password: decrypt it, with openssl pkey"
+                    f"the key in {key} is encrypted, and the daemon cannot ask for its password: "
+                    "decrypt it, with openssl pkey"
                 ) from None
 
     def _chained(self, once: Read) -> str:
-        """Return the certificate and all that lead to a root."""
+        """Return the certificate and its intermediate certificates."""
         if CERTIFICATE not in (text := once(self.certificate)):
             raise FilesError(f"{self.certificate} holds no certificate in PEM")
         if self.chain is None:
@@ -133,7 +133,7 @@ class Files:
 
 @dataclass(frozen=True)
 class ServedCertificate:
-    """The certificate that clients get.
+    """The certificate that is sent to clients.
 
     Attributes:
         path: the file that it was read from.
@@ -148,7 +148,7 @@ class ServedCertificate:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `Files` hold.
+    """The loaded content of `Files`.
 
     Attributes:
         context: makes OpenSSL's part of a connection.
@@ -160,17 +160,17 @@ class Loaded:
 
 
 class Context(Protocol):
-    """What makes a side of a TLS connection."""
+    """Makes one side of a TLS connection."""
 
     def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
         """Return a connection that reads `incoming` and writes `outgoing`."""
 
 
 class ServerContext:
-    """The server's side of TLS, by files that can be read again.
+    """The server side of TLS, from files that can be read again.
 
     Attributes:
-        files: what it is made of.
+        files: the files.
     """
 
     def __init__(self, files: Files) -> None:
@@ -188,10 +188,10 @@ class ServerContext:
         return self._loaded.served
 
     def reread(self) -> Callable[[], None]:
-        """Read the files again, and return what takes them into use.
+        """Read the files again, and return a function that applies them.
 
-        That is for handshakes from then on; open connections go on as they are.  Tickets that
-        were given out before are of no use from then on: their sessions begin anew.
+        It applies them to later handshakes; open connections stay as they are.  Tickets that were
+        issued before become invalid: their sessions begin again.
 
         Raises:
             FilesError: they cannot be used.
@@ -209,7 +209,7 @@ class ServerContext:
 
 
 def read(path: str) -> str:
-    """Return what a file in PEM holds.
+    """Return the content of a file in PEM.
 
     Raises:
         FilesError: it cannot be read.
@@ -217,7 +217,7 @@ def read(path: str) -> str:
     try:
         # Bytes beyond ASCII have no meaning in PEM, and are no reason to refuse a comment.
         return Path(path).read_text("ascii", errors="replace")
-    except (OSError, ValueError) as error:  # no path can hold NUL
+    except (OSError, ValueError) as error:  # a path cannot contain NUL
         raise FilesError(f"cannot read {path}: {_why(error)}") from error
 
 
@@ -235,12 +235,13 @@ def certificates_in(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def _file(text: str) -> Iterator[str]:
-    """Give the path of a file that holds `text`: Python lets OpenSSL read from nothing else.
+    """Give the path of a file with the content `text`, because Python lets OpenSSL read only
+    files.
 
-    It is in memory where the system has such files, so that no key gets onto a disk by this.
+    It is in memory if the system has such files, so that no key is written to a disk.
 
     Raises:
-        OSError: there can be no such file.
+        OSError: the file cannot be created.
     """
     with contextlib.ExitStack() as stack:
         if (path := _in_memory(text, stack)) is None:
@@ -267,7 +268,7 @@ class _Encrypted(Exception):
 
 
 def _no_password() -> str:
-    """Stand in for OpenSSL's own way to get one: it asks at the terminal, and waits."""
+    """Raise instead of letting OpenSSL ask for a password at the terminal, and wait."""
     raise _Encrypted
 
 

@@ -1,6 +1,6 @@
-"""DER (X.690), as much of it as is asked of certificates here: their name, and their validity.
+"""Parse DER (X.690), as far as needed here: the name, the validity and the number of certificates.
 
-Whatever the bytes are, what is raised is a ValueError.
+Any invalid input raises a ValueError.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import datetime
 import ssl
 from collections.abc import Iterator
 
-# How the types of strings (X.680, 8.4) are decoded, as OpenSSL does; those of one byte a letter
-# are taken for Latin-1.
+# The encodings of the string types (X.680, 8.4), as in OpenSSL; those with one byte a letter are
+# treated as Latin-1.
 CHARSETS = {
     0x0C: "utf-8",  # UTF8String
     0x12: "latin-1",  # NumericString
@@ -29,7 +29,7 @@ def not_after(certificate: bytes) -> datetime.datetime:
     """Return the end of a certificate's validity (RFC 5280, 4.1.2.5).
 
     Raises:
-        ValueError: it is no certificate.
+        ValueError: it is not a certificate.
     """
     validity = _fields(certificate)[3]
     tag, moment, _ = element(element(element(validity)[1])[2])
@@ -41,21 +41,23 @@ def serial_number(certificate: bytes) -> str:
     """Return a certificate's serial number (RFC 5280, 4.1.2.2) in hexadecimal, as openssl does.
 
     Raises:
-        ValueError: it is no certificate.
+        ValueError: it is not a certificate.
     """
     return element(_fields(certificate)[0])[1].hex().upper().removeprefix("00")
 
 
 def subject(certificate: bytes) -> tuple[tuple[str, str], ...]:
-    """Return the name of who has a certificate (RFC 5280, 4.1.2.6).
+    """Return the name of a certificate's owner (RFC 5280, 4.1.2.6).
 
     Returns:
         (attribute, value) pairs in their order, those of one relative name one after the other.
-        An attribute is called what OpenSSL calls it, or by the numbers of its OID.  A value that
-        is no text, as a BIT STRING is none, is "#" and its DER in hexadecimal (RFC 4514, 2.4).
+            An
+        attribute has OpenSSL's name, or the numbers of its OID.  A value that is not text, such as
+            a
+        BIT STRING, is "#" and its DER in hexadecimal (RFC 4514, 2.4).
 
     Raises:
-        ValueError: it is no certificate.
+        ValueError: it is not a certificate.
     """
     name = element(_fields(certificate)[4])[1]
     return tuple(
@@ -67,7 +69,7 @@ def subject(certificate: bytes) -> tuple[tuple[str, str], ...]:
 
 
 def element(der: bytes) -> tuple[int, bytes, bytes]:
-    """Return the tag and the body of the first element of `der`, and what follows it.
+    """Return the tag and the body of the first element of `der`, and the rest.
 
     Raises:
         ValueError: it ends too early.
@@ -100,7 +102,7 @@ def _two(der: bytes) -> tuple[bytes, bytes]:
 
 
 def _fields(certificate: bytes) -> list[bytes]:
-    """Return serial number, signature's algorithm, issuer, validity, subject, and what follows."""
+    """Return serial number, signature's algorithm, issuer, validity, subject, and the rest."""
     fields = list(elements(element(element(certificate)[1])[1]))
     if fields and fields[0][0] == VERSION:  # it may be left out
         del fields[0]
@@ -110,7 +112,7 @@ def _fields(certificate: bytes) -> list[bytes]:
 
 
 def _attribute(oid: bytes) -> str:
-    """Return what OpenSSL calls an attribute, or its OID in dots where it has no name for it."""
+    """Return OpenSSL's name of an attribute, or its OID in dots if it has none."""
     numbers = [0]
     for byte in oid:
         numbers[-1] = numbers[-1] << 7 | byte & 0x7F

@@ -1,4 +1,4 @@
-"""What is known about the other side once the handshake is over; values, and no I/O."""
+"""Facts about the other side, once the handshake is over; values, without I/O."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from echod.tls.der import subject
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The certificate by which the peer has proved who it is.
+    """The certificate with which the peer has proved its identity.
 
     Attributes:
-        subject: the distinguished name, as (attribute, value) pairs in their order: attributes as
-            OpenSSL calls them, or by their OID; a value that is no text is "#" and its DER in
-            hexadecimal (RFC 4514, 2.4).  Not escaped.  Empty where the certificate is not in DER.
+        subject: the distinguished name, as (attribute, value) pairs in their order: attributes by
+            OpenSSL's names, or by their OID; a value that is not text is "#" and its DER in
+            hexadecimal (RFC 4514, 2.4).  Not escaped.  Empty if the certificate is not in DER.
         der: the certificate itself, in DER.
     """
 
@@ -24,7 +24,7 @@ class Certificate:
 
     @property
     def common_name(self) -> str:
-        """The subject's common name, the first of several, "" where there is none; not escaped."""
+        """The subject's common name, the first of several, "" if there is none; not escaped."""
         return next((value for name, value in self.subject if name == "commonName"), "")
 
 
@@ -34,11 +34,11 @@ class TLSFacts:
 
     Attributes:
         version: "TLSv1.3" or "TLSv1.2".
-        cipher: the cipher suite, as OpenSSL calls it.
+        cipher: OpenSSL's name of the cipher suite.
         alpn: the application protocol that both sides chose (RFC 7301); None for none.
         server_name: the host that the client asked for (SNI, RFC 6066, 3): ASCII letters, digits,
-            dots, hyphens and underscores; None where it asked for none.
-        certificate: the client's, verified; None where it has shown none.
+            dots, hyphens and underscores; None if it asked for none.
+        certificate: the client's, verified; None if it has shown none.
     """
 
     version: str
@@ -53,7 +53,7 @@ def facts_of(connection: ssl.SSLObject, server_name: str | None) -> TLSFacts:
 
     Args:
         connection: the connection.
-        server_name: what the client asked for.
+        server_name: the host that the client asked for.
     """
     cipher = connection.cipher()
     return TLSFacts(
@@ -66,19 +66,19 @@ def facts_of(connection: ssl.SSLObject, server_name: str | None) -> TLSFacts:
 
 
 def certificate_of(connection: ssl.SSLObject) -> Certificate | None:
-    """Return the peer's certificate; None where it has shown none that was verified."""
+    """Return the peer's certificate; None if it has shown no verified one."""
     der = connection.getpeercert(binary_form=True)
     if der is None or connection.context.verify_mode == ssl.CERT_NONE:
         return None
-    # Not by `getpeercert()`: there a name that is a BIT STRING is bytes, and one that OpenSSL
-    # cannot convert, or an alternative name that is not UTF-8, raises.
+    # Not with `getpeercert()`: it returns a BIT STRING in a name as bytes, and raises for a name
+    # that OpenSSL cannot convert, or an alternative name that is not UTF-8.
     try:
         return Certificate(subject(der), der)
-    except ValueError:  # in BER: OpenSSL reads that, too
+    except ValueError:  # it is in BER, which OpenSSL reads, too
         return Certificate((), der)
 
 
-# The longest ClientHello that OpenSSL takes, in bytes, with the header of the message.
+# The longest ClientHello that OpenSSL accepts, in bytes, with the header of the message.
 LARGEST = 131_396 + 4
 HANDSHAKE, CLIENT_HELLO = 22, 1
 
@@ -86,23 +86,23 @@ HANDSHAKE, CLIENT_HELLO = 22, 1
 class ClientHello:
     """The bytes of a ClientHello (RFC 8446, 4.1.2), for the host name in it.
 
-    It may come in several records, each of any size, and each record in several reads.  What is
-    kept of it is bounded by `LARGEST`; OpenSSL refuses what is longer.
+    It may arrive in several records, each of any size, and each record in several reads. At most
+    `LARGEST` bytes are kept; OpenSSL refuses a longer one.
 
-    Python's own callback for that name prints a traceback where the name is not ASCII, which any
-    stranger could have it do.
+    Python's own callback for that name prints a traceback if the name is not ASCII, and any client
+    could cause that.
     """
 
     def __init__(self) -> None:
-        # The message without the records' headers; the header that is being read; how much of its
-        # record is yet to come; and whether what came is of no ClientHello.
+        # The message without the records' headers; the current header; the number of missing bytes
+        # of its record; and whether the input is not a ClientHello.
         self._message = bytearray()
         self._header = bytearray()
         self._left = 0
         self._alien = False
 
     def feed(self, data: bytes) -> bool:
-        """Take what came; return whether no more is needed."""
+        """Take the next bytes; return whether no more are needed."""
         rest = memoryview(data)
         while rest and not self._over:
             if self._left:
@@ -124,7 +124,7 @@ class ClientHello:
 
     @property
     def _over(self) -> bool:
-        """Whether the message is complete, or none that OpenSSL takes."""
+        """Whether the message is complete, or is one that OpenSSL refuses."""
         message = self._message
         if len(message) < 4:
             return self._alien or message[:1] not in (b"", bytes([CLIENT_HELLO]))
@@ -133,8 +133,8 @@ class ClientHello:
 
     @property
     def server_name(self) -> str | None:
-        """The host that the client asks for; None where it asks for none, or not in good form."""
-        # Slices of what is not there are empty, and empty is 0: no hello makes this raise.
+        """The host that the client asks for; None if it asks for none, or for an invalid one."""
+        # Slices beyond the end are empty, and count as 0, so no hello makes this raise.
         hello = _Slice(bytes(self._message))
         if self._alien or hello.take(1) != bytes([CLIENT_HELLO]):
             return None
@@ -166,5 +166,5 @@ class _Slice:
 
 def _host(name: bytes) -> str | None:
     text = name.decode("ascii", "replace")
-    # U+FFFD is no letter, and "." alone is no host; anything else is not for logs.
+    # U+FFFD is not a letter, and "." alone is not a host; other characters must not reach logs.
     return text if text.replace(".", "").replace("-", "").replace("_", "").isalnum() else None
