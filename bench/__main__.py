@@ -174,7 +174,7 @@ def _positive(kind: type[Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
         return value
 
-    parse.__name__ = "number"  # what argparse's own complaint calls it
+    parse.__name__ = "number"  # argparse's own error uses this name
     return parse
 
 

@@ -1,4 +1,4 @@
-"""Who competes: every server, how it is started, and what it needs."""
+"""The servers of the comparison: how each is started, and what it needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.tools import Tools
 from bench.workloads import SILENT, Workload
 
-# What `--reactor` calls the one that echod takes by itself.
+# The name for `--reactor` of echod's own choice.
 DEFAULT_REACTOR = "default"
 
 
@@ -33,7 +33,7 @@ MOST_IDLE |= {Group.THREAD: 250, Group.TLS: 1_000}
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a server is to serve.
+    """The place and the conditions in which a server runs.
 
     Attributes:
         port: the TCP port on 127.0.0.1.
@@ -68,20 +68,20 @@ class Peer:
 
     @property
     def is_echod(self) -> bool:
-        """Whether this is the one that all this is about."""
+        """Whether this is echod."""
         return self.name.startswith("echod")
 
     def takes(self, workload: Workload) -> bool:
-        """Whether it is asked to do this work."""
+        """Whether it does this work."""
         return not workload.work or (self.is_echod and self.group is Group.REACTOR)
 
     def missing(self, tools: Tools) -> str | None:
-        """Return why it cannot run here; None where it can."""
+        """Return why it cannot run here; None if it can."""
         return next((tools.missing[need] for need in self.needs if need in tools.missing), None)
 
 
 def _python(module: str, *, tls: bool = False) -> Callable[[Tools, Place], list[str]]:
-    """Return what makes the command line of a peer written in Python."""
+    """Return a function that makes the command line of a peer written in Python."""
 
     def command(tools: Tools, place: Place) -> list[str]:
         files = [str(tools.certificate), str(tools.key)] if tls else []
@@ -92,7 +92,7 @@ def _python(module: str, *, tls: bool = False) -> Callable[[Tools, Place], list[
 
 
 def _built(name: str) -> Callable[[Tools, Place], list[str]]:
-    """Return what makes the command line of a peer that was compiled."""
+    """Return a function that makes the command line of a compiled peer."""
 
     def command(tools: Tools, place: Place) -> list[str]:
         return [str(tools.built(name)), str(place.port), str(place.read_size)]
@@ -122,7 +122,7 @@ _ECHOD_MODELS = {
 
 
 def _echod(name: str, reactor: str) -> Peer:
-    """Return echod as one of the contenders, in the reactor that twistd calls so."""
+    """Return echod as one of the servers, on the reactor with this name for twistd."""
     group, model = _ECHOD_MODELS[name]
     tls = group is Group.TLS
 

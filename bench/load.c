@@ -12,8 +12,8 @@
  * PID is the server's: its CPU clock and its resident memory are read at the very moments between
  * which messages are counted.  TLS is 0 or 1.
  *
- * Payload is 'x' and, where a message is a line, its end; the prefix contains neither.  So payload
- * is counted whatever pieces it comes back in, and every other byte must be one of a whole prefix.
+ * Payload is 'x' and, if a message is a line, its end; the prefix contains neither. So payload
+ * is counted in any pieces in which it comes back, and every other byte must belong to a whole prefix.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -481,7 +481,7 @@ static int open_idle(struct connection *all, int count)
 
 static void run_idle(struct connection *all)
 {
-    /* What the first connections cost is the program's cost, not theirs. */
+    /* The first connections carry costs of the program itself. */
     int first = open_idle(all, options.connections < 20 ? 1 : 20);
     for (int i = 0; i < first; i++)
         close_connection(&all[i]);

@@ -1,4 +1,4 @@
-"""The load where there is no C compiler, or no OpenSSL to compile with: slower, but the same.
+"""The load generator without a C compiler, or without OpenSSL's headers: slower, but the same.
 
 `load.c` says what the command line, the modes and the result are.  This is run as
 `python -m bench.load`, on uvloop if that is installed.
@@ -30,7 +30,7 @@ FIRST = 20
 
 
 class LoadError(Exception):
-    """The server did not do its work; the text says what it did, in one line."""
+    """The server did not do its work; the text says what it did instead, in one line."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Options:
 
 
 class Counts:
-    """What came back, since `clear`; latencies in seconds."""
+    """The bytes that came back, since `clear`; latencies in seconds."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all figures."""
         self.messages = 0
         self.pieces = 0
         self.latencies: list[float] = []
@@ -159,12 +159,12 @@ class Client(asyncio.Protocol):
             if not future.done():
                 future.set_exception(LoadError(why))
         with contextlib.suppress(asyncio.InvalidStateError):
-            self.failed.exception()  # it may be that nobody asks
+            self.failed.exception()  # retrieved, because no task may wait for it
         self.transport.abort()
 
 
 class Greedy(Client):
-    """Sends empty lines as fast as it can, and forgets what comes back."""
+    """Sends empty lines as fast as it can, and discards the replies."""
 
     LINES = b"\n" * 262_144
 

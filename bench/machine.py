@@ -36,7 +36,8 @@ class Cores:
 
 
 def child_of_ours(core: int | None) -> Callable[[], None]:
-    """Return what a child process runs before its program: it is pinned, and outlives nobody.
+    """Return a function that a child process runs before its program, to pin it and end it with
+    us.
 
     Args:
         core: the core to run on; None for any.
@@ -51,7 +52,7 @@ def child_of_ours(core: int | None) -> Callable[[], None]:
 
 
 def raise_descriptor_limit() -> int:
-    """Allow as many descriptors as may be, for us and our children; return how many those are."""
+    """Raise the limit of descriptors to the maximum, for us and our children; return that."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most
@@ -65,7 +66,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 class Neighbours:
-    """Measures how much of the server's core was used by others than the server."""
+    """Measures how much of the server's core other processes used."""
 
     def __init__(self, core: int | None, pid: int) -> None:
         """Start measuring.
@@ -103,7 +104,7 @@ def _busy_seconds(core: int) -> float:
 
 
 def description() -> dict[str, str]:
-    """Return what the figures depend on: machine, versions, the code's commit."""
+    """Describe the environment of the figures: machine, versions, the code's commit."""
     return {
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0))),

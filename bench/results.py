@@ -60,7 +60,7 @@ def figures_of(raw: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass
 class Results:
-    """Everything that a run found out.
+    """The results of a run.
 
     Attributes:
         environment: what the figures depend on.

@@ -17,7 +17,7 @@ from bench.server import Server, ServerError
 from bench.tools import HERE, Tools
 from bench.workloads import SILENT, Mode, Workload
 
-# What the load may take longer than it is asked to, in seconds; it ends itself a little earlier.
+# How much longer than asked the load may take, in seconds; it ends itself a little earlier.
 LOAD_TIME = 70.0
 
 
@@ -27,7 +27,7 @@ class MeasurementError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run.
+    """The plan of a run.
 
     Attributes:
         peers: the servers, in the order of the tables.
@@ -48,7 +48,7 @@ class Plan:
     def steps(self) -> Iterator[Step]:
         """Return the measurements in order: those to be compared next to each other.
 
-        Every other round goes backwards, so that nobody always follows the same one.
+        Every other round goes backwards, so that no server always follows the same one.
         """
         for number in range(self.rounds):
             for workload in self.workloads:
@@ -93,7 +93,7 @@ class Runner:
         self._cores = Cores.allowed()
 
     def run(self) -> None:
-        """Run everything; what fails is noted, and the rest goes on."""
+        """Run all measurements; note those that fail, and go on with the rest."""
         steps = list(self._plan.steps())
         progress = Progress(len(steps), self._plan.rounds)
         for step in steps:

@@ -126,7 +126,7 @@ def _last_line(path: Path) -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on at the moment."""
+    """Return a port on which no process listens at the moment."""
     for port in random.sample(PORTS, 100):
         with socket.socket() as probe:
             try:

@@ -1,7 +1,7 @@
-"""What the comparison needs beside Python: compiled programs, a certificate, and twistd.
+"""The tools of the comparison besides Python: compiled programs, a certificate, and twistd.
 
-Everything is made in a temporary directory.  What cannot be had is no error: it is named with the
-reason, and what needs it is skipped.
+Everything is made in a temporary directory. A missing tool is not an error: it is named with the
+reason, and the servers that need it are skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMPILE_TIME = 120
 
 @dataclass(frozen=True)
 class Tools:
-    """What there is.
+    """The available tools.
 
     Attributes:
         directory: where it was made; the caller's to remove.
@@ -58,7 +58,7 @@ class Tools:
 
 
 def prepare(directory: Path, *, python_load: bool = False) -> Tools:
-    """Make what can be made.
+    """Make the tools that can be made.
 
     Args:
         directory: an empty directory for it.

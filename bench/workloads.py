@@ -1,4 +1,4 @@
-"""What each server is asked to do: every workload, defined once."""
+"""The workloads of the servers, each defined once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IDLE = 10_000
 
 
 class Mode(enum.StrEnum):
-    """What the load does; `load.c` says more."""
+    """The mode of the load; `load.c` describes it."""
 
     MESSAGES = "messages"
     LINES = "lines"

@@ -1,6 +1,6 @@
-"""One handler of each sort.  Run one: twistd -n echod --handler handlers:NAME
+"""One handler of each kind. Run one: twistd -n echod --handler handlers:NAME
 
-Standing in this folder, that is; from the folder above, its name is `examples.handlers:NAME`.
+Do so in this folder; from the folder above, its name is `examples.handlers:NAME`.
 A connection handler (`clientthread`, `Lines`) also needs: --concurrency thread-per-connection
 """
 
@@ -16,7 +16,7 @@ log = Logger()
 
 
 def shout(message: bytes) -> bytes:
-    """A message in, a reply out."""
+    """Takes a message, and returns a reply."""
     return message.upper()
 
 
@@ -26,7 +26,7 @@ def repeat(message: bytes, *, times: int = 2) -> bytes:
 
 
 async def later(message: bytes, *, seconds: float = 1.0) -> bytes:
-    """Waits without keeping anybody waiting: `await` gives the reactor to the other clients."""
+    """Waits without delaying others: during `await` the reactor serves the other clients."""
     # Imported here, so that importing this file does not choose a reactor.
     from twisted.internet import reactor
 
@@ -37,21 +37,21 @@ async def later(message: bytes, *, seconds: float = 1.0) -> bytes:
 def slow(message: bytes, *, seconds: float = 1.0) -> bytes:
     """Blocks its thread, as a database driver or a long computation does.
 
-    In the reactor that is everybody's thread; it wants --concurrency defer-to-thread.
+    In the reactor it would block all clients, so run it with --concurrency defer-to-thread.
     """
     time.sleep(seconds)
     return b"Slow: " + message
 
 
 def clientthread(conn):
-    """The handler of every first threaded server: it has the socket until it returns."""
+    """The handler of most first threaded servers: it has the socket until it returns."""
     conn.sendall(b"Welcome to the server. Type something and hit enter\n")
     while data := conn.recv(1024):
         conn.sendall(b"OK..." + data)
 
 
 class Lines(socketserver.StreamRequestHandler):
-    """A handler written for the standard library's `socketserver`, as it is."""
+    """A handler written for the standard library's `socketserver`, unchanged."""
 
     def handle(self) -> None:
         """Answer each line: `rfile` and `wfile` are files made from the socket."""
@@ -67,7 +67,7 @@ class Total(Handler):
         self.total = start
 
     def opened(self, client: Client) -> bytes:
-        """Called first; what it returns is the greeting."""
+        """Called first; returns the greeting."""
         self.peer = client.peer
         return b"Numbers, please; an empty line ends it\n"
 

@@ -1,7 +1,7 @@
 """Five workers with a number each.  Run: python numbered_workers.py
 
-`deferToThread` is `callInThread` with an answer: it returns a Deferred, which fires in the
-reactor's thread with what the function returned, or with the exception that it raised.
+`deferToThread` is `callInThread` with a result: it returns a Deferred, which fires in the
+reactor's thread with the function's return value, or with the exception that it raised.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Servers of the standard library that do not listen: echod does, and has them serve a connection.
+"""Servers of the standard library that do not listen: echod listens, and they serve a connection.
 
 twistd -n echod --concurrency thread-per-connection --handler servers:web
 twistd -n echod --concurrency thread-per-connection --handler servers:rpc
@@ -9,8 +9,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, demo_app
 from xmlrpc.server import SimpleXMLRPCServer
 
 pages = WSGIServer(("localhost", 8888), WSGIRequestHandler, bind_and_activate=False)
-pages.server_close()  # it has made a socket, which it does not need
-pages.server_name, pages.server_port = pages.server_address  # what binding would have set
+pages.server_close()  # it has opened a socket, which it does not need
+pages.server_name, pages.server_port = pages.server_address  # as binding would have set them
 pages.setup_environ()
 pages.set_app(demo_app)
 

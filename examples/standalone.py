@@ -1,6 +1,6 @@
 """echod's factory in a Twisted program of your own.  Run: python standalone.py [PORT]
 
-No twistd, no settings: what makes a connection work is in `EchoFactory`, which goes wherever
+No twistd, no settings: `EchoFactory` does all the work for a connection, and can be used wherever
 Twisted takes a factory.
 """
 
@@ -22,7 +22,7 @@ async def main(reactor: Any, port: str = "8888") -> None:
     listening = await serverFromString(reactor, f"tcp:{port}").listen(factory)
     print(f"Listening on port {listening.getHost().port}", flush=True)
 
-    # What `twistd echod` would do at the end: take no new client, then answer what has come.
+    # As `twistd echod` does at the end: accept no new client, then answer all that was received.
     # The reactor stops once both Deferreds have fired.
     reactor.addSystemEventTrigger("before", "shutdown", listening.stopListening)
     reactor.addSystemEventTrigger("before", "shutdown", factory.drain)

@@ -1,7 +1,7 @@
 """Five workers, each in a thread, each printing a line.  Run: python workers.py
 
-The reactor runs in one thread, and has a few more for work that blocks.  `callInThread` gives a
-function to one of those.  It says nothing about the function's end: the worker has to.
+The reactor runs in one thread, and has a few more for work that blocks. `callInThread` runs a
+function in one of those. It does not report the end of the function: the worker has to do that.
 """
 
 import sys
@@ -23,7 +23,7 @@ def worker() -> None:
 
 
 def finished() -> None:
-    """Runs in the reactor's thread, so that nobody else can be changing `working`."""
+    """Runs in the reactor's thread, so that no other thread can be changing `working`."""
     global working
     working -= 1
     if working == 0:

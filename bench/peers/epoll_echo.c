@@ -2,8 +2,8 @@
  *
  * Usage: epoll_echo PORT READ_SIZE
  *
- * One thread, level-triggered, one read and one write a turn.  What cannot be written at once is
- * kept, and the connection is not read until it is gone, as in any server that bounds its memory.
+ * One thread, level-triggered, one read and one write a turn. Data that cannot be written at once is
+ * kept, and the connection is not read until it is sent, as in any server that bounds its memory.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -23,7 +23,7 @@
 #define PREFIX_SIZE (sizeof PREFIX - 1)
 #define EVENTS 256
 
-/* What a connection still has to write; made when it is first needed. */
+/* The data that a connection still has to write; made when it is first needed. */
 struct unsent {
     size_t start, end;
     char bytes[];
