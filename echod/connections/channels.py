@@ -23,6 +23,7 @@ from echod.connections.kernel import (
     has_room,
     held_in,
     input_ended,
+    output_ended,
     shorten_reads,
     spoke_last,
     taken,
@@ -135,6 +136,10 @@ class DirectChannel:
     def input_ended(self) -> bool:
         """Return whether the thread will see the end of the stream after the unread data."""
         return input_ended(self._handle)
+
+    def output_ended(self) -> bool:
+        """Return whether the handler has ended our stream, through any descriptor."""
+        return output_ended(self._handle)
 
     def end_input(self) -> None:
         """Let the thread see the end of the stream."""

@@ -119,6 +119,17 @@ def has_room(handle: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def output_ended(handle: socket.socket) -> bool:
+    """Return whether nothing more can be sent: the stream was ended, through any descriptor."""
+    try:
+        handle.send(b"", socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def input_ended(handle: socket.socket) -> bool:
     """Return whether the input stream of a socket has ended, after the unread data."""
     poll = select.poll()

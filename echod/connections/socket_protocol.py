@@ -162,9 +162,10 @@ class SocketProtocol(ConnectionProtocol):
 
     def _is_end_sent(self) -> bool:
         """Return whether the handler has ended our stream, and FIN is with the kernel."""
-        if isinstance(self._channel, DirectChannel):
-            return self._conn is not None and self._conn.writing_ended
-        return self._early_end_sent
+        conn, channel = self._conn, self._channel
+        if conn is None or not isinstance(channel, DirectChannel):
+            return self._early_end_sent
+        return conn.writing_ended or (conn.exposed and channel.output_ended())
 
     def writeConnectionLost(self) -> None:
         if self._reason is None:  # the handler has ended the stream, and goes on

@@ -186,6 +186,16 @@ async def test_a_megabyte_goes_both_ways(way: str, certificate: Path) -> None:
         assert client.clean
 
 
+def through_a_duplicate(conn: socket.socket) -> None:
+    with conn.dup() as other:
+        other.shutdown(socket.SHUT_WR)
+
+
+def through_its_descriptor(conn: socket.socket) -> None:
+    with socket.socket(fileno=conn.detach()) as other:
+        other.shutdown(socket.SHUT_WR)
+
+
 @WAYS
 @pytest.mark.parametrize(
     "end",
@@ -194,6 +204,8 @@ async def test_a_megabyte_goes_both_ways(way: str, certificate: Path) -> None:
         lambda conn: conn.shutdown(socket.SHUT_WR),
         lambda conn: conn.shutdown(socket.SHUT_RDWR),
         lambda conn: (conn.shutdown(socket.SHUT_WR), conn.close()),
+        through_a_duplicate,
+        through_its_descriptor,
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -216,22 +228,42 @@ async def test_a_handler_may_end_the_stream_itself_before_it_returns(
             await client.until(lambda client=client: len(client.data) == 100_000)
             leave.set()
             assert await client.receive_all() == b"x" * 100_000
+            assert client.clean
         await eventually(lambda: not server.factory.connections)
         assert server.factory.metrics.ended == {"handler closed": 5}
 
 
-def through_a_duplicate(conn: socket.socket) -> None:
-    with conn.dup() as other:
-        other.shutdown(socket.SHUT_WR)
-
-
-def through_its_descriptor(conn: socket.socket) -> None:
-    with socket.socket(fileno=conn.detach()) as other:
-        other.shutdown(socket.SHUT_WR)
-
-
 def by_itself(conn: socket.socket) -> None:
     conn.shutdown(socket.SHUT_WR)
+
+
+@WAYS
+@pytest.mark.parametrize("end", [by_itself, through_a_duplicate, through_its_descriptor])
+@pytest_twisted.ensureDeferred
+async def test_all_that_a_handler_sent_before_it_ended_the_stream_arrives(
+    way: str, certificate: Path, end: Callable[[socket.socket], object]
+) -> None:
+    """Fault 98: A handler may end its stream through any descriptor of the connection, and leave
+    input unread: all that it sent before arrives.
+    """
+    size = 200_000
+
+    def handler(conn: socket.socket) -> None:
+        conn.recv(5)
+        conn.sendall(b"x" * size)
+        end(conn)
+
+    async with both(way, certificate, handler=handler) as server:
+        client = await server.connect()
+        client.send(b"quit\n" * 60_000)
+        client.transport.pauseProducing()
+        served = await server.accepted()
+        await eventually(lambda: served._reason is not None)
+        client.transport.resumeProducing()
+        assert len(await client.receive_all()) == size
+        assert client.clean
+        await eventually(lambda: not server.factory.connections)
+        assert server.factory.metrics.ended == {"handler closed": 1}
 
 
 @WAYS
