@@ -92,9 +92,10 @@ def network(layer: Path | None = None) -> Iterator[Network]:
         needs_root("give a page folders of its own, such as /etc")
         up = f"{_layers(layer)} && {up}"
         ways = [(["--net", "--mount"], ["--net", "--mount"])]
+    said = "unshare or nsenter is not installed"
+    if not shutil.which("unshare") or not shutil.which("nsenter"):
+        ways = []
     for unshare, enter in ways:
-        if not shutil.which("unshare") or not shutil.which("nsenter"):
-            break
         with subprocess.Popen(
             ["unshare", *unshare, "sh", "-c", up],
             stdout=subprocess.PIPE,
@@ -110,8 +111,9 @@ def network(layer: Path | None = None) -> Iterator[Network]:
                     return
             finally:
                 keeper.kill()
-        if layer is not None:
-            missing(f"no folders can be put over others here: {said}")
+    if layer is not None:
+        # Without them, the commands would change the machine itself.
+        missing(f"no folders can be put over others here: {said}")
     with contextlib.ExitStack() as stack:
         free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
         ports = {port: str(one.getsockname()[1]) for port, one in zip(PORTS, free, strict=True)}

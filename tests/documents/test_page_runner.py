@@ -127,6 +127,19 @@ def test_a_page_that_installs_writes_to_folders_of_its_own(tmp_path: Path) -> No
     assert not (Path("/etc") / tmp_path.name).exists()
 
 
+@pytest.mark.parametrize("lacks", ["its programs", "the right to mount"])
+def test_a_page_that_installs_does_not_run_where_it_would_change_the_machine(
+    lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lacks == "its programs":
+        monkeypatch.setattr("shutil.which", lambda name: None)
+    ended = pytest.fail.Exception, pytest.skip.Exception  # by whether this is CI
+    nowhere = tmp_path / "nowhere"  # no layer can be mounted there
+    with pytest.raises(ended), terminal(tmp_path, tmp_path, layer=nowhere) as here:
+        here.run(f"touch /etc/{tmp_path.name}")
+    assert not (Path("/etc") / tmp_path.name).exists()
+
+
 def test_the_shell_stays_the_same(run: Run) -> None:
     assert run("```\n$ mkdir a\n$ cd a\n$ b() { pwd; }\n$ b\n/home/me/echod/a\n```\n") == []
 
