@@ -104,7 +104,9 @@ class Daemon:
 
     @property
     def descriptors(self) -> int:
-        """How many descriptors it has open."""
+        """How many descriptors it has open; a failure if it has ended."""
+        code = self.process.poll()
+        assert code is None, f"it has ended with {code}:\n{self.log}"
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))  # noqa: PTH208
 
     @property
