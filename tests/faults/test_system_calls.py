@@ -48,6 +48,16 @@ class Fault(NamedTuple):
     when: str
     model: str
 
+    @property
+    def waits(self) -> int:
+        """How many calls fail before strace may detach: all of those that wait for events.
+
+        strace leaves a call that it is at when it detaches with ENOSYS, which libuv, at a wait,
+        takes for its own mistake.
+        """
+        first, _, last = self.when.partition("..")
+        return int(last) - int(first) + 1 if self.calls == WAIT and last else 1
+
 
 # After these the same call is made again, and nobody notices.
 PASSING = ("EINTR", "EAGAIN")
@@ -107,7 +117,7 @@ def endure(fault: Fault, running: Daemon) -> None:
                         receive(newcomer, len(BANNER))
             replies = talk(victim)
             assert is_served(survivor)
-            injection.wait_for(1)
+            injection.wait_for(fault.waits)
         assert replies == REPLIES[: len(replies)]
         if on is None or fault.error in PASSING:
             assert replies == REPLIES
@@ -253,10 +263,11 @@ def test_waiting_that_is_interrupted_has_no_effect(daemons: dict[str, Daemon], m
     lines = len(running.lines)
     with (
         greeted(running) as connection,
-        injecting(running, WAIT, "error=EINTR:when=1+2") as injection,
+        # They have an end before strace detaches: see `Fault.waits`.
+        injecting(running, WAIT, "error=EINTR:when=1..99+2") as injection,
     ):
-        for number in range(200):
-            assert is_served(connection, b"%d" % number)
-        assert serves(running)
-        injection.wait_for(1)
+        while injection.faults < 50:
+            for number in range(10):
+                assert is_served(connection, b"%d" % number)
+            assert serves(running)
     assert_no_traceback(running.lines[lines:])
