@@ -1,4 +1,4 @@
-"""What every test gets: the log, and the proof that it left nothing behind."""
+"""Fixtures of every test: the log, and the proof that the test left nothing behind."""
 
 from __future__ import annotations
 

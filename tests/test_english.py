@@ -114,5 +114,5 @@ def test_an_odd_sentence_is_printed_and_is_an_error(
     assert "page.md:3: 'Nobody': Nobody knows." in capsys.readouterr().out
 
 
-def test_the_project_has_no_odd_sentence_beyond_those_still_to_be_mended() -> None:
+def test_the_project_has_no_odd_sentence() -> None:
     assert english.main([]) == 0

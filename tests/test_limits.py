@@ -47,7 +47,7 @@ def test_a_long_message_may_take_longer(limits: Limits, size: int, seconds: floa
     assert limits.message_time(size) == seconds
 
 
-# Who is let in.
+# Decides which connections are accepted.
 
 
 def admission(*, now: float = 0.0, **limits: int) -> Admission:
@@ -116,7 +116,7 @@ def test_a_timeout_ends_a_connection_by_the_name_of_its_setting() -> None:
 
 
 class Door(RuleBasedStateMachine):
-    """Whatever comes and goes, what is counted is what is there."""
+    """Through any arrivals and departures, the counts match the real numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def test_what_keeps_to_the_rate_is_never_refused(rate: int, count: int) -> None:
     assert all(bucket.take(number / rate) for number in range(count))
 
 
-# What counts as one address.
+# The networks that count as one address.
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_an_address_counts_as_its_network(host: str, network: str) -> None:
 
 @given(st.ip_addresses(v=6))
 def test_ipv6_addresses_count_as_one_within_a_64_alone(one: ipaddress.IPv6Address) -> None:
-    """Whichever one bit two of them differ in."""
+    """Two of them differ in any one bit."""
     for bit in range(128):
         other = ipaddress.IPv6Address(int(one) ^ (1 << bit))
         if not (one.ipv4_mapped or other.ipv4_mapped):

@@ -41,7 +41,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> None:
         (0o775, ANNA, ANNA, ANNA, False),  # a group of her own
         (0o775, ROOT, ROOT, ROOT, False),
         (0o775, ROOT, STAFF, ROOT, True),
-        (0o775, ANNA, 4711, ANNA, True),  # whose members nobody knows
+        (0o775, ANNA, 4711, ANNA, True),  # its members are unknown
     ],
 )
 def test_whoever_else_can_write_is_found(

@@ -113,7 +113,7 @@ def is_private(name: str) -> bool:
 
 
 def names_overridden() -> Iterator[str]:
-    """Yield each private name of a class of somebody else's that a class of ours has too."""
+    """Yield each private name of a foreign class that a class of ours has too."""
     for module in pkgutil.walk_packages([str(FOLDER)], "echod."):
         for made in vars(importlib.import_module(module.name)).values():
             if inspect.isclass(made) and made.__module__.startswith("echod"):

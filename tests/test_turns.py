@@ -71,7 +71,7 @@ def test_those_who_wait_go_on_in_turn_and_share_each_turn_of_the_loop(
     waiting = [Waiting(turns, work, 100, 0.0001) for _ in range(20)]
     for each in waiting:
         turns.rest(each)
-    # Everybody has had a share before anybody has a second one.
+    # Every connection has had a share before any has a second one.
     while len(set(work.order)) < len(waiting):
         had = len(work.order)
         loop.turn()
@@ -197,7 +197,7 @@ def test_no_turn_answers_one_connection_for_long_while_others_have_input(
         served.loop.turn()
         polite.dataReceived(framed(framing, b"y"))
         turns += 1
-        # Who sends one message at a time is answered in the turn in which it comes.
+        # A client that sends one message at a time is answered in the turn in which it arrives.
         assert answers.value() == framed(framing, b"y") * turns
     assert served.work.most <= BOUND
     for _, transport in greedy:
@@ -397,7 +397,7 @@ def test_reads_of_a_few_messages_do_without_the_clock(framing: Framing) -> None:
 
 @pytest.fixture
 def count_turns() -> Iterator[Callable[[], int]]:
-    """What tells how many turns the reactor has begun."""
+    """Counts how many turns the reactor has begun."""
     count = 0
 
     def begin() -> None:

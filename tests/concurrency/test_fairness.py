@@ -52,7 +52,7 @@ def test_no_place_that_is_not_free_may_be_taken() -> None:
 
 
 class Place(RuleBasedStateMachine):
-    """Whatever comes and goes, what is counted is what is there."""
+    """Through any arrivals and departures, the counts match the real numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ TestPlace.settings = settings(max_examples=30, stateful_step_count=30)
 
 
 class Queue(RuleBasedStateMachine):
-    """Nobody waits for more than one turn of each other address."""
+    """No client waits for more than one turn of each other address."""
 
     def __init__(self) -> None:
         super().__init__()

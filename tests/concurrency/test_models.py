@@ -358,7 +358,7 @@ def test_above_its_queue_the_pool_model_takes_no_message_but_ends_what_has_begun
     model.stop()
 
 
-# What lost connections leave.
+# The tasks that lost connections leave.
 
 
 class Blocked:
@@ -682,7 +682,7 @@ def test_in_serial_one_whose_turn_has_come_does_not_wait_any_more() -> None:
     turns.model.leave("b")
     turns.model.leave("c")
     assert turns.started == ["a", "b", "c", "d"]
-    assert not turns.model.overdue("d", turns.now + 1e6)  # nobody waits for it
+    assert not turns.model.overdue("d", turns.now + 1e6)  # no code waits for it
 
 
 def test_a_silent_client_is_overdue_only_once_another_has_waited_long_enough() -> None:

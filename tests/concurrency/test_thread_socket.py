@@ -126,7 +126,7 @@ def test_what_was_read_but_not_counted_when_a_drain_began_takes_nothing_from_the
     def drained_meanwhile(*arguments: Any) -> Any:
         result = plain(*arguments)
         if not conn.draining:
-            conn.drain(500)  # what the kernel holds now
+            conn.drain(500)  # the kernel holds these now
         return result
 
     monkeypatch.setattr(thread_socket, name, drained_meanwhile)
@@ -152,7 +152,7 @@ def test_a_drain_counts_from_what_was_read(
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """What `echod.daemon.signals` does in the daemon."""
+    """As `echod.daemon.signals` does in the daemon."""
     previous = signal.signal(thread_socket.INTERRUPT, lambda number, frame: None)
     yield
     signal.signal(thread_socket.INTERRUPT, previous)
@@ -401,7 +401,7 @@ def test_an_error_of_the_connection_is_known_whichever_call_brings_it(
     assert not conn.caused(ExceptionGroup("tasks", [error, OSError()]))  # type: ignore[type-var]
     for _ in range(20):
         raised_by(lambda: conn.recv(1))
-    assert not conn.caused(error)  # what is remembered is bounded
+    assert not conn.caused(error)  # the number of remembered errors is bounded
     conn.release()
 
 

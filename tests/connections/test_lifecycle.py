@@ -510,7 +510,7 @@ def test_what_is_closed_is_urgent_until_it_is_gone_however_long_the_last_reply_t
     protocol, transport = connect(factory)
     calm(clock, factory)
     protocol.close(EndReason.HANDLER)
-    clock.pump([URGENT_INTERVAL] * 100)  # what was written is yet to be sent
+    clock.pump([URGENT_INTERVAL] * 100)  # the written data is not sent yet
     assert not transport.aborting
     protocol.writeConnectionLost()
     assert 7 <= seconds_until(clock, lambda: transport.aborting) <= 7 + URGENT_INTERVAL
@@ -570,7 +570,7 @@ def test_a_connection_goes_by_the_table_through_any_events(events: list[Event]) 
             state = then
             passed.add(then)
         assert transport.half_closed is bool(passed & {State.CLOSING, State.ENDING})
-        if transport.disconnecting:  # what is left to write goes first
+        if transport.disconnecting:  # the remaining output goes first
             assert passed & {State.ENDING, State.BOTH_ENDED}
         else:
             assert State.BOTH_ENDED not in passed

@@ -265,7 +265,7 @@ def test_a_message_that_waits_for_the_handler_is_not_the_clients_delay() -> None
     lose(protocol)
 
 
-# Who is let in.
+# Decides which connections are accepted.
 
 
 def address(number: int) -> IPv4Address:
@@ -273,7 +273,7 @@ def address(number: int) -> IPv4Address:
 
 
 def told(protocol: Any) -> bytes:
-    """What a client is told that is refused; it is closed."""
+    """Tells a refused client why; the connection is closed."""
     transport = Transport()
     protocol.makeConnection(transport)
     assert transport.disconnecting
@@ -425,7 +425,7 @@ class Overworked(InReactor):
         return super().call(done, function, *arguments)
 
     def submit(self, done: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
-        """What is asked of a pool: `function` runs the second of `arguments` in a context."""
+        """Submit to the pool: `function` runs the second of `arguments` in a context."""
         if arguments[1].__name__ in self.busy:
             raise Busy("no thread", Refusal.MAX_QUEUE)
         return super().call(done, function, *arguments)
@@ -561,7 +561,7 @@ async def test_without_a_thread_in_the_pool_a_client_is_told_so(log: Log) -> Non
 
 
 class Blocking(Handler):
-    """Tells what is called, and lets nobody in the threads go on before the test says so."""
+    """Records calls, and blocks the threads until the test releases them."""
 
     calls: ClassVar[list[str]] = []
     released = threading.Event()
@@ -706,7 +706,7 @@ async def test_whoever_resets_in_the_queue_of_serial_gives_up_its_place() -> Non
             client.send(b"happy\n")
             assert await client.receive_all() == b"OK...happy\n"
         await eventually(lambda: not server.factory.connections)
-        # What had been sent was handled, though its answer went nowhere.
+        # The sent message was handled, although its answer was dropped.
         assert server.factory.metrics.messages == 4
 
 

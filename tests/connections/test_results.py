@@ -73,7 +73,7 @@ def reply_to(kind: bytes, number: int) -> bytes | None:
 
 @dataclass
 class Ending:
-    """What a client gets, and what is counted."""
+    """The bytes that a client gets, and the counters."""
 
     wire: bytes = b""
     messages: int = 0
@@ -103,7 +103,7 @@ def expected(kinds: list[bytes], framing: Framing, *, served: int | None = None)
 
 @dataclass
 class Script:
-    """What the handlers of one server have done, and what they wait for."""
+    """The calls of one server's handlers, and the results that they wait for."""
 
     later: Callable[[Callable[[], object]], object]
     received: list[bytes] = field(default_factory=list)

@@ -53,7 +53,7 @@ MODEL = ConcurrencyModel.THREAD_PER_CONNECTION
 
 @pytest.fixture(autouse=True)
 def waiting_threads_can_be_interrupted() -> Iterator[None]:
-    """What `echod.daemon.signals` does in the daemon."""
+    """As `echod.daemon.signals` does in the daemon."""
     previous = signal.signal(thread_socket.INTERRUPT, lambda number, frame: None)
     yield
     signal.signal(thread_socket.INTERRUPT, previous)
@@ -466,7 +466,7 @@ async def test_a_handler_that_is_caught_between_two_waits_is_looked_at_again(
         client = await server.connect()
         await eventually(caught.is_set)
         (served,) = server.factory.connections
-        await eventually(lambda: not served._channel.unsent())  # what TLS has sent, too
+        await eventually(lambda: not served._channel.unsent())  # includes the bytes of TLS
         served.sweep(reactor.seconds())  # which sees what there was before
         served.sweep(reactor.seconds() + 1000)
         assert not server.factory.metrics.ended
@@ -493,7 +493,7 @@ async def test_a_handler_that_is_at_work_at_every_look_is_not_disturbed(
         client = await server.connect()
         await eventually(at_work.is_set)
         (served,) = server.factory.connections
-        await eventually(lambda: not served._channel.unsent())  # what TLS has sent, too
+        await eventually(lambda: not served._channel.unsent())  # includes the bytes of TLS
         served.sweep(reactor.seconds())
         served.sweep(reactor.seconds() + 1000)
         assert served._next_look is not None
@@ -576,7 +576,7 @@ async def test_a_drain_lets_the_thread_read_what_was_received_and_then_the_end(
         await drained
 
 
-# What a slow reader gets: at the end of the stream most of it is still with the daemon's kernel.
+# The bytes for a slow reader: at the end of the stream the daemon's kernel still has most of them.
 MUCH = b"x" * 200_000
 
 

@@ -50,7 +50,7 @@ Read = Callable[[], bytes]
 
 @pytest.fixture(autouse=True)
 def waiting_threads_can_be_interrupted() -> Iterator[None]:
-    """What `echod.daemon.signals` does in the daemon."""
+    """As `echod.daemon.signals` does in the daemon."""
     previous = signal.signal(thread_socket.INTERRUPT, lambda number, frame: None)
     yield
     signal.signal(thread_socket.INTERRUPT, previous)
@@ -326,7 +326,7 @@ def detached(conn: socket.socket) -> None:
 
 
 Handler = Callable[[Any], None]
-# What can be asked to work, as LEAVE says, and what only echoes.
+# The handlers that work on request, see LEAVE; others only echo.
 WORKING: dict[str, Handler] = {
     **{way.__name__: echo_by(way) for way in READS},
     "detached": detached,
@@ -334,7 +334,7 @@ WORKING: dict[str, Handler] = {
 }
 HANDLERS: dict[str, Handler] = {**WORKING, "cat": cat, "cat_in_shell": cat_in_shell}
 
-# What waits for nothing while it works.
+# A handler that waits for nothing while it works.
 PATIENT = {
     name: handler
     for name, handler in WORKING.items()
@@ -617,7 +617,7 @@ def test_looks_at_the_threads_of_handlers_take_little_of_the_time() -> None:
 
     def threads() -> list[int]:
         looks.append(now[0])
-        now[0] += 0.1  # what a look takes
+        now[0] += 0.1  # the time of a look
         return []
 
     others = Others(threads, lambda: now[0])

@@ -22,7 +22,7 @@ from tests.support.log import Log
 
 
 class Captured:
-    """What was captured, as text with its level."""
+    """The captured lines, as text with their levels."""
 
     def __init__(self) -> None:
         self.events: list[LogEvent] = []

@@ -64,7 +64,7 @@ def test_a_pidfile_that_cannot_be_written_is_refused(
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as it is for an ordinary user
     assert refusal({"pidfile": ""}, uid=SOMEBODY) is None
     assert refusal({"pidfile": str(tmp_path / "twistd.pid")}, uid=SOMEBODY) is not None
-    (tmp_path / "twistd.pid").touch()  # twistd's own concern: somebody may be running
+    (tmp_path / "twistd.pid").touch()  # twistd handles it: that process may be running
     assert refusal({"pidfile": str(tmp_path / "twistd.pid")}, uid=SOMEBODY) is None
 
 
@@ -147,7 +147,7 @@ def test_a_user_without_an_entry_is_refused() -> None:
         ("\u0661", "it does not contain a process id"),
         pytest.param(str(os.getpid()), f"{os.getpid()} is this process itself", id="its own"),
         ("1", "process 1 is not twistd"),
-        (str(2**31 - 1), None),  # nobody: twistd finds that out
+        (str(2**31 - 1), None),  # no such process: twistd detects that
     ],
 )
 def test_a_pidfile_of_no_daemon_is_stale(tmp_path: Path, content: str, why: str | None) -> None:

@@ -27,7 +27,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def status() -> list[str]:
-    """What the daemon says of itself: the last entry."""
+    """The daemon's status text: the last entry."""
     return ["Serving, 0 connections"]
 
 

@@ -262,7 +262,7 @@ async def test_an_abort_ends_a_drain() -> None:
 
 @pytest.fixture
 def globals_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What makeService changes in the process is put back."""
+    """Changes of makeService to the process are undone."""
     installed: list[Signals] = []
 
     class Recorded(Signals):

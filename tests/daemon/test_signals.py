@@ -55,7 +55,7 @@ def looped() -> FakeReactor:
 
 @pytest.fixture(autouse=True)
 def process_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is installed in the process is put back; else pytest itself would end by a signal."""
+    """Installed handlers are removed; otherwise pytest itself would end by a signal."""
     kept = {number: signal.getsignal(number) for number in HANDLED}
     at_exit: list[Any] = []
     monkeypatch.setattr(signals.atexit, "register", at_exit.append)  # type: ignore[attr-defined]
@@ -125,7 +125,7 @@ def test_while_a_reload_waits_more_of_them_ask_for_the_same(looped: FakeReactor)
 
     def reload_once_more() -> None:
         reloads.append(None)
-        if len(reloads) == 1:  # what comes during one is another
+        if len(reloads) == 1:  # a signal during one is another
             os.kill(os.getpid(), signal.SIGHUP)
 
     Signals(looped, abort=abort, reload=reload_once_more, patience=20).install()

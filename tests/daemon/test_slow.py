@@ -26,7 +26,7 @@ IN_THE_LOOP = [ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL]
 
 
 class Gate:
-    """What a handler waits at, until it is opened."""
+    """A gate at which a handler waits, until it is opened."""
 
     def __init__(self) -> None:
         self.reached = 0
@@ -174,7 +174,7 @@ async def test_a_thread_that_waits_for_its_client_is_not_slow(clock: Clock, log:
 
 
 class Elsewhere:
-    """Handlers whose result nobody brings."""
+    """Handlers whose result never arrives."""
 
     never: Deferred[bytes]
 

@@ -17,8 +17,8 @@ from tests.support.reactor import reactor
 from tests.support.serving import eventually, no_more_threads
 from tests.support.waiting import PATIENCE
 
-# What a busy machine does to the loop by itself is shorter, mostly: where it is not, there are
-# more stalls than a test has made, and never fewer.
+# Stalls that a busy machine causes are mostly shorter; if not, there are more stalls than a test
+# has made, but never fewer.
 THRESHOLD = 0.3
 LONG = 3 * THRESHOLD
 

@@ -1,4 +1,4 @@
-"""What the tests of faults share: their scale, and the summary of a soak."""
+"""Shared by the tests of faults: their scale, and the summary of a soak."""
 
 from __future__ import annotations
 

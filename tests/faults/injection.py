@@ -15,8 +15,8 @@ from tests.support.daemon import Daemon
 from tests.support.needs import missing, tool
 from tests.support.waiting import PATIENCE, block_until
 
-# What reactors and threads use for the same purpose differs: epoll's reactor receives by recv,
-# uvloop by read, and uvloop sends what is left over by writev.
+# Reactors and threads use different calls for the same purpose: epoll's reactor receives by recv,
+# uvloop by read, and uvloop sends remaining data by writev.
 ACCEPT = "accept,accept4"
 RECEIVE = "read,readv,recvfrom,recvmsg"
 SEND = "write,writev,sendto,sendmsg"

@@ -30,13 +30,13 @@ SHOWN_EVERY = 15.0
 
 
 def number(*, ci: int, soak: int) -> int:
-    """Return how many, where nobody counts along: for a decorator, as hypothesis has."""
+    """Return how many, without a count of progress: for a decorator, such as hypothesis's."""
     return soak if SOAK else ci
 
 
 @dataclass
 class Part:
-    """What one loop of a test was to do, and did."""
+    """The planned and the actual count of one loop of a test."""
 
     wanted: int
     least: int
@@ -45,7 +45,7 @@ class Part:
 
 @dataclass
 class Report:
-    """What one test did in the soak."""
+    """The work of one test in the soak."""
 
     name: str
     parts: list[Part] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Budget:
         self.tests_left = 1
 
     def share(self) -> float:
-        """Return when the test that begins now has to end; what it leaves goes to the others."""
+        """Return when the test that begins now has to end; the others get its unused time."""
         now = self._clock()
         share = max(0.0, self._end - now) / max(1, self.tests_left)
         self.tests_left -= 1
@@ -98,7 +98,7 @@ class Rounds:
 
 
 class Scale:
-    """How much one test does; what the fixture `scale` gives."""
+    """The size of one test's work; the fixture `scale` gives it."""
 
     def __init__(self, name: str, deadline: float | None) -> None:
         """Begin a test.

@@ -147,7 +147,7 @@ def test_no_address_takes_every_turn(daemon: Start, listen: str) -> None:
             assert receive_all(other) == b"OK...happy\n"
             assert len(re.findall("serial-timeout", running.log)) - before <= 2
         served = [each for each in crowd if not select.select([each], [], [], 0)[0]]
-        assert len(served) > size // 2  # and nobody else has been sent away for that
+        assert len(served) > size // 2  # and no other client was refused for that
 
 
 @pytest.mark.parametrize("model", ["thread-per-connection", "serial"])

@@ -18,8 +18,8 @@ from tests.support.daemon import TERMINATED, Daemon, Start
 from tests.support.service_manager import managing
 from tests.support.tls_peer import client_context
 
-# Each message takes a millisecond until there is a file named `hurry`.  The reply says how many
-# messages there were before, whoever sent them, as eight digits.
+# Each message takes a millisecond until there is a file named `hurry`. The reply is the number of
+# messages before it, from all clients, as eight digits.
 HANDLER = """
 import itertools
 import os
@@ -38,7 +38,7 @@ def work(message: bytes) -> bytes:
 # How many messages the greedy client sends; they take ten seconds.
 COUNT = 10_000
 
-# What the daemon is told, what one message is, and what a reply has around its digits.
+# The daemon's flags, one message, and the text around the digits of a reply.
 FRAMINGS = {
     "chunk": (("--max-message", "1"), b"x", (b"", b"")),
     "line": (("--framing", "line"), b"\n", (b"", b"\n")),

@@ -1,4 +1,4 @@
-"""What others do to the log's file, and what the daemon does to what is no file of its own."""
+"""Other programs change the log's file, and the daemon meets files that are not its own."""
 
 from __future__ import annotations
 

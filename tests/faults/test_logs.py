@@ -1,4 +1,4 @@
-"""What happens to the log, and through it: floods, dead readers, full disks, hostile clients."""
+"""Dangers to the log, and through it: floods, dead readers, full disks, hostile clients."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def serving(
     under: Sequence[str] = (),
     stdout: int | None = None,
 ) -> Iterator[Path]:
-    """A daemon whose output nobody reads for it; yields the UNIX socket that it listens on."""
+    """A daemon whose output is not read; yields the UNIX socket that it listens on."""
     path = directory / "socket"
     process = subprocess.Popen(
         [*under, SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, *twistd, "echod",
@@ -78,7 +78,7 @@ def serving(
 
 
 def is_listening(path: Path) -> bool:
-    """Return whether somebody listens there: the path is there a moment earlier."""
+    """Return whether a process listens there: the path exists a moment earlier."""
     sockets = Path("/proc/net/unix").read_text().splitlines()
     return any(
         flags == "00010000" and name == [str(path)]  # __SO_ACCEPTCON of linux/net.h

@@ -175,7 +175,7 @@ def ask(running: Daemon, message: bytes) -> bytes:
 
 @contextlib.contextmanager
 def bystander(running: Daemon) -> Iterator[None]:
-    """Somebody who is served before and after what is done within."""
+    """A client that is served before and after the block."""
     with connect(running) as connection:
         for step in (b"before", b"after"):
             connection.sendall(step)
@@ -292,7 +292,7 @@ def test_a_process_that_a_handler_has_forked_is_ended_by_a_signal(
 
 
 def ended(process: int) -> bool:
-    """Return whether a process has ended, be it that nobody has asked how."""
+    """Return whether a process has ended, even if it has not been waited for."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:

@@ -26,7 +26,7 @@ INPUTS = 1_000_000
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_hostile_bytes_are_parsed_or_refused(target: str, tmp_path: Path, scale: Scale) -> None:
-    """Whatever the bytes are, a parser parses them or refuses them with its own error."""
+    """A parser parses any bytes, or refuses them with its own error."""
     if scale.soak:
         fuzz(target, tmp_path, scale)
     settings(max_examples=300)(given(st.binary(max_size=300))(TARGETS[target]))()
@@ -75,8 +75,8 @@ def test_hostile_streams_get_what_their_messages_deserve(
         if error:
             expected += framing.encode_line(error.encode())
         with connect(running) as connection:
-            # In thousands of pieces, what follows that which is refused may take a busy machine
-            # longer than the daemon waits for it.
+            # In thousands of pieces, the bytes after a refused message may take a busy machine
+            # longer than the daemon waits for them.
             whole = chance.random() >= 0.3 or len(stream) > 20_000
             for piece in [stream] if whole else cut(stream):
                 connection.sendall(piece)

@@ -58,7 +58,7 @@ def test_all_that_is_queued_is_delivered(
     assert running.process.returncode in TERMINATED
 
 
-# What each client sends: eight bytes a number, so that no two places of it are alike.
+# The input of each client: eight bytes for each number, so that no two places are equal.
 STREAM = b"".join(b"%07d\n" % number for number in range(500_000))
 
 # How much a client sends ahead of the replies, in bytes.

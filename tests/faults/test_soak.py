@@ -146,7 +146,7 @@ def test_nothing_grows(daemon: Start, tmp_path: Path, model: str, scale: Scale) 
     )
     ports = Ports(*map(int, running.wait_for(r"starting on (\d+)", 2)))
     running.wait_for("Socket now listening", 2)
-    for session in SESSIONS * 3:  # what is made the first time
+    for session in SESSIONS * 3:  # caches are made the first time
         session(ports, random.Random(0))
     before = running.descriptors
     samples: list[tuple[float, int]] = []

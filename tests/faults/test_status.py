@@ -63,7 +63,7 @@ def observed(daemon: Start) -> Any:
 
 @pytest.fixture
 def clients() -> Iterator[ExitStack]:
-    """What closes clients in the end."""
+    """Closes clients in the end."""
     with ExitStack() as stack:
         yield stack
 
@@ -234,7 +234,7 @@ def test_a_status_that_cannot_be_served_keeps_it_from_starting(
     assert any(why in line for line in running.lines)
 
 
-# What etc/ says about metrics.
+# The metrics that etc/ names.
 
 
 @contextmanager

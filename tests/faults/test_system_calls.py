@@ -59,7 +59,7 @@ class Fault(NamedTuple):
         return int(last) - int(first) + 1 if self.calls == WAIT and last else 1
 
 
-# After these the same call is made again, and nobody notices.
+# After these errors the same call is made again, without any effect.
 PASSING = ("EINTR", "EAGAIN")
 
 ACCEPT_ERRORS = (

@@ -1,4 +1,4 @@
-"""TLS as clients see it: not one byte lost, whoever ends the stream and how."""
+"""TLS as clients see it: not one byte is lost, however either side ends the stream."""
 
 from __future__ import annotations
 
@@ -419,7 +419,7 @@ def test_a_certificate_may_be_rewritten_while_it_is_read(
             running.wait_for("Reloaded; changed|Reload refused, nothing has changed: .*server.pem")
             assert certificate_of(port) in map(der_of, pairs)
             assert "Traceback" not in running.log
-            assert "Error:" not in running.log  # of Python's: nobody has thought of it
+            assert "Error:" not in running.log  # an unexpected error of Python's
     finally:
         over.set()
         writer.join(PATIENCE)
@@ -441,7 +441,7 @@ def test_a_daemon_without_a_usable_key_does_not_start(
     (tmp_path / "server.pem").write_bytes(self_signed_pem())
     key = tmp_path / "key.pem"
     if what == "unreadable":
-        key.mkdir()  # whoever runs the tests may be root, who reads every file
+        key.mkdir()  # the tests may run as root, who reads every file
     elif what == "another's":
         key.write_bytes(Authority().key)
     running = daemon("--listen", f"tls:0:certificate=server.pem:key={key}")
@@ -524,7 +524,7 @@ def test_a_client_that_never_reads_costs_little(secure: Callable[..., Daemon], m
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(Peer(running.port, narrow=True)) for _ in range(6)]
         reader, first, *peers = opened
-        _fill([first])  # what the daemon takes once, whoever comes, is not theirs
+        _fill([first])  # memory that the daemon takes once is not theirs
         before = running.resident
         _fill(peers)
         # Twisted's own transports hold more, and a relay to a thread takes two of them.

@@ -1,4 +1,4 @@
-"""What handlers are told of a client's TLS, whatever the client does to make that hard."""
+"""The facts about a client's TLS reach handlers, even from hostile clients."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ NAMES = {
         AUTHORITY.issue(BITS),
         (("commonName", "somebody"), ("x500UniqueIdentifier", "#030200ff")),
     ),
-    # What OpenSSL cannot convert to text.
+    # A value that OpenSSL cannot convert to text.
     "sequence": (
         AUTHORITY.issue_changed("name", b"\x0c\x04name", b"\x30\x04\x0c\x02ab"),
         (("commonName", "#30040c026162"),),
@@ -114,7 +114,7 @@ NAMES = {
         AUTHORITY.issue_changed("name", b"\x0c\x04name", b"\x0c\x04\x1b[2J"),
         (("commonName", "\x1b[2J"),),
     ),
-    # An alternative name that is no address: nobody has asked for it.
+    # An alternative name that is not an address, and is not used.
     "alternative": (
         AUTHORITY.issue_changed("name", b"\x87\x04\x7f\0\0\1", b"\x81\x04\xff\0\0\1"),
         (("commonName", "name"),),

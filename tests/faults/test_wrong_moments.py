@@ -104,7 +104,7 @@ def test_sighup_reloads_the_file(daemon: Start, file: Path) -> None:
     file.write_text('log-level = "warn"\nthreads = 3\n')
     running.signal(signal.SIGHUP)
     running.wait_for(r"Ignored until restart: threads$", 2)
-    # Whoever has asked for it hears of it, whatever the level.
+    # The operator has asked for it, so it is logged at any level.
     running.wait_for(r"Reloaded; changed: .*log-level")
 
 
@@ -411,7 +411,7 @@ def test_signals_that_the_parent_had_blocked_arrive(
 ) -> None:
     """Fault 84: Signals that the daemon handles reach it even if its parent had blocked them."""
     running = daemon("--concurrency=thread-per-connection", under=[sys.executable, "-c", BLOCKED])
-    with connect(running) as connection:  # whose thread is woken by SIGURG
+    with connect(running) as connection:  # SIGURG wakes its thread
         assert receive(connection, len(BANNER)) == BANNER
         running.signal(signal.SIGHUP)
         running.wait_for("Reloaded; changed: nothing")

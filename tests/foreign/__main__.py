@@ -2,7 +2,7 @@
 
 Each suite runs on Twisted's epoll reactor and on uvloop's, each time in a process and a folder of
 its own. Tests that differ are run once more, alone, on both: on a busy machine some fail that
-measure time. What still differs, and has no reason in known.toml, makes it exit with 1. With
+measure time. It exits with 1 if a test still differs, and known.toml has no reason for it. With
 `--document FILE` the table in that page is written anew.
 """
 

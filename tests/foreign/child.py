@@ -115,8 +115,8 @@ def run_pytest(names: list[str], record: Record) -> None:
 
 
 def main(reactor: str, runner: str, file: str, *names: str) -> None:
-    """Run, and end with success whatever the tests say: that is for the reader of the file."""
-    # By its module, not as a plugin: a plugin of somebody else's may import another reactor.
+    """Run, and exit with 0 for any result of the tests: the reader of the file judges that."""
+    # By its module, not as a plugin: a foreign plugin may import another reactor.
     importlib.import_module(MODULES[reactor]).install()
     run = {"trial": run_trial, "pytest": run_pytest}[runner]
     with Path(file).open("a") as opened:

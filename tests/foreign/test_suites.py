@@ -1,4 +1,4 @@
-"""What `make foreign` says of two runs; the suites themselves are not for every day."""
+"""The comparison of two runs in `make foreign`; the suites themselves take too long here."""
 
 from __future__ import annotations
 

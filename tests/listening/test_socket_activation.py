@@ -43,7 +43,7 @@ class Passed:
 
     def close(self) -> None:
         for descriptor, kept in zip(self.descriptors, self._kept, strict=True):
-            # Whoever was given it has closed it, and the number may be another's by now.
+            # Its new owner has closed it, and another file may have the number by now.
             with contextlib.suppress(OSError):
                 if os.path.sameopenfile(descriptor, kept.fileno()):
                     os.close(descriptor)
@@ -97,7 +97,7 @@ async def test_a_socket_is_served_and_left_open_at_the_end(passed: Passed, famil
         )
         await is_served(client)
     await port.stopListening()
-    # Who connects now is queued, for the next daemon.
+    # A client that connects now is queued for the next daemon.
     socket.create_connection(address[:2], 5).close()
 
 

@@ -26,7 +26,7 @@ from echod.log.sinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
 from echod.text import LONGEST
 from tests.support.waiting import block_until
 
-# What may be in a log: everything but what steers a terminal, hides or forges.
+# The characters of a log: all except those that control a terminal, hide or forge text.
 PRINTABLE = re.compile(
     "[^\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]*"
 )
@@ -63,7 +63,7 @@ class Observed:
 
     @property
     def lines(self) -> list[str]:
-        """What has been written since this was last asked for."""
+        """The lines written since the last call."""
         self.observer.writer.flush(10)
         lines, self.sink.lines = self.sink.lines, []
         return lines
@@ -150,7 +150,7 @@ def test_a_traceback_that_is_part_of_the_message_is_a_field_too(records: Observe
 def test_no_control_character_gets_out(text: str, as_json: bool) -> None:
     observed = Observed(format="json" if as_json else "text")
     observed.log.info("{text}", text=text)
-    observed.log.info(text)  # nobody should, but handlers do what they like
+    observed.log.info(text)  # no code should do that, but handlers may
     observed.log.error("{text!r}: {data}", text=text, data=text.encode("utf-8", "replace"))
     observed.log.info("{odd}", **{"odd": 1, f"x{text}": text})
     try:

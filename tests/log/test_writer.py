@@ -95,7 +95,7 @@ def test_nobody_waits_for_a_sink_that_is_stuck(
     block_until(lambda: not writer._pending)
     for number in range(30):
         writer.add(Line(f"line {number:05}", "info"))
-    assert writer.dropped == 21  # what the sink has in hand takes room, too
+    assert writer.dropped == 21  # lines that the sink is writing take room, too
     assert not writer.flush(0.01)
     sink.open.set()
     assert writer.flush(PATIENCE)

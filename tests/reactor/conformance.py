@@ -47,8 +47,8 @@ def find_free_port(
     """An address that is free, and stays so until a test binds it.
 
     Twisted's own function lets the kernel choose the port and gives it back, so that the kernel
-    may give it to another process before the test has bound it. This takes one of those that the
-    kernel gives nobody.
+    may give it to another process before the test has bound it. This takes one that the kernel
+    assigns to no process.
     """
     given = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     first, last = map(int, given)

@@ -21,7 +21,7 @@ from .harness import Harness, hang_up
 def nothing_left_behind() -> None:
     """Not watched here: Twisted has no way to close a reactor, so each leaves its epoll object.
 
-    What the reactor itself must not leave, its tests count one by one.
+    The reactor's own tests count the objects that the reactor must not leave.
     """
 
 

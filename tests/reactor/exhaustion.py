@@ -67,7 +67,7 @@ def test_out_of_descriptors(harness: Harness) -> None:
 
 
 def test_out_of_descriptors_in_a_storm(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those who come again as soon as they are turned away do not keep the port busy."""
+    """Clients that reconnect as soon as they are refused do not keep the port busy."""
     harness.listen(Echo)
     tries: list[int] = []
     spent: list[float] = []

@@ -99,7 +99,7 @@ def hang_up() -> None:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """What comes until the end of the stream."""
+    """Return all bytes until the end of the stream."""
     chunks = []
     while chunk := client.recv(65536):
         chunks.append(chunk)

@@ -142,7 +142,7 @@ def test_a_streaming_producer_does_not_keep_a_connection_open(
 
     protocol = scripted(begin=begin)
     assert talk(either, server, protocol) == last
-    # Whether it is paused in between is the reactor's own affair: there is nobody to tell.
+    # The reactor may pause it in between, without a notification.
     assert protocol.events == ["hello", "stop", "ConnectionDone"]
 
 

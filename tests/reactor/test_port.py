@@ -1,4 +1,4 @@
-"""Listening ports go on, whatever accept says."""
+"""Listening ports go on after any error of accept."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_keeps_listening(harness: Harness, monkeypatch: pytest.MonkeyPatch, numb
     monkeypatch.setattr(port_module, "_accept", failing)
 
     def client() -> None:
-        for _ in range(4):  # those who are turned away come again
+        for _ in range(4):  # refused clients reconnect
             try:
                 if echoes(dial(port)):
                     return

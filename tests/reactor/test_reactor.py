@@ -74,7 +74,7 @@ def test_a_clock_step_fires_nothing(harness: Harness, monkeypatch: pytest.Monkey
     harness.run_until_stopped()
     assert fired == ["on time"]
     assert 0.2 <= reactor.seconds() - before < 5
-    # Still near the time of day, for those who make a date of it.
+    # Still near the time of day, for callers that format it as a date.
     assert abs(reactor.seconds() - real()) < 60
 
 
@@ -252,7 +252,7 @@ def test_what_is_removed_is_the_reactors_no_more(either: Harness) -> None:
     assert seen == {"before": True, "removed": True, "again": [], "left": set(), "back": True}
 
 
-# For those who look for asyncio's reactor
+# For code that looks for asyncio's reactor
 
 
 def test_it_is_an_asyncio_reactor_by_name_alone(harness: Harness) -> None:

@@ -166,7 +166,7 @@ def test_write_side_half_close_with_a_producer(harness: Harness, streaming: bool
 def test_a_peer_that_never_reads_is_given_up(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is left to deliver after the peer's end of stream has a deadline."""
+    """Delivery of the remaining output after the peer's end of stream has a deadline."""
 
     class Floods(Remembers):
         events: list[Any] = []  # noqa: RUF012
@@ -725,7 +725,7 @@ def test_reads_can_be_shortened(harness: Harness) -> None:
             pass
 
     port = harness.listen(Keeps)
-    # What a connection may hold unread is settled when it is accepted.
+    # The amount that a connection may hold unread is set when it is accepted.
     harness.port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     sent = os.urandom(8_000_000)
 

@@ -220,7 +220,7 @@ def test_whatever_a_flag_says_is_a_value_or_one_line(one: Setting, text: str) ->
             assert tomllib.loads(f"it = {text}")["it"] == value
 
 
-# What a TOML value may be.
+# The values of TOML.
 TOML = st.recursive(
     st.integers()
     | st.floats()
@@ -411,7 +411,7 @@ NAMES = st.from_regex(r"[a-z_]{1,9}", fullmatch=True)
 TEXTS = st.text(st.characters(codec="utf-8"))
 SECONDS = st.just(0.0) | st.floats(0.001, 10**7)
 
-# A value for each setting that stands alone; what excludes each other is left out.
+# A value for each independent setting; settings that exclude each other are left out.
 ANY_SETTINGS = st.builds(
     Settings,
     port=st.lists(st.integers(0, 65535), unique=True).map(tuple),

@@ -32,7 +32,7 @@ class Taste(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Cake:
-    """What a settings class may hold, and no more."""
+    """The fields that a settings class may have, and no others."""
 
     layers: int = setting(3, Text("How many.", whole_number(1, 9), section="Shape"))
     height: float = setting(2.5, Text("How high.", seconds, unit="seconds"))

@@ -215,5 +215,5 @@ def test_what_the_last_minute_has_brought_is_beside_what_there_has_been_in_all()
         clock.advance(0.5)
     now = immediate(Deferred.fromCoroutine(server.look()))
     assert now.last_minute == Totals()
-    assert now.rates is None  # nobody has looked for longer than that
+    assert now.rates is None  # the last look is longer ago than that
     server._probes.stop()

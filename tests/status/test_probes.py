@@ -44,7 +44,7 @@ def test_the_wait_for_a_thread_is_that_of_a_task_that_waits_with_the_others() ->
     probes: Any = Probes(clock, pool, Totals)  # type: ignore[arg-type]
     probes.start()
     clock.advance(INTERVAL)
-    assert not pool.tasks  # nobody waits, so nobody has to be asked
+    assert not pool.tasks  # no task waits, so none has to be asked
     pool.waiting = 3
     clock.advance(INTERVAL)
     clock.advance(INTERVAL)

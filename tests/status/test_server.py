@@ -44,7 +44,7 @@ async def test_a_service_shows_its_status_while_it_runs(model: str) -> None:
     assert b'echod_connections_open{listener="tcp:0:interface=127.0.0.1"} 1.0' in metrics
     assert b"echod_handler_seconds_count 1.0" in metrics
     assert (b"echod_pool_threads" in metrics) is (model != "reactor")
-    assert b"echod_log" not in metrics  # nobody has given it a log of its own
+    assert b"echod_log" not in metrics  # it has no log of its own
     assert b"<title>echod: " in await get(address, "/")
     await service.stopService()
     await client.receive_all()

@@ -264,7 +264,7 @@ def test_whatever_comes_there_is_an_answer_or_an_end_and_no_traceback(
 def test_a_name_that_is_not_known_to_be_meant_is_not_answered(
     clock: Clock, host: str, status: int
 ) -> None:
-    """A page in an operator's browser cannot read it, whatever name it has had lead here."""
+    """A web page in an operator's browser cannot read it through any host name."""
 
     async def look() -> Any:
         return snapshot(busy_subject(), clock)
@@ -420,7 +420,7 @@ def test_metrics_are_what_was_counted(get: Get) -> None:
         ("server.pem", "0A1B"): VALID_UNTIL.timestamp()
     }
     assert samples(found["echod_state"]) == {("starting",): 0, ("ready",): 1, ("draining",): 0}
-    # What open connections have moved counts while they are open.
+    # The traffic of open connections counts while they are open.
     assert samples(found["echod_messages"])["tcp:8888",] == 4
     assert samples(found["echod_received_bytes"])["tcp:8888",] == 2048 + 1024
     assert samples(found["echod_connections_open"])["tcp:8888",] == 10

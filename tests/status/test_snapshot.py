@@ -56,7 +56,7 @@ def test_who_ends_meanwhile_is_counted_once(ending: list[int], between: bool) ->
         gathering.turn.callback(None)
     for number in ending:
         end(factory, connections[number])
-    factory.connections.append(FakeConnection((7, 7, 7)))  # who comes meanwhile is for the next
+    factory.connections.append(FakeConnection((7, 7, 7)))  # for the next look
     while gathering.figures is None:
         gathering.turn.callback(None)
     figures = gathering.figures

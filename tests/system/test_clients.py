@@ -1,4 +1,4 @@
-"""What clients see: netcat in a terminal, sockets, UNIX sockets, IPv6 and TLS."""
+"""The clients' view: netcat in a terminal, sockets, UNIX sockets, IPv6 and TLS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.waiting import PATIENCE
 
 
 class Terminal:
-    """A network client with somebody at the keyboard."""
+    """A network client with a person at the keyboard."""
 
     def __init__(self, *command: str | Path) -> None:
         self.process = subprocess.Popen(
@@ -73,7 +73,7 @@ def terminals(*commands: list[str]) -> Iterator[list[Terminal]]:
 
 
 def command(name: str, port: int) -> list[str]:
-    """Return what somebody types to connect."""
+    """Return the command that a person types to connect."""
     path = tool(name)
     return (
         [path, "-", f"TCP:127.0.0.1:{port}"] if name == "socat" else [path, "127.0.0.1", f"{port}"]

@@ -53,7 +53,7 @@ class Faulty:
         self.running = running
         self._directory = directory
         self._greeting = b"" if model == "serial" else b"hello\n"
-        # One client at a time, there: nobody else is served as long as a connection is open.
+        # It serves one client at a time, so no other is served while a connection is open.
         self.serial = model == "serial"
 
     @contextlib.contextmanager
@@ -86,7 +86,9 @@ class Faulty:
 
     @contextlib.contextmanager
     def one_traceback(self) -> Iterator[None]:
-        """Others are served before, during and after; what is done within is logged once."""
+        """Other clients are served before, during and after; the error in the block is logged
+        once.
+        """
         before = self.tracebacks
         with contextlib.ExitStack() as stack:
             bystander = None if self.serial else stack.enter_context(self.greeted())

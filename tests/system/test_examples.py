@@ -193,7 +193,7 @@ def test_a_handler_answers(
     started = daemon("--handler", f"handlers:{handler}", *options, cwd=EXAMPLES)
     with connect(started) as client:
         client.sendall(sent)
-        # What it says before the client's end of stream, and that it says nothing after it.
+        # Return its output before the client's end of stream, and check that none follows.
         assert receive(client, len(answer)) == answer
         client.shutdown(socket.SHUT_WR)
         assert receive_all(client) == b""
@@ -234,7 +234,7 @@ def test_a_connection_handler_in_the_wrong_model_is_refused(daemon: Start) -> No
 
 @pytest.fixture(autouse=True)
 def nothing_added() -> Iterator[None]:
-    """The examples' folder is as it was; what Python keeps of a module it imported may stay."""
+    """The examples' folder is unchanged, except for Python's caches of imported modules."""
 
     def files() -> set[str]:
         return {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"}

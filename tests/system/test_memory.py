@@ -1,4 +1,4 @@
-"""A client that never reads costs little, whatever it sends, and harms nobody."""
+"""A client that never reads costs little, with any input, and harms no other client."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.support.waiting import PATIENCE
 CLIENTS = 16
 MOST = 256 * 1024
 
-# What each of them sends at most, in bytes, and how long they may take together, in seconds.
+# The most that each of them sends, in bytes, and the time for all of them, in seconds.
 VOLUME = 8_000_000
 TIME = 8.0
-# Nobody's kernel has taken a byte for so long, in seconds: the daemon reads no more.
+# If no client's kernel has taken a byte for this long, in seconds, the daemon reads no more.
 QUIET = 0.4
 
 

@@ -67,7 +67,7 @@ class Environment:
 
     @property
     def handlers(self) -> dict[str, str]:
-        """What `echod handlers` says of each handler."""
+        """The line of `echod handlers` for each handler."""
         lines = run(self.bin / "echod", "handlers", cwd=self.folder).splitlines()
         return {name: said.strip() for name, _, said in (line.partition(" ") for line in lines)}
 

@@ -43,14 +43,14 @@ def run(directory: Path, *command: str | Path) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A TCP port that somebody else listens on."""
+    """A TCP port on which another process listens."""
     with socket.create_server(("", 0)) as somebody:
         yield somebody.getsockname()[1]
 
 
 @pytest.fixture
 def free() -> int:
-    """A TCP port that nobody listens on."""
+    """A TCP port on which no process listens."""
     with socket.create_server(("", 0)) as somebody:
         return somebody.getsockname()[1]
 
@@ -61,7 +61,7 @@ def handlers(tmp_path: Path) -> Callable[[str], int]:
     return (tmp_path / "served.py").write_text
 
 
-# What it says.
+# Its output.
 
 
 def test_the_log_tells_each_step_and_each_client(daemon: Start) -> None:
@@ -287,7 +287,7 @@ def test_a_check_is_one_for_the_user_that_runs_it(tmp_path: Path) -> None:
     assert "is good for root, who can read every file" in run(tmp_path, *command).stdout
 
 
-# What keeps it from starting.
+# The error that prevents the start.
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_a_port_that_is_taken_ends_it_with_one_line(
     ended = run(tmp_path, SCRIPTS / program, *arguments)
     assert ended.returncode == 1
     assert ended.stderr.endswith(f"echod: tcp:{taken}: {TAKEN}\n")
-    assert TAKEN in (ended.stdout or ended.stderr)  # what `twist` logs before it runs goes there
+    assert TAKEN in (ended.stdout or ended.stderr)  # the early log of `twist` goes there
     assert "Traceback" not in ended.stdout + ended.stderr
     assert list(tmp_path.glob("*.pid")) == []
 
@@ -318,7 +318,7 @@ def test_a_port_that_is_taken_keeps_it_from_going_into_the_background(
     assert ended.returncode == 1
     assert TAKEN in ended.stderr
     assert "Traceback" not in ended.stderr
-    # What fails is the child, which may live a moment longer.
+    # The child fails, and may live a moment longer.
     block_until(lambda: TAKEN in (tmp_path / "log").read_text())
     assert "Traceback" not in (tmp_path / "log").read_text()
     block_until(lambda: list(tmp_path.glob("*.pid")) == [])

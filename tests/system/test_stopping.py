@@ -91,7 +91,7 @@ def flooding(message):
 """
 
 
-# What a process that a signal has ended tells its parent, directly or as a shell would.
+# The exit status of a process that a signal has ended, directly or through a shell.
 INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
 
 STREAM = b"".join(b"%07d\n" % number for number in range(1_000_000))
@@ -106,7 +106,7 @@ def open_gate(directory: Path) -> None:
     (directory / "gate").touch()
 
 
-# What was begun is finished.
+# Work that was begun is finished.
 
 
 def test_sigint_stops_it_as_sigterm_does(daemon: Start, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_client_that_never_stops_sending_does_not_keep_it_from_stopping(daemon
 
 @contextlib.contextmanager
 def endless(running: Daemon) -> Iterator[socket.socket]:
-    """A client that reads, and sends until nobody takes it any more."""
+    """A client that reads, and sends until its data is no longer accepted."""
 
     def send() -> None:
         with contextlib.suppress(OSError):
@@ -326,7 +326,7 @@ def send_all_it_takes(connection: socket.socket, data: bytes) -> int:
     return sent
 
 
-# It stops, whatever is in its way.
+# It stops in any situation.
 
 
 Situation = Callable[[Daemon], contextlib.AbstractContextManager[None]]

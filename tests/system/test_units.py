@@ -26,7 +26,7 @@ UNITS = ROOT / "etc" / "systemd"
 # The exposure that systemd-analyze may find, in tenths.
 EXPOSURE = {"echod.service": 10, "echod@.service": 10, "echod-activated.service": 3}
 
-# What the socket-activated service has instead of a network.
+# The options that replace the network of the socket-activated service.
 CUT_OFF = {
     "IPAddressAllow": None,
     "IPAddressDeny": "any",
@@ -115,7 +115,7 @@ def test_the_settings_for_kubernetes_are_good() -> None:
     assert pod["spec"]["terminationGracePeriodSeconds"] > delay + drain
 
 
-# What the units take away, the daemon does not need.
+# The daemon does not need the privileges that the units remove.
 
 
 @pytest.fixture(scope="module")

@@ -51,9 +51,12 @@ def test_a_name_may_be_of_any_type_that_holds_ascii(kind: str) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (b"\x14\x04Zo\xeb!", "Zoë!"),  # TeletexString, as everybody takes it
+        (b"\x14\x04Zo\xeb!", "Zoë!"),  # TeletexString, as commonly decoded
         (b"\x16\x04Zo\xeb!", "Zoë!"),  # IA5String with what it may not hold
-        (b"\x0c\x04a\0\x1bb", "a\0\x1bb"),  # text, and nothing more; who shows it escapes it
+        (
+            b"\x0c\x04a\0\x1bb",
+            "a\0\x1bb",
+        ),  # text, not escaped here
         (b"\x0c\x04Zo\xeb!", "#0c045a6feb21"),  # not UTF-8
         (b"\x1e\x04\xd8\x00\0a", "#1e04d8000061"),  # half a character
         (b"\x1c\x04\0\x11\0\0", "#1c0400110000"),  # beyond Unicode

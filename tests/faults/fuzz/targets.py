@@ -1,4 +1,4 @@
-"""What is fed with hostile bytes, and what has to hold whatever they are."""
+"""The targets of hostile bytes, and the properties that hold for any bytes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def length(data: bytes) -> None:
 
 
 def escaping(data: bytes) -> None:
-    """What is shown is printable, and one line where one is asked for."""
+    """Shown text is printable, and a single line if one is required."""
     text = data.decode("utf-8", "surrogateescape")
     for shown in (escape(data), escape(text), escape(data.decode("latin-1"))):
         assert _is_harmless(shown), ascii(shown)
@@ -178,7 +178,7 @@ class _Transport(StringTransport):
 
 
 def tls(data: bytes) -> None:
-    """No ClientHello, nor what follows, raises; what is none ends the connection."""
+    """No ClientHello raises, nor the bytes after it; other bytes end the connection."""
     clock = Clock()
     factory = TLSFactory(Factory.forProtocol(Protocol), _context(), clock)
     for start in (b"", b"\x16\x03\x01", b"\x16\x03\x01\0\x80\x01\0\0\x7c\x03\x03"):
@@ -204,7 +204,7 @@ def hello(data: bytes) -> None:
 
 
 def certificate(data: bytes) -> None:
-    """What is asked of a certificate is found, or refused by a ValueError."""
+    """The fields of a certificate are found, or a ValueError is raised."""
     for read in (subject, not_after):
         with contextlib.suppress(ValueError):
             read(data)
