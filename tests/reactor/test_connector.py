@@ -15,7 +15,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from .harness import Harness
-from .test_closing import AUTHORITY, tls_options
+from .test_connection_ends import AUTHORITY, tls_options
 
 COUNT = 50
 
