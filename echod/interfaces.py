@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
     from twisted.internet import _IReactorCommon
 
-    # The type that Twisted gives to `twisted.internet.reactor`, for type checkers alone.
+    # Twisted's type of `twisted.internet.reactor`, only for type checkers.
     Reactor: TypeAlias = _IReactorCommon
 
 
 class Stream(ITransport, IPushProducer, IConsumer, ISystemHandle):
     """The transport of a stream.
 
-    Those of TCP, TLS and UNIX sockets are such, on Twisted's reactors and on uvloop's. Twisted has
-    `ITCPTransport` for it, whose addresses are those of TCP alone.
+    The transports of TCP, TLS and UNIX sockets provide it, on Twisted's reactors and on uvloop's.
+    Twisted's `ITCPTransport` is similar, but has only addresses of TCP.
     """
 
     def loseWriteConnection() -> None:
@@ -36,10 +36,10 @@ class Stream(ITransport, IPushProducer, IConsumer, ISystemHandle):
         """Return whether short writes are sent at once."""
 
     def setTcpNoDelay(enabled: bool) -> None:
-        """Have short writes sent at once."""
+        """Set whether short writes are sent at once."""
 
     def getTcpKeepAlive() -> bool:
         """Return whether the kernel checks that the peer is there."""
 
     def setTcpKeepAlive(enabled: bool) -> None:
-        """Have the kernel check that the peer is there."""
+        """Set whether the kernel checks that the peer is there."""

@@ -108,7 +108,7 @@ class Turns:
             self._begin(self.seconds())
 
     def leave(self, connection: Resting) -> None:
-        """Forget `connection`, which has ended; again is harmless."""
+        """Forget `connection`, which has ended. Calling it again is harmless."""
         self._line.pop(connection, None)
         if self._call is not None and not self._line:
             call, self._call = self._call, None

@@ -1,4 +1,4 @@
-"""The `echod` command: what an operator or a programmer asks beside running the daemon."""
+"""The `echod` command: tools for operators and programmers, besides the daemon itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the `echod` command.
 
     Args:
-        arguments: what follows its name; None for those of the process.
+        arguments: the arguments after its name; None for those of the process.
 
     Returns:
         The exit code.

@@ -116,7 +116,7 @@ class DirectChannel:
         return unsent(self._transport)
 
     def taken(self) -> Taken:
-        """Return how much of what was sent the client has taken."""
+        """Return how much of the sent data the client has received."""
         return taken(self._transport)
 
     def spoke_last(self) -> bool:
@@ -245,8 +245,8 @@ class RelayChannel(Protocol):
 
     def end_input(self) -> None:
         """Let the thread read the relayed data, and then the end of the stream."""
-        # Once: to see whether it can write, Twisted's transport would write behind its own end,
-        # and take EPIPE for the loss of the relay, and with it of what the thread has yet to say.
+        # Only once: to check whether it can write, Twisted's transport would write after its own
+        # end, and take EPIPE for the loss of the relay; the thread's further output would be lost.
         if not self._input_ended:
             self._input_ended = True
             self._when_connected(self._end_input)
@@ -257,7 +257,7 @@ class RelayChannel(Protocol):
         self.transport.loseWriteConnection()
 
     def wake(self) -> None:
-        """Let a thread that is blocked in the socket fail."""
+        """Make a thread that is blocked in the socket fail."""
         self._when_connected(lambda: self.transport.abortConnection())
 
     def _when_connected(self, ask: Callable[[], object]) -> None:

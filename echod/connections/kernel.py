@@ -46,7 +46,7 @@ def unsent(transport: object) -> int:
 
 @dataclass(frozen=True)
 class Taken:
-    """How much of what we sent the client has taken, as far as the kernel knows.
+    """How much of our data the client has received, as far as the kernel knows.
 
     Attributes:
         acknowledged: how many bytes the client's kernel has acknowledged.
@@ -74,7 +74,7 @@ NOTHING_TAKEN = Taken()
 
 
 def taken(transport: object) -> Taken:
-    """Return how much the client has taken."""
+    """Return how much the client has received."""
     handle = _handle(transport)
     if handle is not None and handle.family in (socket.AF_INET, socket.AF_INET6):
         info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
@@ -120,7 +120,7 @@ def has_room(handle: socket.socket) -> bool:
 
 
 def output_ended(handle: socket.socket) -> bool:
-    """Return whether nothing more can be sent: the stream was ended, through any descriptor."""
+    """Return whether our stream has ended, through any descriptor."""
     try:
         handle.send(b"", socket.MSG_DONTWAIT)
     except BlockingIOError:

@@ -106,10 +106,10 @@ class ConnectionProtocol(Protocol):
         # Whether the client's stream has ended, kept in the last states too: the kernel's count of
         # received bytes depends on it.
         self._input_ended = False
-        # Given with the event that ends OPEN or INPUT_ENDED.
+        # Set by the event that ends OPEN or INPUT_ENDED.
         self._reason: EndReason | None = None
-        # The last look at what the client has taken; and, after our FIN, at how many bytes have
-        # not come to its machine.
+        # The progress of the client at the last check; and, after our FIN, the number of bytes
+        # that had not reached its machine.
         self._taken = NOTHING_TAKEN
         self._unsent = 0
         self._deadline = math.inf
@@ -253,14 +253,14 @@ class ConnectionProtocol(Protocol):
     def writeConnectionLost(self) -> None:
         match self._step(Event.OUTPUT_ENDS):
             case State.FIN_SENT:
-                # It is with the kernel, behind everything written: now wait for the client's.
+                # The kernel has our FIN, after everything written: now wait for the client's.
                 self._unsent = unsent(self.transport)
                 self._idle_since = self._owner.seconds()
             case State.BOTH_ENDED:
                 self._close_transport()
 
     def _close_transport(self) -> None:
-        """Both streams have ended: the client may take its time with what the kernel holds."""
+        """Close after both streams have ended; the kernel still delivers its data."""
         self._expect_to_be_read()
         self.transport.loseConnection()
 
@@ -306,7 +306,7 @@ class ConnectionProtocol(Protocol):
     # The one way to close.
 
     def _step(self, event: Event) -> State | None:
-        """Go on to the state that follows by `event`, and return it; None: it is refused."""
+        """Enter the state that follows by `event`, and return it; None: the event is refused."""
         state = after(self._state, event)
         if state is not None:
             self._state = state

@@ -155,13 +155,13 @@ class SocketProtocol(ConnectionProtocol):
 
     def _end_writing(self) -> None:
         if self._is_end_sent():
-            # Twisted would write to see, and take EPIPE for a lost client.
+            # Twisted would try a write, and take EPIPE for a lost client.
             self.writeConnectionLost()
-        elif not self._ended_early:  # else it is on its way, and `writeConnectionLost` comes
+        elif not self._ended_early:  # otherwise `writeConnectionLost` follows
             super()._end_writing()
 
     def _is_end_sent(self) -> bool:
-        """Return whether the handler has ended our stream, and FIN is with the kernel."""
+        """Return whether the handler has ended our stream, and the kernel has the FIN."""
         conn, channel = self._conn, self._channel
         if conn is None or not isinstance(channel, DirectChannel):
             return self._early_end_sent
@@ -271,7 +271,7 @@ class SocketProtocol(ConnectionProtocol):
         if not self._conn.exposed:
             return self._conn.polled
         awaited = self._is_awaited()
-        # Where that is unknown: who spoke last has no answer to wait for.
+        # If that is unknown: the side that spoke last waits for no answer.
         return not self._channel.spoke_last() if awaited is None else awaited
 
     def _is_awaited(self) -> bool | None:

@@ -115,7 +115,7 @@ def is_open(number: int) -> bool:
 
 
 def fit_limits(settings: Settings) -> Settings:
-    """Let there be as many connections as the limits say, as far as the system permits.
+    """Raise the limit of descriptors for the settings' limits, or lower these limits.
 
     Returns:
         The settings, with limits that fit: clients above them are told so, and counted; without

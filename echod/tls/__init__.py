@@ -14,8 +14,8 @@ Unlike `twisted.protocols.tls`, it has:
 * Certificates that can be read again while connections are open (`ServerContext.reread`).
 * A low cost: see `echod.tls.connection`.
 
-Imports nothing of echod's but `contexts`, `errors`, `interfaces` and `turns`, which need nothing
-themselves: it could be published on its own.
+Of echod it imports only `contexts`, `errors`, `interfaces` and `turns`, which import nothing else
+of it: it could be published on its own.
 """
 
 from echod.tls.connection import TLSConnection, TLSError, TLSFactory
