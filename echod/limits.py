@@ -7,10 +7,12 @@ default from here, and docs/settings.md also its reason.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T", int, float)
 
 
-def limit(default: float, why: str) -> Any:
+def limit(default: T, why: str) -> T:
     """Return a field of `Limits` that carries the reason for its default."""
     return field(default=default, metadata={"why": why})
 

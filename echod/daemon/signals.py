@@ -82,10 +82,10 @@ class Signals:
         # Not an Event: its lock fails if a signal arrives while another one is being handled.
         self._hurry: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._previous: dict[int, Any] = {}
-        self._stop: dict[int, Any] = {}
+        self._stop: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._signalled = False
         self._threadless = False
-        self._triggers: list[Any] = []
+        self._triggers: list[object] = []
         self._reloading = False
         self._serving = False
         self._deadline = math.inf

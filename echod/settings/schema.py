@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from echod.errors import UserError
 from echod.text import clipped, escape, quoted, unescape, unescaped
@@ -29,6 +29,9 @@ PLAIN_WORDS = {
     "Unterminated string": "a text has no closing quotation mark",
     'Expected "\'"': "a text has no closing quotation mark",
 }
+
+
+T = TypeVar("T")
 
 
 class SettingError(UserError):
@@ -55,17 +58,17 @@ class Text:
     """
 
     help: str
-    parse: Callable[[str], Any] = str
+    parse: Callable[[str], object] = str
     unset: str = ""
     repeats: bool = False
     unit: str = ""
     section: str = ""
-    example: Any = None
+    example: object = None
     reload: bool = False
     replaces: str = ""
 
 
-def setting(default: Any, text: Text) -> Any:
+def setting(default: T, text: Text) -> T:
     """Return a dataclass field that carries its `text`."""
     return field(default=default, metadata={"text": text})
 
@@ -119,7 +122,7 @@ class Setting:
             return ""
         return self.text.unit.upper() or {int: "N", float: "N"}.get(self.native, "TEXT")
 
-    def from_flag(self, text: str) -> Any:
+    def from_flag(self, text: str) -> object:
         """Parse a flag's text into the value, or into one of the values.
 
         Raises:
@@ -132,7 +135,7 @@ class Setting:
         except ValueError as error:
             raise SettingError(f"{quoted(text)} is not {error}") from None
 
-    def from_file(self, value: object) -> Any:
+    def from_file(self, value: object) -> object:
         """Convert a TOML value into the setting's value.
 
         Raises:
@@ -143,7 +146,7 @@ class Setting:
         items = value if isinstance(value, list) else [value]
         return tuple(self._from_native(item) for item in items)
 
-    def _from_native(self, value: object) -> Any:
+    def _from_native(self, value: object) -> object:
         if type(value) not in _ACCEPTED[self.native]:
             wanted, given = _KINDS[self.native], _KINDS.get(type(value), "something else")
             raise SettingError(f"{quoted(value)} is {given}, but this takes {wanted}")
@@ -206,11 +209,11 @@ def describe(settings: type) -> tuple[Setting, ...]:
     return tuple(described)
 
 
-def _native(hint: Any) -> type:
+def _native(hint: object) -> type:
     """Return the TOML type of a field of type `hint`: `tuple[int, ...]` gives int."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
-    return hint if hint in (bool, int, float) else str
+    return hint if isinstance(hint, type) and hint in (bool, int, float) else str
 
 
 def by_section(settings: Iterable[Setting]) -> dict[str, list[Setting]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
@@ -26,6 +26,9 @@ from echod.status.hosts import Hosts
 from echod.status.page import CONTENT_SECURITY_POLICY, page
 from echod.status.shared import SharedLook
 from echod.status.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from echod.interfaces import Stream
 
 # How long a client may take for its request and for reading the answer, in seconds.
 PATIENCE = 10.0
@@ -85,7 +88,7 @@ class StatusRequest(Request):
         self.setHeader(b"Allow", ALLOWED)
         super()._handleStar()
 
-    def render(self, resrc: Any) -> None:
+    def render(self, resrc: Resource) -> None:
         self._set_headers()
         super().render(resrc)
 
@@ -94,7 +97,7 @@ class StatusRequest(Request):
             self.setHeader(name, value)
 
 
-def header(request: Any, name: bytes) -> str | None:
+def header(request: Request, name: bytes) -> str | None:
     """Return a header of a request, which may have any bytes, decoded as Latin-1."""
     values = request.requestHeaders.getRawHeaders(name)
     return values[-1].decode("latin-1") if values else None
@@ -105,7 +108,7 @@ class StatusChannel(HTTPChannel):
 
     # `Site` puts itself here.
     site: StatusSite
-    transport: Any
+    transport: Stream
     counted = False
     _deadline: IDelayedCall | None = None
 
@@ -211,7 +214,7 @@ class Pages(Resource):
         answering.addErrback(_failed, request)
         return NOT_DONE_YET
 
-    async def _answer(self, request: Any) -> None:
+    async def _answer(self, request: StatusRequest) -> None:
         status, kind, body = await self._page(request)
         request.setResponseCode(status)
         request.setHeader(b"Content-Type", kind.encode())
@@ -233,7 +236,7 @@ class Pages(Resource):
         return await make(header(request, b"Accept") or "")
 
 
-def _failed(failure: Failure, request: Any) -> None:
+def _failed(failure: Failure, request: StatusRequest) -> None:
     if not failure.check(CancelledError):  # the client has gone
         request.processingFailed(failure)
 
