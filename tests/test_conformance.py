@@ -1,4 +1,4 @@
-"""One suite for every concurrency model, in clear and over TLS: the same handler gives the same
+"""One suite for every concurrency model, without and with TLS: the same handler gives the same
 bytes.
 """
 
@@ -58,14 +58,14 @@ pytestmark = pytest.mark.parametrize("model", MODELS)
 def way(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, certificate: Path
 ) -> None:
-    """Let every test serve in clear, and over TLS."""
+    """Let every test serve without TLS, and with it."""
     if request.param == "TLS":
         over = functools.partial(serving, over=server_context(certificate))
         monkeypatch.setattr(sys.modules[__name__], "serving", over)
 
 
 async def exchange(server: Server, *writes: bytes) -> bytes:
-    """Send, shut down writing at once, and return all that came back."""
+    """Send, shut down writing at once, and return all replies."""
     client = await server.connect()
     for data in writes:
         client.send(data)
@@ -116,7 +116,7 @@ async def test_all_is_answered_though_the_client_shuts_down_writing_at_once(
 
 
 class Slow(Handler):
-    """Takes a random time for each message, in the way of the model that it runs in."""
+    """Takes a random time for each message, in the way that its model needs."""
 
     def __init__(self, *, model: str = "", seed: int = 0) -> None:
         self._wait = model == ConcurrencyModel.REACTOR
@@ -226,7 +226,7 @@ async def test_a_broken_framing_is_answered_with_an_error_and_a_close(
 
 
 class Recorder(Handler):
-    """Writes down what is called."""
+    """Records its calls."""
 
     calls: list[Any] = []  # noqa: RUF012 - the test looks here
 

@@ -34,7 +34,7 @@ LOOP_MODELS = [ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL]
 
 
 class Confidant(Handler):
-    """Tells its context variables something in each call, and notes what they knew."""
+    """Sets its context variables in each call, and notes their earlier values."""
 
     made: ClassVar[list[Confidant]] = []
 
@@ -63,13 +63,13 @@ class Confidant(Handler):
         self.over = True
 
     def told(self, *messages: bytes) -> list[tuple[object, object, object]]:
-        """Return what its variables should have known in each call."""
+        """Return the expected earlier values of its variables in each call."""
         seen = [(self, self, last) for last in (None, *messages)]
         return [(None, None, None), (self, None, None), *seen]
 
 
 class Awaiting(Confidant):
-    """Each call is a coroutine, which has to wait in the middle."""
+    """Each call is a coroutine that waits in the middle."""
 
     async def opened(self, client: Client) -> bytes | None:  # type: ignore[override]
         await deferLater(reactor, 0)
@@ -98,7 +98,7 @@ class Prompt(Confidant):
 
 
 class Deferring(Confidant):
-    """Its results come later, from wherever they are fired."""
+    """Its results come later, from the code that fires them."""
 
     waiting: ClassVar[list[Deferred[None]]] = []
 

@@ -1,4 +1,4 @@
-"""The documentation names what is there."""
+"""The documentation names only things that exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 
 def anchor(heading: str) -> str:
-    """Return what GitHub makes of a heading for a link to it."""
+    """Return GitHub's anchor of a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
 
 

@@ -1,4 +1,4 @@
-"""Which errors are an operator's to mend, and that each is shown as one line."""
+"""The errors that an operator can correct: each is shown as one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The types of Twisted's objects are true: real reactors and transports are such."""
+"""The types of Twisted's objects are correct: real reactors and transports provide them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every private name of Twisted and of the standard library that echod uses: each is still there.
 
-A release of theirs may take one away without a word.  Then one of these tests fails, and says what
-the name was used for.
+A release of theirs may remove one without notice. Then one of these tests fails, and says what the
+name was used for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""make shows on one line that a long command goes on, and all of its output if it fails."""
+"""make shows on one line that a long command is running, and all of its output if it fails."""
 
 from __future__ import annotations
 

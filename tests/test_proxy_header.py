@@ -24,7 +24,7 @@ from tests.support.proxy_headers import DESTINATION, SIGNATURE, SOURCE, binary, 
 
 
 def parse(data: bytes, *, step: int = 1 << 20) -> tuple[ProxyHeader | None, bytes]:
-    """Feed `data` in pieces of `step`; return the header, and all that lies behind it."""
+    """Feed `data` in pieces of `step`; return the header, and all bytes after it."""
     parser = HeaderParser()
     for at in range(0, len(data), step):
         header = parser.feed(data[at : at + step])

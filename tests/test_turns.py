@@ -34,7 +34,7 @@ class Transport(StringTransport):
 
 
 class Waiting:
-    """Has `messages` to answer, each of which takes `seconds`, and notes when."""
+    """Has `messages` to answer, each of which takes `seconds`, and notes the times."""
 
     def __init__(self, turns: Turns, work: Work, messages: int, seconds: float) -> None:
         self.left = messages
@@ -130,7 +130,7 @@ def test_an_error_ends_no_other_ones_turn(loop: Loop, work: Work, turns: Turns, 
 
 
 def slow(work: Work, costs: Callable[[bytes], float]) -> type[Handler]:
-    """Return a handler that takes a time for each message which only the test's clock knows of."""
+    """Return a handler that takes time for each message, but only on the test's clock."""
 
     class Slow(Handler):
         def received(self, message: bytes) -> bytes:
@@ -169,7 +169,7 @@ class Served:
         return protocol, transport
 
     def finish(self, *protocols: Any) -> None:
-        """Run until nothing is due, then lose the connections: nothing is left."""
+        """Run until nothing is due, then lose the connections: nothing remains."""
         while not self.loop.at_rest:
             self.loop.turn()
         for protocol in protocols:

@@ -11,7 +11,7 @@ from tests.support.log import Log
 
 
 def status_of_child(work: Callable[[], object]) -> int:
-    """Return the status with which a forked child ends that ends by `work`."""
+    """Return the exit status of a forked child that ends by `work`."""
     if not (child := os.fork()):
         try:
             result = work()

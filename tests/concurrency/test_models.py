@@ -25,7 +25,7 @@ from tests.support.serving import no_more_threads
 
 
 class Loop:
-    """Stands where the reactor would: what threads hand over is run when the test says so."""
+    """Stands in for the reactor: runs the calls from threads when the test asks for it."""
 
     def __init__(self) -> None:
         self._calls: list[Callable[[], None]] = []
@@ -39,7 +39,7 @@ class Loop:
             self._changed.notify_all()
 
     def turn(self) -> None:
-        """Wait until something was handed over, and run it."""
+        """Wait until a thread has handed over a call, and run it."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._calls, 10)
             calls, self._calls = self._calls, []
@@ -56,7 +56,7 @@ class Loop:
 
 
 class Gate:
-    """A task that runs until it is let go."""
+    """A task that runs until it is released."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -362,7 +362,7 @@ def test_above_its_queue_the_pool_model_takes_no_message_but_ends_what_has_begun
 
 
 class Blocked:
-    """A pool whose only thread is at work until the test lets it go."""
+    """A pool whose only thread is at work until the test releases it."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -376,7 +376,7 @@ class Blocked:
         return self.pool.submit(self.results.append, lambda: value, (), lost=lost)
 
     def finish(self) -> list[Any]:
-        """Let it go, and return what has been done, in order, when all has."""
+        """Release it, and return the tasks in the order in which they were done."""
         drained = self.pool.drain()
         self._gate.leave.set()
         self.loop.until(lambda: bool(drained.called))
@@ -528,7 +528,7 @@ def test_a_stopped_pool_drops_the_work_of_the_lost(loop: Loop) -> None:
 def test_whoever_is_lost_meanwhile_each_task_is_done_once_or_dropped(
     plan: list[str], threads: int, most: int
 ) -> None:
-    """Workers help themselves all the while."""
+    """Meanwhile workers take tasks."""
     loop = Loop()
     results: list[tuple[int, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -638,7 +638,7 @@ def test_a_deferred_or_coroutine_that_has_not_fired_is_pending() -> None:
 
 
 class Turns:
-    """A serial model with a clock of the test's, and what has started."""
+    """A serial model with the test's clock, and the connections that have started."""
 
     def __init__(self, **options: Any) -> None:
         self.now = 100.0

@@ -382,7 +382,7 @@ def raised_by(call: Callable[[], object]) -> BaseException:
         lambda conn: conn.makefile("rb").readline(),
         pytest.param(
             lambda conn: print("happy", file=conn.makefile("w"), flush=True),
-            # Since Python 3.13 the file tells of it once more when it is let go of.
+            # Since Python 3.13 the file reports it once more when it is deleted.
             marks=pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
         ),
     ],

@@ -64,7 +64,7 @@ async def secure(
 
 
 async def connect_in_clear(server: Server) -> Talker:
-    """A client that knows nothing of TLS."""
+    """A client that does not speak TLS."""
     return await Server.connect(server)
 
 
@@ -246,7 +246,9 @@ def test_what_waits_in_the_kernel_for_a_client_to_read_is_counted_as_sent() -> N
 
 
 def seconds_until(clock: Clock, condition: Callable[[], bool], at_most: float = 1000) -> float:
-    """Let time pass until `condition` holds; return how much did, to within a sweep's interval."""
+    """Let time pass until `condition` holds; return how long it took, to within a sweep's
+    interval.
+    """
     begin = clock.seconds()
     while not condition():
         clock.advance(URGENT_INTERVAL)
@@ -356,7 +358,7 @@ def test_a_second_drain_takes_nothing_in_that_came_since_the_first() -> None:
 
 
 class Acknowledged(socket.socket):
-    """A TCP socket whose kernel says that so many bytes were acknowledged."""
+    """A TCP socket whose kernel reports this many acknowledged bytes."""
 
     count = 0
 
@@ -431,7 +433,7 @@ def test_one_that_waits_for_its_turn_is_not_silent_and_has_its_whole_time_then()
 
 
 def test_one_that_is_refused_is_read_from_and_has_time_to_read_why() -> None:
-    """Else its own end would not be seen, and what it has sent would take the reply with it."""
+    """Otherwise its end would go unnoticed, and its unread data would destroy the reply."""
     clock = Clock()
     limits = replace(PATIENT, write_timeout=20, min_rate=10)
     model = Serial(clock.seconds, patience=0, queue_size=0)
@@ -472,7 +474,7 @@ def test_a_handshake_that_is_over_too_late_lets_nobody_in() -> None:
 
 
 class Kernel:
-    """Holds what was sent and not acknowledged."""
+    """Holds the sent data that is not acknowledged."""
 
     held = 0
 
@@ -544,7 +546,7 @@ def test_once_both_streams_have_ended_the_connection_is_closed_and_never_aborted
 
 @given(st.lists(st.sampled_from(Event)))
 def test_a_connection_goes_by_the_table_through_any_events(events: list[Event]) -> None:
-    """The table of `echod.messages.closing`, event by event, beside what the transport is told."""
+    """The table of `echod.messages.closing`, event by event, with the calls of the transport."""
 
     class Thinking(Handler):
         def received(self, message: bytes) -> Any:

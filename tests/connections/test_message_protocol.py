@@ -412,7 +412,7 @@ def test_new_limits_hold_for_open_connections_too() -> None:
 
 
 class Overworked(InReactor):
-    """Has no thread for the handler methods of these names; shall be taken for model `name`."""
+    """Has no thread for the handler methods of these names; acts as model `name`."""
 
     def __init__(self, *busy: str, name: ConcurrencyModel = ConcurrencyModel.REACTOR) -> None:
         super().__init__()
@@ -432,7 +432,7 @@ class Overworked(InReactor):
 
 
 class Witness(Handler):
-    """Keeps what is called."""
+    """Records its calls."""
 
     calls: ClassVar[list[str]] = []
 
@@ -479,7 +479,7 @@ def test_a_client_that_reads_is_given_time_for_ever_once_a_reload_says_so() -> N
 
 @pytest.mark.parametrize("framing", [Chunk(), Line()])
 def test_a_drain_does_not_wait_for_what_is_no_message(framing: Framing) -> None:
-    """As half a TLS record: it is read from the kernel, and nothing comes of it."""
+    """Like half a TLS record: it is read from the kernel, but gives no message."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         clock = Clock()
@@ -907,18 +907,18 @@ def test_a_deferred_is_cancelled_when_the_client_is_gone() -> None:
 
 
 def asyncios() -> Any:
-    """Return what waits for ever, as documented, for what is asyncio's."""
+    """Return an awaitable of asyncio's that waits for ever, made as documented."""
     return Deferred.fromFuture(asyncio.get_running_loop().create_future())
 
 
 def connects() -> Any:
-    """Return what ends as an endpoint does that is cancelled while it connects."""
+    """Return a Deferred that ends like an endpoint that is cancelled while it connects."""
     address = IPv4Address("TCP", "192.0.2.1", 80)
     return Deferred(lambda deferred: deferred.errback(ConnectingCancelledError(address)))
 
 
 def requests() -> Any:
-    """Return what ends as a request of `Agent` does that is cancelled."""
+    """Return a Deferred that ends like a cancelled request of `Agent`."""
     error = ResponseNeverReceived([Failure(CancelledError())])
     return Deferred(lambda deferred: deferred.errback(error))
 
@@ -995,7 +995,7 @@ async def test_what_a_handler_has_cancelled_itself_is_its_error(
 
 
 class Leaving(Handler):
-    """Has something to do that takes its time when its client has gone."""
+    """Has slow work to do after its client has gone."""
 
     left: ClassVar[list[Deferred[None]]] = []
     ended: ClassVar[list[str]] = []

@@ -65,7 +65,7 @@ FRAMINGS = [Chunk(max_message=1), Line(), Length()]
 
 
 def reply_to(kind: bytes, number: int) -> bytes | None:
-    """The bytes that message `number` is answered with, however they come."""
+    """The bytes of the answer to message `number`, in any kind of result."""
     if kind in (EMPTY, NOTHING, NOTHING_LATER, HANG_UP) or kind in ERRORS:
         return b"" if kind == EMPTY else None
     return b"%s%d." % (kind, number) * (5_000 if kind == LONG else 1)
@@ -82,7 +82,7 @@ class Ending:
 
 
 def expected(kinds: list[bytes], framing: Framing, *, served: int | None = None) -> Ending:
-    """Replies in order, up to the first that is the last one, or to the first error."""
+    """Replies in order, up to the first `Close`, or to the first error."""
     end = Ending()
     for number, kind in enumerate(kinds, 1):
         end.messages = number
@@ -219,7 +219,7 @@ class Narrow(Transport):
 
 @dataclass(frozen=True)
 class Way:
-    """How messages come, and where they are answered."""
+    """How messages arrive, and where they are answered."""
 
     framing: Framing
     serial: bool = False
@@ -267,7 +267,7 @@ def in_memory(
 def converse(
     kinds: list[bytes], cuts: list[int], way: Way, *, finish: bool = True
 ) -> tuple[Ending, Script]:
-    """Send these messages, in reads that end behind each of `cuts`; return what came of it.
+    """Send these messages, in reads that end after each of `cuts`; return the outcome.
 
     Args:
         kinds: the messages.
@@ -281,7 +281,7 @@ def converse(
         script.factory = factory
 
         def go_on() -> None:
-            """Let come true what is waited for."""
+            """Fire the pending results."""
             while waiting or wire.full or not loop.at_rest:
                 if wire.full:
                     wire.make_room()
@@ -398,7 +398,7 @@ def test_a_handler_may_let_its_own_factory_abort(way: str) -> None:
         assert script.closed == ["aborted"]
 
 
-# Over the network: every model and framing, in clear and over TLS.
+# Over the network: every model and framing, without and with TLS.
 
 
 @pytest.mark.parametrize("way", ["clear", "TLS"])

@@ -60,7 +60,7 @@ def waiting_threads_can_be_interrupted() -> Iterator[None]:
 
 
 def clientthread(conn):  # type: ignore[no-untyped-def]
-    """The server that every tutorial has, unchanged."""
+    """The server of most tutorials, unchanged."""
     conn.send(b"Welcome to the server. Type something and hit enter\n")
     while True:
         data = conn.recv(1024)
@@ -581,7 +581,7 @@ MUCH = b"x" * 200_000
 
 
 async def connect_slow_reader(server: Server) -> Talker:
-    """Return a client that leaves what it gets with the kernels."""
+    """Return a client that does not read, so that the kernels hold its data."""
     client = await server.connect()
     client.transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 30_000)
     client.transport.pauseProducing()

@@ -1,4 +1,4 @@
-"""Traffic on sockets of which the kernel counts no bytes."""
+"""Traffic on sockets whose bytes the kernel does not count."""
 
 from __future__ import annotations
 

@@ -343,7 +343,7 @@ PATIENT = {
 
 
 class Served:
-    """A server each of whose clients finds another handler."""
+    """A server with a different handler for each client."""
 
     def __init__(self, handlers: dict[str, Handler], limits: Limits) -> None:
         self.running: set[str] = set()
@@ -367,8 +367,8 @@ class Served:
     async def connect(self, connect: Callable[[], Any], first: bytes) -> None:
         """Connect a client to each handler, and send `first` to it at once.
 
-        On a busy machine there may be more time between the first client and the last than a
-        client may be silent for.
+        On a busy machine the time between the first client and the last may be longer than a
+        client may be silent.
         """
         for name in self._handlers:
             self._next = name
@@ -378,7 +378,7 @@ class Served:
             await eventually(lambda name=name: name in self.running)
 
     async def ask(self, data: bytes) -> None:
-        """Send `data` to each handler, and have it back."""
+        """Send `data` to each handler, and get it back."""
         for client in self.clients.values():
             client.send(data)
         await self.answer(data)
@@ -401,7 +401,7 @@ class Served:
         assert not self.factory.connections
 
     async def answer(self, data: bytes, then: bytes = b"") -> None:
-        """Have `data` back from each handler, and send `then` to each at once."""
+        """Get `data` back from each handler, and send `then` to each at once."""
 
         async def exchange(name: str, client: Talker) -> None:
             await client.until(lambda: client.data == data or client.ended)
@@ -514,7 +514,7 @@ def task_that(function: Callable[[], object]) -> Iterator[int]:
 
 
 def becomes(answer: bool | None, inode: int, thread: int) -> bool:
-    """Return whether in time that is the answer."""
+    """Return whether the answer becomes this within the time."""
     deadline = time.monotonic() + 10
     while is_awaited(inode, tasks([thread])) is not answer and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -846,7 +846,7 @@ async def test_at_a_drain_no_handler_waits_on_for_a_silent_client(
 
 
 async def leave_a_reply_unread(one: Served) -> None:
-    """Have each handler answer, and no client read that."""
+    """Let each handler answer, while no client reads."""
     for client in one.clients.values():
         client.transport.pauseProducing()
         client.send(b"happy\n")

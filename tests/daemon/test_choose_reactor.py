@@ -51,7 +51,7 @@ def test_with_uvloop_it_is_installed() -> None:
 
 
 class WallClock(Clock):
-    """A clock that tells the wall's time, as Twisted's own reactors do."""
+    """A wall clock, as Twisted's own reactors have."""
 
     seconds = staticmethod(runtime.seconds)  # type: ignore[assignment]
 

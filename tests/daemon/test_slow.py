@@ -262,7 +262,7 @@ def test_a_look_that_fails_is_logged_and_is_not_the_last(clock: Clock, log: Log)
 
 
 class Gone:
-    """A connection that is open, and of which nothing is known."""
+    """An open connection about which nothing is known."""
 
 
 def test_no_more_than_some_of_those_left_behind_are_named() -> None:

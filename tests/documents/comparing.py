@@ -136,7 +136,7 @@ def difference(shown: Sequence[str], printed: Sequence[str]) -> str:
     left = list(shown)
 
     def as_shown(line: str) -> str:
-        # A line that agrees but for what varies is shown as the page has it.
+        # A line that agrees except for varying pieces is shown as on the page.
         for other in left:
             if agree(other, line, {}) is not None:
                 left.remove(other)

@@ -1,4 +1,4 @@
-"""The lines of a page agree with those that were printed, but for the pieces that vary."""
+"""The lines of a page agree with those that were printed, except for the pieces that vary."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ class Injection:
 
     @property
     def faults(self) -> int:
-        """How many calls have failed by its doing."""
+        """How many calls it has made fail."""
         return self._output.read_text(errors="replace").count("(INJECTED)")
 
     def wait_for(self, faults: int) -> None:
-        """Wait until that many calls have failed."""
+        """Wait until this many calls have failed."""
         block_until(lambda: self.faults >= faults)
 
 
@@ -43,7 +43,7 @@ class Injection:
 def injecting(
     running: Daemon, calls: str, fault: str, *, on: socket.socket | None = None
 ) -> Iterator[Injection]:
-    """Let system calls fail while this lasts.
+    """Let system calls fail within the block.
 
     Args:
         running: whose.

@@ -51,7 +51,7 @@ class WallClock:
         }
 
     def set(self, seconds: int) -> None:
-        """Let it be wrong by so many seconds."""
+        """Set it wrong by this many seconds."""
         self._file.write_text(f"{seconds:+d}\n")
 
 

@@ -119,7 +119,7 @@ def test_no_address_takes_every_thread(daemon: Start, listen: str) -> None:
             crowd = [stack.enter_context(connect_from(running, host, listen)) for _ in range(size)]
             first = [each.makefile("rb").readline() for each in crowd]
             assert set(first) == {BANNER, REFUSED}
-            # The whole of it but for a quarter; of that, three quarters.
+            # Three quarters of all; of that, three quarters.
             least = {CROWD: size * 3 // 4, "127.0.0.2": size // 8}[host]
             assert first.count(BANNER) >= least
             assert first[:least] == [BANNER] * least

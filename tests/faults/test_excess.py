@@ -97,7 +97,7 @@ def test_a_client_that_reads_too_slowly_is_disconnected(daemon: Start, model: st
 
 @contextlib.contextmanager
 def dripping(running: Daemon, begin: bytes) -> Iterator[socket.socket]:
-    """A client that begins a message; it is for the test to send on, a byte at a time."""
+    """A client that begins a message; the test sends the rest, a byte at a time."""
     with greeted(running) as connection:
         connection.sendall(begin)
         connection.settimeout(0.2)
@@ -105,7 +105,7 @@ def dripping(running: Daemon, begin: bytes) -> Iterator[socket.socket]:
 
 
 def drip_until_the_end(connection: socket.socket) -> tuple[bytes, float]:
-    """Send a byte again and again; return what came before the end, and after how long."""
+    """Send a byte again and again; return the bytes before the end, and the time until it."""
     began, got = time.monotonic(), bytearray()
     with contextlib.suppress(ConnectionError):
         while time.monotonic() - began < PATIENCE:

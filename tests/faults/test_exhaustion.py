@@ -20,7 +20,7 @@ from tests.support.waiting import PATIENCE, block_until
 
 
 def settled(connections: list[socket.socket], seconds: float) -> list[bytes | None]:
-    """Return what each connection has got, b"" for an end and None for nothing, after a while."""
+    """Return each connection's data after a while: b"" for an end, None for nothing."""
     deadline = time.monotonic() + seconds
     open_ones = set(connections)
     got: dict[socket.socket, bytes | None] = dict.fromkeys(connections)
@@ -100,7 +100,7 @@ def ask_status(running: Daemon, stack: contextlib.ExitStack) -> bytes:
 
 @contextlib.contextmanager
 def many_descriptors(count: int) -> Iterator[None]:
-    """Allow this process that many."""
+    """Allow this process this many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count and hard < count:
         missing(f"{count} descriptors are needed, and {hard} allowed: raise `ulimit -Hn`")

@@ -1,4 +1,4 @@
-"""A client that sends far more than can be answered in a moment: all others have their turn."""
+"""A client sends far more than can be answered in a moment: all others still get their turn."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FRAMINGS = {
 
 
 class Client:
-    """A client of this daemon, in clear or over TLS."""
+    """A client of this daemon, without or with TLS."""
 
     def __init__(self, running: Daemon, framing: str, *, tls: bool) -> None:
         port = int(running.wait_for(r"(?:EchoFactory|TLSFactory).* starting on (\d+)")[0])
@@ -73,7 +73,7 @@ class Client:
 
 
 class Scene:
-    """A daemon that answers a client which has sent `COUNT` messages, and another beside it."""
+    """A daemon that answers a client that has sent `COUNT` messages, and another client."""
 
     def __init__(self, running: Daemon, hurry: Path, framing: str, *, tls: bool) -> None:
         self.running = running
@@ -95,7 +95,7 @@ class Scene:
         return self.polite.reply() < COUNT
 
     def finish(self) -> list[int]:
-        """Hurry up; return the numbers of all that the greedy client was answered."""
+        """Let the handler hurry; return the numbers in all replies to the greedy client."""
         self._hurry.touch()
         while len(self._replies) < COUNT:
             self._replies.append(self.greedy.reply())

@@ -1,4 +1,4 @@
-"""Not one byte is lost: not at half-close, not where the daemon closes first."""
+"""Not one byte is lost, at half-close or if the daemon closes first."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def talker(daemons: dict[str, Daemon], model: str) -> Iterator[Daemon]:
 
 
 def stream(size: int, start: int) -> bytes:
-    """Return `size` bytes that tell where each of them belongs."""
+    """Return `size` bytes that each show their place."""
     return STREAM[start : start + size]
 
 
 def exchange(port: int, sent: bytes) -> bytes:
-    """Send all, shut down writing at once, and return what comes until the end."""
+    """Send all, shut down writing at once, and return all bytes until the end."""
     with connect(port) as connection:
         if len(sent) <= 16 * PIECE:  # the kernel takes that much at once
             connection.sendall(sent)
@@ -85,7 +85,7 @@ def exchange(port: int, sent: bytes) -> bytes:
 
 
 def exchange_much(connection: socket.socket, sent: bytes) -> bytes:
-    """Read while sending: what is not read would keep the daemon from reading."""
+    """Read while sending, because unread replies would keep the daemon from reading."""
     came = bytearray()
     left = memoryview(sent)
     connection.setblocking(False)
@@ -105,7 +105,7 @@ def exchange_much(connection: socket.socket, sent: bytes) -> bytes:
 
 
 def fault(model: str, sent: bytes, came: bytes) -> str:
-    """Return what is wrong with the answer, or an empty string."""
+    """Return the error in the answer, or an empty string."""
     if model == "serial":
         banner, pieces = b"", came.split(PREFIX)
         expected = sent[: max(1, len(came) - len(PREFIX))]

@@ -30,7 +30,7 @@ class Logging:
             self.process = daemon_of(client)
 
     def visit(self, size: int = 1) -> None:
-        """Send so many bytes, and go; the log tells how many there were."""
+        """Send this many bytes, and leave; the log has their number."""
         with connect_to(self._path) as client:
             client.sendall(b"x" * size)
             client.shutdown(socket.SHUT_WR)

@@ -108,7 +108,7 @@ def chatty(directory: Path, **options: Any) -> Iterator[Path]:
 
 
 def chat(path: Path, messages: int) -> None:
-    """Be answered so many times; each answer makes a line of ten thousand characters."""
+    """Get this many answers; each makes a line of ten thousand characters."""
     with connect_to(path) as client:
         for _ in range(messages):
             client.sendall(b"happy\n")
@@ -223,7 +223,7 @@ NASTY = [
 
 
 class Client:
-    """Sends messages, and connects again where one was too much for the handler."""
+    """Sends messages, and reconnects if one made the handler fail."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -246,7 +246,7 @@ class Client:
 
 
 def hostile(dice: random.Random) -> bytes:
-    """Return a message of things that a log should not show as they are."""
+    """Return a message of text that a log must not show unescaped."""
     pieces = [dice.choice(NASTY) for _ in range(dice.randint(1, 8))]
     return dice.choice((b"", b"", b"", b"!")) + b"".join(pieces)[:1000]
 
@@ -264,7 +264,7 @@ def test_hostile_messages(tmp_path: Path, scale: Scale, log_format: str) -> None
         client = Client(path)
         for _ in scale(ci=300, soak=50_000):
             client.talk(hostile(dice))
-            # The file begins anew at a million bytes: look at the old one before it moves on.
+            # A new file begins at a million bytes: read the old one before it is renamed.
             for old in tmp_path.glob("noisy.log.*"):
                 checked += check(old, log_format)
                 old.unlink()

@@ -167,7 +167,7 @@ def is_served(running: Daemon) -> bool:
 
 
 def ask(running: Daemon, message: bytes) -> bytes:
-    """Return what a message gets until the end of the stream."""
+    """Return the reply to a message until the end of the stream."""
     with connect(running) as connection:
         connection.sendall(message)
         return receive_all(connection)
@@ -228,7 +228,9 @@ def test_the_units_limit_memory_and_processes(unit: Path) -> None:
 
 @contextlib.contextmanager
 def few_processes(count: int) -> Iterator[list[str]]:
-    """A control group that allows so many processes and threads; yields how to run in it."""
+    """A control group that allows this many processes and threads; yields the command to run in
+    it.
+    """
     for parent in CONTROL_GROUPS:
         group = parent / f"echod-test-{os.getpid()}"
         try:
@@ -404,7 +406,7 @@ def test_a_forked_child_ends_where_the_handlers_code_ends(
 
 
 def ask_once(running: Daemon, message: bytes) -> bytes:
-    """Return what a message, with the end behind it, gets until the end of the stream."""
+    """Return the reply to a message, followed by the end, until the end of the stream."""
     with connect(running) as connection:
         connection.sendall(message)
         connection.shutdown(socket.SHUT_WR)

@@ -43,7 +43,7 @@ def exchange(connection: socket.socket, data: bytes) -> bytes:
 
 
 def stream(size: int) -> bytes:
-    """Return `size` bytes of which each tells where it belongs."""
+    """Return `size` bytes that each show their place."""
     return b"".join(b"%07d\n" % number for number in range(size // 8 + 1))[:size]
 
 

@@ -33,7 +33,7 @@ def test_hostile_bytes_are_parsed_or_refused(target: str, tmp_path: Path, scale:
 
 
 def fuzz(target: str, directory: Path, scale: Scale) -> None:
-    """Let atheris look for what breaks it."""
+    """Let atheris search for inputs that break it."""
     if importlib.util.find_spec("atheris") is None:
         missing("atheris is not installed: `make soak` installs it")
     options = [f"{INPUTS}", f"-max_total_time={scale.seconds_left:.0f}", "-print_final_stats=1"]

@@ -54,7 +54,7 @@ class Who(Handler):
 
 
 def who(connection: socket.socket) -> dict[str, object]:
-    """Return what the handler `Who` knows."""
+    """Return the knowledge of the handler `Who`."""
     line = b""
     while not line.endswith(b"\n"):
         piece = connection.recv(1)
@@ -67,14 +67,14 @@ def who(connection: socket.socket) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon for all tests that change nothing of it."""
+    """A daemon for all tests that do not change it."""
     with starting(tmp_path_factory.mktemp("proxy")) as start:
         yield start(*LISTEN, "--proxy-timeout", "1")
 
 
 @pytest.fixture
 def knowing(daemon: Start, tmp_path: Path) -> Daemon:
-    """A daemon that tells its clients what it knows of them."""
+    """A daemon that tells its clients its knowledge about them."""
     (tmp_path / "served.py").write_text(HANDLERS)
     return daemon(*LISTEN, "--handler", "served:Who")
 

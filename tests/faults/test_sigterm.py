@@ -1,4 +1,4 @@
-"""SIGTERM at the worst of times: what was received is answered, and all of it arrives."""
+"""SIGTERM at the worst moments: all that was received is answered, and every reply arrives."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Loader(threading.Thread):
         raise TimeoutError(f"{len(self.came)} bytes came, then nothing")
 
     def _read(self) -> bool:
-        """Read what there is; return False at the end."""
+        """Read the available data; return False at the end."""
         try:
             piece = self.connection.recv(1 << 16)
         except BlockingIOError:
@@ -135,7 +135,7 @@ def test_sigterm_under_load_loses_nothing(tmp_path: Path, model: str, scale: Sca
 
 
 def stop_under_load(running: Daemon, least_answered: int) -> list[Loader]:
-    """Send SIGTERM once each client has been answered so many bytes."""
+    """Send SIGTERM once each client has got this many bytes of replies."""
     loaders = [Loader(running) for _ in range(CLIENTS)]
     for loader in loaders:
         loader.start()

@@ -1,4 +1,4 @@
-"""All day long: nothing grows, and nothing is left."""
+"""Over hours nothing grows, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def slope(samples: list[tuple[float, int]]) -> float:
 
 
 class Crowd:
-    """Clients that come and go, until they are told or one of them finds something wrong."""
+    """Clients that come and go, until they are stopped or one of them finds an error."""
 
     def __init__(self, ports: Ports) -> None:
         self.sessions = 0
@@ -127,7 +127,7 @@ class Crowd:
             self.sessions += 1
 
     def wait(self, seconds: float) -> None:
-        """Wait, unless something is wrong."""
+        """Wait, unless there was an error."""
         self._over.wait(seconds)
         assert not self.wrong
 

@@ -1,4 +1,4 @@
-"""The status of the real daemon, asked for by real clients."""
+"""The status of the real daemon, requested by real clients."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_a_status_that_cannot_be_served_keeps_it_from_starting(
 
 @contextmanager
 def names(observed: Any, certificate: Path) -> Iterator[set[str]]:
-    """The names of all metrics that there are, with threads and a certificate."""
+    """The names of all metrics, with threads and a certificate."""
     tls = f"tls:tcp:0:interface=127.0.0.1:certificate={certificate}"
     here = observed("--concurrency", "defer-to-thread", "--listen", tls)
     yield {name for name, *_ in here.metrics()}

@@ -105,7 +105,7 @@ def assert_no_traceback(lines: list[str]) -> None:
 
 
 def endure(fault: Fault, running: Daemon) -> None:
-    """Do it to one connection; see that that one is right, and all others are served."""
+    """Do it to one connection; check that it ends correctly, and that all others are served."""
     lines = len(running.lines)
     with greeted(running) as survivor, greeted(running) as victim:
         on = None if fault.calls in (ACCEPT, WAIT) else victim
@@ -150,7 +150,7 @@ def test_a_system_call_that_fails_harms_one_connection_at_most(
 
 @pytest.fixture
 def on_uvloop(daemon: Start) -> Daemon:
-    """A daemon on echod's own reactor; how others accept is Twisted's business."""
+    """A daemon on echod's own reactor; Twisted defines how the other reactors accept."""
     running = daemon()
     if not running.on_uvloop:
         not_here("a promise of echod's own reactor, and this is another")
@@ -201,7 +201,7 @@ VOLUME = 1_000_000
 
 
 def echo_much(connection: socket.socket) -> bytes:
-    """Send much and shut down writing; return all that comes until the end."""
+    """Send much and shut down writing; return all bytes until the end."""
 
     def send() -> None:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The daemon under a service manager: what it says, and what it is given."""
+"""The daemon under a service manager: its notifications, and the sockets it gets."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ REPLIES = [PREFIX + message for message in MESSAGES]
 
 
 class Load:
-    """Clients that come all the time, each with a conversation of some messages."""
+    """Clients that connect all the time, each with a conversation of some messages."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -255,7 +255,7 @@ class Load:
 
     @contextlib.contextmanager
     def from_threads(self, count: int) -> Iterator[None]:
-        """Run it in so many threads while this lasts."""
+        """Run it in this many threads within the block."""
         threads = [threading.Thread(target=self.run) for _ in range(count)]
         for thread in threads:
             thread.start()

@@ -88,7 +88,7 @@ def running(daemons: dict[str, Daemon], model: str) -> Iterator[Daemon]:
 
 
 def fault(model: str, sent: bytes, came: bytes) -> str:
-    """Return what is wrong with the answer, or an empty string."""
+    """Return the error in the answer, or an empty string."""
     if model == "serial":
         sent = sent[:1024]  # one message
     plain = came.replace(PREFIX, b"")
@@ -282,7 +282,7 @@ def test_nothing_older_than_tls_1_2_is_spoken_and_nothing_is_renegotiated(
 
 
 def openssl(running: Daemon, *options: str, finally_say: str) -> str:
-    """Let `openssl s_client` send a message, then do what a letter means to it; return all."""
+    """Let `openssl s_client` send a message, then a command letter; return the whole output."""
     command = [tool("openssl"), "s_client", "-connect", f"127.0.0.1:{running.port}", *options]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -336,7 +336,7 @@ def guarded(folder: Path) -> Iterator[Daemon]:
 
 
 def certificate_of(port: int) -> bytes:
-    """Return the certificate that a new client is shown."""
+    """Return the certificate that a new client sees."""
     with Peer(port) as peer:
         shown = peer.tls.getpeercert(binary_form=True)
         assert shown

@@ -52,7 +52,7 @@ def running(request: pytest.FixtureRequest, folder: Path) -> Iterator[Daemon]:
 
 
 def told(peer: Peer) -> object:
-    """Return what the handler says that it knows."""
+    """Return the handler's description of its knowledge."""
     peer.shake_hands()
     return ast.literal_eval(peer.exchange(b"?", "close_notify").decode())
 

@@ -1,4 +1,4 @@
-"""UNIX sockets: who may connect, and what a dead daemon leaves."""
+"""UNIX sockets: their mode, and the files that a dead daemon leaves."""
 
 from __future__ import annotations
 

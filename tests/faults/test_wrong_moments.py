@@ -1,4 +1,4 @@
-"""The daemon is started, reloaded, stopped and halted at the wrong moment, or in the wrong way."""
+"""The daemon is started, reloaded, stopped and halted at wrong moments, or in wrong ways."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_sighup_never_kills(daemon: Start, scale: Scale) -> None:
 
 
 def name_of(context: ssl.SSLContext, port: int) -> str:
-    """Return the common name of the certificate that a new connection is shown."""
+    """Return the common name of the certificate that a new connection gets."""
     with connect(port) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
         certificate = secure.getpeercert()
         assert certificate is not None
@@ -341,7 +341,7 @@ run()
 
 
 def signalled_import(directory: Path, module: str, number: int) -> tuple[int, str]:
-    """Send a signal when `module` is imported; return how twistd ends, and what it says."""
+    """Send a signal when `module` is imported; return twistd's exit status and output."""
     ended = subprocess.run(
         [sys.executable, "-c", SIGNALLED_IMPORT.format(module=module, number=int(number))],
         cwd=directory,
@@ -491,7 +491,7 @@ def test_ctrl_c_that_twisted_swallows_with_an_earlier_plugin_ends_the_start_too(
 
 
 def run(directory: Path, *options: str, under: tuple[str, ...] = ()) -> str:
-    """Run twistd with these options, where it is expected to refuse; return what it says."""
+    """Run twistd with these options, which it has to refuse; return its output."""
     ended = subprocess.run(
         [*under, SCRIPTS / "twistd", "-n", *options, "echod", "--port=0"],
         cwd=directory,
@@ -523,7 +523,7 @@ def test_a_group_alone_is_refused(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def twistd(directory: Path, *options: str) -> Iterator[Daemon]:
-    """A daemon of which twistd's own options matter."""
+    """A daemon with certain options of twistd."""
     wrapper = directory / "twistd-with-options"
     wrapper.write_text(
         f'#!/bin/sh\nshift 2\nexec {SCRIPTS / "twistd"} -n --pidfile= {" ".join(options)} "$@"\n'

@@ -1,1 +1,1 @@
-"""Test suites of others, run on the uvloop reactor and on Twisted's epoll: `make foreign`."""
+"""Other projects' test suites, run on uvloop's reactor and Twisted's epoll: `make foreign`."""

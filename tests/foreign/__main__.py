@@ -1,4 +1,4 @@
-"""`python -m tests.foreign [PACKAGE...]`: run test suites of others on both reactors.
+"""`python -m tests.foreign [PACKAGE...]`: run other projects' test suites on both reactors.
 
 Each suite runs on Twisted's epoll reactor and on uvloop's, each time in a process and a folder of
 its own. Tests that differ are run once more, alone, on both: on a busy machine some fail that
@@ -78,7 +78,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def read(record: str) -> dict[str, str]:
-    """Return what the child has written, with what it had begun at its end as hung."""
+    """Return the child's outcomes; a test that it had only begun counts as hung."""
     outcomes: dict[str, str] = {}
     for line in record.splitlines():
         name, outcome = json.loads(line)

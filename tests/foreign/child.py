@@ -1,4 +1,4 @@
-"""Run one suite on one reactor, and write what becomes of each test, as it ends.
+"""Run one suite on one reactor, and write the outcome of each test, as it ends.
 
 Usage: ``python -m tests.foreign.child REACTOR RUNNER FILE NAME...``. FILE gets a line of JSON when
 a test begins and when it has ended: ``[name, outcome]``, the outcome ``null`` at the beginning. A
@@ -19,7 +19,7 @@ MODULES = {"epoll": "twisted.internet.epollreactor", "uvloop": "echod.reactor"}
 
 
 class Record:
-    """The file, with one outcome for each test: the worst of those that it is told."""
+    """The file, with one outcome for each test: the worst of those reported."""
 
     _WORSE = ("passed", "skipped", "failed")
 

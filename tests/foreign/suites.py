@@ -1,4 +1,4 @@
-"""Which suites are run, what a run of one gave, and where two runs differ."""
+"""The suites, the outcome of a run, and the differences between two runs."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ OWN_THREAD = ConcurrencyModel.THREAD_PER_CONNECTION
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of the user's, on the path."""
+    """A user's module, on the path."""
     (tmp_path / "users_handlers.py").write_text(
         dedent(
             '''

@@ -1,4 +1,4 @@
-"""Arguments find their way to the constructor that takes them, and no further."""
+"""Arguments reach the constructor that takes them, and no other."""
 
 from __future__ import annotations
 

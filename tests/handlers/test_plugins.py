@@ -1,4 +1,4 @@
-"""Handlers of other distributions: none hides another, and none stands in for a built-in one."""
+"""Handlers of other distributions: none hides another, and none replaces a built-in one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Offers = Callable[..., Path]
 
 
 def add_distribution(folder: Path, name: str, *entries: str) -> Path:
-    """Install what has entry points and nothing else."""
+    """Install a distribution with entry points and nothing else."""
     metadata = folder / f"{name}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -43,7 +43,7 @@ def add_dropin(folder: Path, module: str, text: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a module that all the distributions here offer something of."""
+    """A folder with a module from which all distributions here offer handlers."""
     folder = tmp_path / "installed"
     folder.mkdir()
     (folder / "offered.py").write_text(
@@ -61,7 +61,7 @@ def offers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Offers:
 
 
 def errors() -> dict[str, str]:
-    """Return what is broken, by its name and what offers it."""
+    """Return the broken handlers, by name and source."""
     return {f"{each.name} ({each.origin})": each.error for each in installed() if each.error}
 
 

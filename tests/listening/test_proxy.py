@@ -64,7 +64,7 @@ async def proxied(
 
 
 class WhoAreYou(Handler):
-    """Tells its clients who they are."""
+    """Tells its clients their addresses."""
 
     def opened(self, client: Client) -> bytes:
         self.client = client
@@ -226,7 +226,7 @@ async def test_the_header_comes_before_tls(certificate: Path, model: str) -> Non
 
 @implementer(IHalfCloseableProtocol)
 class Split(Talker):
-    """Lets another protocol talk, behind a header that is cut in two."""
+    """Lets another protocol talk, after a header that is cut in two."""
 
     def __init__(self, inner: Any, header: bytes, place: int) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ async def listening(path: Path, **options: Any) -> AsyncIterator[Any]:
 
 
 def leave_stale(path: Path) -> None:
-    """Leave what a process that was killed leaves."""
+    """Leave the socket of a killed process behind."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
         dead.listen()

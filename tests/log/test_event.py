@@ -39,7 +39,7 @@ line = LogLine(Logger(namespace="here"), "info", "Number {number}")
 
 
 def written(observer: LogObserver, line: LogLine, times: int) -> list[int]:
-    """Write a line if it is wanted, so many times; return when it was."""
+    """Write a line if it is wanted, this many times; return when it was."""
     numbers = []
     for number in range(times):
         if line.wanted("127.0.0.1:1"):

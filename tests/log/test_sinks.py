@@ -65,7 +65,7 @@ def test_only_so_many_old_files_are_kept(path: Path) -> None:
 
 
 def test_a_file_that_was_moved_away_is_opened_anew_and_not_renamed(path: Path) -> None:
-    """As logrotate does with `create`."""
+    """Rotate as logrotate does with `create`."""
     sink = FileSink(str(path))
     say(sink, "old")
     path.rename(path.with_name("log-2026"))
@@ -89,7 +89,7 @@ def test_a_file_that_was_removed_is_made_anew(path: Path) -> None:
 
 
 def test_a_file_that_is_truncated_has_no_hole(path: Path) -> None:
-    """As logrotate does with `copytruncate`."""
+    """Rotate as logrotate does with `copytruncate`."""
     sink = FileSink(str(path))
     say(sink, "x" * 1000)
     os.truncate(path, 0)

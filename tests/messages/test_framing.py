@@ -170,7 +170,7 @@ def test_a_last_line_of_the_limit_passes() -> None:
 
 
 class Searched(bytearray):
-    """Counts the bytes that are looked at for a delimiter."""
+    """Counts the bytes that are searched for a delimiter."""
 
     looked_at = 0
 

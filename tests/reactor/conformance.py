@@ -1,8 +1,8 @@
 """Run one of Twisted's own reactor test suites against this reactor alone.
 
-Usage: ``python conformance.py SUITE``. Prints one JSON object: how many tests ran, and what became
-of each that did not pass. Kept out of the test process, as these tests handle signals, exhaust
-descriptors and swap the global reactor.
+Usage: ``python conformance.py SUITE``. Prints one JSON object: the number of tests, and the
+outcome of each that did not pass. Kept out of the test process, as these tests handle signals,
+exhaust descriptors and swap the global reactor.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def suite(name: str) -> unittest.TestSuite:
 
 
 def main(name: str) -> None:
-    """Run the suite, and say how it went."""
+    """Run the suite, and report its result."""
     result = Result()
     suite(name).run(result)
     faulthandler.cancel_dump_traceback_later()

@@ -48,7 +48,7 @@ def harness() -> Iterator[Harness]:
 
 @pytest.fixture(params=[_uvloop, EPollReactor], ids=["uvloop", "epoll"])
 def either(request: pytest.FixtureRequest) -> Iterator[Harness]:
-    """This reactor, and then Twisted's own: for what has to be the same."""
+    """This reactor, and then Twisted's own, for behaviour that has to be the same."""
     yield from _harness(request.param())
 
 

@@ -21,7 +21,7 @@ from .test_port import echoes, logged
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Leave this process without a single descriptor to open."""
+    """Use up all descriptors of this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.dup(0)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 20, hard))
@@ -39,7 +39,7 @@ def no_descriptors() -> Iterator[None]:
 
 
 def test_out_of_descriptors(harness: Harness) -> None:
-    """Clients are turned away, nothing spins or floods the log, and then it goes on."""
+    """Clients are refused, nothing spins or floods the log, and then accepting continues."""
     number = harness.listen(Echo)
     spent: list[float] = []
 

@@ -15,7 +15,7 @@ from tests.support.waiting import PATIENCE, block_until
 
 
 class Harness:
-    """One reactor, and what tests want of it."""
+    """One reactor, with helpers for tests."""
 
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor

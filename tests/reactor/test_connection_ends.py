@@ -78,7 +78,7 @@ def server(either: Harness, request: pytest.FixtureRequest, tmp_path: Path) -> S
 
 @implementer(IPushProducer)
 class Scripted(Protocol):
-    """Begins when the client has said hello; a producer that notes what it is told."""
+    """Begins when the client has said hello; a producer that notes its calls."""
 
     events: list[str]
     over: threading.Event

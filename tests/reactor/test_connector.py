@@ -21,7 +21,7 @@ COUNT = 50
 
 
 class Greets(Protocol):
-    """Says something at once, so that it is there when the client begins to read."""
+    """Sends at once, so that data is there when the client begins to read."""
 
     def connectionMade(self) -> None:
         self.transport.write(b"greeting")

@@ -1,4 +1,4 @@
-"""Streams: what Twisted's own suites leave out."""
+"""Streams: behaviour that Twisted's own suites do not test."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class Talker(Protocol):
         self.transport.write(data)
 
     async def arrive(self) -> None:
-        """Wait until the server's kernel has what was sent, and its reactor could read it."""
+        """Wait until the server's kernel has the sent data, and its reactor could read it."""
         await turns(2)  # uvloop sends at the end of a turn
         await eventually(lambda: not unacknowledged(self.transport.getHandle()))
         await turns(5)
@@ -170,8 +170,8 @@ class Server:
         """Listen.
 
         Args:
-            factory: what serves.
-            wrapped: the same with what stands before it, such as TLS.
+            factory: serves the connections.
+            wrapped: the same with its wrappers, such as TLS.
             interface: the address to listen on.
         """
         self.factory: Any = factory  # tests look into its connections
@@ -192,7 +192,7 @@ class Server:
         return client
 
     async def accepted(self) -> Any:
-        """Return the one connection, which is there a moment later than its client thinks."""
+        """Return the only connection, which exists a moment later than for its client."""
         await eventually(lambda: bool(self.factory.connections))
         (connection,) = self.factory.connections
         return connection
@@ -282,7 +282,7 @@ class ProxiedServer(Server):
 
 
 def server_by(way: str, factory: EchoFactory, certificate: Path) -> Server:
-    """Return what serves with `factory`, in one of `WAYS`."""
+    """Return a server for `factory`, in one of `WAYS`."""
     match way:
         case "clear":
             return Server(factory)
@@ -296,7 +296,7 @@ def server_by(way: str, factory: EchoFactory, certificate: Path) -> Server:
 
 
 class SlowEndpoint:
-    """Takes its time to listen; `listening` fires when the test says so."""
+    """Listens late; `listening` fires when the test says so."""
 
     def __init__(self) -> None:
         self.listening: Deferred[Any] = Deferred()
@@ -321,7 +321,7 @@ async def serving(
     over: ServerContext | None = None,
     **options: Any,
 ) -> AsyncIterator[Server]:
-    """Serve with an `EchoFactory` of these options, in clear or over TLS."""
+    """Serve with an `EchoFactory` of these options, without or with TLS."""
     factory = EchoFactory(reactor, model=make_model(model, threads), **options)
     server = Server(factory) if over is None else SecureServer(factory, over)
     try:

@@ -26,7 +26,7 @@ FAILURE, SKIP = pytest.fail.Exception, pytest.skip.Exception
 def outcome(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> type[BaseException]:
-    """In CI or elsewhere: what ends a test that lacks what it needs."""
+    """In CI or elsewhere: the outcome of a test that lacks a program or a right."""
     if request.param:
         monkeypatch.setenv("CI", "true")
         return FAILURE
@@ -36,7 +36,7 @@ def outcome(
 
 @pytest.fixture
 def instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Put a program before the one of this name: it says this, and fails."""
+    """Put a program before the one of this name: it prints this, and fails."""
 
     def put(name: str, said: str) -> None:
         program = tmp_path / name
@@ -105,7 +105,7 @@ def enter(context: AbstractContextManager[object]) -> None:
 
 
 def test_all_skips_go_one_way() -> None:
-    """Tests call `missing` or `not_here`, which tell what can be mended from what cannot."""
+    """Tests call `missing` or `not_here`, which distinguish a fixable lack from others."""
     assert set(skips(TESTS)) == {Path(needs.__file__)}
 
 

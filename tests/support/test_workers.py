@@ -1,4 +1,4 @@
-"""Files run in two workers, and what measures runs when nothing else does."""
+"""Files run in two workers, and tests that measure run when no other does."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Peer:
         self.socket.close()
 
     def hello(self) -> bytes:
-        """Return what the client begins with, as it goes on the wire."""
+        """Return the client's first bytes on the wire."""
         with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.do_handshake()
         return self.written()
@@ -112,7 +112,7 @@ class Peer:
                 return
 
     def finished(self) -> bytes:
-        """Shake hands but for the last that the client sends; return that (TLS 1.3)."""
+        """Shake hands except for the client's last message; return that (TLS 1.3)."""
         self.socket.sendall(self.hello())
         while True:
             assert self._fill(), "the server has closed instead of shaking hands"
@@ -131,11 +131,11 @@ class Peer:
         return bool(data)
 
     def written(self) -> bytes:
-        """Take what the client has to send, as it goes on the wire."""
+        """Take the client's output, as on the wire."""
         return self._outgoing.read()
 
     def encrypted(self, data: bytes, end: End | None = None) -> bytes:
-        """Return `data` as it goes on the wire, and the end's close_notify behind it."""
+        """Return `data` as on the wire, followed by close_notify."""
         for start in range(0, len(data), PIECE):
             self.tls.write(data[start : start + PIECE])
         if end in ("close_notify", "both"):
@@ -147,7 +147,7 @@ class Peer:
         return self._outgoing.read()
 
     def send(self, data: bytes, end: End | None = None) -> None:
-        """Send all, and end the stream behind it."""
+        """Send all, then end the stream."""
         self.socket.sendall(self.encrypted(data, end))
         self._fin(end)
 
@@ -156,7 +156,7 @@ class Peer:
             self.socket.shutdown(socket.SHUT_WR)
 
     def receive(self, size: int) -> bytes:
-        """Return exactly `size` bytes, or what comes before the end."""
+        """Return exactly `size` bytes, or fewer at the end."""
         came = bytearray()
         while len(came) < size:
             try:
@@ -174,11 +174,11 @@ class Peer:
         return bytes(came)
 
     def receive_all(self) -> bytes:
-        """Return what comes until close_notify or FIN."""
+        """Return all bytes until close_notify or FIN."""
         return self.receive(1 << 62)
 
     def exchange(self, data: bytes, end: End) -> bytes:
-        """Send all and end the stream at once; return what comes until the server's end."""
+        """Send all and end the stream at once; return all bytes until the server's end."""
         encrypted = self.encrypted(data, end)
 
         def send() -> None:
@@ -197,5 +197,5 @@ class Peer:
             sender.join(PATIENCE)
 
     def at_fin(self) -> bool:
-        """Return whether FIN is all that comes now."""
+        """Return whether only FIN follows now."""
         return self.socket.recv(1) == b""

@@ -1,4 +1,4 @@
-"""How long tests wait, and for what: a condition, never a time."""
+"""How long tests wait: for a condition, never for a time."""
 
 from __future__ import annotations
 

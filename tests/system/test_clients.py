@@ -37,7 +37,7 @@ class Terminal:
         self._keyboard.write(data)
 
     def sees(self, expected: bytes) -> None:
-        """Wait for as many bytes more as these are, which they must be."""
+        """Wait for exactly these bytes."""
         shown = b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._screen, selectors.EVENT_READ)
@@ -49,7 +49,7 @@ class Terminal:
         assert shown == expected
 
     def is_over(self) -> bool:
-        """Leave the keyboard; return whether the client ends: it waits for the server."""
+        """End the input; return whether the client ends: it waits for the server."""
         self._keyboard.close()
         return self.process.wait(PATIENCE) == 0
 

@@ -1,4 +1,4 @@
-"""The end of the process runs what the end of any Python program runs, in time."""
+"""The process ends like any Python program, in time."""
 
 from __future__ import annotations
 

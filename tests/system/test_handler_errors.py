@@ -1,4 +1,4 @@
-"""A handler's error ends its own connection, is logged once, and touches no other."""
+"""A handler's error ends its own connection, is logged once, and affects no other."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Faul
 
 @pytest.fixture(params=MODELS)
 def faulty(request: pytest.FixtureRequest, _faulty: dict[str, Faulty]) -> Iterator[Faulty]:
-    """A daemon in each model whose handler fails when it is told to."""
+    """A daemon in each model whose handler fails on request."""
     with nothing_kept(_faulty[request.param].running):
         yield _faulty[request.param]
 

@@ -226,7 +226,7 @@ def test_a_start_that_fails_shows_what_was_printed_and_then_why(tmp_path: Path) 
 
 
 def test_the_error_of_a_start_is_written_at_once(tmp_path: Path) -> None:
-    """So that a line of the log, written to the same terminal by a thread, cannot tear it."""
+    """A line of the log, written to the same terminal by a thread, must not split it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         trace = tmp_path / "trace"

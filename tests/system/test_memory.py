@@ -26,7 +26,7 @@ QUIET = 0.4
 
 
 def flood(connections: list[socket.socket], data: bytes) -> None:
-    """Send as much as the kernel takes, and read nothing."""
+    """Send as much as the kernel accepts, and read nothing."""
     left = dict.fromkeys(connections, VOLUME)
     for connection in connections:
         connection.setblocking(False)
@@ -55,7 +55,7 @@ def serves(running: Daemon, model: str) -> bool:
 
 @contextlib.contextmanager
 def flooding(how_many: int, connected: Callable[[], socket.socket], data: bytes) -> Iterator[None]:
-    """Clients that have sent all they could, have read nothing, and stay."""
+    """Clients that have sent as much as possible, read nothing, and stay."""
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connected()) for _ in range(how_many)]
         flood(connections, data)

@@ -1,4 +1,4 @@
-"""echod as it is installed: real wheels, by pip, in fresh virtual environments."""
+"""echod installed from real wheels, by pip, in fresh virtual environments."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for what is built and installed: too much to be kept, as pytest would."""
+    """A folder for builds and installations, which are too large to be kept by pytest."""
     made = tmp_path_factory.mktemp("packaging")
     yield made
     shutil.rmtree(made)
@@ -122,7 +122,7 @@ def editable(folder: Path) -> Environment:
 
 
 def answer(daemon: Daemon, sent: bytes) -> bytes:
-    """Return all that the daemon says to a client that sends this and then no more."""
+    """Return all output of the daemon to a client that sends this and then its end."""
     with connect(daemon) as client:
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""How the daemon starts, says so, or says why it does not."""
+"""How the daemon starts, or says why it does not."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_a_handler_that_may_be_made_later_does_not_keep_it_from_starting(
 
 
 def bounds(one: Setting) -> tuple[str, str]:
-    """Return the least and the greatest number that a setting takes, as its errors say."""
+    """Return the least and the greatest number that a setting accepts, from its errors."""
     with pytest.raises(SettingError) as caught:
         one.from_flag("")
     found = re.search(r"from ([0-9.]+) to ([0-9]+)", str(caught.value))

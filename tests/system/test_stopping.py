@@ -1,4 +1,4 @@
-"""How the daemon stops: it finishes what it has begun, and it does stop."""
+"""How the daemon stops: it finishes its work, and it does stop."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def endless(running: Daemon) -> Iterator[socket.socket]:
 
 
 def read_slowly(connection: socket.socket, *, seconds: float) -> bytes:
-    """Read to the end of the stream, at the pace of 4 MB in so many seconds."""
+    """Read to the end of the stream, at the rate of 4 MB in this many seconds."""
     came = bytearray()
     while piece := receive(connection, 65536):
         came += piece
@@ -317,7 +317,7 @@ def read_slowly(connection: socket.socket, *, seconds: float) -> bytes:
 
 
 def send_all_it_takes(connection: socket.socket, data: bytes) -> int:
-    """Send until nothing has been taken for a while; return how much was."""
+    """Send until nothing was accepted for a while; return how much was."""
     sent = 0
     connection.setblocking(False)
     while sent < len(data) and select.select([], [connection], [], 0.3)[1]:

@@ -1,4 +1,4 @@
-"""The units of etc/: systemd accepts them, and the daemon can live with what they take away."""
+"""The units of etc/: systemd accepts them, and the daemon works within their restrictions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(*command: str | Path, check: bool = True, **options: object) -> str:
 
 
 def read(unit: str) -> configparser.ConfigParser:
-    """Return a unit; of settings that repeat, the last."""
+    """Return a unit; for settings that repeat, the last value."""
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
     parser.optionxform = str  # type: ignore[method-assign,assignment]
     parser.read(UNITS / unit)
@@ -59,7 +59,7 @@ def read(unit: str) -> configparser.ConfigParser:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `make install-service` has installed to; the program is the one under test."""
+    """The target of `make install-service`; the program is the one under test."""
     directory = tmp_path_factory.mktemp("installed")
     install(directory)
     return directory
@@ -129,7 +129,7 @@ def allowed() -> set[str]:
 
 
 def calls(*names: str) -> set[str]:
-    """Return the system calls that names stand for, which may be those of groups."""
+    """Return the system calls of these names, which may be names of groups."""
     found = set()
     for name in names:
         if name.startswith("@"):

@@ -36,7 +36,7 @@ HERE, THERE = IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "127.0.0.1"
 
 
 class Lower:
-    """The transport below: it keeps what it is asked."""
+    """The transport below: it records its calls."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -90,7 +90,7 @@ class Lower:
 
 
 class Plain(Protocol):
-    """An application that knows no half-close."""
+    """An application without half-close."""
 
     transport: Any
     greeting = b""
@@ -113,7 +113,7 @@ class Plain(Protocol):
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
 class Application(Plain):
-    """One that does, and waits for the handshake."""
+    """An application with half-close, which waits for the handshake."""
 
     def readConnectionLost(self) -> None:
         self.events.append("input over")
@@ -176,16 +176,16 @@ class Wire:
                 return self
 
     def written(self) -> bytes:
-        """Take what the client has to send."""
+        """Take the client's output."""
         return self._outgoing.read()
 
     def pass_on(self) -> None:
-        """Give the connection what the client has to send."""
+        """Pass the client's output to the connection."""
         if data := self.written():
             self.connection.dataReceived(data)
 
     def take(self) -> int:
-        """Give the client what the connection has sent; return in how many writes."""
+        """Pass the connection's output to the client; return the number of writes."""
         sent, self.lower.sent = self.lower.sent, []
         self._incoming.write(b"".join(sent))
         return len(sent)
@@ -203,7 +203,7 @@ class Wire:
         self.pass_on()
 
     def records(self) -> list[bytes]:
-        """Return what the client gets, record by record; b"" is close_notify."""
+        """Return the client's input, record by record; b"" is close_notify."""
         self.take()
         got: list[bytes] = []
         while True:
@@ -217,11 +217,11 @@ class Wire:
                 return got
 
     def got(self) -> bytes:
-        """Return what the client gets."""
+        """Return the client's input."""
         return b"".join(self.records())
 
     def got_before_the_alert(self) -> bytes:
-        """Return what the client gets before an alert, which must be there."""
+        """Return the client's input before an alert, which must be there."""
         self.take()
         came: list[bytes] = []
         with pytest.raises(ssl.SSLError, match="ALERT"):
@@ -736,7 +736,7 @@ def test_a_client_that_leaves_within_the_handshake_is_closed(certificate: Path) 
 
 
 class Useless:
-    """A context of which nothing can be made."""
+    """A context that cannot make a connection."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error

@@ -108,7 +108,7 @@ def test_what_cannot_be_used_says_why_in_one_line(
 
 @pytest.fixture(params=[OSError, AttributeError])
 def no_memory_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system without files in memory, or without this way to have one."""
+    """A system without files in memory, or without this way to make one."""
 
     def memfd_create(name: str) -> int:
         raise request.param
@@ -192,7 +192,7 @@ def test_a_certificate_that_is_none_is_refused(folder: Path, content: bytes) -> 
 def test_a_file_that_changes_while_it_is_read_is_one_thing_or_the_other(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each read of a file finds it as the renewal has left it, or half written."""
+    """Each read of a file finds a state of its renewal, maybe half written."""
     path = folder / "pair.pem"
     states = [b"", b"-----BEGIN CERT", path.read_bytes(), AUTHORITY.issue("new", 9 * DAY)]
     for order in itertools.product(states, repeat=3):
@@ -237,7 +237,7 @@ def test_a_protocol_is_agreed_on(folder: Path) -> None:
 
 
 def session_of(client: ssl.SSLObject) -> ssl.SSLSession:
-    """Return what a client can resume: in TLS 1.3 it reads its ticket first."""
+    """Return a session that a client can resume: in TLS 1.3 it reads its ticket first."""
     with contextlib.suppress(ssl.SSLWantReadError):
         client.read(1)
     assert client.session is not None

@@ -31,7 +31,7 @@ def der_of(pem: bytes) -> bytes:
 
 
 def issued(*relatives: list[x509.NameAttribute[str | bytes]]) -> bytes:
-    """Return a certificate, in DER, whose name is made of these relative names."""
+    """Return a certificate, in DER, with a name of these relative names."""
     name = x509.Name([x509.RelativeDistinguishedName(each) for each in relatives])
     return der_of(AUTHORITY.issue(name))
 

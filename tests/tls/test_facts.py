@@ -14,7 +14,7 @@ from tests.support.tls_peer import client_context, records
 
 
 def hello(server_name: str | None) -> bytes:
-    """Return what a client of Python's `ssl` begins with."""
+    """Return the first bytes of a client of Python's `ssl`."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_context().wrap_bio(incoming, outgoing, server_hostname=server_name)
     with pytest.raises(ssl.SSLWantReadError):
