@@ -7,15 +7,11 @@ from typing import Any, cast
 
 from twisted.python.failure import Failure
 
-from echod.concurrency.model import Busy
-from echod.concurrency.models import InPool, InReactor
+from echod.concurrency.models import InReactor
 from echod.connections.kernel import traffic
 from echod.connections.message_protocol import EchoProtocol, ReplyBatch
 from echod.connections.owner import Owner
 from echod.contexts import context_of
-from echod.handlers.contract import reply_from
-from echod.messages.session import Session
-from echod.reasons import EndReason
 from echod.turns import PACE, Share
 
 
@@ -23,31 +19,17 @@ class DirectProtocol(EchoProtocol):
     """The hot path: chunk framing, and a handler in the event loop.
 
     While nothing is held or awaited, input needs no framer and no session: it is cut, handled and
-    answered at once. `_direct` is the longest message that may be answered so, or 0. Every change
-    of state resets it to 0; only `_settle` sets it again, when the session is idle.
+    answered at once.
     """
 
-    __slots__ = ("_direct", "_direct_messages", "_held", "_kernel_counts", "_send")
+    _lets_go = True
+
+    __slots__ = ("_kernel_counts", "_send")
 
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner)
-        self._direct = 0
-        self._direct_messages = 0
         self._send: Any = self._write
         self._kernel_counts = False
-
-    _held: Session | None
-
-    @property
-    def _session(self) -> Session:
-        """The session, made when it is needed: an idle connection does not keep one."""
-        if self._held is None:
-            self._held = self._new_session()
-        return self._held
-
-    @_session.setter
-    def _session(self, session: Session) -> None:
-        self._held = session
 
     def connect_directly(
         self, transport: Any, write: Callable[[bytes], None]
@@ -114,7 +96,7 @@ class DirectProtocol(EchoProtocol):
                 if not self._direct:
                     # A result is pending, or the handler has closed: the session takes the rest.
                     _send_together(self._send, replies)
-                    self._session.receive(data[start:])
+                    self._hold().receive(data[start:])
                     self._answer_messages()
                     return
                 if start >= look_at:
@@ -143,62 +125,24 @@ class DirectProtocol(EchoProtocol):
 
     def _rest_with(self, data: bytes) -> None:
         """Leave the rest of a read to the next turn of the loop."""
-        self._session.receive(data)
+        session = self._hold()
+        session.receive(data)
         self._rest()
-        self._settle()
+        self._settle(session)
 
     def _take_directly(self, result: object) -> None:
         """Process a result that is not plain bytes: `Close`, or a pending result."""
         try:
             settled = cast("InReactor", self._owner.model).settle(self._answered, result)
             if not self._take(settled):
-                self._direct = 0
-                self._session.in_flight = True
+                self._hold().in_flight = True
         except BaseException:
             self.fail(Failure())
 
-    def pauseProducing(self) -> None:
-        self._direct = 0
-        super().pauseProducing()
-
-    def _go_on(self) -> None:
-        if self._reason is None and self._session.idle:
-            self._settle()
-        else:
-            super()._go_on()
-
-    def _client_finished(self) -> None:
-        if self._direct and not self._busy:
-            self.close(EndReason.CLIENT)
-        else:
-            super()._client_finished()
-
     def _stop(self) -> None:
-        self._direct = 0
         # The fastest way is only for open connections, and keeps the transport alive.
         self._send = self._write
         super()._stop()
-
-    def _cut_input(self) -> None:
-        self._direct = 0
-        super()._cut_input()
-
-    def _settle(self) -> None:
-        super()._settle()
-        if self._reason is None and self._session.idle and not self._draining:
-            self._direct = self._owner.framing.max_message
-            self._direct_messages += self._session.messages
-            self._held = None
-        else:
-            self._direct = 0
-
-    @property
-    def _incomplete(self) -> int:
-        return 0  # the data of one read is a message, so none is ever incomplete
-
-    @property
-    def _busy(self) -> bool:
-        return self._held is not None and super()._busy
 
     def _finish(self) -> None:
         _, self._bytes_received, self._bytes_sent = self.figures
@@ -208,16 +152,11 @@ class DirectProtocol(EchoProtocol):
 
     @property
     def figures(self) -> tuple[int, int, int]:
-        messages = self._held.messages if self._held else 0
-        received, sent = self._bytes_received, self._bytes_sent
+        messages, received, sent = super().figures
         if self._kernel_counts:
             counted = traffic(self.transport, input_ended=self._input_ended)
             received, sent = counted or (received, sent)
-        return messages + self._direct_messages, received, sent
-
-    @property
-    def _activity(self) -> int:
-        return self._reads + self._direct_messages
+        return messages, received, sent
 
 
 def _discard(data: bytes) -> None:
@@ -230,45 +169,3 @@ def _send_together(send: Callable[[bytes], None], replies: list[bytes]) -> int:
         send(b"".join(replies))
         replies.clear()
     return 0
-
-
-class PooledProtocol(DirectProtocol):
-    """Chunk framing, and a handler in a pool thread: a read that arrives alone goes straight
-    there.
-
-    `_direct` keeps its value while the answer is pending, unless something happens meanwhile.
-    """
-
-    __slots__ = ()
-
-    def connect_directly(
-        self, transport: Any, write: Callable[[bytes], None]
-    ) -> Callable[[bytes], None]:
-        """As in `DirectProtocol`; compared with the hand-over, counting costs little."""
-        return self.dataReceived
-
-    def dataReceived(self, data: bytes) -> None:
-        session = self._session
-        if len(data) <= self._direct and not session.in_flight:
-            session.in_flight = True
-            self._bytes_received += len(data)
-            try:
-                assert self._context is not None
-                submit, run = cast("InPool", self._owner.model).submit, self._context.run
-                arguments = (reply_from, self._received, data)
-                self._pending = submit(self._answered_directly, run, arguments)
-                self._direct_messages += 1
-            except Busy as busy:
-                session.in_flight = False
-                self._turn_away(busy)
-        else:
-            self._receive(data)
-
-    def _answered_directly(self, result: object) -> None:
-        if self._direct and isinstance(result, bytes):
-            self._pending = None
-            self._session.in_flight = False
-            self._bytes_sent += len(result)
-            self.transport.write(result)
-        else:
-            self._answered(result)

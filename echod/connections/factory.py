@@ -24,10 +24,11 @@ from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor
 from echod.connections.admission import Admission, text_of
 from echod.connections.clients import ProxiedAddress, log_failure, shown
-from echod.connections.direct_protocol import DirectProtocol, PooledProtocol
+from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.message_protocol import EchoProtocol
 from echod.connections.owner import Finished, Owned
+from echod.connections.pooled_protocol import PooledProtocol
 from echod.connections.refused import RefusedProtocol
 from echod.connections.socket_protocol import SocketProtocol, threads_of_handlers
 from echod.connections.sweeper import Sweeper, interval_for
@@ -203,7 +204,6 @@ class EchoFactory(Factory):
         except BaseException:
             self.admission.release(network)
             raise
-        protocol.factory = self
         protocol.network = network
         if isinstance(addr, ProxiedAddress):
             protocol.client = addr.client(self.listener)

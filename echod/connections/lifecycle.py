@@ -80,7 +80,6 @@ class ConnectionProtocol(Protocol):
         "_waiting",
         "client",
         "connected",
-        "factory",
         "network",
         "transport",
     )
@@ -96,7 +95,6 @@ class ConnectionProtocol(Protocol):
             owner: the factory; the connection is registered there from its beginning to its end.
         """
         self.connected = 0
-        self.factory = None
         self.transport = None
         self._owner = owner
         self._waiting = False
@@ -122,6 +120,15 @@ class ConnectionProtocol(Protocol):
         self.client = NOBODY
         # The network that it is counted under, once it is admitted: see `echod.limits.network_of`.
         self.network = ""
+
+    @property
+    def factory(self) -> Any:
+        """The owner, by the name that Twisted's protocols have for it."""
+        return self._owner
+
+    @factory.setter
+    def factory(self, owner: Any) -> None:
+        self._owner = owner
 
     # The methods of each kind of connection.
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import connectionDone
@@ -79,18 +79,26 @@ class EchoProtocol(ConnectionProtocol):
     In the event loop, handler code is called within the conversation's context. The transport
     enters it, or this class does: `_from_transport` for calls of the transport, `_inside` for
     other callers. In the pool the thread enters it.
+
+    A subclass may answer a message without a session while nothing is held or awaited: see
+    `_lets_go`.
     """
+
+    # Whether the connection lets go of its session while nothing is held or awaited.  Then
+    # `_direct` is the length of the longest read that needs none; with a session, it is 0.
+    _lets_go: ClassVar[bool] = False
 
     __slots__ = (
         "_bytes_received",
         "_bytes_sent",
         "_context",
+        "_direct",
+        "_direct_messages",
         "_drain_left",
         "_handler",
         "_handler_open",
         "_pending",
         "_reading",
-        "_reads",
         "_received",
         "_session",
     )
@@ -113,25 +121,39 @@ class EchoProtocol(ConnectionProtocol):
             self._received = self._handler.received
         except BaseException:
             self._handler = Failure()
-        self._session = self._new_session()
+        self._pending: Any = None
+        self._direct = 0
+        # How many messages were passed on without a session, or by one that was let go.
+        self._direct_messages = 0
+        self._session: Session | None = None
         # Input is kept until the handler is open: after a PROXY header, or after the end of a
         # handshake, a message may arrive before the connection's turn.
-        self._session.in_flight = True
-        self._pending: Any = None
+        self._hold().in_flight = True
         self._reading = True
         self._handler_open = False
-        self._reads = 0
         self._bytes_received = 0
         self._bytes_sent = 0
         self._drain_left = 0
 
-    def _new_session(self) -> Session:
-        owner = self._owner
-        return Session(
-            owner.framing.framer(),
-            max_messages=owner.model.max_messages,
-            read_ahead=owner.limits.max_pending,
-        )
+    def _hold(self) -> Session:
+        """Return the session, a new one if it was let go."""
+        session = self._session
+        if session is None:
+            owner = self._owner
+            session = self._session = Session(
+                owner.framing.framer(),
+                max_messages=owner.model.max_messages,
+                read_ahead=owner.limits.max_pending,
+            )
+            session.in_flight = self._pending is not None
+            self._direct = 0
+        return session
+
+    def _let_go(self, session: Session) -> None:
+        """Do without the session until there is something to hold or to wait for."""
+        self._direct_messages += session.messages
+        self._session = None
+        self._direct = self._owner.framing.max_message
 
     # The conversation's context.
 
@@ -192,9 +214,8 @@ class EchoProtocol(ConnectionProtocol):
             self._inside(self._receive, data)
 
     def _receive(self, data: bytes) -> None:
-        self._reads += 1
         self._bytes_received += len(data)
-        self._session.receive(data)
+        self._hold().receive(data)
         self._answer_messages()
         if self._draining and self._reason is None:
             self._drain_left -= len(data)
@@ -202,13 +223,14 @@ class EchoProtocol(ConnectionProtocol):
 
     def pauseProducing(self) -> None:
         """Pause, because the transport's write buffer is full."""
-        self._session.blocked = True
+        session = self._hold()
+        session.blocked = True
         self._expect_to_be_read()
-        self._update_reading()
+        self._update_reading(session)
 
     def resumeProducing(self) -> None:
         """Resume, because the transport has written everything."""
-        self._session.blocked = False
+        self._hold().blocked = False
         self._deadline = math.inf
         self._from_transport(self._answer_messages)
 
@@ -240,7 +262,7 @@ class EchoProtocol(ConnectionProtocol):
     def _opened(self, greeting: object) -> None:
         """Process the result of the handler's `opened`: a greeting, or a Failure."""
         self._waited()
-        self._session.in_flight = False
+        self._hold().in_flight = False
         self._handler_open = not isinstance(greeting, Failure)
         try:
             if isinstance(greeting, Failure):
@@ -261,7 +283,7 @@ class EchoProtocol(ConnectionProtocol):
 
     def take_turn(self) -> None:
         """Take the connection's turn: continue with its input."""
-        self._session.resting = False
+        self._hold().resting = False
         self._inside(self._answer_in_turn)
 
     def _answer_in_turn(self) -> None:
@@ -275,7 +297,7 @@ class EchoProtocol(ConnectionProtocol):
 
         If that number is 0, the connection rests now.
         """
-        if not self._session.holds_more:
+        if not self._hold().holds_more:
             return share, PACE
         if share is None:
             return Share(self._owner.turns), 1
@@ -286,7 +308,7 @@ class EchoProtocol(ConnectionProtocol):
 
     def _rest(self) -> None:
         """Continue with the held input in the next turn of the loop."""
-        self._session.resting = True
+        self._hold().resting = True
         self._owner.turns.rest(self)
 
     def _answer_messages(self, share: Share | None = None) -> None:
@@ -296,11 +318,11 @@ class EchoProtocol(ConnectionProtocol):
             share: of this turn of the loop; None: make one for the second message, so that a read
                 of one message does not pay for it.
         """
-        session, call = self._session, self._owner.model.call
+        session, call = self._hold(), self._owner.model.call
         received = self._in_thread(self._received)
         encode, batch = self._owner.framing.encode, ReplyBatch(self._write)
         unseen = 1
-        while (message := self._next_message(batch)) is not None:
+        while (message := self._next_message(session, batch)) is not None:
             try:
                 result = call(self._answered, received, message)
                 if result.__class__ is bytes:
@@ -319,11 +341,11 @@ class EchoProtocol(ConnectionProtocol):
                 if not unseen:
                     break
         batch.flush()
-        self._settle()
+        self._settle(session)
 
-    def _next_message(self, batch: ReplyBatch) -> bytes | None:
+    def _next_message(self, session: Session, batch: ReplyBatch) -> bytes | None:
         try:
-            return self._session.next_message()
+            return session.next_message()
         except FramingError as error:
             batch.flush()
             self.refuse(EndReason.FRAMING_ERROR, str(error))
@@ -357,6 +379,7 @@ class EchoProtocol(ConnectionProtocol):
         self._inside(self._take_answer, result)
 
     def _take_answer(self, result: object) -> None:
+        session = self._hold()
         self._waited()
         try:
             if isinstance(result, Failure):
@@ -365,7 +388,7 @@ class EchoProtocol(ConnectionProtocol):
                 self._reply(result)
         except BaseException:
             self.fail(Failure())
-        self._session.answered()
+        session.answered()
         self._go_on()
 
     def _handler_failed(self, failure: Failure) -> None:
@@ -373,13 +396,14 @@ class EchoProtocol(ConnectionProtocol):
             self.fail(failure)
         elif failure.check(Dropped):
             if self._handler_open:
-                self._session.take_back()
+                self._hold().take_back()
             if _dropped.wanted(self.client.peer):
                 _dropped.write(peer=shown(self.client), listener=self.client.listener)
 
     def _turn_away(self, busy: Busy) -> None:
-        if self._handler_open and self._session.in_flight:
-            self._session.take_back()
+        session = self._session
+        if self._handler_open and session is not None and session.in_flight:
+            session.take_back()
         super()._turn_away(busy)
 
     def _reply(self, result: object) -> None:
@@ -396,26 +420,31 @@ class EchoProtocol(ConnectionProtocol):
 
     def _go_on(self) -> None:
         """Continue after handler code has returned: with the next message, or with `closed`."""
+        session = self._hold()
         if self._lost:
             self._close_handler()
+        elif session.idle:
+            self._settle(session)
         else:
             self._answer_messages()
 
-    def _settle(self) -> None:
+    def _settle(self, session: Session) -> None:
         """With nothing to answer now: close if the conversation is over, otherwise read on."""
         if self._reason is None:
-            if self._session.finished:
-                self.close(self._why_finished())
+            if session.finished:
+                self.close(self._why_finished(session))
             else:
-                self._update_reading()
+                self._update_reading(session)
+                if self._lets_go and session.idle and not self._draining:
+                    self._let_go(session)
 
-    def _why_finished(self) -> EndReason:
-        if self._session.closed:
+    def _why_finished(self, session: Session) -> EndReason:
+        if session.closed:
             return EndReason.SERVED
         return EndReason.CLIENT if self._input_ended else EndReason.DRAINED
 
-    def _update_reading(self) -> None:
-        wanted = self._session.wants_input
+    def _update_reading(self, session: Session) -> None:
+        wanted = session.wants_input
         if wanted is not self._reading and self._reason is None and not self._input_ended:
             self._reading = wanted
             if wanted:
@@ -423,19 +452,22 @@ class EchoProtocol(ConnectionProtocol):
             else:
                 self.transport.pauseProducing()
                 self._owner.urgent.add(self)  # a lost client would go unnoticed: see `sweep`
-                if self._session.full:
+                if session.full:
                     # A client that is ahead of its handler.
                     shorten_reads(self.transport)
 
     def _client_finished(self) -> None:
         self._owner.urgent.add(self)  # as above
-        self._session.end_input()
-        self._answer_messages()
+        if self._direct and not self._busy:
+            self.close(EndReason.CLIENT)
+        else:
+            self._hold().end_input()
+            self._answer_messages()
 
     # The end.
 
     def _stop(self) -> None:
-        self._session.close()
+        self._hold().close()
         self._owner.turns.leave(self)
         if self._entered:
             self.transport.unregisterProducer()
@@ -443,7 +475,7 @@ class EchoProtocol(ConnectionProtocol):
     def _finish(self) -> None:
         if self._pending is not None:
             self._owner.model.abandon(self._pending)
-        if not self._session.in_flight:
+        if not self._hold().in_flight:
             self._close_handler()
 
     def _close_handler(self) -> None:
@@ -474,12 +506,13 @@ class EchoProtocol(ConnectionProtocol):
             self._inside(super().drain)
 
     def _cut_input(self) -> None:
+        self._hold()  # which counts what is read from here on
         self._drain_left = unread(self.transport)
         self._cut_input_when_read()
 
     def _cut_input_when_read(self) -> None:
         if not self._input_ended and (self._drain_left <= 0 or not unread(self.transport)):
-            self._session.end_input(cut_off=True)
+            self._hold().end_input(cut_off=True)
             self._answer_messages()
 
     def sweep(self, now: float) -> None:
@@ -497,15 +530,16 @@ class EchoProtocol(ConnectionProtocol):
 
     @property
     def figures(self) -> tuple[int, int, int]:
-        return self._session.messages, self._bytes_received, self._bytes_sent
+        held = 0 if self._session is None else self._session.messages
+        return self._direct_messages + held, self._bytes_received, self._bytes_sent
 
     @property
     def _activity(self) -> int:
-        return self._reads
+        return self._bytes_received + self._direct_messages
 
     @property
     def _incomplete(self) -> int:
-        return self._session.incomplete
+        return 0 if self._session is None else self._session.incomplete
 
     def _time_out(self, reason: EndReason) -> None:
         if reason is EndReason.MESSAGE_TIMEOUT:
@@ -518,4 +552,6 @@ class EchoProtocol(ConnectionProtocol):
     def _busy(self) -> bool:
         # A client that does not read has a deadline of its own.
         session = self._session
+        if session is None:
+            return self._pending is not None
         return session.in_flight or session.resting or session.blocked
