@@ -41,7 +41,7 @@ class Conversation:
             self.handler.converse(conn, conn.getpeername(), self.server)
         elif isinstance(self.handler.converse(conn), bytes | bytearray | memoryview | Close):
             raise TypeError(
-                "a connection handler sends by itself, and what it returns goes nowhere; "
+                "a connection handler sends by itself, and its return value is ignored; "
                 "mark it with @message_handler if it takes messages"
             )
         return EndReason.DRAINED if conn.draining else EndReason.HANDLER

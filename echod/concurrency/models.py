@@ -88,7 +88,7 @@ class InReactor(_OpenHouse):
         try:
             handle.deferred.cancel()
         except Exception:  # the handler's own canceller failed
-            log.failure("Cancelling what a handler waits for failed")
+            log.failure("Cancelling a handler's pending result failed")
 
     def settle(self, done: Done, result: object) -> object:
         """Do the rest of `call` after the handler's code has returned `result`."""

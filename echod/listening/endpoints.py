@@ -298,7 +298,7 @@ class Words:
             ListenError: a word is left.
         """
         if any(self.words):
-            raise ListenError(f"{':'.join(self.words)} is not known here")
+            raise ListenError(f"{':'.join(self.words)} is not a known option")
 
     @property
     def endpoint(self) -> str:

@@ -116,18 +116,18 @@ def check_directory(directory: Path) -> None:
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise OSError(
             errno.EPERM,
-            f"Anyone may write to {directory}, and replace the socket: chmod o-w, "
+            f"Any user may write to {directory}, and replace the socket: chmod o-w, "
             "or use a directory of its own",
         )
     if mode & stat.S_IWOTH:
         log.warn(
-            "Anyone may write to {directory}: another user could have been there first. "
+            "Any user may write to {directory}: another user could have been there first. "
             "A directory of its own is better.",
             directory=escape(str(directory)),
         )
     elif others_can_write(found, os.geteuid()):
         log.warn(
-            "Others can write to {directory}, and replace the socket: its group, or its owner. "
+            "Other users can write to {directory}, and replace the socket: its group, or owner. "
             "A directory of its own is better.",
             directory=escape(str(directory)),
         )

@@ -170,7 +170,7 @@ class AcceptingPort(tcp.Port):
                 # It gets no protocol, so notify a factory that counts such clients.
                 if note := getattr(self.factory, "connection_turned_away", None):
                     note()
-                self._report("no descriptor left ({error}); {count} turned away", exception)
+                self._report("no descriptor left ({error}); clients refused: {count}", exception)
                 return True
         else:
             self._report("cannot accept ({error}); resting", exception)

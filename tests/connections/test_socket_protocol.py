@@ -122,7 +122,7 @@ async def test_a_reply_that_a_connection_handler_returns_does_not_vanish_silentl
         assert await client.receive_all() == b""
         await eventually(lambda: server.factory.metrics.ended == {"handler error": 1})
     (error,) = log.take_errors()
-    assert "what it returns goes nowhere; mark it with @message_handler" in error
+    assert "its return value is ignored; mark it with @message_handler" in error
 
 
 @WAYS

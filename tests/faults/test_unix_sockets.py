@@ -58,7 +58,7 @@ def test_a_directory_that_anyone_may_write_to_is_refused(daemon: Start, tmp_path
     running.wait()
     assert running.process.returncode == 1
     expected = (
-        f"echod: unix:{directory}/s: Bind failed. Error Code : 1 Message Anyone may write to "
+        f"echod: unix:{directory}/s: Bind failed. Error Code : 1 Message Any user may write to "
         f"{directory}, and replace the socket: chmod o-w, or use a directory of its own"
     )
     assert expected in running.log.splitlines()

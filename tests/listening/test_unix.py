@@ -122,7 +122,7 @@ async def test_a_file_that_is_gone_is_no_error_at_the_end(tmp_path: Path) -> Non
 @pytest_twisted.ensureDeferred
 async def test_a_directory_that_anyone_may_write_to_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(OSError, match=r"Anyone may write to .*chmod o-w"):
+    with pytest.raises(OSError, match=r"Any user may write to .*chmod o-w"):
         await UNIXEndpoint(reactor, str(tmp_path / "s")).listen(EchoFactory(reactor))
 
 
