@@ -31,7 +31,7 @@ from echod import (
     message_handler,
 )
 from echod.handlers.builtin import reverse, upper
-from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.messages.framing import Framing
 from tests.support.clients import BANNER
 from tests.support.log import Log
@@ -522,5 +522,5 @@ def test_a_connection_handler_runs_only_in_a_thread_of_its_own(model: str) -> No
     if model == ConcurrencyModel.THREAD_PER_CONNECTION:
         assert EchoFactory(reactor, handler=own, model=make_model(model))
     else:
-        with pytest.raises(ValueError, match="own is a connection handler: it runs with"):
+        with pytest.raises(HandlerError, match="own is a connection handler: it runs with"):
             EchoFactory(reactor, handler=own, model=make_model(model))
