@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from echod.concurrency.thread_socket import ConnectionSocket
-from echod.handlers.calling import call_closed, call_opened
-from echod.handlers.contract import Client, Close, Handler, checked, is_request_handler
+from echod.handlers.calling import call_closed, call_opened, greeting_of
+from echod.handlers.contract import (
+    BytesLike,
+    Client,
+    Close,
+    Handler,
+    answer_of,
+    is_request_handler,
+)
 from echod.handlers.lookup import ResolvedHandler
 from echod.handlers.standin import StandInServer
-from echod.messages.framing import Chunk, Framing, FramingError, encode_greeting
+from echod.messages.framing import Chunk, Framing, FramingError
 from echod.messages.session import Session
 from echod.reasons import EndReason
 
@@ -39,7 +46,7 @@ class Conversation:
         if is_request_handler(self.handler.target):
             self.server.meet(conn.getsockname())
             self.handler.converse(conn, conn.getpeername(), self.server)
-        elif isinstance(self.handler.converse(conn), bytes | bytearray | memoryview | Close):
+        elif isinstance(self.handler.converse(conn), BytesLike | Close):
             raise TypeError(
                 "a connection handler sends by itself, and its return value is ignored; "
                 "mark it with @message_handler if it takes messages"
@@ -52,10 +59,8 @@ class Conversation:
         greeting = call_opened(handler, self.client)
         reason = EndReason.HANDLER_ERROR
         try:
-            if self.banner is not None:
-                conn.sendall(self.banner)
-            elif greeting:
-                conn.sendall(encode_greeting(self.framing, checked(greeting)))
+            if data := greeting_of(greeting, self.framing, self.banner):
+                conn.sendall(data)
             whole_reads = isinstance(self.framing, Chunk)
             loop = self._answer_reads if whole_reads else self._answer_framed
             reason = loop(conn, handler)
@@ -91,12 +96,8 @@ class Conversation:
                     sendall(reply)
                     conn.sent_bytes += len(reply)
                     conn.sending = False
-                elif isinstance(reply, Close):
-                    if reply.reply:
-                        self._send(conn, reply.reply)
+                elif reply is not None and self._is_last(conn, reply):
                     return EndReason.HANDLER
-                elif reply is not None:
-                    self._send(conn, reply)
         except BaseException as error:
             if not conn.ended_by(error):
                 conn.failed(error)
@@ -116,12 +117,9 @@ class Conversation:
                 return EndReason.FRAMING_ERROR
             if message is not None:
                 conn.messages += 1
-                reply = received(message)
-                if isinstance(reply, Close):
+                if self._is_last(conn, received(message)):
                     session.close()
-                    reason, reply = EndReason.HANDLER, reply.reply or None
-                if reply is not None:
-                    self._send(conn, reply)
+                    reason = EndReason.HANDLER
                 session.answered()
             elif not session.finished:
                 conn.incomplete = session.incomplete
@@ -133,6 +131,9 @@ class Conversation:
                     reason = EndReason.DRAINED if conn.draining else EndReason.CLIENT
         return reason
 
-    def _send(self, conn: ConnectionSocket, reply: object) -> None:
-        if data := self.framing.encode(checked(reply)):
+    def _is_last(self, conn: ConnectionSocket, result: object) -> bool:
+        """Send the reply that `result` means; return whether it is the last one."""
+        reply, is_last = answer_of(result)
+        if reply is not None and (data := self.framing.encode(reply)):
             conn.sendall(data)
+        return is_last

@@ -134,7 +134,7 @@ class DirectProtocol(EchoProtocol):
         """Process a result that is not plain bytes: `Close`, or a pending result."""
         try:
             settled = cast("InReactor", self._owner.model).settle(self._answered, result)
-            if not self._take(settled):
+            if not self._has_replied(settled):
                 self._hold().in_flight = True
         except BaseException:
             self.fail(Failure())

@@ -25,10 +25,10 @@ from echod.connections.kernel import is_reset, shorten_reads, unread
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.owner import Owner
 from echod.contexts import call_in, context_of, is_entered, take_over
-from echod.handlers.calling import close_in_thread, overridden
-from echod.handlers.contract import Close, checked, reply_from
+from echod.handlers.calling import close_in_thread, greeting_of, overridden
+from echod.handlers.contract import answer_of, reply_from
 from echod.log.event import LogLine
-from echod.messages.framing import FramingError, encode_greeting
+from echod.messages.framing import FramingError
 from echod.messages.session import Session
 from echod.reasons import EndReason
 from echod.turns import PACE, Share
@@ -274,12 +274,9 @@ class EchoProtocol(ConnectionProtocol):
         self._go_on()
 
     def _greet(self, greeting: object) -> None:
-        if self._owner.model.greets:
-            banner = self._owner.banner
-            if banner is not None:
-                self._write(banner)
-            elif greeting:
-                self._write(encode_greeting(self._owner.framing, checked(greeting)))
+        owner = self._owner
+        if owner.model.greets and (data := greeting_of(greeting, owner.framing, owner.banner)):
+            self._write(data)
 
     def take_turn(self) -> None:
         """Take the connection's turn: continue with its input."""
@@ -329,7 +326,7 @@ class EchoProtocol(ConnectionProtocol):
                     batch.add(encode(result))
                 elif result is not None:
                     batch.flush()
-                    if not self._take(result):
+                    if not self._has_replied(result):
                         break
             except BaseException:
                 batch.flush()
@@ -351,14 +348,11 @@ class EchoProtocol(ConnectionProtocol):
             self.refuse(EndReason.FRAMING_ERROR, str(error))
             return None
 
-    def _take(self, result: Any) -> bool:
-        """Send a reply; return False if it is pending."""
-        if result.__class__ is bytes:
-            self._write(self._owner.framing.encode(result))
-        elif result is not None:
-            if self._is_pending(result):
-                return False
-            self._reply(result)
+    def _has_replied(self, result: object) -> bool:
+        """Send the reply that `result` means; return False if it is pending."""
+        if self._is_pending(result):
+            return False
+        self._reply(result)
         return True
 
     def _is_pending(self, result: object) -> bool:
@@ -384,7 +378,7 @@ class EchoProtocol(ConnectionProtocol):
         try:
             if isinstance(result, Failure):
                 self._handler_failed(result)
-            elif result is not None and self._reason is None:
+            elif self._reason is None:
                 self._reply(result)
         except BaseException:
             self.fail(Failure())
@@ -407,12 +401,11 @@ class EchoProtocol(ConnectionProtocol):
         super()._turn_away(busy)
 
     def _reply(self, result: object) -> None:
-        if isinstance(result, Close):
-            if result.reply:
-                self._write(self._owner.framing.encode(checked(result.reply)))
+        reply, is_last = answer_of(result)
+        if reply is not None:
+            self._write(self._owner.framing.encode(reply))
+        if is_last:
             self.close(EndReason.HANDLER)
-        else:
-            self._write(self._owner.framing.encode(checked(result)))
 
     def _write(self, data: bytes) -> None:
         self._bytes_sent += len(data)

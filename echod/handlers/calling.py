@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 
-from echod.handlers.contract import Client, Handler
+from echod.handlers.contract import Client, Handler, checked
+from echod.messages.framing import Framing, encode_greeting
 from echod.reasons import EndReason
 
 
@@ -21,6 +22,19 @@ def call_opened(handler: Handler, client: Client) -> object:
     """Call `handler.opened` if there is one, and return its greeting."""
     opened = overridden(handler, "opened")
     return opened(client) if opened else None
+
+
+def greeting_of(result: object, framing: Framing, banner: bytes | None) -> bytes:
+    """Return the greeting of a connection as it is sent; b"" for none.
+
+    Args:
+        result: the result of the handler's `opened`.
+        framing: the framing of replies.
+        banner: sent as it is instead of the handler's own greeting, unless it is None.
+    """
+    if banner is not None:
+        return banner
+    return encode_greeting(framing, checked(result)) if result else b""
 
 
 def call_closed(handler: Handler, reason: EndReason) -> None:

@@ -122,13 +122,40 @@ class Close:
 Reply = BytesLike | Close | None
 
 
+def answer_of(result: object) -> tuple[bytes | None, bool]:
+    """Return the meaning of a handler's result: its reply, and whether it is the last one.
+
+    ===================  ====================================================================
+    bytes, or a buffer   a reply, even if it is empty
+    None                 no reply
+    Close                the last reply, or none if it is empty; then the connection closes
+    anything else        an error
+    ===================  ====================================================================
+
+    The concurrency model deals with the other ways in which a call may end. In the event loop a
+    coroutine or a Deferred stands for the result that it will have; in a thread it is an error.
+    An exception is logged, and the connection closes behind the replies before it.
+
+    In four places a call for each message would cost noticeable time, so bytes and None are told
+    there without this function: `EchoProtocol._answer_messages`, `DirectProtocol`,
+    `PooledProtocol` and `Conversation._answer_reads`. The suite in
+    `tests/connections/test_results.py` runs each kind of result through all of them.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(result, Close):
+        return checked(result.reply) or None, True
+    return (None if result is None else checked(result)), False
+
+
 def reply_from(received: Callable[..., object], *arguments: object) -> object:
     """Call a handler's method, and return an immutable copy of its result.
 
     Threads need this: before the event loop takes a result, another thread may reuse its buffer.
     """
     reply = received(*arguments)
-    if reply.__class__ is bytes or not isinstance(reply, bytearray | memoryview):
+    if reply.__class__ is bytes or not isinstance(reply, BytesLike):
         return reply
     return checked(reply)
 

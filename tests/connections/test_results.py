@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import itertools
+import queue
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +26,11 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
 from echod import Chunk, Client, Close, EchoFactory, Handler, Length, Line, Serial
+from echod.concurrency.conversation import Conversation
 from echod.concurrency.model import Model
-from echod.concurrency.models import InReactor
+from echod.concurrency.models import InPool, InReactor
+from echod.concurrency.pool import WorkerPool
+from echod.concurrency.thread_socket import ConnectionSocket
 from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.message_protocol import EchoProtocol
 from echod.handlers.contract import ConcurrencyModel
@@ -36,6 +41,7 @@ from tests.support.looping import Loop
 from tests.support.memory import Transport
 from tests.support.reactor import reactor
 from tests.support.serving import eventually, server_context, serving
+from tests.support.waiting import PATIENCE
 
 # The messages, each named for its result.  Each says which it was, to show order.
 REPLY, EMPTY, LONG, NOTHING = b"r", b"e", b"l", b"n"
@@ -227,8 +233,14 @@ class Way:
     directly: bool = False
     # As where each message takes long: the connection rests as often as it can.
     hurried: bool = False
+    # In a thread of the pool.
+    pooled: bool = False
+    # Each read waits until the one before it is answered.
+    patient: bool = False
 
-    def model(self) -> Model:
+    def model(self, pool: WorkerPool) -> Model:
+        if self.pooled:
+            return InPool(pool)
         return Serial(lambda: 0.0, patience=0, queue_size=1) if self.serial else InReactor()
 
     def turns(self, loop: Loop) -> Turns:
@@ -238,14 +250,14 @@ class Way:
 
 @contextlib.contextmanager
 def in_memory(
-    way: Way, script: Script, loop: Loop
+    way: Way, script: Script, loop: Loop, pool: WorkerPool
 ) -> Iterator[tuple[EchoFactory, EchoProtocol, Narrow, Callable[[bytes], None]]]:
     """Connect a protocol; the last that is given is what takes a read."""
     factory = EchoFactory(
         loop,
         handler=script.handler(),
         framing=way.framing,
-        model=way.model(),
+        model=way.model(pool),
         banner=b"",
         turns=way.turns(loop),
     )
@@ -277,14 +289,18 @@ def converse(
     """
     waiting: list[Callable[[], object]] = []
     script, loop = Script(waiting.append), Loop()
-    with in_memory(way, script, loop) as (factory, protocol, wire, read):
+    results: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    pool = WorkerPool(1, results.put)
+    with in_memory(way, script, loop, pool) as (factory, protocol, wire, read):
         script.factory = factory
 
         def go_on() -> None:
             """Fire the pending results."""
-            while waiting or wire.full or not loop.at_rest:
+            while waiting or wire.full or pool.busy or not loop.at_rest:
                 if wire.full:
                     wire.make_room()
+                elif pool.busy:
+                    results.get(timeout=PATIENCE)()
                 elif waiting:
                     waiting.pop(0)()
                 else:
@@ -292,25 +308,33 @@ def converse(
 
         parts = [framed(kind, way.framing) for kind in kinds]
         for start, end in itertools.pairwise(sorted({0, len(kinds), *cuts})):
-            if wire.producerState != "producing":
+            if way.patient or wire.producerState != "producing":
                 go_on()
             wire.context.run(read, b"".join(parts[start:end]))
         if finish:
             protocol.readConnectionLost()
         go_on()
-        assert wire.half_closed or wire.disconnecting or wire.aborting
-        if not wire.aborting:
-            protocol.writeConnectionLost()
-            if not finish:
-                protocol.readConnectionLost()
-            assert wire.disconnecting
-        protocol.connectionLost(Failure(ConnectionDone()))
+        end_streams(protocol, wire, finish=finish)
         sent = wire.value()
+        wire.full = False
+        go_on()  # in the pool, `closed` is due
+    pool.stop()
     assert not loop.calls
     metrics = factory.metrics
     (reason,) = metrics.ended
     assert metrics.ended.total() == 1
     return Ending(sent, metrics.messages, reason), script
+
+
+def end_streams(protocol: EchoProtocol, wire: Narrow, *, finish: bool) -> None:
+    """Let the streams end that are yet to end, and the connection with them."""
+    assert wire.half_closed or wire.disconnecting or wire.aborting
+    if not wire.aborting:
+        protocol.writeConnectionLost()
+        if not finish:
+            protocol.readConnectionLost()
+        assert wire.disconnecting
+    protocol.connectionLost(Failure(ConnectionDone()))
 
 
 def framed(kind: bytes, framing: Framing) -> bytes:
@@ -396,6 +420,94 @@ def test_a_handler_may_let_its_own_factory_abort(way: str) -> None:
         assert (ending.messages, ending.reason) == (before + 1, "aborted")
         assert script.received == kinds[: before + 1]
         assert script.closed == ["aborted"]
+
+
+# In threads: of the pool, and of the connection's own.
+
+
+POOLED = {
+    name + (", one by one" if patient else ""): Way(framing, pooled=True, patient=patient)
+    for name, framing in {
+        "chunk": Chunk(max_message=1),
+        "line": Line(),
+        "length": Length(),
+    }.items()
+    for patient in (False, True)
+}
+
+
+@pytest.mark.parametrize("way", POOLED)
+@pytest.mark.parametrize("kind", AT_ONCE)
+def test_in_the_pool_a_result_of_any_kind_takes_its_place_in_each_read(
+    kind: bytes, way: str, log: Log
+) -> None:
+    for kinds in ([kind], [REPLY, kind], [kind, REPLY], [REPLY, NOTHING, kind, REPLY]):
+        check(kinds, [], POOLED[way], log)
+        check(kinds, list(range(1, len(kinds))), POOLED[way], log)
+
+
+@pytest.mark.parametrize("way", POOLED)
+def test_in_the_pool_results_are_sent_in_order_however_the_input_comes(way: str, log: Log) -> None:
+    @given(
+        kinds=st.lists(st.sampled_from([*AT_ONCE, *[REPLY, LONG, NOTHING] * 5]), min_size=1),
+        cuts=st.lists(st.integers(1, 20), max_size=4),
+    )
+    def talk(kinds: list[bytes], cuts: list[int]) -> None:
+        check(kinds, [place for place in cuts if place < len(kinds)], POOLED[way], log)
+
+    talk()
+
+
+def by_thread(kinds: list[bytes], framing: Framing, *, draining: bool) -> tuple[Ending, Script]:
+    """Hold a conversation in a thread of its own, with all messages in the socket already."""
+    script = Script(lambda call: None)
+    factory = EchoFactory(Loop(), handler=script.handler(), framing=framing, banner=b"")
+    conversation = Conversation(
+        factory.handler, framing, Client("somewhere"), b"", factory.stand_in
+    )
+    ours, theirs = socket.socketpair()
+    data = b"".join(framed(kind, framing) for kind in kinds)
+    wire = bytearray()
+
+    def read() -> None:
+        while more := theirs.recv(100_000):
+            wire.extend(more)
+
+    with theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        conn = ConnectionSocket(ours.detach(), peer="", local="")
+        reader = threading.Thread(target=read)
+        reader.start()
+        with conn:
+            if draining:
+                conn.drain(len(data))
+            try:
+                ending = Ending(reason=conversation.answer_messages(conn).value)
+            except (RuntimeError, TypeError):
+                ending = Ending(reason="handler error", errors=1)
+            conn.shutdown(socket.SHUT_WR)
+            reader.join(PATIENCE)
+            ending.messages, ending.wire = conn.messages, bytes(wire)
+    return ending, script
+
+
+@pytest.mark.parametrize("draining", [False, True])
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_in_a_thread_of_its_own_results_are_sent_in_order_up_to_the_last(
+    framing: Framing, draining: bool
+) -> None:
+    @given(kinds=st.lists(st.sampled_from([*AT_ONCE, *[REPLY, LONG, NOTHING] * 5]), min_size=1))
+    def talk(kinds: list[bytes]) -> None:
+        due = expected(kinds, framing)
+        if draining and due.reason == "client closed":
+            due.reason = "drained"
+        ending, script = by_thread(kinds, framing, draining=draining)
+        assert ending == due
+        assert script.received == kinds[: due.messages]
+        assert script.closed == [due.reason]
+
+    talk()
 
 
 # Over the network: every model and framing, without and with TLS.
