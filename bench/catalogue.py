@@ -25,7 +25,7 @@ class Group(enum.StrEnum):
     TLS = "TLS"
 
 
-# How many idle connections a class gets at most.  One address may have three quarters of echod's
+# How many idle connections a class gets at most. One address may have three quarters of echod's
 # 342 threads; 10,000 TLS handshakes would take a minute.
 MOST_IDLE = {Group.REACTOR: SILENT.connections, Group.DEFER: SILENT.connections}
 MOST_IDLE |= {Group.THREAD: 250, Group.TLS: 1_000}

@@ -1,6 +1,6 @@
 """The load generator without a C compiler, or without OpenSSL's headers: slower, but the same.
 
-`load.c` says what the command line, the modes and the result are.  This is run as
+`load.c` says what the command line, the modes and the result are. This is run as
 `python -m bench.load`, on uvloop if that is installed.
 """
 

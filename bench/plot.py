@@ -31,7 +31,7 @@ def draw(results: Results, peers: Sequence[Peer], target: Path) -> None:
     mpl.use("svg")
     from matplotlib import pyplot
 
-    # Text stays text: small, searchable, and in the reader's font.  No dates, no random names:
+    # Text stays text: small, searchable, and in the reader's font. No dates, no random names:
     # the same figures give the same file.
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "echod", "font.family": "sans-serif"}
     classes = _classes(results, peers)

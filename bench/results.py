@@ -1,6 +1,6 @@
 """The figures: what one measurement gave, and what many of them come to.
 
-Medians, not means: one round that a neighbour on the machine spoiled must not count.  A ratio of
+Medians, not means: one round that a neighbour on the machine spoiled must not count. A ratio of
 two servers is the median of the ratios within each round, when both had the same neighbours.
 """
 

@@ -3,8 +3,8 @@
 
 All calls of a conversation's handler share one `Context`: a variable that `opened` sets keeps its
 value in `received` and `closed`, in any thread.  uvloop runs the callbacks of each connection in a
-context of that connection.  If the event loop calls the handler, echod uses that context, so it
-costs a message nothing.  Otherwise echod makes a `Context`, and enters it.
+context of that connection. If the event loop calls the handler, echod uses that context, so it
+costs a message nothing. Otherwise echod makes a `Context`, and enters it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The daemon's counters: plain integers, without I/O; the status and the log read them.
 
 Only the reactor thread writes them, with one exception: `daemon.stalls` counts the stalls of that
-thread.  A connection's own figures are added when it ends.
+thread. A connection's own figures are added when it ends.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 r"""The PROXY protocol, versions 1 and 2: a header about its client that a proxy sends first.
 
-Pure: bytes in, a header out, split at any byte.  Follows the specification that comes with
+Pure: bytes in, a header out, split at any byte. Follows the specification that comes with
 haproxy, doc/proxy-protocol.txt (2020/03/05), and is strict wherever a header could be read in two
 ways, because limits and logs rely on the client's address in it.
 

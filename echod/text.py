@@ -1,7 +1,7 @@
 """Escape bytes and text for a log, a terminal or an error message, and read escapes back.
 
 Text from a client may contain control characters: a carriage return forges a log line, an escape
-sequence controls a terminal.  All text from outside passes through `escape` (or `escape_lines`)
+sequence controls a terminal. All text from outside passes through `escape` (or `escape_lines`)
 before it is shown; `unescape` reads the same notation in a setting's value.
 """
 

@@ -1,7 +1,7 @@
 """Share each turn of the event loop among connections that have more than one message to answer.
 
-One read may hold 256,000 messages.  Answered at once, they would keep all other clients waiting,
-and SIGTERM and the watchdog too.  So a connection answers until its share of the turn is used up,
+One read may hold 256,000 messages. Answered at once, they would keep all other clients waiting,
+and SIGTERM and the watchdog too. So a connection answers until its share of the turn is used up,
 then rests until the next turn of the loop; in between, all others get their turn.
 
 Guarantees:
@@ -17,7 +17,7 @@ Guarantees:
   rounds of timed calls. There is one such call for all, and none while no connection rests and
   none has taken more than `FREE` of this turn.
 
-Reading the clock takes a sixth of the time of a short message.  So a read of one message does not
+Reading the clock takes a sixth of the time of a short message. So a read of one message does not
 read it, and other reads do so at most once in `PACE` messages.
 """
 

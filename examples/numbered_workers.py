@@ -1,4 +1,4 @@
-"""Five workers with a number each.  Run: python numbered_workers.py
+"""Five workers with a number each. Run: python numbered_workers.py
 
 `deferToThread` is `callInThread` with a result: it returns a Deferred, which fires in the
 reactor's thread with the function's return value, or with the exception that it raised.

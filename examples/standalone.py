@@ -1,4 +1,4 @@
-"""echod's factory in a Twisted program of your own.  Run: python standalone.py [PORT]
+"""echod's factory in a Twisted program of your own. Run: python standalone.py [PORT]
 
 No twistd, no settings: `EchoFactory` does all the work for a connection, and can be used wherever
 Twisted takes a factory.

@@ -1,4 +1,4 @@
-"""Five workers, each in a thread, each printing a line.  Run: python workers.py
+"""Five workers, each in a thread, each printing a line. Run: python workers.py
 
 The reactor runs in one thread, and has a few more for work that blocks. `callInThread` runs a
 function in one of those. It does not report the end of the function: the worker has to do that.
@@ -14,7 +14,7 @@ working = 5
 def worker() -> None:
     """Runs in a thread."""
     try:
-        # One string with its newline, in one write.  `print` writes the newline separately, and
+        # One string with its newline, in one write. `print` writes the newline separately, and
         # another worker's line may get between the two: "WorkerWorker", and an empty line.
         sys.stdout.write("Worker\n")
     finally:

@@ -1,6 +1,6 @@
 """Shared by all peers written in Python: the command line, and the bytes on the wire.
 
-A peer is run as `python -m bench.peers.NAME PORT READ_SIZE [CERTIFICATE KEY]`.  It listens on
+A peer is run as `python -m bench.peers.NAME PORT READ_SIZE [CERTIFICATE KEY]`. It listens on
 127.0.0.1, greets, and answers what it reads with the prefix and the data, in pieces that hold at
 most READ_SIZE bytes of data each.
 """

@@ -1,13 +1,13 @@
 """Share places (threads, places in a queue) and turns fairly among client addresses.
 
-Pure: no I/O, no clock, no Twisted.  `echod.addresses.network_of` defines an address; a client of a
-UNIX socket has none, "".  All the rules are in this file:
+Pure: no I/O, no clock, no Twisted. `echod.addresses.network_of` defines an address; a client of a
+UNIX socket has none, "". All the rules are in this file:
 
 * An address may take another place while it holds fewer than `TIMES_THE_FREE` times as many as are
-  free.  So a single address may hold three quarters of all, two addresses three sevenths each, and
+  free. So a single address may hold three quarters of all, two addresses three sevenths each, and
   so on: some always remain for an address that has none.
 * A client without an address is on this machine, and only the number of places bounds it.
-* Addresses take turns, one waiting client each, in a circle.  Clients of one address are served in
+* Addresses take turns, one waiting client each, in a circle. Clients of one address are served in
   the order in which they came.
 """
 

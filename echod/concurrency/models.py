@@ -2,7 +2,7 @@
 
 Guarantees, besides those in `echod.concurrency.model`:
 
-* In the event loop a call of `closed` may wait, too.  A drain waits for it, and `stop` cancels it.
+* In the event loop a call of `closed` may wait, too. A drain waits for it, and `stop` cancels it.
   While `MOST_CLOSING` of them wait, new connections are refused.
 """
 

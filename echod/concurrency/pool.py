@@ -3,7 +3,7 @@
 Guarantees:
 
 * Pool threads are daemons and are never joined: a handler that blocks for ever cannot keep the
-  process from ending.  No call waits for a thread; a pool that is busy queues.
+  process from ending. No call waits for a thread; a pool that is busy queues.
 * The pool is echod's own: the reactor's pool, which resolves names, is left alone.
 * Work of a lost connection waits behind the work of open ones. It is still done: if there is no
   end of open ones, one such task runs for each `OPEN_IN_A_ROW` others. A message is dropped, and
@@ -14,18 +14,18 @@ The pool is cheap, and keeps its promises without a lock, as follows:
 
 * Tasks wait in one backlog, from which workers take them (`deque.popleft` is atomic), so a worker
   does many short tasks in a row, and no other worker has to be woken for them.
-* Tasks of lost connections wait in a second queue.  A task is moved there in two steps: its
+* Tasks of lost connections wait in a second queue. A task is moved there in two steps: its
   arguments are taken out (`list.pop` is atomic: either the reactor gets them, or a worker, which
-  then runs the task), and a new task with them joins the second queue.  The first queue keeps an
+  then runs the task), and a new task with them joins the second queue. The first queue keeps an
   empty task, which costs a worker nothing; many of them are removed together.
 * Only the reactor thread wakes and starts workers, one at a time, in `_turn`. A turn is requested
   when a task is submitted, and when a worker has just woken and taken a task while others wait. If
   that task is short, the turn finds nothing left to do, because it waits for the interpreter's
   lock until then. If the task blocks, that lock is free, and the turn wakes the next worker. So no
   task waits for a blocked worker while another could run.
-* A worker that finds the backlog empty announces that it is idle, then looks again.  If a task was
+* A worker that finds the backlog empty announces that it is idle, then looks again. If a task was
   submitted in between, either that look finds the task, or the task's turn finds the worker.
-* A result is stored where the next turn finds it before that turn is requested.  A turn that is
+* A result is stored where the next turn finds it before that turn is requested. A turn that is
   already requested is not requested again: many tasks, and many results, cost one wake-up of the
   event loop.
 """

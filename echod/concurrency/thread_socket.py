@@ -11,7 +11,7 @@ plain integers that only the handler's thread writes, so no lock is needed:
 * `incomplete` is the number of bytes received so far of an incomplete message;
 * `polled` is true if the thread has polled for more since bytes were last moved, and found none:
   it may do other work now and then, but it waits for the client;
-* `exposed` is true once the handler has asked for the descriptor.  From then on it may move bytes,
+* `exposed` is true once the handler has asked for the descriptor. From then on it may move bytes,
   and wait, in ways that this object does not see, and the kernel has to be asked
   (`echod.connections.waiting`);
 * `detached` is true once another object has the descriptor, such as TLS around this socket.
@@ -288,7 +288,7 @@ class ConnectionSocket(socket.socket):
         Data that arrives in the last moment is returned instead; nothing is lost.
 
         Returns:
-            Whether it will.  A `recv` with a time-out (`settimeout`) waits in another call and
+            Whether it will. A `recv` with a time-out (`settimeout`) waits in another call and
                 cannot
             be interrupted, nor can one in a thread that the handler has started.
         """

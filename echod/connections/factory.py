@@ -84,7 +84,7 @@ class EchoFactory(Factory):
             reactor: the reactor, for its clock and timers; None for Twisted's global one.
             handler: a function or class by the handler contract, or one that is already resolved.
             framing: how input is cut into messages; `Chunk()` by default.
-            model: where the handler runs; by default in the event loop.  The caller has to stop a
+            model: where the handler runs; by default in the event loop. The caller has to stop a
                 pool that it uses.
             limits: the limits on clients.
             banner: the greeting as it is sent, b"" for none; None leaves the greeting to the

@@ -51,7 +51,7 @@ class Taken:
     Attributes:
         acknowledged: how many bytes the client's kernel has acknowledged.
         held: if the kernel does not count those (it is not TCP, or not Linux): how many bytes it
-            holds.  Its buffer is refilled as the client reads, so this says less.
+            holds. Its buffer is refilled as the client reads, so this says less.
     """
 
     acknowledged: int = 0
@@ -86,7 +86,7 @@ def taken(transport: object) -> Taken:
 def spoke_last(transport: object) -> bool:
     """Return whether the client has sent something since we last did, as far as the kernel knows.
 
-    Then the handler may owe an answer.  If the kernel does not know, return True.
+    Then the handler may owe an answer. If the kernel does not know, return True.
     """
     handle = _handle(transport)
     if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):

@@ -84,7 +84,7 @@ class EchoProtocol(ConnectionProtocol):
     `_lets_go`.
     """
 
-    # Whether the connection lets go of its session while nothing is held or awaited.  Then
+    # Whether the connection lets go of its session while nothing is held or awaited. Then
     # `_direct` is the length of the longest read that needs none; with a session, it is 0.
     _lets_go: ClassVar[bool] = False
 
@@ -107,7 +107,7 @@ class EchoProtocol(ConnectionProtocol):
         """Set up for one connection.
 
         Args:
-            owner: the factory whose handler, framing, model and limits apply.  Only the factory
+            owner: the factory whose handler, framing, model and limits apply. Only the factory
                 enforces limits, so `Factory.forProtocol(EchoProtocol)` would have none.
         """
         super().__init__(owner)

@@ -5,7 +5,7 @@ shortest time that it may stay silent. Connections with an urgent deadline, such
 data or to shake hands, are checked twice a second.
 
 Checking ten thousand connections at once would keep the event loop busy for ten milliseconds and
-more.  So a round is cut into slices of `SLICE` connections, each well below a millisecond.
+more. So a round is cut into slices of `SLICE` connections, each well below a millisecond.
 """
 
 from __future__ import annotations

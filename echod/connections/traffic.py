@@ -1,13 +1,13 @@
 """Detect traffic on sockets whose bytes the kernel does not count.
 
-Linux counts the bytes of a TCP connection, but not those of a UNIX socket.  It does wake threads
+Linux counts the bytes of a TCP connection, but not those of a UNIX socket. It does wake threads
 that wait for a UNIX socket, at each arrival and each time the other side has read data of ours.
 An epoll object notes these wake-ups, and no thread waits for it: the next look reads the notes.
 They stay, even if a thread or a child process has read the bytes meanwhile.
 
-This relies on two properties of epoll(7).  The kernel notes an edge-triggered item once for any
-number of wake-ups.  At the look it asks the socket again, and drops the note if the socket is not
-ready: one with room to write always is.  So the notes of a socket without room may be lost.
+This relies on two properties of epoll(7). The kernel notes an edge-triggered item once for any
+number of wake-ups. At the look it asks the socket again, and drops the note if the socket is not
+ready: one with room to write always is. So the notes of a socket without room may be lost.
 
 Guarantees:
 
@@ -49,7 +49,7 @@ class TrafficWatch:
         """Watch a socket from now on; unread data counts as traffic.
 
         Args:
-            descriptor: the socket's.  It has to be forgotten before that is closed, or the kernel
+            descriptor: the socket's. It has to be forgotten before that is closed, or the kernel
                 goes on watching for as long as a duplicate is open.
 
         Returns:

@@ -47,7 +47,7 @@ class _Calls:
 
 
 # read, readv, recvfrom, recvmsg, splice, recvmmsg; select, pselect6; poll, ppoll; epoll_wait,
-# epoll_pwait, epoll_pwait2.  Newer architectures share one table (asm-generic/unistd.h).
+# epoll_pwait, epoll_pwait2. Newer architectures share one table (asm-generic/unistd.h).
 _X86_64 = _Calls(
     frozenset({0, 19, 45, 47, 275, 299}),
     frozenset({23, 270}),

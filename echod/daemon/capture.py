@@ -4,10 +4,10 @@ A handler's module may `print`, write to `sys.stderr`, or call `logging.basicCon
 service it has no terminal. Guarantees:
 
 * From before the import of the module to the end of the process, `sys.stdout` and `sys.stderr`
-  write to the log.  Their lines have level info, because libraries also report there without an
-  error, as `http.server` does for each request.  Each thread's lines are kept apart, and of a line
+  write to the log. Their lines have level info, because libraries also report there without an
+  error, as `http.server` does for each request. Each thread's lines are kept apart, and of a line
   that does not end no more is held than the longest line of the log.
-* The root logger of `logging` has a handler.  Handlers that write to the terminal are replaced by
+* The root logger of `logging` has a handler. Handlers that write to the terminal are replaced by
   one that writes to the log, with the same level and filters; files, and other handlers that the
   module has set up, stay as they are.
 * An exception that ends a thread, or that Python cannot raise anywhere, is a line of level error;
@@ -49,7 +49,7 @@ _LEVELS = (
 class Outlet:
     """The target of captured lines: Twisted's log while it runs; before and after, one observer.
 
-    Before it runs, Twisted keeps events, but only a limited number of them.  The lines of a module
+    Before it runs, Twisted keeps events, but only a limited number of them. The lines of a module
     that is being imported have to appear at once, and all of them.
     """
 

@@ -68,7 +68,7 @@ def _at_exit(function: Any, argument: int) -> None:
 def flush_files() -> None:
     """Flush the files that are still open.
 
-    Python flushes a file when it deletes it.  At the interpreter's end it deletes the files that
+    Python flushes a file when it deletes it. At the interpreter's end it deletes the files that
     modules hold, but not those that an event loop holds, such as a handler's and its module's.
     """
     for each in gc.get_objects():

@@ -4,7 +4,7 @@ Guarantees:
 
 * Nothing here raises, and nothing blocks: if the manager does not accept a message, it is sent
   again a little later, in order.
-* A timer of the reactor notifies the watchdog.  So the notifications stop when the reactor is
+* A timer of the reactor notifies the watchdog. So the notifications stop when the reactor is
   blocked, as they should.
 * If no manager has asked for messages, nothing is sent and no timer runs.
 """

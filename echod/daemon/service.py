@@ -46,7 +46,7 @@ from echod.daemon.resolve import StartError, check_for_restart, named
 log = Logger("echod")
 
 
-# A part that can take new settings while the daemon runs.  It raises if they cannot be used;
+# A part that can take new settings while the daemon runs. It raises if they cannot be used;
 # otherwise it returns the function that takes them into use, which does not fail.
 Part = Callable[[Settings], Callable[[], object]]
 

@@ -10,15 +10,15 @@ SIGTERM and SIGINT stop the daemon, in three steps, each a fall-back for the one
   If the system allows no more threads, a timer of the kernel does.
 
 Between the reactor's end and the signal that ends the process, the interpreter ends as in any
-program: see `ending.py`.  The kernel keeps the deadline when the thread no longer can.
+program: see `ending.py`. The kernel keeps the deadline when the thread no longer can.
 
 SIGHUP reloads; several of them that wait to be handled are one reload. SIGURG does nothing, and so
 can interrupt a thread that waits for its client: see `ConnectionSocket.interrupt`.
 
 The handlers are in place before the reactor runs, and they unblock the signals if the parent had
-blocked them.  A signal that arrives before the reactor runs waits in its queue, and is handled
-first.  Signals that were ignored when the daemon was started, as under nohup, stay ignored; except
-SIGHUP, which nohup ignores and an operator still sends.  A process that is forked once the daemon
+blocked them. A signal that arrives before the reactor runs waits in its queue, and is handled
+first. Signals that were ignored when the daemon was started, as under nohup, stay ignored; except
+SIGHUP, which nohup ignores and an operator still sends. A process that is forked once the daemon
 serves has none of these handlers: `multiprocessing` ends its workers by SIGTERM.
 """
 

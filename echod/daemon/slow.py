@@ -1,8 +1,8 @@
 """Log slow calls of handlers while they last: where each call is, and for which client.
 
-Calls in threads are checked a few times in each `threshold`.  A call that is still the same has
-lasted since it was first seen, so this costs a message nothing.  When a coroutine or a Deferred
-begins to wait in the event loop, the time is noted.  (`stalls.py` detects calls that block the
+Calls in threads are checked a few times in each `threshold`. A call that is still the same has
+lasted since it was first seen, so this costs a message nothing. When a coroutine or a Deferred
+begins to wait in the event loop, the time is noted. (`stalls.py` detects calls that block the
 event loop itself.)
 
 A connection handler's call lasts as long as its connection. Only the time counts during which

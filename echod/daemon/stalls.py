@@ -1,13 +1,13 @@
 """Detect when the event loop is blocked, and log the code that blocks it.
 
-A thread watches.  While the loop waits for events this costs nothing: the thread wakes up a few
+A thread watches. While the loop waits for events this costs nothing: the thread wakes up a few
 times in each `threshold`, sees that the reactor's thread has used no processor time since, and
-goes back to sleep.  When the reactor's thread is at work, the watching thread sends it a call.  If
+goes back to sleep. When the reactor's thread is at work, the watching thread sends it a call. If
 the call is not answered in time, a handler blocks the loop, and the log shows the current stack of
 the reactor's thread.
 
-Similar cases are told apart.  If the process was stopped (SIGSTOP, a suspended machine) or got no
-processor time, there is no stack to blame.  C code that holds the interpreter, such as a regular
+Similar cases are told apart. If the process was stopped (SIGSTOP, a suspended machine) or got no
+processor time, there is no stack to blame. C code that holds the interpreter, such as a regular
 expression, stops the watching thread too: that thread then wakes up late, and finds that the
 reactor's thread has worked in the meantime.
 

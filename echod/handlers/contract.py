@@ -1,8 +1,8 @@
 """The handler contract: what echod calls, when, where, and the meaning of each result.
 
-A handler is your code.  There are two kinds:
+A handler is your code. There are two kinds:
 
-* A **message handler** is called for each message and returns the reply.  A plain function works::
+* A **message handler** is called for each message and returns the reply. A plain function works::
 
       def shout(message: bytes) -> bytes:
           return message.upper()
@@ -72,11 +72,11 @@ class Client:
 
     Attributes:
         peer: the client's address: "127.0.0.1:60225", "[::1]:60225"; a UNIX socket's path, or
-            "" if it has none.  It is escaped for the log.
+            "" if it has none. It is escaped for the log.
         local: the address that it connected to, in the same form.
         listener: the endpoint string that it connected to, as in "tcp:8888".
         tls: how the connection is encrypted; None if it is not.
-        proxy: the header of the proxy in between, with all fields; None without a proxy.  With it,
+        proxy: the header of the proxy in between, with all fields; None without a proxy. With it,
             `peer` and `local` are the real client's.
     """
 
@@ -171,7 +171,7 @@ class Handler:
     constructor, sets keep their values in the next one, and no other connection sees them.
 
     The constructor runs in the event loop when the connection is accepted, except under
-    `thread-per-connection`.  Do slow work (a database, a file) in `opened`.
+    `thread-per-connection`. Do slow work (a database, a file) in `opened`.
 
     An exception from any of them is logged once with its traceback and ends the connection, after
     the replies before it; no other connection is affected.
@@ -183,7 +183,7 @@ class Handler:
         """Called once, first; the connection is open.
 
         Returns:
-            A greeting to send, or None.  `--banner` and `--no-banner` override it, and `serial`
+            A greeting to send, or None. `--banner` and `--no-banner` override it, and `serial`
             sends no greeting.
         """
         return None
@@ -200,7 +200,7 @@ class Handler:
             `bytes` to send them (framed like the messages; a `bytearray` or `memoryview` works
                 too,
             and may be reused at once), None to send nothing, `Close(b"...")` to send a last reply
-            and close.  In the event loop also a coroutine or a Deferred of one of these; it is
+            and close. In the event loop also a coroutine or a Deferred of one of these; it is
             cancelled if the client goes away.
         """
         raise NotImplementedError
@@ -208,7 +208,7 @@ class Handler:
     def closed(self, reason: str) -> None:
         """Called once, last, if `opened` has returned; the connection is no longer open.
 
-        In the event loop it may be an `async def`, or return a Deferred.  When the service ends,
+        In the event loop it may be an `async def`, or return a Deferred. When the service ends,
         the daemon waits for it until the drain's deadline, then cancels it.
 
         Args:

@@ -1,7 +1,7 @@
 """Handlers that other distributions offer: by entry points, and as Twisted plugins.
 
-Offers are independent: a broken one carries its error, and does not hide others.  Nothing here
-imports a handler.  The daemon does not use this module for a built-in handler.
+Offers are independent: a broken one carries its error, and does not hide others. Nothing here
+imports a handler. The daemon does not use this module for a built-in handler.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The `self.server` of a `socketserver` request handler: the attributes known without a server.
 
-Some handlers need more of their server, as wsgiref's needs the application.  Use a server object
+Some handlers need more of their server, as wsgiref's needs the application. Use a server object
 that does not listen for these: docs/handlers.md shows how.
 """
 

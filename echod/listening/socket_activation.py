@@ -2,7 +2,7 @@
 
 The daemon inherits open descriptors, from 3 on, and its environment describes them
 (sd_listen_fds(3)): LISTEN_FDS is their number, LISTEN_PID the process they are for, and
-LISTEN_FDNAMES their names.  The kind of each socket is read from the socket itself.
+LISTEN_FDNAMES their names. The kind of each socket is read from the socket itself.
 
 systemd keeps the sockets: while the daemon restarts, the kernel queues new clients. So nothing
 here may shut the sockets down, or remove their files, when the daemon stops.

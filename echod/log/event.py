@@ -1,7 +1,7 @@
 """Frequent lines of the log: check whether a line is wanted before making any part of it.
 
 Formatting the address and the traceback and building the event is a considerable part of the cost
-of a connection.  If the log would only count the line, because of its level or because there are
+of a connection. If the log would only count the line, because of its level or because there are
 too many of its kind, that cost is avoided::
 
     _refused = LogLine(log, "warn", "Refused {peer}: {why}")

@@ -1,6 +1,6 @@
 """Format a line of the log: as text or as JSON, escaped.
 
-A line contains no control character except its own end.  In text, the lines of a traceback begin
+A line contains no control character except its own end. In text, the lines of a traceback begin
 with a tab, so that none of them looks like an event.
 """
 

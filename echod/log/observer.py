@@ -1,9 +1,9 @@
 """Turn events into lines of the log: as text or as JSON, escaped, and limited to a rate.
 
-`LogObserver` takes every event of the process, prints included, and makes a line of it.  It
+`LogObserver` takes every event of the process, prints included, and makes a line of it. It
 guarantees, for any event:
 
-* A line contains no control character except its own end.  In text, the lines of a traceback begin
+* A line contains no control character except its own end. In text, the lines of a traceback begin
   with a tab, so that none of them looks like an event.
 * Above `rate` events of one kind a second (events with the same logger and the same format),
   events are counted instead of written, and every `WINDOW` seconds a line gives their number, and

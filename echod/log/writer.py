@@ -1,11 +1,11 @@
 """A thread that writes log lines, so that no other thread waits for the log's reader.
 
 Standard output may be a full pipe, the disk may be full, the reader may be dead: in each case
-`LogWriter.add` returns at once.  Guarantees:
+`LogWriter.add` returns at once. Guarantees:
 
 * `add` may be called from any thread, from a signal handler and while an object is deleted; it
   never waits for the sink.
-* The lines that wait, and those that are being written, are bounded by `MOST_PENDING`.  Lines that
+* The lines that wait, and those that are being written, are bounded by `MOST_PENDING`. Lines that
   find no room there, or that the sink did not accept, are counted as dropped; their number is
   written with the next lines.
 * Lines are written in the order they were added, many at a time: a line wakes the thread, which

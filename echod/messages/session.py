@@ -9,8 +9,8 @@ a connection's own thread; the rules are the same, and they are all in this file
 * While replies are *blocked* (the client does not read them), no message is passed on.
 * The same holds while the connection is *resting*: it has had its share of the event loop's turn.
 * Input is wanted until the buffer reaches the read-ahead, and again once all of it has been passed
-  on; or when a message is still incomplete, which the framing bounds.  (A read may be much longer
-  than the read-ahead: two of them are never held.)  A resting connection wants no input.
+  on; or when a message is still incomplete, which the framing bounds. (A read may be much longer
+  than the read-ahead: two of them are never held.) A resting connection wants no input.
 * After the end of input (the client's, or ours at drain), everything received is still answered;
   then, and not before, the session is finished.
 * After `close`, no message is passed on: a reply demanded it, a framing was violated, or a turn is

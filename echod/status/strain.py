@@ -1,6 +1,6 @@
 """Find limits that are reached, or nearly: reasons why a ready daemon is saturated.
 
-Pure.  A page that says only "ready" while clients wait, or are refused, would mislead its reader.
+Pure. A page that says only "ready" while clients wait, or are refused, would mislead its reader.
 """
 
 from __future__ import annotations

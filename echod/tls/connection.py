@@ -15,7 +15,7 @@ Guarantees:
   of one read waits. Output goes to the transport at once, which pauses the application's producer.
   Before the handshake is over output waits, and a producer is paused above `MOST`. OpenSSL's
   buffers never shrink, so they get at most `MOST` at a time.
-* Errors are not logged here: `connectionLost` gets them, as a `TLSError`.  The peer gets OpenSSL's
+* Errors are not logged here: `connectionLost` gets them, as a `TLSError`. The peer gets OpenSSL's
   alert, and `LINGER` seconds to read it.
 * Plain bytes are never taken for encrypted ones, or the reverse: TLS begins with the connection.
 

@@ -190,7 +190,7 @@ class ServerContext:
     def reread(self) -> Callable[[], None]:
         """Read the files again, and return a function that applies them.
 
-        It applies them to later handshakes; open connections stay as they are.  Tickets that were
+        It applies them to later handshakes; open connections stay as they are. Tickets that were
         issued before become invalid: their sessions begin again.
 
         Raises:

@@ -15,7 +15,7 @@ class Certificate:
     Attributes:
         subject: the distinguished name, as (attribute, value) pairs in their order: attributes by
             OpenSSL's names, or by their OID; a value that is not text is "#" and its DER in
-            hexadecimal (RFC 4514, 2.4).  Not escaped.  Empty if the certificate is not in DER.
+            hexadecimal (RFC 4514, 2.4). Not escaped. Empty if the certificate is not in DER.
         der: the certificate itself, in DER.
     """
 

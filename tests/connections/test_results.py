@@ -1,7 +1,7 @@
 """One suite for every kind of result that a handler may give, in every place of a long read.
 
 Several pieces of code answer messages: one for each concurrency model, and in chunk framing a
-shorter way for what is plain bytes.  Here all of them are held to one rule, `expected`.
+shorter way for what is plain bytes. Here all of them are held to one rule, `expected`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.support.reactor import reactor
 from tests.support.serving import eventually, server_context, serving
 from tests.support.waiting import PATIENCE
 
-# The messages, each named for its result.  Each says which it was, to show order.
+# The messages, each named for its result. Each says which it was, to show order.
 REPLY, EMPTY, LONG, NOTHING = b"r", b"e", b"l", b"n"
 LAST, HANG_UP, RAISES, TEXT = b"q", b"h", b"x", b"t"
 # In a buffer that the handler uses again for its next reply, and as every second byte of one.

@@ -6,7 +6,7 @@ A test that has a long form takes its count from the fixture `scale`::
         for number in scale(ci=300, soak=100_000):
             ...
 
-Threads may share what `scale` returns.  In a soak it shows how far it is, and it ends early when
+Threads may share what `scale` returns. In a soak it shows how far it is, and it ends early when
 the test has had its share of SOAK_HOURS, though not below the count of `make test`; the summary
 says how much of it was done.
 """

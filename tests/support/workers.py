@@ -1,7 +1,7 @@
 """Workers of pytest side by side, and the tests that run when no other does.
 
-`make test` begins two workers, with `-n 2`; each takes a file at a time.  Without `-n` all tests
-run in one process.  A test that is marked `alone` waits until no other runs, in any worker or any
+`make test` begins two workers, with `-n 2`; each takes a file at a time. Without `-n` all tests
+run in one process. A test that is marked `alone` waits until no other runs, in any worker or any
 other pytest of this folder, and holds up those that come after it.
 """
 

@@ -1,4 +1,4 @@
-"""Two handlers.  They need nothing of echod: `bytes` says that they are called once a message."""
+"""Two handlers. They need nothing of echod: `bytes` says that they are called once a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offers `whisper` as a Twisted plugin.  Declarations only: any `twistd` may import it."""
+"""Offers `whisper` as a Twisted plugin. Declarations only: any `twistd` may import it."""
 
 from echod import HandlerPlugin
 
