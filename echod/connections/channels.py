@@ -12,7 +12,7 @@ from typing import Protocol as TypingProtocol
 
 from twisted.internet.address import IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -160,7 +160,7 @@ class Relayed(TypingProtocol):
     transport: Stream
     client: Client
 
-    def adopt(self, ours: socket.socket, factory: Factory) -> None:
+    def adopt(self, ours: socket.socket, factory: ServerFactory) -> None:
         """Let the reactor serve `ours` with the protocol of `factory`, now or soon."""
 
     def relay_ended(self) -> None:
@@ -323,7 +323,7 @@ class RelayChannel(Protocol):
         self._ended()
 
 
-class _Factory(Factory):
+class _Factory(ServerFactory):
     """Gives `adoptStreamConnection` the protocol that exists already."""
 
     noisy = False

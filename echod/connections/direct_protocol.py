@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from twisted.python.failure import Failure
 
@@ -13,6 +13,9 @@ from echod.connections.message_protocol import EchoProtocol, ReplyBatch
 from echod.connections.owner import Owner
 from echod.contexts import context_of
 from echod.turns import PACE, Share
+
+if TYPE_CHECKING:
+    from echod.interfaces import Stream
 
 
 class DirectProtocol(EchoProtocol):
@@ -28,11 +31,11 @@ class DirectProtocol(EchoProtocol):
 
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner)
-        self._send: Any = self._write
+        self._send: Callable[[bytes], None] = self._write
         self._kernel_counts = False
 
     def connect_directly(
-        self, transport: Any, write: Callable[[bytes], None]
+        self, transport: Stream, write: Callable[[bytes], None]
     ) -> Callable[[bytes], None]:
         """Return the function that the uvloop reactor calls for each read, instead of
         `dataReceived`.

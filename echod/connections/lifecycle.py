@@ -27,6 +27,7 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
     ISSLTransport,
+    ITransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -42,6 +43,7 @@ from echod.tls import TLSError
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
+    from echod.interfaces import Stream
 from echod.addresses import shown_address
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, unread, unsent
@@ -84,9 +86,7 @@ class ConnectionProtocol(Protocol):
         "transport",
     )
 
-    # Twisted's transports have more methods than ITransport; the interfaces that declare them
-    # (ITCPTransport, IConsumer, IPushProducer) cannot be combined into one type.
-    transport: Any
+    transport: Stream
 
     def __init__(self, owner: Owner) -> None:
         """Set up for one connection.
@@ -95,7 +95,7 @@ class ConnectionProtocol(Protocol):
             owner: the factory; the connection is registered there from its beginning to its end.
         """
         self.connected = 0
-        self.transport = None
+        self.transport = None  # type: ignore[assignment] # until makeConnection, as in Twisted
         self._owner = owner
         self._waiting = False
         self._entered = False
@@ -194,7 +194,7 @@ class ConnectionProtocol(Protocol):
 
     # From Twisted.
 
-    def makeConnection(self, transport: Any) -> None:
+    def makeConnection(self, transport: ITransport) -> None:
         try:
             super().makeConnection(transport)
         except Exception:  # otherwise the socket would stay open, without an owner

@@ -157,14 +157,14 @@ class EchoProtocol(ConnectionProtocol):
 
     # The conversation's context.
 
-    def _from_transport(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _from_transport(self, function: Callable[..., None], *arguments: object) -> None:
         """Call `function` for the transport, within the conversation's context."""
         if self._context is None:
             function(*arguments)
         else:
             self._inside(function, *arguments)
 
-    def _inside(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _inside(self, function: Callable[..., None], *arguments: object) -> None:
         """Call `function` for a caller other than the transport, within the conversation's
         context.
         """
@@ -181,7 +181,7 @@ class EchoProtocol(ConnectionProtocol):
         context = context_of(self.transport) if self._context is None else self._context
         return context is not None and is_entered(context)
 
-    def _in_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _in_thread(self, function: Callable[..., object]) -> Callable[..., object]:
         """Return a function that calls handler code in the right context: a pool's thread needs
         it.
         """

@@ -5,10 +5,10 @@ Connections import this file, never the factory, so imports point one way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IAddress
+    from twisted.internet.interfaces import IAddress, IReactorTime
     from twisted.internet.protocol import Protocol as TwistedProtocol
     from twisted.python.failure import Failure
 
@@ -54,7 +54,7 @@ class Owner(Protocol):
     """The owner, as its connections see it."""
 
     @property
-    def reactor(self) -> Any: ...
+    def reactor(self) -> IReactorTime: ...
 
     @property
     def handler(self) -> ResolvedHandler: ...

@@ -30,9 +30,10 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IDelayedCall, IReactorSocket
+from twisted.internet.protocol import ServerFactory
 from twisted.python.failure import Failure
 
 from echod.concurrency.conversation import Conversation
@@ -86,7 +87,7 @@ class SocketProtocol(ConnectionProtocol):
         self._told = 0  # how many bytes the protocol itself has sent, without a thread
         # The handler has been shown the end of the stream, and may still answer.
         self._gently = False
-        self._next_look: Any = None
+        self._next_look: IDelayedCall | None = None
 
     def _start(self) -> None:
         # The peer of a socket that a proxy opened is the proxy.
@@ -149,9 +150,11 @@ class SocketProtocol(ConnectionProtocol):
                 return EndReason.DRAINED if conn.draining else EndReason.CLIENT
         return EndReason.HANDLER_ERROR
 
-    def adopt(self, ours: socket.socket, factory: Factory) -> None:
+    def adopt(self, ours: socket.socket, factory: ServerFactory) -> None:
         """Give the reactor's end of the socket pair to the reactor."""
-        self._owner.reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
+        IReactorSocket(self._owner.reactor).adoptStreamConnection(
+            ours.fileno(), socket.AF_UNIX, factory
+        )
 
     def _end_writing(self) -> None:
         if self._is_end_sent():
