@@ -52,7 +52,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Find:
-    """A sentence to be written anew, and the word that gave it away."""
+    """A sentence to rewrite, and the word that gave it away."""
 
     path: str
     line: int
@@ -127,7 +127,7 @@ def comments(source: str, sign: str, left_out: set[int] | None = None) -> Iterat
 
 
 def texts(path: str, source: str) -> Iterator[Text]:
-    """Yield what `path` has for people to read."""
+    """Yield the texts of `path` that people read."""
     if path.endswith(".md"):
         yield from paragraphs(re.sub(r"<!--|-->", "", source))
     elif path.endswith(".py"):
@@ -151,7 +151,7 @@ def sentences(words: str) -> Iterator[str]:
 
 
 def finds(path: str, source: str) -> Iterator[Find]:
-    """Yield what is odd in `source`, the text of the file `path`."""
+    """Yield the odd sentences of `source`, the text of the file `path`."""
     for text in texts(path, source):
         for sentence in sentences(text.words):
             found = (
@@ -174,7 +174,7 @@ def files() -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is odd in the files named, or in all; return the exit code."""
+    """Print the odd sentences of the named files, or of all; return the exit code."""
     found = [
         find
         for path in ([Path(argument).resolve() for argument in arguments] or files())
