@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from tests.faults.scale import Scale
+from tests.support import programs
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER, connect, greeted, is_served, receive, receive_all, serves
-from tests.support.daemon import REACTOR, SCRIPTS, TERMINATED, Daemon, Start
+from tests.support.daemon import REACTOR, SCRIPTS, TERMINATED, TWISTD, Daemon, Start
 from tests.support.needs import needs_root
 from tests.support.waiting import PATIENCE, block_until
 
@@ -457,14 +458,8 @@ run()
 
 def test_ctrl_c_while_twisted_imports_plugins_is_not_swallowed(tmp_path: Path) -> None:
     """Fault 84: Ctrl-C ends the start as soon as Twisted has found echod."""
-    ended = subprocess.run(
-        [sys.executable, "-c", SWALLOWED],
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
+    ended = programs.run(tmp_path, sys.executable, "-c", SWALLOWED)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 
 
 def test_ctrl_c_that_twisted_swallows_with_an_earlier_plugin_ends_the_start_too(
@@ -476,14 +471,8 @@ def test_ctrl_c_that_twisted_swallows_with_an_earlier_plugin_ends_the_start_too(
     plugins = tmp_path / "twisted" / "plugins"
     plugins.mkdir(parents=True)
     (plugins / "aaa_first.py").write_text("raise KeyboardInterrupt\n")
-    ended = subprocess.run(
-        [SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--port=0"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    here = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = programs.run(tmp_path, *TWISTD, "echod", "--port=0", env=here)
     assert ended.returncode == -signal.SIGINT
 
 
@@ -492,14 +481,8 @@ def test_ctrl_c_that_twisted_swallows_with_an_earlier_plugin_ends_the_start_too(
 
 def run(directory: Path, *options: str, under: tuple[str, ...] = ()) -> str:
     """Run twistd with these options, which it has to refuse; return its output."""
-    ended = subprocess.run(
-        [*under, SCRIPTS / "twistd", "-n", *options, "echod", "--port=0"],
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
+    ended = programs.run(
+        directory, *under, SCRIPTS / "twistd", "-n", *options, "echod", "--port=0"
     )
     assert ended.returncode == 1, ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
@@ -607,14 +590,7 @@ time.sleep = lambda seconds: None
 def test_a_module_that_exchanges_threads_is_refused(tmp_path: Path) -> None:
     """Fault 85: The daemon does not start, and one line names the replaced functions."""
     (tmp_path / "patching.py").write_text(PATCHES)
-    ended = subprocess.run(
-        [SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--handler", "patching:sleeping"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    ended = programs.run(tmp_path, *TWISTD, "echod", "--handler", "patching:sleeping")
     assert ended.returncode == 1
     assert ended.stderr.startswith(
         "echod: --handler: patching:sleeping: its module has replaced _thread.start_new_thread, "

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogLevel
 
 from echod.reactor import UvloopReactor
+from tests.support.paths import ROOT
+from tests.support.programs import run
 from tests.support.waiting import PATIENCE, block_until
 
 
@@ -104,3 +110,9 @@ def read_all(client: socket.socket) -> bytes:
     while chunk := client.recv(65536):
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def program(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a program of this code in an interpreter of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return run(cwd, sys.executable, "-c", code, *arguments, env=environment)

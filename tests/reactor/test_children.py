@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.support.paths import ROOT
+from .harness import program
 
 PROGRAM = """
 import asyncio, multiprocessing, os, signal, subprocess, sys
@@ -60,17 +56,6 @@ task.react(lambda reactor: ensureDeferred(main(reactor)))
 """
 
 
-def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(
     "order",
     [
@@ -88,14 +73,14 @@ def test_children_of_each_kind_are_waited_for(order: list[str]) -> None:
     """Fault 78: The daemon waits for each subprocess, and none becomes a zombie, whether asyncio
     or Twisted starts them, in any order, and from a timer or a thread's result too.
     """
-    done = run(PROGRAM, *order)
+    done = program(PROGRAM, *order)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_descriptors_for_processes_they_are_waited_for_in_threads() -> None:
     """An old kernel has none, nor has a process that has used up its descriptors."""
     nowhere = "import os\ndef pidfd_open(pid): raise OSError\nos.pidfd_open = pidfd_open\n"
-    done = run(nowhere + PROGRAM, "twisted", "asyncio_", "both")
+    done = program(nowhere + PROGRAM, "twisted", "asyncio_", "both")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -118,12 +103,12 @@ def test_a_child_that_was_waited_for_before_the_thread_looks_is_no_error() -> No
         "    assert value == 0\n"
         "task.react(lambda reactor: utils.getProcessValue('/bin/true').addCallback(join))\n"
     )
-    done = run(late)
+    done = program(late)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_child_from_before_the_reactor_runs_is_waited_for() -> None:
-    done = run(
+    done = program(
         "import echod.reactor, sys; echod.reactor.install()\n"
         "from twisted.internet import reactor, protocol\n"
         "class Child(protocol.ProcessProtocol):\n"

@@ -6,8 +6,6 @@ import inspect
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -35,7 +33,7 @@ from echod.reactor import reactor as reactor_module
 from tests.support.paths import ROOT
 from tests.support.waiting import block_until
 
-from .harness import Echo, Harness, dial
+from .harness import Echo, Harness, dial, program
 
 TWISTD = "from twisted.scripts.twistd import run; run()"
 
@@ -279,18 +277,6 @@ def test_install_is_beside_the_class() -> None:
 
 
 # As a program
-
-
-def program(code: str, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-        **more,
-    )
 
 
 def test_import_installs_nothing() -> None:

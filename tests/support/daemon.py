@@ -22,6 +22,9 @@ SCRIPTS = Path(sys.executable).parent
 # The reactor that the tests themselves run on is the daemon's too.
 REACTOR = [f"--reactor={name}"] if (name := os.environ.get("TEST_REACTOR")) else []
 
+# The command that runs in the foreground, and leaves no pidfile.
+TWISTD = (SCRIPTS / "twistd", "-n", "--pidfile=")
+
 # The exit codes of a process that SIGTERM has ended: its own, and a shell's for it.
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 

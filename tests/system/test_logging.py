@@ -14,8 +14,9 @@ import pytest
 
 from tests.faults.test_logs import connect_to, daemon_of, is_listening
 from tests.support.clients import BANNER, connect, receive
-from tests.support.daemon import REACTOR, SCRIPTS, Start
+from tests.support.daemon import REACTOR, SCRIPTS, TWISTD, Start
 from tests.support.needs import tool
+from tests.support.programs import run
 from tests.support.waiting import PATIENCE, block_until
 
 
@@ -88,13 +89,7 @@ def test_a_background_daemon_logs_to_a_file_that_sigusr1_rotates(tmp_path: Path)
 
 
 def test_a_log_file_that_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
-    failed = subprocess.run(
-        [SCRIPTS / "twistd", "-n", "--pidfile=", "--logfile", "nosuch/log", "echod"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    failed = run(tmp_path, *TWISTD, "--logfile", "nosuch/log", "echod")
     assert failed.returncode == 1
     assert failed.stderr == f"echod: --logfile {tmp_path}/nosuch/log: No such file or directory\n"
 
@@ -211,13 +206,7 @@ def test_the_access_lines_of_a_web_server_are_no_errors(daemon: Start) -> None:
 
 def test_a_start_that_fails_shows_what_was_printed_and_then_why(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("print('so far')\nraise ValueError('odd')\n")
-    failed = subprocess.run(
-        [SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--handler", "broken:handler"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    failed = run(tmp_path, *TWISTD, "echod", "--handler", "broken:handler")
     assert failed.returncode == 1
     assert failed.stdout.endswith("[stdout#info] so far\n")
     (line,) = failed.stderr.splitlines()
@@ -230,17 +219,12 @@ def test_the_error_of_a_start_is_written_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         trace = tmp_path / "trace"
-        failed = subprocess.run(
-            [tool("strace"), "-f", "-o", trace, "-e", "trace=write", "-s", "200",
-             SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, "echod",
-             "--listen", f"tcp:{port}:interface=127.0.0.1"],
-            cwd=tmp_path,
+        failed = run(
+            tmp_path,
+            *(tool("strace"), "-f", "-o", trace, "-e", "trace=write", "-s", "200"),
+            *(*TWISTD, *REACTOR, "echod", "--listen", f"tcp:{port}:interface=127.0.0.1"),
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )  # fmt: skip
+        )
     assert failed.returncode == 1
     writes = [line for line in trace.read_text().splitlines() if 'write(2, "' in line]
     assert len(writes) == 1
@@ -301,17 +285,11 @@ def test_a_reactor_that_sits_where_a_stream_is_closed_cannot_go_into_the_backgro
     )
     assert ran.returncode == 1
     (line,) = ran.stderr.splitlines()
-    assert line.startswith("echod: stdout is closed, and --reactor has put a file in its place")
+    assert line.startswith("echod: stdout is closed, and --reactor has opened a file in its place")
 
 
 @pytest.mark.parametrize("flag", ["--log-format=xml", "--log-level=loud", "--log-rate=-1"])
 def test_wrong_settings_are_refused(tmp_path: Path, flag: str) -> None:
-    failed = subprocess.run(
-        [SCRIPTS / "twistd", "-n", "--pidfile=", "echod", flag],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    failed = run(tmp_path, *TWISTD, "echod", flag)
     assert failed.returncode == 1
     assert failed.stderr.startswith(f"echod: {flag.split('=')[0]}: ")

@@ -23,22 +23,10 @@ from tests.support.certificates import self_signed_pem
 from tests.support.clients import BANNER, connect, receive, receive_all
 from tests.support.daemon import SCRIPTS, Daemon, Start, starting
 from tests.support.needs import needs_root, tool
+from tests.support.programs import run
 from tests.support.waiting import PATIENCE, block_until
 
 TAKEN = "Bind failed. Error Code : 98 Message Address already in use"
-
-
-def run(directory: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a command that is expected to end by itself."""
-    return subprocess.run(
-        command,
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
 
 
 @pytest.fixture
