@@ -275,7 +275,9 @@ class SocketProtocol(ConnectionProtocol):
             return self._conn.polled
         awaited = self._is_awaited()
         # If that is unknown: the side that spoke last waits for no answer.
-        return not self._channel.spoke_last() if awaited is None else awaited
+        idle = not self._channel.spoke_last() if awaited is None else awaited
+        # The handler may have answered during this look: then the client has all its time again.
+        return idle and self._activity == self._seen_activity and not self._channel.unsent()
 
     def _is_awaited(self) -> bool | None:
         """Return whether one of the handler's tasks waits for the client; None: it is unknown."""

@@ -26,6 +26,7 @@ from twisted.internet.task import deferLater
 from echod import EchoFactory, Limits
 from echod.concurrency import thread_socket
 from echod.connections import waiting
+from echod.connections.socket_protocol import SocketProtocol
 from echod.connections.sweeper import URGENT_INTERVAL
 from echod.connections.waiting import Others, is_awaited, running_time, tasks
 from echod.handlers.contract import ConcurrencyModel
@@ -405,7 +406,7 @@ class Served:
 
         async def exchange(name: str, client: Talker) -> None:
             await client.until(lambda: client.data == data or client.ended)
-            assert client.data == data, name
+            assert client.data == data, (name, self.factory.metrics.ended)
             client.data.clear()
             if then:
                 client.send(then)
@@ -734,6 +735,41 @@ async def test_who_waits_for_a_handler_at_work_is_not_silent(
     async with served(kind, tmp_path, certificate, PATIENT, first=first, **times) as one:
         await deferLater(reactor, 2.5)
         LEAVE.set()
+        await one.answer(first, then=b"happy\n")
+        await one.answer(b"happy\n")
+
+
+@LISTENERS
+@pytest.mark.parametrize("way", [by_select, by_epoll, by_os_read])
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_answers_during_a_look_is_not_taken_for_one_that_waits(
+    kind: str,
+    way: Callable[[Any, ExitStack], Read],
+    tmp_path: Path,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault 72: A handler may answer, and wait for its client again, just as the daemon looks
+    whether it waits: its client is not cut off.
+    """
+    real, looks = SocketProtocol._is_awaited, list[bool | None]()
+
+    def answered_meanwhile(connection: SocketProtocol) -> bool | None:
+        LEAVE.set()
+        deadline = time.monotonic() + 10
+        while not real(connection) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        looks.append(real(connection))
+        return looks[-1]
+
+    handlers = {way.__name__: echo_by(way)}
+    times = {"idle_timeout": 0.6, "linger": 0.2}
+    first = b"work\n"
+    async with served(kind, tmp_path, certificate, handlers, first=first, **times) as one:
+        monkeypatch.setattr(SocketProtocol, "_is_awaited", answered_meanwhile)
+        await eventually(lambda: bool(looks))
+        monkeypatch.undo()
+        assert looks[0]
         await one.answer(first, then=b"happy\n")
         await one.answer(b"happy\n")
 
