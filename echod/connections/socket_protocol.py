@@ -230,7 +230,9 @@ class SocketProtocol(ConnectionProtocol):
                     self._idle_since = now
                 else:
                     self._time_out(EndReason.WRITE_TIMEOUT)
-        elif conn.receiving or not self._patience_ends(silence) or self._is_idle():
+        elif not self._patience_ends(silence):
+            return
+        elif (conn.receiving and self._is_unmoved()) or self._is_idle():
             super()._look_at_silence(now, silence)
         else:
             self._idle_since = now
@@ -277,7 +279,11 @@ class SocketProtocol(ConnectionProtocol):
         # If that is unknown: the side that spoke last waits for no answer.
         idle = not self._channel.spoke_last() if awaited is None else awaited
         # The handler may have answered during this look: then the client has all its time again.
-        return idle and self._activity == self._seen_activity and not self._channel.unsent()
+        return idle and self._is_unmoved() and not self._channel.unsent()
+
+    def _is_unmoved(self) -> bool:
+        """Return whether no byte has moved since this look began."""
+        return self._activity == self._seen_activity
 
     def _is_awaited(self) -> bool | None:
         """Return whether one of the handler's tasks waits for the client; None: it is unknown."""
