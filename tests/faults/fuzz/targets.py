@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from echod.errors import UserError
 from echod.handlers.contract import HandlerError
@@ -138,7 +138,7 @@ def listen(data: bytes) -> None:
     """A listener is understood, or refused by a UserError."""
     start = ("", "tls:", "ssl:8443:", "tcp:8888:", "unix:")[data[0] % 5 if data else 0]
     with contextlib.suppress(UserError):
-        parse_listen(Clock(), start + data[1:].decode("utf-8", "surrogateescape"))
+        parse_listen(MemoryReactorClock(), start + data[1:].decode("utf-8", "surrogateescape"))
 
 
 def proxy(data: bytes) -> None:
