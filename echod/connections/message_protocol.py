@@ -215,7 +215,8 @@ class EchoProtocol(ConnectionProtocol):
 
     def _receive(self, data: bytes) -> None:
         self._bytes_received += len(data)
-        self._hold().receive(data)
+        session = self._session or self._hold()
+        session.receive(data)
         self._answer_messages()
         if self._draining and self._reason is None:
             self._drain_left -= len(data)
@@ -289,12 +290,12 @@ class EchoProtocol(ConnectionProtocol):
         except BaseException:
             self.fail(Failure())
 
-    def _look_at(self, share: Share | None) -> tuple[Share | None, int]:
+    def _look_at(self, session: Session, share: Share | None) -> tuple[Share | None, int]:
         """Return a share of this turn, and how many messages to answer before the next check.
 
         If that number is 0, the connection rests now.
         """
-        if not self._hold().holds_more:
+        if not session.holds_more:
             return share, PACE
         if share is None:
             return Share(self._owner.turns), 1
@@ -315,7 +316,7 @@ class EchoProtocol(ConnectionProtocol):
             share: of this turn of the loop; None: make one for the second message, so that a read
                 of one message does not pay for it.
         """
-        session, call = self._hold(), self._owner.model.call
+        session, call = self._session or self._hold(), self._owner.model.call
         received = self._in_thread(self._received)
         encode, batch = self._owner.framing.encode, ReplyBatch(self._write)
         unseen = 1
@@ -334,7 +335,7 @@ class EchoProtocol(ConnectionProtocol):
             session.answered()
             unseen -= 1
             if not unseen:
-                share, unseen = self._look_at(share)
+                share, unseen = self._look_at(session, share)
                 if not unseen:
                     break
         batch.flush()
