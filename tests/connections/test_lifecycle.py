@@ -420,11 +420,12 @@ def test_one_that_waits_for_its_turn_is_not_silent_and_has_its_whole_time_then()
     clock = Clock()
     model = Serial(clock.seconds, patience=0, queue_size=1)
     limits = replace(PATIENT, idle_timeout=10, first_byte_timeout=10, message_timeout=10)
-    factory = EchoFactory(clock, model=model, limits=limits, framing=Line())
+    factory = EchoFactory(
+        clock, handler=lambda message: Deferred(), model=model, limits=limits, framing=Line()
+    )
     (first, _), (second, transport) = connect(factory), connect(factory)
-    for _ in range(100):
-        first.dataReceived(b"")
-        clock.advance(URGENT_INTERVAL)
+    first.dataReceived(b"one that takes long\n")
+    clock.pump([URGENT_INTERVAL] * 100)
     assert not transport.half_closed
     lose(first)
     passed = seconds_until(clock, lambda: transport.half_closed)
