@@ -16,7 +16,7 @@ _TEXTS = {
 
 
 def text_of(refusal: Refusal) -> str:
-    """Return what a client is told that admission refuses."""
+    """Return the line for a client that admission refuses."""
     return f"Server busy: {_TEXTS[refusal]}, try again later"
 
 

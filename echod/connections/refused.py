@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from twisted.internet.interfaces import (
-    ISSLTransport,
-)
+from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -14,10 +12,11 @@ if TYPE_CHECKING:
 
 
 class RefusedProtocol(Protocol):
-    """A refused connection: it gets a line, unencrypted, and is closed.
+    """A refused connection: the client gets a line and the end of the stream; over TLS, a reset.
 
-    It costs no handler and no session, and the daemon does not wait for its client, so that a
-    flood of such connections has no effect.
+    Over TLS a line would need the handshake, which costs more than the refusal is worth. The
+    connection has no handler and no session, and the daemon does not wait for its client, so that
+    a flood of such connections has no effect.
     """
 
     transport: Stream

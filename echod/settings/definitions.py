@@ -413,7 +413,7 @@ class Settings:
     log_rate: int = setting(
         LOG_RATE,
         Text(
-            "How many lines of one kind are logged a second, over ten seconds; the rest is "
+            "The most lines of one kind per second, averaged over ten seconds; the rest are "
             "counted, and one line says how many there were; 0: no limit.",
             whole_number(0, 1_000_000),
             reload=True,
