@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from echod import EndReason
+from echod.settings.definitions import SETTINGS
 from tests.support.paths import ROOT
 
 PICTURE = ROOT / "docs" / "pictures" / "status.svg"
@@ -106,6 +108,17 @@ def test_the_page_on_observing_shows_as_many_alerts_as_there_are() -> None:
     alerts = (ROOT / "etc" / "prometheus-alerts.yml").read_text().count("- alert: ")
     text = (ROOT / "docs" / "observing.md").read_text()
     assert f"SUCCESS: {alerts} rules found" in text
+
+
+def test_the_page_on_observing_explains_each_reason_for_which_a_connection_ends() -> None:
+    page = (ROOT / "docs" / "observing.md").read_text()
+    table = page.partition("echod.EndReason has; a test")[2].partition("<!-- End of")[0]
+    rows = re.findall(r"^\| `(.+?)` \| (.+?) \| (.*?) ?\|$", table, re.MULTILINE)
+    assert [reason for reason, _, _ in rows] == [each.value for each in EndReason]
+    named = {key for _, _, settings in rows for key in re.findall("`(.+?)`", settings)}
+    assert named <= {one.key for one in SETTINGS}
+    limits = {each.value for each in EndReason} & {one.key for one in SETTINGS}
+    assert all(f"`{reason}`" in settings for reason, _, settings in rows if reason in limits)
 
 
 def test_the_index_lists_each_page() -> None:
