@@ -419,7 +419,7 @@ def test_where_the_kernel_does_not_count_anything_that_moves_is_enough(read: int
 def test_one_that_waits_for_its_turn_is_not_silent_and_has_its_whole_time_then() -> None:
     clock = Clock()
     model = Serial(clock.seconds, patience=0, queue_size=1)
-    limits = replace(PATIENT, idle_timeout=10, first_byte_timeout=10, message_timeout=0)
+    limits = replace(PATIENT, idle_timeout=10, first_byte_timeout=10, message_timeout=10)
     factory = EchoFactory(
         clock, handler=lambda message: Deferred(), model=model, limits=limits, framing=Line()
     )
