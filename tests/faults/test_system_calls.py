@@ -157,6 +157,7 @@ def on_uvloop(daemon: Start) -> Daemon:
     return running
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("error", ["ENFILE", "EMFILE", "ENOBUFS"])
 def test_accepting_that_fails_for_long_costs_little(on_uvloop: Daemon, error: str) -> None:
     """Fault 18: While accepting fails, the daemon uses less than 5% of a processor, logs fewer
@@ -170,7 +171,7 @@ def test_accepting_that_fails_for_long_costs_little(on_uvloop: Daemon, error: st
             injection.wait_for(1)
             assert is_served(survivor)
             lines, spent, began = len(on_uvloop.lines), on_uvloop.cpu, time.monotonic()
-            time.sleep(1.5)  # a rate is measured
+            time.sleep(1)  # a rate is measured
             seconds = time.monotonic() - began
             assert (on_uvloop.cpu - spent) / seconds < 0.05
             assert (len(on_uvloop.lines) - lines) / seconds < 10
