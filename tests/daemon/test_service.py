@@ -252,7 +252,7 @@ async def test_an_abort_ends_a_drain() -> None:
     client.transport.pauseProducing()
     client.send(b"x" * 10_000_000)
     (connection,) = service.listeners[0].factory.connections
-    await eventually(lambda: connection._session.blocked)  # type: ignore[attr-defined]
+    await eventually(lambda: getattr(connection._session, "blocked", False))  # type: ignore[attr-defined]
     stopped = service.stopService()
     service.abort()
     await stopped
