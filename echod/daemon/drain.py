@@ -69,7 +69,8 @@ class Drain:
         count = self._left()
         if count:
             log.info(
-                "Draining, for {seconds:g} s at most; open connections: {count}",
+                "Draining, for {seconds:g} s at most; open connections: {count}; "
+                "a second signal ends it at once",
                 count=count,
                 seconds=self._timeout,
             )

@@ -92,6 +92,7 @@ def makeService(options: Options) -> EchoService:
         reload=service.reload,
         patience=options.settings.drain_timeout + GRACE,
         pidfile=twistd_options(options).get("pidfile") or "",
+        flush=log_observer.writer.flush if log_observer is not None else lambda _: None,
     )
     service.signals.install()
     service.parts.append(reload_of_signals(service.signals))

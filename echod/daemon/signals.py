@@ -7,7 +7,8 @@ SIGTERM and SIGINT stop the daemon, in three steps, each a fall-back for the one
 * The second one aborts at once.
 * A thread ends the process if it is still there `GRACE` seconds later: a handler that blocks the
   event loop for ever, or a foreign thread that is joined at exit, cannot keep the process alive.
-  If the system allows no more threads, a timer of the kernel does.
+  If the system allows no more threads, a timer of the kernel does. The thread logs where the event
+  loop is, if that does not answer, and again before it ends the process.
 
 Between the reactor's end and the signal that ends the process, the interpreter ends as in any
 program: see `ending.py`. The kernel keeps the deadline when the thread no longer can.
@@ -37,14 +38,26 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from twisted.logger import Logger
+
 from echod.concurrency.thread_socket import INTERRUPT
 from echod.daemon import ending
+from echod.daemon.stacks import frames_of_thread, in_one_line
+from echod.daemon.stalls import without_reactor
+
+log = Logger("echod")
 
 # Signals that other parts handle, or that end the process: the log, Twisted, the kernel's timer.
 ALSO_UNBLOCKED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM)
 
 # How long after the drain's deadline the process may take for an orderly end, in seconds.
 GRACE = 0.7
+
+# How long the event loop has for its answer to a signal before the log says so, in seconds.
+NOTICE = 1.0
+
+# How long the end of the process waits for a line about it, in seconds.
+LAST_WORDS = 0.2
 
 
 class Signals:
@@ -63,6 +76,7 @@ class Signals:
         reload: Callable[[], None],
         patience: float,
         pidfile: str = "",
+        flush: Callable[[float], object] = lambda _: None,
     ) -> None:
         """Set up, without touching signal handlers.
 
@@ -72,6 +86,7 @@ class Signals:
             reload: reads the settings again; called in the reactor thread.
             patience: see above.
             pidfile: a file to remove if the process cannot end in an orderly way; "" for none.
+            flush: writes the log's pending lines, within so many seconds.
         """
         self.patience = patience
         self.code = 0
@@ -79,6 +94,8 @@ class Signals:
         self._abort = abort
         self._reload = reload
         self._pidfile = pidfile
+        self._flush = flush
+        self._answered = False
         # Not an Event: its lock fails if a signal arrives while another one is being handled.
         self._hurry: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._previous: dict[int, Any] = {}
@@ -114,7 +131,7 @@ class Signals:
             self._previous[INTERRUPT] = signal.signal(INTERRUPT, _do_nothing)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [*self._previous, *ALSO_UNBLOCKED])
         self._triggers = [
-            self._reactor.addSystemEventTrigger("before", "shutdown", self.insist),
+            self._reactor.addSystemEventTrigger("before", "shutdown", self._begin_shutdown),
             self._reactor.addSystemEventTrigger("after", "shutdown", self._reactor_ended),
         ]
         atexit.register(self._leave_to_kernel)
@@ -182,6 +199,10 @@ class Signals:
         self.insist()
         self._stop[number](number, frame)
 
+    def _begin_shutdown(self) -> None:
+        self._answered = True
+        self.insist()
+
     def insist(self) -> None:
         """Make the process end within its patience from now on, even if it hangs."""
         if self._deadline < math.inf:
@@ -200,11 +221,39 @@ class Signals:
 
     def _insist(self) -> None:
         """In a thread: end the process if nothing else does."""
-        with contextlib.suppress(queue.Empty):
-            self._hurry.get(timeout=self.patience)
-            time.sleep(GRACE)
+        notice = min(NOTICE, self.patience)
+        if not (hurried := self._hurried(notice)):
+            if not self._answered:
+                self._say(
+                    "The event loop does not answer the signal; it is at: {place}; "
+                    "a second signal ends the process at once"
+                )
+            hurried = self._hurried(self.patience - notice - LAST_WORDS)
+        if hurried:
+            time.sleep(max(0.0, GRACE - LAST_WORDS))
+        self._say("Not stopped in time: ending the process; the event loop is at: {place}")
         remove_pidfile(self._pidfile)
         os._exit(self.code)
+
+    def _hurried(self, seconds: float) -> bool:
+        """Wait for a second signal, for so long; return whether there was one."""
+        with contextlib.suppress(queue.Empty):
+            self._hurry.get(timeout=max(0.0, seconds))
+            return True
+        return False
+
+    def _say(self, words: str) -> None:
+        """Log where the event loop is. A log that blocks does not keep the process."""
+
+        def tell() -> None:
+            main = threading.main_thread().ident or 0
+            log.warn(words, place=in_one_line(without_reactor(frames_of_thread(main))))
+            self._flush(LAST_WORDS)
+
+        with contextlib.suppress(RuntimeError):  # no more threads are allowed
+            speaker = threading.Thread(target=tell, name="echod-last-words", daemon=True)
+            speaker.start()
+            speaker.join(LAST_WORDS)
 
     def _reactor_ended(self) -> None:
         """Keep twistd from ending the process with the signal before Python has ended."""

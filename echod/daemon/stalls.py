@@ -4,7 +4,7 @@ A thread watches. While the loop waits for events this costs nothing: the thread
 times in each `threshold`, sees that the reactor's thread has used no processor time since, and
 goes back to sleep. When the reactor's thread is at work, the watching thread sends it a call. If
 the call is not answered in time, a handler blocks the loop, and the log shows the current stack of
-the reactor's thread.
+the reactor's thread; it is logged again each time the duration has doubled.
 
 Similar cases are told apart. If the process was stopped (SIGSTOP, a suspended machine) or got no
 processor time, there is no stack to blame. C code that holds the interpreter, such as a regular
@@ -29,7 +29,7 @@ from typing import NamedTuple
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
-from echod.daemon.stacks import frames_under, module_of, shown
+from echod.daemon.stacks import Frames, frames_under, module_of, shown
 from echod.metrics import Metrics
 from echod.text import plural
 
@@ -57,7 +57,7 @@ CALLS = ("twisted.", "echod.reactor.", "asyncio.")
 LOG_INTERVAL = 10.0
 
 # How long the process has to be kept from running before the log says so, in seconds: short delays
-# are usual on a busy machine.
+# are usual on a busy machine. A stall this long is logged in spite of `LOG_INTERVAL`.
 WORTH_MENTIONING = 1.0
 
 
@@ -185,14 +185,15 @@ class StallWatch:
         """Measure how long the current work of the reactor's thread takes."""
         asked = self._seconds() - self._period / 2
         self._reactor.callFromThread(self._answer)
-        looked = shown = False
+        shown, show_at = False, 0.0
         waited = self._wait(self.threshold - self._period / 2)
         while waited.answered is None:
             asked += waited.paused
-            frame = self._frame()
-            if not looked and not waited.paused and frame is not None:
-                looked = True
-                shown = self._show(self._seconds() - asked, frame)
+            frame, lasted = self._frame(), self._seconds() - asked
+            if lasted >= show_at and not waited.paused and frame is not None:
+                # At each doubling, so that a call that never returns is named again and again.
+                shown = self._show(lasted, frame, again=show_at > 0) or shown
+                show_at = 2 * lasted
             waited = self._wait(self.threshold)
         lag = waited.answered - asked - waited.paused
         if lag >= self.threshold:
@@ -214,11 +215,17 @@ class StallWatch:
         self._metrics.stalls += 1
         self._metrics.stalled += seconds
 
-    def _show(self, seconds: float, frame: FrameType | None) -> bool:
-        """Log the stack that blocks the loop, unless one was logged a moment ago."""
+    def _show(self, seconds: float, frame: FrameType | None, *, again: bool = False) -> bool:
+        """Log the stack that blocks the loop, unless a short stall follows another.
+
+        Args:
+            seconds: how long the loop has been blocked.
+            frame: the innermost frame.
+            again: whether this stall was counted, or shown, before.
+        """
         now = self._seconds()
-        if now < self._silent_until:
-            self._untold += 1
+        if now < self._silent_until and not (again and seconds >= WORTH_MENTIONING):
+            self._untold += not again
             return False
         self._silent_until = now + LOG_INTERVAL
         untold, self._untold = self._untold, 0
@@ -226,15 +233,14 @@ class StallWatch:
             "The event loop has been blocked for {seconds:.2f} s{others}; it is at:\n{stack}",
             seconds=seconds,
             others=f" ({untold} more {plural(untold, 'was', 'were')} not shown)" if untold else "",
-            stack=_stack(frame),
+            stack=shown(without_reactor(frames_under(frame))),
         )
         return True
 
 
-def _stack(frame: FrameType | None) -> str:
-    """Return the innermost frames, as a traceback shows them."""
-    frames = frames_under(frame)
-    return shown(frames[_beginning([module_of(one) for one in frames]) :])
+def without_reactor(frames: Frames) -> Frames:
+    """Leave out the frames of the running reactor."""
+    return frames[_beginning([module_of(one) for one in frames]) :]
 
 
 def _beginning(names: list[str]) -> int:

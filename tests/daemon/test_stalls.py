@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -91,6 +92,26 @@ async def test_the_stack_of_what_holds_the_loop_is_logged_while_it_does(
     assert min(map(float, took)) >= THRESHOLD
     assert metrics.stalls >= len(took)
     assert metrics.stalled >= sum(map(float, took)) - 0.01 * len(took)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stall_is_logged_again_each_time_its_length_has_doubled(
+    watch: StallWatch, metrics: Metrics, log: Log
+) -> None:
+    def stay() -> list[float]:
+        deadline = time.monotonic() + PATIENCE
+        shown: list[str] = []
+        while len(shown) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+            shown = re.findall(r"blocked for (\S+) s(?: \(.*\))?; it is at:", log.text)
+        return [float(each) for each in shown]
+
+    lengths = await deferLater(reactor, 0, stay)
+    assert len(lengths) == 4
+    later = [each for each in lengths if each >= 1.0]
+    assert len(later) >= 2
+    assert all(after >= 2 * before for before, after in itertools.pairwise(later))
+    await eventually(lambda: metrics.stalls >= 1)
 
 
 @pytest_twisted.ensureDeferred

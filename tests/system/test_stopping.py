@@ -122,6 +122,35 @@ def test_sigint_stops_it_as_sigterm_does(daemon: Start, tmp_path: Path) -> None:
     assert running.process.returncode in INTERRUPTED
 
 
+def test_a_handler_that_blocks_the_event_loop_is_named_while_the_daemon_stops(
+    daemon: Start,
+) -> None:
+    running = daemon("--handler", "served:blocked", "--drain-timeout", "30")
+    with connect(running) as connection:
+        connection.sendall(b"happy")
+        running.wait_for("The event loop has been blocked for", 3)
+        running.signal(signal.SIGINT)
+        running.wait_for(
+            r"The event loop does not answer the signal; it is at: .*served\.py:\d+ in blocked.*; "
+            "a second signal ends the process at once"
+        )
+        running.signal(signal.SIGINT)
+        assert running.wait() < 5
+    assert running.process.returncode in INTERRUPTED
+    running.wait_for(r"Not stopped in time: ending the process; .* is at: .* in blocked, ")
+
+
+def test_the_drain_says_that_a_second_signal_ends_it(daemon: Start, tmp_path: Path) -> None:
+    running = daemon("--concurrency", "defer-to-thread", "--handler", "served:gated")
+    with connect(running) as busy:
+        busy.sendall(b"happy")
+        running.wait_for("a handler is at work")
+        running.signal()
+        running.wait_for("Draining, for .*; open connections: 1; a second signal ends it at once")
+        open_gate(tmp_path)
+        assert receive_all(busy) == b"done: happy"
+
+
 GATED = {
     "reactor": "gated_in_the_loop",
     "serial": "gated_in_the_loop",
