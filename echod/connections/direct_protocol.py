@@ -78,7 +78,7 @@ class DirectProtocol(EchoProtocol):
                 send = self._send
                 send(reply)
             elif reply is not None:
-                self._take_directly(reply)
+                self._process_directly(reply)
         elif self._direct:
             self._answer_pieces(data)
         else:
@@ -117,7 +117,7 @@ class DirectProtocol(EchoProtocol):
                         held = _send_together(self._send, replies)
                 elif reply is not None:
                     held = _send_together(self._send, replies)
-                    self._take_directly(reply)
+                    self._process_directly(reply)
         except BaseException:
             failure = Failure()
         finally:
@@ -133,7 +133,7 @@ class DirectProtocol(EchoProtocol):
         self._rest()
         self._settle(session)
 
-    def _take_directly(self, result: object) -> None:
+    def _process_directly(self, result: object) -> None:
         """Process a result that is not plain bytes: `Close`, or a pending result."""
         try:
             settled = cast("InReactor", self._owner.model).settle(self._answered, result)

@@ -237,7 +237,7 @@ class EchoFactory(Factory):
         self._process = os.getpid()
         super().doStart()
 
-    def opened(self, connection: Owned) -> None:
+    def register(self, connection: Owned) -> None:
         """Register a connection: it is counted from here to `forget`."""
         self.metrics.accepted += 1
         self.watch(connection)

@@ -48,6 +48,9 @@ from echod.addresses import shown_address
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, unread, unsent
 
+# For each sweep and each result: Python 3.11 looks a member up in Python code, every time.
+_FIN_SENT, _LOST = State.FIN_SENT, State.LOST
+
 log = Logger("echod.connection")
 _connected = LogLine(log, "info", "Connected with {peer}")
 _disconnected = LogLine(
@@ -202,7 +205,7 @@ class ConnectionProtocol(Protocol):
             self.abort(EndReason.HANDLER_ERROR)
 
     def connectionMade(self) -> None:
-        self._owner.opened(self)  # first, so that its end is counted if something fails
+        self._owner.register(self)  # first, so that its end is counted if something fails
         self._began = self._owner.seconds()
         if self.client.proxy is None:  # otherwise the proxy's header has named it already
             self.client = client_of(self.transport, self._owner.listener)
@@ -321,7 +324,7 @@ class ConnectionProtocol(Protocol):
 
     @property
     def _lost(self) -> bool:
-        return self._state is State.LOST
+        return self._state is _LOST
 
     def close(self, reason: EndReason) -> None:
         """Send everything written, then close gently. Calling it again is harmless."""
@@ -375,7 +378,7 @@ class ConnectionProtocol(Protocol):
         Args:
             now: the reactor's time, in seconds.
         """
-        if self._state is State.FIN_SENT:
+        if self._state is _FIN_SENT:
             self._look_after_fin(now)
         elif now >= self._deadline:
             self._deadline_passed()

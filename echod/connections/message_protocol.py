@@ -249,18 +249,18 @@ class EchoProtocol(ConnectionProtocol):
     def _start(self) -> None:
         self.transport.registerProducer(self, True)
         if isinstance(self._handler, Failure):
-            self._opened(self._handler)
+            self._after_opened(self._handler)
             return
         opened = overridden(self._handler, "opened")
         if opened is None:
-            self._opened(None)
+            self._after_opened(None)
             return
-        done = partial(self._inside, self._opened)
+        done = partial(self._inside, self._after_opened)
         result = self._owner.model.call(done, self._in_thread(opened), self.client)
         if not self._is_pending(result):
-            self._opened(result)
+            self._after_opened(result)
 
-    def _opened(self, greeting: object) -> None:
+    def _after_opened(self, greeting: object) -> None:
         """Process the result of the handler's `opened`: a greeting, or a Failure."""
         self._waited()
         self._hold().in_flight = False
@@ -371,9 +371,9 @@ class EchoProtocol(ConnectionProtocol):
 
     def _answered(self, result: object) -> None:
         """Process the pending result of the message in flight: a reply, or a Failure."""
-        self._inside(self._take_answer, result)
+        self._inside(self._process_answer, result)
 
-    def _take_answer(self, result: object) -> None:
+    def _process_answer(self, result: object) -> None:
         session = self._hold()
         self._waited()
         try:

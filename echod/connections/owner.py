@@ -99,7 +99,7 @@ class Owner(Protocol):
     def seconds(self) -> float:
         """Return the reactor's time, in seconds."""
 
-    def opened(self, connection: Owned) -> None:
+    def register(self, connection: Owned) -> None:
         """Register a connection: it is counted from here to `forget`."""
 
     def forget(self, connection: Finished, reason: EndReason) -> None:

@@ -56,7 +56,7 @@ from echod.connections.channels import DirectChannel, RelayChannel, plain_socket
 # checked between two of them. So if it is not waiting when its client's time is over, it is
 # checked again, this many times, after this many seconds each.
 MORE_LOOKS = 5
-BETWEEN_LOOKS = 0.007
+SECONDS_BETWEEN_LOOKS = 0.007
 
 
 class SocketProtocol(ConnectionProtocol):
@@ -243,7 +243,7 @@ class SocketProtocol(ConnectionProtocol):
         """Check again soon whether the handler, apparently at work, waits for its client."""
         self._stop_looking()
         self._next_look = self._owner.reactor.callLater(
-            BETWEEN_LOOKS, self._next_look_at, silence, looks
+            SECONDS_BETWEEN_LOOKS, self._next_look_at, silence, looks
         )
 
     def _next_look_at(self, silence: float, looks: int) -> None:
