@@ -271,7 +271,7 @@ class ConnectionProtocol(Protocol):
 
     def _close_transport(self) -> None:
         """Close after both streams have ended; the kernel still delivers its data."""
-        self._expect_to_be_read()
+        self._expect_by(self._owner.limits.write_timeout)
         self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
