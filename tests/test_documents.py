@@ -94,6 +94,23 @@ def test_a_method_that_the_architecture_names_is_one() -> None:
         assert re.search(rf"(def|class) {attribute}\b|\b{attribute}(: | = )", code), attribute
 
 
+def test_the_architecture_says_in_which_file_each_class_of_an_invariant_is() -> None:
+    part = ARCHITECTURE.partition("## Invariants")[2].partition("\n## ")[0]
+    invariants, _, places = part.partition("The classes named here")
+    listed: dict[str, Path] = {}
+    for folder, classes in re.findall(r"^\| (\S+) \| (`.+) \|$", places, re.MULTILINE):
+        room = ROOT / "echod" / ("" if folder == "others" else folder.strip("`"))
+        for names, file in re.findall(r"(`\w+`(?: and `\w+`)*) in `(.+?)`", classes):
+            listed.update(
+                (name, room / file) for name in re.findall(r"\w+", names.replace(" and ", " "))
+            )
+    named = set(re.findall(r"\b([A-Z]\w+)(?=[.`])", invariants)) - {"SystemExit"}
+    assert len(named) > 15
+    assert named == listed.keys()
+    for name, path in listed.items():
+        assert re.search(rf"^class {name}\b", path.read_text(), re.MULTILINE), name
+
+
 def test_each_decision_is_found_by_its_number() -> None:
     decisions = re.findall(
         r'^<a id="d(\d+)"></a>\n\n### D(\d+)\. (.+)$', ARCHITECTURE, re.MULTILINE

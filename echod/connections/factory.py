@@ -45,7 +45,7 @@ from echod.metrics import Metrics
 from echod.reasons import EndReason, Refusal
 from echod.turns import Turns
 
-_refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {why}")
+_refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} ({why})")
 
 
 class EchoFactory(Factory):
@@ -211,8 +211,9 @@ class EchoFactory(Factory):
 
     def refused(self, addr: IAddress | None, refusal: Refusal) -> Protocol:
         """Count and log a refusal; return the protocol that tells the client."""
-        self.note_refusal(refusal, Client(shown_address(addr)), refusal.value)
-        return RefusedProtocol(self.framing.encode_line(text_of(refusal).encode()))
+        why = text_of(refusal)
+        self.note_refusal(refusal, Client(shown_address(addr)), why)
+        return RefusedProtocol(self.framing.encode_line(why.encode()))
 
     def connection_turned_away(self) -> None:
         """Count a client for which no descriptor was left; the port has logged and closed it."""

@@ -155,9 +155,7 @@ class ProxyFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         if not self._trusts(addr):
-            self.refuse(
-                addr, Refusal.PROXY_TRUST, "PROXY headers are not taken from there (--proxy-trust)"
-            )
+            self.refuse(addr, Refusal.PROXY_TRUST, "PROXY headers are not taken from there")
             return None
         if refusal := self.owner.admission.accept():
             protocol = self.owner.refused(addr, refusal)

@@ -304,9 +304,9 @@ def test_a_client_above_a_limit_is_told_so_and_costs_nothing(log: Log) -> None:
     assert len(made) == 2
     assert factory.metrics.accepted == 2
     assert told(factory.buildProtocol(UNIXAddress(None))).startswith(b"Server busy")
-    assert "Refused a client without an address: max-connections" in log.text
+    assert "Refused a client without an address: max-connections (Server busy" in log.text
     assert factory.metrics.refused == {"max-connections": 2, "max-connections-per-address": 1}
-    assert "Refused 127.0.0.3:50000: max-connections" in log.text
+    assert "Refused 127.0.0.3:50000: max-connections (Server busy: too many" in log.text
     assert (log.events[-1]["limit"], log.events[-1]["listener"]) == ("max-connections", "unix:/x")
     lose(first)
     factory.buildProtocol(address(1)).makeConnection(Transport())
@@ -764,7 +764,7 @@ def test_a_client_without_a_thread_is_told_so_and_counted(
     assert factory.metrics.messages == 0
     assert factory.metrics.bytes_sent == len(sent)
     assert Witness.calls == calls
-    assert "Refused 192.168.1.1:54321: Server busy: no thread" in log.text
+    assert "Refused 192.168.1.1:54321: max-queue (Server busy: no thread" in log.text
     (refused,) = (event for event in log.events if "limit" in event)
     assert (refused["limit"], refused["listener"]) == ("max-queue", "tcp:8888")
 

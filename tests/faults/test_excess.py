@@ -214,7 +214,7 @@ def test_with_every_thread_blocked_work_is_queued_and_then_refused(
         (tmp_path / "released").touch()
         for number, client in enumerate(clients):
             assert receive(client, 4) == (b"reso" if number == 1 else b"wait")
-    running.wait_for("Refused 127.*: Server busy: 3 messages are waiting")
+    running.wait_for(r"Refused 127.*: max-queue \(Server busy: 3 messages are waiting")
     running.wait_for("refused .*messages: 0, bytes in: 4")
 
 
@@ -277,8 +277,8 @@ def test_the_caps_hold_for_all_and_for_each_address(daemon: Start, model: str) -
         with connect_from(running, hosts[0]) as again:
             assert first_line(again) == BANNER
     refusals = "\n".join(running.wait_for("Refused"))
-    assert len(running.wait_for("Refused .*: max-connections-per-address", 19)) == 19, refusals
-    assert len(running.wait_for("Refused .*: max-connections$", 28)) == 28, refusals
+    assert len(running.wait_for(r"Refused .*: max-connections-per-address \(", 19)) == 19, refusals
+    assert len(running.wait_for(r"Refused .*: max-connections \(", 28)) == 28, refusals
 
 
 def test_ten_thousand_clients_that_connect_and_reset_leave_nothing(
@@ -335,7 +335,7 @@ def test_over_tls_a_client_above_a_cap_is_disconnected_and_room_is_made(
         assert receive(inside, len(BANNER)) == BANNER
         with pytest.raises(OSError), context.wrap_socket(connect(running)):  # noqa: PT011
             pass
-        running.wait_for("Refused .*: max-connections$")
+        running.wait_for(r"Refused .*: max-connections \(Server busy: too many")
         assert is_served(inside)
     running.wait_for("Disconnected from")
     with context.wrap_socket(connect(running)) as again:

@@ -205,7 +205,7 @@ def test_only_trusted_proxies_are_heard(daemon: Start) -> None:
         port = connection.getsockname()[1]
         connection.sendall(line())
         assert ended(connection)
-    running.wait_for(rf"Refused 127\.0\.0\.1:{port}: PROXY headers are not taken from there")
+    running.wait_for(rf"Refused 127\.0\.0\.1:{port}: proxy-trust \(PROXY headers are not taken")
     with connect(running, source_address=("127.0.0.2", 0)) as connection:
         connection.sendall(line())
         assert receive(connection, len(BANNER)) == BANNER

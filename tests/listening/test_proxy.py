@@ -279,7 +279,7 @@ async def test_a_broken_header_is_refused_counted_and_logged(
         assert server.factory.metrics.refused == {Refusal.PROXY_HEADER.value: 1}
         assert server.factory.metrics.accepted == server.factory.admission.open == 0
     lines = [each for each in log.text.splitlines() if "Refused" in each]
-    assert lines == [f"Refused 127.0.0.1:{port}: {why}"]
+    assert lines == [f"Refused 127.0.0.1:{port}: proxy-header ({why})"]
     (refused,) = (event for event in log.events if "limit" in event)
     assert (refused["limit"], refused["listener"]) == (
         Refusal.PROXY_HEADER.value,
@@ -341,7 +341,7 @@ async def test_only_trusted_proxies_are_heard(log: Log) -> None:
         assert await client.receive_all() == b""
         assert server.factory.metrics.refused == {Refusal.PROXY_TRUST.value: 1}
         assert not server.factory.connections
-    assert f"Refused 127.0.0.1:{port}: PROXY headers are not taken from there" in log.text
+    assert f"Refused 127.0.0.1:{port}: proxy-trust (PROXY headers are not taken from" in log.text
 
 
 @pytest.mark.parametrize(
