@@ -8,7 +8,8 @@ Guarantees:
 
 * A connection answers for `SLICE` in a turn, or for `TURN` while no other rests, and exceeds that
   by at most a first message and `PACE` more. With a handler that takes up to a millisecond a
-  message, that is less than 5 ms.
+  message, that is less than 5 ms; and less than twice that in a turn that brings both the rest of
+  one read and another read.
 * All resting connections share `TURN` in each turn, in the order in which they began to rest. So a
   turn is bounded, however many they are, and none is passed over. A connection whose input arrives
   when that time is used up answers one message, or goes on for `FREE`, like clients that send one

@@ -184,7 +184,8 @@ def test_no_turn_answers_one_connection_for_long_while_others_have_input(
     framing: Framing, cost: float, count: int
 ) -> None:
     """Fault 69: In every framing, and for any handler of up to a millisecond a message, a client
-    gets at most 5 ms of a turn of the event loop, and all others get their turn in between.
+    gets at most 5 ms of a turn of the event loop for one read, and all others get their turn in
+    between.
     """
     served = Served(framing, lambda message: cost)
     greedy = [served.connect() for _ in range(count)]
