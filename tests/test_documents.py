@@ -35,6 +35,19 @@ def test_a_link_leads_to_a_file_and_to_a_heading_of_it(document: Path) -> None:
             assert heading in {*map(anchor, headings), *re.findall('<a id="(.+?)">', text)}, link
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_command_within_a_sentence_stands_on_one_line_to_be_copied(document: Path) -> None:
+    sentences = re.sub(
+        r"^ *```.*?^ *```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    spans = [
+        found[2]
+        for paragraph in re.split(r"\n\s*\n", sentences)
+        for found in re.finditer(r"(`+)((?:(?!\1).)+?)\1", paragraph, re.DOTALL)
+    ]
+    assert not [span for span in spans if "\n" in span]
+
+
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 FLOORS = ARCHITECTURE.partition("## Floors")[2].partition("\n## ")[0]
 

@@ -265,8 +265,8 @@ class Settings:
     first_byte_timeout: float = setting(
         Limits.first_byte_timeout,
         Text(
-            "Seconds after which a client that has sent nothing at all is disconnected; "
-            "0: use --idle-timeout.",
+            "Seconds after which a client that has sent nothing at all is disconnected, if "
+            "--idle-timeout is not shorter; 0: use --idle-timeout.",
             seconds,
             unit="seconds",
             reload=True,
@@ -341,7 +341,7 @@ class Settings:
     serial_timeout: float = setting(
         Limits.serial_timeout,
         Text(
-            "Seconds for which a silent client may keep others waiting in serial; 0: until "
+            "Seconds for which each silent client may keep others waiting in serial; 0: until "
             "--idle-timeout.",
             seconds,
             unit="seconds",

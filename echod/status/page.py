@@ -132,7 +132,7 @@ def _tiles(now: Snapshot) -> str:
     stalls = "no stalls"
     if now.stalls:
         count = f"{number(now.stalls)} {plural(now.stalls, 'stall', 'stalls')}"
-        stalls = f"{count}, {duration(now.stalled)} in all"
+        stalls = f"{count}, {duration(now.stalled)} in total"
     refused = sum(sum(one.refused.values()) for one in listeners)
     tiles = [
         _tile(
