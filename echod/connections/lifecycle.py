@@ -48,8 +48,13 @@ from echod.addresses import shown_address
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, unread, unsent
 
-# For each sweep and each result: Python 3.11 looks a member up in Python code, every time.
-_FIN_SENT, _LOST = State.FIN_SENT, State.LOST
+# Python 3.11 looks a member of an enum up in Python code, every time; the members that each
+# connection meets are looked up once.
+_OPEN, _INPUT_ENDED, _ENDING = State.OPEN, State.INPUT_ENDED, State.ENDING
+_FIN_SENT, _BOTH_ENDED, _LOST = State.FIN_SENT, State.BOTH_ENDED, State.LOST
+_INPUT_ENDS, _CLOSE, _OUTPUT_ENDS = Event.INPUT_ENDS, Event.CLOSE, Event.OUTPUT_ENDS
+_LOSE = Event.LOSE
+_CLIENT = EndReason.CLIENT
 
 log = Logger("echod.connection")
 _connected = LogLine(log, "info", "Connected with {peer}")
@@ -103,7 +108,7 @@ class ConnectionProtocol(Protocol):
         self._waiting = False
         self._entered = False
         self._draining = False
-        self._state = State.OPEN
+        self._state = _OPEN
         # Whether the client's stream has ended, kept in the last states too: the kernel's count of
         # received bytes depends on it.
         self._input_ended = False
@@ -252,22 +257,22 @@ class ConnectionProtocol(Protocol):
 
     def readConnectionLost(self) -> None:
         self._input_ended = True
-        match self._step(Event.INPUT_ENDS):
-            case State.INPUT_ENDED:
-                self._client_finished()
-            case State.ENDING:
-                self.transport.loseConnection()
-            case State.BOTH_ENDED:
-                self._close_transport()
+        state = self._step(_INPUT_ENDS)
+        if state is _INPUT_ENDED:
+            self._client_finished()
+        elif state is _ENDING:
+            self.transport.loseConnection()
+        elif state is _BOTH_ENDED:
+            self._close_transport()
 
     def writeConnectionLost(self) -> None:
-        match self._step(Event.OUTPUT_ENDS):
-            case State.FIN_SENT:
-                # The kernel has our FIN, after everything written: now wait for the client's.
-                self._unsent = unsent(self.transport)
-                self._idle_since = self._owner.seconds()
-            case State.BOTH_ENDED:
-                self._close_transport()
+        state = self._step(_OUTPUT_ENDS)
+        if state is _FIN_SENT:
+            # The kernel has our FIN, after everything written: now wait for the client's.
+            self._unsent = unsent(self.transport)
+            self._idle_since = self._owner.seconds()
+        elif state is _BOTH_ENDED:
+            self._close_transport()
 
     def _close_transport(self) -> None:
         """Close after both streams have ended; the kernel still delivers its data."""
@@ -275,7 +280,7 @@ class ConnectionProtocol(Protocol):
         self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._step(Event.LOSE) is None:
+        if self._step(_LOSE) is None:
             return
         if self._reason is None:
             self._reason = self._why_lost(reason)
@@ -311,7 +316,7 @@ class ConnectionProtocol(Protocol):
     def _why_lost(self, reason: Failure) -> EndReason:
         if reason.check(TLSError) and not self._entered:
             return EndReason.HANDSHAKE_ERROR
-        return EndReason.CLIENT if reason.check(ConnectionDone) else EndReason.LOST
+        return _CLIENT if reason.check(ConnectionDone) else EndReason.LOST
 
     # The one way to close.
 
@@ -328,7 +333,7 @@ class ConnectionProtocol(Protocol):
 
     def close(self, reason: EndReason) -> None:
         """Send everything written, then close gently. Calling it again is harmless."""
-        if self._step(Event.CLOSE) is None:
+        if self._step(_CLOSE) is None:
             return
         self._reason = reason
         self._stop()

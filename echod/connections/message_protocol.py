@@ -33,6 +33,8 @@ from echod.messages.session import Session
 from echod.reasons import EndReason
 from echod.turns import PACE, Share
 
+_CLIENT = EndReason.CLIENT  # looked up once: see `lifecycle`
+
 log = Logger("echod.connection")
 _dropped = LogLine(
     log,
@@ -435,7 +437,7 @@ class EchoProtocol(ConnectionProtocol):
     def _why_finished(self, session: Session) -> EndReason:
         if session.closed:
             return EndReason.SERVED
-        return EndReason.CLIENT if self._input_ended else EndReason.DRAINED
+        return _CLIENT if self._input_ended else EndReason.DRAINED
 
     def _update_reading(self, session: Session) -> None:
         wanted = session.wants_input
@@ -453,7 +455,7 @@ class EchoProtocol(ConnectionProtocol):
     def _client_finished(self) -> None:
         self._owner.urgent.add(self)  # as above
         if self._direct and not self._busy:
-            self.close(EndReason.CLIENT)
+            self.close(_CLIENT)
         else:
             self._hold().end_input()
             self._answer_messages()
