@@ -44,8 +44,18 @@ from echod.concurrency.thread_socket import INTERRUPT
 from echod.daemon import ending
 from echod.daemon.stacks import frames_of_thread, in_one_line
 from echod.daemon.stalls import without_reactor
+from echod.log.event import LogLine
 
 log = Logger("echod")
+_unanswered = LogLine(
+    log,
+    "warn",
+    "The event loop does not answer the signal; it is at: {place}; "
+    "a second signal ends the process at once",
+)
+_not_stopped = LogLine(
+    log, "warn", "Not stopped in time: ending the process; the event loop is at: {place}"
+)
 
 # Signals that other parts handle, or that end the process: the log, Twisted, the kernel's timer.
 ALSO_UNBLOCKED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM)
@@ -224,14 +234,11 @@ class Signals:
         notice = min(NOTICE, self.patience)
         if not (hurried := self._hurried(notice)):
             if not self._answered:
-                self._say(
-                    "The event loop does not answer the signal; it is at: {place}; "
-                    "a second signal ends the process at once"
-                )
+                self._say(_unanswered)
             hurried = self._hurried(self.patience - notice - LAST_WORDS)
         if hurried:
             time.sleep(max(0.0, GRACE - LAST_WORDS))
-        self._say("Not stopped in time: ending the process; the event loop is at: {place}")
+        self._say(_not_stopped)
         remove_pidfile(self._pidfile)
         os._exit(self.code)
 
@@ -242,12 +249,12 @@ class Signals:
             return True
         return False
 
-    def _say(self, words: str) -> None:
+    def _say(self, line: LogLine) -> None:
         """Log where the event loop is. A log that blocks does not keep the process."""
 
         def tell() -> None:
             main = threading.main_thread().ident or 0
-            log.warn(words, place=in_one_line(without_reactor(frames_of_thread(main))))
+            line.write(place=in_one_line(without_reactor(frames_of_thread(main))))
             self._flush(LAST_WORDS)
 
         with contextlib.suppress(RuntimeError):  # no more threads are allowed
