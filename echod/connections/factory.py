@@ -37,6 +37,7 @@ from echod.connections.waiting import Others
 from echod.handlers.builtin import Echo
 from echod.handlers.contract import Client, ConcurrencyModel
 from echod.handlers.lookup import ResolvedHandler, adopt
+from echod.handlers.remedies import add_remedy
 from echod.handlers.standin import StandInServer
 from echod.limits import Limits
 from echod.log.event import LogLine
@@ -232,6 +233,7 @@ class EchoFactory(Factory):
         if self._process not in (None, os.getpid()):
             end_child(failure)
         self.metrics.handler_errors += 1
+        add_remedy(failure.value, self.handler.name)
         log_failure(failure, client)
 
     def doStart(self) -> None:

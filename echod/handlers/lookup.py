@@ -17,6 +17,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, cast
 
 from echod.handlers.builtin import HANDLERS
@@ -313,6 +315,10 @@ def _is_builtin(offer: Offer) -> bool:
 
 def _suggestion(name: str, names: Sequence[str]) -> str:
     """Suggest a correction for a name that does not exist."""
+    file = Path(f"{_module(name).replace('.', '/')}.py")
+    if "\0" not in name and len(name) < 200 and file.is_file():
+        there = escape(clipped(_module(name)))
+        return f"{escape(clipped(str(file)))} is in this folder: give {there}:FUNCTION"
     if close := get_close_matches(name, names, 1):
         return f"did you mean {close[0]}?"
     module, _, attribute = _module(name).rpartition(".")
@@ -445,8 +451,18 @@ def _import_target(target: str, name: str) -> object:
         hint = _hint(error, module, attribute)
         raise HandlerError(
             f"{escape(clipped(name))} cannot be imported: {type(error).__name__}: "
-            f"{escape(clipped(str(error), 300))}{hint and f'; {hint}'}"
+            f"{escape(clipped(str(error), 300))}{_place(error)}{hint and f'; {hint}'}"
         ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Return the line of the user's code that raised; "" if the text of the error names it."""
+    if isinstance(error, SyntaxError):
+        return ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename != __file__ and "importlib" not in frame.filename:
+            return f" ({escape(frame.filename)}, line {frame.lineno})"
+    return ""
 
 
 def _hint(error: BaseException, module: str, attribute: str) -> str:
@@ -462,9 +478,19 @@ def _hint(error: BaseException, module: str, attribute: str) -> str:
             "in a folder of PYTHONPATH, or installed"
         )
     if isinstance(error, AttributeError) and module in sys.modules:
+        if hidden := _hidden(module):
+            found = getattr(sys.modules[module], "__file__", None) or "built into Python"
+            return f"that module is {escape(found)}, and hides {escape(hidden)}: rename yours"
         close = get_close_matches(attribute, dir(sys.modules[module]), 1)
         return f"did you mean {escape(f'{module}:{close[0]}')}?" if close else ""
     return ""
+
+
+def _hidden(module: str) -> str:
+    """Return the path of a module in the current folder that another one hides; "" if none is."""
+    own = Path.cwd() / f"{module.replace('.', '/')}.py"
+    found = getattr(sys.modules[module], "__file__", None)
+    return str(own) if own.exists() and not (found and own.samefile(found)) else ""
 
 
 def _is_part(name: str | None, module: str) -> bool:

@@ -241,7 +241,7 @@ def test_a_module_that_lacks_another_is_not_said_to_be_missing(
     module: str, tmp_path: Path
 ) -> None:
     (tmp_path / "users_lacking.py").write_text("import users_lacked\n")
-    with pytest.raises(HandlerError, match=r"No module named 'users_lacked'$"):
+    with pytest.raises(HandlerError, match=r"No module named 'users_lacked' \(/.*, line 1\)$"):
         resolve(parse("users_lacking:f"), REACTOR)
 
 
@@ -354,3 +354,37 @@ def test_only_a_class_of_message_handlers_is_tried() -> None:
     ):
         adopt(target, model).try_constructor()
     assert not calls
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, which is at the end of the path, as in the daemon."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    return tmp_path
+
+
+def test_a_module_that_the_standard_library_hides_is_named_with_the_one_found(here: Path) -> None:
+    (here / "email.py").write_text("def mine(message): ...\n")
+    with pytest.raises(HandlerError, match=r"that module is /.*/email/__init__\.py") as raised:
+        resolve(parse("email:mine"), REACTOR)
+    assert str(raised.value).endswith(f"and hides {here / 'email.py'}: rename yours")
+
+
+@pytest.mark.parametrize(
+    "helper", ["\n1 / 0\n", "\nimport nosuchmod\n", "\nraise SystemExit(1)\n"]
+)
+def test_an_error_at_import_names_the_file_and_line(
+    here: Path, helper: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "users_helper.py").write_text(helper)
+    (here / "users_via.py").write_text("import users_helper\n")
+    with pytest.raises(HandlerError) as raised:
+        resolve(parse("users_via:f"), REACTOR)
+    assert f"({here / 'users_helper.py'}, line 2)" in str(raised.value)
+
+
+def test_a_name_without_a_function_finds_the_file_in_the_folder(here: Path) -> None:
+    (here / "mine.py").write_text("def f(message): ...\n")
+    with pytest.raises(HandlerError, match=r"mine\.py is in this folder: give mine:FUNCTION"):
+        resolve(parse("mine"), REACTOR)

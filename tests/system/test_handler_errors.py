@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.clients import connect, is_over, receive, warm_up
 from tests.support.daemon import MODELS, Daemon, nothing_kept, starting
+from tests.support.needs import not_here
 from tests.support.waiting import block_until
 
 HANDLERS = '''
@@ -215,3 +216,41 @@ def test_a_client_cannot_forge_a_line_of_the_log(faulty: Faulty) -> None:
         assert is_over(connection, 1)
         faulty.running.wait_for(forged.replace("+", r"\+").replace("[", r"\["))
     assert not any(line.startswith(forged) for line in faulty.running.lines)
+
+
+MISTAKEN = """
+import asyncio
+
+
+async def waits(message):
+    await asyncio.get_running_loop().create_future()
+
+
+def converses(conn):
+    conn.recv(10)
+
+
+def text(message):
+    return "text"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("waits", "The handler served:waits awaits an asyncio object: wrap it"),
+        ("converses", "The handler served:converses uses its message as a socket: run it with"),
+        ("text", "The handler served:text returned a str"),
+    ],
+)
+def test_an_error_by_a_usual_mistake_names_handler_and_remedy(
+    tmp_path: Path, name: str, note: str
+) -> None:
+    (tmp_path / "served.py").write_text(MISTAKEN)
+    with starting(tmp_path) as start:
+        running = start("--handler", f"served:{name}")
+        if name == "waits" and not running.on_uvloop:
+            not_here("asyncio's loop does not run")
+        with connect(running) as connection:
+            connection.sendall(b"happy")
+            running.wait_for(note)

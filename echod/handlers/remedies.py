@@ -1,0 +1,41 @@
+"""Explain a handler's error: name the handler, and the remedy, if the cause is a usual mistake."""
+
+from __future__ import annotations
+
+from echod.handlers.contract import Kind
+
+# Methods of sockets that handlers call first.
+SOCKET_METHODS = ("recv", "recv_into", "sendall", "send", "makefile", "fileno")
+
+
+def add_remedy(error: BaseException | None, name: str) -> None:
+    """Add a note to an error of a handler, which its traceback shows in the last line.
+
+    Args:
+        error: the error.
+        name: the handler's name.
+    """
+    if error is None or getattr(error, "__notes__", None):
+        return
+    if remedy := _remedy(error, name):
+        error.add_note(remedy)
+
+
+def _remedy(error: BaseException, name: str) -> str:
+    said = str(error)
+    if isinstance(error, RuntimeError) and said == "await wasn't used with future":
+        return (
+            f"The handler {name} awaits an asyncio object: wrap it, as in "
+            "await Deferred.fromFuture(asyncio.ensure_future(...)), see docs/handlers.md"
+        )
+    if isinstance(error, AttributeError) and said in _NO_SOCKET:
+        return (
+            f"The handler {name} uses its {Kind.MESSAGE} as a socket: run it with "
+            "--concurrency thread-per-connection, or mark it with @connection_handler"
+        )
+    if isinstance(error, TypeError) and said == "a handler returns bytes, None or Close, not str":
+        return f"The handler {name} returned a str: let it return text.encode()"
+    return ""
+
+
+_NO_SOCKET = {f"'bytes' object has no attribute '{method}'" for method in SOCKET_METHODS}
