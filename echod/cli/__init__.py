@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from twisted.logger import globalLogBeginner
 
@@ -52,8 +53,15 @@ def _description(handler: InstalledHandler) -> str:
     return f"{handler.summary} [{models}]"
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors name the command that runs the daemon."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message}; the daemon is run by: twistd -n echod")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="echod", description="Tools around the daemon, which is run by: twistd -n echod"
     )
     parser.add_argument("--version", action="version", version=f"echod {__version__}")
