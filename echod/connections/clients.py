@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.interfaces import (
     IAddress,
@@ -22,8 +22,6 @@ from echod.log.tracebacks import traceback_of
 from echod.proxy_header import ProxyHeader
 from echod.tls import TLSConnection, TLSFacts
 
-if TYPE_CHECKING:
-    pass
 _failed = LogLine(Logger("echod.connection"), "error", "Error while serving {peer}:\n{traceback}")
 
 # The client until the transport is known.
