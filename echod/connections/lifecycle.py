@@ -34,7 +34,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.addresses import shown_address
 from echod.concurrency.model import Busy
+from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
+from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, unread, unsent
 from echod.log.event import LogLine
 from echod.messages.closing import Event, State, after
 from echod.reasons import EndReason
@@ -44,9 +47,6 @@ from echod.tls import TLSError
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
     from echod.interfaces import Stream
-from echod.addresses import shown_address
-from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
-from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, unread, unsent
 
 # Python 3.11 looks a member of an enum up in Python code, every time; the members that each
 # connection meets are looked up once.

@@ -39,6 +39,7 @@ from twisted.python.failure import Failure
 from echod.concurrency.conversation import Conversation
 from echod.concurrency.model import Busy
 from echod.concurrency.thread_socket import ConnectionSocket
+from echod.connections.channels import DirectChannel, RelayChannel, plain_socket
 from echod.connections.kernel import (
     hung_up,
     taken,
@@ -50,7 +51,6 @@ from echod.reasons import EndReason, Refusal
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
-from echod.connections.channels import DirectChannel, RelayChannel, plain_socket
 
 # A handler that waits in many short calls (`select` of some milliseconds, in a loop) may be
 # checked between two of them. So if it is not waiting when its client's time is over, it is

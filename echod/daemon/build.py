@@ -15,6 +15,9 @@ from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnect
 from echod.concurrency.pool import WorkerPool
 from echod.connections.admission import Admission
 from echod.connections.factory import EchoFactory
+from echod.daemon.choose_reactor import name_of
+from echod.daemon.resolve import find_handler, listening, status_listening
+from echod.daemon.service import EchoService, Part
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.lookup import ResolvedHandler
 from echod.listening.listener import Listener
@@ -27,9 +30,6 @@ from echod.turns import Turns
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.status import HandlerTimer, StatusServer
-from echod.daemon.choose_reactor import name_of
-from echod.daemon.resolve import find_handler, listening, status_listening
-from echod.daemon.service import EchoService, Part
 
 log = Logger("echod")
 

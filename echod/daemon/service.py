@@ -22,7 +22,9 @@ from echod.connections.factory import EchoFactory
 from echod.daemon import checks, ending, file_limit
 from echod.daemon.capture import Capture
 from echod.daemon.drain import Drain
+from echod.daemon.file_limit import fit_limits
 from echod.daemon.notify import Notifier
+from echod.daemon.resolve import StartError, check_for_restart, named
 from echod.daemon.signals import Signals
 from echod.daemon.slow import SlowCalls
 from echod.daemon.stalls import StallWatch
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.status import StatusServer
     from echod.tls import ServedCertificate, ServerContext
-from echod.daemon.file_limit import fit_limits
-from echod.daemon.resolve import StartError, check_for_restart, named
 
 log = Logger("echod")
 

@@ -21,7 +21,8 @@ from twisted.internet.interfaces import IAddress, IProtocolFactory
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from echod.addresses import shown_address
+from echod.addresses import Network, shown_address, twisted_address
+from echod.connections.clients import ProxiedAddress
 from echod.connections.kernel import unread
 from echod.handlers.contract import Client
 from echod.proxy_header import HeaderParser, ProxyError, ProxyHeader
@@ -29,8 +30,6 @@ from echod.reasons import EndReason, Refusal
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
-from echod.addresses import Network, twisted_address
-from echod.connections.clients import ProxiedAddress
 
 
 class HeaderProtocol(Protocol):
