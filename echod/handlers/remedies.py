@@ -11,18 +11,25 @@ SOCKET_METHODS = ("recv", "recv_into", "sendall", "send", "makefile", "fileno")
 def add_remedy(error: BaseException | None, name: str) -> None:
     """Add a note to an error of a handler, which its traceback shows in the last line.
 
+    No code of the handler runs here: an error of a class of its own, or about an object of its
+    own, may raise from any attribute that is asked for.
+
     Args:
         error: the error.
         name: the handler's name.
     """
-    if error is None or getattr(error, "__notes__", None):
+    if error is None or type(error) not in (AttributeError, RuntimeError, TypeError):
         return
-    if remedy := _remedy(error, name):
+    said = error.args[0] if error.args else None
+    if (
+        type(said) is str
+        and not hasattr(error, "__notes__")
+        and (remedy := _remedy(error, said, name))
+    ):
         error.add_note(remedy)
 
 
-def _remedy(error: BaseException, name: str) -> str:
-    said = str(error)
+def _remedy(error: BaseException, said: str, name: str) -> str:
     if isinstance(error, RuntimeError) and said == "await wasn't used with future":
         return (
             f"The handler {name} awaits an asyncio object: wrap it, as in "

@@ -37,3 +37,27 @@ def test_a_text_as_reply_says_to_encode_it() -> None:
 def test_other_errors_are_left_alone() -> None:
     assert notes_of(RuntimeError("of the handler itself")) == []
     add_remedy(None, "served:mine")
+
+
+class Hostile:
+    """Ends whatever asks it for its text."""
+
+    def __str__(self) -> str:
+        raise SystemExit("while it is shown")
+
+    __repr__ = __str__
+
+
+class HostileError(RuntimeError):
+    """Ends whatever looks at it."""
+
+    @property
+    def __notes__(self) -> list[str]:
+        raise SystemExit("while it is shown")
+
+    __str__ = Hostile.__str__
+
+
+@pytest.mark.parametrize("error", [HostileError(), RuntimeError(Hostile()), TypeError()])
+def test_no_code_of_an_error_is_called(error: BaseException) -> None:
+    add_remedy(error, "served:mine")
