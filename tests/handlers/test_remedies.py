@@ -40,7 +40,7 @@ def test_other_errors_are_left_alone() -> None:
 
 
 class Hostile:
-    """Ends whatever asks it for its text."""
+    """An object that raises SystemExit instead of giving its text."""
 
     def __str__(self) -> str:
         raise SystemExit("while it is shown")
@@ -49,7 +49,7 @@ class Hostile:
 
 
 class HostileError(RuntimeError):
-    """Ends whatever looks at it."""
+    """An error that raises SystemExit at each look."""
 
     @property
     def __notes__(self) -> list[str]:

@@ -97,7 +97,7 @@ def test_the_tiniest_messages_cost_no_more(daemon: Start, tmp_path: Path, model:
         connection.connect(f"{tmp_path / 'socket'}")
         return connection
 
-    clients = 12  # what the daemon itself takes meanwhile counts little beside them
+    clients = 12  # so many that the memory of the daemon itself counts little
     running.wait_for("Socket now listening", 2)
     warm_up(running)
     with connect_locally() as connection:  # each listener takes its reserve when it first accepts
