@@ -126,7 +126,7 @@ class ConnectionProtocol(Protocol):
         self._message_since = 0.0
         self._seen_activity = -1
         self.client = NOBODY
-        # The network that it is counted under, once it is admitted: see `echod.limits.network_of`.
+        # The network that it is counted under, once it is admitted: see `addresses.network_of`.
         self.network = ""
 
     @property

@@ -16,7 +16,7 @@ from echod.concurrency.pool import WorkerPool
 from echod.connections.admission import Admission
 from echod.connections.factory import EchoFactory
 from echod.daemon.choose_reactor import name_of
-from echod.daemon.resolve import find_handler, listening, status_listening
+from echod.daemon.resolve import find_handler, resolve_listen, resolve_status
 from echod.daemon.service import EchoService, Part
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.lookup import ResolvedHandler
@@ -112,7 +112,7 @@ def make_listeners(
         Listener(
             reactor,
             description,
-            listening(reactor, description, inherited),
+            resolve_listen(reactor, description, inherited),
             make_factory(description),
             settings.proxy_trust,
         )
@@ -137,7 +137,7 @@ def make_status(
     """
     from echod.status import StatusServer
 
-    wanted = status_listening(service.reactor, settings.status, inherited)
+    wanted = resolve_status(service.reactor, settings.status, inherited)
     return StatusServer(
         service.reactor,
         settings.status,

@@ -61,7 +61,7 @@ def find_handler(settings: Settings) -> ResolvedHandler:
     return handler
 
 
-def listening(
+def resolve_listen(
     reactor: Reactor, description: str, inherited: InheritedSockets, flag: str = "--listen"
 ) -> Listening:
     """Parse a `--listen`, or another `flag` of its kind.
@@ -73,13 +73,13 @@ def listening(
         return parse_listen(reactor, description, inherited)
 
 
-def status_listening(reactor: Reactor, description: str, inherited: InheritedSockets) -> Listening:
+def resolve_status(reactor: Reactor, description: str, inherited: InheritedSockets) -> Listening:
     """Parse `--status`.
 
     Raises:
         StartError: it is not valid, or a file or socket that it names cannot be used.
     """
-    wanted = listening(reactor, description, inherited, "--status")
+    wanted = resolve_listen(reactor, description, inherited, "--status")
     if wanted.proxied:
         raise StartError(f"--status {escape(description)}: no PROXY header is read here")
     return wanted
@@ -100,6 +100,6 @@ def check_for_restart(running: Settings, wanted: Settings, reactor: Reactor) -> 
             check_name(wanted.handler.name)
     for description in wanted.endpoints:
         if description not in running.endpoints and "systemd:" not in description:
-            listening(reactor, description, inherited)
+            resolve_listen(reactor, description, inherited)
     if wanted.status not in ("", running.status) and "systemd:" not in wanted.status:
-        status_listening(reactor, wanted.status, inherited)
+        resolve_status(reactor, wanted.status, inherited)

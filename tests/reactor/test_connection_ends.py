@@ -111,6 +111,13 @@ def scripted(**functions: Callable[[Any], None]) -> Any:
     return type("Script", (Scripted,), {"events": [], "over": threading.Event(), **functions})
 
 
+def lose_much(self: Any) -> None:
+    """Close while much is unsent, and a streaming producer is registered."""
+    self.transport.registerProducer(self, True)
+    self.transport.write(MUCH)
+    self.transport.loseConnection()
+
+
 def talk(harness: Harness, server: Server, protocol: Any) -> bytes:
     """Say hello, and return what comes until the server ends its stream."""
     server.listen(Factory.forProtocol(protocol))
@@ -147,26 +154,16 @@ def test_a_streaming_producer_does_not_keep_a_connection_open(
 
 
 def test_a_paused_producer_is_asked_for_the_rest(either: Harness, server: Server) -> None:
-    def begin(self: Any) -> None:
-        self.transport.registerProducer(self, True)
-        self.transport.write(MUCH)
-        self.transport.loseConnection()
-
     def resumed(self: Any) -> None:
         self.transport.write(b"the")
         self.transport.write(b" rest")
 
-    protocol = scripted(begin=begin, resumed=resumed)
+    protocol = scripted(begin=lose_much, resumed=resumed)
     assert talk(either, server, protocol) == MUCH + b"the rest"
     assert protocol.events == ["hello", "pause", "resume", "stop", "ConnectionDone"]
 
 
 def test_a_paused_producer_may_take_its_time(either: Harness, server: Server) -> None:
-    def begin(self: Any) -> None:
-        self.transport.registerProducer(self, True)
-        self.transport.write(MUCH)
-        self.transport.loseConnection()
-
     def resumed(self: Any) -> None:
         either.reactor.callLater(0.05, more, self)
 
@@ -175,7 +172,7 @@ def test_a_paused_producer_may_take_its_time(either: Harness, server: Server) ->
         self.transport.write(b"the")
         self.transport.write(b" rest")
 
-    protocol = scripted(begin=begin, resumed=resumed)
+    protocol = scripted(begin=lose_much, resumed=resumed)
     assert talk(either, server, protocol) == MUCH + b"the rest"
     assert protocol.events == ["hello", "pause", "resume", "more", "stop", "ConnectionDone"]
 
@@ -183,30 +180,20 @@ def test_a_paused_producer_may_take_its_time(either: Harness, server: Server) ->
 def test_a_paused_producer_that_fills_the_buffer_again_is_asked_again(
     either: Harness, server: Server
 ) -> None:
-    def begin(self: Any) -> None:
-        self.transport.registerProducer(self, True)
-        self.transport.write(MUCH)
-        self.transport.loseConnection()
-
     def resumed(self: Any) -> None:
         self.transport.write(MUCH if self.events.count("resume") < 3 else b"end")
 
-    protocol = scripted(begin=begin, resumed=resumed)
+    protocol = scripted(begin=lose_much, resumed=resumed)
     assert talk(either, server, protocol) == MUCH * 3 + b"end"
     expected = ["hello", *["pause", "resume"] * 3, "stop", "ConnectionDone"]
     assert protocol.events == expected
 
 
 def test_a_paused_producer_that_unregisters_ends_it(either: Harness, server: Server) -> None:
-    def begin(self: Any) -> None:
-        self.transport.registerProducer(self, True)
-        self.transport.write(MUCH)
-        self.transport.loseConnection()
-
     def resumed(self: Any) -> None:
         either.reactor.callLater(0.05, self.transport.unregisterProducer)
 
-    protocol = scripted(begin=begin, resumed=resumed)
+    protocol = scripted(begin=lose_much, resumed=resumed)
     assert talk(either, server, protocol) == MUCH
     assert protocol.events == ["hello", "pause", "resume", "ConnectionDone"]
 
@@ -240,9 +227,7 @@ def test_stop_consuming_closes(either: Harness, server: Server) -> None:
 
 def test_abort_stops_a_producer(either: Harness, server: Server) -> None:
     def begin(self: Any) -> None:
-        self.transport.registerProducer(self, True)
-        self.transport.write(MUCH)
-        self.transport.loseConnection()
+        lose_much(self)
         self.transport.abortConnection()
 
     protocol = scripted(begin=begin)
@@ -273,9 +258,7 @@ def test_what_is_written_right_behind_is_sent(either: Harness, server: Server) -
 
 def test_nothing_is_read_any_more(either: Harness, server: Server) -> None:
     def begin(self: Any) -> None:
-        self.transport.registerProducer(self, True)
-        self.transport.write(MUCH)
-        self.transport.loseConnection()
+        lose_much(self)
         self.transport.resumeProducing()
 
     def resumed(self: Any) -> None:
