@@ -10,8 +10,8 @@ from typing import NoReturn
 from twisted.logger import globalLogBeginner
 
 from echod import __version__
-from echod.handlers.contract import ConcurrencyModel
-from echod.handlers.lookup import InstalledHandler, installed
+from echod.handlers.lookup import installed
+from echod.handlers.naming import Installed
 from echod.printing import printing
 
 
@@ -34,23 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def list_handlers() -> int:
     """Print the handlers that are installed; return 1 if one of them is broken."""
-    handlers = list(installed())
-    width = max((len(handler.name) for handler in handlers), default=0)
+    return _list(installed())
+
+
+def _list(found: Sequence[Installed]) -> int:
+    width = max((len(one.name) for one in found), default=0)
     with printing():
-        for handler in handlers:
-            print(f"{handler.name:{width}}  {_description(handler)}")
-    broken = [handler for handler in handlers if handler.error]
-    for handler in broken:
-        print(f"echod: {handler.origin}: {handler.error}", file=sys.stderr)
+        for one in found:
+            print(f"{one.name:{width}}  {_description(one)}")
+    broken = [one for one in found if one.error]
+    for one in broken:
+        print(f"echod: {one.origin}: {one.error}", file=sys.stderr)
     return 1 if broken else 0
 
 
-def _description(handler: InstalledHandler) -> str:
-    if handler.error:
-        return f"broken: {handler.error}"
-    every = len(handler.models) == len(ConcurrencyModel)
-    models = "every model" if every else ", ".join(handler.models)
-    return f"{handler.summary} [{models}]"
+def _description(one: Installed) -> str:
+    if one.error:
+        return f"broken: {one.error}"
+    notes = f"[{one.notes}]" if one.notes else ""
+    arguments = f"({'; '.join(one.arguments)})" if one.arguments else ""
+    return " ".join(filter(None, [one.summary, notes, arguments]))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     handlers = commands.add_parser(
         "handlers",
         help="list the handlers that --handler can name",
-        description="List the installed handlers: name, summary, and the concurrency models "
-        "each can run in.",
+        description="List the installed handlers: name, summary, the concurrency models each can "
+        "run in, and its arguments with their types and defaults.",
     )
     handlers.set_defaults(run=list_handlers)
     return parser

@@ -1,4 +1,5 @@
-"""Find the keyword arguments that a handler takes, from its signature and its base classes'.
+"""Find the keyword arguments that a handler takes, from its signature and its base classes', and
+convert texts to their types.
 
 `def __init__(self, *args, directory=None, **kwargs)` takes `directory`, and the arguments of the
 next class in line, if it passes `kwargs` on. If it keeps them itself, it takes any name.
@@ -8,11 +9,24 @@ from __future__ import annotations
 
 import dis
 import inspect
+import re
 import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from echod.errors import UserError
 from echod.handlers.contract import class_of, is_request_handler
+from echod.text import clipped, escape, unescape, unescaped
+
+NUMBERS: Mapping[object, re.Pattern[str]] = {
+    int: re.compile(r"[+-]?[0-9]+"),
+    float: re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"),
+}
+TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+# Annotations that may still be text, because another one of the same function cannot be resolved.
+_BUILTINS: Mapping[object, type] = {one.__name__: one for one in (str, int, float, bool, bytes)}
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -33,13 +47,18 @@ class Parameters:
 
 
 def parameters_of(target: object) -> Parameters:
-    """Return the parameters of `target`: a function, a class, or a partial of one."""
+    """Return the parameters of a handler: a function, a class, or a partial of one."""
     made = class_of(target)
     if made is None and hasattr(target, "received"):  # an existing instance
         return Parameters()
     assert callable(target)
     # A function's first is the message, or the connection.
-    filled = 1 if made is None else 3 if is_request_handler(target) else 0
+    return keywords_of(target, 1 if made is None else 3 if is_request_handler(target) else 0)
+
+
+def keywords_of(target: Callable[..., object], filled: int) -> Parameters:
+    """Return the parameters of `target`, without the first `filled` positional ones."""
+    made = class_of(target)
     own = _signature(target)
     if own is None:
         return Parameters()
@@ -103,3 +122,75 @@ def _passed_on(made: type) -> Iterator[_Step]:
 def _passes_on(constructor: types.FunctionType) -> bool:
     """Return whether a call in the constructor has an argument with `**`."""
     return any(one.opname == "DICT_MERGE" for one in dis.get_instructions(constructor))
+
+
+class Unconvertible(UserError):
+    """A text is not of the type of its parameter; the text of the error says so."""
+
+
+def convert(text: str, parameter: inspect.Parameter) -> object:
+    """Convert `text` to the type that `parameter` is annotated with, or that its default has.
+
+    Raises:
+        Unconvertible: it is not of that type.
+    """
+    wanted = _type_of(parameter)
+    shown = f"{parameter.name}={escape(clipped(text))}"
+    if typing.get_origin(wanted) is typing.Literal:
+        values = {_shown(value): value for value in typing.get_args(wanted)}
+        if text not in values:
+            raise Unconvertible(f"{shown} is not one of: {', '.join(values)}")
+        return values[text]
+    try:
+        if wanted is bytes:
+            return unescape(text)
+        if wanted is bool:
+            return TRUTHS[text.lower()]
+        if wanted in NUMBERS:
+            if not NUMBERS[wanted].fullmatch(text):  # Python would accept more notations
+                raise ValueError
+            return int(text) if wanted is int else float(text)
+    except (ValueError, KeyError):
+        raise Unconvertible(f"{shown} is not of type {_named(wanted)}") from None
+    return text
+
+
+def described(parameters: Parameters) -> tuple[str, ...]:
+    """Describe each parameter for people, as in `times: int = 1`."""
+    shown = tuple(
+        f"{name}: {_named(_type_of(one))}{_default(one, required=name in parameters.required)}"
+        for name, one in parameters.named.items()
+    )
+    return (*shown, "any other") if parameters.any_name else shown
+
+
+def _type_of(parameter: inspect.Parameter) -> object:
+    """Return the type that a text is converted to; any that is not known here stays a text."""
+    wanted = _BUILTINS.get(parameter.annotation, parameter.annotation)
+    if wanted is parameter.empty and parameter.default not in (parameter.empty, None):
+        wanted = type(parameter.default)
+    if typing.get_origin(wanted) in (types.UnionType, typing.Union):  # `int | None`: an int
+        wanted = next(one for one in typing.get_args(wanted) if one is not types.NoneType)
+    return wanted
+
+
+def _named(wanted: object) -> str:
+    """Return the name of a type, as the list of arguments and errors have it."""
+    if typing.get_origin(wanted) is typing.Literal:
+        return "|".join(map(_shown, typing.get_args(wanted)))
+    return wanted.__name__ if isinstance(wanted, type) and wanted in _BUILTINS.values() else "str"
+
+
+def _default(parameter: inspect.Parameter, *, required: bool) -> str:
+    if required:
+        return ", required"
+    if parameter.default in (parameter.empty, None):  # a base class has it, or nothing is set
+        return ""
+    return f" = {clipped(_shown(parameter.default))}"
+
+
+def _shown(value: object) -> str:
+    """Return the text that stands for `value` in an argument."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return unescaped(value) if isinstance(value, bytes) else escape(str(value))

@@ -1,7 +1,8 @@
-"""Handlers that other distributions offer: by entry points, and as Twisted plugins.
+"""Handlers and framings that other distributions offer: by entry points, and handlers also as
+Twisted plugins.
 
 Offers are independent: a broken one carries its error, and does not hide others. Nothing here
-imports a handler. The daemon does not use this module for a built-in handler.
+imports an offered object. The daemon does not use this module for a built-in one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from zope.interface import Attribute, Interface, implementer
 from echod.text import clipped, escape, quoted
 from twisted import plugins
 
-GROUP = "echod.handlers"
+# The groups of entry points.
+HANDLERS = "echod.handlers"
+FRAMINGS = "echod.framings"
 
 # The target of an entry point; a list of extras after it does not concern the object.
 TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(?:\[.*\])?\s*")
@@ -56,10 +59,10 @@ class ModulesOnly(str):
 
 @dataclass(frozen=True)
 class Offer:
-    """An installed object that is declared as a handler.
+    """An installed object that is declared as a handler, or as a framing.
 
     Attributes:
-        name: its name for `--handler`.
+        name: its name for `--handler`, or `--framing`.
         target: its location, as `module:object`.
         source: the distribution, or the dropin, that offers it.
         error: why it cannot be loaded; "" if that is not known before the import.
@@ -77,16 +80,23 @@ class Offer:
         return escape(" ".join([*known, f"({self.source})" if known else self.source]))
 
 
-def offers() -> list[Offer]:
+def offered_handlers() -> list[Offer]:
     """Return all installed handlers, broken or not."""
-    return [*_entry_points(), *_dropins()]
+    return [*_entry_points(HANDLERS), *_dropins()]
+
+
+def offered_framings() -> list[Offer]:
+    """Return all installed framings, broken or not."""
+    return list(_entry_points(FRAMINGS))
 
 
 # Entry points.
 
 
-def _entry_points() -> Iterator[Offer]:
-    """Yield the handlers of distributions; if one is installed twice, the one imported first."""
+def _entry_points(group: str) -> Iterator[Offer]:
+    """Yield the offers in `group`; if a distribution is installed twice, of the one imported
+    first.
+    """
     found = set()
     for each in _distributions():
         if isinstance(each, Offer):
@@ -97,7 +107,7 @@ def _entry_points() -> Iterator[Offer]:
             name = (each.metadata.get_all("Name") or [""])[0] or where
             if name not in found:
                 found.add(name)
-                yield from _offered_by(each, name)
+                yield from _offered_by(each, name, group)
         except Exception as error:  # its files may contain anything
             yield Offer(where, "", where, f"its metadata cannot be read: {_told(error)}")
 
@@ -118,11 +128,11 @@ def _place(distribution: Distribution) -> str:
     return str(getattr(path, "name", None) or type(distribution).__name__)
 
 
-def _offered_by(distribution: Distribution, source: str) -> list[Offer]:
+def _offered_by(distribution: Distribution, source: str, group: str) -> list[Offer]:
     return [
         _entry_point(entry.name, entry.value, source)
         for entry in distribution.entry_points
-        if entry.group == GROUP
+        if entry.group == group
     ]
 
 

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from echod.addresses import Network
 from echod.handlers.builtin import BANNER, PREFIX
 from echod.handlers.contract import ConcurrencyModel
-from echod.handlers.lookup import HandlerSpec, parse
+from echod.handlers.lookup import parse
+from echod.handlers.naming import Spec
 from echod.limits import LOG_RATE, Limits
 from echod.log.lines import FORMATS as LOG_FORMATS
 from echod.log.observer import LEVELS as LOG_LEVELS
@@ -125,8 +126,8 @@ class Settings:
             repeats=True,
         ),
     )
-    handler: HandlerSpec = setting(
-        HandlerSpec("echo"),
+    handler: Spec = setting(
+        Spec("echo"),
         Text(
             "The handler: an installed name (`echod handlers` lists them) or module:object, "
             "with arguments as NAME:key=value,...",
@@ -462,7 +463,7 @@ class Settings:
         return (*ports, *self.listen) or (f"tcp:{DEFAULT_PORT}",)
 
     @property
-    def handler_spec(self) -> HandlerSpec:
+    def handler_spec(self) -> Spec:
         """The handler, with `--prefix` added to its arguments."""
         spec = self.handler
         if self.prefix is None:

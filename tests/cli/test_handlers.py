@@ -10,17 +10,18 @@ from twisted.logger import globalLogBeginner
 from echod import cli
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.lookup import InstalledHandler
+from echod.handlers.naming import Installed
 
 ECHOD = Path(sys.executable).parent / "echod"
 
 
-def test_the_command_lists_each_handler_on_a_line_with_the_models_it_can_run_in() -> None:
+def test_the_command_lists_each_handler_on_a_line_with_its_models_and_arguments() -> None:
     done = subprocess.run(
         [ECHOD, "handlers"], capture_output=True, text=True, check=True, timeout=30
     )
-    assert "upper    Sends back what it gets in capital letters. [every model]" in (
-        done.stdout.splitlines()
-    )
+    lines = done.stdout.splitlines()
+    assert "upper    Sends back what it gets in capital letters. [every model]" in lines
+    assert lines[0].endswith(" at `quit`. [every model] (start: int = 1)")
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         "count",
         "echo",
@@ -33,10 +34,10 @@ def test_a_broken_handler_is_named_and_the_exit_code_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [
-        InstalledHandler("fine", "Fine.", (ConcurrencyModel.REACTOR,), "fine:fine"),
-        InstalledHandler("bad", "", (), "bad:bad (bad-package)", error="no good"),
+        InstalledHandler("fine", "Fine.", "fine:fine", models=(ConcurrencyModel.REACTOR,)),
+        Installed("bad", "", "bad:bad (bad-package)", error="no good"),
     ]
-    monkeypatch.setattr(cli, "installed", lambda: iter(found))
+    monkeypatch.setattr(cli, "installed", lambda: found)
     assert cli.list_handlers() == 1
     printed = capsys.readouterr()
     assert printed.out == "fine  Fine. [reactor]\nbad   broken: no good\n"

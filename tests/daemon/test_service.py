@@ -31,7 +31,8 @@ from echod.daemon.service import EchoService
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.handlers.contract import ConcurrencyModel, Handler
-from echod.handlers.lookup import HandlerSpec, adopt
+from echod.handlers.lookup import adopt
+from echod.handlers.naming import Spec
 from echod.limits import Limits
 from echod.listening.endpoints import Listening
 from echod.listening.socket_activation import InheritedSockets
@@ -119,11 +120,11 @@ def talk(conn: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ({"handler": HandlerSpec("nosuch")}, "--handler: no handler is named 'nosuch'"),
-        ({"prefix": "x", "handler": HandlerSpec("upper")}, "upper takes no argument 'prefix'"),
+        ({"handler": Spec("nosuch")}, "--handler: no handler is named 'nosuch'"),
+        ({"prefix": "x", "handler": Spec("upper")}, "upper takes no argument 'prefix'"),
         (
             {
-                "handler": HandlerSpec("tests.daemon.test_service:talk"),
+                "handler": Spec("tests.daemon.test_service:talk"),
                 "concurrency": ConcurrencyModel.THREAD_PER_CONNECTION,
                 "max_message": 10,
             },
@@ -474,7 +475,7 @@ def test_a_passed_socket_that_the_status_uses_is_not_called_unused(
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ({"handler": HandlerSpec("nosuch")}, "--handler: no handler is named 'nosuch'"),
+        ({"handler": Spec("nosuch")}, "--handler: no handler is named 'nosuch'"),
         ({"listen": (LOOPBACK, "tcp:99999999")}, "--listen tcp:99999999: 99999999 is not a port"),
         ({"status": "proxy:tcp:0"}, "--status proxy:tcp:0: no PROXY header is read here"),
         (
@@ -514,7 +515,7 @@ async def test_a_reload_neither_imports_a_handler_nor_looks_for_sockets_that_are
     service = build_service(settings(), reactor)
     service.startService()
     service.configure = Configured(
-        handler=HandlerSpec("nosuch:handler"),
+        handler=Spec("nosuch:handler"),
         listen=("systemd:name=echod",),
         status="systemd:name=status",
     )

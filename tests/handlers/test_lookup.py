@@ -10,7 +10,8 @@ import pytest
 
 from echod.handlers.builtin import Count, Echo
 from echod.handlers.contract import ConcurrencyModel, Handler, HandlerError, Kind
-from echod.handlers.lookup import HandlerSpec, adopt, installed, parse, resolve
+from echod.handlers.lookup import adopt, installed, parse, resolve
+from echod.handlers.naming import Spec
 from tests.support.log import Log
 from twisted import plugins
 
@@ -94,7 +95,7 @@ def dropin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> Path
 def test_a_handler_is_named_with_its_arguments(
     text: str, name: str, arguments: dict[str, str]
 ) -> None:
-    assert parse(text) == HandlerSpec(name, arguments)
+    assert parse(text) == Spec(name, arguments)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_a_module_that_lacks_another_is_not_said_to_be_missing(
 def test_a_handler_is_written_as_it_was() -> None:
     text = r"echo:prefix=a\:b\,c\x3e"
     assert str(parse(text)) == text
-    assert str(HandlerSpec("echo", {"prefix": "a,b"})) == r"echo:prefix=a\,b"
+    assert str(Spec("echo", {"prefix": "a,b"})) == r"echo:prefix=a\,b"
 
 
 def test_a_module_that_exits_when_it_is_imported_says_so(module: str, tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from socketserver import BaseRequestHandler, StreamRequestHandler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from echod import Handler
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.lookup import adopt
-from echod.handlers.parameters import parameters_of
+from echod.handlers.parameters import described, parameters_of
 
 if TYPE_CHECKING:
     from nowhere import Missing  # type: ignore[import-not-found]
@@ -167,3 +167,53 @@ def test_what_is_filled_by_position_cannot_be_given_by_name() -> None:
 
     assert list(parameters_of(talk).named) == ["size"]
     assert not parameters_of(BaseRequestHandler).named
+
+
+def chosen(message: bytes, *, level: Literal[1, 2, 9], order: Literal["up", "down"] = "up") -> Any:
+    return (message, level, order)
+
+
+def many(
+    message: bytes,
+    *,
+    times: int = 1,
+    gap: bytes = b"\r\n",
+    loud: bool = False,
+    rate: float | None = None,
+    name: str,
+    **others: str,
+) -> bytes:
+    return message
+
+
+def test_one_of_several_values_is_taken_by_its_text() -> None:
+    handler = adopt(chosen, REACTOR, arguments={"level": "9", "order": "down"})
+    assert handler.arguments == {"level": 9, "order": "down"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        ({"level": "3"}, "chosen: level=3 is not one of: 1, 2, 9"),
+        ({"level": "1", "order": "UP"}, "chosen: order=UP is not one of: up, down"),
+    ],
+)
+def test_a_value_that_is_none_of_several_is_refused_with_all(
+    texts: Mapping[str, str], why: str
+) -> None:
+    with pytest.raises(HandlerError) as caught:
+        adopt(chosen, REACTOR, arguments=texts)
+    assert str(caught.value) == why
+
+
+def test_each_argument_is_described_with_its_type_and_its_default() -> None:
+    assert described(parameters_of(many)) == (
+        "times: int = 1",
+        r"gap: bytes = \r\n",
+        "loud: bool = false",
+        "rate: float",
+        "name: str, required",
+        "any other",
+    )
+    assert described(parameters_of(chosen)) == ("level: 1|2|9, required", "order: up|down = up")
+    assert described(parameters_of(unknown_type)) == ("times: int = 1", "other: str")

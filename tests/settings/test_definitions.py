@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from echod import Chunk, Length, Limits, Line
 from echod.handlers.contract import ConcurrencyModel
-from echod.handlers.lookup import HandlerSpec
 from echod.handlers.lookup import parse as parse_handler
+from echod.handlers.naming import Spec
 from echod.settings.definitions import (
     SETTINGS,
     Settings,
@@ -37,7 +37,7 @@ def test_without_flags_the_defaults_hold() -> None:
     settings = parse()
     assert settings == Settings()
     assert settings.endpoints == ("tcp:8888",)
-    assert settings.handler_spec == HandlerSpec("echo")
+    assert settings.handler_spec == Spec("echo")
     assert settings.make_framing() == Chunk(1024)
     assert settings.make_limits() == Limits()
     assert settings.make_banner(Chunk()) is None
@@ -49,8 +49,8 @@ def test_without_flags_the_defaults_hold() -> None:
         (["--port", "80"], "endpoints", ("tcp:80",)),
         (["--listen", "unix:/a", "--listen=tcp6:1"], "endpoints", ("unix:/a", "tcp6:1")),
         (["--port=0", "--listen=unix:/a"], "endpoints", ("tcp:0", "unix:/a")),
-        (["--handler", "m:f:a=1"], "handler_spec", HandlerSpec("m:f", {"a": "1"})),
-        (["--prefix", "> "], "handler_spec", HandlerSpec("echo", {"prefix": "> "})),
+        (["--handler", "m:f:a=1"], "handler_spec", Spec("m:f", {"a": "1"})),
+        (["--prefix", "> "], "handler_spec", Spec("echo", {"prefix": "> "})),
         (["--concurrency=serial"], "concurrency", ConcurrencyModel.SERIAL),
         (["--threads=3"], "threads", 3),
         (["--max-threads=7"], "max_threads", 7),
@@ -344,7 +344,7 @@ def test_a_file_can_be_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_running_daemon_takes_what_it_can() -> None:
-    running, wanted = Settings(threads=6), Settings(handler=HandlerSpec("upper"), idle_timeout=1)
+    running, wanted = Settings(threads=6), Settings(handler=Spec("upper"), idle_timeout=1)
     assert reloaded(running, wanted) == Settings(threads=6, idle_timeout=1)
 
 

@@ -219,6 +219,7 @@ def test_handlers_of_an_installed_package_are_listed(extended: Environment) -> N
     handlers = extended.handlers
 
     assert handlers["shout"] == (
-        "Sends back what it gets in capital letters, with exclamation marks. [every model]"
+        "Sends back what it gets in capital letters, with exclamation marks. [every model] "
+        "(marks: int = 1)"
     )
     assert handlers["whisper"] == "Sends back what it gets in small letters. [every model]"

@@ -1,0 +1,372 @@
+"""Find an object by the text of a flag, `NAME[:key=value,...]`: a handler, or a framing.
+
+NAME is, in this order:
+
+1. `module:object`, imported;
+2. a built-in object; no plugin is loaded for it, so none can stop a daemon that runs it;
+3. a plugin: see `echod.handlers.plugins`.
+
+A plugin that is broken, or has the name of another one, is an error if it is asked for, and a line
+in the list of what is installed; it does not hide any other.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from echod.errors import UserError
+from echod.handlers.parameters import Parameters, Unconvertible, convert
+from echod.handlers.plugins import Offer
+from echod.text import clipped, escape, quoted
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The parsed value of a flag that names an object.
+
+    Attributes:
+        name: an installed name, or `module:object`.
+        arguments: texts by name.
+        text: the original text; "" if there was none.
+    """
+
+    name: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    text: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        if self.text:
+            return self.text
+        items = (f"{key}={value}".replace(",", "\\,") for key, value in self.arguments.items())
+        return ":".join([self.name, *filter(None, [",".join(items)])])
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A line in the list of what is installed.
+
+    Attributes:
+        name: its name.
+        summary: the first line of its documentation.
+        origin: its location and its source.
+        arguments: its arguments, each with type and default.
+        error: why it could not be loaded; "" if it could.
+    """
+
+    name: str
+    summary: str
+    origin: str
+    arguments: tuple[str, ...] = ()
+    error: str = ""
+
+    @property
+    def notes(self) -> str:
+        """More about it, for the list."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The objects that one flag can name, built in or installed.
+
+    Attributes:
+        noun: one of these objects, in a word; the flag has the same name.
+        example: the object of a module in errors, as in `module:FUNCTION`.
+        builtin: the built-in objects by name.
+        error: the class of the errors.
+        offers: returns the plugins, broken or not.
+    """
+
+    noun: str
+    example: str
+    builtin: Mapping[str, object]
+    error: type[UserError]
+    offers: Callable[[], list[Offer]]
+
+    @property
+    def flag(self) -> str:
+        """The flag that names one of them."""
+        return f"--{self.noun}"
+
+    # The text of the flag.
+
+    def parse(self, text: str) -> Spec:
+        r"""Parse `NAME[:key=value,...]`; `\,` is a comma within a value, and `\:` a colon.
+
+        Raises:
+            UserError: the text has another form.
+        """
+        match = re.fullmatch(
+            r"(?P<name>[^:=,]+(?::[^:=,]+)?)(?::(?P<arguments>[^:=,]+=.*))?", text, re.DOTALL
+        )
+        if match is None:
+            raise self.error(
+                f"{quoted(text)} is not of the form NAME[:key=value,...] "
+                "(NAME: an installed name, or module:object)"
+            )
+        arguments: dict[str, str] = {}
+        for item in re.split(r"(?<!\\),", match["arguments"]) if match["arguments"] else ():
+            key, equals, value = item.partition("=")
+            if not equals or not key.isidentifier():
+                raise self.error(
+                    f"{quoted(item)} is not of the form key=value (a comma within a value: \\,)"
+                )
+            if key in arguments:
+                raise self.error(f"{quoted(key)} is given twice")
+            arguments[key] = re.sub(r"\\([,:;& ])", r"\1", value)
+        return Spec(match["name"], arguments, text)
+
+    def check_separators(self, spec: Spec, parameters: Collection[str]) -> None:
+        r"""Refuse `name:a=1:b=2` if `b` is an argument, too: with `\:` it is part of the value.
+
+        Raises:
+            UserError: another character than a comma separates two arguments.
+        """
+        others = "|".join(re.escape(key) for key in parameters if key not in spec.arguments)
+        written = spec.text[len(spec.name) + 1 :]
+        wrong = re.compile(rf"(?<![\\,])([:;&\s])\s*({others})=")
+        if not others or (found := wrong.search(written)) is None:
+            return
+        right = f"{spec.name}:" + wrong.sub(r",\2=", written)
+        raise self.error(
+            f"arguments are separated by commas: {escape(clipped(right, 200))} "
+            f"(or, if {found[1]!r} belongs to the value, write \\{escape(found[1])})"
+        )
+
+    def convert_arguments(
+        self, name: str, takes: Parameters, texts: Mapping[str, str]
+    ) -> dict[str, object]:
+        """Convert `texts` to the types that the parameters are annotated with.
+
+        Args:
+            name: the object's name in errors.
+            takes: the parameters of the object.
+            texts: the arguments by name.
+
+        Raises:
+            UserError: there is no such parameter, one is missing, or a text does not convert.
+        """
+        unknown = [key for key in texts if key not in takes.named]
+        if unknown and not takes.any_name:
+            names = ", ".join(takes.named) or "none"
+            raise self.error(
+                f"{name} takes no argument {quoted(unknown[0])}; it takes: {names}"
+                f"{_right_form(name, unknown[0], texts[unknown[0]], list(takes.named))}"
+            )
+        for key in takes.named:
+            if key in takes.required and key not in texts:
+                raise self.error(f"{name} needs the argument {key!r}: {name}:{key}=...")
+        try:
+            return {
+                key: convert(text, takes.named[key]) if key in takes.named else text
+                for key, text in texts.items()
+            }
+        except Unconvertible as error:
+            raise self.error(f"{name}: {error}") from None
+
+    # Look-up by name.
+
+    def find(self, name: str) -> object:
+        """Return the object with this name.
+
+        Raises:
+            UserError: there is none, two plugins have the name, or it cannot be imported.
+        """
+        if ":" in name:
+            return self._import(name, name)
+        return self.builtin[name] if name in self.builtin else self._load(self._offered(name))
+
+    def check_name(self, name: str) -> None:
+        """Check that `name` could name an object, without importing one.
+
+        Raises:
+            UserError: it is neither `module:object` nor the name of exactly one installed object.
+        """
+        if ":" not in name and name not in self.builtin:
+            self._offered(name)
+
+    def _offered(self, name: str) -> Offer:
+        """Return the plugin of this name.
+
+        Raises:
+            UserError: there is none, or there are two, or it is broken.
+        """
+        plugins = self._plugins()
+        claims = [offer for offer in plugins if offer.name == name]
+        if not claims:
+            usable = (escape(offer.name) for offer in plugins if not offer.error)
+            names = sorted({*self.builtin, *usable})
+            raise self.error(
+                f"no {self.noun} is named {quoted(name)}; installed: {', '.join(names)} "
+                f"({self._suggestion(name, names)})"
+            )
+        if len(claims) > 1:
+            origins = ", ".join(offer.origin for offer in claims)
+            raise self.error(
+                f"{quoted(name)} is the name of {len(claims)} plugins: {origins}; "
+                "give module:object"
+            )
+        if claims[0].error:
+            raise self.error(f"{escape(clipped(name))}: {claims[0].error}")
+        return claims[0]
+
+    def _plugins(self) -> list[Offer]:
+        """Return the plugins, each object once for a name; with an error if it cannot be used."""
+        found: dict[tuple[str, str], Offer] = {}
+        for offer in self.offers():
+            if not self._is_builtin(offer):
+                found.setdefault((offer.name, offer.target or offer.source), offer)
+        return [
+            replace(one, error=one.error or self._misnamed(one, found.values()))
+            for one in found.values()
+        ]
+
+    def _misnamed(self, offer: Offer, others: Iterable[Offer]) -> str:
+        """Return why a plugin cannot be selected by its name; "" if it can."""
+        instead = f"give {escape(clipped(offer.target))}"
+        if offer.name in self.builtin:
+            return f"echod has a built-in {self.noun} {offer.name}; {instead}"
+        if rivals := [one.origin for one in others if one.name == offer.name and one != offer]:
+            return f"{', '.join(rivals)} has the same name; {instead}"
+        return (
+            "" if self._can_be_named(offer.name) else f"{self.flag} cannot name it so; {instead}"
+        )
+
+    def _can_be_named(self, name: str) -> bool:
+        try:
+            return ":" not in name and self.parse(name).name == name
+        except UserError:
+            return False
+
+    def _is_builtin(self, offer: Offer) -> bool:
+        """Whether this is a built-in object, offered again under its own name."""
+        target: Any = self.builtin.get(offer.name)
+        return target is not None and offer.target == f"{target.__module__}:{target.__qualname__}"
+
+    def _suggestion(self, name: str, names: Sequence[str]) -> str:
+        """Suggest a correction for a name that does not exist."""
+        file = Path(f"{_module(name).replace('.', '/')}.py")
+        if "\0" not in name and len(name) < 200 and file.is_file():
+            there = escape(clipped(_module(name)))
+            return f"{escape(clipped(str(file)))} is in this folder: give {there}:{self.example}"
+        if close := get_close_matches(name, names, 1):
+            return f"did you mean {close[0]}?"
+        module, _, attribute = _module(name).rpartition(".")
+        if module and attribute:
+            return f"or give module:object, as in {escape(clipped(f'{module}:{attribute}'))}"
+        return "or give module:object"
+
+    # The list.
+
+    def installed(self, describe: Callable[[str, object], Installed]) -> list[Installed]:
+        """Return all objects, by name; a broken one with its error.
+
+        Args:
+            describe: returns the line of an object that has been loaded.
+        """
+        found = [describe(name, target) for name, target in self.builtin.items()]
+        found += [self._described(offer, describe) for offer in self._plugins()]
+        return sorted(found, key=lambda one: (one.name, one.error, one.origin))
+
+    def _described(self, offer: Offer, describe: Callable[[str, object], Installed]) -> Installed:
+        name = escape(clipped(offer.name))
+        if offer.error:
+            return Installed(name, "", offer.origin, error=offer.error)
+        try:
+            return replace(describe(name, self._load(offer)), origin=offer.origin)
+        except UserError as error:
+            return Installed(name, "", offer.origin, error=str(error))
+        except Exception as error:  # the object may raise when it is inspected
+            why = f"{type(error).__name__}: {escape(clipped(str(error), 300))}"
+            return Installed(name, "", offer.origin, error=f"{name} cannot be used: {why}")
+
+    # Imports.
+
+    def _load(self, offer: Offer) -> object:
+        return self._import(offer.target, offer.name)
+
+    def _import(self, target: str, name: str) -> object:
+        module, _, attribute = target.partition(":")
+        try:
+            return attrgetter(attribute)(import_module(module))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # importing it may raise anything
+            hint = self._hint(error, module, attribute)
+            raise self.error(
+                f"{escape(clipped(name))} cannot be imported: {type(error).__name__}: "
+                f"{escape(clipped(str(error), 300))}{_place(error)}{hint and f'; {hint}'}"
+            ) from error
+
+    def _hint(self, error: BaseException, module: str, attribute: str) -> str:
+        """Return a remedy for a module, or a name in it, that does not exist."""
+        meant = _module(module)
+        if meant != module and isinstance(error, (ModuleNotFoundError, TypeError)):
+            return f"write {escape(clipped(f'{meant}:{attribute}'))}"
+        if isinstance(error, ModuleNotFoundError) and _is_part(error.name, module):
+            if module in {*self.builtin, *(offer.name for offer in self.offers())}:
+                return f"an argument has a value: {escape(clipped(f'{module}:{attribute}'))}=..."
+            return (
+                f"{escape(clipped(module.replace('.', '/')))}.py has to be in "
+                f"{escape(os.getcwd())}, in a folder of PYTHONPATH, or installed"
+            )
+        if isinstance(error, AttributeError) and module in sys.modules:
+            if hidden := _hidden(module):
+                found = getattr(sys.modules[module], "__file__", None) or "built into Python"
+                return f"that module is {escape(found)}, and hides {escape(hidden)}: rename yours"
+            close = get_close_matches(attribute, dir(sys.modules[module]), 1)
+            return f"did you mean {escape(f'{module}:{close[0]}')}?" if close else ""
+        return ""
+
+
+def summary(target: object) -> str:
+    """Return the first line of an object's documentation, for the list."""
+    return escape((inspect.getdoc(target) or "").partition("\n")[0])
+
+
+def _right_form(name: str, key: str, text: str, parameters: Sequence[str]) -> str:
+    """Suggest the correct form of an argument that the object does not take."""
+    if not parameters:
+        return f"; write: {name}"
+    close = get_close_matches(key, parameters, 1)
+    word = "did you mean" if close else "as in"
+    form = f"{name}:{(close or parameters)[0]}={text}"
+    return f"; {word} {escape(clipped(form))}{'?' if close else ''}"
+
+
+def _module(path: str) -> str:
+    """Return the module that a file's path may mean."""
+    return path.removeprefix("./").removesuffix(".py").strip("/").replace("/", ".")
+
+
+def _place(error: BaseException) -> str:
+    """Return the line of the user's code that raised; "" if the text of the error names it."""
+    if isinstance(error, SyntaxError):
+        return ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename != __file__ and "importlib" not in frame.filename:
+            return f" ({escape(frame.filename)}, line {frame.lineno})"
+    return ""
+
+
+def _hidden(module: str) -> str:
+    """Return the path of a module in the current folder that another one hides; "" if none is."""
+    own = Path.cwd() / f"{module.replace('.', '/')}.py"
+    found = getattr(sys.modules[module], "__file__", None)
+    return str(own) if own.exists() and not (found and own.samefile(found)) else ""
+
+
+def _is_part(name: str | None, module: str) -> bool:
+    """Whether the missing module is the requested one, or a package that contains it."""
+    return name is not None and f"{module}.".startswith(f"{name}.")
