@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from echod.handlers.contract import Close as Close
     from echod.handlers.contract import Handler as Handler
     from echod.handlers.contract import Reply as Reply
-    from echod.handlers.contract import connection_handler as connection_handler
-    from echod.handlers.contract import message_handler as message_handler
+    from echod.handlers.kinds import connection_handler as connection_handler
+    from echod.handlers.kinds import message_handler as message_handler
+    from echod.handlers.kinds import protocol_factory as protocol_factory
     from echod.handlers.plugins import HandlerPlugin as HandlerPlugin
     from echod.limits import Limits as Limits
     from echod.messages.framing import Chunk as Chunk
@@ -52,8 +53,9 @@ _MODULES = {
     "Serial": "concurrency.models",
     "ThreadPerConnection": "concurrency.models",
     "WorkerPool": "concurrency.pool",
-    "connection_handler": "handlers.contract",
-    "message_handler": "handlers.contract",
+    "connection_handler": "handlers.kinds",
+    "message_handler": "handlers.kinds",
+    "protocol_factory": "handlers.kinds",
 }
 
 __all__ = list(_MODULES)

@@ -12,8 +12,8 @@ from echod.handlers.contract import (
     Close,
     Handler,
     answer_of,
-    is_request_handler,
 )
+from echod.handlers.kinds import is_request_handler
 from echod.handlers.lookup import ResolvedHandler
 from echod.handlers.standin import StandInServer
 from echod.messages.framing import Chunk, Framing, FramingError

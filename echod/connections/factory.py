@@ -10,7 +10,7 @@ thread. It works in any Twisted program::
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -36,6 +36,7 @@ from echod.connections.traffic import TrafficWatch
 from echod.connections.waiting import Others
 from echod.handlers.builtin import Echo
 from echod.handlers.contract import Client, ConcurrencyModel
+from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.remedies import add_remedy
 from echod.handlers.standin import StandInServer
@@ -47,6 +48,10 @@ from echod.reasons import EndReason, Refusal
 from echod.turns import Turns
 
 _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} ({why})")
+
+
+# The kinds that have a class of their own. For the others the model and the framing decide.
+_PROTOCOLS: Mapping[Kind, type[ConnectionProtocol]] = {}
 
 
 class EchoFactory(Factory):
@@ -122,6 +127,9 @@ class EchoFactory(Factory):
         self.protocol = self._choose_protocol()
 
     def _choose_protocol(self) -> type[ConnectionProtocol]:
+        """Return the class of protocols for the handler's kind, model and framing."""
+        if self.handler.kind in _PROTOCOLS:
+            return _PROTOCOLS[self.handler.kind]
         if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
             return SocketProtocol
         if isinstance(self.framing, Chunk):

@@ -46,7 +46,7 @@ from echod.connections.kernel import (
 )
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.waiting import Task, is_awaited, running_time, tasks
-from echod.handlers.contract import Kind
+from echod.handlers.kinds import Kind
 from echod.reasons import EndReason, Refusal
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from echod.daemon import checks
 from echod.errors import UserError
-from echod.handlers.contract import Kind
+from echod.handlers.kinds import KINDS
 from echod.handlers.lookup import ResolvedHandler, check_name, resolve
 from echod.listening.endpoints import Listening, parse_listen
 from echod.listening.socket_activation import InheritedSockets
@@ -53,9 +53,10 @@ def find_handler(settings: Settings) -> ResolvedHandler:
             "of Python's library, as gevent and eventlet do: no client would be answered; "
             "import it without monkey-patching"
         )
-    if handler.kind is Kind.CONNECTION and (useless := settings.about_messages):
+    traits = KINDS[handler.kind]
+    if not traits.takes_messages and (useless := settings.about_messages):
         raise StartError(
-            f"{useless[0]} has no effect: {escape(handler.name)} is a connection handler, "
+            f"{useless[0]} has no effect: {escape(handler.name)} is {traits.words}, "
             "which reads the socket itself"
         )
     return handler

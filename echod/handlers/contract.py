@@ -1,6 +1,6 @@
 """The handler contract: what echod calls, when, where, and the meaning of each result.
 
-A handler is your code. There are two kinds:
+A handler is your code. These two kinds are echod's own:
 
 * A **message handler** is called for each message and returns the reply. A plain function works::
 
@@ -19,23 +19,16 @@ A handler is your code. There are two kinds:
 
   `socketserver` request-handler classes are connection handlers, unchanged.
 
-The kind of an unmarked function depends on the concurrency model: it is a connection handler under
-`thread-per-connection`, otherwise a message handler. The annotation of its first parameter
-(`bytes` or `socket.socket`) or a decorator (`@message_handler`, `@connection_handler`) decides.
+`echod.handlers.kinds` has the other kinds, such as an asyncio protocol, and tells which one a
+handler is.
 """
 
 from __future__ import annotations
 
 import enum
-import functools
-import inspect
-import socket
-import socketserver
-import types
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from echod.errors import UserError
 
@@ -51,13 +44,6 @@ class ConcurrencyModel(enum.StrEnum):
     DEFER_TO_THREAD = "defer-to-thread"
     THREAD_PER_CONNECTION = "thread-per-connection"
     SERIAL = "serial"
-
-
-class Kind(enum.StrEnum):
-    """The argument of a handler: each message, or the whole connection."""
-
-    MESSAGE = "message"
-    CONNECTION = "connection"
 
 
 class HandlerError(UserError):
@@ -214,116 +200,3 @@ class Handler:
         Args:
             reason: why it ended: one of the values of `echod.EndReason`.
         """
-
-
-F = TypeVar("F", bound=Callable[..., object])
-
-
-def message_handler(function: F) -> F:
-    """Mark a function as called once a message, under every concurrency model."""
-    function.__echod_kind__ = Kind.MESSAGE  # type: ignore[attr-defined]
-    return function
-
-
-def connection_handler(function: F) -> F:
-    """Mark a function as called once a connection, with its socket."""
-    function.__echod_kind__ = Kind.CONNECTION  # type: ignore[attr-defined]
-    return function
-
-
-def kind_of(target: object) -> Kind | None:
-    """Return the kind that `target` declares, or None for a plain unmarked function.
-
-    Raises:
-        HandlerError: `target` is not callable.
-    """
-    marked = getattr(target, "__echod_kind__", None)
-    if marked is not None:
-        return Kind(marked)
-    if is_request_handler(target):
-        return Kind.CONNECTION
-    made = class_of(target)
-    if callable(getattr(target if made is None else made, "received", None)):
-        return Kind.MESSAGE
-    if not callable(target):
-        raise HandlerError(f"{target!r} is not callable, and has no method `received`")
-    if made is not None:
-        raise HandlerError(
-            f"the class {made.__qualname__} has no method `received`, "
-            "and is not a socketserver request handler"
-        )
-    return Kind.MESSAGE if is_async(target) else _kind_by_annotation(target)
-
-
-def is_request_handler(target: object) -> bool:
-    """Return whether `target` makes `socketserver` request handlers for streams."""
-    made = class_of(target)
-    return (
-        made is not None
-        and issubclass(made, socketserver.BaseRequestHandler)
-        and not issubclass(made, socketserver.DatagramRequestHandler)
-    )
-
-
-def class_of(target: object) -> type | None:
-    """Return the class that `target` instantiates: `target` itself, or the class in a partial."""
-    while isinstance(target, functools.partial):
-        target = target.func
-    return target if isinstance(target, type) else None
-
-
-def is_async(target: object) -> bool:
-    """Return whether `target`, or one of its methods, is an `async def`."""
-    made = class_of(target)
-    owner = target if made is None else made
-    if not hasattr(owner, "received"):
-        return _is_async(owner)
-    return any(_is_async(getattr(owner, hook, None)) for hook in ("opened", "received", "closed"))
-
-
-def _is_async(function: object) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - the question is about the method itself
-    )
-
-
-def models_for(target: object) -> tuple[ConcurrencyModel, ...]:
-    """Return the concurrency models that `target` can run in."""
-    if kind_of(target) is Kind.CONNECTION:
-        return (ConcurrencyModel.THREAD_PER_CONNECTION,)
-    if is_async(target):
-        return (ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL)
-    return tuple(ConcurrencyModel)
-
-
-def _kind_by_annotation(function: Callable[..., object]) -> Kind | None:
-    parameter = _first_parameter(function)
-    if parameter is None or parameter.annotation is parameter.empty:
-        return None
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        annotation = _evaluate(annotation, function)
-    if annotation is bytes:
-        return Kind.MESSAGE
-    if isinstance(annotation, type) and issubclass(annotation, socket.socket):
-        return Kind.CONNECTION
-    return None
-
-
-def _first_parameter(function: Callable[..., object]) -> inspect.Parameter | None:
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a builtin without a signature
-        return None
-    return next(iter(parameters.values()), None)
-
-
-def _evaluate(annotation: str, function: Callable[..., object]) -> object:
-    """Evaluate a postponed annotation; return the text itself if it cannot be resolved."""
-    plain = inspect.unwrap(function)
-    owner = plain if isinstance(plain, types.FunctionType) else type(plain).__call__
-    try:
-        hints = typing.get_type_hints(owner)
-    except (NameError, AttributeError, TypeError):
-        return annotation
-    return next((hint for name, hint in hints.items() if name != "return"), annotation)

@@ -18,12 +18,8 @@ from echod.handlers.contract import (
     ConcurrencyModel,
     Handler,
     HandlerError,
-    Kind,
-    class_of,
-    is_async,
-    kind_of,
-    models_for,
 )
+from echod.handlers.kinds import KINDS, Kind, class_of, is_async, kind_of, models_for
 from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import described, parameters_of
 from echod.handlers.plugins import offered_handlers
@@ -153,8 +149,11 @@ def adopt(
     name = name or getattr(target, "__name__", type(target).__name__)
     kind = kind_of(target)
     able = models_for(target)
+    traits = KINDS[kind or Kind.MESSAGE]
+    if not able:
+        raise HandlerError(f"{name} is {traits.words}, which echod cannot serve yet")
     if model not in able:
-        what = "an async handler" if is_async(target) else f"a {kind} handler"
+        what = "an async handler" if traits.takes_messages and is_async(target) else traits.words
         raise HandlerError(
             f"{name} is {what}: it runs with --concurrency {' or '.join(able)}, not {model}"
         )
@@ -187,11 +186,12 @@ def _described(name: str, target: object) -> Installed:
 
 
 def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, object]) -> None:
-    """Refuse a function that cannot take a message, or connection: its first client would fail."""
-    called, given, made = target, [str(kind)], class_of(target)
+    """Refuse a function that cannot take its arguments: its first client would fail."""
+    called, given, made = target, KINDS[kind].given, class_of(target)
     if made is not None:
-        called, given, arguments = vars(made).get("received"), ["self", *given], {}
-        if not isinstance(called, types.FunctionType):  # inherited, static, socketserver's, ...
+        called, given, arguments = vars(made).get("received"), ("self", *given), {}
+        # Inherited, static, of another kind, ...
+        if not isinstance(called, types.FunctionType) or kind is not Kind.MESSAGE:
             return
     elif hasattr(target, "received"):
         called = target.received

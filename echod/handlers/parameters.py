@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from echod.errors import UserError
-from echod.handlers.contract import class_of, is_request_handler
+from echod.handlers.kinds import class_of, given_to
 from echod.text import clipped, escape, unescape, unescaped
 
 NUMBERS: Mapping[object, re.Pattern[str]] = {
@@ -49,11 +49,10 @@ class Parameters:
 def parameters_of(target: object) -> Parameters:
     """Return the parameters of a handler: a function, a class, or a partial of one."""
     made = class_of(target)
-    if made is None and hasattr(target, "received"):  # an existing instance
-        return Parameters()
+    if made is None and (hasattr(target, "received") or not callable(target)):
+        return Parameters()  # an existing instance
     assert callable(target)
-    # A function's first is the message, or the connection.
-    return keywords_of(target, 1 if made is None else 3 if is_request_handler(target) else 0)
+    return keywords_of(target, len(given_to(target)))
 
 
 def keywords_of(target: Callable[..., object], filled: int) -> Parameters:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from echod.handlers.contract import Kind
+from echod.handlers.kinds import Kind
 
 # Methods of sockets that handlers call first.
 SOCKET_METHODS = ("recv", "recv_into", "sendall", "send", "makefile", "fileno")

@@ -27,7 +27,8 @@ from echod.concurrency.model import Busy
 from echod.concurrency.models import ThreadPerConnection
 from echod.connections import socket_protocol as handover
 from echod.connections.kernel import unread
-from echod.handlers.contract import ConcurrencyModel, Kind
+from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler
 from echod.listening.proxy import ProxyFactory
 from echod.messages.closing import State

@@ -14,7 +14,8 @@ from twisted.internet.task import Clock
 from echod import EchoFactory
 from echod.concurrency.model import Model
 from echod.daemon.slow import MOST_NAMED, SlowCalls
-from echod.handlers.contract import ConcurrencyModel, connection_handler
+from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.kinds import connection_handler
 from tests.support.clients import connect
 from tests.support.daemon import Start
 from tests.support.log import Log

@@ -9,7 +9,8 @@ from typing import Any, Optional
 import pytest
 
 from echod.handlers.builtin import Count, Echo
-from echod.handlers.contract import ConcurrencyModel, Handler, HandlerError, Kind
+from echod.handlers.contract import ConcurrencyModel, Handler, HandlerError
+from echod.handlers.kinds import Kind
 from echod.handlers.lookup import adopt, installed, parse, resolve
 from echod.handlers.naming import Spec
 from tests.support.log import Log
@@ -279,6 +280,14 @@ def test_a_handler_that_cannot_run_in_the_model_says_where_it_can() -> None:
         match="wait is an async handler: it runs with --concurrency reactor or serial, not def",
     ):
         adopt(wait, ConcurrencyModel.DEFER_TO_THREAD)
+
+
+def test_a_kind_that_cannot_be_served_yet_is_refused_in_one_line() -> None:
+    def program() -> None: ...
+
+    program.__echod_kind__ = Kind.PROGRAM  # type: ignore[attr-defined]
+    with pytest.raises(HandlerError, match=r"a program, which echod cannot serve yet$"):
+        adopt(program, REACTOR)
 
 
 def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) -> None:

@@ -1,0 +1,296 @@
+"""The kinds of handlers: tell which one an object is, and where it can run.
+
+`KINDS` has a row for each kind. The kind is told by, in this order:
+
+1. a decorator: `@message_handler`, `@connection_handler`, `@protocol_factory`;
+2. a base class: a `socketserver` request handler, an asyncio protocol, a Twisted protocol or
+   factory; or a method `received`;
+3. an `async def` with two required positional parameters takes a reader and a writer, unless the
+   first is annotated as `bytes`;
+4. the annotation of a function's first parameter: `bytes` or `socket.socket`;
+5. the annotation of the result of a function without required parameters: a protocol, or a
+   Twisted factory;
+6. the concurrency model: an unmarked function is a connection handler under
+   `thread-per-connection`, otherwise a message handler.
+
+No kind costs an import: a subclass of a class of asyncio or Twisted implies that its module is
+there.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+import socket
+import socketserver
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from echod.handlers.contract import ConcurrencyModel, HandlerError
+
+
+class Kind(enum.StrEnum):
+    """The kind of a handler; the value is its name in the log."""
+
+    MESSAGE = "message"
+    CONNECTION = "connection"
+    STREAMS = "asyncio streams"
+    ASYNCIO_PROTOCOL = "asyncio protocol"
+    TWISTED_PROTOCOL = "Twisted protocol"
+    PROGRAM = "program"
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The properties of a kind.
+
+    Attributes:
+        words: its name in a sentence.
+        models: the concurrency models that it can run in; none if echod cannot serve it yet.
+        given: the names of the arguments that a function of this kind is called with.
+        needs_asyncio: whether it needs a reactor with an asyncio event loop.
+        takes_messages: whether echod cuts the client's bytes into messages for it.
+    """
+
+    words: str
+    models: tuple[ConcurrencyModel, ...]
+    given: tuple[str, ...] = ()
+    needs_asyncio: bool = False
+    takes_messages: bool = False
+
+
+KINDS: Mapping[Kind, Traits] = MappingProxyType(
+    {
+        Kind.MESSAGE: Traits(
+            "a message handler",
+            tuple(ConcurrencyModel),
+            given=("message",),
+            takes_messages=True,
+        ),
+        Kind.CONNECTION: Traits(
+            "a connection handler",
+            (ConcurrencyModel.THREAD_PER_CONNECTION,),
+            given=("connection",),
+        ),
+        Kind.STREAMS: Traits(
+            "a handler of asyncio streams", (), given=("reader", "writer"), needs_asyncio=True
+        ),
+        Kind.ASYNCIO_PROTOCOL: Traits("an asyncio protocol", (), needs_asyncio=True),
+        Kind.TWISTED_PROTOCOL: Traits("a Twisted protocol", ()),
+        Kind.PROGRAM: Traits("a program", ()),
+    }
+)
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def message_handler(function: F) -> F:
+    """Mark a function as called once a message, under every concurrency model."""
+    return _mark(function, Kind.MESSAGE)
+
+
+def connection_handler(function: F) -> F:
+    """Mark a function as called once a connection, with its socket."""
+    return _mark(function, Kind.CONNECTION)
+
+
+def protocol_factory(function: F) -> F:
+    """Mark a function as called once a connection, to make its protocol.
+
+    The protocol is an asyncio protocol, unless the annotation of the result says that it is a
+    Twisted protocol or factory.
+    """
+    made = _result_kind(function)
+    return _mark(function, Kind.ASYNCIO_PROTOCOL if made is None else made)
+
+
+def _mark(function: F, kind: Kind) -> F:
+    function.__echod_kind__ = kind  # type: ignore[attr-defined]
+    return function
+
+
+def kind_of(target: object) -> Kind | None:
+    """Return the kind that `target` declares, or None for a plain unmarked function.
+
+    Raises:
+        HandlerError: `target` is not a handler.
+    """
+    marked = getattr(target, "__echod_kind__", None)
+    if marked is not None:
+        return Kind(marked)
+    made = class_of(target)
+    if is_request_handler(target):
+        return Kind.CONNECTION
+    if foreign := _foreign_kind(target if made is None else made):
+        return foreign
+    if callable(getattr(target if made is None else made, "received", None)):
+        return Kind.MESSAGE
+    if not callable(target):
+        raise HandlerError(_why_not_callable(target))
+    if made is not None:
+        raise HandlerError(
+            f"the class {made.__qualname__} has no method `received`, "
+            "and is not a socketserver request handler or a protocol"
+        )
+    if _is_async(target):
+        return Kind.STREAMS if _takes_streams(target) else Kind.MESSAGE
+    return _kind_by_annotation(target) or _result_kind(target)
+
+
+def _why_not_callable(target: object) -> str:
+    if _foreign_kind(type(target)):
+        made = type(target).__qualname__
+        return (
+            f"this {made} serves one connection only: name the class, or a function that makes one"
+        )
+    return f"{target!r} is not callable, and has no method `received`"
+
+
+def is_request_handler(target: object) -> bool:
+    """Return whether `target` makes `socketserver` request handlers for streams."""
+    made = class_of(target)
+    return (
+        made is not None
+        and issubclass(made, socketserver.BaseRequestHandler)
+        and not issubclass(made, socketserver.DatagramRequestHandler)
+    )
+
+
+def class_of(target: object) -> type | None:
+    """Return the class that `target` instantiates: `target` itself, or the class in a partial."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    return target if isinstance(target, type) else None
+
+
+def is_async(target: object) -> bool:
+    """Return whether `target`, or one of its methods, is an `async def`."""
+    made = class_of(target)
+    owner = target if made is None else made
+    if not hasattr(owner, "received"):
+        return _is_async(owner)
+    return any(_is_async(getattr(owner, hook, None)) for hook in ("opened", "received", "closed"))
+
+
+def _is_async(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - the question is about the method itself
+    )
+
+
+def models_for(target: object) -> tuple[ConcurrencyModel, ...]:
+    """Return the concurrency models that `target` can run in.
+
+    Raises:
+        HandlerError: `target` is not a handler.
+    """
+    kind = kind_of(target)
+    if kind in (None, Kind.MESSAGE) and is_async(target):
+        return (ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL)
+    return KINDS[kind or Kind.MESSAGE].models
+
+
+def given_to(target: object) -> tuple[str, ...]:
+    """Return the names of the positional arguments that echod calls `target` with.
+
+    Args:
+        target: any object; echod calls only functions and classes.
+    """
+    if is_request_handler(target):
+        return ("request", "client_address", "server")
+    if class_of(target) is not None or not callable(target) or hasattr(target, "received"):
+        return ()
+    return KINDS[kind_of(target) or Kind.MESSAGE].given
+
+
+def _foreign_kind(one: object) -> Kind | None:
+    """Return the kind of a class of asyncio or Twisted, or of a Twisted factory."""
+    if isinstance(one, type) and _is_asyncio_protocol(one):
+        return Kind.ASYNCIO_PROTOCOL
+    return Kind.TWISTED_PROTOCOL if _is_twisted(one) else None
+
+
+def _is_asyncio_protocol(made: type) -> bool:
+    protocols = sys.modules.get("asyncio.protocols")
+    return protocols is not None and issubclass(
+        made, (protocols.Protocol, protocols.BufferedProtocol)
+    )
+
+
+def _is_twisted(one: object) -> bool:
+    """Return whether this is a class of Twisted protocols or factories, or a factory."""
+    interfaces: Any = sys.modules.get("twisted.internet.interfaces")
+    if interfaces is None:
+        return False
+    if isinstance(one, type):
+        both = (interfaces.IProtocol, interfaces.IProtocolFactory)
+        return any(one_of.implementedBy(one) for one_of in both)
+    return bool(interfaces.IProtocolFactory.providedBy(one))
+
+
+def _takes_streams(function: Callable[..., object]) -> bool:
+    """Return whether an `async def` takes a reader and a writer, and no message."""
+    parameters = _parameters(function)
+    required = [
+        one
+        for one in parameters
+        if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        and one.default is one.empty
+    ]
+    return len(required) == 2 and _annotation(function, required[0]) is not bytes
+
+
+def _kind_by_annotation(function: Callable[..., object]) -> Kind | None:
+    parameter = next(iter(_parameters(function)), None)
+    annotation = None if parameter is None else _annotation(function, parameter)
+    if annotation is bytes:
+        return Kind.MESSAGE
+    if isinstance(annotation, type) and issubclass(annotation, socket.socket):
+        return Kind.CONNECTION
+    return None
+
+
+def _result_kind(function: Callable[..., object]) -> Kind | None:
+    """Return the kind of protocol that a function without required parameters says it makes."""
+    if any(one.default is one.empty and one.kind in _POSITIONAL for one in _parameters(function)):
+        return None
+    annotation = _hints(function).get("return")
+    return _foreign_kind(annotation) if isinstance(annotation, type) else None
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a builtin without a signature
+        return []
+
+
+def _annotation(function: Callable[..., object], parameter: inspect.Parameter) -> object:
+    """Return the annotation of a parameter; its text if it is postponed and cannot be resolved."""
+    if isinstance(parameter.annotation, str):
+        return _hints(function).get(parameter.name, parameter.annotation)
+    return parameter.annotation
+
+
+def _hints(function: Callable[..., object]) -> dict[str, object]:
+    """Return the annotations of a function by name; those that are there if one is postponed and
+    cannot be resolved.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    plain = inspect.unwrap(function)
+    routine = isinstance(plain, (types.FunctionType, types.MethodType))
+    owner = plain if routine else type(plain).__call__
+    try:
+        return typing.get_type_hints(owner)
+    except (NameError, AttributeError, TypeError):
+        return dict(getattr(owner, "__annotations__", {}))
