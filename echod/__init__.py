@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from echod.concurrency.thread_socket import ConnectionSocket as ConnectionSocket
     from echod.connections.factory import EchoFactory as EchoFactory
     from echod.connections.message_protocol import EchoProtocol as EchoProtocol
-    from echod.handlers.contract import Client as Client
+    from echod.handlers.client import Client as Client
     from echod.handlers.contract import Close as Close
     from echod.handlers.contract import Handler as Handler
     from echod.handlers.contract import Reply as Reply
@@ -35,7 +35,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Chunk": "messages.framing",
-    "Client": "handlers.contract",
+    "Client": "handlers.client",
     "Close": "handlers.contract",
     "ConnectionSocket": "concurrency.thread_socket",
     "EchoFactory": "connections.factory",

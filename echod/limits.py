@@ -79,6 +79,12 @@ class Limits:
         "enough that a slow handler never waits for input. A client that sends without reading "
         "costs this much and one read, which is 256 KiB at most.",
     )
+    max_unsent: int = limit(
+        1024 * 1024,
+        "enough for ten thousand short messages, or some seconds of a fast stream, while a client "
+        "is slow for a moment. A client that does not read costs this much, and 64 KiB that its "
+        "transport holds.",
+    )
     threads: int = limit(
         16,
         "threads are for handlers that wait for a database or a disk. These seldom gain from "

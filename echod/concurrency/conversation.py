@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from echod.concurrency.thread_socket import ConnectionSocket
 from echod.handlers.calling import call_closed, call_opened, greeting_of
+from echod.handlers.client import Client
 from echod.handlers.contract import (
     BytesLike,
-    Client,
     Close,
     Handler,
     answer_of,

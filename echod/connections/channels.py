@@ -32,7 +32,7 @@ from echod.connections.kernel import (
     unsent,
 )
 from echod.connections.traffic import TrafficWatch, WatchedSocket
-from echod.handlers.contract import Client
+from echod.handlers.client import Client
 
 if TYPE_CHECKING:
     from _socket import _RetAddress

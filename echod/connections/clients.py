@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.addresses import shown_address
-from echod.handlers.contract import Client
+from echod.handlers.client import Client
 from echod.log.event import LogLine
 from echod.log.tracebacks import traceback_of
 from echod.proxy_header import ProxyHeader
@@ -32,7 +31,7 @@ def client_of(transport: ITransport, listener: str) -> Client:
     """Return the client of `transport`, which connected to the endpoint `listener`."""
     return Client(
         peer=shown_address(transport.getPeer()),
-        local=sys.intern(shown_address(transport.getHost())),  # most have the same
+        local=shown_address(transport.getHost()),
         listener=listener,
     )
 

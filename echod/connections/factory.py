@@ -35,7 +35,8 @@ from echod.connections.sweeper import Sweeper, interval_for
 from echod.connections.traffic import TrafficWatch
 from echod.connections.waiting import Others
 from echod.handlers.builtin import Echo
-from echod.handlers.contract import Client, ConcurrencyModel
+from echod.handlers.client import Client
+from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.remedies import add_remedy

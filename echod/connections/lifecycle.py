@@ -19,7 +19,6 @@ has no half-close: there, close_notify is sent and the deadline does the rest
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.error import ConnectionDone
@@ -38,6 +37,7 @@ from echod.addresses import shown_address
 from echod.concurrency.model import Busy
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, unread, unsent
+from echod.handlers.client import encrypt
 from echod.log.event import LogLine
 from echod.messages.closing import Event, State, after
 from echod.reasons import EndReason
@@ -226,7 +226,7 @@ class ConnectionProtocol(Protocol):
         """Note that the stream is ready; the TLS layer calls this."""
         if self._reason is None:
             self._deadline = math.inf
-            self.client = replace(self.client, tls=tls_facts(self.transport))
+            encrypt(self.client, tls_facts(self.transport))
             self._admit()
 
     def _admit(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from echod.connections.admission import Admission
     from echod.connections.traffic import TrafficWatch
     from echod.connections.waiting import Others
-    from echod.handlers.contract import Client
+    from echod.handlers.client import Client
     from echod.handlers.lookup import ResolvedHandler
     from echod.handlers.standin import StandInServer
     from echod.limits import Limits

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from echod.handlers.contract import Client, Close, Handler, Reply
+from echod.handlers.client import Client
+from echod.handlers.contract import Close, Handler, Reply
 from echod.handlers.kinds import message_handler
 from echod.text import plural
 

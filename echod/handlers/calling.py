@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 
-from echod.handlers.contract import Client, Handler, checked
+from echod.handlers.client import Client
+from echod.handlers.contract import Handler, checked
 from echod.messages.framing import Framing, encode_greeting
 from echod.reasons import EndReason
 

@@ -33,8 +33,7 @@ from typing import TYPE_CHECKING
 from echod.errors import UserError
 
 if TYPE_CHECKING:
-    from echod.proxy_header import ProxyHeader
-    from echod.tls import TLSFacts
+    from echod.handlers.client import Client
 
 
 class ConcurrencyModel(enum.StrEnum):
@@ -50,27 +49,6 @@ class HandlerError(UserError):
     """A handler cannot be loaded, or cannot run under this model; the text says why, and the
     remedy.
     """
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """The client of a connection.
-
-    Attributes:
-        peer: the client's address: "127.0.0.1:60225", "[::1]:60225"; a UNIX socket's path, or
-            "" if it has none. It is escaped for the log.
-        local: the address that it connected to, in the same form.
-        listener: the endpoint string that it connected to, as in "tcp:8888".
-        tls: how the connection is encrypted; None if it is not.
-        proxy: the header of the proxy in between, with all fields; None without a proxy. With it,
-            `peer` and `local` are the real client's.
-    """
-
-    peer: str
-    local: str = ""
-    listener: str = ""
-    tls: TLSFacts | None = None
-    proxy: ProxyHeader | None = None
 
 
 # Types of replies that are sent as they are.

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from echod.addresses import Network, shown_address, twisted_address
 from echod.connections.clients import ProxiedAddress
 from echod.connections.kernel import unread
-from echod.handlers.contract import Client
+from echod.handlers.client import Client
 from echod.proxy_header import HeaderParser, ProxyError, ProxyHeader
 from echod.reasons import EndReason, Refusal
 

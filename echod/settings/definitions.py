@@ -330,6 +330,16 @@ class Settings:
             reload=True,
         ),
     )
+    max_unsent: int = setting(
+        Limits.max_unsent,
+        Text(
+            "How many bytes may wait until a client reads them, beside the reply to its message; "
+            "above that, nothing more can be sent to it.",
+            whole_number(1, 2**31 - 1),
+            unit="bytes",
+            reload=True,
+        ),
+    )
     proxy_timeout: float = setting(
         Limits.proxy_timeout,
         Text(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import queue
 import socket
 import subprocess
@@ -43,7 +42,8 @@ from echod.connections.admission import Admission
 from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.kernel import Taken, unread
 from echod.connections.sweeper import URGENT_INTERVAL
-from echod.handlers.contract import Client, ConcurrencyModel
+from echod.handlers.client import Client
+from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
 from echod.proxy_header import ProxyHeader
 from echod.reactor import UvloopReactor
@@ -1422,7 +1422,7 @@ def test_connections_are_logged_in_these_words(log: Log) -> None:
 def test_the_end_of_a_connection_tells_how_it_came(log: Log) -> None:
     protocol, _ = connect(EchoFactory(Clock()))
     facts = TLSFacts("TLSv1.3", "odd")
-    protocol.client = dataclasses.replace(protocol.client, tls=facts, proxy=ProxyHeader(2))
+    protocol.client = Client(protocol.client.peer, tls=facts, proxy=ProxyHeader(2))
     lose(protocol)
     assert log.text.endswith(", out: 52, TLSv1.3, through 192.168.1.1:54321)")
     assert log.events[-1]["tls"] == "TLSv1.3"

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echod.handlers.builtin import Count, Echo, reverse, upper
-from echod.handlers.contract import Client, Close
+from echod.handlers.client import Client
+from echod.handlers.contract import Close
 
 CLIENT = Client("127.0.0.1:60225")
 

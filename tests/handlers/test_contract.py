@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from echod.handlers.client import Client
 from echod.handlers.contract import (
-    Client,
     Close,
     Handler,
     checked,

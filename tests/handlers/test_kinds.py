@@ -12,7 +12,8 @@ import pytest
 from twisted.internet.protocol import DatagramProtocol, Factory, ProcessProtocol, Protocol
 from twisted.protocols.wire import Echo as WireEcho
 
-from echod.handlers.contract import Client, ConcurrencyModel, Handler, HandlerError
+from echod.handlers.client import Client
+from echod.handlers.contract import ConcurrencyModel, Handler, HandlerError
 from echod.handlers.kinds import (
     KINDS,
     Kind,

@@ -7,7 +7,7 @@ import pytest
 from twisted.logger import LogEvent, Logger, globalLogPublisher
 
 from echod.connections.clients import log_failure
-from echod.handlers.contract import Client
+from echod.handlers.client import Client
 from echod.log.event import LogLine
 from echod.log.observer import LogObserver
 from echod.log.rate import WINDOW

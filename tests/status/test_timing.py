@@ -8,7 +8,8 @@ from twisted.internet.defer import Deferred
 
 from echod.connections.factory import EchoFactory
 from echod.handlers.calling import call_closed, call_opened
-from echod.handlers.contract import Client, ConcurrencyModel, Handler
+from echod.handlers.client import Client
+from echod.handlers.contract import ConcurrencyModel, Handler
 from echod.handlers.lookup import adopt
 from echod.status.timing import EVERY, HandlerTimer
 from tests.support.reactor import reactor
