@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # The longest text in a line, in characters; a handler may print a whole message.
 LONGEST = 32 * 1024
@@ -132,6 +134,22 @@ _QUOTED = _Quoted()
 def clipped(text: str, longest: int = 60) -> str:
     """Replace the end of `text` by dots if it is too long for an error."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
+    """Return the question which of `names` was meant by `word`; "" if none resembles it.
+
+    Args:
+        word: a name that does not exist.
+        names: those that do.
+        prefix: stands before each name in the question.
+    """
+    known = list(names)
+    close = get_close_matches(word.lower().replace("_", "-"), known, 1)
+    if not close and len(word) > 2:
+        close = [name for name in known if word.lower() in name]
+    meant = " or ".join(f"{prefix}{name}" for name in close)
+    return f"did you mean {meant}?" if 0 < len(close) <= 3 else ""
 
 
 def plural(count: int, one: str, many: str) -> str:

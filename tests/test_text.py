@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.text import clipped, escape, escape_lines, plural, quoted, unescape, unescaped
+from echod.text import (
+    clipped,
+    did_you_mean,
+    escape,
+    escape_lines,
+    plural,
+    quoted,
+    unescape,
+    unescaped,
+)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +97,21 @@ def test_a_text_is_clipped() -> None:
 )
 def test_words_go_with_their_number(count: int, words: str) -> None:
     assert plural(count, "message is", "messages are") == words
+
+
+@pytest.mark.parametrize(
+    ("word", "question"),
+    [
+        ("lines", "did you mean line?"),
+        ("Line", "did you mean line?"),
+        ("max_line", "did you mean max-line?"),
+        ("thread", "did you mean defer-to-thread or thread-per-client?"),
+        ("xml", ""),
+        ("x", ""),
+    ],
+)
+def test_a_name_that_does_not_exist_is_answered_by_what_may_be_meant(
+    word: str, question: str
+) -> None:
+    names = ["chunk", "line", "max-line", "defer-to-thread", "thread-per-client"]
+    assert did_you_mean(word, names) == question

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from echod.settings.schema import (
     by_section,
     placed,
 )
-from echod.text import escape
+from echod.text import did_you_mean, escape
 
 
 class Options(usage.Options):
@@ -31,7 +32,10 @@ class Options(usage.Options):
         settings: the settings from flags and file.
         flags: the values that were given as flags, by name.
         file: the absolute path of the file; None if none was given.
+        command: the command whose `--help` shows the flags.
     """
+
+    command = "twistd echod"
 
     longdesc = (
         "A network daemon that makes a service of a handler. By default it greets each client and "
@@ -49,7 +53,37 @@ class Options(usage.Options):
         try:
             super().parseOptions(options)
         except (usage.UsageError, UserError) as error:
-            raise SystemExit(f"echod: {escape(str(error))} (see: twistd echod --help)") from None
+            said = escape(self.explain(str(error)))
+            raise SystemExit(f"echod: {said} (see: {self.command} --help)") from None
+
+    def explain(self, error: str) -> str:
+        """Add to an error of `getopt` about an unknown option what may be meant."""
+        unknown = re.fullmatch(r"option (--?)(.*) not recognized", error, re.DOTALL)
+        if unknown is None:
+            return error
+        dashes, name = unknown.groups()
+        flag = f"{dashes}{name}"
+        if place := self._place_before_echod(flag):
+            return place
+        meant = did_you_mean(name, (option.rstrip("=") for option in self.longOpt), "--")
+        if not meant and (about := _that_mention(name)):
+            meant = f"{' and '.join(one.flag for one in about)} may have what you need"
+        return f"there is no option {flag}{meant and '; '}{meant}"
+
+    def _place_before_echod(self, flag: str) -> str:
+        """Return where this option belongs, if it is an option of twistd or twist; else ""."""
+        outer = self.parent
+        if outer is None:
+            return ""
+        name = flag.lstrip("-")
+        takes_value = f"{name}=" in outer.longOpt or f"{name}:" in outer.shortOpt
+        if not takes_value and name not in (outer.longOpt if flag[1] == "-" else outer.shortOpt):
+            return ""
+        runner = outer.getSynopsis().split()[1]
+        return (
+            f"{flag} is an option of {runner}, and stands before echod: "
+            f"{runner} {flag}{' ...' if takes_value else ''} echod"
+        )
 
     def parseArgs(self, *arguments: str) -> None:
         """Accept nothing but flags."""
@@ -133,18 +167,26 @@ class Options(usage.Options):
     def getUsage(self, width: int | None = None) -> str:
         """Return the text of `--help`: the settings, in sections."""
         width = width or min(shutil.get_terminal_size().columns, 100)
-        own = ("config=FILE", "check-config", "print-config", "version", "help")
         lines = textwrap.wrap(self.longdesc, width)
         for section, members in by_section(SETTINGS).items():
             lines += ["", f"{section}:"]
             for one in members:
                 flag = f"{one.flag}={one.placeholder}" if one.placeholder else one.flag
-                lines += _entry(flag, one.sentence, width)
-        lines += ["", "Other options:"]
-        for flag in own:
+                lines += entry(flag, one.sentence, width)
+        return "\n".join([*lines, "", "Other options:", *self.entries(width), ""])
+
+    def entries(self, width: int) -> Iterator[str]:
+        """Yield the lines of `--help` about the flags that are no settings."""
+        for flag in ("config=FILE", "check-config", "print-config", "version", "help"):
             method = getattr(self, f"opt_{flag.partition('=')[0].replace('-', '_')}")
-            lines += _entry(f"--{flag}", " ".join(method.__doc__.split()), width)
-        return "\n".join([*lines, ""])
+            yield from entry(f"--{flag}", " ".join(method.__doc__.split()), width)
+
+
+def _that_mention(word: str) -> list[Setting]:
+    """Return the settings whose help has this word; none if it is too common to tell anything."""
+    pattern = re.compile(rf"(?<![a-z]){re.escape(word)}", re.IGNORECASE)
+    found = [one for one in SETTINGS if len(word) > 2 and pattern.search(one.text.help)]
+    return found if len(found) <= 2 else []
 
 
 def _print_and_exit(text: str) -> NoReturn:
@@ -153,7 +195,8 @@ def _print_and_exit(text: str) -> NoReturn:
     raise SystemExit(0)
 
 
-def _entry(flag: str, text: str, width: int) -> Iterator[str]:
+def entry(flag: str, text: str, width: int) -> Iterator[str]:
+    """Yield the lines of `--help` about one flag."""
     yield f"  {flag}"
     yield from textwrap.wrap(
         text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False

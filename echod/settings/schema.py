@@ -16,20 +16,11 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from echod.errors import UserError
-from echod.text import clipped, escape, quoted, unescape, unescaped
-
-# The messages of `tomllib`, and clearer ones for the author of the file.
-PLAIN_WORDS = {
-    "Cannot overwrite a value": "a key is given twice",
-    r"Illegal character '\n'": "a text has no closing quotation mark",
-    "Unterminated string": "a text has no closing quotation mark",
-    'Expected "\'"': "a text has no closing quotation mark",
-}
-
+from echod.settings import toml_errors
+from echod.text import clipped, did_you_mean, escape, quoted, unescape, unescaped
 
 T = TypeVar("T")
 
@@ -238,7 +229,8 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"{file}: {_plainly(str(error))}") from None
+        kinds = {one.key: one.native for one in settings}
+        raise SettingError(f"{file}{toml_errors.explain(str(error), text, kinds)}") from None
     except ValueError:
         raise SettingError(f"{file}: a number in it has thousands of digits") from None
     except RecursionError:
@@ -280,13 +272,6 @@ def placed(error: str, flags: Collection[str], written: Collection[str], file: s
     return f"{file}: {error}{notes}" if stands_in_file else f"{error}{notes}"
 
 
-def _plainly(error: str) -> str:
-    """Return an error of `tomllib` in clearer words."""
-    for said, meant in PLAIN_WORDS.items():
-        error = error.replace(said, meant)
-    return error
-
-
 def _name(key: str) -> str:
     return key.replace("-", "_")
 
@@ -294,9 +279,8 @@ def _name(key: str) -> str:
 def _unknown(key: str, value: object, known: Mapping[str, Setting]) -> str:
     if isinstance(value, dict):
         return "there are no tables: put every key at the top level"
-    if close := get_close_matches(key.replace("_", "-").lower(), known, 1):
-        return f"there is no such key; did you mean {close[0]}?"
-    return f"there is no such key; there are: {', '.join(known)}"
+    meant = did_you_mean(key, known) or f"there are: {', '.join(known)}"
+    return f"there is no such key; {meant}"
 
 
 def _line_of(key: str, text: str) -> str:
@@ -375,7 +359,8 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
 
     def parse_name(text: str) -> str:
         if text not in accepted:
-            raise ValueError(f"one of: {', '.join(accepted)}")
+            meant = did_you_mean(text, accepted)
+            raise ValueError(f"one of: {', '.join(accepted)}{meant and '; '}{meant}")
         return text
 
     return parse_name

@@ -135,6 +135,7 @@ def test_an_empty_file_says_nothing() -> None:
         ("candles = [1, 100]", "'100' is not a whole number from 0 to 99"),
         ("candles = [[1]]", "[1] is an array"),
         ("taste = 'salty'", "taste: 'salty' is not one of: sweet, sour"),
+        ("taste = 'sweets'", "is not one of: sweet, sour; did you mean sweet?"),
         ("taste = 1979-05-27", "is something else, but this takes a string"),
         ("writing = '\\x1'", "is not text in which"),
         ("icing = 1", "1 is a whole number, but this takes true or false"),
@@ -144,7 +145,7 @@ def test_an_empty_file_says_nothing() -> None:
         ("[shape]\nlayers = 3", ":1: shape: there are no tables: put every key at the top level"),
         ("[cake]\ntaste = 'sour'", ":1: cake: there are no tables"),
         ("[heights]\nheight = 1", ":1: heights: there are no tables"),
-        ("layers 3", "cake.toml: Expected '=' after a key"),
+        ("layers 3", "cake.toml:1: layers: no = follows the key; write layers = VALUE"),
         ("layers = " + "[" * 5000, "cake.toml: too many brackets within each other"),
     ],
 )

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+from twisted.application.twist._options import TwistOptions
+from twisted.python import usage
+from twisted.scripts.twistd import ServerOptions
+
+from echod.settings.flags import Options
+
+
+def refusal(*arguments: str, runner: usage.Options | None = None) -> str:
+    options = Options()
+    options.parent = runner
+    with pytest.raises(SystemExit) as caught:
+        options.parseOptions(arguments)
+    message = str(caught.value)
+    assert message.startswith("echod: ")
+    assert message.endswith(" (see: twistd echod --help)")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--prot", "there is no option --prot; did you mean --port?"),
+        ("--max_mesage=1", "there is no option --max_mesage; did you mean --max-message?"),
+        ("--thread-count", "did you mean --threads?"),
+        ("--cert=x", "there is no option --cert; --listen may have what you need"),
+        ("--tls", "--listen and --handshake-timeout may have what you need"),
+        ("-x", "there is no option -x (see"),
+        ("--zzzz", "there is no option --zzzz (see"),
+        ("--\x1b", r"there is no option --\x1b (see"),
+        ("--max", "option --max not a unique prefix"),
+        ("--port", "option --port requires argument"),
+    ],
+)
+def test_an_unknown_flag_is_answered_by_what_may_be_meant(flag: str, meant: str) -> None:
+    assert meant in refusal(flag)
+
+
+@pytest.mark.parametrize(
+    ("flag", "right"),
+    [
+        ("-n", "-n is an option of twistd, and stands before echod: twistd -n echod"),
+        ("--nodaemon", "before echod: twistd --nodaemon echod"),
+        ("--pidfile=", "before echod: twistd --pidfile ... echod"),
+        ("-u", "before echod: twistd -u ... echod"),
+        ("-l-", "before echod: twistd -l ... echod"),
+        ("--reactor=epoll", "before echod: twistd --reactor ... echod"),
+    ],
+)
+def test_an_option_of_twistd_is_sent_to_its_place(flag: str, right: str) -> None:
+    assert right in refusal(flag, runner=ServerOptions())
+
+
+def test_an_option_of_twist_is_sent_to_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/twist"])
+    said = refusal("--reactor=epoll", runner=TwistOptions())
+    assert "is an option of twist, and stands before echod: twist --reactor ... echod" in said
+
+
+def test_an_unknown_flag_is_no_option_of_twistd_either() -> None:
+    assert "did you mean --port?" in refusal("--prot", runner=ServerOptions())
