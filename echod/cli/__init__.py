@@ -1,4 +1,4 @@
-"""The `echod` command: tools for operators and programmers, besides the daemon itself."""
+"""The `echod` command: run a handler in the foreground, and tools around the daemon."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["serve"]:  # its options are the daemon's, which reads them
+        from echod.cli.serve import serve  # it imports the daemon
+
+        serve(words[1:])
+        return 0
     with printing():
-        parsed = _parser().parse_args(arguments)
+        parsed = _parser().parse_args(words)
     # The command itself reports broken plugins, so Twisted's log about them is not shown.
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     code: int = parsed.run()
@@ -60,15 +66,19 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors name the command that runs the daemon."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(f"{message}; the daemon is run by: twistd -n echod")
+        super().error(f"{message}; the daemon is run by: echod serve, or twistd -n echod")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="echod", description="Tools around the daemon, which is run by: twistd -n echod"
+        prog="echod",
+        description="You write a handler, echod makes it a service. As a daemon: twistd echod",
     )
     parser.add_argument("--version", action="version", version=f"echod {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser(
+        "serve", help="run a handler as a service in the foreground: echod serve module:function"
+    )
     handlers = commands.add_parser(
         "handlers",
         help="list the handlers that --handler can name",

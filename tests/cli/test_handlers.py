@@ -62,4 +62,4 @@ def test_a_wrong_command_is_refused() -> None:
 def test_a_wrong_command_names_the_one_that_runs_the_daemon(arguments: list[str]) -> None:
     done = subprocess.run([ECHOD, *arguments], capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
-    assert done.stderr.endswith("; the daemon is run by: twistd -n echod\n")
+    assert done.stderr.endswith("; the daemon is run by: echod serve, or twistd -n echod\n")

@@ -5,9 +5,11 @@ import sys
 import pytest
 from twisted.application.twist._options import TwistOptions
 from twisted.python import usage
-from twisted.scripts.twistd import ServerOptions
+from twisted.scripts import twistd
 
 from echod.settings.flags import Options
+
+TwistdOptions = twistd.ServerOptions  # type: ignore[attr-defined]
 
 
 def refusal(*arguments: str, runner: usage.Options | None = None) -> str:
@@ -53,7 +55,7 @@ def test_an_unknown_flag_is_answered_by_what_may_be_meant(flag: str, meant: str)
     ],
 )
 def test_an_option_of_twistd_is_sent_to_its_place(flag: str, right: str) -> None:
-    assert right in refusal(flag, runner=ServerOptions())
+    assert right in refusal(flag, runner=TwistdOptions())
 
 
 def test_an_option_of_twist_is_sent_to_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,4 +65,4 @@ def test_an_option_of_twist_is_sent_to_its_place(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_flag_is_no_option_of_twistd_either() -> None:
-    assert "did you mean --port?" in refusal("--prot", runner=ServerOptions())
+    assert "did you mean --port?" in refusal("--prot", runner=TwistdOptions())

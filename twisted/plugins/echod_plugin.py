@@ -15,7 +15,8 @@ from twisted.application.service import ServiceMaker
 from twisted.logger import globalLogBeginner
 
 
-def _take_signals() -> None:
+def take_signals() -> None:
+    """Let a signal end the process at once, until the daemon handles signals itself."""
     # Python would raise KeyboardInterrupt, which Twisted swallows while it imports plugins.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -40,14 +41,14 @@ class EchodMaker(ServiceMaker):
 
     @property
     def options(self):  # type: ignore[no-untyped-def]
-        _take_signals()
+        take_signals()
         _end_if_interrupted()
         return super().options
 
 
 # Do it already now if echod is the command of twistd or twist: they import other plugins next.
 if PurePath(sys.argv[0]).name in ("twistd", "twist") and "echod" in sys.argv:
-    _take_signals()
+    take_signals()
 
 echod = EchodMaker(
     "echod",

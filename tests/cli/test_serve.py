@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from echod.cli.serve import twistd_arguments
+from echod.settings.definitions import SETTINGS
+from tests.support.clients import connect, receive_all
+from tests.support.daemon import REACTOR, SCRIPTS
+from tests.support.needs import not_here
+from tests.support.programs import run
+from tests.support.waiting import PATIENCE, block_until
+
+ECHOD = SCRIPTS / "echod"
+GREETING = "def greet(name: bytes) -> bytes:\n    return b'Good day, ' + name + b'!'\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with nothing but a handler."""
+    (tmp_path / "greeting.py").write_text(GREETING)
+    return tmp_path
+
+
+@contextlib.contextmanager
+def serving(
+    folder: Path, *arguments: str, command: tuple[str | Path, ...] = (ECHOD,)
+) -> Iterator[tuple[subprocess.Popen[str], list[str], int]]:
+    """Run `echod serve`; give its process, the lines of its log until it listens, and its port."""
+    with subprocess.Popen(
+        [*command, "serve", *arguments, *REACTOR],
+        cwd=folder,
+        # Modules of the folder leave their bytecode there, as with any program.
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if "Socket now listening" in line:
+                    break
+            found = re.search(r"starting on (\d+)", "".join(lines))
+            assert found, lines
+            yield process, lines, int(found[1])
+            lines += process.stdout
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
+
+
+def ask(port: int, words: bytes) -> bytes:
+    with connect(port) as connection:
+        connection.sendall(words)
+        connection.shutdown(socket.SHUT_WR)
+        return receive_all(connection)
+
+
+# Ctrl-C is SIGINT. For a process that a signal has ended, a shell reports 128 and its number.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_handler_of_the_folder_is_served_until_a_signal_and_leaves_nothing_behind(
+    folder: Path, number: signal.Signals
+) -> None:
+    with serving(
+        folder, "greeting:greet", "--framing=line", "--listen", "tcp:0:interface=127.0.0.1"
+    ) as (process, lines, port):
+        assert ask(port, b"Ada\nGrace\n") == b"Good day, Ada!\nGood day, Grace!\n"
+        process.send_signal(number)
+    assert process.returncode in (-number, 128 + number)
+    assert "Stopped" in "".join(lines)
+    assert "Traceback" not in "".join(lines)
+    assert [each.name for each in folder.iterdir()] == ["greeting.py"]
+
+
+def test_the_handler_may_stand_behind_the_flags_and_take_arguments(folder: Path) -> None:
+    with serving(folder, "--port", "0", "--no-banner", "echo:prefix=> ") as (process, _, port):
+        assert ask(port, b"happy") == b"> happy"
+        process.terminate()
+
+
+def test_the_module_is_the_command_too(folder: Path) -> None:
+    (folder / "json.py").write_text("raise SystemExit('a file of the folder comes last')\n")
+    command = (sys.executable, "-m", "echod")
+    with serving(folder, "greeting:greet", "--port=0", command=command) as (process, _, port):
+        assert ask(port, b"Ada") == b"Good day, Ada!"
+        process.terminate()
+    listed = run(folder, *command, "handlers")
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout == run(folder, ECHOD, "handlers").stdout
+
+
+def test_the_log_can_go_to_a_file(folder: Path) -> None:
+    log = folder / "served.log"
+    process = subprocess.Popen(
+        [ECHOD, "serve", "greeting:greet", "--port=0", "--logfile", log, *REACTOR],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        block_until(lambda: log.exists() and "Socket now listening" in log.read_text())
+        process.terminate()
+        assert process.communicate(timeout=PATIENCE)[0] == ""
+    finally:
+        process.kill()
+        process.wait()
+    assert "Stopped" in log.read_text()
+
+
+def test_the_reactor_can_be_chosen(folder: Path) -> None:
+    if REACTOR:
+        not_here("another reactor is chosen for all tests")
+    with serving(folder, "echo", "--port=0", "--reactor=poll") as (process, lines, port):
+        assert "Running on the poll reactor" in "".join(lines)
+        assert ask(port, b"happy").endswith(b"OK...happy")
+        process.terminate()
+
+
+REFUSED = {
+    "": "name the handler, as in: echod serve module:function",
+    "--port=0": "name the handler, as in: echod serve module:function",
+    "greeting": "no handler is named 'greeting'",
+    "greeting.py": "greeting.py is in this folder: give greeting:FUNCTION",
+    "greeting:great": "module 'greeting' has no attribute 'great'",
+    "greeting:greet other": "unexpected argument 'other': 'greeting:greet' is served",
+    "echo --handler=count": "the handler is named twice: echo and --handler count",
+    "echo --prot=1": "there is no option --prot; did you mean --port?",
+    "echo --port": "option --port requires argument",
+    "echo --port=http": "--port: 'http' is not a whole number",
+    "echo -n": "-n is an option of twistd, and stands before echod: twistd -n echod",
+    "echo --daemonize": "there is no option --daemonize",
+    "echo --pidfile=a": "--pidfile is an option of twistd",
+    "echo --reactor=none": "The specified reactor does not exist: 'none'",
+    "--config=missing": "No such file or directory",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_what_cannot_be_served_is_one_line_that_says_what_would_do(
+    folder: Path, arguments: str
+) -> None:
+    ended = run(folder, ECHOD, "serve", *arguments.split())
+    assert ended.returncode == 1
+    assert re.fullmatch(r"echod: [^\n]+\n", ended.stderr), ended.stderr
+    assert REFUSED[arguments] in ended.stderr
+    assert ended.stdout == ""
+    assert "twistd echod --help" not in ended.stderr
+
+
+def test_a_configuration_can_be_checked(folder: Path) -> None:
+    (folder / "echod.toml").write_text('handler = "greeting:greet"\n')
+    for arguments in (["greeting:greet"], ["--config=echod.toml"]):
+        ended = run(folder, ECHOD, "serve", *arguments, "--check-config")
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert ended.stdout.startswith("echod: the configuration is good")
+
+
+def test_help_says_what_it_is_and_lists_each_flag_in_its_group(folder: Path) -> None:
+    shown = run(folder, ECHOD, "serve", "--help").stdout
+    of_twistd = run(folder, SCRIPTS / "twistd", "echod", "--help").stdout
+    assert shown.startswith("Usage: echod serve HANDLER [options]\n")
+    assert "`twistd -n --pidfile= echod --handler HANDLER ...`" in " ".join(shown.split())
+    groups = of_twistd[of_twistd.index("Listening:") :]
+    assert groups in shown
+    assert all(f"  {one.flag}" in groups for one in SETTINGS)
+    assert "  --reactor=NAME" in shown
+    assert "  --logfile=FILE" in shown
+    assert "daemon" not in " ".join(re.findall("--[a-z-]+", shown))
+
+
+def test_the_command_lists_it_and_does_not_import_the_daemon_otherwise(folder: Path) -> None:
+    assert "serve " in run(folder, ECHOD, "--help").stdout
+    asked = (
+        "import sys; from echod.cli import main; main(['handlers']); "
+        "print([name for name in sys.modules if name.startswith(('echod.daemon', 'echod.set'))])"
+    )
+    assert run(folder, sys.executable, "-c", asked).stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("m:f --port 8888", "-n --pidfile= echod --handler m:f --port 8888"),
+        ("--port=8888 m:f", "-n --pidfile= echod --handler m:f --port 8888"),
+        (
+            "m:f --no-banner --reactor=epoll",
+            "-n --pidfile= --reactor epoll echod --handler m:f --no-banner",
+        ),
+        ("--logfile=a -- m:f", "-n --pidfile= --logfile a echod --handler m:f"),
+        ("--conf a", "-n --pidfile= echod --config a"),
+        ("--handler m:f", "-n --pidfile= echod --handler m:f"),
+        ("--help", "-n --pidfile= echod --help"),
+        ("--help-reactors", "-n --pidfile= --help-reactors echod"),
+    ],
+)
+def test_it_is_twistd_in_the_foreground(given: str, meant: str) -> None:
+    assert twistd_arguments(given.split()) == meant.split()
