@@ -63,6 +63,7 @@ class EchoFactory(Factory):
         urgent: those with a deadline, which the sweeper checks more often.
         metrics: the counters.
         stand_in: the server object of `socketserver` request handlers.
+        report: gets each exception of a handler, after it is counted; by default it is logged.
         others: the waits of threads that handlers have started.
         traffic_watch: detects traffic on connections whose bytes the kernel does not count.
         protocol: the class of the protocols that it makes; may be replaced by a subclass.
@@ -109,6 +110,7 @@ class EchoFactory(Factory):
         if not isinstance(handler, ResolvedHandler):
             handler = adopt(handler, self.model.name)
         self.handler = handler
+        self.report = log_failure
         self.stand_in = StandInServer(handler.target)
         self.framing = Chunk() if framing is None else framing
         self.banner = banner
@@ -243,7 +245,7 @@ class EchoFactory(Factory):
             end_child(failure)
         self.metrics.handler_errors += 1
         add_remedy(failure.value, self.handler.name)
-        log_failure(failure, client)
+        self.report(failure, client)
 
     def doStart(self) -> None:
         self._process = os.getpid()

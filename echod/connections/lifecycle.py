@@ -192,6 +192,11 @@ class ConnectionProtocol(Protocol):
         raise NotImplementedError
 
     @property
+    def is_open(self) -> bool:
+        """Whether neither side has begun to close the connection, except for its input."""
+        return self._reason is None
+
+    @property
     def waits_for(self) -> str:
         """The reason why an open connection waits, for the log, if not for its handler."""
         if not self._entered:

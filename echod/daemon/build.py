@@ -34,17 +34,18 @@ if TYPE_CHECKING:
 log = Logger("echod")
 
 
-def build_service(settings: Settings, reactor: Reactor) -> EchoService:
+def build_service(settings: Settings, reactor: Reactor, given: object = None) -> EchoService:
     """Return the service for `settings`, not started.
 
     Args:
         settings: the settings.
         reactor: the reactor.
+        given: a handler that is used instead of the one that they name; None: no other.
 
     Raises:
         StartError: the handler cannot be loaded, or an endpoint string is wrong.
     """
-    handler = find_handler(settings)
+    handler = find_handler(settings, given)
     model = make_model(settings, reactor)
     timer = make_timer(model) if settings.status else None
     inherited = InheritedSockets(started_with())

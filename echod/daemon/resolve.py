@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from echod.daemon import checks
 from echod.errors import UserError
 from echod.handlers.kinds import KINDS
-from echod.handlers.lookup import ResolvedHandler, check_name, resolve
+from echod.handlers.lookup import ResolvedHandler, adopt, check_name, resolve
 from echod.listening.endpoints import Listening, parse_listen
 from echod.listening.socket_activation import InheritedSockets
 from echod.settings.definitions import Settings
@@ -39,14 +39,21 @@ def named(setting: str) -> Iterator[None]:
         raise StartError(escape(f"{setting}: {error}")) from error
 
 
-def find_handler(settings: Settings) -> ResolvedHandler:
+def find_handler(settings: Settings, given: object = None) -> ResolvedHandler:
     """Return the handler that `settings` ask for.
+
+    Args:
+        settings: the settings.
+        given: a handler that is used instead of the one that they name; None: no other.
 
     Raises:
         StartError: it cannot be loaded, or other settings have no effect with it.
     """
     with named("--handler"):
-        handler = resolve(settings.handler_spec, settings.concurrency)
+        if given is None:
+            handler = resolve(settings.handler_spec, settings.concurrency)
+        else:
+            handler = adopt(given, settings.concurrency)
     if exchanged := checks.exchanged():
         raise StartError(
             f"--handler: {escape(handler.name)}: its module has replaced {', '.join(exchanged)} "

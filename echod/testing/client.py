@@ -1,0 +1,122 @@
+"""A blocking client, for tests."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from echod.messages.framing import Chunk, Framing
+
+_READ = 65536
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Connection:
+    """A client's connection to a served handler; every wait of it has a time-out.
+
+    As a context manager it closes at the end.
+
+    Attributes:
+        socket: the socket itself, blocking, for all that is not here.
+        framing: how messages and replies are framed.
+    """
+
+    def __init__(self, connected: socket.socket | ssl.SSLSocket, framing: Framing) -> None:
+        """Wrap a connected socket, which closes with this object."""
+        self.socket = connected
+        self.framing = framing
+        self._framer = framing.framer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def ask(self, message: bytes) -> bytes:
+        """Send a message, and return the next reply.
+
+        Raises:
+            TimeoutError: none has come in time.
+            EOFError: the server has ended the stream instead.
+        """
+        self.send_message(message)
+        return self.receive_message()
+
+    def send_message(self, message: bytes) -> None:
+        """Frame a message, and send it."""
+        self.sendall(self.framing.encode(message))
+
+    def receive_message(self) -> bytes:
+        """Return the next reply without its framing; with chunk framing, the data of one read.
+
+        Raises:
+            TimeoutError: none has come in time.
+            EOFError: the server has ended the stream instead.
+        """
+        if isinstance(self.framing, Chunk):
+            data = self.recv(_READ)
+            if not data:
+                raise EOFError("the server has ended the stream")
+            return data
+        while (message := self._framer.next_message()) is None:
+            data = self.recv(_READ)
+            if not data:
+                raise EOFError("the server has ended the stream, and no reply is left")
+            self._framer.feed(data)
+        return message
+
+    def sendall(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self.socket.sendall(data)
+
+    def recv(self, size: int) -> bytes:
+        """Return at most `size` bytes, as `socket.socket.recv` does; b"" at the end."""
+        return self.socket.recv(size)
+
+    def receive_exactly(self, size: int) -> bytes:
+        """Return exactly `size` bytes.
+
+        Raises:
+            TimeoutError: they have not come in time.
+            EOFError: the server has ended the stream before that.
+        """
+        data = bytearray()
+        while len(data) < size:
+            more = self.recv(size - len(data))
+            if not more:
+                raise EOFError(f"the server has ended the stream after {bytes(data)!r}")
+            data += more
+        return bytes(data)
+
+    def receive_all(self) -> bytes:
+        """Return all bytes up to the server's end of the stream."""
+        data = bytearray()
+        while more := self.recv(_READ):
+            data += more
+        return bytes(data)
+
+    def finish(self) -> None:
+        """End the client's stream (FIN), and go on reading; harmless if the server is gone."""
+        if isinstance(self.socket, ssl.SSLSocket):
+            raise TypeError("Python's TLS sockets cannot end one stream only")
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close with RST, as a client that crashes."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.socket.close()
+
+    def close(self) -> None:
+        """Close; harmless if it is closed."""
+        self.socket.close()

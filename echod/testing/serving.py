@@ -1,0 +1,305 @@
+"""Serve a handler on a free port, within this process: the daemon without twistd.
+
+The service is the daemon's own, with every setting; the log of the process, signals, and the
+service manager are left alone.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Generator
+from difflib import get_close_matches
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.python.failure import Failure
+
+from echod.connections.clients import log_failure
+from echod.connections.lifecycle import ConnectionProtocol
+from echod.daemon.build import build_service
+from echod.handlers.contract import Client
+from echod.settings.definitions import SETTINGS, Settings
+from echod.settings.schema import SettingError
+from echod.testing.client import Connection
+from echod.testing.reactor_thread import call, installed_reactor, is_own_thread, running_reactor
+
+if TYPE_CHECKING:
+    from echod.daemon.service import EchoService
+
+# The settings of a test, where they differ from the daemon's: a free port on this machine, no
+# watch over the process, and an end within a test's patience.
+DEFAULTS: dict[str, Any] = {
+    "listen": ("tcp:0:interface=127.0.0.1",),
+    "stall_threshold": 0.0,
+    "slow_handler": 0.0,
+    "drain_timeout": 5.0,
+}
+
+
+# By which address a client on this machine reaches a server on all addresses.
+_LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - no server listens by this
+
+
+def serving(handler: object = "echo", **settings: object) -> Server:
+    """Return a server for a handler; `with` starts it, and ends it with a drain.
+
+    Args:
+        handler: a handler of any kind, `functools.partial` of one for its arguments, or the text
+            of `--handler`.
+        **settings: the daemon's settings by their names, as in `framing="line"`,
+            `idle_timeout=1`, `concurrency="defer-to-thread"` or `listen="unix:/tmp/sock"`:
+            texts as on the command line, or values.
+
+    Returns:
+        The server. Use it by `with`; or by `async with` in a test that the reactor itself runs
+        (pytest-twisted), where blocking calls would stop the server too.
+
+    Raises:
+        SettingError: there is no such setting, or its value is not valid.
+    """
+    if isinstance(handler, str):
+        return Server(None, make_settings({"handler": handler, **settings}))
+    return Server(handler, make_settings(settings))
+
+
+def make_settings(given: dict[str, object]) -> Settings:
+    """Return settings from texts or values by name, with a test's defaults.
+
+    Raises:
+        SettingError: there is no such setting, or its value is not valid.
+    """
+    known = {one.name: one for one in SETTINGS}
+    values = dict(DEFAULTS)
+    if "port" in given:
+        del values["listen"]
+    for name, value in given.items():
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise SettingError(f"serving takes no setting {name!r}{hint}")
+        one = known[name]
+        try:
+            if type(value) is str and one.native in (int, float):
+                value = one.from_flag(value)
+            elif type(value) in (str, int, float, bool):
+                value = one.from_file(value)
+        except SettingError as error:
+            raise SettingError(f"{name}: {error}") from None
+        values[name] = value
+    return Settings(**values)
+
+
+class Server:
+    """A handler that is served.
+
+    Attributes:
+        errors: the exceptions of the handler, in order.
+        framing: how messages and replies are framed.
+        service: the daemon's service, for all that is not here; None while it does not run.
+    """
+
+    def __init__(self, handler: object, settings: Settings) -> None:
+        """Set up, without listening; see `serving`."""
+        self.errors: list[BaseException] = []
+        self.service: EchoService | None = None
+        self._handler = handler
+        self._settings = settings
+        self.framing = settings.make_framing()
+        self._connections: list[Connection] = []
+        self._drained: Deferred[None] | None = None
+
+    # In a test's own thread.
+
+    def __enter__(self) -> Self:
+        if is_own_thread():
+            raise RuntimeError(
+                "the reactor runs in this thread, so a blocking client would wait for ever: "
+                "use `async with serving(...)`"
+            )
+        running_reactor()
+        call(self._start)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def drain(self) -> None:
+        """Begin to end, as at SIGTERM: answer all that was received, and close."""
+        call(self._drain)
+
+    def stop(self) -> None:
+        """End, as at SIGTERM, and wait for the end; harmless if it has ended."""
+        self._close_clients()
+        call(self._stop)
+
+    def connect(
+        self, *, tls: ssl.SSLContext | None = None, server_name: str = "", timeout: float = 5.0
+    ) -> Connection:
+        """Connect a client, which closes with the server at the latest.
+
+        Args:
+            tls: the client's TLS; None to connect in clear.
+            server_name: the name that the certificate has to be for.
+            timeout: how long each wait of the client may take, in seconds.
+
+        Raises:
+            RuntimeError: the reactor runs in this thread, so a blocking client would stop it.
+            OSError: the server cannot be reached.
+        """
+        if is_own_thread():
+            raise RuntimeError(
+                "the reactor runs in this thread, so a blocking client would wait for ever: "
+                f"connect by Twisted, as in clientFromString(reactor, {self.endpoint!r})"
+            )
+        address = self.address
+        if isinstance(address, str):
+            connected = socket.socket(socket.AF_UNIX)
+            connected.settimeout(timeout)
+            connected.connect(address)
+        else:
+            connected = socket.create_connection(address, timeout)
+        if tls is not None:
+            connected = tls.wrap_socket(connected, server_hostname=server_name or None)
+        connection = Connection(connected, self.framing)
+        self._connections.append(connection)
+        return connection
+
+    # In a test that the reactor runs.
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self.__aenter__().__await__()
+
+    async def __aenter__(self) -> Self:
+        if not is_own_thread():  # an asyncio test, say: its reactor runs in another thread
+            return self.__enter__()
+        await maybeDeferred(self._start)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if is_own_thread():
+            await self._stop()
+        else:
+            self.stop()
+
+    # What is known of it.
+
+    @property
+    def address(self) -> tuple[str, int] | str:
+        """The address of the first listener: host and port, or the path of a UNIX socket."""
+        listener = self._running.listeners[0]
+        found: Any = listener.address
+        if isinstance(found, UNIXAddress):
+            return cast("bytes", found.name).decode()
+        return _LOOPBACKS.get(found.host, found.host), found.port
+
+    @property
+    def host(self) -> str:
+        """The host of the first listener."""
+        address = self.address
+        return address if isinstance(address, str) else address[0]
+
+    @property
+    def port(self) -> int:
+        """The port of the first listener; 0 for a UNIX socket."""
+        address = self.address
+        return 0 if isinstance(address, str) else address[1]
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint string of a Twisted client."""
+        address = self.address
+        return f"unix:{address}" if isinstance(address, str) else f"tcp:{self.host}:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, by the server's count."""
+        return sum(len(one.factory.connections) for one in self._running.listeners)
+
+    @property
+    def closing(self) -> int:
+        """How many of them the server has begun to close."""
+        return call(lambda: sum(not one.is_open for one in self._connections_of_the_service()))
+
+    @property
+    def accepted(self) -> int:
+        """How many connections there have been."""
+        return sum(one.factory.metrics.accepted for one in self._running.listeners)
+
+    @property
+    def messages(self) -> int:
+        """How many messages the handler has got."""
+        return call(self._count_messages)
+
+    def wait_until(self, condition: Callable[[], object], timeout: float = 5.0) -> None:
+        """Wait until a condition about the server holds; it is tried a hundred times a second.
+
+        Raises:
+            TimeoutError: it has not held for `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"this has not come true in {timeout:g} s: {condition}")
+            time.sleep(0.01)
+
+    @property
+    def _running(self) -> EchoService:
+        if self.service is None:
+            raise RuntimeError("the server does not run: use `with serving(...) as server:`")
+        return self.service
+
+    # In the reactor's thread.
+
+    def _start(self) -> Deferred[None] | None:
+        reactor = installed_reactor()
+        assert reactor is not None
+        service = build_service(self._settings, reactor, self._handler)
+        for listener in service.listeners:
+            listener.factory.report = self._failed
+        service.privilegedStartService()
+        service.startService()
+        self.service = service
+        return None
+
+    def _drain(self) -> None:
+        if self._drained is None and self.service is not None:
+            self._drained = maybeDeferred(self.service.stopService)
+
+    def _stop(self) -> Deferred[None]:
+        self._drain()
+        drained, self._drained, self.service = self._drained, None, None
+        return succeed(None) if drained is None else drained
+
+    def _count_messages(self) -> int:
+        ended = sum(one.factory.metrics.messages for one in self._running.listeners)
+        return ended + sum(one.figures[0] for one in self._connections_of_the_service())
+
+    def _connections_of_the_service(self) -> list[ConnectionProtocol]:
+        owned = [
+            one for listener in self._running.listeners for one in listener.factory.connections
+        ]
+        return [one for one in owned if isinstance(one, ConnectionProtocol)]
+
+    def _failed(self, failure: Failure, client: Client) -> None:
+        assert failure.value is not None
+        self.errors.append(failure.value)
+        log_failure(failure, client)
+
+    def _close_clients(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()

@@ -1,0 +1,92 @@
+"""pytest's plugin, in a run of somebody else's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest_echod
+
+USES_IT = """
+import pytest
+from echod import Handler
+
+
+class Shout(Handler):
+    def received(self, message):
+        return message.upper()
+
+
+def test_one(echod_server):
+    server = echod_server(Shout, framing="line")
+    other = echod_server("reverse")
+    with server.connect() as client:
+        assert client.ask(b"hello") == b"HELLO"
+    assert other.connect().ask(b"abc") == b"cba"
+
+
+def test_two(echod_server):
+    assert echod_server(Shout, framing="line").connect().ask(b"again") == b"AGAIN"
+"""
+
+DOES_NOT = """
+import sys
+
+
+def test_nothing_is_imported():
+    mine = ("echod", "twisted", "uvloop", "zope")
+    assert not [name for name in sys.modules if name.partition(".")[0] in mine]
+    assert "pytest_echod" in sys.modules
+"""
+
+
+def run(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest on a file with this text, with echod's plugin alone."""
+    (folder / "test_it.py").write_text(text)
+    others = [
+        f"no:{one.name}" for one in entry_points(group="pytest11") if one.value != "pytest_echod"
+    ]
+    options = [option for other in others for option in ("-p", other)]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *options, "-p", "no:cacheprovider", folder],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def test_the_fixture_serves_until_the_end_of_its_test(tmp_path: Path) -> None:
+    ran = run(tmp_path, USES_IT)
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
+    assert "2 passed" in ran.stdout
+
+
+def test_runs_that_do_not_use_it_import_neither_echod_nor_twisted(tmp_path: Path) -> None:
+    ran = run(tmp_path, DOES_NOT)
+    assert ran.returncode == 0, ran.stdout
+    assert "1 passed" in ran.stdout
+
+
+def test_the_plugin_is_found_by_its_entry_point() -> None:
+    found = [one for one in entry_points(group="pytest11") if one.name == "echod"]
+    assert [one.load() for one in found] == [pytest_echod]
+
+
+def test_to_import_the_plugin_takes_less_than_five_milliseconds() -> None:
+    program = (
+        "import pytest, sys, time\n"
+        "began = time.perf_counter()\n"
+        "import pytest_echod\n"
+        "print(time.perf_counter() - began)"
+    )
+    took = [
+        float(
+            subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout
+        )
+        for _ in range(5)
+    ]
+    assert min(took) < 0.005

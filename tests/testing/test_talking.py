@@ -1,0 +1,198 @@
+"""Conversations without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from echod import Close, Handler, Limits, connection_handler, message_handler
+from echod.handlers.builtin import Count, Echo
+from echod.testing import TalkError, talk
+from tests.support.reactor import reactor
+
+
+class Recorder(Handler):
+    """Keeps its calls, and obeys the message."""
+
+    calls: list[object]
+
+    def __init__(self, *, calls: list[object]) -> None:
+        self.calls = calls
+
+    def opened(self, client: Any) -> bytes:
+        self.calls.append(client.peer)
+        return b"hello"
+
+    def received(self, message: bytes) -> Any:
+        self.calls.append(message)
+        return {b"close": Close(b"bye"), b"nothing": None}.get(message, message * 2)
+
+    def closed(self, reason: str) -> None:
+        self.calls.append(reason)
+
+
+@pytest.fixture
+def calls() -> list[object]:
+    return []
+
+
+@pytest.fixture
+def recorder(calls: list[object]) -> partial[Recorder]:
+    return partial(Recorder, calls=calls)
+
+
+@given(st.lists(st.binary(max_size=3000), max_size=20))
+def test_the_handler_gets_each_message_as_it_was_sent_and_each_reply_stands_alone(
+    messages: list[bytes],
+) -> None:
+    got: list[bytes] = []
+
+    @message_handler
+    def keep(message: bytes) -> bytes:
+        got.append(message)
+        return message[::-1]
+
+    assert talk(keep, messages).replies == [one[::-1] for one in messages]
+    assert got == messages
+
+
+def test_a_greeting_is_no_reply(recorder: partial[Recorder], calls: list[object]) -> None:
+    conversation = talk(recorder, [b"one", b"nothing", b"two"])
+    assert conversation.greeting == [b"hello"]
+    assert conversation.replies == [b"oneone", b"twotwo"]
+    assert calls == ["127.0.0.1:50000", b"one", b"nothing", b"two"]
+    assert conversation.client.peer == "127.0.0.1:50000"
+
+
+def test_asking_returns_the_reply_to_this_message(recorder: partial[Recorder]) -> None:
+    conversation = talk(recorder)
+    assert conversation.ask(b"x") == b"xx"
+    assert conversation.ask(b"nothing") is None
+
+
+def test_a_last_reply_closes_the_conversation(
+    recorder: partial[Recorder], calls: list[object]
+) -> None:
+    conversation = talk(recorder, [b"close", b"too late"])
+    assert conversation.replies == [b"bye"]
+    assert conversation.closed == "handler closed"
+    assert not conversation.aborted
+    assert calls[-1] == "handler closed"
+    assert b"too late" not in calls
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (lambda one: one.finish(), "client closed"),
+        (lambda one: one.leave(), "connection lost"),
+        (lambda one: one.drain(), "drained"),
+    ],
+)
+def test_the_end_of_a_conversation_has_its_reason(
+    recorder: partial[Recorder], calls: list[object], end: Any, reason: str
+) -> None:
+    conversation = talk(recorder, [b"x"])
+    assert not conversation.closed
+    end(conversation)
+    assert conversation.closed == calls[-1] == reason
+
+
+def test_an_hour_of_silence_takes_no_time() -> None:
+    conversation = talk(Echo, limits=Limits(idle_timeout=3600, first_byte_timeout=0))
+    conversation.advance(3590)
+    assert conversation.closed is None
+    conversation.advance(30)
+    assert conversation.closed == "idle-timeout"
+
+
+def test_an_exception_ends_its_conversation_and_is_kept() -> None:
+    @message_handler
+    def fail(message: bytes) -> bytes:
+        return message if message != b"0" else b"%d" % (1 // 0)
+
+    conversation = talk(fail, [b"1", b"0", b"2"])
+    assert [type(error) for error in conversation.errors] == [ZeroDivisionError]
+    assert conversation.replies == [b"1"]
+    assert conversation.closed == "handler error"
+
+
+def test_an_exception_of_the_constructor_is_kept_too() -> None:
+    class Broken(Handler):
+        def __init__(self) -> None:
+            raise OSError("no file")
+
+    assert [str(error) for error in talk(Broken).errors] == ["no file"]
+
+
+def test_conversations_do_not_see_each_other() -> None:
+    one, two = talk(Count), talk(Count)
+    one.send(b"a")
+    two.send(b"b")
+    one.send(b"c")
+    assert (one.replies, two.replies) == ([b"1: a", b"2: c"], [b"1: b"])
+
+
+def test_a_reply_may_come_later_when_the_test_says_so() -> None:
+    later: list[Deferred[bytes]] = []
+
+    @message_handler
+    def wait(message: bytes) -> Deferred[bytes]:
+        later.append(Deferred())
+        return later[-1]
+
+    conversation = talk(wait, [b"one", b"two"])
+    assert conversation.replies == []
+    assert len(later) == 1
+    later[0].callback(b"first")
+    later[1].callback(b"second")
+    assert conversation.replies == [b"first", b"second"]
+
+
+def test_a_timer_of_the_global_reactor_is_refused_in_one_line() -> None:
+    @message_handler
+    def wait(message: bytes) -> Deferred[bytes]:
+        return deferLater(reactor, 1, lambda: message)
+
+    with pytest.raises(TalkError, match=r"^the handler has called reactor\.callLater: .*serving$"):
+        talk(wait, [b"x"])
+    assert "callLater" not in vars(reactor)
+
+
+def test_another_thread_may_use_the_global_reactor_meanwhile() -> None:
+    set_by_another: list[Any] = []
+
+    @message_handler
+    def ask_another(message: bytes) -> bytes:
+        thread = threading.Thread(target=lambda: set_by_another.append(reactor.callLater(60, int)))
+        thread.start()
+        thread.join()
+        return message
+
+    assert talk(ask_another, [b"x"]).replies == [b"x"]
+    set_by_another[0].cancel()
+
+
+def test_a_wait_for_asyncio_is_refused_in_one_line() -> None:
+    async def wait(message: bytes) -> bytes:
+        await asyncio.sleep(1)
+        return message
+
+    with pytest.raises(TalkError, match="waits for asyncio"):
+        talk(wait, [b"x"])
+
+
+def test_a_handler_that_needs_a_real_connection_is_refused_in_one_line() -> None:
+    @connection_handler
+    def talk_by_socket(conn: Any) -> None: ...
+
+    with pytest.raises(Exception, match="thread-per-connection"):
+        talk(talk_by_socket)
