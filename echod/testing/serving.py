@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from echod.connections.clients import log_failure
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.daemon.build import build_service
-from echod.handlers.contract import Client
+from echod.handlers.client import Client
 from echod.settings.definitions import SETTINGS, Settings
 from echod.settings.schema import SettingError
 from echod.testing.client import Connection
@@ -118,7 +118,8 @@ class Server:
         if is_own_thread():
             raise RuntimeError(
                 "the reactor runs in this thread, so a blocking client would wait for ever: "
-                "use `async with serving(...)`"
+                "use `async with serving(...)` (if pytest-twisted runs it, and your tests need no "
+                "reactor: `pytest -p no:twisted`)"
             )
         running_reactor()
         call(self._start)
@@ -195,7 +196,7 @@ class Server:
         else:
             self.stop()
 
-    # What is known of it.
+    # The state of the server.
 
     @property
     def address(self) -> tuple[str, int] | str:

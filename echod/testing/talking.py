@@ -17,7 +17,7 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from echod.connections.factory import EchoFactory
-from echod.handlers.contract import Client
+from echod.handlers.client import Client
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler
 from echod.limits import Limits
@@ -90,7 +90,7 @@ class Conversation:
 
     @property
     def replies(self) -> list[bytes]:
-        """What the handler has sent since the first message, in order: replies, and pushes."""
+        """The replies and pushes since the first message, in order."""
         self._read()
         return list(self._replies)
 

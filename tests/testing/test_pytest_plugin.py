@@ -1,4 +1,4 @@
-"""pytest's plugin, in a run of somebody else's."""
+"""pytest's plugin, in a test run of another project."""
 
 from __future__ import annotations
 
