@@ -17,12 +17,13 @@ An invalid header raises a `ProxyError`, whose text contains none of the receive
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import ipaddress
 import itertools
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # A version 1 line with its CRLF: section 2.1 counts 107 for the longest.
 MAX_LINE = 107
@@ -113,6 +114,7 @@ class ProxyHeader:
         destination: the address that the client connected to; None if the socket's own applies.
         fields: all type-length-value fields, known or not, in the order received.
         tls: the client's TLS session with the proxy; None if the header does not mention one.
+        size: how many bytes the header had on the wire.
     """
 
     version: int
@@ -121,6 +123,7 @@ class ProxyHeader:
     destination: Address | None = None
     fields: Fields = ()
     tls: ProxiedTLS | None = None
+    size: int = dataclasses.field(default=0, compare=False)
 
     def field(self, kind: int) -> bytes | None:
         """Return the value of the first field of a type, or None."""
@@ -207,7 +210,7 @@ class HeaderParser:
 
     def _complete(self, header: ProxyHeader, size: int) -> ProxyHeader:
         self.rest = bytes(self._buffer[size:])
-        return header
+        return replace(header, size=size)
 
 
 def parse_line(line: bytes) -> ProxyHeader:

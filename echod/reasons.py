@@ -21,6 +21,7 @@ class EndReason(enum.Enum):
     IDLE_TIMEOUT = "idle-timeout"
     MESSAGE_TIMEOUT = "message-timeout"
     WRITE_TIMEOUT = "write-timeout"
+    MAX_UNSENT = "max-unsent"
     DRAINED = "drained"
     ABORTED = "aborted"
     LOST = "connection lost"

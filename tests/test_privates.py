@@ -38,6 +38,7 @@ PRIVATES = {
     "twisted.internet._newtls:ConnectionMixin": "Twisted's own TLS over uvloop's transports",
     "twisted.internet.abstract:FileDescriptor._getLogPrefix": "name connections in the log",
     "twisted.internet.endpoints:_TCPServerEndpoint": "read port, backlog and interface of tcp6:",
+    "asyncio.protocols:_feed_data_to_buffered_proto": "fill the buffers of protocols over TLS",
     "twisted.web.server:Request._handleStar": "answer OPTIONS * on the status",
     "twisted.web.http:HTTPChannel._respondToBadRequestAndDisconnect": "a status error in words",
 }
@@ -52,6 +53,10 @@ SET = {
         "see whether Twisted has swallowed Ctrl-C while it imported plugins",
     ),
     "_observers": ("twisted.logger._observer:LogPublisher", "see whether anybody wants a line"),
+    "_tempDataLen": (
+        "twisted.internet.abstract:FileDescriptor",
+        "see how much waits to be sent on Twisted's own reactors",
+    ),
     "_realPortNumber": ("twisted.internet.tcp:Port", "say which port a connection came to"),
     "_shouldShutdown": ("twisted.internet.tcp:Port", "leave a passed UNIX socket to others"),
 }

@@ -157,8 +157,7 @@ class DirectProtocol(EchoProtocol):
     def figures(self) -> tuple[int, int, int]:
         messages, received, sent = super().figures
         if self._kernel_counts:
-            counted = traffic(self.transport, input_ended=self._input_ended)
-            received, sent = counted or (received, sent)
+            received, sent = self._counted_by_kernel() or (received, sent)
         return messages, received, sent
 
 

@@ -23,6 +23,7 @@ from echod.concurrency.forking import end_child
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor
 from echod.connections.admission import Admission, text_of
+from echod.connections.asyncio_protocol import AsyncioProtocol
 from echod.connections.clients import ProxiedAddress, log_failure, shown
 from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.lifecycle import ConnectionProtocol
@@ -52,7 +53,9 @@ _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} 
 
 
 # The kinds that have a class of their own. For the others the model and the framing decide.
-_PROTOCOLS: Mapping[Kind, type[ConnectionProtocol]] = {}
+_PROTOCOLS: Mapping[Kind, type[ConnectionProtocol]] = {
+    Kind.ASYNCIO_PROTOCOL: AsyncioProtocol,
+}
 
 
 class EchoFactory(Factory):

@@ -11,6 +11,7 @@ import termios
 from dataclasses import dataclass
 from typing import Any
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.protocols.policies import ProtocolWrapper
 
 from echod.tls import TLSConnection
@@ -100,6 +101,38 @@ def spoke_last(transport: object) -> bool:
     # The kernel's clock is coarse: if a client sends as soon as it is connected, the kernel gives
     # the same time for our last sending, although we have sent nothing.
     return received > 0 and (sent == 0 or since_received < since_sent)
+
+
+def has_answered(transport: object, figures: tuple[int, int, int], quiet: float) -> bool:
+    """Return whether it is the client's turn to speak, as far as the kernel of a TCP connection
+    knows: we have spoken since the client last did, or it has not spoken yet.
+
+    Args:
+        transport: the connection.
+        figures: the last two are how many bytes it has received and sent.
+        quiet: the kernel's clock is coarse, so both may have spoken at the same time. Then it is
+            the client's turn after so many seconds in which neither did.
+    """
+    _, received, sent = figures
+    handle = _handle(transport)
+    if handle is None or not received:
+        return True
+    info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SINCE.size)
+    if not sent or len(info) < _SINCE.size:
+        return False
+    since_sent, since_received = _SINCE.unpack(info)
+    if since_sent == since_received:
+        return bool(since_sent >= quiet * 1000)
+    return bool(since_sent < since_received)
+
+
+def queued(transport: Any) -> int:
+    """Return how many written bytes wait in a transport, because the kernel takes no more."""
+    while isinstance(transport, ProtocolWrapper | TLSConnection):
+        transport = transport.transport
+    if isinstance(transport, FileDescriptor):  # Twisted's own
+        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+    return int(getattr(transport, "queued", 0))
 
 
 def hung_up(transport: object) -> bool:

@@ -19,7 +19,7 @@ has no half-close: there, close_notify is sent and the deadline does the rest
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
@@ -36,7 +36,7 @@ from zope.interface import implementer
 from echod.addresses import shown_address
 from echod.concurrency.model import Busy
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
-from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, unread, unsent
+from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, traffic, unread, unsent
 from echod.handlers.client import encrypt
 from echod.log.event import LogLine
 from echod.messages.closing import Event, State, after
@@ -63,6 +63,13 @@ _disconnected = LogLine(
     "info",
     "Disconnected from {peer}: {reason}{_error} "
     "({duration:.3f} s, messages: {messages}, bytes in: {received}, out: {sent}{_facts})",
+)
+# Where echod sees no messages.
+_disconnected_unseen = LogLine(
+    log,
+    "info",
+    "Disconnected from {peer}: {reason}{_error} "
+    "({duration:.3f} s, bytes in: {received}, out: {sent}{_facts})",
 )
 
 
@@ -93,6 +100,9 @@ class ConnectionProtocol(Protocol):
         "network",
         "transport",
     )
+
+    # Whether echod cuts the input into messages.
+    counts_messages: ClassVar[bool] = True
 
     transport: Stream
 
@@ -170,6 +180,13 @@ class ConnectionProtocol(Protocol):
     def figures(self) -> tuple[int, int, int]:
         """Messages passed to the handler, bytes received, bytes sent."""
         raise NotImplementedError
+
+    def _counted_by_kernel(self) -> tuple[int, int] | None:
+        """Return the bytes received, without a PROXY header, and sent; None: it does not count."""
+        counted = traffic(self.transport, input_ended=self._input_ended)
+        if counted is None or self.client.proxy is None:
+            return counted
+        return max(0, counted[0] - self.client.proxy.size), counted[1]
 
     @property
     def _has_spoken(self) -> bool:
@@ -292,22 +309,23 @@ class ConnectionProtocol(Protocol):
             self._stop()
         self._leave()
         self._finish()
-        if _disconnected.wanted(self.client.peer):
-            self._log_end(self._reason, reason)
+        line = _disconnected if self.counts_messages else _disconnected_unseen
+        if line.wanted(self.client.peer):
+            self._log_end(line, self._reason, reason)
         self._owner.forget(self, self._reason)
 
-    def _log_end(self, reason: EndReason, lost: Failure) -> None:
+    def _log_end(self, line: LogLine, reason: EndReason, lost: Failure) -> None:
         """Log the summary line of a connection."""
         messages, received, sent = self.figures
         tls = self.client.tls.version if self.client.tls else None
         proxy = shown_address(self.transport.getPeer()) if self.client.proxy else None
         error = escape(str(lost.value)) if lost.check(TLSError) else None
         facts = [*([tls] if tls else []), *([f"through {proxy}"] if proxy else [])]
-        _disconnected.write(
+        line.write(
             peer=shown(self.client),
             reason=reason.value,
             duration=round(self._owner.seconds() - self._began, 3),
-            messages=messages,
+            **({"messages": messages} if self.counts_messages else {}),
             received=received,
             sent=sent,
             listener=self.client.listener,

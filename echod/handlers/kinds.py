@@ -81,7 +81,9 @@ KINDS: Mapping[Kind, Traits] = MappingProxyType(
         Kind.STREAMS: Traits(
             "a handler of asyncio streams", (), given=("reader", "writer"), needs_asyncio=True
         ),
-        Kind.ASYNCIO_PROTOCOL: Traits("an asyncio protocol", (), needs_asyncio=True),
+        Kind.ASYNCIO_PROTOCOL: Traits(
+            "an asyncio protocol", (ConcurrencyModel.REACTOR,), needs_asyncio=True
+        ),
         Kind.TWISTED_PROTOCOL: Traits("a Twisted protocol", ()),
         Kind.PROGRAM: Traits("a program", ()),
     }

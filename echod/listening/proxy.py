@@ -77,8 +77,12 @@ class HeaderProtocol(Protocol):
             transport.abortConnection()
             return
         others = set(self._owner.connections) if self._draining else set()
-        transport.protocol = protocol
-        protocol.makeConnection(transport)
+        hand_over = getattr(transport, "handOver", None)
+        if hand_over is not None:
+            hand_over(protocol)
+        else:
+            transport.protocol = protocol
+            protocol.makeConnection(transport)
         self._owner.unwatch(self)
         if self._parser.rest:
             protocol.dataReceived(self._parser.rest)

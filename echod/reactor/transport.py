@@ -150,7 +150,9 @@ class StreamTransport:
     _write_ending = False
     _write_ended = False
     _write_paused = False
-    _backlog: int | None = None  # SHORT_BACKLOG, or uvloop's own
+    _backlog: int | None = None  # SHORT_BACKLOG, or the protocol's, or uvloop's own
+    _backlog_left: int | None = None  # how many bytes may wait when a paused producer is resumed
+    _reads_are_short = False
     _drain_scheduled = False
     _flush_timer: asyncio.TimerHandle | None = None
     _tlsClientDefault = False
@@ -225,12 +227,36 @@ class StreamTransport:
         self._release()
 
     def _begin(self, protocol: IProtocol) -> None:
+        self.handOver(protocol)
+
+    def handOver(self, protocol: IProtocol) -> None:
+        """Connect ``protocol``; another one may have served the stream so far."""
         self.protocol = protocol
         connect_directly = getattr(protocol, "connect_directly", None)
         if connect_directly is not None:
             self.data_received = connect_directly(self, self._uv.write)  # type: ignore[method-assign]
             self._announce()
         protocol.makeConnection(self)
+
+    def receiveBy(self, data_received: Callable[[bytes], object]) -> None:
+        """Let uvloop call ``data_received`` for each read from now on."""
+        if self.connected:
+            self.data_received = data_received  # type: ignore[method-assign,assignment]
+            if self._reads_are_short:
+                self.get_buffer, self.buffer_updated = self._buffer, self._take_from_buffer
+            else:
+                for name in ("get_buffer", "buffer_updated"):
+                    self.__dict__.pop(name, None)
+            self._announce()
+
+    def receiveInto(
+        self, get_buffer: Callable[[int], Any], buffer_updated: Callable[[int], object]
+    ) -> None:
+        """Let uvloop call these for each read from now on, as of a ``BufferedProtocol``."""
+        if self.connected:
+            self.get_buffer = get_buffer  # type: ignore[assignment]
+            self.buffer_updated = buffer_updated  # type: ignore[assignment]
+            self._announce()
 
     def _announce(self) -> None:
         """Make uvloop look up the methods again that it calls, because it keeps them."""
@@ -278,6 +304,8 @@ class StreamTransport:
     def connection_lost(self, exception: BaseException | None) -> None:
         if not self.disconnected:
             running.stream = self
+            if isinstance(exception, OSError) and _was_raised(exception) and not self._reason:
+                self.failed(exception)  # uvloop reports all errors but these
             self._finish(self._reason or self._reason_for(exception))
             running.stream = None
 
@@ -349,7 +377,11 @@ class StreamTransport:
         connection.
         """
         self._reason = Failure(exception, type(exception), exception.__traceback__)
-        _log.failure("Unhandled error in {stream}", self._reason, stream=self)
+        failed_directly = getattr(self.protocol, "failed_directly", None)
+        if failed_directly is not None:
+            failed_directly(self._reason)
+        else:
+            _log.failure("Unhandled error in {stream}", self._reason, stream=self)
 
     def loseConnection(self) -> None:
         if self.TLS:
@@ -492,7 +524,7 @@ class StreamTransport:
             self._watch_writes()
         producer = self.producer
         if producer is not None and self.streamingProducer and not ending:
-            self._uv.set_write_buffer_limits(self._backlog)
+            self._uv.set_write_buffer_limits(self._backlog, self._backlog_left)
         if producer is not None and (self.producerPaused or not self.streamingProducer):
             self._resume_producer()
             if ending and _has_ended(producer):
@@ -502,6 +534,26 @@ class StreamTransport:
             self._uv.close()
         elif ending:
             self._end_writing()
+
+    def limitQueue(self, high: int | None, low: int | None = None) -> None:
+        """Pause a streaming producer when more than ``high`` bytes wait to be sent, and resume it
+        when no more than ``low`` do; ``None`` for uvloop's own limits.
+        """
+        if self.connected:
+            self._uv.set_write_buffer_limits(high, low)  # which checks the two
+            self._backlog_left, self._backlog = self._uv.get_write_buffer_limits()
+
+    @property
+    def queueLimits(self) -> tuple[int, int]:
+        """The low and high limit: see :meth:`limitQueue`."""
+        if self._backlog is None or self._backlog_left is None:
+            return BACKLOG // 4, BACKLOG
+        return self._backlog_left, self._backlog
+
+    @property
+    def queued(self) -> int:
+        """How many written bytes wait, because the kernel takes no more."""
+        return int(self._uv.get_write_buffer_size()) if self.connected else 0
 
     @property
     def writing(self) -> bool:
@@ -556,7 +608,7 @@ class StreamTransport:
         """Pause a streaming producer, if the allowed amount waits to be sent."""
         if self.producer is None or not self.streamingProducer or self.producerPaused:
             return
-        if self._uv.get_write_buffer_size() > (self._backlog or BACKLOG):
+        if self.queued > (BACKLOG if self._backlog is None else self._backlog):
             self._pause_producer()
 
     def _pause_producer(self) -> None:
@@ -598,9 +650,9 @@ class StreamTransport:
         This is for a protocol that keeps its input. The data that waits to be sent is then bounded
         by :data:`SHORT_BACKLOG`, plus the answer to one read.
         """
-        if self.connected and self._backlog is None:
-            self._backlog = SHORT_BACKLOG
-            self._uv.set_write_buffer_limits(SHORT_BACKLOG)
+        if self.connected and not self._reads_are_short:
+            self._reads_are_short = True
+            self.limitQueue(SHORT_BACKLOG)
             # With these, uvloop takes it for an asyncio ``BufferedProtocol``.
             self.get_buffer = self._buffer
             self.buffer_updated = self._take_from_buffer
@@ -682,6 +734,14 @@ def _call_in(context: Context | None, function: Callable[..., None], *arguments:
 
 def _name(protocol: object) -> str:
     return "no protocol" if protocol is None else type(protocol).__name__
+
+
+def _was_raised(exception: BaseException) -> bool:
+    """Whether Python code has raised ``exception``; uvloop's own errors come from the kernel."""
+    step = exception.__traceback__
+    while step is not None and step.tb_frame.f_code.co_filename.startswith("uvloop/"):
+        step = step.tb_next
+    return step is not None
 
 
 class _BelowTLS:

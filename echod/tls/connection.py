@@ -437,6 +437,11 @@ class TLSConnection:
         self._read_on()
 
     @property
+    def ssl_object(self) -> ssl.SSLObject:
+        """OpenSSL's part, to look at: its `read` and `write` would disturb this one."""
+        return self._tls
+
+    @property
     def facts(self) -> TLSFacts:
         """The facts about the peer, once the handshake is over."""
         return facts_of(self._tls, self._server_name)
