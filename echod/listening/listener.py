@@ -105,10 +105,24 @@ class Listener(Generic[Served]):
         raise ListenError(f"{listener}: {why}")
 
 
+# What an operator can do about an error of `bind`, by its number.
+REMEDIES = {
+    errno.EADDRINUSE: "ss -ltnp shows which process has it: stop that, or take another port",
+    errno.EADDRNOTAVAIL: "ip address lists the addresses of this machine",
+    errno.EACCES: "a port below 1024 needs root, CAP_NET_BIND_SERVICE or a socket from systemd",
+}
+
+
 def bind_error(error: BaseException) -> str:
-    """Format a bind error as `Bind failed. Error Code : …`."""
+    """Format a bind error as `Bind failed. Error Code : …`, and add the usual remedy.
+
+    An error that has words of its own, as UNIX sockets have, says by itself what to do.
+    """
     cause: object = error.socketError if isinstance(error, CannotListenError) else error
-    if isinstance(cause, OSError) and cause.errno is not None:
-        why = escape(cause.strerror or os.strerror(cause.errno))
-        return f"Bind failed. Error Code : {cause.errno} Message {why}"
-    return f"Bind failed. Error Code : {errno.EINVAL} Message {escape(str(cause))}"
+    if not isinstance(cause, OSError) or cause.errno is None:
+        return f"Bind failed. Error Code : {errno.EINVAL} Message {escape(str(cause))}"
+    usual = os.strerror(cause.errno)
+    why = escape(cause.strerror or usual)
+    remedy = REMEDIES.get(cause.errno) if why == usual else None
+    said = f"Bind failed. Error Code : {cause.errno} Message {why}"
+    return f"{said}; {remedy}" if remedy else said

@@ -149,7 +149,7 @@ def remove_stale(path: Path) -> None:
         probe.setblocking(False)
         error = probe.connect_ex(str(path))
     if error != errno.ECONNREFUSED:
-        raise OSError(errno.EADDRINUSE, "Address in use by another process")
+        raise OSError(errno.EADDRINUSE, "Address in use by another process, which ss -lxp shows")
     log.info("Removing the stale socket {path}", path=escape(str(path)))
     path.unlink()
 

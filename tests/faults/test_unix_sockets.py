@@ -95,7 +95,7 @@ def test_a_socket_in_use_is_left_to_its_owner(daemon: Start, tmp_path: Path) -> 
     assert second.process.returncode == 1
     expected = (
         f"echod: unix:{path}: Bind failed. Error Code : 98 Message Address in use by another "
-        "process"
+        "process, which ss -lxp shows"
     )
     assert expected in second.log.splitlines()
     is_served(path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 from typing import Any
 
@@ -51,16 +52,26 @@ async def test_an_endpoint_that_is_slower_than_the_end_is_stopped_as_soon_as_it_
 async def test_what_cannot_listen_says_where_and_why(log: Log) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
-        line = "Bind failed. Error Code : 98 Message Address already in use"
+        line = (
+            "Bind failed. Error Code : 98 Message Address already in use; ss -ltnp shows which.*"
+        )
         with pytest.raises(ListenError, match=f"^{endpoint}: {line}$"):
             await listener(description=endpoint).listen()
-        assert f"{endpoint}: {line}" in log.take_errors()[0]
+        assert re.search(f"{endpoint}: {line}", log.take_errors()[0])
 
 
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (OSError(errno.EACCES, ""), "Error Code : 13 Message Permission denied"),
+        (
+            OSError(errno.EACCES, ""),
+            "Error Code : 13 Message Permission denied; a port below 1024",
+        ),
+        (
+            OSError(errno.EADDRNOTAVAIL, None),
+            "Error Code : 99 Message Cannot assign requested addr",
+        ),
+        (OSError(errno.EMFILE, None), "Error Code : 24 Message Too many open files"),
         (CannotListenError("", 1, OSError(98, None)), "Error Code : 98 Message Address already"),
         (OSError(98, "in use\x1b"), r"Error Code : 98 Message in use\x1b"),
         (CannotListenError("", 1, "odd\x1b"), r"Error Code : 22 Message odd\x1b"),
@@ -71,3 +82,7 @@ def test_why_listening_failed_is_told_in_the_words_of_every_first_server(
     error: Exception, text: str
 ) -> None:
     assert bind_error(error).startswith(f"Bind failed. {text}")
+
+
+def test_an_error_with_words_of_its_own_gets_no_remedy_for_a_port() -> None:
+    assert bind_error(OSError(98, "a file is there")).endswith("a file is there")

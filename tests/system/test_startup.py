@@ -293,7 +293,8 @@ def test_a_port_that_is_taken_ends_it_with_one_line(
     program, *arguments = command.format(taken).split()
     ended = run(tmp_path, SCRIPTS / program, *arguments)
     assert ended.returncode == 1
-    assert ended.stderr.endswith(f"echod: tcp:{taken}: {TAKEN}\n")
+    remedy = "ss -ltnp shows which process has it: stop that, or take another port"
+    assert ended.stderr.endswith(f"echod: tcp:{taken}: {TAKEN}; {remedy}\n")
     assert TAKEN in (ended.stdout or ended.stderr)  # the early log of `twist` goes there
     assert "Traceback" not in ended.stdout + ended.stderr
     assert list(tmp_path.glob("*.pid")) == []
