@@ -50,13 +50,13 @@ def _list(found: Sequence[Installed]) -> int:
             print(f"{one.name:{width}}  {_description(one)}")
     broken = [one for one in found if one.error]
     for one in broken:
-        print(f"echod: {one.origin}: {one.error}", file=sys.stderr)
+        print(f"echod: {one.name}: {one.origin}: {one.error}", file=sys.stderr)
     return 1 if broken else 0
 
 
 def _description(one: Installed) -> str:
     if one.error:
-        return f"broken: {one.error}"
+        return "broken"  # the error follows, once
     notes = f"[{one.notes}]" if one.notes else ""
     arguments = f"({'; '.join(one.arguments)})" if one.arguments else ""
     return " ".join(filter(None, [one.summary, notes, arguments]))

@@ -212,9 +212,8 @@ class Catalogue:
                 f"({self._suggestion(name, names)})"
             )
         if len(claims) > 1:
-            origins = ", ".join(offer.origin for offer in claims)
             raise self.error(
-                f"{quoted(name)} is the name of {len(claims)} plugins: {origins}; "
+                f"{quoted(name)} is the name of {len(claims)} plugins: {_origins(claims)}; "
                 "give module:object"
             )
         if claims[0].error:
@@ -237,8 +236,8 @@ class Catalogue:
         instead = f"give {escape(clipped(offer.target))}"
         if offer.name in self.builtin:
             return f"echod has a built-in {self.noun} {offer.name}; {instead}"
-        if rivals := [one.origin for one in others if one.name == offer.name and one != offer]:
-            return f"{', '.join(rivals)} has the same name; {instead}"
+        if any(one.name == offer.name and one != offer for one in others):
+            return f"another plugin has the same name; {instead}"
         return (
             "" if self._can_be_named(offer.name) else f"{self.flag} cannot name it so; {instead}"
         )
@@ -270,13 +269,19 @@ class Catalogue:
     # The list.
 
     def installed(self, describe: Callable[[str, object], Installed]) -> list[Installed]:
-        """Return all objects, by name; a broken one with its error.
+        """Return all objects, by name; a broken one with its error, and a name of several once.
 
         Args:
             describe: returns the line of an object that has been loaded.
         """
         found = [describe(name, target) for name, target in self.builtin.items()]
-        found += [self._described(offer, describe) for offer in self._plugins()]
+        plugins = self._plugins()
+        names = [offer.name for offer in plugins if offer.name not in self.builtin]
+        contested = {name for name in names if names.count(name) > 1}
+        found += [_contested(name, plugins) for name in contested]
+        found += [
+            self._described(offer, describe) for offer in plugins if offer.name not in contested
+        ]
         return sorted(found, key=lambda one: (one.name, one.error, one.origin))
 
     def _described(self, offer: Offer, describe: Callable[[str, object], Installed]) -> Installed:
@@ -343,6 +348,17 @@ def _right_form(name: str, key: str, text: str, parameters: Sequence[str]) -> st
     word = "did you mean" if close else "as in"
     form = f"{name}:{(close or parameters)[0]}={text}"
     return f"; {word} {escape(clipped(form))}{'?' if close else ''}"
+
+
+def _contested(name: str, plugins: Iterable[Offer]) -> Installed:
+    """Return the line of a name that several plugins claim."""
+    claims = [offer for offer in plugins if offer.name == name]
+    why = f"{len(claims)} plugins have this name; give module:object"
+    return Installed(escape(clipped(name)), "", _origins(claims), error=why)
+
+
+def _origins(claims: Iterable[Offer]) -> str:
+    return ", ".join(offer.origin for offer in claims)
 
 
 def _module(path: str) -> str:

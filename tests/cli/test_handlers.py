@@ -40,8 +40,8 @@ def test_a_broken_handler_is_named_and_the_exit_code_says_so(
     monkeypatch.setattr(cli, "installed", lambda: found)
     assert cli.list_handlers() == 1
     printed = capsys.readouterr()
-    assert printed.out == "fine  Fine. [reactor]\nbad   broken: no good\n"
-    assert printed.err == "echod: bad:bad (bad-package): no good\n"
+    assert printed.out == "fine  Fine. [reactor]\nbad   broken\n"
+    assert printed.err == "echod: bad: bad:bad (bad-package): no good\n"
 
 
 def test_main_runs_the_command_that_was_named(
