@@ -207,9 +207,11 @@ class Catalogue:
         if not claims:
             usable = (escape(offer.name) for offer in plugins if not offer.error)
             names = sorted({*self.builtin, *usable})
+            broken = any(offer.error for offer in plugins)
+            listed = f"; `echod {self.noun}s` says which plugins are broken" if broken else ""
             raise self.error(
                 f"no {self.noun} is named {quoted(name)}; installed: {', '.join(names)} "
-                f"({self._suggestion(name, names)})"
+                f"({self._suggestion(name, names)}){listed}"
             )
         if len(claims) > 1:
             raise self.error(

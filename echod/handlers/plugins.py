@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from traceback import walk_tb
 from typing import cast
 
@@ -165,7 +165,22 @@ def _dropins() -> list[Offer]:
         ]
     finally:
         globalLogPublisher.removeObserver(observe)
-    return [*found, *map(_broken_dropin, failures)]
+    return [*found, *map(_broken_dropin, failures), *_hidden()]
+
+
+def _hidden() -> Iterator[Offer]:
+    """Yield the dropins that Twisted leaves out because their folder is a package."""
+    seen = {Path(each).resolve() for each in plugins.__path__}
+    for entry in sys.path:
+        folder = Path(entry, "twisted", "plugins").absolute()
+        package = folder / "__init__.py"
+        if isinstance(entry, ModulesOnly) or not package.exists() or folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
+        why = escape(str(package))
+        for path in sorted(folder.glob("*.py")):
+            if path != package:
+                yield Offer(path.stem, "", escape(str(path)), f"{why} hides it: remove that file")
 
 
 def _declared(cached: object, module: str) -> Iterator[Offer]:

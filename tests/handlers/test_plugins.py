@@ -97,6 +97,31 @@ def test_a_name_that_two_distributions_offer_is_refused_with_both(offers: Offers
     assert answer("calm") == b"ab"
 
 
+def test_a_dropin_that_a_package_hides_is_named_with_the_file_to_remove(
+    folder: Path, offers: Offers
+) -> None:
+    add_dropin(folder, "calm", "from echod import HandlerPlugin\n")
+    package = folder / "twisted/plugins/__init__.py"
+    package.touch()
+    why = f"{package} hides it: remove that file"
+    assert errors() == {f"calm ({package.with_name('calm.py')})": why}
+    with pytest.raises(HandlerError) as caught:
+        resolve(parse("calm"), REACTOR)
+    assert str(caught.value) == f"calm: {why}"
+    with pytest.raises(HandlerError, match=r"; `echod handlers` says which plugins are broken$"):
+        resolve(parse("quiet"), REACTOR)
+
+
+def test_twisteds_own_plugins_are_not_hidden_nor_are_folders_with_nothing_to_hide(
+    folder: Path, offers: Offers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_dropin(folder, "calm", "")
+    monkeypatch.syspath_prepend(folder / "missing")
+    assert errors() == {}
+    with pytest.raises(HandlerError, match=r"give module:object\)$"):
+        resolve(parse("quiet"), REACTOR)
+
+
 def test_an_entry_point_and_a_dropin_of_one_name_are_two_plugins(
     folder: Path, offers: Offers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
