@@ -105,7 +105,7 @@ class Listener(Generic[Served]):
         raise ListenError(f"{listener}: {why}")
 
 
-# What an operator can do about an error of `bind`, by its number.
+# The usual remedy for an error of `bind`, by its number.
 REMEDIES = {
     errno.EADDRINUSE: "ss -ltnp shows which process has it: stop that, or take another port",
     errno.EADDRNOTAVAIL: "ip address lists the addresses of this machine",
