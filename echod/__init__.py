@@ -26,8 +26,16 @@ if TYPE_CHECKING:
     from echod.handlers.plugins import HandlerPlugin as HandlerPlugin
     from echod.limits import Limits as Limits
     from echod.messages.framing import Chunk as Chunk
-    from echod.messages.framing import Length as Length
+    from echod.messages.framing import Fixed as Fixed
+    from echod.messages.framing import Framer as Framer
+    from echod.messages.framing import Framing as Framing
+    from echod.messages.framing import FramingError as FramingError
     from echod.messages.framing import Line as Line
+    from echod.messages.framing import MessageCutShort as MessageCutShort
+    from echod.messages.framing import MessageTooLong as MessageTooLong
+    from echod.messages.prefixed import Length as Length
+    from echod.messages.prefixed import Netstring as Netstring
+    from echod.messages.prefixed import Varint as Varint
     from echod.metrics import Metrics as Metrics
     from echod.reasons import EndReason as EndReason
 
@@ -41,17 +49,25 @@ _MODULES = {
     "EchoFactory": "connections.factory",
     "EchoProtocol": "connections.message_protocol",
     "EndReason": "reasons",
+    "Fixed": "messages.framing",
+    "Framer": "messages.framing",
+    "Framing": "messages.framing",
+    "FramingError": "messages.framing",
     "Handler": "handlers.contract",
     "HandlerPlugin": "handlers.plugins",
     "InPool": "concurrency.models",
     "InReactor": "concurrency.models",
-    "Length": "messages.framing",
+    "Length": "messages.prefixed",
     "Limits": "limits",
     "Line": "messages.framing",
+    "MessageCutShort": "messages.framing",
+    "MessageTooLong": "messages.framing",
     "Metrics": "metrics",
+    "Netstring": "messages.prefixed",
     "Reply": "handlers.contract",
     "Serial": "concurrency.models",
     "ThreadPerConnection": "concurrency.models",
+    "Varint": "messages.prefixed",
     "WorkerPool": "concurrency.pool",
     "connection_handler": "handlers.kinds",
     "message_handler": "handlers.kinds",

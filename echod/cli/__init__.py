@@ -10,6 +10,7 @@ from typing import NoReturn
 from twisted.logger import globalLogBeginner
 
 from echod import __version__
+from echod.handlers.framings import installed_framings
 from echod.handlers.lookup import installed
 from echod.handlers.naming import Installed
 from echod.printing import printing
@@ -41,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def list_handlers() -> int:
     """Print the handlers that are installed; return 1 if one of them is broken."""
     return _list(installed())
+
+
+def list_framings() -> int:
+    """Print the framings that are installed; return 1 if one of them is broken."""
+    return _list(installed_framings())
 
 
 def _list(found: Sequence[Installed]) -> int:
@@ -86,4 +92,11 @@ def _parser() -> argparse.ArgumentParser:
         "run in, and its arguments with their types and defaults.",
     )
     handlers.set_defaults(run=list_handlers)
+    framings = commands.add_parser(
+        "framings",
+        help="list the framings that --framing can name",
+        description="List the installed framings: name, summary, and arguments with their types "
+        "and defaults.",
+    )
+    framings.set_defaults(run=list_framings)
     return parser

@@ -61,7 +61,7 @@ class Conversation:
         try:
             if data := greeting_of(greeting, self.framing, self.banner):
                 conn.sendall(data)
-            whole_reads = isinstance(self.framing, Chunk)
+            whole_reads = type(self.framing) is Chunk
             loop = self._answer_reads if whole_reads else self._answer_framed
             reason = loop(conn, handler)
         except OSError as error:
@@ -108,7 +108,7 @@ class Conversation:
     def _answer_framed(self, conn: ConnectionSocket, handler: Handler) -> EndReason:
         session = Session(self.framing.framer())
         received, reason = handler.received, EndReason.CLIENT
-        size = max(self.framing.max_message, 1024)
+        size = min(max(self.framing.max_message, 1024), 64 * 1024)
         while not session.finished:
             try:
                 message = session.next_message()

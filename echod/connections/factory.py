@@ -138,7 +138,7 @@ class EchoFactory(Factory):
             return _PROTOCOLS[self.handler.kind]
         if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
             return SocketProtocol
-        if isinstance(self.framing, Chunk):
+        if type(self.framing) is Chunk:
             if self.model.name is ConcurrencyModel.REACTOR:
                 return DirectProtocol
             if self.model.name is ConcurrencyModel.DEFER_TO_THREAD:
@@ -154,7 +154,7 @@ class EchoFactory(Factory):
     def limits(self, limits: Limits) -> None:
         self._limits = limits
         timeouts = [limits.idle_timeout, limits.first_byte_timeout]
-        if not isinstance(self.framing, Chunk):
+        if type(self.framing) is not Chunk:
             timeouts.append(limits.message_timeout)
         if self.model.name is ConcurrencyModel.SERIAL:
             timeouts.append(limits.serial_timeout)

@@ -16,7 +16,7 @@ from echod.concurrency.pool import WorkerPool
 from echod.connections.admission import Admission
 from echod.connections.factory import EchoFactory
 from echod.daemon.choose_reactor import name_of
-from echod.daemon.resolve import find_handler, resolve_listen, resolve_status
+from echod.daemon.resolve import find_framing, find_handler, resolve_listen, resolve_status
 from echod.daemon.service import EchoService, Part
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.lookup import ResolvedHandler
@@ -43,7 +43,7 @@ def build_service(settings: Settings, reactor: Reactor, given: object = None) ->
         given: a handler that is used instead of the one that they name; None: no other.
 
     Raises:
-        StartError: the handler cannot be loaded, or an endpoint string is wrong.
+        StartError: the handler or the framing cannot be loaded, or an endpoint string is wrong.
     """
     handler = find_handler(settings, given)
     model = make_model(settings, reactor)
@@ -88,9 +88,10 @@ def make_listeners(
     """Return the listeners that `settings` ask for, with limits over all of them together.
 
     Raises:
-        StartError: an endpoint string is wrong, or a file or socket that it names cannot be used.
+        StartError: the framing cannot be loaded, an endpoint string is wrong, or a file or socket
+            that it names cannot be used.
     """
-    framing = settings.make_framing()
+    framing = find_framing(settings)
     limits = settings.make_limits()
     admission = Admission(limits, reactor.seconds)
     turns = Turns(reactor, time.monotonic)

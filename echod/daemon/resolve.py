@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from echod.daemon import checks
 from echod.errors import UserError
+from echod.handlers.framings import check_framing, resolve_framing
 from echod.handlers.kinds import KINDS
 from echod.handlers.lookup import ResolvedHandler, adopt, check_name, resolve
 from echod.listening.endpoints import Listening, parse_listen
@@ -17,6 +18,7 @@ from echod.text import clipped, escape
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
+    from echod.messages.framing import Framing
 
 
 class StartError(UserError):
@@ -69,6 +71,16 @@ def find_handler(settings: Settings, given: object = None) -> ResolvedHandler:
     return handler
 
 
+def find_framing(settings: Settings) -> Framing:
+    """Return the framing that `settings` ask for.
+
+    Raises:
+        StartError: it cannot be loaded, or does not take its arguments.
+    """
+    with named("--framing"):
+        return resolve_framing(settings.framing_spec)
+
+
 def resolve_listen(
     reactor: Reactor, description: str, inherited: InheritedSockets, flag: str = "--listen"
 ) -> Listening:
@@ -96,16 +108,19 @@ def resolve_status(reactor: Reactor, description: str, inherited: InheritedSocke
 def check_for_restart(running: Settings, wanted: Settings, reactor: Reactor) -> None:
     """Refuse settings that the next start would refuse, as far as a running daemon can know.
 
-    No handler is imported, because new code must not run in this process. Sockets of systemd are
-    not looked for, because the next start gets its own.
+    No handler and no framing is imported, because new code must not run in this process. Sockets
+    of systemd are not looked for, because the next start gets its own.
 
     Raises:
-        StartError: no handler has that name, or an endpoint string is wrong.
+        StartError: no handler or framing has that name, or an endpoint string is wrong.
     """
     inherited = InheritedSockets({})
     if wanted.handler != running.handler:
         with named("--handler"):
             check_name(wanted.handler.name)
+    if wanted.framing != running.framing:
+        with named("--framing"):
+            check_framing(wanted.framing.name)
     for description in wanted.endpoints:
         if description not in running.endpoints and "systemd:" not in description:
             resolve_listen(reactor, description, inherited)

@@ -30,6 +30,8 @@ from echod.handlers.parameters import Parameters, Unconvertible, convert
 from echod.handlers.plugins import Offer
 from echod.text import clipped, escape, quoted
 
+_COMMA = r"a comma within a value: \,"
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -119,9 +121,9 @@ class Catalogue:
         for item in re.split(r"(?<!\\),", match["arguments"]) if match["arguments"] else ():
             key, equals, value = item.partition("=")
             if not equals or not key.isidentifier():
-                raise self.error(
-                    f"{quoted(item)} is not of the form key=value (a comma within a value: \\,)"
-                )
+                meant = key.replace("-", "_")
+                hint = f"did you mean {meant}?" if meant.isidentifier() else _COMMA
+                raise self.error(f"{quoted(item)} is not of the form key=value ({hint})")
             if key in arguments:
                 raise self.error(f"{quoted(key)} is given twice")
             arguments[key] = re.sub(r"\\([,:;& ])", r"\1", value)

@@ -7,13 +7,14 @@ Pure: bytes in, messages out, no I/O. A `Framing` is the rule, shared by all con
 
 Sizes are enforced here: a message longer than the framing's `max_message` raises
 `MessageTooLong` as soon as that is known, before it is buffered whole.
+
+`prefixed.py` has the framings in which a message follows its length.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from echod.text import plural
 
@@ -32,11 +33,26 @@ class MessageTooLong(FramingError):
 
 
 class MessageCutShort(FramingError):
-    """The stream ended inside a message whose length had been announced."""
+    """The stream ended inside a message whose length is known, or inside its length."""
 
-    def __init__(self, missing: int) -> None:
-        unit = plural(missing, "byte", "bytes")
-        super().__init__(f"Message cut short: the stream ended {missing} {unit} before its end")
+    def __init__(self, missing: int | None = None) -> None:
+        unit = plural(missing or 0, "byte", "bytes")
+        where = "within its length" if missing is None else f"{missing} {unit} before its end"
+        super().__init__(f"Message cut short: the stream ended {where}")
+
+
+# The most that `max_message` and the like can be, as `--max-message`.
+MOST = 2**31 - 1
+
+
+def check_size(name: str, size: int) -> None:
+    """Check an argument that is a number of bytes.
+
+    Raises:
+        ValueError: it is less than 1, or too great.
+    """
+    if not 1 <= size <= MOST:
+        raise ValueError(f"{name} is a number from 1 to {MOST}, not {size}")
 
 
 class Framer(Protocol):
@@ -56,7 +72,8 @@ class Framer(Protocol):
         """Return the next message, or None if that needs more input.
 
         Raises:
-            MessageTooLong, MessageCutShort: the input after this point cannot be parsed.
+            FramingError: the input after this point cannot be parsed. The client gets the text,
+                and the connection ends. `MessageTooLong` and `MessageCutShort` are such errors.
         """
 
 
@@ -65,13 +82,17 @@ class Framing(Protocol):
 
     @property
     def max_message(self) -> int:
-        """The longest message, in bytes."""
+        """The longest message, in bytes; its framers refuse, or cut, a longer one."""
 
     def framer(self) -> Framer:
         """Return the framer of a new connection."""
 
     def encode(self, reply: bytes) -> bytes:
-        """Frame `reply`."""
+        """Frame `reply`.
+
+        Raises:
+            ValueError: it cannot be framed. That counts as an error of the handler.
+        """
 
     def encode_line(self, text: bytes) -> bytes:
         """Frame a line of the daemon's own (a banner, an error).
@@ -89,6 +110,9 @@ class Chunk:
     """
 
     max_message: int = 1024
+
+    def __post_init__(self) -> None:
+        check_size("max_message", self.max_message)
 
     def framer(self) -> ChunkFramer:
         return ChunkFramer(self.max_message)
@@ -114,6 +138,7 @@ class Line:
     max_message: int = 16 * 1024
 
     def __post_init__(self) -> None:
+        check_size("max_message", self.max_message)
         if not self.delimiter:
             raise ValueError("a delimiter has at least one byte")
 
@@ -128,23 +153,33 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Length:
-    """A message, and a reply, follows its length in bytes: 32 bits, unsigned, big-endian."""
+class Fixed:
+    """A message, and a reply, has always the same number of bytes, `size`.
 
-    # Room for a record of any usual protocol, while a whole message, a read and the replies
-    # still fit in what one connection may cost.
-    max_message: int = 32 * 1024
+    A line of the daemon's own is as many messages as it needs, with spaces before its end.
+    """
 
-    HEADER: ClassVar[struct.Struct] = struct.Struct("!I")
+    size: int
 
-    def framer(self) -> LengthFramer:
-        return LengthFramer(self.max_message)
+    def __post_init__(self) -> None:
+        check_size("size", self.size)
+
+    @property
+    def max_message(self) -> int:
+        return self.size
+
+    def framer(self) -> FixedFramer:
+        return FixedFramer(self.size)
 
     def encode(self, reply: bytes) -> bytes:
-        return self.HEADER.pack(len(reply)) + reply
+        if len(reply) != self.size:
+            unit = plural(self.size, "byte", "bytes")
+            raise ValueError(f"a fixed reply has {self.size} {unit}, not {len(reply)}")
+        return reply
 
     def encode_line(self, text: bytes) -> bytes:
-        return self.encode(text + b"\n")
+        missing = -(len(text) + 1) % self.size
+        return text + b" " * missing + b"\n"
 
 
 class ChunkFramer:
@@ -192,8 +227,8 @@ class ChunkFramer:
         return read[start:] if start else read
 
 
-class _BufferingFramer:
-    """Base of the framers that join reads."""
+class BufferingFramer:
+    """Base of framers that join reads."""
 
     __slots__ = ("_buffer", "_ended", "_max_message")
 
@@ -213,7 +248,7 @@ class _BufferingFramer:
         self._ended = True
 
 
-class LineFramer(_BufferingFramer):
+class LineFramer(BufferingFramer):
     """Examines each byte once, however the line was cut into segments."""
 
     __slots__ = ("_delimiter", "_searched")
@@ -243,25 +278,19 @@ class LineFramer(_BufferingFramer):
         return None
 
 
-class LengthFramer(_BufferingFramer):
-    """Refuses a message by its header, before any of it is buffered."""
+class FixedFramer(BufferingFramer):
+    """Needs no search: the size says where a message ends."""
 
     __slots__ = ()
 
     def next_message(self) -> bytes | None:
-        buffer, header = self._buffer, Length.HEADER
-        wanted = header.size
-        if len(buffer) >= wanted:
-            (length,) = header.unpack_from(buffer)
-            if length > self._max_message:
-                raise MessageTooLong(self._max_message)
-            wanted += length
-            if len(buffer) >= wanted:
-                message = bytes(buffer[header.size : wanted])
-                del buffer[:wanted]
-                return message
+        buffer, size = self._buffer, self._max_message
+        if len(buffer) >= size:
+            message = bytes(buffer[:size])
+            del buffer[:size]
+            return message
         if self._ended and buffer:
-            raise MessageCutShort(wanted - len(buffer))
+            raise MessageCutShort(size - len(buffer))
         return None
 
 
@@ -270,11 +299,3 @@ def encode_greeting(framing: Framing, greeting: bytes) -> bytes:
     if greeting.endswith(b"\n"):
         return framing.encode_line(greeting[:-1])
     return framing.encode(greeting)
-
-
-# The framings by their names in settings.
-FRAMINGS: dict[str, type[Chunk] | type[Line] | type[Length]] = {
-    "chunk": Chunk,
-    "line": Line,
-    "length": Length,
-}

@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 from echod.addresses import Network
 from echod.handlers.builtin import BANNER, PREFIX
 from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.framings import FRAMINGS, parse_framing
 from echod.handlers.lookup import parse
 from echod.handlers.naming import Spec
 from echod.limits import LOG_RATE, Limits
 from echod.log.lines import FORMATS as LOG_FORMATS
 from echod.log.observer import LEVELS as LOG_LEVELS
-from echod.messages.framing import FRAMINGS, Chunk, Framing, Length, Line
+from echod.messages.framing import Chunk, Framing, Line
+from echod.messages.prefixed import MAX_MESSAGE
 from echod.settings.schema import (
     Setting,
     SettingError,
@@ -37,7 +39,7 @@ from echod.settings.schema import (
     setting,
     whole_number,
 )
-from echod.text import escape
+from echod.text import clipped, escape, unescaped
 
 DEFAULT_PORT = 8888
 
@@ -163,19 +165,22 @@ class Settings:
             whole_number(1, 10_000),
         ),
     )
-    framing: str = setting(
-        "chunk",
+    framing: Spec = setting(
+        Spec("chunk"),
         Text(
-            "How input is cut into messages: chunk (the data of one read), line, or length (each "
-            "message follows its length, 32 bits, big-endian).",
-            one_of(FRAMINGS),
+            "How input is cut into messages: chunk (the data of one read), line, length (each "
+            "message follows its length, 32 bits, big-endian), another installed name "
+            "(`echod framings` lists them) or module:object, with arguments as "
+            "NAME:key=value,...",
+            parse_framing,
             section="Messages",
         ),
     )
     delimiter: bytes | None = setting(
         None,
         Text(
-            r"The end of a line in --framing line; may contain escapes such as \r\n.",
+            r"The end of a line in --framing line; may contain escapes such as \r\n. Short for "
+            "--framing line:delimiter=TEXT.",
             delimiter_bytes,
             unset=escape(Line.delimiter),
             example=b"\r\n",
@@ -184,10 +189,10 @@ class Settings:
     max_message: int | None = setting(
         None,
         Text(
-            "The longest message, in bytes; chunk cuts longer ones, line and length refuse them.",
+            "The longest message, in bytes; chunk cuts longer ones, the other framings refuse "
+            "them. Short for --framing NAME:max_message=N.",
             whole_number(1, 2**31 - 1),
-            unset=f"chunk {Chunk.max_message}, line {Line.max_message}, "
-            f"length {Length.max_message}",
+            unset=f"chunk {Chunk.max_message}, line {Line.max_message}, others {MAX_MESSAGE}",
             unit="bytes",
             example=65536,
         ),
@@ -285,7 +290,7 @@ class Settings:
     message_timeout: float = setting(
         Limits.message_timeout,
         Text(
-            "Seconds that a message in line or length framing may take from its first byte to its "
+            "Seconds that a message in any framing but chunk may take from its first byte to its "
             "last, plus one second for each --min-rate bytes of it; 0: any time.",
             seconds,
             unit="seconds",
@@ -452,9 +457,35 @@ class Settings:
                 f"--drain-spread ({self.drain_spread:g}) must be shorter than "
                 f"--drain-timeout ({self.drain_timeout:g})"
             )
-        if self.delimiter is not None and self.framing != "line":
-            raise SettingError(f"--delimiter needs --framing line, not {self.framing}")
+        self._check_framing()
         self._refuse_to_listen_twice()
+
+    def _check_framing(self) -> None:
+        """Refuse settings about the framing that it does not take, or that are given twice."""
+        framing = self.framing
+        if self.delimiter is not None and framing.name in FRAMINGS and framing.name != "line":
+            raise SettingError(f"--delimiter needs --framing line, not {framing.name}")
+        if self.max_message is not None and framing.name == "fixed":
+            raise SettingError(
+                "--max-message has no effect with --framing fixed: give fixed:size=N"
+            )
+        for name in self._framing_arguments:
+            if name in framing.arguments:
+                given = f"{name}={framing.arguments[name]}"
+                raise SettingError(
+                    f"--{name.replace('_', '-')} and --framing both give {name}: "
+                    f"leave out {escape(clipped(given))} there"
+                )
+
+    @property
+    def _framing_arguments(self) -> dict[str, str]:
+        """The settings that are arguments of the framing, as texts."""
+        given: dict[str, str] = {}
+        if self.delimiter is not None:
+            given["delimiter"] = unescaped(self.delimiter)
+        if self.max_message is not None:
+            given["max_message"] = str(self.max_message)
+        return given
 
     def _refuse_to_listen_twice(self) -> None:
         """Refuse an address that is given twice: the second bind would blame another process."""
@@ -490,19 +521,26 @@ class Settings:
             if one.name in about and getattr(self, one.name) != one.default
         ]
 
-    def make_framing(self) -> Framing:
-        """Return the framing, with its own defaults for settings that were not given."""
-        chosen: dict[str, Any] = {"delimiter": self.delimiter, "max_message": self.max_message}
-        given = {name: value for name, value in chosen.items() if value is not None}
-        return FRAMINGS[self.framing](**given)
+    @property
+    def framing_spec(self) -> Spec:
+        """The framing, with `--delimiter` and `--max-message` added to its arguments."""
+        spec = self.framing
+        return replace(spec, arguments={**spec.arguments, **self._framing_arguments})
 
     def make_banner(self, framing: Framing) -> bytes | None:
-        """Return the greeting as it is sent; None leaves it to the handler."""
+        """Return the greeting as it is sent; None leaves it to the handler.
+
+        Raises:
+            SettingError: it cannot be framed.
+        """
         if self.no_banner:
             return b""
         if self.banner is None:
             return None
-        return framing.encode_line(self.banner.removesuffix(b"\n"))
+        try:
+            return framing.encode_line(self.banner.removesuffix(b"\n"))
+        except ValueError as error:
+            raise SettingError(f"--banner: {error}") from None
 
     def make_limits(self) -> Limits:
         """Return the limits on clients."""

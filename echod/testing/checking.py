@@ -51,7 +51,7 @@ def check(
         AssertionError: a rule does not hold; the text says which, and what came.
         ValueError: the framing has no messages of its own, or no model is left.
     """
-    if framing == "chunk":
+    if framing.partition(":")[0] == "chunk":
         raise ValueError("with chunk framing, how the input is cut is part of the input")
     left = [model for model in models if _can_run(handler, ConcurrencyModel(model))]
     if not left:

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from echod.connections.clients import log_failure
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.daemon.build import build_service
+from echod.daemon.resolve import find_framing
 from echod.handlers.client import Client
 from echod.settings.definitions import SETTINGS, Settings
 from echod.settings.schema import SettingError
@@ -60,6 +61,7 @@ def serving(handler: object = "echo", **settings: object) -> Server:
 
     Raises:
         SettingError: there is no such setting, or its value is not valid.
+        StartError: the framing cannot be used.
     """
     if isinstance(handler, str):
         return Server(None, make_settings({"handler": handler, **settings}))
@@ -108,7 +110,7 @@ class Server:
         self.service: EchoService | None = None
         self._handler = handler
         self._settings = settings
-        self.framing = settings.make_framing()
+        self.framing = find_framing(settings)
         self._connections: list[Connection] = []
         self._drained: Deferred[None] | None = None
 

@@ -21,10 +21,11 @@ from echod.handlers.client import Client
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler
 from echod.limits import Limits
-from echod.messages.framing import Length
+from echod.messages.framing import MOST
+from echod.messages.prefixed import Length
 from echod.testing.in_memory import PEER, MemoryTransport, VirtualReactor
 
-_ANY_LENGTH = Length(max_message=2**31)
+_ANY_LENGTH = Length(max_message=MOST)
 
 
 class TalkError(Exception):

@@ -209,7 +209,7 @@ def test_a_message_that_takes_too_long_is_refused_however_steadily_it_comes(
     clock = Clock()
     factory = EchoFactory(clock, banner=b"", framing=framing, limits=SLOW)
     protocol, transport = connect(factory)
-    protocol.dataReceived(Length.HEADER.pack(1000))
+    protocol.dataReceived(Length().header.pack(1000))
     while not transport.half_closed:
         protocol.dataReceived(b"x")
         clock.advance(URGENT_INTERVAL)

@@ -130,6 +130,15 @@ def talk(conn: socket.socket) -> None:
             },
             "--max-message has no effect",
         ),
+        (
+            {"framing": Spec("lines")},
+            "--framing: no framing is named 'lines'; .*did you mean line",
+        ),
+        ({"framing": Spec("fixed")}, "--framing: fixed needs the argument 'size': fixed:size=..."),
+        (
+            {"framing": Spec("length", {"bytes": "1"}), "banner": b"x" * 300},
+            "--banner: a length of 1 byte announces at most 255 bytes, not 301",
+        ),
         ({"listen": ("nosuch:1",)}, "--listen nosuch:1: there is no kind of listener 'nosuch'"),
         ({"listen": ("tcp:http",)}, "--listen tcp:http: "),
         ({"listen": ("tcp",)}, "--listen tcp: "),
@@ -137,7 +146,7 @@ def talk(conn: socket.socket) -> None:
     ],
 )
 def test_what_cannot_start_says_why(values: dict[str, Any], why: str) -> None:
-    with pytest.raises(StartError, match=why):
+    with pytest.raises(UserError, match=why):
         build_service(settings(**values), reactor)
 
 
@@ -476,6 +485,7 @@ def test_a_passed_socket_that_the_status_uses_is_not_called_unused(
     ("values", "why"),
     [
         ({"handler": Spec("nosuch")}, "--handler: no handler is named 'nosuch'"),
+        ({"framing": Spec("nosuch")}, "--framing: no framing is named 'nosuch'"),
         ({"listen": (LOOPBACK, "tcp:99999999")}, "--listen tcp:99999999: 99999999 is not a port"),
         ({"status": "proxy:tcp:0"}, "--status proxy:tcp:0: no PROXY header is read here"),
         (
@@ -509,18 +519,19 @@ def test_a_reload_shows_an_error_of_the_operators_without_a_place_in_the_program
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reload_neither_imports_a_handler_nor_looks_for_sockets_that_are_not_passed_yet(
+async def test_a_reload_imports_nothing_and_looks_for_no_sockets_that_are_not_passed_yet(
     log: Log,
 ) -> None:
     service = build_service(settings(), reactor)
     service.startService()
     service.configure = Configured(
         handler=Spec("nosuch:handler"),
+        framing=Spec("nosuch:Framing"),
         listen=("systemd:name=echod",),
         status="systemd:name=status",
     )
     service.reload()
-    assert "Ignored until restart: listen, handler, status" in log.text
+    assert "Ignored until restart: listen, handler, framing, status" in log.text
     await service.stopService()
 
 

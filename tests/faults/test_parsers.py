@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echod.messages.framing import Framing, Length, Line
+from echod.messages.framing import Fixed, Framing, Line
+from echod.messages.prefixed import Length, Netstring, Varint
 from tests.faults.fuzz.targets import TARGETS, cut, messages
 from tests.faults.scale import Scale
 from tests.support.clients import connect, receive_all
@@ -51,7 +52,14 @@ def fuzz(target: str, directory: Path, scale: Scale) -> None:
     scale.note(f"{int(tried[1]):,} of {INPUTS:,} inputs")
 
 
-FRAMINGS: dict[str, Framing] = {"line": Line(), "length": Length()}
+FRAMINGS: dict[str, Framing] = {
+    "line": Line(),
+    "length": Length(),
+    "length:bytes=2,order=little,inclusive=true": Length(bytes=2, order="little", inclusive=True),
+    "netstring": Netstring(),
+    "varint": Varint(),
+    "fixed:size=500": Fixed(500),
+}
 
 
 @pytest.mark.parametrize("name", FRAMINGS)
@@ -68,8 +76,8 @@ def test_hostile_streams_get_what_their_messages_deserve(
     chance = random.Random(name)
     for _ in scale(ci=60, soak=20_000):
         stream = b"".join(hostile(chance) for _ in range(chance.randrange(1, 30)))
-        if name == "length" and chance.random() < 0.9:
-            stream = b"".join(framing.encode(part) for part in stream.split(b"\r"))
+        if name not in ("line", "fixed:size=500") and chance.random() < 0.9:
+            stream = b"".join(framing.encode(part[:65_000]) for part in stream.split(b"\r"))
         got, error = messages(framing, iter([stream]))
         expected = b"".join(map(framing.encode, got))
         if error:

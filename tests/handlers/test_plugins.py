@@ -15,6 +15,7 @@ from echod.handlers.lookup import check_name, installed, parse, resolve
 from tests.support.clients import BANNER, connect, receive
 from tests.support.daemon import REACTOR as CHOSEN
 from tests.support.daemon import SCRIPTS, Start
+from tests.support.distributions import add_distribution
 from tests.support.log import Log
 from tests.support.needs import not_here
 
@@ -23,16 +24,6 @@ BUILT_IN = {"count", "echo", "reverse", "upper"}
 
 # Adds a distribution with these entry points to a folder of the path.
 Offers = Callable[..., Path]
-
-
-def add_distribution(folder: Path, name: str, *entries: str) -> Path:
-    """Install a distribution with entry points and nothing else."""
-    metadata = folder / f"{name}-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    lines = "\n".join(["[echod.handlers]", *entries])
-    (metadata / "entry_points.txt").write_text(f"{lines}\n")
-    return metadata
 
 
 def add_dropin(folder: Path, module: str, text: str) -> None:

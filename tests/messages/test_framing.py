@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import random
 from typing import Any
 
@@ -9,41 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echod.messages.framing import (
-    FRAMINGS,
     Chunk,
-    Framer,
+    Fixed,
     Framing,
-    Length,
     Line,
     MessageCutShort,
     MessageTooLong,
     encode_greeting,
 )
-
-
-def messages(framer: Framer) -> list[bytes]:
-    return list(iter(framer.next_message, None))
-
-
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
-
-
-def fed(framing: Framing, *reads: bytes) -> list[bytes]:
-    """Feed `reads` and pull: after each as the event loop does, or after several held back.
-
-    The messages are the same.
-    """
-    framer, held = framing.framer(), framing.framer()
-    found: list[bytes] = []
-    for read in reads:
-        framer.feed(read)
-        held.feed(read)
-        found += messages(framer)
-    assert messages(held) == found
-    assert held.buffered == framer.buffered
-    return found
+from tests.support.framers import cut, fed, messages, outcome
 
 
 @pytest.mark.parametrize(
@@ -204,34 +177,6 @@ def test_behind_a_line_the_next_is_searched_from_its_beginning() -> None:
     assert messages(framer) == [b"c"]
 
 
-@given(st.lists(st.binary(max_size=300)), st.lists(st.integers(0, 10**6)))
-def test_lengths_come_whole_however_the_stream_was_segmented(
-    parts: list[bytes], places: list[int]
-) -> None:
-    stream = b"".join(map(Length().encode, parts))
-    assert fed(Length(), *cut(stream, places)) == parts
-
-
-def test_a_length_beyond_the_limit_is_refused_by_its_header_alone() -> None:
-    with pytest.raises(MessageTooLong, match="the limit is 10 bytes"):
-        fed(Length(max_message=10), b"\x00\x00\x00\x0b")
-
-
-def test_a_length_of_the_limit_passes() -> None:
-    assert fed(Length(max_message=10), b"\0\0\0\x0a0123456789") == [b"0123456789"]
-
-
-@pytest.mark.parametrize(("stream", "missing"), [(b"\x00", 3), (b"\x00\x00\x00\x05ab", 3)])
-def test_a_stream_that_ends_within_a_message_says_how_much_is_missing(
-    stream: bytes, missing: int
-) -> None:
-    framer = Length().framer()
-    framer.feed(stream)
-    framer.end()
-    with pytest.raises(MessageCutShort, match=f"{missing} bytes before its end"):
-        framer.next_message()
-
-
 @pytest.mark.parametrize(
     ("framing", "reply", "wire"),
     [
@@ -239,7 +184,7 @@ def test_a_stream_that_ends_within_a_message_says_how_much_is_missing(
         (Line(), b"x", b"x\n"),
         (Line(), b"x\n", b"x\n"),
         (Line(b"\r\n"), b"", b"\r\n"),
-        (Length(), b"xy", b"\x00\x00\x00\x02xy"),
+        (Fixed(2), b"xy", b"xy"),
     ],
 )
 def test_replies_are_framed_as_messages_are(framing: Framing, reply: bytes, wire: bytes) -> None:
@@ -251,7 +196,10 @@ def test_replies_are_framed_as_messages_are(framing: Framing, reply: bytes, wire
     [
         (Chunk(), b"Hi\n"),
         (Line(b"\r\n"), b"Hi\r\n"),
-        (Length(), b"\x00\x00\x00\x03Hi\n"),
+        (Fixed(3), b"Hi\n"),
+        (Fixed(2), b"Hi \n"),
+        (Fixed(1), b"Hi\n"),
+        (Fixed(10), b"Hi       \n"),
     ],
 )
 def test_a_line_of_the_daemons_own_ends_as_the_framing_has_it(
@@ -267,8 +215,8 @@ def test_a_line_of_the_daemons_own_ends_as_the_framing_has_it(
         (Chunk(), b"Hi ", b"Hi "),
         (Line(b"\r\n"), b"Hi\n", b"Hi\r\n"),
         (Line(b"\r\n"), b"Hi", b"Hi\r\n"),
-        (Length(), b"Hi\n", b"\x00\x00\x00\x03Hi\n"),
-        (Length(), b"Hi", b"\x00\x00\x00\x02Hi"),
+        (Fixed(4), b"Hi\n", b"Hi \n"),
+        (Fixed(2), b"Hi", b"Hi"),
     ],
 )
 def test_a_greeting_that_is_a_line_ends_as_the_framing_has_it(
@@ -277,9 +225,9 @@ def test_a_greeting_that_is_a_line_ends_as_the_framing_has_it(
     assert encode_greeting(framing, greeting) == wire
 
 
-@pytest.mark.parametrize("name", FRAMINGS)
-def test_an_empty_input_has_no_message(name: str) -> None:
-    framer = FRAMINGS[name]().framer()
+@pytest.mark.parametrize("framing", [Chunk(), Line(), Fixed(3)])
+def test_an_empty_input_has_no_message(framing: Framing) -> None:
+    framer = framing.framer()
     framer.end()
     assert framer.next_message() is None
     assert framer.buffered == 0
@@ -288,3 +236,30 @@ def test_an_empty_input_has_no_message(name: str) -> None:
 def test_a_delimiter_must_not_be_empty() -> None:
     with pytest.raises(ValueError, match="at least one byte"):
         Line(b"")
+
+
+@pytest.mark.parametrize("make", [Chunk, lambda size: Line(max_message=size), Fixed])
+@pytest.mark.parametrize("size", [0, -1, 2**31])
+def test_a_message_has_at_least_a_byte_and_at_most_two_gigabytes(make: Any, size: int) -> None:
+    with pytest.raises(ValueError, match=f"from 1 to 2147483647, not {size}"):
+        make(size)
+
+
+@given(st.binary(max_size=300), st.integers(1, 40), st.lists(st.integers(0, 10**6)))
+def test_fixed_messages_come_whole_however_the_stream_was_segmented(
+    stream: bytes, size: int, places: list[int]
+) -> None:
+    whole = len(stream) // size
+    expected = [stream[number * size : (number + 1) * size] for number in range(whole)]
+    assert fed(Fixed(size), *cut(stream, places)) == expected
+    assert b"".join(map(Fixed(size).encode, expected)) == stream[: whole * size]
+    missing = -len(stream) % size
+    got, error = outcome(Fixed(size), *cut(stream, places))
+    assert got == expected
+    assert error == (str(MessageCutShort(missing)) if missing else "")
+
+
+@pytest.mark.parametrize("reply", [b"", b"abc", b"abcdefgh"])
+def test_a_fixed_reply_of_another_size_is_refused(reply: bytes) -> None:
+    with pytest.raises(ValueError, match=f"a fixed reply has 4 bytes, not {len(reply)}"):
+        Fixed(4).encode(reply)

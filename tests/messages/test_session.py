@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.messages.framing import Chunk, Length, Line, LineFramer, MessageCutShort, MessageTooLong
+from echod.messages.framing import Chunk, Line, LineFramer, MessageCutShort, MessageTooLong
+from echod.messages.prefixed import Length
 from echod.messages.session import Session
 
 

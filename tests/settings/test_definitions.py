@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod import Chunk, Length, Limits, Line
+from echod import Chunk, Fixed, Length, Limits, Line
 from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.framings import parse_framing, resolve_framing
 from echod.handlers.lookup import parse as parse_handler
 from echod.handlers.naming import Spec
 from echod.settings.definitions import (
@@ -38,7 +39,7 @@ def test_without_flags_the_defaults_hold() -> None:
     assert settings == Settings()
     assert settings.endpoints == ("tcp:8888",)
     assert settings.handler_spec == Spec("echo")
-    assert settings.make_framing() == Chunk(1024)
+    assert resolve_framing(settings.framing_spec) == Chunk(1024)
     assert settings.make_limits() == Limits()
     assert settings.make_banner(Chunk()) is None
 
@@ -69,10 +70,17 @@ def test_each_flag_is_a_setting(arguments: list[str], name: str, value: Any) -> 
         (["--framing=line"], Line()),
         (["--framing=line", r"--delimiter=\r\n", "--max-message=10"], Line(b"\r\n", 10)),
         (["--framing=length"], Length()),
+        (["--framing=length:bytes=2,max_message=10"], Length(10, bytes=2)),
+        (["--framing=length:bytes=2", "--max-message=10"], Length(10, bytes=2)),
+        ([r"--framing=line:delimiter=\r\n,max_message=10"], Line(b"\r\n", 10)),
+        (["--framing=line:max_message=10", r"--delimiter=\\\x00\xff;,"], Line(b"\\\0\xff;,", 10)),
+        (["--framing=fixed:size=7"], Fixed(7)),
     ],
 )
-def test_the_framing_has_its_own_defaults(arguments: list[str], framing: Any) -> None:
-    assert parse(*arguments).make_framing() == framing
+def test_the_framing_has_its_own_defaults_and_arguments(
+    arguments: list[str], framing: Any
+) -> None:
+    assert resolve_framing(parse(*arguments).framing_spec) == framing
 
 
 @pytest.mark.parametrize(
@@ -88,6 +96,14 @@ def test_the_framing_has_its_own_defaults(arguments: list[str], framing: Any) ->
 )
 def test_a_banner_is_a_line(arguments: list[str], banner: bytes | None) -> None:
     assert parse(*arguments).make_banner(Line(b"\r\n")) == banner
+
+
+def test_a_banner_that_the_framing_cannot_hold_is_refused() -> None:
+    with pytest.raises(SettingError) as caught:
+        parse(f"--banner={'x' * 300}").make_banner(Length(bytes=1))
+    assert str(caught.value) == (
+        "--banner: a length of 1 byte announces at most 255 bytes, not 301"
+    )
 
 
 def test_limits_on_clients_are_settings() -> None:
@@ -110,7 +126,11 @@ def test_limits_on_clients_are_settings() -> None:
         ),
         (["--drain-timeout=-1"], "'-1' is not a number of seconds"),
         (["--drain-timeout=nan"], "'nan' is not a number of seconds"),
-        (["--framing=xml"], "--framing: 'xml' is not one of: chunk, line, length"),
+        (["--framing=a=b"], "--framing: 'a=b' is not of the form NAME"),
+        (
+            ["--framing=length:max-message=5"],
+            "'max-message=5' is not of the form key=value (did you mean max_message?)",
+        ),
         (["--concurrency=fast"], "is not one of: reactor, defer-to-thread, thread-per"),
         (["--framing=line", "--delimiter="], "--delimiter: '' is not at least one byte"),
         (["--banner=\\x1"], "--banner: '\\\\x1' is not text in which"),
@@ -123,6 +143,18 @@ def test_limits_on_clients_are_settings() -> None:
             "--banner has no effect with --concurrency serial",
         ),
         (["--delimiter=x"], "--delimiter needs --framing line, not chunk"),
+        (
+            ["--framing=line:delimiter=x", "--delimiter=x"],
+            "--delimiter and --framing both give delimiter: leave out delimiter=x there",
+        ),
+        (
+            ["--framing=length:max_message=5", "--max-message=6"],
+            "--max-message and --framing both give max_message: leave out max_message=5 there",
+        ),
+        (
+            ["--framing=fixed:size=5", "--max-message=5"],
+            "--max-message has no effect with --framing fixed: give fixed:size=N",
+        ),
         (["--port=80", "--port=80"], "--port: 80 is given twice"),
         (
             ["--listen=unix:s", "--listen=8888", "--listen=unix:s"],
@@ -298,6 +330,7 @@ def test_a_flag_wins_over_what_contradicts_it_in_the_file(
     assert parse("--config", str(file), flag) == settings
 
 
+BOTH = "--max-message and --framing both give max_message: leave out max_message=6 there"
 SPREAD = "--drain-spread (5) must be shorter than --drain-timeout (2.5)"
 
 
@@ -316,6 +349,11 @@ SPREAD = "--drain-spread (5) must be shorter than --drain-timeout (2.5)"
             SPREAD + " (--drain-timeout is set in {file})",
         ),
         ("threads = 1", "--delimiter=x", "--delimiter needs --framing line, not chunk"),
+        (
+            "max-message = 5",
+            "--framing=line:max_message=6",
+            "{file}: " + BOTH + " (--framing is given as a flag)",
+        ),
     ],
 )
 def test_a_contradiction_between_flags_and_file_names_both_places(
@@ -421,7 +459,7 @@ ANY_SETTINGS = st.builds(
     .map(parse_handler),
     concurrency=st.sampled_from([ConcurrencyModel.REACTOR, ConcurrencyModel.DEFER_TO_THREAD]),
     threads=st.integers(1, 10_000),
-    framing=st.just("line"),
+    framing=st.sampled_from([Spec("line"), parse_framing(r"mine:Own:end=\r\n\,,size=7")]),
     delimiter=st.none() | st.binary(min_size=1),
     max_message=st.none() | st.integers(1, 2**31 - 1),
     banner=st.none() | st.binary(),

@@ -333,6 +333,16 @@ REFUSED = {
     "--concurrency thread-per-connection --handler served:talk --framing line": (
         "--framing has no effect: served:talk is a connection handler"
     ),
+    "--framing lien": "--framing: no framing is named 'lien'; installed: chunk, fixed, length,",
+    "--framing length:bites=2": "takes no argument 'bites'; it takes: max_message, bytes, order,",
+    "--framing length:bytes=5": "--framing: length: bytes=5 is not one of: 1, 2, 3, 4, 8",
+    "--framing fixed": "--framing: fixed needs the argument 'size': fixed:size=...",
+    "--framing fixed:size=0": "--framing: fixed: size is a number from 1 to 2147483647, not 0",
+    "--framing served:talk": "--framing: served:talk needs the argument 'conn'",
+    "--framing line:delimiter=x --delimiter y": "--delimiter and --framing both give delimiter",
+    "--concurrency thread-per-connection --handler served:talk --framing netstring": (
+        "--framing has no effect: served:talk is a connection handler"
+    ),
     "--banner Hi --no-banner": "--banner and --no-banner contradict",
     "--listen carrier-pigeon:8888": "--listen carrier-pigeon:8888",
     "--listen ssl:0:privateKey=none.pem": "--listen ssl:0:privateKey=none.pem",

@@ -18,9 +18,9 @@ import pytest_twisted
 from twisted.internet.endpoints import clientFromString, connectProtocol
 
 from echod import Handler, connection_handler, message_handler
+from echod.errors import UserError
 from echod.handlers.builtin import Count
 from echod.handlers.contract import ConcurrencyModel
-from echod.settings.schema import SettingError
 from echod.testing import serving
 from tests.support.log import Log
 from tests.support.paths import ROOT
@@ -176,12 +176,13 @@ def test_a_server_that_cannot_start_says_why(log: Log) -> None:
     ("settings", "error"),
     [
         ({"framings": "line"}, "serving takes no setting 'framings'; did you mean framing?"),
-        ({"framing": "lines"}, "framing: 'lines' is not one of: chunk"),
+        ({"framing": "lines="}, "framing: 'lines=' is not of the form NAME"),
+        ({"framing": "lines"}, "--framing: no framing is named 'lines'; installed: chunk"),
         ({"idle_timeout": -1}, "idle_timeout: '-1' is not a number of seconds"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict[str, Any], error: str) -> None:
-    with pytest.raises(SettingError) as raised:
+    with pytest.raises(UserError) as raised:
         serving(shout, **settings)
     assert str(raised.value).startswith(error)
 

@@ -17,7 +17,8 @@ from echod.errors import UserError
 from echod.handlers.contract import HandlerError
 from echod.handlers.lookup import parse
 from echod.listening.endpoints import parse_listen
-from echod.messages.framing import Chunk, Framing, FramingError, Length, Line
+from echod.messages.framing import Chunk, Fixed, Framing, FramingError, Line
+from echod.messages.prefixed import Length, Netstring, Varint
 from echod.proxy_header import HeaderParser, ProxyError
 from echod.settings.definitions import SETTINGS, Settings
 from echod.settings.schema import SettingError, read_file
@@ -82,6 +83,28 @@ def length(data: bytes) -> None:
     # Lengths are small where the stream is not random, so that messages come about.
     framing = Length(70)
     stream = data.replace(b"~", b"\0\0\0")
+    _put_back(framing, stream)
+
+
+def netstring(data: bytes) -> None:
+    """The same for netstrings."""
+    _put_back(Netstring(70), data)
+
+
+def varint(data: bytes) -> None:
+    """The same for varints, of which a stream may have longer ones than echod writes."""
+    framing = Varint(70)
+    got, error = messages(framing, cut(data))
+    assert (got, error) == messages(framing, iter([data] if data else []))
+    assert error or sum(map(len, got)) + len(got) <= len(data)
+
+
+def fixed(data: bytes) -> None:
+    """The same for messages of one size."""
+    _put_back(Fixed(data[0] % 20 + 1 if data else 1), data[1:])
+
+
+def _put_back(framing: Framing, stream: bytes) -> None:
     got, error = messages(framing, cut(stream))
     assert (got, error) == messages(framing, iter([stream] if stream else []))
     whole = b"".join(map(framing.encode, got))
@@ -216,6 +239,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         chunk,
         line,
         length,
+        netstring,
+        varint,
+        fixed,
         escaping,
         unescaping,
         flags,

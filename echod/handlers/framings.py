@@ -1,0 +1,142 @@
+"""Find the framing that the text of `--framing` names, and make it.
+
+`echod.handlers.naming` has the rules of names. Plugins are entry points in the group
+`echod.framings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from echod.errors import UserError
+from echod.handlers.kinds import class_of
+from echod.handlers.naming import Catalogue, Installed, Spec, summary
+from echod.handlers.parameters import Parameters, described, keywords_of
+from echod.handlers.plugins import offered_framings
+from echod.messages.framing import MOST, Chunk, Fixed, Framing, Line
+from echod.messages.prefixed import Length, Netstring, Varint
+from echod.text import clipped, escape
+
+# Their names for `--framing`.
+FRAMINGS: Mapping[str, type[Framing]] = {
+    "chunk": Chunk,
+    "fixed": Fixed,
+    "length": Length,
+    "line": Line,
+    "netstring": Netstring,
+    "varint": Varint,
+}
+
+
+class UnusableFraming(UserError):
+    """A framing cannot be loaded, or lacks something; the text says what, and the remedy."""
+
+
+# The framings that `--framing` can name.
+NAMES = Catalogue("framing", "CLASS", FRAMINGS, UnusableFraming, offered_framings)
+
+_METHODS = ("framer", "encode", "encode_line")
+_OF_FRAMERS = ("feed", "end", "next_message", "buffered")
+
+
+def parse_framing(text: str) -> Spec:
+    """Parse the text of `--framing`.
+
+    Raises:
+        UnusableFraming: the text has another form than `NAME[:key=value,...]`.
+    """
+    return NAMES.parse(text)
+
+
+def resolve_framing(spec: Spec) -> Framing:
+    """Find the framing that `spec` names, make it, and check that it is one.
+
+    Raises:
+        UnusableFraming: no framing has that name, it cannot be imported or made, it does not take
+            the arguments, or it lacks a part of `echod.Framing`.
+    """
+    target = NAMES.find(spec.name)
+    takes = _parameters_of(spec.name, target)
+    NAMES.check_separators(spec, takes.named)
+    arguments = NAMES.convert_arguments(spec.name, takes, spec.arguments)
+    return _made(spec.name, target, arguments)
+
+
+def check_framing(name: str) -> None:
+    """Check that `name` could name a framing, without importing one.
+
+    Raises:
+        UnusableFraming: it is neither `module:object` nor the name of exactly one installed
+            framing.
+    """
+    NAMES.check_name(name)
+
+
+def installed_framings() -> list[Installed]:
+    """Return all framings, by name; a broken one with its error."""
+    return NAMES.installed(_described)
+
+
+def _described(name: str, target: object) -> Installed:
+    takes = _parameters_of(name, target)
+    if not takes.required:
+        _made(name, target, {})
+    return Installed(name, summary(target), "echod", described(takes))
+
+
+def _parameters_of(name: str, target: object) -> Parameters:
+    """Return the arguments of a framing: a class, a function that makes one, or a framing."""
+    if class_of(target) is not None:
+        _check_parts(name, class_of(target), _METHODS)
+    elif not callable(target) or hasattr(target, "framer"):
+        return Parameters()
+    assert callable(target)
+    return keywords_of(target, 0)
+
+
+def _made(name: str, target: object, arguments: Mapping[str, object]) -> Framing:
+    """Return the framing, made and tried.
+
+    Raises:
+        UnusableFraming: it cannot be made, or lacks a part of `echod.Framing`.
+    """
+    shown = escape(clipped(name))
+    framing = target
+    try:
+        if class_of(target) is not None or not hasattr(target, "framer"):
+            framing = target(**arguments) if callable(target) else target
+        _check(name, framing)
+    except UnusableFraming:
+        raise
+    except ValueError as error:  # an argument's, most likely
+        raise UnusableFraming(f"{shown}: {escape(clipped(str(error), 300))}") from error
+    except (Exception, SystemExit) as error:
+        raise UnusableFraming(
+            f"{shown} cannot be made: {type(error).__name__}: {escape(clipped(str(error), 300))}"
+        ) from error
+    return cast("Framing", framing)
+
+
+def _check(name: str, framing: object) -> None:
+    """Check that an object is a framing: use what is always used before the first message."""
+    _check_parts(name, framing, (*_METHODS, "max_message"))
+    one = cast("Framing", framing)
+    if type(one.max_message) is not int or not 1 <= one.max_message <= MOST:
+        raise UnusableFraming(
+            f"{escape(clipped(name))} is no framing: max_message is a number from 1 to {MOST}"
+        )
+    _check_parts(f"the framer of {name}", one.framer(), _OF_FRAMERS)
+    if type(one.encode_line(b"")) is not bytes:
+        raise UnusableFraming(f"{escape(clipped(name))} is no framing: encode_line gives no bytes")
+
+
+def _check_parts(name: str, target: object, parts: tuple[str, ...]) -> None:
+    missing = [part for part in parts if not hasattr(target, part)]
+    if missing:
+        hint = "; it is a handler: name it with --handler" if hasattr(target, "received") else ""
+        kind = "framer" if parts is _OF_FRAMERS else "framing"
+        raise UnusableFraming(
+            f"{escape(clipped(name))} is no {kind}: it lacks {', '.join(missing)}"
+            f"{hint or f' (see echod.{kind.capitalize()})'}"
+        )
