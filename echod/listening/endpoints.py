@@ -37,18 +37,17 @@ from echod.listening.proxy import ProxyFactory
 from echod.listening.socket_activation import ActivatedEndpoint, InheritedSockets
 from echod.listening.unix import BACKLOG, MODE, UNIXEndpoint
 from echod.listening.validity import tell_validity
-from echod.text import quoted
+from echod.text import did_you_mean, quoted
 from echod.tls import Files, ServerContext, TLSFactory
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
 
+EXAMPLE = "tcp:8888:interface=127.0.0.1"
+
 # The messages of Twisted's parsers of endpoint strings, and clearer ones for the operator.
 PLAIN_WORDS = (
-    (
-        r"Unknown endpoint type: (.*)",
-        r"there is no kind of listener \1; one is written as in tcp:8888:interface=127.0.0.1",
-    ),
+    (r"Unknown endpoint type: (.*)", r"there is no kind of listener \1; {meant}"),
     (r"invalid literal for int\(\) .*: (.*)", r"\1 is not a number"),
     (r".* got an unexpected keyword argument (.*)", r"{kind}: takes no option \1"),
     (
@@ -57,7 +56,7 @@ PLAIN_WORDS = (
     ),
     (
         r".* missing \d+ required positional argument.*",
-        r"{kind}: is not complete; it is written as in tcp:8888:interface=127.0.0.1",
+        rf"{{kind}}: is not complete; it is written as in {EXAMPLE}",
     ),
 )
 
@@ -75,6 +74,19 @@ NO_ENDPOINTS = {
     "ssl": "ssl: may occur only once, before the endpoint",
     "haproxy": "haproxy: believes every client's PROXY header: use proxy: instead",
     "stdio": "standard input is a single stream, not a listener",
+}
+
+
+# The options of the kinds whose options are known, and of TLS before any kind.
+OPTIONS = {
+    "tcp": ("port", "interface", "backlog"),
+    "tcp6": ("port", "interface", "backlog"),
+    "unix": ("address", "mode", "backlog", "lockfile"),
+    "systemd": ("name", "index", "domain"),
+}
+TLS_OPTIONS = {
+    "tls": ("certificate", "key", "client-ca", "client-certificates", "alpn"),
+    "ssl": ("privateKey", "certKey", "extraCertChain", "dhParameters", "sslmethod"),
 }
 
 
@@ -135,6 +147,9 @@ def parse_listen(
     if kind not in ("tls", "ssl"):
         return Listening(_endpoint(reactor, text, inherited), None, proxied)
     words = Words.split(rest)
+    within = "tcp" if words.words[0].isdigit() else words.words[0]
+    if within in OPTIONS:
+        _check_options(kind, words, (*TLS_OPTIONS[kind], *OPTIONS[within]))
     files = _tls_files(words) if kind == "tls" else _ssl_files(words)
     context = ServerContext(files)
     tell_validity(context.served)
@@ -145,6 +160,8 @@ def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStre
     kind, _, rest = text.partition(":")
     if kind.isdigit():
         kind, text = "tcp", f"tcp:{text}"
+    if kind in OPTIONS:
+        _check_options(kind, Words.split(text.partition(":")[2]), OPTIONS[kind])
     if kind == "unix":
         return _unix_endpoint(reactor, Words.split(rest))
     if kind == "systemd":
@@ -186,6 +203,14 @@ class IPv6Endpoint(TCP6ServerEndpoint):
         return port
 
 
+def _check_options(kind: str, words: Words, known: Sequence[str]) -> None:
+    """Refuse an option that this kind of listener does not take."""
+    for name in words.names:
+        if name not in known:
+            meant = did_you_mean(name, known) or f"there are: {', '.join(known)}"
+            raise ListenError(f"{kind}: takes no option {quoted(name)}; {meant}")
+
+
 def _check_tcp(words: Words) -> None:
     """Refuse invalid options that Twisted would detect only when it listens."""
     backlog, interface = words.pop("backlog"), words.pop("interface")
@@ -221,7 +246,9 @@ def _plainly(kind: str, error: Exception) -> str:
     said = str(error) or type(error).__name__
     for pattern, words in PLAIN_WORDS:
         if found := re.fullmatch(pattern, said):
-            return found.expand(words).replace("{kind}", kind)
+            meant = did_you_mean(kind, (*OPTIONS, *TLS_OPTIONS, "proxy"))
+            said = found.expand(words).replace("{kind}", kind)
+            return said.replace("{meant}", meant or f"one is written as in {EXAMPLE}")
     return said
 
 
@@ -281,11 +308,15 @@ class Words:
                 words[-1] += piece
         return cls(words)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the options."""
+        return [name for name, _ in map(_option, self.words) if name]
+
     def pop(self, name: str = "") -> str | None:
         """Remove an option, or the first word that is not an option; return its value, or None."""
         for word in self.words:
-            option = re.fullmatch(r"((?:\\.|[^\\=])*)=(.*)", word, re.DOTALL)
-            key, value = option.groups() if option else ("", word)
+            key, value = _option(word)
             if key == name:
                 self.words.remove(word)
                 return re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
@@ -298,12 +329,18 @@ class Words:
             ListenError: a word is left.
         """
         if any(self.words):
-            raise ListenError(f"{':'.join(self.words)} is not a known option")
+            raise ListenError(f"{':'.join(self.words)} is one word too many")
 
     @property
     def endpoint(self) -> str:
         """The remaining endpoint string."""
         return ":".join(self.words)
+
+
+def _option(word: str) -> tuple[str, str]:
+    """Split a word into name and value; the name is "" if it is no option."""
+    option = re.fullmatch(r"((?:\\.|[^\\=])*)=(.*)", word, re.DOTALL)
+    return (option[1], option[2]) if option else ("", word)
 
 
 def _tls_files(words: Words) -> Files:
