@@ -113,6 +113,7 @@ class Settings:
             "systemd:name=echod. Put tls: before it for TLS, as in "
             "tls:8443:certificate=cert.pem:key=key.pem, and proxy: first behind a proxy that "
             "sends PROXY headers, as in proxy:tcp:8888; repeats.",
+            unset="where --port says",
             repeats=True,
             example=("tcp:8888", "tcp6:8888"),
             replaces="port",

@@ -299,7 +299,7 @@ def as_file(settings: Iterable[Setting], values: object) -> str:
         lines += [f"# {section}", ""]
         for one in members:
             value = getattr(values, one.name)
-            if value is None:
+            if value in (None, (), "") and value == one.default:
                 lines.append(f"# {one.key} is unset: {escape(one.text.unset)}")
             else:
                 lines.append(f"{one.key} = {one.in_file(value)}")

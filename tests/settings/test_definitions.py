@@ -482,6 +482,20 @@ def test_settings_can_be_printed(file: Path, capsys: pytest.CaptureFixture[str])
     assert configure({}, printed) == Settings(threads=6, port=(80, 81), idle_timeout=7.0)
 
 
+def test_the_printed_settings_show_each_default_in_effect(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse("--print-config")
+    printed = capsys.readouterr().out
+    assert "# port is unset: 8888, if no other address is given\n" in printed
+    assert "# listen is unset: where --port says\n" in printed
+    assert "# status is unset: nowhere\n" in printed
+    assert "= []" not in printed
+    assert '= ""' not in printed
+    assert "is unset: \n" not in printed
+
+
 def test_settings_can_be_checked(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse("--check-config", "--config", str(file))

@@ -37,12 +37,14 @@ class Cake:
     layers: int = setting(3, Text("How many.", whole_number(1, 9), section="Shape"))
     height: float = setting(2.5, Text("How high.", seconds, unit="seconds"))
     rest: float = setting(0.0, Text("How long to let it be.", seconds, unit="seconds"))
-    candles: tuple[int, ...] = setting((), Text("Years.", whole_number(0, 99), repeats=True))
+    candles: tuple[int, ...] = setting(
+        (), Text("Years.", whole_number(0, 99), repeats=True, unset="none")
+    )
     taste: Taste = setting(
         Taste.SWEET, Text("What like.", lambda text: Taste(one_of(Taste)(text)), section="Taste")
     )
     writing: bytes | None = setting(None, Text("What on top.", escaped_bytes, unset="nothing"))
-    guests: tuple[str, ...] = setting((), Text("Who.", repeats=True))
+    guests: tuple[str, ...] = setting((), Text("Who.", repeats=True, unset="the family"))
     icing: bool = setting(False, Text("Whether glazed."))
 
 
@@ -65,8 +67,8 @@ def test_a_field_is_described_by_its_name_type_and_text() -> None:
         *["TEXT", "TEXT", "TEXT", ""],
     ]
     assert [one.shown_default for one in CAKE] == [
-        *["3", "2.5", "0", ""],
-        *["sweet", "nothing", "", ""],
+        *["3", "2.5", "0", "none"],
+        *["sweet", "nothing", "the family", ""],
     ]
 
 
@@ -254,4 +256,8 @@ def test_a_value_that_no_file_can_hold_is_refused() -> None:
 
 
 def test_what_is_unset_is_said_to_be() -> None:
-    assert "# writing is unset: nothing" in as_file(CAKE, Cake())
+    written = as_file(CAKE, Cake())
+    assert "# writing is unset: nothing" in written
+    assert "# candles is unset: none" in written
+    assert "[]" not in written
+    assert 'guests = ["Ada"]' in as_file(CAKE, Cake(guests=("Ada",)))
