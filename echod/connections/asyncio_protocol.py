@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from echod.connections.foreign_protocol import ForeignProtocol
 from echod.connections.kernel import queued
 from echod.reasons import EndReason
-from echod.tls import TLSConnection
+from echod.tls import Context, TLSConnection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,6 +96,12 @@ class AsyncioProtocol(ForeignProtocol):
     def _resume(self) -> None:
         self._user.resume_writing()
 
+    def start_tls(self, context: Context) -> None:
+        super().start_tls(context)
+        self.face.write = self._write  # type: ignore[method-assign,assignment]
+        if not self.face.reading:
+            self.transport.pauseProducing()
+
     def _lose(self, error: BaseException | None) -> None:
         self._user.connection_lost(error)
 
@@ -111,6 +117,10 @@ class AsyncioProtocol(ForeignProtocol):
     @property
     def _has_paused(self) -> bool:
         return self._face is not None and not self._face.reading
+
+    def close_for_user(self) -> None:
+        """Close, as the user's protocol asks for."""
+        self.close(self._why_closed())
 
     def lose_by(self, error: BaseException | None) -> None:
         """Abort the connection, as the user's protocol asks for; tell it of `error`."""
@@ -160,7 +170,7 @@ class AsyncioTransport(asyncio.Transport):
         self._connection.end_output()
 
     def close(self) -> None:
-        self._connection.close(EndReason.HANDLER)
+        self._connection.close_for_user()
 
     def abort(self) -> None:
         self._connection.lose_by(None)

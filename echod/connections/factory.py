@@ -32,6 +32,7 @@ from echod.connections.owner import Finished, Owned
 from echod.connections.pooled_protocol import PooledProtocol
 from echod.connections.refused import RefusedProtocol
 from echod.connections.socket_protocol import SocketProtocol, threads_of_handlers
+from echod.connections.streams_protocol import StreamsProtocol
 from echod.connections.sweeper import Sweeper, interval_for
 from echod.connections.traffic import TrafficWatch
 from echod.connections.waiting import Others
@@ -55,6 +56,7 @@ _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} 
 # The kinds that have a class of their own. For the others the model and the framing decide.
 _PROTOCOLS: Mapping[Kind, type[ConnectionProtocol]] = {
     Kind.ASYNCIO_PROTOCOL: AsyncioProtocol,
+    Kind.STREAMS: StreamsProtocol,
 }
 
 

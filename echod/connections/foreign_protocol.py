@@ -44,6 +44,8 @@ from echod.contexts import call_in, context_of
 from echod.handlers.client import encrypt
 from echod.messages.closing import Event
 from echod.reasons import EndReason
+from echod.tls import Context as TLSContext
+from echod.tls import TLSConnection, TLSError
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
@@ -70,12 +72,14 @@ class ForeignProtocol(ConnectionProtocol):
         "_error",
         "_fin_sent",
         "_half_closed",
+        "_handshaking",
         "_is_direct",
         "_kernel_counts",
         "_owes",
         "_queued",
         "_told_end",
         "_told_lost",
+        "_told_why",
         "_user",
         "_write_directly",
     )
@@ -101,8 +105,11 @@ class ForeignProtocol(ConnectionProtocol):
         # connection is lost, and the error which has caused that.
         self._connected = False
         self._told_end = False
+        self._told_why: EndReason | None = None
         self._told_lost = False
         self._error: BaseException | None = None
+        # TLS has begun within the conversation, and its handshake is not over.
+        self._handshaking = False
         # The user's protocol has ended its own stream, and the kernel has sent that.
         self._half_closed = False
         self._fin_sent = False
@@ -135,6 +142,9 @@ class ForeignProtocol(ConnectionProtocol):
     def _resume(self) -> None:
         """Let the user's protocol write again."""
         raise NotImplementedError
+
+    def _encrypted(self) -> None:
+        """Note that the handshake which `start_tls` began is over."""
 
     def _lose(self, error: BaseException | None) -> None:
         """Tell the user's protocol that its connection is lost; `error` is None after a close."""
@@ -218,8 +228,11 @@ class ForeignProtocol(ConnectionProtocol):
         self._from_transport(super().connectionMade)
 
     def handshakeCompleted(self) -> None:
-        if self._entered:  # the protocol has begun TLS itself
+        if self._handshaking:
+            self._handshaking = False
+            self._deadline = math.inf
             encrypt(self.client, tls_facts(self.transport))
+            self._from_transport(self._call, self._encrypted)
         else:
             self._from_transport(super().handshakeCompleted)
 
@@ -234,7 +247,7 @@ class ForeignProtocol(ConnectionProtocol):
             self.fail(self._user)
             return
         self._connected = True
-        self._connect()
+        self._call(self._connect)
 
     def dataReceived(self, data: bytes) -> None:
         self._bytes_received += len(data)
@@ -293,6 +306,30 @@ class ForeignProtocol(ConnectionProtocol):
     def stopProducing(self) -> None:
         """Note that the transport will write no more; `connectionLost` follows."""
 
+    def start_tls(self, context: TLSContext) -> None:
+        """Begin TLS, as the server; `_encrypted` follows.
+
+        Raises:
+            RuntimeError: the connection is encrypted already, or is closing.
+        """
+        stream: Any = self.transport
+        if isinstance(stream, TLSConnection):
+            raise RuntimeError("this connection is encrypted already")
+        if self._reason is not None or self._half_closed:
+            raise RuntimeError("this connection is closing")
+        self._take_back()
+        self._count()
+        self._write_directly = None
+        self._handshaking = True
+        self._expect_by(self._owner.limits.handshake_timeout)
+        stream.unregisterProducer()
+        tls = TLSConnection(self, context, self._owner.reactor, self._owner.turns)
+        stream.protocol = self.transport = tls  # type: ignore[assignment]
+        if hasattr(stream, "receiveBy"):
+            stream.receiveBy(tls.dataReceived)
+        tls.registerProducer(self, True)
+        tls.take_over(stream)
+
     # The ends.
 
     def end_output(self) -> None:
@@ -311,10 +348,15 @@ class ForeignProtocol(ConnectionProtocol):
         if self._told_end or self._reason is not None:
             return
         self._told_end = True
+        self._told_why = reason
         self._take_back()
         goes_on = self._call(self._end_input)
         if not goes_on and self._reason is None:
             self.close(reason)
+
+    def _why_closed(self) -> EndReason:
+        """Return why the user's protocol closes: its input has ended, or it has its own reason."""
+        return self._told_why or EndReason.HANDLER
 
     def _end_writing(self) -> None:
         if not self._half_closed:
@@ -349,6 +391,17 @@ class ForeignProtocol(ConnectionProtocol):
 
     def _cut_input(self) -> None:
         self._drain_on()
+
+    def _deadline_passed(self) -> None:
+        if self._handshaking and self._reason is None:
+            self.abort(EndReason.HANDSHAKE_TIMEOUT)
+        else:
+            super()._deadline_passed()
+
+    def _why_lost(self, reason: Failure) -> EndReason:
+        if self._handshaking and reason.check(TLSError):
+            return EndReason.HANDSHAKE_ERROR
+        return super()._why_lost(reason)
 
     def _drain_on(self) -> None:
         """While the daemon drains: tell the user's protocol so, if it is the client's turn."""

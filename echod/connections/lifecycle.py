@@ -312,6 +312,11 @@ class ConnectionProtocol(Protocol):
         line = _disconnected if self.counts_messages else _disconnected_unseen
         if line.wanted(self.client.peer):
             self._log_end(line, self._reason, reason)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let the owner count the connection out."""
+        assert self._reason is not None
         self._owner.forget(self, self._reason)
 
     def _log_end(self, line: LogLine, reason: EndReason, lost: Failure) -> None:

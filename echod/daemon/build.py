@@ -16,7 +16,13 @@ from echod.concurrency.pool import WorkerPool
 from echod.connections.admission import Admission
 from echod.connections.factory import EchoFactory
 from echod.daemon.choose_reactor import name_of
-from echod.daemon.resolve import find_framing, find_handler, resolve_listen, resolve_status
+from echod.daemon.resolve import (
+    check_reactor,
+    find_framing,
+    find_handler,
+    resolve_listen,
+    resolve_status,
+)
 from echod.daemon.service import EchoService, Part
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.lookup import ResolvedHandler
@@ -46,6 +52,7 @@ def build_service(settings: Settings, reactor: Reactor, given: object = None) ->
         StartError: the handler or the framing cannot be loaded, or an endpoint string is wrong.
     """
     handler = find_handler(settings, given)
+    check_reactor(handler, reactor)
     model = make_model(settings, reactor)
     timer = make_timer(model) if settings.status else None
     inherited = InheritedSockets(started_with())

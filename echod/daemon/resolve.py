@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from echod.connections.asyncio_protocol import loop_of
 from echod.daemon import checks
+from echod.daemon.choose_reactor import name_of
 from echod.errors import UserError
 from echod.handlers.framings import check_framing, resolve_framing
 from echod.handlers.kinds import KINDS
@@ -62,13 +64,35 @@ def find_handler(settings: Settings, given: object = None) -> ResolvedHandler:
             "of Python's library, as gevent and eventlet do: no client would be answered; "
             "import it without monkey-patching"
         )
+    _refuse_useless(settings, handler)
+    return handler
+
+
+def _refuse_useless(settings: Settings, handler: ResolvedHandler) -> None:
     traits = KINDS[handler.kind]
-    if not traits.takes_messages and (useless := settings.about_messages):
+    useless = [
+        *([] if traits.takes_messages else settings.about_messages),
+        *([] if traits.is_own else settings.about_greetings),
+    ]
+    if useless:
         raise StartError(
             f"{useless[0]} has no effect: {escape(handler.name)} is {traits.words}, "
-            "which reads the socket itself"
+            f"which reads {'the socket itself' if traits.is_own else 'and writes by itself'}"
         )
-    return handler
+
+
+def check_reactor(handler: ResolvedHandler, reactor: Reactor) -> None:
+    """Check that `handler` can run on `reactor`.
+
+    Raises:
+        StartError: it needs an asyncio event loop, and there is none.
+    """
+    traits = KINDS[handler.kind]
+    if traits.needs_asyncio and loop_of(reactor) is None:
+        raise StartError(
+            f"--handler: {escape(handler.name)} is {traits.words}, which needs an asyncio event "
+            f"loop: run twistd without --reactor={name_of(reactor)}"
+        )
 
 
 def find_framing(settings: Settings) -> Framing:

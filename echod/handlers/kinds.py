@@ -56,6 +56,7 @@ class Traits:
         given: the names of the arguments that a function of this kind is called with.
         needs_asyncio: whether it needs a reactor with an asyncio event loop.
         takes_messages: whether echod cuts the client's bytes into messages for it.
+        is_own: whether it is echod's own: echod then greets for it, and times its calls.
     """
 
     words: str
@@ -63,6 +64,7 @@ class Traits:
     given: tuple[str, ...] = ()
     needs_asyncio: bool = False
     takes_messages: bool = False
+    is_own: bool = False
 
 
 KINDS: Mapping[Kind, Traits] = MappingProxyType(
@@ -72,14 +74,19 @@ KINDS: Mapping[Kind, Traits] = MappingProxyType(
             tuple(ConcurrencyModel),
             given=("message",),
             takes_messages=True,
+            is_own=True,
         ),
         Kind.CONNECTION: Traits(
             "a connection handler",
             (ConcurrencyModel.THREAD_PER_CONNECTION,),
             given=("connection",),
+            is_own=True,
         ),
         Kind.STREAMS: Traits(
-            "a handler of asyncio streams", (), given=("reader", "writer"), needs_asyncio=True
+            "a handler of asyncio streams",
+            (ConcurrencyModel.REACTOR,),
+            given=("reader", "writer"),
+            needs_asyncio=True,
         ),
         Kind.ASYNCIO_PROTOCOL: Traits(
             "an asyncio protocol", (ConcurrencyModel.REACTOR,), needs_asyncio=True
@@ -223,6 +230,11 @@ def _is_asyncio_protocol(made: type) -> bool:
     return protocols is not None and issubclass(
         made, (protocols.Protocol, protocols.BufferedProtocol)
     )
+
+
+def is_protocol(made: object) -> bool:
+    """Return whether `made` has the methods of an asyncio protocol."""
+    return any(hasattr(made, name) for name in ("data_received", "get_buffer"))
 
 
 def _is_twisted(one: object) -> bool:

@@ -19,7 +19,7 @@ from echod.handlers.contract import (
     Handler,
     HandlerError,
 )
-from echod.handlers.kinds import KINDS, Kind, class_of, is_async, kind_of, models_for
+from echod.handlers.kinds import KINDS, Kind, class_of, is_async, is_protocol, kind_of, models_for
 from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import described, parameters_of
 from echod.handlers.plugins import offered_handlers
@@ -58,7 +58,8 @@ class ResolvedHandler:
         return _FunctionHandler(self.target, self.arguments)
 
     def try_constructor(self) -> None:
-        """Make the handler of one connection, if it is a class, and drop it.
+        """Make the handler of one connection, if it is a class or a maker of asyncio protocols,
+        and drop it.
 
         An `OSError`, or a `RuntimeError` because no event loop runs yet, is ignored: its cause may
         be gone when a client connects.
@@ -66,10 +67,12 @@ class ResolvedHandler:
         Raises:
             HandlerError: the constructor always fails.
         """
-        if self.kind is not Kind.MESSAGE or class_of(self.target) is None:
+        is_class = class_of(self.target) is not None
+        if self.kind is not Kind.ASYNCIO_PROTOCOL and not (self.kind is Kind.MESSAGE and is_class):
             return
+        make = self.message_handler if self.kind is Kind.MESSAGE else self.converse
         try:
-            Context().run(self.message_handler)
+            made = Context().run(make)
         except (OSError, RuntimeError):
             return
         except (Exception, SystemExit) as error:
@@ -77,6 +80,11 @@ class ResolvedHandler:
                 f"{escape(clipped(self.name))} cannot be made: {type(error).__name__}: "
                 f"{escape(clipped(str(error), 300))}"
             ) from error
+        if self.kind is Kind.ASYNCIO_PROTOCOL and not is_protocol(made):
+            raise HandlerError(
+                f"{escape(clipped(self.name))} makes a {type(made).__name__}, "
+                "which is no asyncio protocol"
+            )
 
     def converse(self, *given: object) -> object:
         """Call a connection handler with the arguments it gets; the first is its connection."""

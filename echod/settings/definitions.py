@@ -528,6 +528,11 @@ class Settings:
         spec = self.framing
         return replace(spec, arguments={**spec.arguments, **self._framing_arguments})
 
+    @property
+    def about_greetings(self) -> list[str]:
+        """The flags about greetings that were given."""
+        return ["--banner"] if self.banner is not None else []
+
     def make_banner(self, framing: Framing) -> bytes | None:
         """Return the greeting as it is sent; None leaves it to the handler.
 

@@ -17,6 +17,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from echod.handlers.contract import Handler
+from echod.handlers.kinds import KINDS
 from echod.handlers.lookup import ResolvedHandler
 from echod.metrics import Histogram
 
@@ -49,7 +50,12 @@ class HandlerTimer:
         self._skip = itertools.cycle([False, *[True] * (EVERY - 1)]).__next__
 
     def timed(self, handler: ResolvedHandler) -> ResolvedHandler:
-        """Return `handler` with its calls timed; of a connection handler, each conversation."""
+        """Return `handler` with its calls timed; of a connection handler, each conversation.
+
+        One that is not echod's own stays as it is.
+        """
+        if not KINDS[handler.kind].is_own:
+            return handler
         return _Timed(handler.name, handler.kind, handler.target, handler.arguments, timer=self)
 
     def wrap(self, received: Callable[[bytes], object]) -> Callable[[bytes], object]:

@@ -17,7 +17,8 @@ Guarantees:
   buffers never shrink, so they get at most `MOST` at a time.
 * Errors are not logged here: `connectionLost` gets them, as a `TLSError`. The peer gets OpenSSL's
   alert, and `LINGER` seconds to read it.
-* Plain bytes are never taken for encrypted ones, or the reverse: TLS begins with the connection.
+* Plain bytes are never taken for encrypted ones, or the reverse: TLS begins with the connection,
+  or at `take_over`, before which the application drops the bytes that it has not read.
 
 A message takes few calls. One flag, `_direct`, marks the common case. An exception from OpenSSL,
 its way of asking for more input, is expensive; it is avoided when the buffer is known to be empty.
@@ -202,6 +203,12 @@ class TLSConnection:
         self.transport = transport
         self._pass_on = self._pass_on or transport.write
         self.connectionMade()
+
+    def take_over(self, transport: Any) -> None:
+        """Begin TLS on a transport on which the application's protocol has spoken in clear."""
+        self.transport = transport
+        self._pass_on = transport.write
+        self._set_up()
 
     def connectionMade(self) -> None:
         self.protocol.makeConnection(self)

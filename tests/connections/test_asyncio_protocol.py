@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import contextvars
+import socket
+import ssl
+from asyncio.trsock import TransportSocket
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import pytest_twisted
 
-from echod.connections.asyncio_protocol import loop_of
-from echod.connections.factory import EchoFactory
-from tests.support.needs import not_here
-from tests.support.reactor import reactor
-from tests.support.serving import Server, eventually, make_model, server_by
+from echod.limits import Limits
+from tests.support.asyncio_serving import WAYS, ended, on_a_loop, serving
+from tests.support.log import Log
+from tests.support.serving import eventually, turns
 
-WAYS = ["clear", "TLS", "PROXY"]
+__all__ = ["on_a_loop"]
 
-pytestmark = pytest.mark.usefixtures("_on_a_loop")
-
-
-@pytest.fixture(scope="module")
-def _on_a_loop() -> None:
-    if loop_of(reactor) is None:
-        not_here("this reactor has no asyncio loop: see test_build.py")
+pytestmark = pytest.mark.usefixtures("on_a_loop")
 
 
 class Recorder(asyncio.Protocol):
@@ -94,18 +89,6 @@ def _forget_those_made() -> None:
     Recorder.made.clear()
 
 
-@asynccontextmanager
-async def serving(
-    handler: Callable[..., object], way: str, certificate: Path, **options: Any
-) -> AsyncIterator[Server]:
-    factory = EchoFactory(reactor, model=make_model("reactor"), handler=handler, **options)
-    server = server_by(way, factory, certificate)
-    try:
-        yield server
-    finally:
-        await server.stop()
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("handler", [Recorder, Buffered])
 @pytest_twisted.ensureDeferred
@@ -125,5 +108,373 @@ async def test_a_protocol_answers_and_hears_of_the_end(
         assert bytes(protocol.data) == bytes(101_001)
         await eventually(lambda: not server.factory.connections)
         metrics = server.factory.metrics
-        assert metrics.ended["client closed"] == 1
+        assert ended(server) == {"client closed": 1}
         assert (metrics.bytes_received, metrics.bytes_sent) == (101_001, 101_001)
+
+
+class Fails(Recorder):
+    """Raises in one of its callbacks."""
+
+    where: ClassVar[str] = ""
+    error: ClassVar[BaseException] = ValueError("no good")
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == type(self).where:
+
+            def fails(*arguments: object) -> None:
+                raise type(self).error
+
+            return fails
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "where", ["connection_made", "data_received", "eof_received", "connection_lost"]
+)
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, SystemExit])
+@pytest_twisted.ensureDeferred
+async def test_an_exception_in_any_callback_is_logged_once_and_ends_its_connection(
+    way: str, where: str, error: type[BaseException], certificate: Path, log: Log
+) -> None:
+    """Fault 103: One traceback, and no other connection is touched."""
+
+    class FailsHere(Fails):
+        pass
+
+    FailsHere.where = where
+    FailsHere.error = error("no good")
+    async with serving(FailsHere, way, certificate) as server:
+        client = await server.connect()
+        if where != "connection_made":
+            await server.accepted()
+        client.send(b"a")
+        if where in ("eof_received", "connection_lost"):
+            await client.receive(b"a")
+            client.finish()
+        else:
+            client.send(b"b")
+        await client.receive_all()
+        await eventually(lambda: not server.factory.connections)
+        (logged,) = log.take_errors()
+        assert logged.count("Traceback") == 1
+        assert "no good" in logged
+        reason = "client closed" if where == "connection_lost" else "handler error"
+        assert ended(server) == {reason: 1}
+        assert server.factory.metrics.handler_errors == 1
+        (protocol,) = Recorder.made
+        lost = [one for one in protocol.told if isinstance(one, tuple)]
+        if where != "connection_lost":
+            assert lost == [("lost", FailsHere.error)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_constructor_that_fails_ends_the_connection_in_good_order(
+    certificate: Path, log: Log
+) -> None:
+    class Unmade(Recorder):
+        def __init__(self) -> None:
+            raise ValueError("cannot be made")
+
+    for way in WAYS:
+        async with serving(Unmade, way, certificate) as server:
+            client = await server.connect()
+            assert await client.receive_all() == b""
+            assert client.clean
+            await eventually(lambda: not server.factory.connections)
+            (logged,) = log.take_errors()
+            assert "cannot be made" in logged
+            assert ended(server) == {"handler error": 1}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_what_a_protocol_has_written_arrives_before_it_closes(
+    way: str, certificate: Path
+) -> None:
+    class Closes(Recorder):
+        def data_received(self, data: bytes) -> None:
+            self.transport.writelines([bytes(500_000), bytearray(500_000), memoryview(b"end")])
+            self.transport.close()
+            assert self.transport.is_closing()
+            self.transport.write(b"dropped")
+            self.transport.close()
+
+    async with serving(Closes, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"go" * 1000)
+        assert await client.receive_all() == bytes(1_000_000) + b"end"
+        assert client.clean
+        await eventually(lambda: not server.factory.connections)
+        assert ended(server) == {"handler closed": 1}
+        assert Recorder.made[0].told == ["made", ("lost", None)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_protocol_that_aborts_resets(way: str, certificate: Path) -> None:
+    class Aborts(Recorder):
+        def data_received(self, data: bytes) -> None:
+            self.transport.abort()
+
+    async with serving(Aborts, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"go")
+        await client.receive_all()
+        assert not client.clean
+        await eventually(lambda: not server.factory.connections)
+        assert ended(server) == {"handler closed": 1}
+        assert Recorder.made[0].told == ["made", ("lost", None)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_protocol_may_end_its_stream_and_read_on(way: str, certificate: Path) -> None:
+    class EndsFirst(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            assert transport.can_write_eof()
+            transport.write(b"all that I say")
+            transport.write_eof()
+
+        def data_received(self, data: bytes) -> None:
+            self.data += data
+
+    async with serving(EndsFirst, way, certificate) as server:
+        client = await server.connect()
+        client.readConnectionLost = lambda: None  # type: ignore[method-assign]
+        await client.receive(b"all that I say")
+        client.send(b"happy")
+        await eventually(lambda: Recorder.made and Recorder.made[0].data == b"happy")
+        client.finish()
+        await eventually(lambda: not server.factory.connections)
+        assert ended(server) == {"client closed": 1}
+        assert Recorder.made[0].told == ["made", "eof", ("lost", None)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_protocol_knows_its_connection(way: str, certificate: Path) -> None:
+    async with serving(Recorder, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"a")
+        await client.receive(b"a")
+        transport = Recorder.made[0].transport
+        info = transport.get_extra_info
+        peer, local = info("peername"), info("sockname")
+        assert info("client").peer == f"{peer[0]}:{peer[1]}"
+        assert info("client").local == f"{local[0]}:{local[1]}"
+        if way == "PROXY":
+            assert peer == ("203.0.113.7", 56324)
+        else:
+            assert local == ("127.0.0.1", server.number)
+        assert isinstance(info("socket"), TransportSocket)
+        assert info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        assert not hasattr(info("socket"), "close")
+        assert info("nonsense", "none") == "none"
+        secure = way == "TLS"
+        assert isinstance(info("ssl_object"), ssl.SSLObject) is secure
+        assert isinstance(info("sslcontext"), ssl.SSLContext) is secure
+        assert (info("cipher") is not None) is secure
+        assert info("peercert") in (None, {})
+        assert transport.get_protocol() is Recorder.made[0]
+        assert transport.is_reading()
+        assert not transport.is_closing()
+        assert transport.get_write_buffer_size() == 0
+        assert "open" in repr(transport)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("second", [Recorder, Buffered])
+@pytest.mark.parametrize("first", [Recorder, Buffered])
+@pytest_twisted.ensureDeferred
+async def test_a_protocol_may_hand_over_to_another(
+    way: str, first: type, second: type, certificate: Path
+) -> None:
+    async with serving(first, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"one")
+        await client.receive(b"one")
+        before = Recorder.made[0]
+        after = second()
+        after.transport = before.transport
+        before.transport.set_protocol(after)
+        client.send(b"two")
+        await client.receive(b"two")
+        client.finish()
+        await client.receive_all()
+        assert (bytes(before.data), bytes(after.data)) == (b"one", b"two")
+        assert before.told == ["made"]
+        assert after.told == ["eof", ("lost", None)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_protocol_may_pause_reading(way: str, certificate: Path) -> None:
+    async with serving(Recorder, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"one")
+        await client.receive(b"one")
+        (protocol,) = Recorder.made
+        protocol.transport.pause_reading()
+        protocol.transport.pause_reading()
+        assert not protocol.transport.is_reading()
+        client.send(b"two")
+        await client.arrive()
+        await turns(20)
+        assert bytes(protocol.data) == b"one"
+        protocol.transport.resume_reading()
+        protocol.transport.resume_reading()
+        await client.receive(b"two")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_protocol_is_told_to_pause_at_the_limits_that_it_sets(
+    way: str, certificate: Path
+) -> None:
+    class Writes(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            transport.set_write_buffer_limits(high=5000, low=1000)
+            assert transport.get_write_buffer_limits() == (1000, 5000)
+
+        def data_received(self, data: bytes) -> None:
+            while "pause" not in self.told:
+                self.transport.write(bytes(1000))
+                self.data += bytes(1000)
+            assert self.transport.get_write_buffer_size() < 70_000
+
+    async with serving(Writes, way, certificate) as server:
+        client = await server.connect()
+        client.transport.pauseProducing()
+        client.send(b"go")
+        await eventually(lambda: Recorder.made and "pause" in Recorder.made[0].told)
+        assert "resume" not in Recorder.made[0].told
+        client.transport.resumeProducing()
+        await client.receive(bytes(len(Recorder.made[0].data)))
+        await eventually(lambda: "resume" in Recorder.made[0].told)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_one_that_goes_on_writing_what_is_not_read_is_aborted(
+    way: str, certificate: Path
+) -> None:
+    """Fault 104: Its connection costs at most `--max-unsent` and a second's writing."""
+
+    class Careless(Recorder):
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(bytes(10_000))
+            if not self.transport.is_closing():
+                asyncio.get_running_loop().call_later(0.005, self.data_received, b"")
+
+    async with serving(Careless, way, certificate, limits=Limits(max_unsent=100_000)) as server:
+        client = await server.connect()
+        client.transport.pauseProducing()
+        client.send(b"go")
+        await eventually(lambda: not server.factory.connections and ended(server))
+        assert ended(server) == {"max-unsent": 1}
+        assert not Recorder.made[0].told.count("resume")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_one_long_write_is_not_aborted(way: str, certificate: Path) -> None:
+    class WritesMuch(Recorder):
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(bytes(20_000_000))
+
+    async with serving(WritesMuch, way, certificate, limits=Limits(max_unsent=1000)) as server:
+        client = await server.connect()
+        client.transport.pauseProducing()
+        client.send(b"go")
+        await eventually(lambda: Recorder.made and "pause" in Recorder.made[0].told)
+        connection = await server.accepted()
+        await eventually(lambda: connection._queued > 1_000_000)
+        for _ in range(3):
+            connection.sweep(server.factory.seconds())
+        client.transport.resumeProducing()
+        await client.receive(bytes(20_000_000))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_each_connection_has_a_context_of_its_own(way: str, certificate: Path) -> None:
+    name = contextvars.ContextVar("name", default=b"nobody")
+
+    class Remembers(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.before = name.get()
+            name.set(b"made")
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(name.get())
+            name.set(data)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.told.append(name.get())
+
+    async with serving(Remembers, way, certificate) as server:
+        one, other = await server.connect(), await server.connect()
+        for client, said in ((one, b"one"), (other, b"other")):
+            client.send(said)
+            await client.receive(b"made")
+        for client in (one, other):
+            client.finish()
+            await client.receive_all()
+        assert [one.before for one in Recorder.made] == [b"nobody", b"nobody"]
+        assert [one.told[-1] for one in Recorder.made] == [b"one", b"other"]
+    assert name.get() == b"nobody"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_drain_ends_a_conversation_at_the_clients_turn(
+    way: str, certificate: Path
+) -> None:
+    """Fault 105: A request that has begun is answered, and then the protocol is told."""
+
+    class Answers(Recorder):
+        def data_received(self, data: bytes) -> None:
+            self.data += data
+            if self.data.endswith(b"."):
+                self.transport.write(b"250\n")
+
+    async with serving(Answers, way, certificate) as server:
+        client, idle, silent = [await server.connect() for _ in range(3)]
+        idle.send(b".")
+        await idle.receive(b"250\n")
+        client.send(b"half of a request")
+        await client.arrive()
+        drained = server.factory.drain()
+        await eventually(lambda: idle.ended)
+        assert not client.ended
+        client.send(b" and the rest.")
+        assert await client.receive_all() == b"250\n"
+        assert client.clean
+        await silent.receive_all()
+        await drained
+        told = [one.told for one in Recorder.made if b"rest" in one.data]
+        assert told == [["made", "eof", ("lost", None)]]
+        assert set(ended(server)) == {"drained"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_resets_is_noticed_while_reading_is_paused(certificate: Path) -> None:
+    class Pauses(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            transport.pause_reading()
+
+    for way in ("clear", "TLS"):
+        Recorder.made.clear()
+        async with serving(Pauses, way, certificate) as server:
+            client = await server.connect()
+            await server.accepted()
+            await turns(5)
+            client.reset()
+            await eventually(lambda: not server.factory.connections)
+            assert ended(server) == {"connection lost": 1}
+            assert isinstance(Recorder.made[0].told[-1], tuple)

@@ -1,0 +1,219 @@
+"""Serve connections by an `async def handle(reader, writer)`, as for `asyncio.start_server`.
+
+The handler runs in a task of its own, in its connection's context. Guarantees, besides those of
+`foreign_protocol`:
+
+* The connection is the handler's until its task ends; then it is closed.
+* When the client has ended its stream, the handler may still write, over TLS, too.
+* When the daemon drains, the reader gets the bytes that had arrived, and then the end.
+* When the connection is lost, reads and `drain` say so. A task that has not ended `--linger`
+  later is cancelled, at the drain's deadline at once. The connection counts until its task has
+  ended.
+* A cancelled task is no error, nor is an exception that tells the handler of the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, cast
+
+from twisted.python.failure import Failure
+
+from echod.connections.asyncio_protocol import AsyncioProtocol
+from echod.connections.kernel import unread
+from echod.reasons import EndReason
+
+if TYPE_CHECKING:
+    from echod.connections.owner import Owner
+
+# The limit of `asyncio.start_server`, in bytes.
+LIMIT = 2**16
+
+
+class StreamsProtocol(AsyncioProtocol):
+    """Serves a connection by a task with a reader and a writer."""
+
+    __slots__ = ("_cancels", "_drain_left", "_lost_at", "_reader", "_shaken", "_task")
+
+    def __init__(self, owner: Owner) -> None:
+        super().__init__(owner)
+        self._reader: asyncio.StreamReader | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._shaken: asyncio.Future[None] | None = None
+        self._drain_left = 0
+        self._lost_at = 0.0
+        # The drain's deadline has passed.
+        self._cancels = False
+
+    def _make(self) -> object:
+        loop = asyncio.get_running_loop()
+        limit = self._owner.limits.max_pending or LIMIT
+        self._reader = asyncio.StreamReader(limit=limit, loop=loop)
+        return _ReaderProtocol(self._reader, loop=loop)
+
+    def _connect(self) -> None:
+        super()._connect()
+        assert self._reader is not None
+        loop = asyncio.get_running_loop()
+        writer = Writer(self, self._user, self._reader, loop)
+        self._task = loop.create_task(self._talk(self._reader, writer))
+        self._task.add_done_callback(self._over)
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: Writer) -> None:
+        # Without this, a `SystemExit` would end the event loop.
+        try:
+            await cast("Awaitable[object]", self._owner.handler.converse(reader, writer))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if not self._tells_of_the_end(error):
+                self._error = self._error or error
+                self.fail(Failure())
+        finally:
+            # Before the writer is dropped, which would warn that it is open.
+            self.close(self._why_closed())
+
+    def _tells_of_the_end(self, error: BaseException) -> bool:
+        """Return whether a handler has raised `error` because its client has left."""
+        if isinstance(error, asyncio.IncompleteReadError):
+            return self._told_end or self._told_lost
+        return self._told_lost and (isinstance(error, ConnectionError) or error is self._error)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """Close, if the task has ended before it began; or count the connection out."""
+        self._task = None
+        self.close(self._why_closed())
+        if self._lost:
+            self._forget()
+
+    # The end of the connection, and of the task.
+
+    def abort(self, reason: EndReason) -> None:
+        self._cancels = self._cancels or reason is EndReason.ABORTED
+        if self._lost:
+            self._cancel()
+        else:
+            super().abort(reason)
+
+    def _forget(self) -> None:
+        if self._task is None:
+            super()._forget()
+            return
+        self._lost_at = self._owner.seconds()
+        self._owner.urgent.add(self)
+        if self._cancels:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel("the connection is lost")
+
+    def sweep(self, now: float) -> None:
+        if not self._lost:
+            super().sweep(now)
+        elif self._owner.limits.linger and now - self._lost_at >= self._owner.limits.linger:
+            self._cancel()
+
+    # Drain: read the data that the kernel holds at that moment, and no more.
+
+    def _cut_input(self) -> None:
+        self._take_back()
+        self._drain_left = unread(self.transport)
+        self._drain_on()
+
+    def _drain_on(self) -> None:
+        if self._drain_left <= 0 or not unread(self.transport):
+            self._tell_end(EndReason.DRAINED)
+
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)
+        if self._draining and self._reason is None:
+            self._drain_left -= len(data)
+            self._from_transport(self._drain_on)
+
+    # TLS that the handler begins.
+
+    def begin_tls(self, context: ssl.SSLContext | None) -> None:
+        """Begin TLS, and drop the bytes that have come in clear."""
+        assert self._reader is not None
+        self._reader._buffer.clear()  # type: ignore[attr-defined]
+        if context is None:
+            raise ValueError("this listener has no certificate: give start_tls a context")
+        self.start_tls(_Given(context))
+
+    async def handshake(self) -> None:
+        """Wait until the handshake that `begin_tls` began is over.
+
+        Raises:
+            ConnectionError: it has failed.
+        """
+        if self._handshaking:
+            self._shaken = asyncio.get_running_loop().create_future()
+            await self._shaken
+        if self._told_lost or self._lost:
+            raise ConnectionResetError("Connection lost")
+
+    def _encrypted(self) -> None:
+        self._end_handshake()
+
+    def _lose(self, error: BaseException | None) -> None:
+        super()._lose(error)
+        self._end_handshake()
+
+    def _end_handshake(self) -> None:
+        if self._shaken is not None and not self._shaken.done():
+            self._shaken.set_result(None)
+
+
+class _Given:
+    """A context of the handler's."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+
+    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
+        return self._context.wrap_bio(incoming, outgoing, server_side=True)
+
+
+class _ReaderProtocol(asyncio.StreamReaderProtocol):
+    """Feeds the reader, and keeps the writing side open when the client has ended its own."""
+
+    def eof_received(self) -> bool:
+        super().eof_received()  # which would close over TLS
+        return True
+
+
+class Writer(asyncio.StreamWriter):
+    """The writer of a handler."""
+
+    def __init__(
+        self,
+        connection: StreamsProtocol,
+        protocol: asyncio.StreamReaderProtocol,
+        reader: asyncio.StreamReader,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(connection.face, protocol, reader, loop)
+        self._connection = connection
+
+    async def start_tls(
+        self,
+        sslcontext: ssl.SSLContext | None = None,
+        *,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> None:
+        """Begin TLS on this connection, as its server.
+
+        Args:
+            sslcontext: the context; None for the listener's certificate.
+            server_hostname: has no meaning for a server.
+            ssl_handshake_timeout: seconds; None for `--handshake-timeout`.
+            ssl_shutdown_timeout: has no meaning here: `--write-timeout` and `--linger` apply.
+        """
+        await self.drain()
+        self._connection.begin_tls(sslcontext)
+        await asyncio.wait_for(self._connection.handshake(), ssl_handshake_timeout)

@@ -1,0 +1,320 @@
+"""Handlers that take a reader and a writer, as for `asyncio.start_server`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import ssl
+from asyncio import StreamReader as Reader
+from asyncio import StreamWriter as Writer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+
+from echod.limits import Limits
+from tests.support.asyncio_serving import WAYS, ended, on_a_loop, serving
+from tests.support.log import Log
+from tests.support.serving import eventually, turns
+
+__all__ = ["on_a_loop"]
+
+pytestmark = pytest.mark.usefixtures("on_a_loop")
+
+
+async def echo(reader: Reader, writer: Writer) -> None:
+    """The echo of many a tutorial."""
+    while data := await reader.read(1024):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def lines(reader: Reader, writer: Writer) -> None:
+    while line := await reader.readline():
+        await asyncio.sleep(0)
+        writer.write(line.upper())
+        await writer.drain()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_the_echo_of_a_tutorial_serves_a_client(way: str, certificate: Path) -> None:
+    async with serving(echo, way, certificate) as server:
+        client = await server.connect()
+        for size in (1, 1000, 300_000):
+            client.send(bytes(size))
+            await client.receive(bytes(size))
+        client.finish()
+        await client.receive_all()
+        assert client.clean
+        await eventually(lambda: not server.factory.connections)
+        assert ended(server) == {"client closed": 1}
+        metrics = server.factory.metrics
+        assert (metrics.bytes_received, metrics.bytes_sent) == (301_001, 301_001)
+        assert metrics.messages == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_what_a_client_sends_before_its_end_is_answered(way: str, certificate: Path) -> None:
+    """Fault 101: All replies come before FIN, over TLS too."""
+
+    async def slow(reader: Reader, writer: Writer) -> None:
+        data = await reader.read()
+        await asyncio.sleep(0.05)
+        writer.write(data * 2)
+
+    async with serving(slow, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"happy" * 20_000)
+        client.finish()
+        assert await client.receive_all() == b"happy" * 40_000
+        assert client.clean
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_an_exception_is_logged_once_and_ends_its_own_connection(
+    way: str, certificate: Path, log: Log
+) -> None:
+    async def fails(reader: Reader, writer: Writer) -> None:
+        writer.write(await reader.readexactly(2))
+        if await reader.readexactly(1) == b"!":
+            raise SystemExit("no such thing")
+
+    async with serving(fails, way, certificate) as server:
+        client, other = await server.connect(), await server.connect()
+        client.send(b"ab!")
+        assert await client.receive_all() == b"ab"
+        assert client.clean
+        other.send(b"cd")
+        await other.receive(b"cd")
+        await eventually(lambda: len(server.factory.connections) == 1)
+        (error,) = log.take_errors()
+        assert "SystemExit: no such thing" in error
+        assert ended(server) == {"handler error": 1}
+        assert server.factory.metrics.handler_errors == 1
+        other.send(b".")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("leave", ["finish", "reset"])
+@pytest.mark.parametrize("handler", ["reads exactly", "reads a line", "writes"])
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_goes_away_is_no_error(
+    way: str, leave: str, handler: str, certificate: Path, log: Log
+) -> None:
+    done: list[BaseException | None] = []
+
+    async def talks(reader: Reader, writer: Writer) -> None:
+        try:
+            assert await reader.readexactly(1)
+            if handler == "reads exactly":
+                await reader.readexactly(10)
+            elif handler == "reads a line":
+                await reader.readuntil(b"\n")
+            else:
+                while True:
+                    writer.write(bytes(1000))
+                    await writer.drain()
+                    await asyncio.sleep(0.001)
+        except BaseException as error:
+            done.append(error)
+            raise
+
+    async with serving(talks, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"a")
+        await client.arrive()
+        if handler == "writes":
+            client.reset()
+        else:
+            getattr(client, leave)()
+        await eventually(lambda: done and not server.factory.connections)
+    assert server.factory.metrics.handler_errors == 0
+    assert log.take_errors() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_task_that_is_cancelled_is_no_error(certificate: Path, log: Log) -> None:
+    async def cancels_itself(reader: Reader, writer: Writer) -> None:
+        writer.write(await reader.read(1))
+        raise asyncio.CancelledError
+
+    async with serving(cancels_itself, "clear", certificate) as server:
+        client = await server.connect()
+        client.send(b"a")
+        assert await client.receive_all() == b"a"
+        assert client.clean
+        await eventually(lambda: not server.factory.connections)
+        assert ended(server) == {"handler closed": 1}
+    assert server.factory.metrics.handler_errors == 0
+    assert log.take_errors() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_connection_has_a_context_of_its_own(certificate: Path) -> None:
+    name = contextvars.ContextVar("name", default=b"nobody")
+
+    async def remembers(reader: Reader, writer: Writer) -> None:
+        while data := await reader.read(100):
+            writer.write(name.get() + b",")
+            name.set(data)
+
+    async with serving(remembers, "clear", certificate) as server:
+        one, other = await server.connect(), await server.connect()
+        for client, said, heard in ((one, b"one", b"nobody,"), (other, b"other", b"nobody,")):
+            client.send(said)
+            await client.receive(heard)
+        one.send(b"again")
+        await one.receive(b"one,")
+    assert name.get() == b"nobody"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_drain_gives_the_reader_what_had_come_and_then_the_end(
+    way: str, certificate: Path, log: Log
+) -> None:
+    """Fault 102: Every request that had arrived is answered."""
+    may_read: asyncio.Event = asyncio.Event()
+
+    async def waits(reader: Reader, writer: Writer) -> None:
+        writer.write(await reader.readexactly(1))
+        await may_read.wait()
+        await lines(reader, writer)
+
+    async with serving(waits, way, certificate) as server:
+        client, idle = await server.connect(), await server.connect()
+        for each in (client, idle):
+            each.send(b"a")
+            await each.receive(b"a")
+        client.send(b"one\n" * 50_000)
+        await client.arrive()
+        drained = server.factory.drain()
+        await turns(10)
+        may_read.set()
+        assert await client.receive_all() == b"ONE\n" * 50_000
+        assert await idle.receive_all() == b""
+        assert client.clean
+        assert idle.clean
+        await drained
+        assert ended(server) == {"drained": 2}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_task_that_does_not_end_is_cancelled_and_keeps_its_place_until_it_has_ended(
+    certificate: Path,
+) -> None:
+    cancelled: Deferred[None] = Deferred()
+    may_end = asyncio.Event()
+
+    async def stays(reader: Reader, writer: Writer) -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cancelled.callback(None)
+            await may_end.wait()
+
+    limits = Limits(linger=0.2)
+    async with serving(stays, "clear", certificate, limits=limits) as server:
+        client = await server.connect()
+        await server.accepted()
+        client.reset()
+        await eventually(lambda: not server.factory.connections or cancelled.called)
+        await cancelled
+        await turns(5)
+        assert len(server.factory.connections) == 1
+        assert not ended(server)
+        may_end.set()
+        await eventually(lambda: not server.factory.connections)
+        assert ended(server) == {"connection lost": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_at_the_deadline_of_the_drain_a_task_is_cancelled_at_once(
+    certificate: Path, log: Log
+) -> None:
+    done: list[str] = []
+
+    async def stays(reader: Reader, writer: Writer) -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            done.append("cancelled")
+            raise
+
+    async with serving(stays, "clear", certificate, limits=Limits(linger=3600)) as server:
+        await server.connect()
+        await server.accepted()
+        drained = server.factory.drain()
+        await turns(5)
+        assert not done
+        server.factory.abort()
+        await drained
+        assert done == ["cancelled"]
+        assert ended(server) == {"aborted": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handler_may_begin_tls(certificate: Path, log: Log) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    said: list[object] = []
+
+    async def starttls(reader: Reader, writer: Writer) -> None:
+        assert await reader.readline() == b"STARTTLS\n"
+        writer.write(b"go ahead\n")
+        await writer.start_tls(context)
+        said.append(writer.get_extra_info("ssl_object").version())
+        said.append(writer.get_extra_info("client").tls.version)
+        while line := await reader.readline():
+            writer.write(line.upper())
+        with pytest.raises(RuntimeError, match="encrypted already"):
+            await writer.start_tls(context)
+
+    async with serving(starttls, "clear", certificate) as server:
+        loop = asyncio.get_running_loop()
+
+        async def talk() -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.number)
+            writer.write(b"STARTTLS\nan injected line\n")
+            assert await reader.readline() == b"go ahead\n"
+            trusting = ssl.create_default_context(cafile=str(certificate))
+            trusting.check_hostname = False
+            await writer.start_tls(trusting)
+            writer.write(b"happy days\n")
+            reply = await reader.readline()
+            writer.close()
+            return reply
+
+        reply = await Deferred.fromFuture(loop.create_task(talk()))
+        assert reply == b"HAPPY DAYS\n"
+        assert said == ["TLSv1.3", "TLSv1.3"]
+        await eventually(lambda: not server.factory.connections)
+        metrics = server.factory.metrics
+        assert metrics.bytes_received == len(b"STARTTLS\nan injected line\n" + b"happy days\n")
+        assert metrics.bytes_sent == len(b"go ahead\n" + b"happy days\n")
+
+
+@given(
+    pieces=st.lists(st.binary(min_size=1, max_size=3000), max_size=12), way=st.sampled_from(WAYS)
+)
+@pytest_twisted.inlineCallbacks
+def test_nothing_is_lost_or_reordered(pieces: list[bytes], way: str, certificate: Path) -> Any:
+    async def talk() -> None:
+        async with serving(echo, way, certificate) as server:
+            client = await server.connect()
+            for piece in pieces:
+                client.send(piece)
+                await turns(1)
+            client.finish()
+            assert await client.receive_all() == b"".join(pieces)
+
+    yield Deferred.fromCoroutine(talk())
