@@ -31,6 +31,7 @@ from echod.errors import UserError
 from echod.handlers.plugins import ModulesOnly
 from echod.log.observer import LogObserver
 from echod.log.sinks import DescriptorSink, FileSink, Sink, SyslogSink
+from echod.settings.definitions import Settings
 from echod.settings.flags import Options as SettingsOptions
 from echod.text import escape
 
@@ -76,6 +77,8 @@ def makeService(options: Options) -> EchoService:
     log_observer = make_log_observer(options)
     capture = None if log_observer is None else Capture(log_observer.write_now)
     with capturing(capture):
+        for useless in options.settings.without_effect:
+            log.warn("{useless}", useless=escape(options.placed(useless)))
         options.settings = fit_limits(options.settings)
         service = prepare_service(options)
     reactor = service.reactor
@@ -156,6 +159,8 @@ def make_log_observer(options: Options) -> LogObserver | None:
         raise SystemExit(escape(f"echod: {where}: {error.strerror}")) from None
     if sink is None:
         return None
+    if settings.log_files != Settings.log_files and not isinstance(sink, FileSink):
+        log.warn("--log-files has no effect: the log does not go to a file (twistd --logfile)")
     observer = LogObserver(
         sink, format=settings.log_format, level=settings.log_level, rate=settings.log_rate
     )

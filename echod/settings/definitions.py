@@ -25,6 +25,7 @@ from echod.log.observer import LEVELS as LOG_LEVELS
 from echod.messages.framing import Chunk, Framing, Line
 from echod.messages.prefixed import MAX_MESSAGE
 from echod.settings.schema import (
+    Need,
     Setting,
     SettingError,
     Text,
@@ -38,6 +39,7 @@ from echod.settings.schema import (
     set_aside,
     setting,
     whole_number,
+    without_effect,
 )
 from echod.text import clipped, escape, unescaped
 
@@ -85,6 +87,40 @@ def host_name(text: str) -> str:
     return text
 
 
+def model_needed(model: ConcurrencyModel) -> Need:
+    """Return the need of a concurrency model."""
+    return Need(f"--concurrency {model}", lambda settings: settings.concurrency is model)
+
+
+NEEDS_POOL = model_needed(ConcurrencyModel.DEFER_TO_THREAD)
+NEEDS_THREADS = model_needed(ConcurrencyModel.THREAD_PER_CONNECTION)
+NEEDS_SERIAL = model_needed(ConcurrencyModel.SERIAL)
+NEEDS_PROXY = Need(
+    "--listen proxy:...", lambda settings: any(map(_is_proxied, settings.endpoints))
+)
+NEEDS_TLS = Need("--listen tls:...", lambda settings: any(map(_is_secure, settings.endpoints)))
+NEEDS_ADDRESSES = Need(
+    "a listener other than unix:", lambda settings: any(map(_has_addresses, settings.endpoints))
+)
+NEEDS_MESSAGES = Need(
+    "a --framing other than chunk", lambda settings: settings.framing.name != "chunk"
+)
+NEEDS_STATUS = Need("--status", lambda settings: bool(settings.status))
+
+
+def _is_proxied(endpoint: str) -> bool:
+    return endpoint.startswith("proxy:")
+
+
+def _is_secure(endpoint: str) -> bool:
+    return endpoint.removeprefix("proxy:").startswith(("tls:", "ssl:"))
+
+
+def _has_addresses(endpoint: str) -> bool:
+    # A PROXY header brings the address of the proxy's client.
+    return not re.match("(tls:|ssl:)?unix:", endpoint)
+
+
 @dataclass(frozen=True)
 class Settings:
     """All settings of a daemon.
@@ -127,6 +163,7 @@ class Settings:
             network,
             unset=" and ".join(str(each) for each in LOOPBACK),
             repeats=True,
+            needs=NEEDS_PROXY,
         ),
     )
     handler: Spec = setting(
@@ -148,7 +185,8 @@ class Settings:
         ),
     )
     threads: int = setting(
-        Limits.threads, Text("Threads in the pool of defer-to-thread.", whole_number(1, 10_000))
+        Limits.threads,
+        Text("Threads in the pool of defer-to-thread.", whole_number(1, 10_000), needs=NEEDS_POOL),
     )
     max_queue: int = setting(
         Limits.max_queue,
@@ -156,6 +194,7 @@ class Settings:
             "How many messages may wait for a thread in defer-to-thread; a client above that "
             "limit is told so and disconnected; 0: any number.",
             whole_number(0, 10**7),
+            needs=NEEDS_POOL,
         ),
     )
     max_threads: int = setting(
@@ -164,6 +203,7 @@ class Settings:
             "How many connections thread-per-connection serves at once; a client above that "
             "limit is told so and disconnected.",
             whole_number(1, 10_000),
+            needs=NEEDS_THREADS,
         ),
     )
     framing: Spec = setting(
@@ -259,6 +299,7 @@ class Settings:
             "places in serial's queue. UNIX sockets have no addresses.",
             whole_number(0, 10**7),
             reload=True,
+            needs=NEEDS_ADDRESSES,
         ),
     )
     max_accept_rate: int = setting(
@@ -296,6 +337,7 @@ class Settings:
             seconds,
             unit="seconds",
             reload=True,
+            needs=NEEDS_MESSAGES,
         ),
     )
     min_rate: int = setting(
@@ -324,6 +366,7 @@ class Settings:
             seconds,
             unit="seconds",
             reload=True,
+            needs=NEEDS_TLS,
         ),
     )
     max_pending: int = setting(
@@ -353,6 +396,7 @@ class Settings:
             seconds,
             unit="seconds",
             reload=True,
+            needs=NEEDS_PROXY,
         ),
     )
     serial_timeout: float = setting(
@@ -363,6 +407,7 @@ class Settings:
             seconds,
             unit="seconds",
             reload=True,
+            needs=NEEDS_SERIAL,
         ),
     )
     # People begin to notice a delay of a tenth of a second.
@@ -408,6 +453,7 @@ class Settings:
             unset="only addresses and localhost",
             repeats=True,
             example=("echod.example.org",),
+            needs=NEEDS_STATUS,
         ),
     )
     log_format: str = setting(
@@ -497,6 +543,11 @@ class Settings:
             raise SettingError(f"--listen: {place} is given twice")
         if place := _repeated([*(f"tcp:{number}" for number in set(self.port)), *places]):
             raise SettingError(f"--listen: {place} is given twice, also as --port")
+
+    @property
+    def without_effect(self) -> list[str]:
+        """A line for each setting that was given, but changes nothing beside the others."""
+        return without_effect(SETTINGS, self)
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -95,6 +96,8 @@ class Options(usage.Options):
         self.settings = self.configure()
         if "check" in self._only:
             self.check()
+            for useless in self.settings.without_effect:
+                print(f"echod: {escape(self.placed(useless))}", file=sys.stderr)
         if "print" in self._only:
             _print_and_exit(as_file(SETTINGS, self.settings))
         if self._only:

@@ -30,6 +30,19 @@ class SettingError(UserError):
 
 
 @dataclass(frozen=True)
+class Need:
+    """The choice of another setting, without which a setting has no effect.
+
+    Attributes:
+        words: the choice, as a flag.
+        met: returns whether the settings have it.
+    """
+
+    words: str
+    met: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
 class Text:
     """How a setting is written.
 
@@ -46,6 +59,7 @@ class Text:
         reload: whether a running daemon can apply a new value, at SIGHUP.
         replaces: the name of another setting that contradicts this one: if this one is given as a
             flag, a file's value of the other is ignored.
+        needs: the choice without which this setting has no effect; None if it always has one.
     """
 
     help: str
@@ -57,6 +71,7 @@ class Text:
     example: object = None
     reload: bool = False
     replaces: str = ""
+    needs: Need | None = None
 
 
 def setting(default: T, text: Text) -> T:
@@ -286,6 +301,22 @@ def _unknown(key: str, value: object, known: Mapping[str, Setting]) -> str:
 def _line_of(key: str, text: str) -> str:
     match = re.search(rf"^[ \t]*[\[\"']*{re.escape(key)}\b", text, re.MULTILINE)
     return f":{text.count(chr(10), 0, match.start()) + 1}" if match else ""
+
+
+def without_effect(settings: Iterable[Setting], values: object) -> list[str]:
+    """Return a line for each setting that was given, but changes nothing beside the others.
+
+    Args:
+        settings: the settings.
+        values: an instance of their dataclass.
+    """
+    return [
+        f"{one.flag} has no effect: it needs {one.text.needs.words}"
+        for one in settings
+        if one.text.needs is not None
+        and getattr(values, one.name) != one.default
+        and not one.text.needs.met(values)
+    ]
 
 
 def as_file(settings: Iterable[Setting], values: object) -> str:

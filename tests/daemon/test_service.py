@@ -326,6 +326,22 @@ def test_there_is_room_for_what_relayed_threads_need(
     assert asked == [100 + SPARE + more]
 
 
+@pytest.mark.usefixtures("globals_kept")
+def test_the_start_warns_of_each_setting_without_effect_and_names_its_place(
+    tmp_path: Path, log: Log
+) -> None:
+    file = tmp_path / "echod.toml"
+    file.write_text("threads = 3")
+    options = Options()
+    options.parseOptions(["--listen", LOOPBACK, "--config", str(file), "--max-threads=3"])
+    makeService(options)
+    said = [line for line in log.text.splitlines() if "has no effect" in line]
+    assert said == [
+        f"{file}: --threads has no effect: it needs --concurrency defer-to-thread",
+        "--max-threads has no effect: it needs --concurrency thread-per-connection",
+    ]
+
+
 def test_make_service_refuses_in_one_line() -> None:
     options = Options()
     options.parseOptions(["--handler", "nosuch"])

@@ -501,3 +501,74 @@ def test_settings_can_be_checked(file: Path, capsys: pytest.CaptureFixture[str])
         parse("--check-config", "--config", str(file))
     assert caught.value.code == 0
     assert capsys.readouterr().out == "echod: the configuration is good\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--threads=3"], "--threads has no effect: it needs --concurrency defer-to-thread"),
+        (["--max-queue=3"], "--max-queue has no effect: it needs --concurrency defer-to-thread"),
+        (
+            ["--max-threads=3", "--concurrency=defer-to-thread"],
+            "--max-threads has no effect: it needs --concurrency thread-per-connection",
+        ),
+        (["--serial-timeout=3"], "--serial-timeout has no effect: it needs --concurrency serial"),
+        (
+            ["--message-timeout=3"],
+            "--message-timeout has no effect: it needs a --framing other than chunk",
+        ),
+        (
+            ["--proxy-trust=10.0.0.0/8", "--listen=tls:1:certificate=c"],
+            "--proxy-trust has no effect: it needs --listen proxy:...",
+        ),
+        (["--proxy-timeout=3"], "--proxy-timeout has no effect: it needs --listen proxy:..."),
+        (
+            ["--handshake-timeout=3", "--listen=proxy:tcp:1"],
+            "--handshake-timeout has no effect: it needs --listen tls:...",
+        ),
+        (["--status-host=a"], "--status-host has no effect: it needs --status"),
+        (
+            ["--max-connections-per-address=3", "--listen=unix:a", "--listen=tls:unix:b"],
+            "--max-connections-per-address has no effect: it needs a listener other than unix:",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_named_with_the_choice_that_it_needs(
+    arguments: list[str], line: str
+) -> None:
+    assert parse(*arguments).without_effect == [line]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        [f"--threads={Limits.threads}"],  # the default
+        ["--threads=3", "--max-queue=1", "--concurrency=defer-to-thread"],
+        ["--max-threads=3", "--concurrency=thread-per-connection"],
+        ["--serial-timeout=3", "--concurrency=serial"],
+        ["--message-timeout=3", "--framing=line"],
+        ["--message-timeout=3", "--framing=length:bytes=2"],
+        ["--proxy-trust=10.0.0.0/8", "--proxy-timeout=3", "--port=1", "--listen=proxy:unix:a"],
+        ["--handshake-timeout=3", "--listen=proxy:ssl:1:privateKey=k"],
+        ["--status=tcp:1", "--status-host=a"],
+        ["--max-connections-per-address=3", "--listen=proxy:unix:a"],
+        ["--max-connections-per-address=3", "--listen=unix:a", "--port=0"],
+    ],
+)
+def test_a_setting_that_has_an_effect_is_not(arguments: list[str]) -> None:
+    assert parse(*arguments).without_effect == []
+
+
+def test_a_check_names_settings_without_effect_and_their_place(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--check-config", "--config", str(file), "--max-threads=6")
+    assert caught.value.code == 0
+    printed = capsys.readouterr()
+    assert printed.out == "echod: the configuration is good\n"
+    assert printed.err.splitlines() == [
+        f"echod: {file}: --threads has no effect: it needs --concurrency defer-to-thread",
+        "echod: --max-threads has no effect: it needs --concurrency thread-per-connection",
+    ]

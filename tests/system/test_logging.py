@@ -43,6 +43,22 @@ def test_the_text_ends_with_twistds_last_line(daemon: Start) -> None:
     assert running.lines[-1].endswith("Server Shut Down."), running.log
 
 
+def test_a_number_of_files_without_a_file_is_said_to_have_no_effect(
+    daemon: Start, tmp_path: Path
+) -> None:
+    without = "--log-files has no effect"
+    daemon("--log-files", "3").wait_for(without)
+    to_file = ("-n", "--logfile=log", "--pidfile=", "echod", "--log-files=3", "--port=0")
+    process = subprocess.Popen([SCRIPTS / "twistd", *to_file], cwd=tmp_path)
+    try:
+        log = tmp_path / "log"
+        block_until(lambda: log.exists() and "Socket now listening" in log.read_text())
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+    assert without not in log.read_text()
+
+
 def test_what_is_below_the_level_is_left_out(daemon: Start) -> None:
     running = daemon("--log-level", "error", "--port", "18", "--listen", "tcp:nosuch")
     running.wait()
