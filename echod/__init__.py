@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from echod.handlers.kinds import protocol_factory as protocol_factory
     from echod.handlers.plugins import HandlerPlugin as HandlerPlugin
     from echod.limits import Limits as Limits
+    from echod.messages.framing import BufferingFramer as BufferingFramer
     from echod.messages.framing import Chunk as Chunk
     from echod.messages.framing import Fixed as Fixed
     from echod.messages.framing import Framer as Framer
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "BufferingFramer": "messages.framing",
     "Chunk": "messages.framing",
     "Client": "handlers.client",
     "Close": "handlers.contract",

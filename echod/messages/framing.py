@@ -228,24 +228,30 @@ class ChunkFramer:
 
 
 class BufferingFramer:
-    """Base of framers that join reads."""
+    """Base of framers that join reads; a subclass has `next_message`.
 
-    __slots__ = ("_buffer", "_ended", "_max_message")
+    Attributes:
+        buffer: the held input; `next_message` takes each message off its front.
+        ended: whether the stream has ended.
+        max_message: the longest message, in bytes; `next_message` raises for a longer one.
+    """
+
+    __slots__ = ("buffer", "ended", "max_message")
 
     def __init__(self, max_message: int) -> None:
-        self._max_message = max_message
-        self._buffer = bytearray()
-        self._ended = False
+        self.max_message = max_message
+        self.buffer = bytearray()
+        self.ended = False
 
     @property
     def buffered(self) -> int:
-        return len(self._buffer)
+        return len(self.buffer)
 
     def feed(self, data: bytes) -> None:
-        self._buffer += data
+        self.buffer += data
 
     def end(self) -> None:
-        self._ended = True
+        self.ended = True
 
 
 class LineFramer(BufferingFramer):
@@ -259,16 +265,16 @@ class LineFramer(BufferingFramer):
         self._searched = 0
 
     def next_message(self) -> bytes | None:
-        buffer, delimiter, limit = self._buffer, self._delimiter, self._max_message
+        buffer, delimiter, limit = self.buffer, self._delimiter, self.max_message
         at = buffer.find(delimiter, self._searched, limit + len(delimiter))
         if at >= 0:
             message = bytes(buffer[:at])
             del buffer[: at + len(delimiter)]
             self._searched = 0
             return message
-        if len(buffer) >= limit + len(delimiter) or (self._ended and len(buffer) > limit):
+        if len(buffer) >= limit + len(delimiter) or (self.ended and len(buffer) > limit):
             raise MessageTooLong(limit)
-        if self._ended and buffer:
+        if self.ended and buffer:
             message = bytes(buffer)
             buffer.clear()
             self._searched = 0
@@ -284,12 +290,12 @@ class FixedFramer(BufferingFramer):
     __slots__ = ()
 
     def next_message(self) -> bytes | None:
-        buffer, size = self._buffer, self._max_message
+        buffer, size = self.buffer, self.max_message
         if len(buffer) >= size:
             message = bytes(buffer[:size])
             del buffer[:size]
             return message
-        if self._ended and buffer:
+        if self.ended and buffer:
             raise MessageCutShort(size - len(buffer))
         return None
 

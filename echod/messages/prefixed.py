@@ -124,18 +124,18 @@ class LengthFramer(BufferingFramer):
         self._header = header
 
     def next_message(self) -> bytes | None:
-        buffer, header = self._buffer, self._header
+        buffer, header = self.buffer, self._header
         start = wanted = header.size
         if len(buffer) >= wanted:
             (length,) = header.unpack_from(buffer)
-            if length > self._max_message:
-                raise MessageTooLong(self._max_message)
+            if length > self.max_message:
+                raise MessageTooLong(self.max_message)
             wanted += length
             if len(buffer) >= wanted:
                 message = bytes(buffer[start:wanted])
                 del buffer[:wanted]
                 return message
-        if self._ended and buffer:
+        if self.ended and buffer:
             raise MessageCutShort(wanted - len(buffer))
         return None
 
@@ -176,7 +176,7 @@ class NetstringFramer(BufferingFramer):
         self._longest = len(str(max_message)) + 1
 
     def next_message(self) -> bytes | None:
-        buffer = self._buffer
+        buffer = self.buffer
         if not buffer:
             return None
         colon = buffer.find(b":", 0, self._longest)
@@ -184,10 +184,10 @@ class NetstringFramer(BufferingFramer):
         if not self._DIGITS.fullmatch(digits):
             raise FramingError("Bad length: a netstring begins with digits and a colon")
         length = int(digits)
-        if length > self._max_message:
-            raise MessageTooLong(self._max_message)
+        if length > self.max_message:
+            raise MessageTooLong(self.max_message)
         if colon < 0:
-            if self._ended:
+            if self.ended:
                 raise MessageCutShort
             return None
         end = colon + 1 + length
@@ -197,7 +197,7 @@ class NetstringFramer(BufferingFramer):
             message = bytes(buffer[colon + 1 : end])
             del buffer[: end + 1]
             return message
-        if self._ended:
+        if self.ended:
             raise MessageCutShort(end + 1 - len(buffer))
         return None
 
@@ -239,12 +239,12 @@ class VarintFramer(BufferingFramer):
     _LONGEST = 10
 
     def next_message(self) -> bytes | None:
-        buffer = self._buffer
+        buffer = self.buffer
         length = shift = start = 0
         for byte in buffer[: self._LONGEST]:
             length |= (byte & 0x7F) << shift
-            if length > self._max_message:
-                raise MessageTooLong(self._max_message)
+            if length > self.max_message:
+                raise MessageTooLong(self.max_message)
             start += 1
             if byte < 0x80:
                 break
@@ -252,7 +252,7 @@ class VarintFramer(BufferingFramer):
         else:
             if len(buffer) >= self._LONGEST:
                 raise FramingError(f"Bad length: a varint has at most {self._LONGEST} bytes")
-            if self._ended and buffer:
+            if self.ended and buffer:
                 raise MessageCutShort
             return None
         wanted = start + length
@@ -260,6 +260,6 @@ class VarintFramer(BufferingFramer):
             message = bytes(buffer[start:wanted])
             del buffer[:wanted]
             return message
-        if self._ended:
+        if self.ended:
             raise MessageCutShort(wanted - len(buffer))
         return None

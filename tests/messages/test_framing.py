@@ -156,7 +156,7 @@ class Searched(bytearray):
 @pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"-----"])
 def test_one_byte_segments_are_searched_once(delimiter: bytes) -> None:
     framer = Line(delimiter, max_message=20_000).framer()
-    framer._buffer = buffer = Searched()  # type: ignore[attr-defined]
+    framer.buffer = buffer = Searched()  # type: ignore[attr-defined]
     for _ in range(2):
         for _ in range(10_000):
             framer.feed(b"x")

@@ -301,7 +301,7 @@ class Searched(bytearray):
 @pytest.mark.parametrize("framing", [Length(), Netstring(), Varint()], ids=str)
 def test_of_a_held_message_only_the_length_is_looked_at_again(framing: Framing) -> None:
     framer = framing.framer()
-    framer._buffer = buffer = Searched()  # type: ignore[attr-defined]
+    framer.buffer = buffer = Searched()  # type: ignore[attr-defined]
     wire = framing.encode(bytes(10_000))
     for at in range(len(wire)):
         framer.feed(wire[at : at + 1])
@@ -313,7 +313,7 @@ def test_of_a_held_message_only_the_length_is_looked_at_again(framing: Framing) 
 @pytest.mark.parametrize("framing", [Length(), Netstring(), Varint()], ids=str)
 def test_many_messages_of_one_read_are_copied_once(framing: Framing) -> None:
     framer = framing.framer()
-    framer._buffer = buffer = Searched()  # type: ignore[attr-defined]
+    framer.buffer = buffer = Searched()  # type: ignore[attr-defined]
     wire = framing.encode(b"x") * 50_000
     framer.feed(wire)
     assert len(messages(framer)) == 50_000

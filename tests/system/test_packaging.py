@@ -65,10 +65,9 @@ class Environment:
         # Compiling all of Twisted would double it again.
         run(*pip, "install", "--no-compile", *what, cwd=self.folder)
 
-    @property
-    def handlers(self) -> dict[str, str]:
-        """The line of `echod handlers` for each handler."""
-        lines = run(self.bin / "echod", "handlers", cwd=self.folder).splitlines()
+    def listed(self, what: str) -> dict[str, str]:
+        """Return the line of `echod handlers`, or `framings`, for each of them."""
+        lines = run(self.bin / "echod", what, cwd=self.folder).splitlines()
         return {name: said.strip() for name, _, said in (line.partition(" ") for line in lines)}
 
 
@@ -101,12 +100,15 @@ def installed(folder: Path, wheel: Path) -> Environment:
 
 
 SHOUT = Path("examples") / "echod-shout"
+CONTENT_LENGTH = Path("examples") / "services" / "echod-content-length"
 
 
 @pytest.fixture(scope="module")
 def extended(installed: Environment, source: Path) -> Environment:
-    """The same environment, with a package of handlers by another author."""
-    installed.install(build_wheel(source / SHOUT, source / "shout"))
+    """The same environment, with packages of handlers and of a framing by other authors."""
+    handlers = build_wheel(source / SHOUT, source / "shout")
+    framing = build_wheel(source / CONTENT_LENGTH, source / "content-length")
+    installed.install(handlers, framing)
     return installed
 
 
@@ -188,7 +190,7 @@ def test_twist_finds_echod_from_its_wheel(
 
 
 def test_the_echod_command_lists_the_built_in_handlers(installed: Environment) -> None:
-    assert {"echo", "upper", "reverse", "count"} <= set(installed.handlers)
+    assert {"echo", "upper", "reverse", "count"} <= set(installed.listed("handlers"))
 
 
 def test_twistd_finds_echod_from_an_editable_install(editable: Environment, daemon: Start) -> None:
@@ -216,10 +218,24 @@ def test_handlers_of_an_installed_package_run_by_name(
 
 
 def test_handlers_of_an_installed_package_are_listed(extended: Environment) -> None:
-    handlers = extended.handlers
+    handlers = extended.listed("handlers")
 
     assert handlers["shout"] == (
         "Sends back what it gets in capital letters, with exclamation marks. [every model] "
         "(marks: int = 1)"
     )
     assert handlers["whisper"] == "Sends back what it gets in small letters. [every model]"
+
+
+def test_a_framing_of_an_installed_package_runs_by_name_and_is_listed(
+    extended: Environment, daemon: Start
+) -> None:
+    assert extended.listed("framings")["content-length"] == (
+        "A message, and a reply, follows its length in a header: `Content-Length: 5`. "
+        "(max_message: int = 1048576)"
+    )
+    options = ("--framing", "content-length:max_message=10", "--handler", "upper")
+    started = daemon(*options, twistd=extended.bin / "twistd")
+
+    sent = b"Content-Length: 5\r\n\r\nhappy"
+    assert answer(started, sent) == sent.upper().replace(b"CONTENT-LENGTH", b"Content-Length")
