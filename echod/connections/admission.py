@@ -20,6 +20,16 @@ def text_of(refusal: Refusal) -> str:
     return f"Server busy: {_TEXTS[refusal]}, try again later"
 
 
+def without_text(refusal: Refusal, how: str) -> str:
+    """Return the words for the log about a client that expects TLS, and so gets no line.
+
+    Args:
+        refusal: the reason.
+        how: how its connection ends: "reset" or "closed".
+    """
+    return f"{how} before the TLS handshake: {_TEXTS[refusal]}"
+
+
 class Admission:
     """Counts connections, over all listeners, and refuses those above the limits.
 

@@ -22,7 +22,7 @@ from echod.addresses import network_at, shown_address
 from echod.concurrency.forking import end_child
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor
-from echod.connections.admission import Admission, text_of
+from echod.connections.admission import Admission
 from echod.connections.asyncio_protocol import AsyncioProtocol
 from echod.connections.clients import ProxiedAddress, log_failure, shown
 from echod.connections.direct_protocol import DirectProtocol
@@ -227,10 +227,8 @@ class EchoFactory(Factory):
         return protocol
 
     def refused(self, addr: IAddress | None, refusal: Refusal) -> Protocol:
-        """Count and log a refusal; return the protocol that tells the client."""
-        why = text_of(refusal)
-        self.note_refusal(refusal, Client(shown_address(addr)), why)
-        return RefusedProtocol(self.framing.encode_line(why.encode()))
+        """Return the protocol that tells the client of its refusal, and logs and counts it."""
+        return RefusedProtocol(self, refusal, Client(shown_address(addr)))
 
     def connection_turned_away(self) -> None:
         """Count a client for which no descriptor was left; the port has logged and closed it."""

@@ -112,7 +112,7 @@ class Owner(Protocol):
         """Forget a connection."""
 
     def refused(self, addr: IAddress | None, refusal: Refusal) -> TwistedProtocol:
-        """Count and log a refusal; return the protocol that tells the client."""
+        """Return the protocol that tells the client of its refusal, and logs and counts it."""
 
     def note_refusal(self, refusal: Refusal, client: Client, why: str) -> None:
         """Count and log the refusal of a client; the caller tells the client."""

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Protocol
 
+from echod.connections.admission import text_of, without_text
+from echod.handlers.client import Client
+from echod.reasons import Refusal
+
 if TYPE_CHECKING:
+    from echod.connections.owner import Owner
     from echod.interfaces import Stream
 
 
@@ -21,13 +26,24 @@ class RefusedProtocol(Protocol):
 
     transport: Stream
 
-    def __init__(self, why: bytes) -> None:
-        """Refuse with `why`, a line in the form of the framing."""
-        self._why = why
+    def __init__(self, owner: Owner, refusal: Refusal, client: Client) -> None:
+        """Refuse a client.
+
+        Args:
+            owner: counts and logs the refusal; has the framing for the line.
+            refusal: the reason.
+            client: the client.
+        """
+        self._owner = owner
+        self._refusal = refusal
+        self._client = client
 
     def connectionMade(self) -> None:
         if ISSLTransport.providedBy(self.transport):
+            why = without_text(self._refusal, "reset")
             self.transport.abortConnection()
         else:
-            self.transport.write(self._why)
+            why = text_of(self._refusal)
+            self.transport.write(self._owner.framing.encode_line(why.encode()))
             self.transport.loseConnection()
+        self._owner.note_refusal(self._refusal, self._client, why)

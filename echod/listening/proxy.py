@@ -22,6 +22,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from echod.addresses import Network, shown_address, twisted_address
+from echod.connections.admission import without_text
 from echod.connections.clients import ProxiedAddress
 from echod.connections.kernel import unread
 from echod.handlers.client import Client
@@ -161,10 +162,12 @@ class ProxyFactory(Factory):
             self.refuse(addr, Refusal.PROXY_TRUST, "PROXY headers are not taken from there")
             return None
         if refusal := self.owner.admission.accept():
-            protocol = self.owner.refused(addr, refusal)
-            # A client that expects TLS could not understand it.
             wrapped: object = self.wrapped
-            return protocol if wrapped is self.owner else None
+            if wrapped is self.owner:
+                return self.owner.refused(addr, refusal)
+            # A client that expects TLS could not understand a line.
+            self.refuse(addr, refusal, without_text(refusal, "closed"))
+            return None
         return HeaderProtocol(self)
 
     def _trusts(self, address: object) -> bool:

@@ -335,11 +335,24 @@ def test_over_tls_a_client_above_a_cap_is_disconnected_and_room_is_made(
         assert receive(inside, len(BANNER)) == BANNER
         with pytest.raises(OSError), context.wrap_socket(connect(running)):  # noqa: PT011
             pass
-        running.wait_for(r"Refused .*: max-connections \(Server busy: too many")
+        reset = r"max-connections \(reset before the TLS handshake: too many connections\)"
+        running.wait_for(rf"Refused .*: {reset}")
+        assert "Server busy" not in running.log
         assert is_served(inside)
     running.wait_for("Disconnected from")
     with context.wrap_socket(connect(running)) as again:
         assert receive(again, len(BANNER)) == BANNER
+
+
+def test_the_log_says_how_a_client_of_tls_behind_a_proxy_is_refused(
+    daemon: Start, certificate: Path
+) -> None:
+    running = daemon(f"--listen=proxy:tls:0:certificate={certificate}", "--max-connections=1")
+    with connect(running), connect(running) as refused:
+        assert receive_all(refused) == b""
+        closed = r"max-connections \(closed before the TLS handshake: too many connections\)"
+        running.wait_for(rf"Refused .*: {closed}")
+    assert "Server busy" not in running.log
 
 
 def test_as_many_descriptors_are_asked_for_as_there_may_be_connections(daemon: Start) -> None:
