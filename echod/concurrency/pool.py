@@ -368,11 +368,11 @@ class WorkerPool:
             self._work_off_backlog(worker)
             self._idle.append(called)
             waits = self._backlog or self._lost or self._stopped
-            if not (waits and self._take_back(called)):
+            if not (waits and self._leave_idle(called)):
                 called.acquire()
                 self._summoned = False
 
-    def _take_back(self, called: _thread.LockType) -> bool:
+    def _leave_idle(self, called: _thread.LockType) -> bool:
         """Stop being idle; return False if the reactor has chosen this worker meanwhile."""
         try:
             self._idle.remove(called)

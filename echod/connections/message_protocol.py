@@ -393,14 +393,14 @@ class EchoProtocol(ConnectionProtocol):
             self.fail(failure)
         elif failure.check(Dropped):
             if self._handler_open:
-                self._hold().take_back()
+                self._hold().uncount()
             if _dropped.wanted(self.client.peer):
                 _dropped.write(peer=shown(self.client), listener=self.client.listener)
 
     def _turn_away(self, busy: Busy) -> None:
         session = self._session
         if self._handler_open and session is not None and session.in_flight:
-            session.take_back()
+            session.uncount()
         super()._turn_away(busy)
 
     def _reply(self, result: object) -> None:

@@ -30,7 +30,7 @@ log = Logger("echod")
 # also asks for more time.
 STATUS_INTERVAL = 10.0
 DRAIN_INTERVAL = 1.0
-DRAIN_PATIENCE = 10.0
+DRAIN_EXTENSION_SECONDS = 10.0
 
 # When to send again a message that the manager had no room for, in seconds.
 RETRY_INTERVAL = 0.1
@@ -131,7 +131,7 @@ class Notifier:
         if self._watchdog:
             news.append("WATCHDOG=1")
         if self._draining:
-            news.append(f"EXTEND_TIMEOUT_USEC={DRAIN_PATIENCE * 1e6:.0f}")
+            news.append(f"EXTEND_TIMEOUT_USEC={DRAIN_EXTENSION_SECONDS * 1e6:.0f}")
         status = self._describe()
         if status != self._said:
             self._said = status

@@ -257,7 +257,7 @@ class EchoService(Service):
         if self.ready:  # otherwise the manager waits for the start, and expects no other message
             self.notifier.reloading()
         try:
-            self._take(self.configure())
+            self._apply(self.configure())
             self._refused = ""
         except UserError as error:
             self._refuse(str(error))
@@ -272,8 +272,8 @@ class EchoService(Service):
         self._refused = escape(clipped(why, 500))
         log.error("Reload refused, nothing has changed: {why}", why=self._refused)
 
-    def _take(self, wanted: Settings) -> None:
-        """Take new settings into use.
+    def _apply(self, wanted: Settings) -> None:
+        """Apply new settings.
 
         Raises:
             UserError: they, or a file that they name, cannot be used, or the next start would

@@ -48,8 +48,8 @@ MODE = 0o660
 # How many connections the kernel queues: its maximum.
 BACKLOG = socket.SOMAXCONN
 
-# How long to wait for another daemon that starts in the same directory, in seconds.
-PATIENCE = 2.0
+# How long to wait for another daemon that starts in the same directory.
+LOCK_SECONDS = 2.0
 
 
 @implementer(IStreamServerEndpoint)
@@ -159,7 +159,7 @@ def _locked(directory: Path) -> Iterator[None]:
     """Keep other daemons from starting in `directory` at the same time."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

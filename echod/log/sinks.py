@@ -29,8 +29,8 @@ from typing import NamedTuple, Protocol
 # The length at which a new file begins, in bytes.
 LONGEST_FILE = 1_000_000
 
-# How long a child waits until it can write a line, in seconds.
-PATIENCE = 0.5
+# How long a child waits until it can write a line.
+CHILD_WAIT_SECONDS = 0.5
 
 # The longest chain of symbolic links: as many as the kernel follows.
 MOST_LINKS = 40
@@ -123,7 +123,7 @@ class _ImpatientSink(DescriptorSink):
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor)
-        self._patience = PATIENCE
+        self._patience = CHILD_WAIT_SECONDS
 
     def _write_all(self, data: bytes) -> int:
         poll, written = select.poll(), 0

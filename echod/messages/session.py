@@ -143,7 +143,7 @@ class Session:
         if self.messages == self._max_messages:
             self.closed = True
 
-    def take_back(self) -> None:
+    def uncount(self) -> None:
         """Note that the message in flight has not reached the handler, and never will."""
         self.messages -= 1
 

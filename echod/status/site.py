@@ -1,8 +1,8 @@
 """The web site of the status: four read-only pages, with short time-outs.
 
 It is meant for a private address, and does little harm if others can reach it. A request has no
-body, a connection serves one request within `PATIENCE`, and no text of a request appears in a
-page. There are at most `MOST_CLIENTS` connections; when one more arrives, the one that has been
+body, a connection serves one request within `REQUEST_SECONDS`, and no page shows text of a
+request. There are at most `MOST_CLIENTS` connections; when one more arrives, the one that has been
 silent longest is closed, so idle connections cannot block health checks.
 """
 
@@ -30,8 +30,8 @@ from echod.status.snapshot import Snapshot
 if TYPE_CHECKING:
     from echod.interfaces import Stream
 
-# How long a client may take for its request and for reading the answer, in seconds.
-PATIENCE = 10.0
+# How long a client may take for its request and for reading the answer.
+REQUEST_SECONDS = 10.0
 
 # The most connections at once.
 MOST_CLIENTS = 32
@@ -115,7 +115,9 @@ class StatusChannel(HTTPChannel):
     def connectionMade(self) -> None:
         super().connectionMade()
         self.site.came(self)
-        self._deadline = self.site.reactor.callLater(PATIENCE, self.transport.abortConnection)
+        self._deadline = self.site.reactor.callLater(
+            REQUEST_SECONDS, self.transport.abortConnection
+        )
 
     def dataReceived(self, data: bytes) -> None:
         try:
@@ -145,7 +147,7 @@ class StatusSite(Site):
     requestFactory = StatusRequest
 
     def __init__(self, resource: Resource, reactor: IReactorTime) -> None:
-        super().__init__(resource, timeout=PATIENCE, reactor=reactor)
+        super().__init__(resource, timeout=REQUEST_SECONDS, reactor=reactor)
         self.clients = 0
         # Connections without a request so far, the oldest first.
         self._silent: dict[StatusChannel, None] = {}

@@ -146,7 +146,7 @@ async def test_a_directory_that_is_not_there_is_said_to_be(tmp_path: Path) -> No
 async def test_of_two_that_start_at_once_one_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unix, "PATIENCE", 0.05)
+    monkeypatch.setattr(unix, "LOCK_SECONDS", 0.05)
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

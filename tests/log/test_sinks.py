@@ -249,7 +249,7 @@ def test_a_child_writes_and_renames_nothing(path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_child_does_not_wait_for_a_reader_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logsinks, "PATIENCE", 0.01)
+    monkeypatch.setattr(logsinks, "CHILD_WAIT_SECONDS", 0.01)
     reading, writing = os.pipe()
     child = DescriptorSink(writing).in_child()
     lines = [Line("x" * 999, "info")] * 100

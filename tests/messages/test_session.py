@@ -38,7 +38,7 @@ def test_a_message_that_did_not_reach_the_handler_is_not_counted() -> None:
     assert answer_all(session) == [b"one", b"two"]
     session.receive(b"three\n")
     assert session.next_message() == b"three"
-    session.take_back()
+    session.uncount()
     assert session.messages == 2
 
 

@@ -19,7 +19,7 @@ from echod.metrics import Metrics
 from echod.status.exposition import expose
 from echod.status.hosts import Hosts
 from echod.status.shared import FRESH
-from echod.status.site import MOST_CLIENTS, PATIENCE, StatusSite, make_site
+from echod.status.site import MOST_CLIENTS, REQUEST_SECONDS, StatusSite, make_site
 from echod.status.snapshot import state_of
 from tests.status.fakes import FakeFactory, FakeListener, FakeSubject
 from tests.status.test_page import VALID_UNTIL, busy_subject, snapshot
@@ -286,7 +286,7 @@ def test_on_a_unix_socket_every_name_is_answered(site: StatusSite) -> None:
 
 def test_a_client_has_little_time(site: StatusSite, clock: Clock) -> None:
     visitor = Visitor(site)
-    for _ in range(int(PATIENCE)):
+    for _ in range(int(REQUEST_SECONDS)):
         assert not visitor.lost
         visitor.channel.dataReceived(b"G")
         clock.advance(1)
