@@ -118,6 +118,12 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
     },
     "Handlers": {
         68: "A handler fails, or returns `Close`, in the middle of a long read",
+        101: "A handler of asyncio streams answers after its client's end of stream",
+        102: "SIGTERM while requests wait for a handler of asyncio streams",
+        103: "A callback of an asyncio or Twisted protocol raises",
+        104: "An asyncio or Twisted protocol goes on writing what its client does not read",
+        105: "SIGTERM in the middle of a transaction of an asyncio or Twisted protocol",
+        106: "SIGTERM with 1,000 idle clients of an asyncio or Twisted protocol",
         75: "A handler keeps its client's state in context variables",
         76: "A handler hangs, in a thread or in an `await`",
         88: "A handler makes its own factory drain, or abort",
