@@ -9,16 +9,21 @@ Guarantees, besides those in `echod.concurrency.model`:
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context, copy_context
+from functools import partial
+from types import CoroutineType
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from echod.awaiting import cancel
 from echod.concurrency.fairness import Holders, Turns, may_have_another
+from echod.concurrency.lending import Lender, LentTask
 from echod.concurrency.model import Abandoned, Busy, Done, Pending, UnderWay, owner_of
 from echod.concurrency.pool import Task, WorkerPool, check_closing
 from echod.contexts import Followed
@@ -28,6 +33,9 @@ from echod.reasons import Refusal
 from echod.text import plural
 
 log = Logger("echod.concurrency")
+
+# In how many turns of the loop a cancelled task learns of that, and its result is delivered.
+TURNS_TO_END = 4
 
 
 class _OpenHouse:
@@ -64,7 +72,11 @@ class InReactor(_OpenHouse):
         # The calls of `closed` among them.
         self._closing: set[Awaited] = set()
         self._stopped = False
+        # Whether no drain has to wait any longer.
+        self._ended = False
         self._drains: list[Deferred[None]] = []
+        # None while no asyncio loop is known to run.
+        self._lender: Lender | None = None
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         check_closing(len(self._closing))
@@ -85,20 +97,43 @@ class InReactor(_OpenHouse):
     def abandon(self, handle: object) -> None:
         assert isinstance(handle, Awaited)
         handle.abandoned = True
-        try:
-            handle.deferred.cancel()
-        except Exception:  # the handler's own canceller failed
-            log.failure("Cancelling a handler's pending result failed")
+        handle.cancel()
 
     def settle(self, done: Done, result: object) -> object:
         """Do the rest of `call` after the handler's code has returned `result`."""
         if result.__class__ is bytes or result is None:
             return result
-        followed = None
-        if inspect.iscoroutine(result):
-            followed = Followed(result)
-            result = Deferred.fromCoroutine(followed.run())
-        return self._wait(done, result, followed) if isinstance(result, Deferred) else result
+        if result.__class__ is CoroutineType:
+            return self.run(done, result)
+        return self._wait(done, result, None) if isinstance(result, Deferred) else result
+
+    def run(self, done: Done, coroutine: Coroutine[Any, Any, object]) -> object:
+        """Do the same for a coroutine: return its result, or a `Pending`."""
+        lender = self._lender
+        if lender is None or not lender.loop.is_running():
+            lender = self._find_lender()
+            if lender is None:
+                followed = Followed(coroutine)
+                return self._wait(done, Deferred.fromCoroutine(followed.run()), followed)
+        result = lender.start(coroutine)
+        if result.__class__ is not LentTask:
+            return result
+        awaited = AwaitedTask(result, coroutine, done)
+        self._awaited[awaited] = None
+        context = getattr(owner_of(done), "conversation", None)
+        context = copy_context() if context is None else context  # an empty one is false
+        result.take_over(coroutine, context, partial(self._arrived, awaited))
+        return Pending(awaited)
+
+    def _find_lender(self) -> Lender | None:
+        """Return the lender of the asyncio loop that runs; None if none does."""
+        loop = asyncio._get_running_loop()
+        if loop is None:
+            return None
+        if self._lender is not None:
+            self._lender.stop()
+        self._lender = Lender(loop)
+        return self._lender
 
     def _wait(self, done: Done, deferred: Deferred[object], followed: Followed | None) -> object:
         """Return the result of `deferred` if it has one, otherwise a `Pending`."""
@@ -109,14 +144,11 @@ class InReactor(_OpenHouse):
             if awaited is None:
                 results.append(result)
             else:
-                del self._awaited[awaited]
-                self._closing.discard(awaited)
-                done(awaited.settled(result))
-                self._tell_if_drained()
+                self._arrived(awaited, result)
 
         deferred.addBoth(arrived)
         if not results:
-            awaited = Awaited(deferred, followed, done)
+            awaited = AwaitedDeferred(deferred, followed, done)
             self._awaited[awaited] = None
             return Pending(awaited)
         if followed is not None:
@@ -124,6 +156,13 @@ class InReactor(_OpenHouse):
         if isinstance(results[0], Failure):
             results[0].raiseException()
         return results[0]
+
+    def _arrived(self, awaited: Awaited, result: object) -> None:
+        """Deliver the result of a call that had to wait."""
+        del self._awaited[awaited]
+        self._closing.discard(awaited)
+        awaited.done(awaited.settled(result))
+        self._tell_if_drained()
 
     def under_way(self) -> list[UnderWay]:
         now = time.monotonic()
@@ -139,10 +178,23 @@ class InReactor(_OpenHouse):
         self._stopped = True
         for awaited in list(self._awaited):
             self.abandon(awaited)
+        if self._lender is not None:
+            self._lender.stop()
+        if any(isinstance(one, AwaitedTask) for one in self._awaited):
+            self._let_them_end(TURNS_TO_END)
+        else:
+            self._ended = True
+            self._tell_if_drained()
+
+    def _let_them_end(self, turns: int) -> None:
+        """Give cancelled tasks a few turns of the loop: they get their `CancelledError` in one."""
+        self._ended = not turns
         self._tell_if_drained()
+        if turns:
+            asyncio.get_running_loop().call_soon(self._let_them_end, turns - 1, context=Context())
 
     def _tell_if_drained(self) -> None:
-        while self._drains and (self._stopped or not self._awaited):
+        while self._drains and (self._ended or not self._awaited):
             self._drains.pop(0).callback(None)
 
 
@@ -150,19 +202,25 @@ class Awaited:
     """A result that `InReactor.call` waits for.
 
     Attributes:
-        deferred: it has not fired, and can be cancelled.
-        followed: the coroutine behind it, if there is one.
+        coroutine: the coroutine that waits, if there is one.
+        done: takes the result.
         abandoned: whether it has been cancelled by `InReactor.abandon`.
     """
 
-    __slots__ = ("_done", "_since", "abandoned", "deferred", "followed")
+    __slots__ = ("_since", "abandoned", "coroutine", "done")
 
-    def __init__(self, deferred: Deferred[object], followed: Followed | None, done: Done) -> None:
-        self.deferred = deferred
-        self.followed = followed
+    def __init__(self, coroutine: Coroutine[Any, Any, object] | None, done: Done) -> None:
+        self.coroutine = coroutine
+        self.done = done
         self.abandoned = False
-        self._done = done
         self._since = time.monotonic()
+
+    def cancel(self) -> None:
+        """Cancel it. Its result still comes."""
+        raise NotImplementedError
+
+    def take_over(self) -> None:
+        """Set the context variables that the handler has set in the current context, too."""
 
     def settled(self, result: object) -> object:
         """Return `result`, or an `Abandoned` if it only says that echod has cancelled it."""
@@ -172,8 +230,38 @@ class Awaited:
 
     def under_way(self, now: float) -> UnderWay:
         """Describe the call; `now` is the time of the monotonic clock, in seconds."""
-        coroutine = self.followed.coroutine if self.followed is not None else None
-        return UnderWay(self, owner_of(self._done), now - self._since, coroutine=coroutine)
+        return UnderWay(self, owner_of(self.done), now - self._since, coroutine=self.coroutine)
+
+
+class AwaitedDeferred(Awaited):
+    """A Deferred that has not fired; it may be a coroutine's that runs without asyncio."""
+
+    __slots__ = ("_deferred", "_followed")
+
+    def __init__(self, deferred: Deferred[object], followed: Followed | None, done: Done) -> None:
+        super().__init__(None if followed is None else followed.coroutine, done)
+        self._deferred = deferred
+        self._followed = followed
+
+    def cancel(self) -> None:
+        cancel(self._deferred)
+
+    def take_over(self) -> None:
+        if self._followed is not None:
+            self._followed.take_over()
+
+
+class AwaitedTask(Awaited):
+    """A coroutine that waits, in an asyncio task; it runs in the conversation's own context."""
+
+    __slots__ = ("_lent",)
+
+    def __init__(self, lent: LentTask, coroutine: Coroutine[Any, Any, object], done: Done) -> None:
+        super().__init__(coroutine, done)
+        self._lent = lent
+
+    def cancel(self) -> None:
+        self._lent.task.cancel()
 
 
 def _tells_of_cancelling(failure: Failure) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from types import CoroutineType
+from typing import TYPE_CHECKING
 
 from twisted.python.failure import Failure
 
@@ -134,10 +135,17 @@ class DirectProtocol(EchoProtocol):
         self._settle(session)
 
     def _process_directly(self, result: object) -> None:
-        """Process a result that is not plain bytes: `Close`, or a pending result."""
+        """Process a result that is not plain bytes: a coroutine, a Deferred, `Close`."""
         try:
-            settled = cast("InReactor", self._owner.model).settle(self._answered, result)
-            if not self._has_replied(settled):
+            model: InReactor = self._owner.model  # type: ignore[assignment] # this class is for it
+            if result.__class__ is CoroutineType:
+                settled = model.run(self._answered, result)
+            else:
+                settled = model.settle(self._answered, result)
+            if settled.__class__ is bytes:
+                send = self._send
+                send(settled)
+            elif not self._has_replied(settled):
                 self._hold().in_flight = True
         except BaseException:
             self.fail(Failure())

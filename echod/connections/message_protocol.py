@@ -159,6 +159,11 @@ class EchoProtocol(ConnectionProtocol):
 
     # The conversation's context.
 
+    @property
+    def conversation(self) -> Context | None:
+        """The context in which the handler runs; None if the transport has none, nor this."""
+        return context_of(self.transport) if self._context is None else self._context
+
     def _from_transport(self, function: Callable[..., None], *arguments: object) -> None:
         """Call `function` for the transport, within the conversation's context."""
         if self._context is None:
@@ -173,15 +178,14 @@ class EchoProtocol(ConnectionProtocol):
         if isinstance(self._owner.model, InPool):
             function(*arguments)
         else:
-            context = context_of(self.transport) if self._context is None else self._context
+            context = self.conversation
             function(*arguments) if context is None else call_in(context, function, *arguments)
 
     def _is_inside(self) -> bool:
         """Return whether this may be called from within a call of the handler."""
         if isinstance(self._owner.model, InPool):
             return False
-        context = context_of(self.transport) if self._context is None else self._context
-        return context is not None and is_entered(context)
+        return self.conversation is not None and is_entered(self.conversation)
 
     def _in_thread(self, function: Callable[..., object]) -> Callable[..., object]:
         """Return a function that calls handler code in the right context: a pool's thread needs
@@ -368,8 +372,8 @@ class EchoProtocol(ConnectionProtocol):
     def _waited(self) -> None:
         """Note that the pending result, if there was one, has arrived."""
         pending, self._pending = self._pending, None
-        if isinstance(pending, Awaited) and pending.followed is not None:
-            pending.followed.take_over()
+        if isinstance(pending, Awaited):
+            pending.take_over()
 
     def _answered(self, result: object) -> None:
         """Process the pending result of the message in flight: a reply, or a Failure."""

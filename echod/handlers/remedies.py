@@ -30,10 +30,10 @@ def add_remedy(error: BaseException | None, name: str) -> None:
 
 
 def _remedy(error: BaseException, said: str, name: str) -> str:
-    if isinstance(error, RuntimeError) and said == "await wasn't used with future":
+    if isinstance(error, RuntimeError) and said in _NO_LOOP:
         return (
-            f"The handler {name} awaits an asyncio object: wrap it, as in "
-            "await Deferred.fromFuture(asyncio.ensure_future(...)), see docs/handlers.md"
+            f"The handler {name} awaits an asyncio object, and this reactor runs no asyncio loop: "
+            "leave out --reactor, so that the uvloop reactor runs"
         )
     if isinstance(error, AttributeError) and said in _NO_SOCKET:
         return (
@@ -45,4 +45,6 @@ def _remedy(error: BaseException, said: str, name: str) -> str:
     return ""
 
 
+# The errors of asyncio's awaitables where no loop runs.
+_NO_LOOP = {"await wasn't used with future", "no running event loop"}
 _NO_SOCKET = {f"'bytes' object has no attribute '{method}'" for method in SOCKET_METHODS}

@@ -9,8 +9,8 @@ Install it before anything imports ``twisted.internet.reactor``::
     import echod.reactor
     echod.reactor.install()
 
-or name it to Twisted's tools: ``twistd --reactor=uvloop``. This package imports nothing from the
-rest of echod.
+or name it to Twisted's tools: ``twistd --reactor=uvloop``. This package imports only `awaiting`
+from the rest of echod.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from twisted.internet.main import CONNECTION_LOST
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from echod.awaiting import make_task
 from echod.reactor import children, logprefix
 from echod.reactor.connector import TCPConnector, UNIXConnector
 from echod.reactor.interfaces import Port, Stream
@@ -79,6 +80,8 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
     def __init__(self, loop: uvloop.Loop | None = None) -> None:
         self.loop = uvloop.new_event_loop() if loop is None else loop
         self._asyncioEventloop = self.loop
+        # Tasks may await Deferreds, too.
+        self.loop.set_task_factory(make_task)
         # Our own callbacks run in this empty context, or they would inherit the context of
         # whichever connection happened to schedule them, and keep it alive.
         self.context = Context()

@@ -21,7 +21,7 @@ from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnect
 from echod.concurrency.pool import OPEN_IN_A_ROW, WorkerPool
 from tests.support.log import Log
 from tests.support.reactor import reactor
-from tests.support.serving import no_more_threads
+from tests.support.serving import eventually, no_more_threads
 
 
 class Loop:
@@ -620,7 +620,8 @@ def test_a_deferred_that_has_fired_is_a_result() -> None:
         InReactor().call(pytest.fail, fail, ZeroDivisionError())
 
 
-def test_a_deferred_or_coroutine_that_has_not_fired_is_pending() -> None:
+@pytest_twisted.ensureDeferred
+async def test_a_deferred_or_coroutine_that_has_not_fired_is_pending() -> None:
     results: list[Any] = []
     deferred: Deferred[bytes] = Deferred()
 
@@ -630,7 +631,7 @@ def test_a_deferred_or_coroutine_that_has_not_fired_is_pending() -> None:
     pending = InReactor().call(results.append, wait)
     assert isinstance(pending, Pending)
     deferred.callback(b"happy")
-    assert results == [b"happy!"]
+    await eventually(lambda: results == [b"happy!"])
     failing: Deferred[bytes] = Deferred()
     InReactor().call(results.append, lambda: failing)
     failing.errback(ZeroDivisionError())

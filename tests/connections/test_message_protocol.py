@@ -1008,7 +1008,7 @@ class Leaving(Handler):
         try:
             await self.left[-1]
             self.ended.append(reason)
-        except CancelledError:
+        except (CancelledError, asyncio.CancelledError):
             self.ended.append("cancelled")
             raise
 
@@ -1084,12 +1084,14 @@ async def test_a_closed_that_fails_later_is_logged(handler: type[Leaving], log: 
         await client.receive_all()
         await eventually(lambda: bool(Leaving.left))
         Leaving.left[0].errback(RuntimeError("no good"))
+        await eventually(lambda: server.factory.metrics.handler_errors == 1)
         (shown,) = log.take_errors()
         assert "no good" in shown
         assert server.factory.metrics.handler_errors == 1
 
 
-def test_while_too_many_wait_in_closed_no_other_client_is_let_in(
+@pytest_twisted.ensureDeferred
+async def test_while_too_many_wait_in_closed_no_other_client_is_let_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pool_module, "MOST_CLOSING", 2)
@@ -1097,6 +1099,7 @@ def test_while_too_many_wait_in_closed_no_other_client_is_let_in(
     models = [InReactor(), Serial(lambda: 0.0, patience=0, queue_size=9)]
     for model in models:
         Leaving.left.clear()
+        Leaving.ended.clear()
         factory = EchoFactory(Clock(), handler=Leaving, model=model, banner=b"")
         for _ in range(2):
             lose(connect(factory)[0])
@@ -1105,10 +1108,12 @@ def test_while_too_many_wait_in_closed_no_other_client_is_let_in(
         assert factory.metrics.refused == {"max-queue": 1}
         lose(protocol)
         Leaving.left[0].callback(None)
+        await eventually(lambda: bool(Leaving.ended))
         protocol, transport = connect(factory)
         assert transport.value() == b""
         lose(protocol)
         factory.model.stop()
+        await eventually(lambda: Leaving.ended == ["connection lost", "cancelled", "cancelled"])
 
 
 def test_a_canceller_that_fails_keeps_no_connection_from_its_end(log: Log) -> None:
@@ -1152,7 +1157,8 @@ async def test_in_a_thread_a_closed_that_wants_to_wait_is_an_error(
         assert f"in a thread, `closed` cannot wait: it has returned a {made}" in shown
 
 
-def test_a_handler_that_fails_after_the_client_is_gone_is_logged(log: Log) -> None:
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_fails_after_the_client_is_gone_is_logged(log: Log) -> None:
     class Waiting(Handler):
         async def received(self, message: bytes) -> bytes:  # type: ignore[override]
             try:
@@ -1163,6 +1169,7 @@ def test_a_handler_that_fails_after_the_client_is_gone_is_logged(log: Log) -> No
     protocol, _ = connect(EchoFactory(Clock(), handler=Waiting))
     protocol.dataReceived(b"x")
     lose(protocol)
+    await eventually(lambda: bool(log.errors))
     (error,) = log.take_errors()
     assert "while cleaning up" in error
 
@@ -1270,7 +1277,8 @@ def test_the_first_reason_to_close_is_the_one_that_counts() -> None:
     assert factory.metrics.ended == {"idle-timeout": 1}
 
 
-def test_a_pool_handlers_failing_closed_is_logged(log: Log) -> None:
+@pytest_twisted.ensureDeferred
+async def test_a_handler_whose_closed_fails_later_is_logged(log: Log) -> None:
     class Failing(Handler):
         async def closed(self, reason: str) -> None:  # type: ignore[override]
             await deferLater(clock, 1)
@@ -1283,6 +1291,7 @@ def test_a_pool_handlers_failing_closed_is_logged(log: Log) -> None:
     protocol, _ = connect(EchoFactory(clock, handler=Failing))
     lose(protocol)
     clock.advance(1)
+    await eventually(lambda: bool(log.errors))
     assert len(log.take_errors()) == 1
 
 

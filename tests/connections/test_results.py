@@ -6,6 +6,7 @@ shorter way for what is plain bytes. Here all of them are held to one rule, `exp
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import itertools
@@ -27,6 +28,7 @@ from twisted.python.failure import Failure
 
 from echod import Chunk, Client, Close, EchoFactory, Handler, Length, Line, Serial
 from echod.concurrency.conversation import Conversation
+from echod.concurrency.lending import Lender
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor
 from echod.concurrency.pool import WorkerPool
@@ -248,9 +250,37 @@ class Way:
         return Turns(loop, lambda: float(next(looks)) if self.hurried else 0.0)
 
 
+class Turned(asyncio.SelectorEventLoop):
+    """An asyncio loop that counts as running, and takes a turn when the test says so."""
+
+    counts = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = True
+
+    def is_running(self) -> bool:
+        return self.counts
+
+    def close(self) -> None:
+        self.counts = False
+        super().close()
+
+    @property
+    def at_rest(self) -> bool:
+        return not self._ready  # type: ignore[attr-defined]
+
+    def turn(self) -> None:
+        self._run_once()  # type: ignore[attr-defined]
+
+
+# Twisted's epoll reactor runs no such loop.
+WITH_ASYNCIO = hasattr(reactor, "_asyncioEventloop")
+
+
 @contextlib.contextmanager
 def in_memory(
-    way: Way, script: Script, loop: Loop, pool: WorkerPool
+    way: Way, script: Script, loop: Loop, pool: WorkerPool, tasks: Turned
 ) -> Iterator[tuple[EchoFactory, EchoProtocol, Narrow, Callable[[bytes], None]]]:
     """Connect a protocol; the last that is given is what takes a read."""
     factory = EchoFactory(
@@ -261,6 +291,8 @@ def in_memory(
         banner=b"",
         turns=way.turns(loop),
     )
+    if WITH_ASYNCIO and isinstance(factory.model, InReactor):
+        factory.model._lender = Lender(tasks)
     protocol = factory.buildProtocol(None)
     assert isinstance(protocol, EchoProtocol)
     # The kernel counts for a socket that is connected to nothing, too.
@@ -291,13 +323,18 @@ def converse(
     script, loop = Script(waiting.append), Loop()
     results: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     pool = WorkerPool(1, results.put)
-    with in_memory(way, script, loop, pool) as (factory, protocol, wire, read):
+    with (
+        contextlib.closing(Turned()) as tasks,
+        in_memory(way, script, loop, pool, tasks) as (factory, protocol, wire, read),
+    ):
         script.factory = factory
 
         def go_on() -> None:
             """Fire the pending results."""
-            while waiting or wire.full or pool.busy or not loop.at_rest:
-                if wire.full:
+            while waiting or wire.full or pool.busy or not (loop.at_rest and tasks.at_rest):
+                if not tasks.at_rest:
+                    tasks.turn()
+                elif wire.full:
                     wire.make_room()
                 elif pool.busy:
                     results.get(timeout=PATIENCE)()
@@ -318,6 +355,8 @@ def converse(
         sent = wire.value()
         wire.full = False
         go_on()  # in the pool, `closed` is due
+        factory.model.stop()
+        go_on()  # idle tasks end
     pool.stop()
     assert not loop.calls
     metrics = factory.metrics

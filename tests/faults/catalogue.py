@@ -132,6 +132,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         93: "A handler's exception raises another one while it is being logged",
         94: "A handler prints what clients send, without ever ending the line",
         95: "A handler forks, and its child returns, raises or calls `sys.exit`",
+        131: "An `async def` awaits Deferreds and asyncio's awaitables, and its client goes away",
     },
 }
 

@@ -12,10 +12,11 @@ def notes_of(error: BaseException) -> list[str]:
     return getattr(error, "__notes__", [])
 
 
-def test_an_asyncio_awaitable_names_the_handler_and_how_to_wrap_it() -> None:
-    (note,) = notes_of(RuntimeError("await wasn't used with future"))
+@pytest.mark.parametrize("said", ["await wasn't used with future", "no running event loop"])
+def test_an_asyncio_awaitable_without_a_loop_names_the_handler_and_the_remedy(said: str) -> None:
+    (note,) = notes_of(RuntimeError(said))
+    assert "leave out --reactor" in note
     assert "served:mine awaits an asyncio object" in note
-    assert "Deferred.fromFuture(asyncio.ensure_future(...))" in note
 
 
 def test_a_message_that_is_used_as_a_socket_names_the_model() -> None:

@@ -1,0 +1,229 @@
+"""Run the coroutines of handlers as asyncio tasks, at the price of a call if they need not wait.
+
+A coroutine that uses asyncio needs a task from its first line on: `asyncio.timeout` and
+`TaskGroup` ask for the current one. But to make a task costs a third as much as to answer a short
+message. So a real task is kept that waits for work. It is lent to a coroutine for its first step,
+which runs at once. Most coroutines end in it, and the task is lent to the next one. If a coroutine
+waits, the task takes it over for the rest of its life.
+
+Guarantees:
+
+* A task that other code may still know of, because a coroutine has kept a reference to it or has
+  added a callback, or that was cancelled, is not lent again: it ends.
+* All steps of a coroutine run in the context (`contextvars`) that it began in.
+* The result is delivered in a turn of the loop of its own, outside of every task and context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Task, _enter_task, _leave_task
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from sys import getrefcount
+from types import coroutine as coroutine_function
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from echod.awaiting import BothAwaited, cancel, expected
+
+# Takes the result of a coroutine that had to wait, or a Failure.
+Arrived = Callable[[object], object]
+
+
+class Lender:
+    """Lends tasks of one loop.
+
+    Attributes:
+        loop: the loop; it runs whenever this is used.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Set up, without a task."""
+        self.loop = loop
+        # The idle task. One is enough, unless handlers call each other.
+        self._idle: LentTask | None = None
+
+    def start(self, coroutine: Coroutine[Any, Any, object]) -> object:
+        """Run the first step of `coroutine`.
+
+        This is the whole cost of a handler that need not wait, so there is no avoidable call.
+
+        Returns:
+            Its result; or, if it waits, a `LentTask`, whose `take_over` has to be called at once.
+
+        Raises:
+            BaseException: the coroutine's.
+        """
+        loop, lent = self.loop, self._idle
+        if lent is None or lent.task.cancelling():  # by other code, while it was idle or before
+            self.stop()
+            lent = LentTask(loop)
+        self._idle = None
+        task = lent.task
+        known = getrefcount(task)
+        try:
+            _enter_task(loop, task)
+        except RuntimeError:  # this is called within a step of another task
+            return self._start_within(lent, coroutine)
+        try:
+            awaited = lent.begin(coroutine)
+        except BaseException:
+            _leave_task(loop, task)
+            lent.end()  # its error may know the task
+            raise
+        _leave_task(loop, task)
+        if awaited is not ENDED:
+            lent.awaited = awaited
+            return lent
+        if getrefcount(task) == known and not task._callbacks:
+            self._idle = lent
+        else:
+            lent.end()
+        result, lent.result = lent.result, None
+        return result
+
+    def _start_within(self, lent: LentTask, coroutine: Coroutine[Any, Any, object]) -> object:
+        """Do the same within a step of another task, which goes on after it."""
+        outer = asyncio.current_task(self.loop)
+        assert outer is not None
+        _leave_task(self.loop, outer)
+        self._idle = lent
+        try:
+            return self.start(coroutine)
+        finally:
+            _enter_task(self.loop, outer)
+
+    def stop(self) -> None:
+        """End the idle task."""
+        if self._idle is not None:
+            self._idle.end()
+            self._idle = None
+
+
+# Yielded by `_relay` at the end of a coroutine.
+ENDED = object()
+
+
+@coroutine_function
+def _relay(lent: LentTask) -> Generator[object, Any, None]:
+    """Run the coroutines that are sent here, one after the other.
+
+    At the end of a coroutine this yields `ENDED`: a `StopIteration` would cost twice as much.
+    """
+    coroutine = yield None
+    while True:
+        lent.result = yield from coroutine
+        coroutine = yield ENDED
+
+
+async def _nothing() -> None:
+    """Stand for the coroutine of a task that has none yet."""
+
+
+class LentTask(BothAwaited):
+    """A task that waits for work, and its coroutine.
+
+    Attributes:
+        task: the task.
+        begin: runs a coroutine's first step; returns the object that it waits for, or `ENDED`.
+        result: the result of a coroutine that has ended.
+        awaited: the object that its coroutine waits for when the first step has ended.
+    """
+
+    __slots__ = ("_context", "_gate", "_lent", "_waits", "awaited", "begin", "result", "task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Set up an idle one."""
+        nothing = _nothing()
+        nothing.close()
+        super().__init__(nothing, loop)
+        relay: Any = _relay(self)
+        relay.send(None)
+        self.begin = self._send = relay.send
+        self._throw = relay.throw
+        self.result: object = None
+        # Whether it has a coroutine, and whether that waits for the first time.
+        self._lent = self._waits = False
+        self.awaited: Any = None
+        self._context: Context | None = None
+        # While it is idle, it waits for this future.
+        self._gate: asyncio.Future[None] = loop.create_future()
+        self.task: Task[object] = Task(self, loop=loop, context=Context())
+        # It may be idle when the loop ends.
+        self.task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+    def take_over(
+        self, coroutine: Coroutine[Any, Any, object], context: Context | None, arrived: Arrived
+    ) -> None:
+        """Go on with a coroutine, whose first step has ended, in later turns of the loop.
+
+        Args:
+            coroutine: the coroutine.
+            context: the context in which it runs; None for the task's own.
+            arrived: takes its result.
+        """
+        self.coroutine = coroutine
+        self._lent = self._waits = True
+        self._context = context
+        if getattr(self.awaited, "_asyncio_future_blocking", False):
+            # Only a task takes this mark of `await` away, and no other coroutine could await it.
+            self.awaited._asyncio_future_blocking = False
+        self.task.add_done_callback(lambda task: arrived(_result_of(task)), context=Context())
+        self._open_gate()
+
+    def end(self) -> None:
+        """Let the idle task end."""
+        self._open_gate()
+
+    def _open_gate(self) -> None:
+        if not self._gate.done():
+            self._gate.set_result(None)
+
+    def send(self, value: object) -> object:
+        if self._waits:  # for the first time
+            self._waits = False
+            awaited, self.awaited = self.awaited, None
+            return self._shown(expected(awaited))
+        if self._lent:
+            return super().send(value)
+        if self._gate.done():
+            raise StopIteration
+        return expected(self._gate)
+
+    def throw(self, *error: Any) -> object:
+        if not self._lent:
+            raise error[0]
+        if self._waits:
+            # It was cancelled before it could wait: cancel that in its place, as a task does.
+            self._waits = False
+            awaited, self.awaited = self.awaited, None
+            if asyncio.isfuture(awaited) and awaited.cancel():
+                return expected(awaited)
+            if isinstance(awaited, Deferred):
+                awaited.addErrback(_ignore)
+                cancel(awaited)
+        return super().throw(*error)
+
+    def _step(self, resume: Callable[..., object], *arguments: object) -> object:
+        try:
+            context = self._context
+            awaited = resume(*arguments) if context is None else context.run(resume, *arguments)
+        except (SystemExit, KeyboardInterrupt):  # a task would end the loop with it
+            raise StopIteration(Failure()) from None
+        if awaited is ENDED:
+            raise StopIteration(self.result)
+        return awaited
+
+
+def _ignore(failure: Failure) -> None:
+    """Handle the error of a Deferred that was cancelled: no code waits for it."""
+
+
+def _result_of(task: Task[object]) -> object:
+    try:
+        return task.result()
+    except BaseException:
+        return Failure()
