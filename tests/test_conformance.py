@@ -23,10 +23,13 @@ from echod import (
     Client,
     Close,
     EchoFactory,
+    Fixed,
     Handler,
     Length,
     Line,
+    Netstring,
     Reply,
+    Varint,
     connection_handler,
     message_handler,
 )
@@ -34,6 +37,7 @@ from echod.handlers.builtin import reverse, upper
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.messages.framing import Framing
 from tests.support.clients import BANNER
+from tests.support.framers import Brackets
 from tests.support.log import Log
 from tests.support.reactor import reactor
 from tests.support.serving import (
@@ -52,6 +56,10 @@ MODELS = [
     ConcurrencyModel.THREAD_PER_CONNECTION,
 ]
 pytestmark = pytest.mark.parametrize("model", MODELS)
+
+SHORT_LENGTH = Length(bytes=2, order="little", inclusive=True)
+# Framings for messages of any length, where the network does not decide what a message is.
+FRAMINGS = [Line(), Length(), SHORT_LENGTH, Netstring(), Varint(), Brackets()]
 
 
 @pytest.fixture(autouse=True, params=["clear", "TLS"])
@@ -191,6 +199,11 @@ async def test_a_reply_may_be_nothing_or_the_last(model: str) -> None:
     [
         (Line(b"\r\n"), b"ab\r\n\r\ncd", b"BA\r\n\r\nDC\r\n"),
         (Length(), b"\0\0\0\2ab\0\0\0\0", b"\0\0\0\2BA\0\0\0\0"),
+        (SHORT_LENGTH, b"\4\0ab\2\0", b"\4\0BA\2\0"),
+        (Netstring(), b"2:ab,0:,", b"2:BA,0:,"),
+        (Varint(), b"\2ab\0", b"\2BA\0"),
+        (Fixed(2), b"abcd", b"BADC"),
+        (Brackets(), b"[ab][]", b"[BA][]"),
     ],
 )
 async def test_replies_are_framed_as_messages_are(
@@ -214,6 +227,15 @@ async def test_replies_are_framed_as_messages_are(
         ),
         (Length(), b"\0\0\0\1a\xff\0\0\0", b"\0\0\0\1A\0\0\0\x2bMessage too long: the limit is"),
         (Length(), b"\0\0\0\1a\0\0\0\5ab", b"\0\0\0\1A\0\0\0\x3bMessage cut short: the stream"),
+        (SHORT_LENGTH, b"\3\0a\0\0", b"\3\0A\x3e\0Bad length: it counts its own 2 bytes"),
+        (Netstring(), b"1:a,x", b"1:A,55:Bad length: a netstring begins with"),
+        (Netstring(), b"1:a;", b"45:Bad netstring: no comma behind its last byte\n,"),
+        (Netstring(5), b"1:a,6", b"1:A,39:Message too long: the limit is 5 bytes\n,"),
+        (Varint(5), b"\1a\x80\x7f", b"\1A\x27Message too long: the limit is 5 bytes\n"),
+        (Varint(), b"\1a\x80", b"\1A\x36Message cut short: the stream ended within its length\n"),
+        (Fixed(4), b"abcdef", b"ABCDMessage cut short: the stream ended 2 bytes before its end"),
+        (Brackets(), b"[a]b", b"[A][a message begins with a bracket\n]"),
+        (Brackets(), b"[a][" + b"x" * 70_000, b"[A][Message too long: the limit is 100 bytes\n]"),
     ],
 )
 async def test_a_broken_framing_is_answered_with_an_error_and_a_close(
@@ -223,6 +245,25 @@ async def test_a_broken_framing_is_answered_with_an_error_and_a_close(
         assert (await exchange(server, sent)).startswith(answer)
         await eventually(lambda: not server.factory.connections)
         assert server.factory.metrics.ended == {"framing error": 1}
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("sent", [b"[a][b]!", b"[a][b][?][c]"], ids=["feed", "next_message"])
+async def test_a_framer_that_fails_ends_its_own_connection_with_one_traceback(
+    model: str, sent: bytes, log: Log
+) -> None:
+    async with serving(model, handler=upper, framing=Brackets()) as server:
+        steady, failing = await server.connect(), await server.connect()
+        failing.send(sent)
+        assert await failing.receive_all() == b"[A][B]"
+        assert failing.clean
+        await eventually(lambda: bool(log.errors) and len(server.factory.connections) == 1)
+        steady.send(b"[d]")
+        await steady.receive(b"[D]")
+        assert server.factory.metrics.ended == {"handler error": 1}
+        (error,) = log.take_errors()
+        assert error.count("Traceback") == 1
+        assert r"KeyError: 'no \x1b[31mgood\r'" in error
 
 
 class Recorder(Handler):
@@ -276,7 +317,7 @@ async def test_a_banner_overrules_the_handlers_greeting(
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("kind", [bytearray, memoryview])
-@pytest.mark.parametrize("framing", [Chunk(), Line(), Length()])
+@pytest.mark.parametrize("framing", [Chunk(), *FRAMINGS], ids=str)
 async def test_a_greeting_and_a_last_word_may_be_in_a_buffer(
     model: str, framing: Framing, kind: type
 ) -> None:
@@ -425,7 +466,7 @@ async def test_a_drain_answers_what_was_received_and_closes(model: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-@pytest.mark.parametrize("framing", [Chunk(max_message=5), Line(), Length()])
+@pytest.mark.parametrize("framing", [Chunk(max_message=5), Line(), Length(), Brackets()])
 @pytest.mark.parametrize("place", [0, 3, 5])
 async def test_a_handler_that_lets_the_factory_drain_answers_all_that_was_received(
     model: str, framing: Framing, place: int
@@ -455,7 +496,7 @@ async def test_a_handler_that_lets_the_factory_drain_answers_all_that_was_receiv
 
 
 @pytest_twisted.ensureDeferred
-@pytest.mark.parametrize("framing", [Chunk(), Line(), Length()])
+@pytest.mark.parametrize("framing", [Chunk(), Line(), Length(), Brackets()])
 async def test_a_handler_that_lets_the_factory_drain_as_it_is_opened_still_greets(
     model: str, framing: Framing
 ) -> None:
@@ -475,7 +516,7 @@ async def test_a_handler_that_lets_the_factory_drain_as_it_is_opened_still_greet
 
 
 @pytest_twisted.ensureDeferred
-@pytest.mark.parametrize("framing", [Chunk(), Line(), Length()])
+@pytest.mark.parametrize("framing", [Chunk(), *FRAMINGS], ids=str)
 async def test_a_handler_may_let_the_factory_abort(model: str, framing: Framing) -> None:
     @message_handler
     def aborting(message: bytes) -> bytes:

@@ -46,6 +46,7 @@ from echod.handlers.standin import StandInServer
 from echod.limits import Limits
 from echod.log.event import LogLine
 from echod.messages.framing import Chunk, Framing
+from echod.messages.guarded import guarded
 from echod.metrics import Metrics
 from echod.reasons import EndReason, Refusal
 from echod.turns import Turns
@@ -117,7 +118,7 @@ class EchoFactory(Factory):
         self.handler = handler
         self.report = log_failure
         self.stand_in = StandInServer(handler.target)
-        self.framing = Chunk() if framing is None else framing
+        self.framing = Chunk() if framing is None else guarded(framing)
         self.banner = banner
         self.metrics = Metrics() if metrics is None else metrics
         self.listener = listener

@@ -353,7 +353,10 @@ class EchoProtocol(ConnectionProtocol):
         except FramingError as error:
             batch.flush()
             self.refuse(EndReason.FRAMING_ERROR, str(error))
-            return None
+        except BaseException:  # of a framing that does not come with echod
+            batch.flush()
+            self.fail(Failure())
+        return None
 
     def _has_replied(self, result: object) -> bool:
         """Send the reply that `result` means; return False if it is pending."""

@@ -126,7 +126,13 @@ def _check(name: str, framing: object) -> None:
         raise UnusableFraming(
             f"{escape(clipped(name))} is no framing: max_message is a number from 1 to {MOST}"
         )
-    _check_parts(f"the framer of {name}", one.framer(), _OF_FRAMERS)
+    framer = one.framer()
+    _check_parts(f"the framer of {name}", framer, _OF_FRAMERS)
+    if type(framer.buffered) is not int:
+        raise UnusableFraming(
+            f"the framer of {escape(clipped(name))} is no framer: buffered is a number, as of a "
+            "property"
+        )
     if type(one.encode_line(b"")) is not bytes:
         raise UnusableFraming(f"{escape(clipped(name))} is no framing: encode_line gives no bytes")
 

@@ -66,6 +66,18 @@ class Rough(Own):
         return object()
 
 
+class Framer:
+    feed = end = next_message = None
+
+    def buffered(self):
+        return 0
+
+
+class Uncounted(Own):
+    def framer(self):
+        return Framer()
+
+
 class Textual(Own):
     def encode_line(self, text):
         return "text"
@@ -204,6 +216,10 @@ INTERFACE = "(see echod.Framing)"
                 "the framer of users:Rough is no framer: it lacks feed, end, next_message, "
                 "buffered (see echod.Framer)"
             ),
+        ),
+        (
+            "users:Uncounted",
+            "the framer of users:Uncounted is no framer: buffered is a number, as of a property",
         ),
         ("users:Textual", "users:Textual is no framing: encode_line gives no bytes"),
         ("users:Failing", r"users:Failing cannot be made: KeyError: 'x\n'"),

@@ -1,11 +1,12 @@
-"""Feed framers, in one piece and in many."""
+"""Feed framers, in one piece and in many; and a framing of a user's own."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from echod.messages.framing import Framer, Framing, FramingError
+from echod.messages.framing import BufferingFramer, Framer, Framing, FramingError
 
 
 def messages(framer: Framer) -> list[bytes]:
@@ -54,3 +55,40 @@ def outcome(framing: Framing, *reads: bytes) -> tuple[list[bytes], str]:
         # At most one message waits for more input, with its length and its end.
         assert most <= framing.max_message + 12
     return found, ""
+
+
+@dataclass(frozen=True)
+class Brackets:
+    """A framing as a user writes one: each message stands in brackets."""
+
+    max_message: int = 100
+
+    def framer(self) -> BracketsFramer:
+        return BracketsFramer(self.max_message)
+
+    def encode(self, reply: bytes) -> bytes:
+        return b"[" + reply + b"]"
+
+    def encode_line(self, text: bytes) -> bytes:
+        return self.encode(text + b"\n")
+
+
+class BracketsFramer(BufferingFramer):
+    """Fails at an exclamation mark in `feed`, and behind the message `?`."""
+
+    def feed(self, data: bytes) -> None:
+        super().feed(data.partition(b"!")[0])
+        if b"!" in data:
+            raise KeyError("no \x1b[31mgood\r")
+
+    def next_message(self) -> bytes | None:
+        if self.buffer and not self.buffer.startswith(b"["):
+            raise FramingError("a message begins with a bracket")
+        end = self.buffer.find(b"]")
+        if end < 0:
+            return None
+        message = bytes(self.buffer[1:end])
+        del self.buffer[: end + 1]
+        if message == b"?":
+            raise KeyError("no \x1b[31mgood\r")
+        return message

@@ -1,0 +1,87 @@
+"""Hold a framing of a user's own to the interface.
+
+Guarantees: an incomplete message costs at most `ALLOWANCE` more than `max_message`, even if the
+framer forgets to look; no message is longer than `max_message`; and every error of a framer is
+raised by `next_message`, behind the messages before it, wherever the framer raised it.
+
+A framing that comes with echod does all this by itself, and pays nothing here.
+"""
+
+from __future__ import annotations
+
+from echod.messages.framing import Chunk, Fixed, Framer, Framing, Line, MessageTooLong
+from echod.messages.prefixed import Length, Netstring, Varint
+
+# How many bytes of a header, or of escapes, a framer may hold besides a message, before the
+# message counts as too long.
+ALLOWANCE = 64 * 1024
+
+_TRUSTED = (Chunk, Line, Fixed, Length, Netstring, Varint)
+
+
+def guarded(framing: Framing) -> Framing:
+    """Return a framing that keeps to the interface; a built-in one as it is."""
+    return framing if type(framing) in _TRUSTED else Guarded(framing)
+
+
+class Guarded:
+    """A framing whose framers are watched."""
+
+    __slots__ = ("encode", "encode_line", "framing", "max_message")
+
+    def __init__(self, framing: Framing) -> None:
+        self.framing = framing
+        self.max_message = framing.max_message
+        self.encode = framing.encode
+        self.encode_line = framing.encode_line
+
+    def framer(self) -> Framer:
+        return GuardedFramer(self.framing.framer(), self.max_message)
+
+
+class GuardedFramer:
+    """Passes everything on to a framer, and checks its results.
+
+    `buffered`: as of the framer; an error that has not been raised yet counts as held input.
+    """
+
+    __slots__ = ("_error", "_framer", "_max_message", "buffered")
+
+    def __init__(self, framer: Framer, max_message: int) -> None:
+        self._framer = framer
+        self._max_message = max_message
+        self._error: Exception | None = None
+        self.buffered = 0
+
+    def feed(self, data: bytes) -> None:
+        if self._error is not None:
+            return
+        try:
+            self._framer.feed(data)
+            self.buffered = self._framer.buffered
+        except Exception as error:
+            self._error = error
+            self.buffered += len(data)
+
+    def end(self) -> None:
+        if self._error is not None:
+            return
+        try:
+            self._framer.end()
+        except Exception as error:
+            self._error = error
+
+    def next_message(self) -> bytes | None:
+        message = self._framer.next_message()
+        self.buffered = self._framer.buffered + (self._error is not None)
+        if message is None:
+            if self._error is not None:
+                raise self._error
+            if self.buffered > self._max_message + ALLOWANCE:
+                raise MessageTooLong(self._max_message)
+            return None
+        if type(message) is not bytes:
+            raise TypeError(f"next_message returns bytes or None, not {type(message).__name__}")
+        if len(message) > self._max_message:
+            raise MessageTooLong(self._max_message)
+        return message
