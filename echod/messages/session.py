@@ -19,10 +19,53 @@ a connection's own thread; the rules are the same, and they are all in this file
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 # The default; the daemon uses `--max-pending`.
 READ_AHEAD = 64 * 1024
+
+# The rules of this file as a table: each question is answered by no while one of these conditions
+# holds, and by yes otherwise. The methods of `Session` are these rows, written out, because a
+# look-up would make each turn of a session a quarter more expensive. A test walks through every
+# combination. The conditions are attributes of `Session`, and:
+#
+# * starved: the framer has no further message in what it holds;
+# * holding, empty: the framer holds input, or none;
+# * choked: the framer holds a message, or has not looked for one, and the buffer is full;
+# * unheard: the framer has not looked yet whether the input holds a message;
+# * unended: neither is the session closed nor has the framer passed on all input before its end.
+NO_WHILE: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        # May a message be passed on?
+        "next_message": frozenset({"in_flight", "blocked", "resting", "closed", "starved"}),
+        # May the held input contain a message?
+        "holds_more": frozenset({"closed", "starved", "empty"}),
+        # May the next input be answered directly, without a session?
+        "idle": frozenset({"in_flight", "blocked", "resting", "closed", "input_ended", "holding"}),
+        # Is input wanted?
+        "wants_input": frozenset({"blocked", "resting", "closed", "input_ended", "choked"}),
+        # Does the client owe the rest of a message?
+        "incomplete": frozenset({"input_ended", "unheard", "empty"}),
+        # Is the last answer given?
+        "finished": frozenset({"in_flight", "unended"}),
+    }
+)
+
+# Which conditions an event changes, and to what; all others stay as they are. After `close` the
+# framer holds nothing. `receive` changes nothing then.
+SETS: Mapping[str, Mapping[str, bool]] = MappingProxyType(
+    {
+        "receive": MappingProxyType({"starved": False}),
+        "end_input": MappingProxyType({"input_ended": True, "starved": False}),
+        "cut_off": MappingProxyType({"input_ended": True}),
+        "message": MappingProxyType({"in_flight": True}),
+        "no message": MappingProxyType({"starved": True}),
+        "answered": MappingProxyType({"in_flight": False}),
+        "close": MappingProxyType({"closed": True}),
+    }
+)
 
 
 class MessageSource(Protocol):

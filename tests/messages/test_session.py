@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -8,7 +11,8 @@ from hypothesis import strategies as st
 
 from echod.messages.framing import Chunk, Line, LineFramer, MessageCutShort, MessageTooLong
 from echod.messages.prefixed import Length
-from echod.messages.session import Session
+from echod.messages.session import NO_WHILE, SETS, Session
+from tests.support.paths import ROOT
 
 
 def lines(**options: int) -> Session:
@@ -308,3 +312,115 @@ def test_every_byte_is_handed_out_once_in_order_whatever_happens_meanwhile(
         if session.in_flight:
             session.answered()
     assert got == sent
+
+
+# The table.
+
+FLAGS = ("in_flight", "blocked", "resting", "closed", "input_ended", "_starved", "full")
+
+
+class Stub:
+    """A framer that holds some input, or none, and finds a message in it, or none."""
+
+    def __init__(self, buffered: int, message: bytes | None = b"message") -> None:
+        self.buffered = buffered
+        self.message = message
+
+    def feed(self, data: bytes) -> None:
+        self.buffered += len(data)
+
+    def end(self) -> None:
+        pass
+
+    def next_message(self) -> bytes | None:
+        return self.message
+
+
+def sessions(message: bytes | None = b"message") -> Iterator[Session]:
+    """Yield a session in each combination of conditions."""
+    for buffered, *values in itertools.product([0, 8], *[[False, True]] * len(FLAGS)):
+        session = Session(Stub(buffered, message), read_ahead=10)
+        for name, value in zip(FLAGS, values, strict=True):
+            setattr(session, name, value)
+        yield session
+
+
+def conditions(session: Session) -> set[str]:
+    """Return the conditions of the table that hold."""
+    starved, holding = session._starved, session._framer.buffered > 0
+    derived = {
+        "starved": starved,
+        "unheard": not starved,
+        "holding": holding,
+        "empty": not holding,
+        "choked": session.full and holding and not starved,
+        "unended": not (session.closed or (session.input_ended and starved)),
+    }
+    plain = {name for name in FLAGS if not name.startswith("_") and getattr(session, name)}
+    return plain | {name for name, holds in derived.items() if holds}
+
+
+def answer_to(session: Session, question: str) -> bool:
+    if question == "next_message":
+        return session.next_message() is not None
+    return bool(getattr(session, question))
+
+
+@pytest.mark.parametrize("question", NO_WHILE)
+def test_each_question_is_answered_as_in_the_table_in_every_combination(question: str) -> None:
+    answers: Counter[bool] = Counter()
+    for session in sessions():
+        before = conditions(session)
+        answer = answer_to(session, question)
+        assert answer is not bool(NO_WHILE[question] & before), before
+        answers[answer] += 1
+    assert min(answers[True], answers[False]) > 0
+    assert answers.total() == 256
+
+
+def test_each_condition_of_the_table_can_be_the_only_one_that_forbids() -> None:
+    for question, forbidding in NO_WHILE.items():
+        alone = {frozenset(forbidding & conditions(session)) for session in sessions()}
+        assert {frozenset({one}) for one in forbidding} <= alone, question
+
+
+EVENTS: dict[str, Callable[[Session], object]] = {
+    "receive": lambda session: session.receive(b"xx"),
+    "end_input": lambda session: session.end_input(),
+    "cut_off": lambda session: session.end_input(cut_off=True),
+    "message": lambda session: session.next_message(),
+    "no message": lambda session: session.next_message(),
+    "answered": lambda session: session.answered(),
+    "close": lambda session: session.close(),
+}
+
+
+@pytest.mark.parametrize("event", SETS)
+def test_each_event_sets_what_the_table_says_and_nothing_else(event: str) -> None:
+    for session in sessions(None if event == "no message" else b"message"):
+        before = {name.strip("_"): getattr(session, name) for name in FLAGS}
+        dropped = event == "receive" and session.closed
+        refused = "message" in event and bool(NO_WHILE["next_message"] & conditions(session))
+        held = session._framer.buffered
+        EVENTS[event](session)
+        after = {name.strip("_"): getattr(session, name) for name in FLAGS}
+        if event == "receive" and not dropped:
+            assert after["full"] is (session._framer.buffered >= 10)
+            before["full"] = after["full"]
+            held += 2
+        assert after == before | ({} if dropped or refused else dict(SETS[event]))
+        assert session._framer.buffered == (0 if event == "close" else held)
+        assert session.messages == (event == "message" and not refused)
+
+
+def test_the_page_shows_the_table() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    head, _, *rows = page.partition("| no, while |")[2].split("\n\n", 1)[0].splitlines()
+    questions = [cell.strip(" `") for cell in head.strip("|").split("|")]
+    shown: dict[str, set[str]] = {question: set() for question in questions}
+    for row in rows:
+        condition, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+        for question, cell in zip(questions, cells, strict=True):
+            if cell == "no":
+                shown[question].add(condition.partition("`")[2].partition("`")[0])
+    assert shown == NO_WHILE
