@@ -103,6 +103,11 @@ class Limits:
         "100 KiB of stack, and all of them share one interpreter; with many more threads, "
         "switching between them costs more than the work.",
     )
+    max_processes: int = limit(
+        86,
+        "64 for clients of one address, and a third as many for others. A program in Python or "
+        "Perl takes some 10 MB, so this many need less than 1 GB.",
+    )
     serial_timeout: float = limit(
         10.0, "enough time to type a line, while other clients wait in `serial`."
     )

@@ -41,6 +41,8 @@ class Refusal(enum.Enum):
     MAX_QUEUE = "max-queue"
     MAX_THREADS = "max-threads"
     THREADS_PER_ADDRESS = "threads-per-address"
+    MAX_PROCESSES = "max-processes"
+    PROCESSES_PER_ADDRESS = "processes-per-address"
     SERIAL_QUEUE = "serial-queue"
     SERIAL_QUEUE_PER_ADDRESS = "serial-queue-per-address"
     # By a listener behind a proxy.
@@ -50,3 +52,4 @@ class Refusal(enum.Enum):
     # By the system.
     DESCRIPTORS = "descriptors"
     THREADS = "threads"
+    PROCESSES = "processes"

@@ -36,6 +36,9 @@ class Holders:
         self.by_address: Counter[str] = Counter()
         self._addresses: dict[object, str] = {}
 
+    def __len__(self) -> int:
+        return len(self._addresses)
+
     def add(self, holder: object, address: str) -> None:
         """Note that `holder` has a place."""
         self._addresses[holder] = address

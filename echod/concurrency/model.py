@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from echod.concurrency.fairness import may_have_another
 from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Level, Limits
 from echod.reasons import Refusal
@@ -154,3 +155,15 @@ def owner_of(done: object) -> object:
     while isinstance(done, partial):
         done = done.func
     return getattr(done, "__self__", None)
+
+
+def address_of(connection: object) -> str:
+    """Return the network that a connection belongs to; "" if it has no address."""
+    address: str = getattr(connection, "network", "")
+    return address
+
+
+def check_share(held: int, free: int, refusal: Refusal) -> None:
+    """Raise `Busy` if an address already has its share."""
+    if not may_have_another(held, free):
+        raise Busy("too many connections from your address, try again later", refusal)

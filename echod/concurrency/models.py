@@ -22,9 +22,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.awaiting import cancel
-from echod.concurrency.fairness import Holders, Turns, may_have_another
+from echod.concurrency.fairness import Holders, Turns
 from echod.concurrency.lending import Lender, LentTask
-from echod.concurrency.model import Abandoned, Busy, Done, Pending, UnderWay, owner_of
+from echod.concurrency.model import (
+    Abandoned,
+    Busy,
+    Done,
+    Pending,
+    UnderWay,
+    address_of,
+    check_share,
+    owner_of,
+)
 from echod.concurrency.pool import Task, WorkerPool, check_closing
 from echod.contexts import Followed
 from echod.handlers.contract import ConcurrencyModel
@@ -193,8 +202,13 @@ class InReactor(_OpenHouse):
         if turns:
             asyncio.get_running_loop().call_soon(self._let_them_end, turns - 1, context=Context())
 
+    @property
+    def _is_quiet(self) -> bool:
+        """Whether no handler code runs or waits."""
+        return not self._awaited
+
     def _tell_if_drained(self) -> None:
-        while self._drains and (self._ended or not self._awaited):
+        while self._drains and (self._ended or self._is_quiet):
             self._drains.pop(0).callback(None)
 
 
@@ -327,28 +341,28 @@ class Serial(InReactor):
             self._holder = connection
             start()
             return
-        address, free = _address_of(connection), self._queue_size - len(self._waiting)
+        address, free = address_of(connection), self._queue_size - len(self._waiting)
         if free <= 0:
             clients = plural(self._queue_size, "client is", "clients are")
             raise Busy(f"{self._queue_size} {clients} waiting already", Refusal.SERIAL_QUEUE)
         if self.shared and address:
-            _check_share(self._waiting.waiting(address), free, Refusal.SERIAL_QUEUE_PER_ADDRESS)
+            check_share(self._waiting.waiting(address), free, Refusal.SERIAL_QUEUE_PER_ADDRESS)
         if not self._waiting:
             self._contended_since = self._seconds()
         self._waiting.add(connection, address, start)
 
     def leave(self, connection: object) -> None:
-        self._waiting.discard(connection, _address_of(connection))
+        self._waiting.discard(connection, address_of(connection))
         if connection is not self._holder:
             return
         self._holder = None
         if self._advancing:
             return  # a successor left as soon as it had started; the loop below continues
         self._advancing = True
-        last = _address_of(connection)
+        last = address_of(connection)
         while self._holder is None and self._waiting:
             self._holder, start = self._waiting.next(last)
-            last = _address_of(self._holder)
+            last = address_of(self._holder)
             self._contended_since = self._seconds()
             start()
         self._advancing = False
@@ -456,27 +470,15 @@ class ThreadPerConnection(InPool):
         return (Level(Refusal.MAX_THREADS.value, self.pool.busy, self.pool.size),)
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
-        address, free = _address_of(connection), self.pool.available
+        address, free = address_of(connection), self.pool.available
         if free == 0:
             size = self.pool.size
             threads = plural(size, "the only thread is", f"all {size} threads are")
             raise Busy(f"{threads} in use, try again later", Refusal.MAX_THREADS)
         if self.shared and address:
-            _check_share(self._inside.by_address[address], free, Refusal.THREADS_PER_ADDRESS)
+            check_share(self._inside.by_address[address], free, Refusal.THREADS_PER_ADDRESS)
         self._inside.add(connection, address)
         start()
 
     def leave(self, connection: object) -> None:
         self._inside.discard(connection)
-
-
-def _address_of(connection: object) -> str:
-    """Return the network that a connection belongs to; "" if it has no address."""
-    address: str = getattr(connection, "network", "")
-    return address
-
-
-def _check_share(held: int, free: int, refusal: Refusal) -> None:
-    """Raise `Busy` if an address already has its share."""
-    if not may_have_another(held, free):
-        raise Busy("too many connections from your address, try again later", refusal)

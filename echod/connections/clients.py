@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.addresses import shown_address
+from echod.addresses import shown_address, twisted_address
 from echod.handlers.client import Client
 from echod.log.event import LogLine
 from echod.log.tracebacks import traceback_of
@@ -34,6 +34,16 @@ def client_of(transport: ITransport, listener: str) -> Client:
         local=shown_address(transport.getHost()),
         listener=listener,
     )
+
+
+def addresses_of(client: Client, transport: ITransport) -> tuple[IAddress, IAddress]:
+    """Return the client's address, and the one that it connected to; behind a proxy, those that
+    the proxy's header gives.
+    """
+    header = client.proxy
+    remote = twisted_address(header.source) if header else None
+    local = twisted_address(header.destination) if header else None
+    return remote or transport.getPeer(), local or transport.getHost()
 
 
 def tls_facts(transport: Any) -> TLSFacts:

@@ -30,6 +30,7 @@ from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.message_protocol import EchoProtocol
 from echod.connections.owner import Finished, Owned
 from echod.connections.pooled_protocol import PooledProtocol
+from echod.connections.program_protocol import ProgramProtocol
 from echod.connections.refused import RefusedProtocol
 from echod.connections.socket_protocol import SocketProtocol, threads_of_handlers
 from echod.connections.streams_protocol import StreamsProtocol
@@ -58,6 +59,7 @@ _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} 
 _PROTOCOLS: Mapping[Kind, type[ConnectionProtocol]] = {
     Kind.ASYNCIO_PROTOCOL: AsyncioProtocol,
     Kind.STREAMS: StreamsProtocol,
+    Kind.PROGRAM: ProgramProtocol,
 }
 
 

@@ -324,7 +324,7 @@ class ConnectionProtocol(Protocol):
         messages, received, sent = self.figures
         tls = self.client.tls.version if self.client.tls else None
         proxy = shown_address(self.transport.getPeer()) if self.client.proxy else None
-        error = escape(str(lost.value)) if lost.check(TLSError) else None
+        error = self._note_of_end(lost)
         facts = [*([tls] if tls else []), *([f"through {proxy}"] if proxy else [])]
         line.write(
             peer=shown(self.client),
@@ -340,6 +340,10 @@ class ConnectionProtocol(Protocol):
             _error=f": {error}" if error else "",
             _facts="".join(f", {fact}" for fact in facts),
         )
+
+    def _note_of_end(self, lost: Failure) -> str | None:
+        """Return the details of the reason for the end, for the log."""
+        return escape(str(lost.value)) if lost.check(TLSError) else None
 
     def _why_lost(self, reason: Failure) -> EndReason:
         if reason.check(TLSError) and not self._entered:

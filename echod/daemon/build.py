@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.concurrency.pool import WorkerPool
+from echod.concurrency.processes import Processes
 from echod.connections.admission import Admission
 from echod.connections.factory import EchoFactory
 from echod.daemon.choose_reactor import name_of
@@ -25,6 +26,7 @@ from echod.daemon.resolve import (
 )
 from echod.daemon.service import EchoService, Part
 from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler
 from echod.listening.listener import Listener
 from echod.listening.socket_activation import InheritedSockets, started_with
@@ -53,7 +55,7 @@ def build_service(settings: Settings, reactor: Reactor, given: object = None) ->
     """
     handler = find_handler(settings, given)
     check_reactor(handler, reactor)
-    model = make_model(settings, reactor)
+    model = make_model(settings, reactor, handler.kind)
     timer = make_timer(model) if settings.status else None
     inherited = InheritedSockets(started_with())
     timed = timer.timed(handler) if timer else handler
@@ -158,9 +160,12 @@ def make_status(
     )
 
 
-def make_model(settings: Settings, reactor: Reactor) -> Model:
-    """Return the concurrency model that `settings` ask for."""
+def make_model(settings: Settings, reactor: Reactor, kind: Kind = Kind.MESSAGE) -> Model:
+    """Return the concurrency model that `settings` ask for, for a handler of this kind."""
     from_threads = IReactorFromThreads(reactor).callFromThread
+    if kind is Kind.PROGRAM:
+        shared = settings.make_limits().bounds_addresses
+        return Processes(reactor, settings.max_processes, shared=shared)
     match settings.concurrency:
         case ConcurrencyModel.REACTOR:
             return InReactor()

@@ -62,6 +62,25 @@ def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
     return _unknown_user(twistd.get("uid"))
 
 
+def refusal_of_programs(twistd: Mapping[str, Any], *, uid: int) -> str | None:
+    """Return why a handler that runs programs must not start with this set-up; None if it may.
+
+    Args:
+        twistd: as for `refusal`.
+        uid: the user that starts it.
+    """
+    if uid != ROOT:
+        return None
+    if twistd.get("uid") is None:
+        return (
+            "exec runs a program for every client, here as root: start twistd with --uid, or from "
+            "a unit with User= or DynamicUser="
+        )
+    if twistd.get("euid"):
+        return "exec with --euid: the programs could become root again; leave out --euid"
+    return None
+
+
 def _unknown_user(uid: int | None) -> str | None:
     """Return why twistd cannot become this user: it looks up the user's name, and groups."""
     try:

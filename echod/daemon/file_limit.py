@@ -12,6 +12,8 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from echod.handlers.builtin import HANDLERS
+from echod.handlers.command import Command
 from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Level
 from echod.settings.definitions import Settings
@@ -31,6 +33,10 @@ MOST_CONNECTIONS = 1_000_000
 # The descriptors that a connection's own thread needs besides the connection: a duplicate of its
 # descriptor; over TLS and behind a proxy, both ends of a socket pair and a duplicate of one.
 MOST_OF_A_THREAD = 3
+
+# The descriptors that a connection's own process needs besides the connection: its three pipes,
+# and one that tells of its end.
+MOST_OF_A_PROCESS = 4
 
 
 def make_room(wanted: int) -> int:
@@ -56,8 +62,10 @@ def make_room(wanted: int) -> int:
     return soft
 
 
-def fit(allowed: int, connections: int, threads: int) -> tuple[int, int]:
-    """Return how many connections, and threads for connections, there is room for.
+def fit(
+    allowed: int, connections: int, helpers: int, each: int = MOST_OF_A_THREAD
+) -> tuple[int, int]:
+    """Return how many connections, and threads or processes of theirs, there is room for.
 
     Some descriptors are kept for other purposes, above all for the status: it has to answer an
     operator who wants to know why clients are refused.
@@ -65,11 +73,12 @@ def fit(allowed: int, connections: int, threads: int) -> tuple[int, int]:
     Args:
         allowed: how many descriptors the process may have.
         connections: how many connections are wanted.
-        threads: how many of these may have a thread of their own.
+        helpers: how many of these may have a thread, or process, of their own.
+        each: how many descriptors it needs besides the connection.
     """
     room = allowed - min(SPARE, allowed // 2)
-    threads = min(threads, room // (1 + MOST_OF_A_THREAD))
-    return max(1, min(connections, room - threads * MOST_OF_A_THREAD)), threads
+    helpers = min(helpers, room // (1 + each))
+    return max(1, min(connections, room - helpers * each)), helpers
 
 
 def level() -> Level:
@@ -121,20 +130,20 @@ def fit_limits(settings: Settings) -> Settings:
         The settings, with limits that fit: clients above them are told so, and counted; without
         descriptors no client could be told anything.
     """
-    threaded = settings.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION
     wanted = settings.max_connections or MOST_CONNECTIONS
-    threads = settings.max_threads if threaded else 0
-    needed = wanted + threads * MOST_OF_A_THREAD + SPARE
+    setting, each = _helpers(settings)
+    helpers = getattr(settings, setting) if setting else 0
+    needed = wanted + helpers * each + SPARE
     allowed = make_room(needed)
     if allowed >= needed and settings.max_connections:
         return settings
-    connections, fitting = fit(allowed, wanted, threads)
+    connections, fitting = fit(allowed, wanted, helpers, each)
     changes: dict[str, Any] = {"max_connections": connections}
     if settings.max_connections_per_address:
         share = max(1, connections * 3 // 4)
         changes["max_connections_per_address"] = min(settings.max_connections_per_address, share)
-    if threaded:
-        changes["max_threads"] = max(1, fitting)
+    if setting:
+        changes[setting] = max(1, fitting)
     changed = ", ".join(f"{name.replace('_', '-')} is {most}" for name, most in changes.items())
     if settings.max_connections:
         log.warn(
@@ -151,3 +160,14 @@ def fit_limits(settings: Settings) -> Settings:
             changed=changed,
         )
     return replace(settings, **changes)
+
+
+def _helpers(settings: Settings) -> tuple[str, int]:
+    """Return which setting says how many connections have a thread or a process of their own, and
+    how many descriptors each of these needs; "" if none has.
+    """
+    if settings.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION:
+        return "max_threads", MOST_OF_A_THREAD
+    if HANDLERS.get(settings.handler.name) is Command:
+        return "max_processes", MOST_OF_A_PROCESS
+    return "", 0

@@ -28,6 +28,7 @@ from echod.daemon.notify import Notifier
 from echod.daemon.service import EchoService, Part
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
+from echod.handlers.kinds import Kind
 from echod.handlers.plugins import ModulesOnly
 from echod.log.observer import LogObserver
 from echod.log.sinks import DescriptorSink, FileSink, Sink, SyslogSink
@@ -137,9 +138,13 @@ def prepare_service(options: Options, *, starting: bool = True) -> EchoService:
     choose_reactor.follow_the_monotonic_clock(reactor)
     log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
     try:
-        return build_service(options.settings, reactor)
+        service = build_service(options.settings, reactor)
     except UserError as error:
         raise SystemExit(f"echod: {options.placed(str(error))}") from None
+    danger = checks.refusal_of_programs(twistd, uid=os.geteuid())
+    if danger and service.handler.kind is Kind.PROGRAM:
+        raise SystemExit(f"echod: --handler: {danger}")
+    return service
 
 
 def twistd_options(options: Options) -> Mapping[str, Any]:

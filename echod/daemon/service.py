@@ -30,6 +30,7 @@ from echod.daemon.slow import SlowCalls
 from echod.daemon.stalls import StallWatch
 from echod.errors import UserError
 from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.lookup import ResolvedHandler
 from echod.limits import Level
 from echod.listening.listener import Listener
 from echod.listening.validity import ValidityWatch, tell_validity
@@ -146,6 +147,11 @@ class EchoService(Service):
         if self.status is not None:
             self.status.stop()
 
+    @property
+    def handler(self) -> ResolvedHandler:
+        """The handler, which all listeners have."""
+        return self.listeners[0].factory.handler
+
     def try_handler(self) -> None:
         """Make a handler, as for a client, if its constructor runs in the event loop.
 
@@ -155,7 +161,7 @@ class EchoService(Service):
         if self._model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
             return  # it runs in a thread, where it may wait, even for the event loop
         with named("--handler"):
-            self.listeners[0].factory.handler.try_constructor()
+            self.handler.try_constructor()
 
     def _listen(self, listener: Listener[EchoFactory]) -> Deferred[None]:
         """Start one listener, and log the three classic lines."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from echod.handlers.client import Client
+from echod.handlers.command import Command
 from echod.handlers.contract import Close, Handler, Reply
 from echod.handlers.kinds import message_handler
 from echod.text import plural
@@ -73,6 +74,7 @@ class Count(Handler):
 HANDLERS: Mapping[str, object] = {
     "count": Count,
     "echo": Echo,
+    "exec": Command,
     "reverse": reverse,
     "upper": upper,
 }

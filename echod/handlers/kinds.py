@@ -92,7 +92,7 @@ KINDS: Mapping[Kind, Traits] = MappingProxyType(
             "an asyncio protocol", (ConcurrencyModel.REACTOR,), needs_asyncio=True
         ),
         Kind.TWISTED_PROTOCOL: Traits("a Twisted protocol", ()),
-        Kind.PROGRAM: Traits("a program", ()),
+        Kind.PROGRAM: Traits("a program", (ConcurrencyModel.REACTOR,)),
     }
 )
 

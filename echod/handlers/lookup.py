@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from echod.handlers.builtin import HANDLERS
+from echod.handlers.command import Command
 from echod.handlers.contract import (
     ConcurrencyModel,
     Handler,
@@ -67,6 +68,8 @@ class ResolvedHandler:
         Raises:
             HandlerError: the constructor always fails.
         """
+        if isinstance(self.target, Command):
+            self.target.check()
         is_class = class_of(self.target) is not None
         if self.kind is not Kind.ASYNCIO_PROTOCOL and not (self.kind is Kind.MESSAGE and is_class):
             return
@@ -169,6 +172,8 @@ def adopt(
         threaded = model is ConcurrencyModel.THREAD_PER_CONNECTION
         kind = Kind.CONNECTION if threaded else Kind.MESSAGE
     converted = NAMES.convert_arguments(name, parameters_of(target), arguments or {})
+    if kind is Kind.PROGRAM and class_of(target) is not None:
+        return ResolvedHandler(name, kind, target(**converted))  # type: ignore[operator]
     _check_call(name, target, kind, converted)
     return ResolvedHandler(name, kind, target, converted)  # type: ignore[arg-type]
 

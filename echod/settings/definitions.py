@@ -105,6 +105,7 @@ NEEDS_ADDRESSES = Need(
 NEEDS_MESSAGES = Need(
     "a --framing other than chunk", lambda settings: settings.framing.name != "chunk"
 )
+NEEDS_PROGRAM = Need("--handler exec", lambda settings: settings.handler.name == "exec")
 NEEDS_STATUS = Need("--status", lambda settings: bool(settings.status))
 
 
@@ -204,6 +205,15 @@ class Settings:
             "limit is told so and disconnected.",
             whole_number(1, 10_000),
             needs=NEEDS_THREADS,
+        ),
+    )
+    max_processes: int = setting(
+        Limits.max_processes,
+        Text(
+            "How many programs --handler exec runs at once, one for each connection; a client "
+            "above that limit is told so and disconnected.",
+            whole_number(1, 100_000),
+            needs=NEEDS_PROGRAM,
         ),
     )
     framing: Spec = setting(

@@ -25,6 +25,7 @@ def test_the_command_lists_each_handler_on_a_line_with_its_models_and_arguments(
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         "count",
         "echo",
+        "exec",
         "reverse",
         "upper",
     ]

@@ -571,7 +571,9 @@ def test_what_is_installed_in_the_current_directory_offers_nothing(
     )
     assert serves(daemon("--handler", "echo"))
     refused = daemon("--handler", "sleeping")
-    refused.wait_for("no handler is named 'sleeping'; installed: count, echo, reverse, upper")
+    refused.wait_for(
+        "no handler is named 'sleeping'; installed: count, echo, exec, reverse, upper"
+    )
     refused.wait()
     assert refused.process.returncode == 1
 

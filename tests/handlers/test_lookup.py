@@ -175,7 +175,7 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("nosuch", r"no handler is named 'nosuch'; installed: count, echo, reverse, upper"),
+        ("nosuch", r"no handler is named 'nosuch'; installed: count, echo, exec, reverse, upper"),
         ("no.such:thing", "no.such:thing cannot be imported: ModuleNotFoundError"),
         ("echod:nothing", "echod:nothing cannot be imported: AttributeError"),
         ("users_handlers:nothing", "None is not callable"),
@@ -285,8 +285,8 @@ def test_a_handler_that_cannot_run_in_the_model_says_where_it_can() -> None:
 def test_a_kind_that_cannot_be_served_yet_is_refused_in_one_line() -> None:
     def program() -> None: ...
 
-    program.__echod_kind__ = Kind.PROGRAM  # type: ignore[attr-defined]
-    with pytest.raises(HandlerError, match=r"a program, which echod cannot serve yet$"):
+    program.__echod_kind__ = Kind.TWISTED_PROTOCOL  # type: ignore[attr-defined]
+    with pytest.raises(HandlerError, match=r"a Twisted protocol, which echod cannot serve yet$"):
         adopt(program, REACTOR)
 
 
@@ -294,7 +294,14 @@ def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) ->
     """Fault 58: The error names the plugin and the reason, and other plugins are found."""
     (dropin / "users_broken_dropin.py").write_text("raise RuntimeError('no good')\n")
     *found, broken = installed()
-    assert [handler.name for handler in found] == ["count", "dropped", "echo", "reverse", "upper"]
+    assert [handler.name for handler in found] == [
+        "count",
+        "dropped",
+        "echo",
+        "exec",
+        "reverse",
+        "upper",
+    ]
     assert broken.name == "users_broken_dropin"
     assert broken.origin == str(dropin / "users_broken_dropin.py")
     assert broken.error == "cannot be imported: RuntimeError: no good"

@@ -20,7 +20,7 @@ from tests.support.log import Log
 from tests.support.needs import not_here
 
 REACTOR = ConcurrencyModel.REACTOR
-BUILT_IN = {"count", "echo", "reverse", "upper"}
+BUILT_IN = {"count", "echo", "exec", "reverse", "upper"}
 
 # Adds a distribution with these entry points to a folder of the path.
 Offers = Callable[..., Path]
@@ -83,7 +83,7 @@ def test_a_name_that_two_distributions_offer_is_refused_with_both(offers: Offers
         "shout (offered:loud (one), offered:quiet (other))": "2 plugins have this name; "
         "give module:object"
     }
-    with pytest.raises(HandlerError, match="installed: calm, count, echo, reverse, upper "):
+    with pytest.raises(HandlerError, match="installed: calm, count, echo, exec, reverse, upper "):
         check_name("nosuch")
     assert answer("calm") == b"ab"
 

@@ -526,6 +526,7 @@ def test_settings_can_be_checked(file: Path, capsys: pytest.CaptureFixture[str])
             ["--handshake-timeout=3", "--listen=proxy:tcp:1"],
             "--handshake-timeout has no effect: it needs --listen tls:...",
         ),
+        (["--max-processes=3"], "--max-processes has no effect: it needs --handler exec"),
         (["--status-host=a"], "--status-host has no effect: it needs --status"),
         (
             ["--max-connections-per-address=3", "--listen=unix:a", "--listen=tls:unix:b"],
@@ -546,6 +547,7 @@ def test_a_setting_without_effect_is_named_with_the_choice_that_it_needs(
         [f"--threads={Limits.threads}"],  # the default
         ["--threads=3", "--max-queue=1", "--concurrency=defer-to-thread"],
         ["--max-threads=3", "--concurrency=thread-per-connection"],
+        ["--max-processes=3", "--handler=exec:command=cat"],
         ["--serial-timeout=3", "--concurrency=serial"],
         ["--message-timeout=3", "--framing=line"],
         ["--message-timeout=3", "--framing=length:bytes=2"],

@@ -42,6 +42,7 @@ class Daemon:
         *arguments: str,
         cwd: Path,
         twistd: Path = SCRIPTS / "twistd",
+        options: Sequence[str] = (),
         env: dict[str, str],
         under: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
@@ -52,13 +53,14 @@ class Daemon:
             arguments: echod's.
             cwd: where it runs.
             twistd: which of them.
+            options: twistd's own, before `echod`.
             env: its environment.
             under: the command that runs the command, as `prlimit` does.
             pass_fds: descriptors that it inherits.
         """
         self.directory = cwd
         self.process = subprocess.Popen(
-            [*under, twistd, "-n", "--pidfile=", *REACTOR, "echod", *arguments],
+            [*under, twistd, "-n", "--pidfile=", *REACTOR, *options, "echod", *arguments],
             cwd=cwd,
             env=env,
             pass_fds=pass_fds,

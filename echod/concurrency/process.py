@@ -1,0 +1,474 @@
+"""A program that serves one connection: its process, its pipes, and its end.
+
+Guarantees:
+
+* The program's standard input, output and error are pipes, and it has no other descriptor. It
+  leads a session of its own, so that its process group is what it has started, and nothing else.
+* No call waits: neither for the pipes nor for the process. (The start itself does wait, until the
+  kernel has loaded the program.)
+* The memory for each direction is bounded: what the program does not read is held until it does,
+  and the caller is told to send no more; its output is read in pieces, and not while it is paused.
+* With the connection ends the whole process group: by SIGTERM, and by SIGKILL if some of it
+  remains. Then the process has been reaped, and our ends of its pipes are closed.
+
+Each process is watched by a descriptor of its own (pidfd_open(2)), on every reactor alike, or by a
+thread where the kernel has none. No SIGCHLD is needed, which belongs to the reactor.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import termios
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Protocol
+
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IReactorFromThreads,
+    IReadDescriptor,
+    IWriteDescriptor,
+)
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
+
+# The longest read of a program's output, in bytes: what a pipe holds.
+PIECE = 65536
+
+# The longest read of its standard error. Each line of it costs a look at the log's rate, and a
+# program may write 4000 lines of one byte: more in one turn would delay other clients.
+PIECE_OF_ERRORS = 4096
+
+# The longest line of standard error, in bytes; a longer one is cut.
+LONGEST_LINE = 2048
+
+
+class Served(Protocol):
+    """The connection that a program serves, as its process sees it."""
+
+    def program_wrote(self, data: bytes) -> None:
+        """Send `data`, which the program has written to its standard output."""
+
+    def program_complained(self, line: bytes) -> None:
+        """Log a line that the program has written to its standard error."""
+
+    def program_is_behind(self) -> None:
+        """Send no more to the program, which does not read as fast as data comes."""
+
+    def program_caught_up(self) -> None:
+        """Send again: the program has read what was held for it, or will read no more."""
+
+    def program_output_ended(self) -> None:
+        """Note that nothing more comes from the program."""
+
+    def program_exited(self, status: int) -> None:
+        """Note that the program has exited, and that its output has ended.
+
+        Args:
+            status: its exit status; the negative number of the signal if one has ended it.
+        """
+
+
+class Process:
+    """One running program.
+
+    Attributes:
+        pid: the process's id, and its group's.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        words: Sequence[str],
+        path: str,
+        environment: Mapping[str, str],
+        served: Served,
+        reaped: Callable[[Process], None],
+    ) -> None:
+        """Start the program.
+
+        Args:
+            reactor: reads and writes the pipes.
+            words: its name and arguments.
+            path: its file.
+            environment: its whole environment.
+            served: the connection.
+            reaped: called once, last, when the process is gone, and with it its group.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self._reactor = reactor
+        self._served = served
+        self._reaped = reaped
+        self._status: int | None = None
+        self._ending: IDelayedCall | None = None
+        self._over = False
+        self._popen = subprocess.Popen(  # noqa: S603 - the operator names the program
+            words,
+            executable=path,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+        self.pid = self._popen.pid
+        stdin, stdout, stderr = self._popen.stdin, self._popen.stdout, self._popen.stderr
+        assert stdin is not None and stdout is not None and stderr is not None
+        self._input = _Input(reactor, stdin, served)
+        self._output = _Output(reactor, stdout, PIECE, served.program_wrote, self._output_ended)
+        self._lines = _Lines(served.program_complained)
+        self._errors = _Output(
+            reactor, stderr, PIECE_OF_ERRORS, self._lines.add, self._lines.finish
+        )
+        self._output.resume()
+        self._errors.resume()
+        self._watch()
+
+    # The program's standard input.
+
+    def write(self, data: bytes) -> None:
+        """Pass `data` on to the program; it is dropped if the program reads no more."""
+        self._input.write(data)
+
+    def end_input(self) -> None:
+        """Let the program see the end of its input, after all that was written."""
+        self._input.end()
+
+    @property
+    def unread(self) -> int:
+        """How many bytes were written that the program has not read."""
+        return self._input.unread
+
+    # Its standard output.
+
+    def pause(self) -> None:
+        """Read no more of its output: when the pipe is full, the program waits."""
+        self._output.pause()
+
+    def resume(self) -> None:
+        """Read its output again."""
+        self._output.resume()
+
+    # Its end.
+
+    def end(self, patience: float) -> None:
+        """End the program, and all that it has started; calling it again is harmless.
+
+        Args:
+            patience: how long after SIGTERM comes SIGKILL, in seconds.
+        """
+        self._input.close()
+        self._output.close()
+        if self._over or self._ending is not None:
+            return
+        self._signal_group(signal.SIGTERM)
+        # A stopped process gets a signal when it goes on.
+        self._signal_group(signal.SIGCONT)
+        if self._status is None:
+            self._ending = self._reactor.callLater(patience, self.kill)
+        else:
+            self._reap(patience)
+
+    def kill(self) -> None:
+        """End the program, and all that it has started, at once."""
+        self._input.close()
+        self._output.close()
+        self._signal_group(signal.SIGKILL)
+        self._stop_waiting()
+
+    def _signal_group(self, number: int) -> None:
+        # The group's number is not given to another one while the leader is not reaped, or while
+        # the group has a member.
+        if not self._over:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def _watch(self) -> None:
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except OSError:  # a kernel before 5.3, a sandbox, or no descriptor is left
+            threading.Thread(
+                target=self._wait, name=f"echod-process-{self.pid}", daemon=True
+            ).start()
+        else:
+            _Exit(self._reactor, descriptor, self._exited).watch()
+
+    def _wait(self) -> None:
+        with contextlib.suppress(ChildProcessError):  # it has been waited for already
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        IReactorFromThreads(self._reactor).callFromThread(self._exited)
+
+    def _exited(self) -> None:
+        """Take the exit status; the process stays a zombie, which keeps the group's number."""
+        self._status = _status_of(self.pid)
+        self._errors.read_rest()
+        self._tell_if_over()
+
+    def _output_ended(self) -> None:
+        self._served.program_output_ended()
+        self._tell_if_over()
+
+    def _tell_if_over(self) -> None:
+        """Report the end, once the process has exited and its output has been read."""
+        if self._status is None or not self._output.closed:
+            return
+        if self._ending is not None:  # the connection is gone, or going
+            active = self._ending.active()
+            left = self._ending.getTime() - self._reactor.seconds() if active else 0.0
+            self._stop_waiting()
+            self._reap(max(0.0, left))
+        else:
+            self._served.program_exited(self._status)
+
+    def _stop_waiting(self) -> None:
+        if self._ending is not None and self._ending.active():
+            self._ending.cancel()
+
+    def _reap(self, patience: float) -> None:
+        """Reap the process, and end what is left of its group."""
+        self._popen.wait()  # which does not wait: it has exited
+        try:
+            os.killpg(self.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            self._finish()
+        else:
+            self._ending = self._reactor.callLater(patience, self._kill_rest)
+
+    def _kill_rest(self) -> None:
+        self._signal_group(signal.SIGKILL)
+        self._finish()
+
+    def _finish(self) -> None:
+        self._over = True
+        self._errors.close()
+        self._reaped(self)
+
+
+def _status_of(pid: int) -> int:
+    """Return the exit status of a child that has exited, and is not reaped.
+
+    The negative number of the signal if one has ended it.
+    """
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except ChildProcessError:  # SIGCHLD is ignored, as the daemon was started with
+        return 0
+    assert found is not None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+class _Pipe:
+    """Our end of a pipe."""
+
+    def __init__(self, reactor: Reactor, file: IO[bytes]) -> None:
+        self._reactor = reactor
+        self._file = file
+        os.set_blocking(file.fileno(), False)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._file.closed
+
+    def fileno(self) -> int:
+        return -1 if self._file.closed else self._file.fileno()
+
+    def logPrefix(self) -> str:  # noqa: N802
+        return "echod"
+
+
+@implementer(IReadDescriptor)
+class _Output(_Pipe):
+    """Reads what the program writes."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        file: IO[bytes],
+        longest: int,
+        received: Callable[[bytes], None],
+        ended: Callable[[], None],
+    ) -> None:
+        super().__init__(reactor, file)
+        self._longest = longest
+        self._received = received
+        self._ended = ended
+
+    def pause(self) -> None:
+        if not self.closed:
+            self._reactor.removeReader(self)
+
+    def resume(self) -> None:
+        if not self.closed:
+            self._reactor.addReader(self)
+
+    def doRead(self) -> Exception | None:  # type: ignore[override] # noqa: N802
+        try:
+            data = os.read(self._file.fileno(), self._longest)
+        except BlockingIOError:
+            return None
+        if not data:
+            return CONNECTION_DONE
+        self._received(data)
+        return None
+
+    def read_rest(self) -> None:
+        """Read what the pipe holds now, and close it: the program has exited."""
+        left = PIECE
+        while left > 0 and not self.closed:
+            try:
+                data = os.read(self._file.fileno(), left)
+            except BlockingIOError:  # another process has the other end
+                return
+            left -= len(data)
+            if not data:
+                self.connectionLost(Failure(CONNECTION_DONE))
+            else:
+                self._received(data)
+
+    def connectionLost(self, reason: Failure) -> None:  # noqa: N802
+        if not self.closed:
+            self.close()
+            self._ended()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._reactor.removeReader(self)
+            self._file.close()
+
+
+@implementer(IWriteDescriptor)
+class _Input(_Pipe):
+    """Writes what the program reads."""
+
+    def __init__(self, reactor: Reactor, file: IO[bytes], served: Served) -> None:
+        super().__init__(reactor, file)
+        self._served = served
+        self._held = b""
+        self._is_last = False
+
+    @property
+    def unread(self) -> int:
+        if self.closed:
+            return 0
+        count = array.array("i", [0])
+        fcntl.ioctl(self._file.fileno(), termios.FIONREAD, count)
+        return count[0] + len(self._held)
+
+    def write(self, data: bytes) -> None:
+        if self.closed or self._is_last:
+            return
+        if self._held:
+            self._held += data
+        elif self._write(data) is None and self._held:
+            self._reactor.addWriter(self)
+            self._served.program_is_behind()
+
+    def end(self) -> None:
+        self._is_last = True
+        if not self._held:
+            self.close()
+
+    def doWrite(self) -> Exception | None:  # type: ignore[override] # noqa: N802
+        if (error := self._write(self._held)) is not None:
+            return error
+        if not self._held:
+            self._reactor.removeWriter(self)
+            if self._is_last:
+                self.close()
+            self._served.program_caught_up()
+        return None
+
+    def _write(self, data: bytes) -> Exception | None:
+        """Write as much as the pipe takes, and hold the rest."""
+        try:
+            self._held = data[os.write(self._file.fileno(), data) :]
+        except BlockingIOError:
+            self._held = data
+        except OSError:  # the program reads no more
+            behind, self._held = bool(self._held), b""
+            self.close()
+            if behind:
+                self._served.program_caught_up()
+            return CONNECTION_LOST
+        return None
+
+    def connectionLost(self, reason: Failure) -> None:  # noqa: N802
+        behind, self._held = bool(self._held), b""
+        self.close()
+        if behind:
+            self._served.program_caught_up()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._reactor.removeWriter(self)
+            self._held = b""
+            self._file.close()
+
+
+@implementer(IReadDescriptor)
+class _Exit:
+    """A descriptor that becomes readable when a process exits."""
+
+    def __init__(self, reactor: Reactor, descriptor: int, exited: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._descriptor = descriptor
+        self._exited = exited
+
+    def watch(self) -> None:
+        self._reactor.addReader(self)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def logPrefix(self) -> str:  # noqa: N802
+        return "echod"
+
+    def doRead(self) -> Exception | None:  # type: ignore[override] # noqa: N802
+        return CONNECTION_DONE
+
+    def connectionLost(self, reason: Failure) -> None:  # noqa: N802
+        if self._descriptor >= 0:
+            self._reactor.removeReader(self)
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._exited()
+
+
+class _Lines:
+    """Cuts what a program writes to its standard error into lines."""
+
+    def __init__(self, tell: Callable[[bytes], None]) -> None:
+        self._tell = tell
+        self._begun = b""
+
+    def add(self, data: bytes) -> None:
+        """Tell each line that has ended, and hold at most `LONGEST_LINE` of the last one."""
+        *ended, begun = (self._begun + data).split(b"\n")
+        for line in ended:
+            self._tell_pieces(line)
+        whole = len(begun) - len(begun) % LONGEST_LINE
+        self._tell_pieces(begun[:whole])
+        self._begun = begun[whole:]
+
+    def _tell_pieces(self, line: bytes) -> None:
+        for start in range(0, len(line), LONGEST_LINE):
+            self._tell(line[start : start + LONGEST_LINE])
+
+    def finish(self) -> None:
+        """Tell the line that has not ended."""
+        begun, self._begun = self._begun, b""
+        if begun:
+            self._tell(begun)

@@ -1,0 +1,94 @@
+"""`exec`: the handler that is any program, one process for each connection."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from echod.handlers.contract import HandlerError
+from echod.handlers.kinds import Kind
+from echod.text import clipped, escape
+
+# The variables of the daemon that a program gets, besides those about its client.
+PASSED_ON = ("PATH", "LANG")
+
+
+class Command:
+    """Runs a program for each connection: its standard input and output are the client's.
+
+    Attributes:
+        words: the program's name, as given, and its arguments.
+        path: the program's file; an absolute path, because twistd changes directories.
+        environment: the part of its environment that is the same for every client.
+    """
+
+    __echod_kind__ = Kind.PROGRAM
+
+    def __init__(self, *, command: str) -> None:
+        """Look the program up.
+
+        Args:
+            command: the program and its arguments, split as a shell does; no shell runs.
+
+        Raises:
+            HandlerError: there is no such program, or it cannot be executed.
+        """
+        try:
+            self.words = shlex.split(command)
+        except ValueError as error:
+            raise HandlerError(
+                f"exec:command={_shown(command)}: {str(error).lower()}; quotes and backslashes "
+                "are read as a shell reads them"
+            ) from None
+        if not self.words or not self.words[0]:
+            raise HandlerError("exec:command= names no program, as in exec:command=/bin/cat")
+        self.environment = _environment(os.environ)
+        self.path = self._found()
+
+    def check(self) -> None:
+        """Look again whether the program can be executed, now by the user that will run it.
+
+        Raises:
+            HandlerError: it cannot.
+        """
+        _check_executable(self.words[0], self.path)
+
+    def _found(self) -> str:
+        name, folders = self.words[0], self.environment["PATH"]
+        if "/" in name:
+            path = str(Path(name).absolute())
+            _check_executable(name, path)
+            return path
+        if (found := shutil.which(name, path=folders)) is None:
+            for folder in folders.split(os.pathsep):
+                if (there := Path(folder, name)).is_file():
+                    _check_executable(name, str(there))
+            where = escape(clipped(folders, 200))
+            raise HandlerError(f"exec: no program in PATH ({where}) is named {_shown(name)}")
+        return str(Path(found).absolute())
+
+
+def _environment(own: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: own[name] for name in PASSED_ON if name in own}
+    return {"PATH": os.defpath, **kept}
+
+
+def _check_executable(name: str, path: str) -> None:
+    try:
+        is_file = Path(path).is_file()
+        if not is_file:
+            Path(path).stat()
+    except (OSError, ValueError) as error:  # a null byte is a ValueError
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise HandlerError(f"exec: {_shown(name)}: {why}") from None
+    if not is_file:
+        raise HandlerError(f"exec: {_shown(name)} is not a file")
+    if not os.access(path, os.X_OK, effective_ids=True):
+        raise HandlerError(f"exec: {_shown(name)} is not executable: see its permissions")
+
+
+def _shown(text: str) -> str:
+    return escape(clipped(text, 200))

@@ -1,0 +1,136 @@
+"""One program: its pipes, and its end, without a connection."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest_twisted
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echod.concurrency.process import LONGEST_LINE, Process, _Lines
+from tests.support.reactor import reactor
+from tests.support.serving import eventually
+
+
+class Recorder:
+    """Notes what its program does."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.lines: list[bytes] = []
+        self.events: list[str] = []
+        self.status: int | None = None
+        self.reaped = False
+
+    def program_wrote(self, data: bytes) -> None:
+        self.data += data
+
+    def program_complained(self, line: bytes) -> None:
+        self.lines.append(line)
+
+    def program_is_behind(self) -> None:
+        self.events.append("behind")
+
+    def program_caught_up(self) -> None:
+        self.events.append("caught up")
+
+    def program_output_ended(self) -> None:
+        self.events.append("output ended")
+
+    def program_exited(self, status: int) -> None:
+        self.status = status
+
+    def start(self, script: str) -> Process:
+        def reaped(process: Process) -> None:
+            self.reaped = True
+
+        words = ["sh", "-c", script]
+        return Process(reactor, words, "/bin/sh", {"PATH": os.environ["PATH"]}, self, reaped)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_program_that_reads_late_is_told_of_once_and_gets_all() -> None:
+    recorder = Recorder()
+    process = recorder.start("read go; cat | wc -c")
+    process.write(b"go\n" + bytes(200_000))
+    process.write(bytes(100_000))
+    process.end_input()
+    await eventually(lambda: recorder.status == 0)
+    assert recorder.data.split() == [b"300000"]
+    assert recorder.events == ["behind", "caught up", "output ended"]
+    process.end(0.1)
+    assert recorder.reaped
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_program_that_reads_no_more_lets_its_client_go_on() -> None:
+    recorder = Recorder()
+    process = recorder.start("sleep 0.1; exec 0<&-; read never </dev/null; sleep 0.1")
+    process.write(bytes(200_000))
+    await eventually(lambda: recorder.events[:2] == ["behind", "caught up"])
+    process.write(b"dropped")
+    assert process.unread == 0
+    await eventually(lambda: recorder.status is not None)
+    process.end(0.1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_last_words_of_a_program_are_read_before_its_exit_is_told() -> None:
+    recorder = Recorder()
+    process = recorder.start("printf last >&2; kill -KILL $$")
+    await eventually(lambda: recorder.status is not None)
+    assert recorder.status == -signal.SIGKILL
+    assert recorder.lines == [b"last"]
+    process.end(0.1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_end_is_by_sigterm_which_a_program_may_catch() -> None:
+    recorder = Recorder()
+    process = recorder.start(
+        "trap 'echo caught >&2; exit 0' TERM; echo ready; while :; do :; done"
+    )
+    await eventually(lambda: recorder.data)
+    process.end(10.0)
+    process.end(10.0)
+    await eventually(lambda: recorder.reaped)
+    assert recorder.lines == [b"caught"]
+    assert recorder.status is None  # the connection has gone before
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stopped_program_ends_too() -> None:
+    recorder = Recorder()
+    process = recorder.start("echo ready; kill -STOP $$; sleep 1000")
+    await eventually(lambda: recorder.data)
+    process.end(10.0)
+    await eventually(lambda: recorder.reaped)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_program_may_be_killed_twice_and_after_its_end() -> None:
+    recorder = Recorder()
+    process = recorder.start("trap '' TERM; echo ready; while :; do :; done")
+    await eventually(lambda: recorder.data)
+    process.end(1000.0)
+    process.kill()
+    process.kill()
+    await eventually(lambda: recorder.reaped)
+    process.kill()
+    process.end(1.0)
+
+
+@given(st.lists(st.binary(max_size=3 * LONGEST_LINE), max_size=8))
+def test_however_a_line_comes_it_is_told_whole_or_in_pieces_and_none_is_lost(
+    pieces: list[bytes],
+) -> None:
+    told: list[bytes] = []
+    lines = _Lines(told.append)
+    for piece in pieces:
+        lines.add(piece)
+        assert len(lines._begun) < LONGEST_LINE
+    lines.finish()
+    assert all(0 < len(line) <= LONGEST_LINE for line in told)
+    assert b"".join(told) == b"".join(pieces).replace(b"\n", b"")

@@ -1,0 +1,105 @@
+"""`exec`: a program that cannot run is refused at the start, in one line."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echod.handlers.command import Command
+from echod.handlers.contract import ConcurrencyModel, HandlerError
+from echod.handlers.kinds import Kind
+from echod.handlers.lookup import adopt, parse, resolve
+
+REACTOR = ConcurrencyModel.REACTOR
+
+
+def test_a_program_is_found_in_path_and_keeps_its_name() -> None:
+    command = Command(command="cat -n '/a file'")
+    assert command.words == ["cat", "-n", "/a file"]
+    assert Path(command.path).is_absolute()
+    assert Path(command.path).name == "cat"
+
+
+def test_a_path_is_made_absolute_because_twistd_changes_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    assert Command(command="./mine").path == str(tmp_path / "mine")
+
+
+def test_only_path_and_language_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    monkeypatch.setenv("SECRET", "1")
+    environment = Command(command="cat").environment
+    assert environment == {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+
+
+def test_without_path_the_systems_own_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PATH")
+    assert Command(command="cat").environment["PATH"] == "/bin:/usr/bin"
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("", "exec:command= names no program"),
+        ("''", "exec:command= names no program"),
+        ("cat 'a", "no closing quotation"),
+        ("no-such-program", "no program in PATH"),
+        ("./no-such", "exec: ./no-such: No such file or directory"),
+        ("/etc/passwd", "exec: /etc/passwd is not executable: see its permissions"),
+        ("/tmp", "exec: /tmp is not a file"),
+        ("/a\0b", "exec: /a\\x00b: "),
+        ("/etc/passwd/x", "exec: /etc/passwd/x: Not a directory"),
+    ],
+)
+def test_a_program_that_cannot_run_is_refused_in_one_line(command: str, why: str) -> None:
+    with pytest.raises(HandlerError) as caught:
+        Command(command=command)
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_program_in_path_that_is_not_executable_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").touch(0o644)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HandlerError, match="mine is not executable"):
+        Command(command="mine")
+
+
+def test_a_program_that_its_user_cannot_run_is_found_at_the_second_look(tmp_path: Path) -> None:
+    program = tmp_path / "mine"
+    program.touch(0o755)
+    handler = adopt(Command(command=str(program)), REACTOR)
+    handler.try_constructor()
+    program.chmod(0o644)
+    with pytest.raises(HandlerError, match="is not executable"):
+        handler.try_constructor()
+
+
+def test_exec_is_a_handler_by_name() -> None:
+    handler = resolve(parse(r"exec:command=cat a\,b \:c"), REACTOR)
+    assert handler.kind is Kind.PROGRAM
+    assert isinstance(handler.target, Command)
+    assert handler.target.words == ["cat", "a,b", ":c"]
+
+
+@pytest.mark.parametrize("model", [one for one in ConcurrencyModel if one is not REACTOR])
+def test_exec_runs_in_the_reactors_model_only(model: ConcurrencyModel) -> None:
+    with pytest.raises(HandlerError, match=f"runs with --concurrency reactor, not {model}"):
+        resolve(parse("exec:command=cat"), model)
+
+
+@given(st.lists(st.text(min_size=1), max_size=4))
+def test_whatever_the_arguments_a_shells_quoting_gives_them_to_the_program(
+    words: list[str],
+) -> None:
+    assert Command(command=shlex.join(["cat", *words])).words == ["cat", *words]
