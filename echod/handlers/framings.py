@@ -57,7 +57,13 @@ def resolve_framing(spec: Spec) -> Framing:
             the arguments, or it lacks a part of `echod.Framing`.
     """
     target = NAMES.find(spec.name)
-    takes = _parameters_of(spec.name, target)
+    try:
+        takes = _parameters_of(spec.name, target)
+    except UserError:
+        raise
+    except Exception as error:  # the object may raise when it is inspected
+        why = f"{type(error).__name__}: {escape(clipped(str(error), 300))}"
+        raise UnusableFraming(f"{escape(clipped(spec.name))} cannot be used: {why}") from error
     NAMES.check_separators(spec, takes.named)
     arguments = NAMES.convert_arguments(spec.name, takes, spec.arguments)
     return _made(spec.name, target, arguments)

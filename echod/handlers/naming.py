@@ -121,7 +121,7 @@ class Catalogue:
         for item in re.split(r"(?<!\\),", match["arguments"]) if match["arguments"] else ():
             key, equals, value = item.partition("=")
             if not equals or not key.isidentifier():
-                meant = key.replace("-", "_")
+                meant = key.replace("-", "_") if equals else ""
                 hint = f"did you mean {meant}?" if meant.isidentifier() else _COMMA
                 raise self.error(f"{quoted(item)} is not of the form key=value ({hint})")
             if key in arguments:

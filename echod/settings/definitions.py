@@ -243,7 +243,8 @@ class Settings:
             "The longest message, in bytes; chunk cuts longer ones, the other framings refuse "
             "them. Short for --framing NAME:max_message=N.",
             whole_number(1, 2**31 - 1),
-            unset=f"chunk {Chunk.max_message}, line {Line.max_message}, others {MAX_MESSAGE}",
+            unset=f"chunk {Chunk.max_message}, line {Line.max_message}, length, netstring and "
+            f"varint {MAX_MESSAGE}",
             unit="bytes",
             example=65536,
         ),

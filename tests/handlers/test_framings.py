@@ -92,6 +92,16 @@ def choosy(*, size: int = 0):
     raise ValueError("size has to be even,\\nnot " + str(size))
 
 
+class Resisting:
+    def __getattr__(self, name):
+        raise RuntimeError("no good")
+
+
+class Calling(Resisting):
+    def __call__(self): ...
+
+
+resisting, calling = Resisting(), Calling()
 nothing = None
 text = "text"
 '''
@@ -222,6 +232,8 @@ INTERFACE = "(see echod.Framing)"
             "the framer of users:Uncounted is no framer: buffered is a number, as of a property",
         ),
         ("users:Textual", "users:Textual is no framing: encode_line gives no bytes"),
+        ("users:resisting", "users:resisting cannot be made: RuntimeError: no good"),
+        ("users:calling", "users:calling cannot be used: RuntimeError: no good"),
         ("users:Failing", r"users:Failing cannot be made: KeyError: 'x\n'"),
     ],
 )

@@ -79,42 +79,6 @@ def dropin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> Path
     return folder
 
 
-@pytest.mark.parametrize(
-    ("text", "name", "arguments"),
-    [
-        ("echo", "echo", {}),
-        ("my.module:object", "my.module:object", {}),
-        ("my.module:Class.method", "my.module:Class.method", {}),
-        ("echo:prefix=>>", "echo", {"prefix": ">>"}),
-        ("echo:banner=Hi: there,prefix=a=b", "echo", {"banner": "Hi: there", "prefix": "a=b"}),
-        (r"echo:prefix=a\,b", "echo", {"prefix": "a,b"}),
-        (r"echo:prefix=a\:banner=b", "echo", {"prefix": "a:banner=b"}),
-        ("echo:prefix=", "echo", {"prefix": ""}),
-        ("m:f:times=2", "m:f", {"times": "2"}),
-    ],
-)
-def test_a_handler_is_named_with_its_arguments(
-    text: str, name: str, arguments: dict[str, str]
-) -> None:
-    assert parse(text) == Spec(name, arguments)
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", "not of the form NAME"),
-        ("echo:", "not of the form NAME"),
-        ("a:b:c", "not of the form NAME"),
-        ("echo:prefix=1,banner", "'banner' is not of the form key=value"),
-        ("echo:prefix=1,prefix=2", "'prefix' is given twice"),
-        ("\x1b[2J=", r"\\x1b\[2J"),
-    ],
-)
-def test_a_handler_that_is_named_wrongly_is_refused(text: str, why: str) -> None:
-    with pytest.raises(HandlerError, match=why):
-        parse(text)
-
-
 def test_a_built_in_handler_is_found_by_name() -> None:
     handler = resolve(parse("echo:prefix=\\x3e"), REACTOR)
     assert (handler.kind, handler.target) == (Kind.MESSAGE, Echo)

@@ -15,6 +15,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from echod.errors import UserError
 from echod.handlers.contract import HandlerError
+from echod.handlers.framings import UnusableFraming, parse_framing, resolve_framing
 from echod.handlers.lookup import parse
 from echod.listening.endpoints import parse_listen
 from echod.messages.framing import Chunk, Fixed, Framing, FramingError, Line
@@ -157,6 +158,16 @@ def handler(data: bytes) -> None:
         parse(data.decode("utf-8", "surrogateescape"))
 
 
+def framing(data: bytes) -> None:
+    """The arguments of a framing are taken, or refused by an UnusableFraming."""
+    start = ("line:", "length:bytes=", "line:max_message=", "fixed:size=")[
+        data[0] % 4 if data else 0
+    ]
+    with contextlib.suppress(UnusableFraming):
+        resolve_framing(parse_framing(f"{start}a={data[1:].decode('utf-8', 'surrogateescape')}"))
+        resolve_framing(parse_framing(f"{start}{data[1:].decode('utf-8', 'surrogateescape')}"))
+
+
 def listen(data: bytes) -> None:
     """A listener is understood, or refused by a UserError."""
     start = ("", "tls:", "ssl:8443:", "tcp:8888:", "unix:")[data[0] % 5 if data else 0]
@@ -247,6 +258,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         flags,
         file,
         handler,
+        framing,
         listen,
         proxy,
         tls,
