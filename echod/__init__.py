@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from echod.concurrency.models import ThreadPerConnection as ThreadPerConnection
     from echod.concurrency.pool import WorkerPool as WorkerPool
     from echod.concurrency.thread_socket import ConnectionSocket as ConnectionSocket
+    from echod.connections.current import client as client
     from echod.connections.factory import EchoFactory as EchoFactory
     from echod.connections.message_protocol import EchoProtocol as EchoProtocol
     from echod.handlers.client import Client as Client
@@ -71,6 +72,7 @@ _MODULES = {
     "ThreadPerConnection": "concurrency.models",
     "Varint": "messages.prefixed",
     "WorkerPool": "concurrency.pool",
+    "client": "connections.current",
     "connection_handler": "handlers.kinds",
     "message_handler": "handlers.kinds",
     "protocol_factory": "handlers.kinds",

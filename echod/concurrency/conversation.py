@@ -60,7 +60,7 @@ class Conversation:
         reason = EndReason.HANDLER_ERROR
         try:
             if data := greeting_of(greeting, self.framing, self.banner):
-                conn.sendall(data)
+                _send(conn, data)
             whole_reads = type(self.framing) is Chunk
             loop = self._answer_reads if whole_reads else self._answer_framed
             reason = loop(conn, handler)
@@ -93,8 +93,11 @@ class Conversation:
                 reply = received(message)
                 if reply.__class__ is bytes:
                     conn.sending = True
-                    sendall(reply)
-                    conn.sent_bytes += len(reply)
+                    if conn.outbox is None:
+                        sendall(reply)
+                        conn.sent_bytes += len(reply)
+                    else:
+                        conn.outbox.reply(reply)
                     conn.sending = False
                 elif reply is not None and self._is_last(conn, reply):
                     return EndReason.HANDLER
@@ -113,7 +116,7 @@ class Conversation:
             try:
                 message = session.next_message()
             except FramingError as error:
-                conn.sendall(self.framing.encode_line(str(error).encode()))
+                _send(conn, self.framing.encode_line(str(error).encode()))
                 return EndReason.FRAMING_ERROR
             if message is not None:
                 conn.messages += 1
@@ -135,5 +138,19 @@ class Conversation:
         """Send the reply that `result` means; return whether it is the last one."""
         reply, is_last = answer_of(result)
         if reply is not None and (data := self.framing.encode(reply)):
-            conn.sendall(data)
+            _send(conn, data)
         return is_last
+
+
+def _send(conn: ConnectionSocket, data: bytes) -> None:
+    """Send what the handler has returned, after what was pushed before."""
+    conn.sending = True  # first: see `echod.concurrency.socket_outbox`
+    if conn.outbox is None:
+        conn.sendall(data)
+    else:
+        try:
+            conn.outbox.reply(data)
+        except BaseException as error:
+            conn.failed(error)
+            raise
+        conn.sending = False

@@ -36,6 +36,7 @@ from echod.concurrency.model import (
 )
 from echod.concurrency.pool import Task, WorkerPool, check_closing
 from echod.contexts import Followed
+from echod.handlers.client import current
 from echod.handlers.contract import ConcurrencyModel
 from echod.limits import Level, Limits
 from echod.reasons import Refusal
@@ -118,6 +119,8 @@ class InReactor(_OpenHouse):
 
     def run(self, done: Done, coroutine: Coroutine[Any, Any, object]) -> object:
         """Do the same for a coroutine: return its result, or a `Pending`."""
+        if current.get() is None:  # from here on it keeps its value in this conversation
+            current.set(getattr(owner_of(done), "client", None))
         lender = self._lender
         if lender is None or not lender.loop.is_running():
             lender = self._find_lender()

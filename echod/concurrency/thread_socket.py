@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+    from echod.concurrency.socket_outbox import SocketOutbox
+
 
 # The signal that interrupts a thread's wait in the kernel, and has no other meaning: SIGURG,
 # because no program uses it and it is ignored by default. The program has to handle it, with a
@@ -107,9 +109,11 @@ class ConnectionSocket(socket.socket):
         "_uncounted_since",
         "detached",
         "draining",
+        "ended",
         "exposed",
         "incomplete",
         "messages",
+        "outbox",
         "received_bytes",
         "receiving",
         "sending",
@@ -145,6 +149,10 @@ class ConnectionSocket(socket.socket):
         self.thread: int | None = None
         # The same for the kernel: its `threading.get_native_id`.
         self.task: int | None = None
+        # What others send to the client: see `echod.concurrency.socket_outbox`.
+        self.outbox: SocketOutbox | None = None
+        # The thread uses the socket no longer.
+        self.ended = False
         self.draining = False
         self._interrupted = False
         # While draining: the value of `received_bytes` at which the stream ends.

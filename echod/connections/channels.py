@@ -24,6 +24,7 @@ from echod.connections.kernel import (
     held_in,
     input_ended,
     output_ended,
+    reset,
     shorten_reads,
     spoke_last,
     taken,
@@ -52,6 +53,7 @@ class DirectChannel:
         self._handle = handle
         self._interruptions = 0
         self._traffic: tuple[int, int] | None = None
+        self._is_reset = False
         self._watch = watch
         self._watched: WatchedSocket | None = None
 
@@ -107,6 +109,10 @@ class DirectChannel:
         """The identity of the thread's socket, the same for each of its descriptors."""
         return os.fstat(self._handle.fileno()).st_ino
 
+    def duplicate(self) -> int | None:
+        """Return a new descriptor of the thread's socket; None: it is gone."""
+        return os.dup(self._handle.fileno()) if self._handle.fileno() >= 0 else None
+
     def unread(self) -> int:
         """Return how many bytes are on their way from the client to the thread."""
         return unread(self._transport)
@@ -129,8 +135,9 @@ class DirectChannel:
         Args:
             input_ended: whether the reactor has seen the client's end of stream.
         """
-        # Twisted closes its socket before it calls `connectionLost`.
-        self._traffic = traffic(self._transport, input_ended=input_ended) or self._traffic
+        # Twisted closes its socket before it calls `connectionLost`; a reset clears the figures.
+        if not self._is_reset:
+            self._traffic = traffic(self._transport, input_ended=input_ended) or self._traffic
         return self._traffic
 
     def input_ended(self) -> bool:
@@ -148,6 +155,13 @@ class DirectChannel:
     def wake(self) -> None:
         """Make a thread that is blocked in the socket fail."""
         self._shutdown(socket.SHUT_RDWR)
+
+    def reset(self) -> None:
+        """Do the same, and let the client see an error instead of an end."""
+        if self._handle.fileno() >= 0 and not self._is_reset:
+            self.traffic(input_ended=False)
+            self._is_reset = reset(self._handle)
+        self.wake()
 
     def _shutdown(self, how: int) -> None:
         with contextlib.suppress(OSError):  # it is shut down already
@@ -260,6 +274,8 @@ class RelayChannel(Protocol):
         """Make a thread that is blocked in the socket fail."""
         self._when_connected(lambda: self.transport.abortConnection())
 
+    reset = wake  # the client's own connection is reset, too
+
     def _when_connected(self, ask: Callable[[], object]) -> None:
         if self.transport is None:
             self._asked.append(ask)
@@ -277,6 +293,9 @@ class RelayChannel(Protocol):
     @property
     def inode(self) -> int:
         return os.fstat(self._kept.fileno()).st_ino if self._kept else 0
+
+    def duplicate(self) -> int | None:
+        return os.dup(self._kept.fileno()) if self._kept else None
 
     def unread(self) -> int:
         relayed = held_in(self._kept) if self._kept else 0

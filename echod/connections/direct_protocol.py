@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from echod.concurrency.models import InReactor
 from echod.connections.kernel import traffic
 from echod.connections.message_protocol import EchoProtocol, ReplyBatch
+from echod.connections.outbox import Outbox
 from echod.connections.owner import Owner
 from echod.contexts import context_of
 from echod.turns import PACE, Share
@@ -88,8 +89,13 @@ class DirectProtocol(EchoProtocol):
     def _answer_pieces(self, data: bytes) -> None:  # noqa: C901 - calls for each piece would cost
         """Answer a long read; small replies leave together."""
         # The same as `ReplyBatch`, in a list: its calls would be a third of the cost of this.
+        if self._outbox is not None:
+            self._hold().receive(data)
+            self._answer_messages()
+            return
         size, received = self._direct, self._received
         replies: list[bytes] = []
+        outer, self._batch = self._batch, replies
         held, answered, failure = 0, 0, None
         look_at = end = len(data)
         if end > PACE * size:
@@ -99,14 +105,14 @@ class DirectProtocol(EchoProtocol):
             for start in range(0, end, size):
                 if not self._direct:
                     # A result is pending, or the handler has closed: the session takes the rest.
-                    _send_together(self._send, replies)
+                    self._send_batch(replies)
                     self._hold().receive(data[start:])
                     self._answer_messages()
                     return
                 if start >= look_at:
                     look_at += PACE * size
                     if seconds() >= share.until and share.used_up():
-                        _send_together(self._send, replies)
+                        self._send_batch(replies)
                         self._rest_with(data[start:])
                         return
                 answered += 1
@@ -115,15 +121,18 @@ class DirectProtocol(EchoProtocol):
                     replies.append(reply)
                     held += len(reply) + ReplyBatch.OVERHEAD
                     if held >= ReplyBatch.MOST:
-                        held = _send_together(self._send, replies)
+                        self._send_batch(replies)
+                        held = 0
                 elif reply is not None:
-                    held = _send_together(self._send, replies)
+                    self._send_batch(replies)
+                    held = 0
                     self._process_directly(reply)
         except BaseException:
             failure = Failure()
         finally:
             self._direct_messages += answered
-        _send_together(self._send, replies)
+            self._send_batch(replies)  # nothing is left of them if the session has the rest
+            self._batch = outer
         if failure:
             self.fail(failure)
 
@@ -150,6 +159,21 @@ class DirectProtocol(EchoProtocol):
         except BaseException:
             self.fail(Failure())
 
+    def _send_batch(self, parts: list[bytes]) -> None:
+        send = self._send  # before the look at the outbox: that changes it
+        if self._outbox is None and parts:
+            replies = parts[:]
+            del parts[: len(replies)]
+            send(b"".join(replies))
+        else:
+            super()._send_batch(parts)
+
+    def _open_outbox(self) -> Outbox:
+        outbox = super()._open_outbox()
+        if self._send is not _discard:
+            self._send = self._write
+        return outbox
+
     def _stop(self) -> None:
         # The fastest way is only for open connections, and keeps the transport alive.
         self._send = self._write
@@ -171,11 +195,3 @@ class DirectProtocol(EchoProtocol):
 
 def _discard(data: bytes) -> None:
     """Do nothing, because the connection is closed."""
-
-
-def _send_together(send: Callable[[bytes], None], replies: list[bytes]) -> int:
-    """Send `replies` in one write, and clear the list; return the bytes left, 0."""
-    if replies:
-        send(b"".join(replies))
-        replies.clear()
-    return 0

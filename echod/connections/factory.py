@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from threading import get_ident
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -28,6 +29,7 @@ from echod.connections.clients import ProxiedAddress, log_failure, shown
 from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.message_protocol import EchoProtocol
+from echod.connections.outbox import Errands
 from echod.connections.owner import Finished, Owned
 from echod.connections.pooled_protocol import PooledProtocol
 from echod.connections.program_protocol import ProgramProtocol
@@ -71,6 +73,7 @@ class EchoFactory(Factory):
         urgent: those with a deadline, which the sweeper checks more often.
         metrics: the counters.
         stand_in: the server object of `socketserver` request handlers.
+        errands: what other threads ask of the event loop.
         report: gets each exception of a handler, after it is counted; by default it is logged.
         others: the waits of threads that handlers have started.
         traffic_watch: detects traffic on connections whose bytes the kernel does not count.
@@ -130,6 +133,7 @@ class EchoFactory(Factory):
         self.connections = self._sweeper.members
         self.urgent = self._sweeper.urgent
         self.limits = Limits() if limits is None else limits
+        self.errands = Errands(lambda: self.reactor)
         self.others = Others(threads_of_handlers)
         self.traffic_watch = TrafficWatch()
         self._drained: Deferred[None] | None = None
@@ -255,6 +259,7 @@ class EchoFactory(Factory):
 
     def doStart(self) -> None:
         self._process = os.getpid()
+        self.errands.thread = get_ident()
         super().doStart()
 
     def register(self, connection: Owned) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import fcntl
 import select
 import socket
@@ -150,6 +151,20 @@ def has_room(handle: socket.socket) -> bool:
     poll = select.poll()
     poll.register(handle, select.POLLOUT)
     return bool(poll.poll(0))
+
+
+def reset(handle: socket.socket) -> bool:
+    """Reset a TCP connection, whichever descriptors of it are open; return whether that worked.
+
+    A close resets only when the last descriptor is closed, and a shutdown sends FIN. Threads that
+    wait for the socket see an error.
+    """
+    if handle.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    # connect(2): "may dissolve the association by connecting to an address with the sa_family
+    # member of sockaddr set to AF_UNSPEC". Python's `connect` takes no such address.
+    library = ctypes.CDLL(None, use_errno=True)
+    return bool(library.connect(handle.fileno(), bytes(16), 16) == 0)
 
 
 def output_ended(handle: socket.socket) -> bool:

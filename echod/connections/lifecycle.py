@@ -19,6 +19,9 @@ has no half-close: there, close_notify is sent and the deadline does the rest
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.internet.error import ConnectionDone
@@ -37,7 +40,7 @@ from echod.addresses import shown_address
 from echod.concurrency.model import Busy
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, traffic, unread, unsent
-from echod.handlers.client import encrypt
+from echod.handlers.client import encrypt, link
 from echod.log.event import LogLine
 from echod.messages.closing import Event, State, after
 from echod.reasons import EndReason
@@ -46,6 +49,7 @@ from echod.tls import TLSError
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
+    from echod.handlers.contract import BytesLike
     from echod.interfaces import Stream
 
 # Python 3.11 looks a member of an enum up in Python code, every time; the members that each
@@ -85,9 +89,8 @@ class ConnectionProtocol(Protocol):
         "_draining",
         "_entered",
         "_idle_since",
+        "_incomplete_since",
         "_input_ended",
-        "_message",
-        "_message_since",
         "_owner",
         "_reason",
         "_seen_activity",
@@ -96,7 +99,6 @@ class ConnectionProtocol(Protocol):
         "_unsent",
         "_waiting",
         "client",
-        "connected",
         "network",
         "transport",
     )
@@ -112,7 +114,6 @@ class ConnectionProtocol(Protocol):
         Args:
             owner: the factory; the connection is registered there from its beginning to its end.
         """
-        self.connected = 0
         self.transport = None  # type: ignore[assignment] # until makeConnection, as in Twisted
         self._owner = owner
         self._waiting = False
@@ -131,9 +132,9 @@ class ConnectionProtocol(Protocol):
         self._deadline = math.inf
         self._began = 0.0
         self._idle_since = 0.0
-        # The message that was incomplete at the last sweep: the number of messages before it.
-        self._message = -1
-        self._message_since = 0.0
+        # The message that was incomplete at the last sweep: the number of messages before it, and
+        # since when.
+        self._incomplete_since: tuple[int, float] | None = None
         self._seen_activity = -1
         self.client = NOBODY
         # The network that it is counted under, once it is admitted: see `addresses.network_of`.
@@ -147,6 +148,15 @@ class ConnectionProtocol(Protocol):
     @factory.setter
     def factory(self, owner: Any) -> None:
         self._owner = owner
+
+    @property
+    def connected(self) -> int:
+        """Whether there is a transport, as Twisted's protocols have it."""
+        return int(self.transport is not None)
+
+    @connected.setter
+    def connected(self, connected: int) -> None:
+        """Take Twisted's word for it: `makeConnection` sets the transport, too."""
 
     # The methods of each kind of connection.
 
@@ -236,6 +246,7 @@ class ConnectionProtocol(Protocol):
         self._began = self._owner.seconds()
         if self.client.proxy is None:  # otherwise the proxy's header has named it already
             self.client = client_of(self.transport, self._owner.listener)
+        link(self.client, self)
         if _connected.wanted(self.client.peer):
             _connected.write(peer=shown(self.client), listener=self.client.listener)
         if ISSLTransport.providedBy(self.transport):
@@ -309,6 +320,7 @@ class ConnectionProtocol(Protocol):
             self._stop()
         self._leave()
         self._finish()
+        link(self.client, None)
         line = _disconnected if self.counts_messages else _disconnected_unseen
         if line.wanted(self.client.peer):
             self._log_end(line, self._reason, reason)
@@ -407,6 +419,43 @@ class ConnectionProtocol(Protocol):
             self._owner.handler_failed(failure, self.client)
             self.close(EndReason.HANDLER_ERROR)
 
+    # For the handler, in any thread: see `echod.handlers.client.Client`.
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._reason is not None
+
+    def push(self, data: BytesLike) -> bool:
+        """Send a message that is no reply; see `Client.send`."""
+        raise RuntimeError(
+            "client.send is for handlers of messages: this one has the connection itself"
+        )
+
+    def drained(self) -> Awaitable[None]:
+        """Wait until nothing waits to be sent; see `Client.drained`."""
+        raise RuntimeError(
+            "client.drained is for handlers of messages: this one has the connection itself"
+        )
+
+    def close_after(self, data: BytesLike) -> None:
+        """Send `data`, and close; see `Client.close`."""
+        if data:
+            self.push(data)
+        self.in_loop(self.close, EndReason.HANDLER)
+
+    def abort_soon(self) -> None:
+        """Close at once; see `Client.abort`."""
+        self.in_loop(self.abort, EndReason.HANDLER)
+
+    def in_loop(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call `function` in the event loop: now, if this is its thread, otherwise soon."""
+        errands = self._owner.errands
+        if get_ident() == errands.thread:
+            function(*arguments)
+        else:
+            errands.ask(partial(function, *arguments))
+
     # Deadlines and drain.
 
     def sweep(self, now: float) -> None:
@@ -493,12 +542,12 @@ class ConnectionProtocol(Protocol):
         """Return whether a message has been incomplete for longer than it may be."""
         incomplete = self._incomplete
         if not incomplete or self._busy:
-            self._message = -1
-        elif self.figures[0] != self._message:
-            self._message, self._message_since = self.figures[0], now
-        else:
-            allowed = self._owner.limits.message_time(incomplete)
-            return now - self._message_since >= allowed
+            self._incomplete_since = None
+            return False
+        before, since = self._incomplete_since or (-1, 0.0)
+        if self.figures[0] == before:
+            return now - since >= self._owner.limits.message_time(incomplete)
+        self._incomplete_since = self.figures[0], now
         return False
 
     def _look_at_silence(self, now: float, silence: float) -> None:

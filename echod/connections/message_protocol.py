@@ -7,11 +7,13 @@ runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
+from threading import Lock, get_ident
 from typing import Any, ClassVar
 
+from twisted.internet.defer import succeed
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -23,10 +25,11 @@ from echod.concurrency.models import Awaited, InPool
 from echod.connections.clients import shown
 from echod.connections.kernel import is_reset, shorten_reads, unread
 from echod.connections.lifecycle import ConnectionProtocol
+from echod.connections.outbox import Errands, Outbox, sendable
 from echod.connections.owner import Owner
 from echod.contexts import call_in, context_of, is_entered, take_over
 from echod.handlers.calling import close_in_thread, greeting_of, overridden
-from echod.handlers.contract import answer_of, reply_from
+from echod.handlers.contract import BytesLike, answer_of, reply_from
 from echod.log.event import LogLine
 from echod.messages.framing import FramingError
 from echod.messages.session import Session
@@ -34,6 +37,8 @@ from echod.reasons import EndReason
 from echod.turns import PACE, Share
 
 _CLIENT = EndReason.CLIENT  # looked up once: see `lifecycle`
+# Two threads must not make two outboxes for one connection.
+_opening = Lock()
 
 log = Logger("echod.connection")
 _dropped = LogLine(
@@ -48,30 +53,30 @@ class ReplyBatch:
     there costs more than a small reply.
     """
 
-    __slots__ = ("_parts", "_size", "_write")
+    __slots__ = ("_size", "_write", "parts")
 
     # In bytes of memory: each reply costs a little more than its length. A single one may be
     # longer.
     MOST = 16 * 1024
     OVERHEAD = 64
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
+    def __init__(self, write: Callable[[list[bytes]], None]) -> None:
         self._write = write
-        self._parts: list[bytes] = []
+        self.parts: list[bytes] = []
         self._size = 0
 
     def add(self, data: bytes) -> None:
         """Keep `data` for the next write."""
-        self._parts.append(data)
+        self.parts.append(data)
         self._size += len(data) + self.OVERHEAD
         if self._size >= self.MOST:
             self.flush()
 
     def flush(self) -> None:
         """Write the collected replies."""
-        if self._parts:
-            parts, self._parts, self._size = self._parts, [], 0
-            self._write(b"".join(parts))
+        if self.parts:
+            self._size = 0
+            self._write(self.parts)
 
 
 @implementer(IPushProducer)
@@ -91,6 +96,7 @@ class EchoProtocol(ConnectionProtocol):
     _lets_go: ClassVar[bool] = False
 
     __slots__ = (
+        "_batch",
         "_bytes_received",
         "_bytes_sent",
         "_context",
@@ -99,6 +105,7 @@ class EchoProtocol(ConnectionProtocol):
         "_drain_left",
         "_handler",
         "_handler_open",
+        "_outbox",
         "_pending",
         "_reading",
         "_received",
@@ -124,6 +131,10 @@ class EchoProtocol(ConnectionProtocol):
         except BaseException:
             self._handler = Failure()
         self._pending: Any = None
+        # The replies that are not written yet, while a read of several messages is answered.
+        self._batch: list[bytes] | None = None
+        # It is made when something has to wait.
+        self._outbox: Outbox | None = None
         self._direct = 0
         # How many messages were passed on without a session, or by one that was let go.
         self._direct_messages = 0
@@ -239,6 +250,8 @@ class EchoProtocol(ConnectionProtocol):
         """Resume, because the transport has written everything."""
         self._hold().blocked = False
         self._deadline = math.inf
+        if self._outbox is not None:
+            self._outbox.resume()
         self._from_transport(self._answer_messages)
 
     def stopProducing(self) -> None:
@@ -324,7 +337,10 @@ class EchoProtocol(ConnectionProtocol):
         """
         session, call = self._session or self._hold(), self._owner.model.call
         received = self._in_thread(self._received)
-        encode, batch = self._owner.framing.encode, ReplyBatch(self._write)
+        encode, batch = self._owner.framing.encode, self._outbox or ReplyBatch(self._send_batch)
+        outer, self._batch = self._batch, batch.parts
+        if outer:
+            self._send_batch(outer)
         unseen = 1
         while (message := self._next_message(session, batch)) is not None:
             try:
@@ -345,9 +361,10 @@ class EchoProtocol(ConnectionProtocol):
                 if not unseen:
                     break
         batch.flush()
+        self._batch = outer
         self._settle(session)
 
-    def _next_message(self, session: Session, batch: ReplyBatch) -> bytes | None:
+    def _next_message(self, session: Session, batch: ReplyBatch | Outbox) -> bytes | None:
         try:
             return session.next_message()
         except FramingError as error:
@@ -418,8 +435,86 @@ class EchoProtocol(ConnectionProtocol):
             self.close(EndReason.HANDLER)
 
     def _write(self, data: bytes) -> None:
+        if (outbox := self._outbox) is not None:
+            outbox.add(data)
+            outbox.flush()
+        elif self._reason is None:  # as in `transmit`, without another call
+            self._bytes_sent += len(data)
+            self.transport.write(data)
+
+    def _send_batch(self, parts: list[bytes]) -> None:
+        """Write the replies collected in `parts`, and clear it."""
+        # Another thread may make the outbox at any moment, which then takes over the list.
+        if (outbox := self._outbox) is not None:
+            outbox.flush()
+        elif parts:
+            replies = parts[:]
+            del parts[: len(replies)]
+            self.transmit(b"".join(replies))
+
+    # For pushes, in any thread.
+
+    def push(self, data: BytesLike) -> bool:
+        if self._reason is not None or not self._entered:
+            return False
+        framed = self._owner.framing.encode(sendable(data))
+        # The next sweep sees activity: a client that only listens is not idle.
+        self._seen_activity = -1
+        if self._outbox is None and get_ident() == self._owner.errands.thread:
+            if self._batch:
+                self._send_batch(self._batch)
+            if not self.is_blocked:
+                self.transmit(framed)
+                if self.is_blocked:
+                    self._open_outbox().held = len(framed)
+                return True
+        return self._open_outbox().put(framed)
+
+    def _open_outbox(self) -> Outbox:
+        with _opening:
+            if self._outbox is None:
+                self._outbox = Outbox(self, self._batch)
+        return self._outbox
+
+    def drained(self) -> Awaitable[None]:
+        in_loop = get_ident() == self._owner.errands.thread
+        if self.is_closing or (in_loop and self._outbox is None and not self.is_blocked):
+            return succeed(None)
+        return self._open_outbox().drained()
+
+    def close_after(self, data: BytesLike) -> None:
+        framed = self._owner.framing.encode(sendable(data)) if data else b""
+        self._open_outbox().put_last(framed, partial(self.close, EndReason.HANDLER))
+
+    @property
+    def is_closing(self) -> bool:
+        outbox = self._outbox
+        return self._reason is not None or (outbox is not None and outbox.ending)
+
+    @property
+    def is_blocked(self) -> bool:
+        session = self._session
+        return session is not None and session.blocked
+
+    @property
+    def max_unsent(self) -> int:
+        return self._owner.limits.max_unsent
+
+    @property
+    def errands(self) -> Errands:
+        return self._owner.errands
+
+    def transmit(self, data: bytes) -> None:
+        if self._reason is not None:
+            return  # the handler has closed, and then replied
         self._bytes_sent += len(data)
         self.transport.write(data)
+
+    def close(self, reason: EndReason) -> None:
+        if self._outbox is not None and self._reason is None:
+            self._outbox.end()
+            self._outbox.empty()
+        super().close(reason)
 
     def _go_on(self) -> None:
         """Continue after handler code has returned: with the next message, or with `closed`."""
@@ -471,6 +566,8 @@ class EchoProtocol(ConnectionProtocol):
 
     def _stop(self) -> None:
         self._hold().close()
+        if self._outbox is not None:
+            self._outbox.end()
         self._owner.turns.leave(self)
         if self._entered:
             self.transport.unregisterProducer()

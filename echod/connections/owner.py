@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from echod.concurrency.model import Model
     from echod.connections.admission import Admission
+    from echod.connections.outbox import Errands
     from echod.connections.traffic import TrafficWatch
     from echod.connections.waiting import Others
     from echod.handlers.client import Client
@@ -82,6 +83,9 @@ class Owner(Protocol):
 
     @property
     def turns(self) -> Turns: ...
+
+    @property
+    def errands(self) -> Errands: ...
 
     @property
     def others(self) -> Others: ...

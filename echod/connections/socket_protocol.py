@@ -28,16 +28,20 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context
+from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorSocket
 from twisted.internet.protocol import ServerFactory
 from twisted.python.failure import Failure
 
 from echod.concurrency.conversation import Conversation
 from echod.concurrency.model import Busy
+from echod.concurrency.socket_outbox import SocketOutbox, end_outbox, outbox_of
 from echod.concurrency.thread_socket import ConnectionSocket
 from echod.connections.channels import DirectChannel, RelayChannel, plain_socket
 from echod.connections.kernel import (
@@ -45,12 +49,15 @@ from echod.connections.kernel import (
     taken,
 )
 from echod.connections.lifecycle import ConnectionProtocol
+from echod.connections.outbox import fire, sendable
+from echod.connections.room import Room
 from echod.connections.waiting import Task, is_awaited, running_time, tasks
 from echod.handlers.kinds import Kind
 from echod.reasons import EndReason, Refusal
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
+    from echod.handlers.contract import BytesLike
 
 # A handler that waits in many short calls (`select` of some milliseconds, in a loop) may be
 # checked between two of them. So if it is not waiting when its client's time is over, it is
@@ -70,6 +77,7 @@ class SocketProtocol(ConnectionProtocol):
         "_gently",
         "_has_thread",
         "_next_look",
+        "_room",
         "_told",
         "_verdict",
     )
@@ -88,6 +96,8 @@ class SocketProtocol(ConnectionProtocol):
         # The handler has been shown the end of the stream, and may still answer.
         self._gently = False
         self._next_look: IDelayedCall | None = None
+        # Waits until the kernel has room for what others have sent.
+        self._room: Room | None = None
 
     def _start(self) -> None:
         # The peer of a socket that a proxy opened is the proxy.
@@ -185,7 +195,95 @@ class SocketProtocol(ConnectionProtocol):
             self.transport.unregisterProducer()
             super()._end_writing()
 
+    # For pushes, in any thread.
+
+    def push(self, data: BytesLike) -> bool:
+        if self._owner.handler.kind is Kind.CONNECTION:
+            return super().push(data)
+        framed = self._owner.framing.encode(sendable(data))
+        outbox = self._open_outbox()
+        return outbox is not None and outbox.put(framed)
+
+    def _open_outbox(self) -> SocketOutbox | None:
+        if self._conn is None or self.is_closing:
+            return None
+        return outbox_of(self._conn, self._most_unsent, self._ask_for_room)
+
+    def _most_unsent(self) -> int:
+        return self._owner.limits.max_unsent
+
+    @property
+    def is_closing(self) -> bool:
+        outbox = None if self._conn is None else self._conn.outbox
+        over = self._reason is not None or self._verdict is not None
+        return over or (outbox is not None and outbox.ending)
+
+    def drained(self) -> Awaitable[None]:
+        if self._owner.handler.kind is Kind.CONNECTION:
+            return super().drained()
+        outbox = self._open_outbox()
+        if outbox is None:
+            return succeed(None)
+        if get_ident() == self._owner.errands.thread:
+            deferred: Deferred[None] = Deferred()
+            outbox.when_clear(partial(self.in_loop, fire, deferred))
+            return deferred
+        event = threading.Event()
+        outbox.when_clear(event.set)
+        event.wait()
+        return succeed(None)
+
+    def close_after(self, data: BytesLike) -> None:
+        if self._owner.handler.kind is not Kind.CONNECTION:
+            framed = self._owner.framing.encode(sendable(data)) if data else b""
+            if (outbox := self._open_outbox()) is not None:
+                outbox.put_last(framed)
+        self.in_loop(self._end_soon)
+
+    def _end_soon(self) -> None:
+        """Let the thread see the end of the stream, because the handler has closed it."""
+        if self._conn is None:
+            self.close(EndReason.HANDLER)
+        elif self._verdict is None and self._reason is None:
+            self._verdict = EndReason.HANDLER
+            self._owner.urgent.add(self)
+            self._conn.drain(0)
+            self._end_silence()
+
+    def _ask_for_room(self) -> None:
+        """In any thread: let the event loop send what waits, once there is room."""
+        self.in_loop(self._wait_for_room)
+
+    def _wait_for_room(self) -> None:
+        conn, channel = self._conn, self._channel
+        if self._room is not None or self._lost or conn is None or channel is None:
+            return
+        outbox = conn.outbox
+        if outbox is not None and outbox.waits and not conn.ended:
+            if outbox.is_unknown:  # room is not what is missing
+                self._owner.reactor.callLater(SECONDS_BETWEEN_LOOKS, outbox.flush)
+            elif (descriptor := channel.duplicate()) is not None:
+                self._room = Room(self._owner.reactor, descriptor, self._has_room)
+
+    def _has_room(self) -> None:
+        self._room = None
+        if self._conn is not None and self._conn.outbox is not None:
+            self._conn.outbox.flush()
+
+    def _forget_pushes(self) -> None:
+        if self._room is not None:
+            room, self._room = self._room, None
+            room.stop()
+        if self._conn is not None and self._conn.outbox is not None:
+            self._conn.outbox.lose()
+
+    @property
+    def _pushes_wait(self) -> bool:
+        conn = self._conn
+        return conn is not None and conn.outbox is not None and conn.outbox.waits
+
     def _stop(self) -> None:
+        self._forget_pushes()
         if isinstance(self._channel, RelayChannel):
             self.transport.unregisterProducer()
         elif self._channel is not None:
@@ -216,14 +314,15 @@ class SocketProtocol(ConnectionProtocol):
 
     def sweep(self, now: float) -> None:
         super().sweep(now)
-        if self._draining and self._entered and self._reason is None:
+        ends = self._draining or self._verdict is EndReason.HANDLER
+        if ends and self._has_thread and self._entered and self._reason is None:
             # A thread may have begun to wait since the drain began.
             self._end_silence()
 
     def _look_at_silence(self, now: float, silence: float) -> None:
         assert self._conn is not None and self._channel is not None
         conn, limits = self._conn, self._owner.limits
-        if conn.sending or (conn.exposed and self._channel.unsent()):
+        if conn.sending or self._pushes_wait or (conn.exposed and self._channel.unsent()):
             # A single call of the thread may send so much that it takes longer.
             if limits.write_timeout and silence >= limits.write_timeout:
                 if self._has_read():
@@ -324,8 +423,9 @@ class SocketProtocol(ConnectionProtocol):
             self._expect_by(self._owner.limits.linger)
 
     def abort(self, reason: EndReason) -> None:
+        self._forget_pushes()
         if self._channel is not None:
-            self._channel.wake()
+            self._channel.reset()
         super().abort(self._verdict or reason)
 
     def _finish(self) -> None:
@@ -398,7 +498,7 @@ class SocketProtocol(ConnectionProtocol):
     @property
     def _busy(self) -> bool:
         conn = self._conn
-        if conn is None or conn.receiving or conn.sending:
+        if conn is None or conn.receiving or conn.sending or self._pushes_wait:
             return False
         return not (conn.exposed or conn.polled)  # otherwise the kernel has to be asked
 
@@ -417,5 +517,6 @@ def _converse(talk: Callable[[ConnectionSocket], EndReason], conn: ConnectionSoc
     try:
         return talk(conn)
     finally:
+        end_outbox(conn)
         conn.thread = conn.task = None  # from here on the thread may do other work, or be gone
         conn.release()

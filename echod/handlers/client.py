@@ -4,6 +4,8 @@ A `Client` exists once for each connection, and is compared by identity: in a se
 UNIX socket that have no name are two. Its facts cannot be changed; a handler keeps what belongs to
 the client in `Client.state`.
 
+It can be sent to at any time, by any thread (`Client.send`), as long as it is connected.
+
 Ten thousand idle connections have ten thousand of these. So most of them share `local` and
 `listener`, and the state is made when it is first used.
 """
@@ -11,17 +13,40 @@ Ten thousand idle connections have ten thousand of these. So most of them share 
 from __future__ import annotations
 
 import re
+from contextvars import ContextVar
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from typing import Protocol
+
+    from echod.handlers.contract import BytesLike
     from echod.proxy_header import ProxyHeader
     from echod.tls import TLSFacts
+
+    class Link(Protocol):
+        """The open connection of a client, as seen from any thread."""
+
+        @property
+        def is_closing(self) -> bool: ...
+
+        def push(self, data: BytesLike) -> bool: ...
+
+        def drained(self) -> Awaitable[None]: ...
+
+        def close_after(self, data: BytesLike) -> None: ...
+
+        def abort_soon(self) -> None: ...
+
 
 _ADDRESS = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<ipv4>[0-9.]+)):(?P<port>[0-9]+)")
 
 _set = object.__setattr__  # a client's own refuses
+
+# The client whose message a coroutine answers: see `echod.connections.current`.
+current: ContextVar[Client | None] = ContextVar("echod.client", default=None)
 
 
 @lru_cache(maxsize=64)
@@ -45,8 +70,9 @@ class Client:
         state: a namespace for what the handler keeps for this client.
     """
 
-    __slots__ = ("_peer", "_place", "_proxy", "_state", "_tls")
+    __slots__ = ("_link", "_peer", "_place", "_proxy", "_state", "_tls")
 
+    _link: Link | None
     _peer: str
     _place: tuple[str, str]
     _proxy: ProxyHeader | None
@@ -67,6 +93,56 @@ class Client:
         _set(self, "_tls", tls)
         _set(self, "_proxy", proxy)
         _set(self, "_state", None)
+        _set(self, "_link", None)
+
+    def send(self, data: BytesLike) -> bool:
+        """Send `data`, framed like a reply; any thread may call this, at any time.
+
+        What is sent arrives in the order in which it was handed over: this when it is called, a
+        reply when the handler has returned it.
+
+        Args:
+            data: a message; a buffer may be reused at once.
+
+        Returns:
+            False, and nothing is sent, if the client is gone, or if more than `--max-unsent` bytes
+            would wait for it. (If nothing waits, `data` may be longer.)
+
+        Raises:
+            TypeError: `data` is not bytes.
+            RuntimeError: the handler has the connection itself, and sends by that.
+        """
+        link = self._link
+        return link is not None and link.push(data)
+
+    def drained(self) -> Awaitable[None]:
+        """Wait until nothing waits to be sent, or the client is gone.
+
+        In the event loop: `await client.drained()`. In another thread it returns only then.
+        """
+        from twisted.internet.defer import succeed
+
+        link = self._link
+        return succeed(None) if link is None else link.drained()
+
+    def close(self, data: BytesLike = b"") -> None:
+        """Send `data`, if it is not empty, after everything before it; then close.
+
+        What the handler returns from now on is dropped. Calling it again is harmless.
+        """
+        if (link := self._link) is not None:
+            link.close_after(data)
+
+    def abort(self) -> None:
+        """Close at once: what was not sent is dropped, and the client sees an error (RST)."""
+        if (link := self._link) is not None:
+            link.abort_soon()
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing more can be sent: the client is gone, or the connection is closing."""
+        link = self._link
+        return link is None or link.is_closing
 
     @property
     def peer(self) -> str:
@@ -126,6 +202,11 @@ class Client:
     def __reduce__(self) -> tuple[type[Client], tuple[object, ...]]:
         """Copy or pickle the facts alone: the copy has no connection, and no state."""
         return Client, (self.peer, self.local, self.listener, self.tls, self.proxy)
+
+
+def link(client: Client, connection: Link | None) -> None:
+    """Connect `client` with its open connection; None: it is gone."""
+    _set(client, "_link", connection)
 
 
 def encrypt(client: Client, facts: TLSFacts) -> None:

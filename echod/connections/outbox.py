@@ -1,0 +1,247 @@
+"""What waits to be sent to one client: pushes, and the replies behind them.
+
+A connection has an outbox only once something has to wait: while its client does not read, or if
+another thread than the event loop's pushes.
+
+Guarantees:
+
+* What is sent leaves in the order in which it was handed over, by any thread: a push when `put` is
+  called, a reply when the handler has returned it.
+* At most `--max-unsent` bytes of pushes wait; a longer one only if nothing waits.
+* No call waits for the client, except `Outbox.drained` in a thread.
+* After `end`, nothing is taken.
+
+Only the event loop writes to the transport. Other threads append to `Outbox.parts`, and ask the
+loop to come by (`Errands`): many of them at once cost one wake-up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+
+from echod.handlers.contract import BytesLike
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from twisted.internet.interfaces import IReactorTime
+
+    class Sender(Protocol):
+        """A connection, as its outbox sees it."""
+
+        @property
+        def max_unsent(self) -> int:
+            """How many bytes may wait; 0: any number."""
+
+        @property
+        def errands(self) -> Errands: ...
+
+        @property
+        def is_blocked(self) -> bool:
+            """Whether the transport's buffer is full."""
+
+        def transmit(self, data: bytes) -> None:
+            """Pass `data` to the transport."""
+
+
+log = Logger("echod.connection")
+
+
+def sendable(data: BytesLike) -> bytes:
+    """Return `data` as bytes; copy a mutable buffer.
+
+    Raises:
+        TypeError: it is not bytes.
+    """
+    if isinstance(data, bytes):
+        return data
+    try:
+        return memoryview(data).tobytes()
+    except TypeError:
+        raise TypeError(f"only bytes can be sent, not {type(data).__name__}") from None
+
+
+class Errands:
+    """What other threads ask of the event loop: any number at once costs one wake-up.
+
+    Attributes:
+        thread: the `threading.get_ident` of the event loop's thread.
+    """
+
+    def __init__(self, reactor: Callable[[], IReactorTime]) -> None:
+        """Set up; `reactor` returns the reactor, when it is first needed."""
+        self.thread = threading.get_ident()
+        self._reactor = reactor
+        self._asked: deque[Callable[[], object]] = deque()
+        self._is_due = False
+
+    def ask(self, function: Callable[[], object]) -> None:
+        """Call `function` in the event loop, soon."""
+        self._asked.append(function)
+        if not self._is_due:
+            self._is_due = True
+            cast(IReactorFromThreads, self._reactor()).callFromThread(self._do)
+
+    def _do(self) -> None:
+        self._is_due = False  # first: what is asked from here on is done here, or wakes the loop
+        for _ in range(len(self._asked)):
+            try:
+                self._asked.popleft()()
+            except Exception:  # an error of one connection must not keep the others waiting
+                log.failure("Sending to a client failed")
+
+
+def fire(deferred: Deferred[None]) -> None:
+    """Fire `deferred`, unless its waiter has been cancelled meanwhile."""
+    if not deferred.called:
+        deferred.callback(None)
+
+
+class Outbox:
+    """The pushes and replies of one connection that wait to be passed to its transport.
+
+    Attributes:
+        parts: what waits, in order. While the event loop answers a long read, it collects its
+            replies here, too.
+        held: how much of what was passed to the transport waits there, at most.
+        ending: whether nothing more is taken.
+    """
+
+    __slots__ = (
+        "_is_due",
+        "_last",
+        "_lock",
+        "_sender",
+        "_size",
+        "_waiting",
+        "ending",
+        "held",
+        "parts",
+    )
+
+    def __init__(self, sender: Sender, parts: list[bytes] | None = None) -> None:
+        """Set up.
+
+        Args:
+            sender: the connection.
+            parts: replies that were handed over before, and are not written yet.
+        """
+        self._sender = sender
+        self.parts = [] if parts is None else parts
+        self._size = 0
+        self.held = 0
+        self.ending = False
+        self._lock = threading.Lock()
+        self._is_due = False
+        # What the event loop does when all is passed on.
+        self._last: Callable[[], None] | None = None
+        self._waiting: list[Callable[[], object]] = []
+
+    # In any thread.
+
+    def put(self, data: bytes) -> bool:
+        """Take a framed push; return False, and take nothing, if there is no room."""
+        sender = self._sender
+        with self._lock:
+            unsent, most = self._size + self.held, sender.max_unsent
+            if self.ending or (unsent and most and unsent + len(data) > most):
+                return False
+            self.parts.append(data)
+            self._size += len(data)
+        self._hurry()
+        return True
+
+    def put_last(self, data: bytes, then: Callable[[], None]) -> None:
+        """Take the last push, and call `then` in the event loop after it is passed on."""
+        with self._lock:
+            if self.ending:
+                return
+            self.ending = True
+            self.parts.append(data)
+            self._last = then
+        self._hurry()
+
+    def _hurry(self) -> None:
+        """Flush now in the event loop, and soon from another thread."""
+        if threading.get_ident() == self._sender.errands.thread:
+            self.flush()
+        elif not self._is_due:
+            self._is_due = True
+            self._sender.errands.ask(self.flush)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether nothing waits."""
+        return not (self._size or self.held or self._sender.is_blocked) or self.ending
+
+    def drained(self) -> Awaitable[None]:
+        """Wait until nothing waits, or the connection ends: in a thread, before this returns."""
+        in_loop = threading.get_ident() == self._sender.errands.thread
+        deferred: Deferred[None] = Deferred()
+        event = threading.Event()
+        with self._lock:
+            if self.is_clear:
+                return succeed(None)
+            self._waiting.append(partial(fire, deferred) if in_loop else event.set)
+        if in_loop:
+            return deferred
+        event.wait()
+        return succeed(None)
+
+    # In the event loop.
+
+    def add(self, data: bytes) -> None:
+        """Keep a reply for the next `flush`: it is always taken."""
+        with self._lock:
+            self.parts.append(data)
+            self._size += len(data)
+
+    def flush(self) -> None:
+        """Pass on what waits, unless the transport's buffer is full."""
+        self._is_due = False  # first: what is put from here on is passed on here, or asks again
+        if self._last is not None:
+            self.empty()
+            last, self._last = self._last, None
+            last()
+        elif not self._sender.is_blocked:
+            self.empty()
+            self._tell()
+
+    def empty(self) -> None:
+        """Pass on everything."""
+        with self._lock:
+            parts = self.parts[:]
+            del self.parts[: len(parts)]
+            self._size = 0
+        if parts:
+            data = b"".join(parts)
+            self._sender.transmit(data)
+            if self._sender.is_blocked:
+                self.held += len(data)
+
+    def resume(self) -> None:
+        """Go on, because the transport has room again."""
+        self.held = 0
+        self.flush()
+
+    def end(self) -> None:
+        """Take nothing more: the connection ends. Calling it again is harmless."""
+        with self._lock:
+            self.ending = True
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake those who wait until nothing waits."""
+        if self._waiting and self.is_clear:
+            with self._lock:
+                waiting, self._waiting = self._waiting, []
+            for wake in waiting:
+                wake()

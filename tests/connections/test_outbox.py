@@ -1,0 +1,447 @@
+"""Pushes: messages that are no replies, in every concurrency model, in clear and over TLS."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import pytest_twisted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+
+import echod
+from echod import Chunk, Client, EndReason, Handler, Limits, Line, connection_handler
+from echod.concurrency.pool import WorkerPool
+from echod.handlers.contract import ConcurrencyModel
+from echod.messages.framing import Framing
+from tests.support.reactor import reactor
+from tests.support.serving import eventually, in_thread, run, server_context, serving, turns
+
+MODELS = [
+    ConcurrencyModel.REACTOR,
+    ConcurrencyModel.DEFER_TO_THREAD,
+    ConcurrencyModel.THREAD_PER_CONNECTION,
+]
+every_model = pytest.mark.parametrize("model", MODELS)
+PIECE = b"x" * 65_536
+
+
+@pytest.fixture(params=["clear", "TLS"])
+def over(request: pytest.FixtureRequest, certificate: Path) -> Any:
+    """How clients connect."""
+    return server_context(certificate) if request.param == "TLS" else None
+
+
+class Room(Handler):
+    """Keeps the clients."""
+
+    clients: ClassVar[list[Client]] = []
+
+    def opened(self, client: Client) -> None:
+        self.client = client
+        self.clients.append(client)
+
+    def received(self, message: bytes) -> bytes | None:
+        return message
+
+
+@pytest.fixture(autouse=True)
+def empty_room() -> None:
+    Room.clients.clear()
+
+
+class Pushing(Room):
+    """Sends something before each reply."""
+
+    def received(self, message: bytes) -> bytes | None:
+        assert self.client.send(b"push " + message)
+        return b"reply " + message
+
+
+async def in_a_thread(function: Any, *arguments: object) -> Any:
+    """Call `function` in a thread of its own, and wait for it without blocking the reactor."""
+    pool = WorkerPool(1, reactor.callFromThread)
+    try:
+        return await deferToThreadPool(reactor, pool, function, *arguments)  # type: ignore[arg-type]
+    finally:
+        pool.stop()
+
+
+def pushes_and_replies(count: int, ending: bytes = b"") -> bytes:
+    return b"".join(
+        b"push %03d%breply %03d%b" % (one, ending, one, ending) for one in range(count)
+    )
+
+
+@every_model
+@pytest.mark.parametrize("framing", [Chunk(3), Line()], ids=["chunk", "line"])
+@pytest_twisted.ensureDeferred
+async def test_a_push_comes_before_the_reply_of_the_handler_that_sends_it(
+    model: ConcurrencyModel, framing: Framing, over: Any
+) -> None:
+    ending = b"\n" if isinstance(framing, Line) else b""
+    async with serving(model, handler=Pushing, framing=framing, over=over) as server:
+        client = await server.connect()
+        client.send(b"".join(b"%03d%b" % (number, ending) for number in range(300)))
+        client.finish()
+        assert await client.receive_all() == pushes_and_replies(300, ending)
+        assert client.clean
+
+
+@pytest_twisted.ensureDeferred
+async def test_serial_pushes_before_it_replies() -> None:
+    async with serving(ConcurrencyModel.SERIAL, handler=Pushing, framing=Chunk(3)) as server:
+        client = await server.connect()
+        client.send(b"000")
+        assert await client.receive_all() == pushes_and_replies(1)
+
+
+def sequences(data: bytes) -> dict[bytes, list[int]]:
+    """Return the numbers that each sender has sent, in the order of arrival."""
+    found: dict[bytes, list[int]] = {}
+    for line in data.splitlines():
+        name, number, *_ = line.split(b" ")
+        found.setdefault(name, []).append(int(number))
+    return found
+
+
+class Numbering(Room):
+    """Replies with a number, and gives other threads something to do."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def received(self, message: bytes) -> bytes:
+        self.count += 1
+        return b"reply %d %b" % (self.count - 1, message)
+
+
+@every_model
+@pytest_twisted.ensureDeferred
+async def test_replies_and_pushes_from_several_threads_arrive_in_order(
+    model: ConcurrencyModel, over: Any
+) -> None:
+    @settings(max_examples=15, deadline=None)
+    @given(
+        threads=st.integers(1, 3),
+        pushes=st.integers(1, 200),
+        messages=st.integers(1, 200),
+        length=st.sampled_from([0, 10, 3000]),
+        slow=st.booleans(),
+    )
+    def talk(threads: int, pushes: int, messages: int, length: int, slow: bool) -> None:
+        run(push_and_reply(model, over, threads, pushes, messages, length, slow=slow))
+
+    await in_thread(talk)
+
+
+async def push_and_reply(
+    model: ConcurrencyModel,
+    over: Any,
+    threads: int,
+    pushes: int,
+    messages: int,
+    length: int,
+    *,
+    slow: bool,
+) -> None:
+    Room.clients.clear()
+
+    def push(name: bytes) -> None:
+        to = Room.clients[0]
+        for number in range(pushes):
+            line = b"%b %d %b" % (name, number, b"x" * length)
+            while not to.send(line):
+                assert not to.closing
+                to.drained()
+
+    limits = Limits(max_unsent=50_000)
+    async with serving(
+        model, handler=Numbering, framing=Line(max_message=4096), over=over, limits=limits
+    ) as server:
+        client = await server.connect()
+        await eventually(lambda: Room.clients)
+        if slow:
+            client.transport.pauseProducing()
+        names = [b"thread%d" % one for one in range(threads)]
+        pushing = [Deferred.fromCoroutine(in_a_thread(push, name)) for name in names]
+        for _ in range(messages):
+            client.send(b"y" * length + b"\n")
+        await turns(3)
+        client.transport.resumeProducing()
+        for one in pushing:
+            await one
+        client.finish()
+        found = sequences(await client.receive_all())
+        assert client.clean
+        expected = {name: list(range(pushes)) for name in names}
+        assert found == {b"reply": list(range(messages)), **expected}
+
+
+@every_model
+@pytest_twisted.ensureDeferred
+async def test_what_waits_for_a_client_that_does_not_read_is_bounded_and_it_is_disconnected(
+    model: ConcurrencyModel, over: Any
+) -> None:
+    most, piece = 100_000, b"x" * 10_000
+    limits = Limits(max_unsent=most, write_timeout=1)
+    async with serving(model, handler=Room, over=over, banner=b"", limits=limits) as server:
+        deaf = await server.connect()
+        await eventually(lambda: Room.clients)
+        deaf.transport.pauseProducing()
+        (to,) = Room.clients
+        while to.send(piece):
+            await turns(1)
+        assert not to.closing
+        other = await server.connect()
+        while not to.closing:  # meanwhile the others are served
+            to.send(piece)  # the kernel's buffer may have grown
+            other.send(b"happy")
+            await other.receive(b"happy")
+        assert not to.send(b"x")
+        ended = server.factory.metrics.ended
+        await eventually(lambda: ended[EndReason.WRITE_TIMEOUT.value])
+
+
+@every_model
+@pytest_twisted.ensureDeferred
+async def test_one_message_may_be_longer_than_the_limit_if_nothing_waits(
+    model: ConcurrencyModel, over: Any
+) -> None:
+    long = bytes(range(250)) * 80_000
+    limits = Limits(max_unsent=1000)
+    async with serving(model, handler=Room, over=over, banner=b"", limits=limits) as server:
+        client = await server.connect()
+        await eventually(lambda: Room.clients)
+        assert Room.clients[0].send(long)
+        assert not Room.clients[0].send(b"x" * 1001)
+        await client.receive(long)
+
+
+@every_model
+@pytest.mark.parametrize("waiter", ["loop", "thread"])
+@pytest_twisted.ensureDeferred
+async def test_a_sender_can_wait_for_room_or_for_the_end(
+    model: ConcurrencyModel, over: Any, waiter: str
+) -> None:
+    def wait(to: Client) -> None:
+        to.drained()
+
+    async with serving(model, handler=Room, over=over, banner=b"") as server:
+        for ends in (False, True):
+            Room.clients.clear()
+            client = await server.connect()
+            await eventually(lambda: Room.clients)
+            (to,) = Room.clients
+            await to.drained()
+            client.transport.pauseProducing()
+            assert to.send(b"x" * 20_000_000)
+            waiting = Deferred.fromCoroutine(
+                in_a_thread(wait, to) if waiter == "thread" else until_drained(to)
+            )
+            await turns(20)
+            assert not waiting.called
+            if ends:
+                client.reset()
+            else:
+                client.transport.resumeProducing()
+            await waiting
+            assert ends or len(client.data) > 1_000_000
+            client.transport.resumeProducing()
+            await to.drained()
+            client.transport.abortConnection()
+
+
+async def until_drained(to: Client) -> None:
+    await to.drained()
+
+
+@every_model
+@pytest.mark.parametrize("where", ["loop", "thread"])
+@pytest_twisted.ensureDeferred
+async def test_close_comes_after_what_was_sent_before_and_nothing_after_it(
+    model: ConcurrencyModel, over: Any, where: str
+) -> None:
+    def say_goodbye(to: Client) -> bool:
+        to.send(b"last ")
+        to.close(b"words")
+        to.close(b"!")
+        return to.closing and not to.send(b"!")
+
+    async with serving(model, handler=Room, over=over, banner=b"") as server:
+        client = await server.connect()
+        await eventually(lambda: Room.clients)
+        (to,) = Room.clients
+        assert not to.closing
+        done = await in_a_thread(say_goodbye, to) if where == "thread" else say_goodbye(to)
+        assert done
+        assert await client.receive_all() == b"last words"
+        assert client.clean
+        await eventually(lambda: to._link is None)
+        assert to.closing
+        assert not to.send(b"!")
+        to.close(b"!")
+        to.abort()
+        assert server.factory.metrics.ended[EndReason.HANDLER.value] == 1
+
+
+class Closing(Room):
+    """Closes in the middle of its answer."""
+
+    def received(self, message: bytes) -> bytes | None:
+        self.client.close(b"bye")
+        return b"too late"
+
+
+@every_model
+@pytest.mark.parametrize("framing", [Chunk(1), Line()], ids=["chunk", "line"])
+@pytest_twisted.ensureDeferred
+async def test_a_reply_after_close_is_dropped(
+    model: ConcurrencyModel, over: Any, framing: Framing
+) -> None:
+    async with serving(model, handler=Closing, framing=framing, over=over, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"\n\n\n")
+        assert await client.receive_all() == framing.encode(b"bye")
+        assert client.clean
+
+
+@every_model
+@pytest_twisted.ensureDeferred
+async def test_abort_resets_the_connection(model: ConcurrencyModel) -> None:
+    async with serving(model, handler=Room, banner=b"") as server:
+        client = await server.connect()
+        await eventually(lambda: Room.clients)
+        Room.clients[0].abort()
+        await client.until(lambda: client.reason is not None)
+        assert not client.clean
+        await eventually(lambda: not server.factory.connections)
+        assert server.factory.metrics.ended[EndReason.HANDLER.value] == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_has_the_socket_sends_by_that() -> None:
+    errors: list[RuntimeError] = []
+
+    @connection_handler
+    def converse(conn: Any) -> None:
+        client = echod.client()
+        for refused in (lambda: client.send(b"x"), client.drained):
+            with pytest.raises(RuntimeError, match="this one has the connection itself") as caught:
+                refused()
+            errors.append(caught.value)
+        conn.sendall(client.peer.encode())
+
+    async with serving("thread-per-connection", handler=converse, banner=b"") as server:
+        client = await server.connect()
+        assert (await client.receive_all()).startswith(b"127.0.0.1:")
+    assert len(errors) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_bytes_can_be_sent() -> None:
+    async with serving(handler=Room, banner=b"") as server:
+        client = await server.connect()
+        await eventually(lambda: Room.clients)
+        buffer = bytearray(b"happy")
+        assert Room.clients[0].send(buffer)
+        buffer[:] = b"-----"
+        with pytest.raises(TypeError, match="only bytes can be sent, not str"):
+            Room.clients[0].send("text")  # type: ignore[arg-type]
+        await client.receive(b"happy")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_is_not_served_yet_cannot_be_sent_to() -> None:
+    async with serving("serial", handler=Room) as server:
+        first = await server.connect()
+        await eventually(lambda: Room.clients)
+        await server.connect()
+        await eventually(lambda: len(server.factory.connections) == 2)
+        waiting = next(one for one in server.factory.connections if one._waiting)
+        assert not waiting.client.send(b"x")
+        first.send(b"happy")
+        assert await first.receive_all() == b"happy"
+
+
+@every_model
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_only_listens_is_not_idle(model: ConcurrencyModel) -> None:
+    limits = Limits(idle_timeout=1, first_byte_timeout=1)
+    async with serving(model, handler=Room, banner=b"", limits=limits) as server:
+        listening, silent = [await server.connect() for _ in range(2)]
+        await eventually(lambda: len(Room.clients) == 2)
+        ports = {one.transport.getHost().port: one for one in (listening, silent)}
+        (to,) = (one for one in Room.clients if ports[one.port] is listening)
+        while silent.reason is None:
+            assert to.send(b"tick")
+            await turns(1)
+        for _ in range(3):
+            assert to.send(b"tock")
+        await listening.until(lambda: listening.data.endswith(b"tock" * 3))
+
+
+@every_model
+@pytest_twisted.ensureDeferred
+async def test_sends_are_taken_while_the_daemon_drains(model: ConcurrencyModel, over: Any) -> None:
+    told: list[bool] = []
+
+    class Draining(Room):
+        def received(self, message: bytes) -> bytes | None:
+            started.set()
+            go_on.wait()
+            told.append(self.client.send(b"push "))
+            return b"reply"
+
+    started, go_on = threading.Event(), threading.Event()
+    if model is ConcurrencyModel.REACTOR:
+        go_on.set()
+    async with serving(model, handler=Draining, over=over, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"happy")
+        await eventually(started.is_set)
+        server.factory.drain()
+        go_on.set()
+        assert await client.receive_all() == b"push reply"
+        assert told == [True]
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_sends_from_threads_cost_one_wake_up_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(handler=Room, banner=b"") as server:
+        clients = [await server.connect() for _ in range(5)]
+        await eventually(lambda: len(Room.clients) == 5)
+        calls: list[Any] = []
+        monkeypatch.setattr(reactor, "callFromThread", calls.append)
+        # The thread ends before the loop goes on.
+        sender = threading.Thread(
+            target=lambda: [one.send(b"x") for one in Room.clients for _ in range(100)]
+        )
+        sender.start()
+        sender.join()
+        monkeypatch.undo()
+        assert len(calls) == 1
+        calls[0]()
+        for one in clients:
+            await one.receive(b"x" * 100)
+
+
+@every_model
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_pushes_nothing_has_no_outbox(model: ConcurrencyModel) -> None:
+    async with serving(model, handler=Room, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"x" * 5000)
+        await client.receive(b"x" * 5000)
+        connection = await server.accepted()
+        if model is ConcurrencyModel.THREAD_PER_CONNECTION:
+            assert connection._conn.outbox is None
+        else:
+            assert connection._outbox is None
+            assert connection._batch is None
