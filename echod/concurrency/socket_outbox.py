@@ -1,18 +1,17 @@
-"""What is sent to a client whose connection has its own thread, by that thread and by others.
+"""Send to a client whose connection has its own thread, from that thread and from others.
 
 The thread writes to a blocking socket. No other thread, above all the event loop's, may wait in a
 write; but every descriptor of an open file has the same mode. So others send with MSG_DONTWAIT.
-What the kernel does not take waits here, for the thread's next reply, or until the event loop sees
-that there is room.
+The rest waits here, for the thread's next reply, or until the event loop sees that there is room.
 
 Guarantees:
 
-* What is sent leaves in the order in which it was handed over. Only one thread sends at a time.
+* Messages leave in the order in which they were handed over. Only one thread sends at a time.
 * Only the connection's own thread ever waits for the client.
 * After `end` no other thread uses the socket: its descriptor may belong to another client.
 
-While others send nothing there is no outbox, and the thread pays one look for each reply. One
-may be made in the middle of a reply. The thread sets `ConnectionSocket.sending`, then looks for an
+While others send nothing there is no outbox, and the thread pays one look for each reply. It
+may be made in the middle of a reply. The thread sets `SharedSocket.sending`, then looks for an
 outbox; others make the outbox, then look at `sending`. So one of the two sees the other.
 """
 
@@ -22,10 +21,6 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from echod.concurrency.thread_socket import ConnectionSocket
 
 # The most that is passed to the kernel at once, in bytes, if it consists of several parts.
 AT_ONCE = 256 * 1024
@@ -36,8 +31,28 @@ _sendall = socket.socket.sendall
 _opening = threading.Lock()
 
 
+class SharedSocket(socket.socket):
+    """A thread's socket, by which others may send.
+
+    Attributes:
+        sending: whether the thread waits for the client to read.
+        sent_bytes: how many bytes were sent.
+        outbox: the messages of others that wait; None: there were none so far.
+        ended: whether the thread is done with the socket.
+    """
+
+    __slots__ = ("ended", "outbox", "sending", "sent_bytes")
+
+    def __init__(self, *, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self.outbox: SocketOutbox | None = None
+        self.ended = False
+        self.sending = False
+        self.sent_bytes = 0
+
+
 def outbox_of(
-    conn: ConnectionSocket, most: Callable[[], int], ask: Callable[[], object]
+    conn: SharedSocket, most: Callable[[], int], ask: Callable[[], object]
 ) -> SocketOutbox | None:
     """Return the outbox of `conn`, a new one if it has none; None if its thread is done with it.
 
@@ -52,7 +67,7 @@ def outbox_of(
         return conn.outbox
 
 
-def end_outbox(conn: ConnectionSocket) -> None:
+def end_outbox(conn: SharedSocket) -> None:
     """In the connection's thread: send what waits; then no other thread uses the socket."""
     with _opening:
         conn.ended = True
@@ -61,7 +76,7 @@ def end_outbox(conn: ConnectionSocket) -> None:
 
 
 class SocketOutbox:
-    """What waits to be sent to one client.
+    """The messages that wait to be sent to one client.
 
     Attributes:
         ending: whether nothing more is taken.
@@ -83,7 +98,7 @@ class SocketOutbox:
     )
 
     def __init__(
-        self, conn: ConnectionSocket, most: Callable[[], int], ask: Callable[[], object]
+        self, conn: SharedSocket, most: Callable[[], int], ask: Callable[[], object]
     ) -> None:
         """Set up: see `outbox_of`."""
         self._conn = conn
@@ -148,7 +163,7 @@ class SocketOutbox:
 
     def flush(self) -> None:
         """In any thread: send what waits as far as the kernel takes it now."""
-        # Who holds the lock looks again after it has released it.
+        # The thread that holds the lock looks again after it has released it.
         while self._parts and self._sending.acquire(blocking=False):
             try:
                 goes_on = self._send_without_waiting()

@@ -41,13 +41,13 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from echod.concurrency.socket_outbox import SharedSocket
+
 if TYPE_CHECKING:
     from _socket import _RetAddress
     from socket import _SendableFile
 
     from _typeshed import ReadableBuffer, WriteableBuffer
-
-    from echod.concurrency.socket_outbox import SocketOutbox
 
 
 # The signal that interrupts a thread's wait in the kernel, and has no other meaning: SIGURG,
@@ -91,7 +91,7 @@ _PEEK = int(socket.MSG_PEEK)
 _T = TypeVar("_T")
 
 
-class ConnectionSocket(socket.socket):
+class ConnectionSocket(SharedSocket):
     """One client's connection, blocking, owned by one thread.
 
     Closing it, or returning from the handler, ends the connection gently: what was sent is
@@ -109,15 +109,11 @@ class ConnectionSocket(socket.socket):
         "_uncounted_since",
         "detached",
         "draining",
-        "ended",
         "exposed",
         "incomplete",
         "messages",
-        "outbox",
         "received_bytes",
         "receiving",
-        "sending",
-        "sent_bytes",
         "task",
         "thread",
         "writing_ended",
@@ -136,9 +132,7 @@ class ConnectionSocket(socket.socket):
         self._local = local
         self.setblocking(True)
         self.receiving = False
-        self.sending = False
         self.received_bytes = 0
-        self.sent_bytes = 0
         self.messages = 0
         self.incomplete = 0
         self.exposed = False
@@ -149,10 +143,6 @@ class ConnectionSocket(socket.socket):
         self.thread: int | None = None
         # The same for the kernel: its `threading.get_native_id`.
         self.task: int | None = None
-        # What others send to the client: see `echod.concurrency.socket_outbox`.
-        self.outbox: SocketOutbox | None = None
-        # The thread uses the socket no longer.
-        self.ended = False
         self.draining = False
         self._interrupted = False
         # While draining: the value of `received_bytes` at which the stream ends.

@@ -7,7 +7,7 @@ elsewhere. Other callers are on the stack: to look there costs a microsecond, wh
 
 from __future__ import annotations
 
-import sys
+import inspect
 from types import FrameType
 
 from echod.concurrency.conversation import Conversation
@@ -28,7 +28,7 @@ def client() -> Client:
     """
     if (found := current.get(None)) is not None:
         return found
-    frame: FrameType | None = sys._getframe(1)
+    frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__package__", "").startswith("echod."):
             found = _of(frame)

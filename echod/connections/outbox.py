@@ -1,12 +1,12 @@
-"""What waits to be sent to one client: pushes, and the replies behind them.
+"""Keep the messages that wait to be sent to one client: pushes, and the replies behind them.
 
 A connection has an outbox only once something has to wait: while its client does not read, or if
 another thread than the event loop's pushes.
 
 Guarantees:
 
-* What is sent leaves in the order in which it was handed over, by any thread: a push when `put` is
-  called, a reply when the handler has returned it.
+* Messages leave in the order in which any thread has handed them over: a push when it calls `put`,
+  a reply when the handler has returned it.
 * At most `--max-unsent` bytes of pushes wait; a longer one only if nothing waits.
 * No call waits for the client, except `Outbox.drained` in a thread.
 * After `end`, nothing is taken.
@@ -70,7 +70,7 @@ def sendable(data: BytesLike) -> bytes:
 
 
 class Errands:
-    """What other threads ask of the event loop: any number at once costs one wake-up.
+    """Calls in the event loop for other threads: any number at once costs one wake-up.
 
     Attributes:
         thread: the `threading.get_ident` of the event loop's thread.
@@ -141,7 +141,7 @@ class Outbox:
         self.ending = False
         self._lock = threading.Lock()
         self._is_due = False
-        # What the event loop does when all is passed on.
+        # Called in the event loop when all is passed on.
         self._last: Callable[[], None] | None = None
         self._waiting: list[Callable[[], object]] = []
 
@@ -239,7 +239,7 @@ class Outbox:
         self._tell()
 
     def _tell(self) -> None:
-        """Wake those who wait until nothing waits."""
+        """Wake the senders that wait, if nothing waits to be sent."""
         if self._waiting and self.is_clear:
             with self._lock:
                 waiting, self._waiting = self._waiting, []

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-    from typing import Protocol
+    from typing import Protocol, TypeAlias
 
-    from echod.handlers.contract import BytesLike
     from echod.proxy_header import ProxyHeader
     from echod.tls import TLSFacts
+
+    # As in `echod.handlers.contract`, which imports this file.
+    BytesLike: TypeAlias = bytes | bytearray | memoryview
 
     class Link(Protocol):
         """The open connection of a client, as seen from any thread."""
@@ -98,8 +100,8 @@ class Client:
     def send(self, data: BytesLike) -> bool:
         """Send `data`, framed like a reply; any thread may call this, at any time.
 
-        What is sent arrives in the order in which it was handed over: this when it is called, a
-        reply when the handler has returned it.
+        Messages arrive in the order in which they were handed over: this one when you call this,
+        a reply when the handler has returned it.
 
         Args:
             data: a message; a buffer may be reused at once.
@@ -128,7 +130,7 @@ class Client:
     def close(self, data: BytesLike = b"") -> None:
         """Send `data`, if it is not empty, after everything before it; then close.
 
-        What the handler returns from now on is dropped. Calling it again is harmless.
+        Replies that the handler returns after that are dropped. Calling it again is harmless.
         """
         if (link := self._link) is not None:
             link.close_after(data)
