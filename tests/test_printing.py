@@ -16,6 +16,9 @@ COMMANDS = [
     "twistd echod --version",
     "twistd echod --print-config",
     "twistd echod --check-config",
+    "echod serve --help",
+    "echod serve --help-reactors",
+    "echod serve echo --check-config",
 ]
 
 

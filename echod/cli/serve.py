@@ -18,6 +18,7 @@ from twisted.scripts import twistd
 
 from echod.daemon.process import Options
 from echod.errors import UserError
+from echod.printing import printing
 from echod.settings.flags import entry
 from echod.text import clipped, escape, quoted
 from twisted.plugins import echod_plugin
@@ -81,7 +82,8 @@ def serve(arguments: Sequence[str]) -> None:
     echod_plugin.take_signals()
     config: Any = _Twistd()
     try:
-        config.parseOptions(twistd_arguments(arguments))
+        with printing():
+            config.parseOptions(twistd_arguments(arguments))
     except (usage.UsageError, ServeError) as error:
         said = " ".join(str(error).split())
         raise SystemExit(f"echod: {escape(said)} (see: {COMMAND} --help)") from None

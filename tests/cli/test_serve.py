@@ -84,6 +84,22 @@ def test_a_handler_of_the_folder_is_served_until_a_signal_and_leaves_nothing_beh
     assert [each.name for each in folder.iterdir()] == ["greeting.py"]
 
 
+@pytest.mark.parametrize("module", ["echod.cli", "echod.daemon.process", "uvloop"])
+def test_ctrl_c_during_the_start_ends_it_without_a_traceback(folder: Path, module: str) -> None:
+    interrupted = (
+        "import signal, sys\n"
+        "class Hook:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {module!r}: signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Hook)\n"
+        "sys.argv = ['echod', 'serve', 'echo', '--port=0']\n"
+        "from echod.__main__ import main\n"
+        "main()\n"
+    )
+    ended = run(folder, sys.executable, "-c", interrupted)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_the_handler_may_stand_behind_the_flags_and_take_arguments(folder: Path) -> None:
     with serving(folder, "--port", "0", "--no-banner", "echo:prefix=> ") as (process, _, port):
         assert ask(port, b"happy") == b"> happy"
