@@ -8,18 +8,21 @@ Guarantees:
 
 * A connection answers for `SLICE` in a turn, or for `TURN` while no other rests, and exceeds that
   by at most a first message and `PACE` more. With a handler that takes up to a millisecond a
-  message, that is less than 5 ms; and less than twice that in a turn that brings both the rest of
-  one read and another read.
+  message, that is less than 5 ms. It holds for the whole turn, which may bring the rest of one
+  read, many further reads, and awaited replies.
 * All resting connections share `TURN` in each turn, in the order in which they began to rest. So a
   turn is bounded, however many they are, and none is passed over. A connection whose input arrives
   when that time is used up answers one message, or goes on for `FREE`, like clients that send one
   message at a time; then it queues too.
 * A timed call resumes the resting connections, and reactors look for input and output between two
   rounds of timed calls. There is one such call for all, and none while no connection rests and
-  none has taken more than `FREE` of this turn.
+  none has taken more than `FREE` of this turn, or got a `LONG` read.
 
-Reading the clock takes a sixth of the time of a short message. So a read of one message does not
-read it, and other reads do so at most once in `PACE` messages.
+Reading the clock takes a sixth of the time of a short message. So a short read of one message does
+not read it, and other reads do so at most once in `PACE` messages, and at their end.
+
+A turn brings at most one short read to a connection. So its share is remembered, until the turn is
+over, only after more than `FREE`, and after a long read.
 """
 
 from __future__ import annotations
@@ -39,10 +42,11 @@ PACE = 3
 SLICE = 0.00025
 # How long all resting connections together may answer in one turn of the loop, in seconds.
 TURN = 0.00075
-# How long a connection may answer before that counts against its share, in seconds. With long
-# reads, libuv reads up to 32 times from one connection in a turn: together they stay within the
-# share.
+# How long a connection may answer before that counts against its share, in seconds.
 FREE = 0.0001
+# After a read of this many bytes another one may come in the same turn, up to 32 of them: libuv
+# reads on while reads fill its buffer, and this is its smallest (`reactor.transport.SHORT_READ`).
+LONG = 65 * 1024
 
 
 class Resting(Protocol):
@@ -53,29 +57,45 @@ class Resting(Protocol):
 
 
 class Share:
-    """The share of one connection in this turn of the loop, from now on.
+    """The share of one connection in this turn of the loop.
 
     Attributes:
-        until: when to check next whether it is used up, by the clock of `Turns.seconds`.
+        stream: whose it is: the connection's transport. An application over TLS, whose transport
+            is the TLS connection, and that connection have one share together.
+        begun: when it began.
+        until: when to check next whether it is used up. Both by the clock of `Turns.seconds`.
     """
 
-    __slots__ = ("_begun", "_turns", "until")
+    __slots__ = ("_turns", "begun", "stream", "until")
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, stream: object, begun: float | None = None) -> None:
+        """Begin a share; if the stream has one in `Turns.shares` already, that one counts.
+
+        Args:
+            turns: the turns of the loop.
+            stream: whose it is.
+            begun: when it began; None: now.
+        """
         self._turns = turns
-        self._begun = turns.seconds()
-        self.until = self._begun + FREE
+        self.stream = stream
+        self.begun = turns.seconds() if begun is None else begun
+        self.until = self.begun + FREE
 
     def used_up(self) -> bool:
         """Return whether the connection has to rest."""
         now = self._turns.seconds()
         if now >= self.until:
-            self.until = self._turns.end_of(self._begun)
+            self.until = self._turns.end_of(self)
         return now >= self.until
 
 
 class Turns:
-    """The queue of resting connections, and how much of this turn of the loop is used up."""
+    """The queue of resting connections, and how much of this turn of the loop is used up.
+
+    Attributes:
+        seconds: the clock.
+        shares: the shares that have begun in this turn and count to its end, by their streams.
+    """
 
     def __init__(self, clock: IReactorTime, seconds: Callable[[], float] | None = None) -> None:
         """Set up, with an empty queue.
@@ -88,19 +108,22 @@ class Turns:
         self._clock = clock
         # A dictionary, because it has an order, and items can be removed from the middle.
         self._line: dict[Resting, None] = {}
-        # The call in the next turn. While it is pending, `_ends` is about the current turn.
+        self.shares: dict[object, Share] = {}
+        # The call in the next turn. While it is pending, `_ends` and `shares` are about the
+        # current turn.
         self._call: IDelayedCall | None = None
         self._ends = 0.0
 
-    def end_of(self, begun: float) -> float:
-        """Return the end of the share of a connection that has answered for more than `FREE`.
-
-        Args:
-            begun: when it began to answer in this turn.
-        """
+    def keep(self, share: Share) -> None:
+        """Let `share` count for the rest of this turn."""
         if self._call is None:
-            self._begin(begun)
-        return min(begun + SLICE, self._ends) if self._line else self._ends
+            self._begin(share.begun)
+        self.shares[share.stream] = share
+
+    def end_of(self, share: Share) -> float:
+        """Return the end of a share of which more than `FREE` is used; it counts from here on."""
+        self.keep(share)
+        return min(share.begun + SLICE, self._ends) if self._line else self._ends
 
     def rest(self, connection: Resting) -> None:
         """Call `connection.take_turn` in a later turn of the loop, once."""
@@ -108,10 +131,16 @@ class Turns:
         if self._call is None:
             self._begin(self.seconds())
 
-    def leave(self, connection: Resting) -> None:
-        """Forget `connection`, which has ended. Calling it again is harmless."""
+    def leave(self, connection: Resting, stream: object) -> None:
+        """Forget `connection`, which has ended. Calling it again is harmless.
+
+        Args:
+            connection: the connection.
+            stream: whose share it had.
+        """
         self._line.pop(connection, None)
-        if self._call is not None and not self._line:
+        self.shares.pop(stream, None)
+        if self._call is not None and not self._line and not self.shares:
             call, self._call = self._call, None
             call.cancel()
 
@@ -122,8 +151,9 @@ class Turns:
 
     def _take_turns(self) -> None:
         self._call = None
+        self.shares.clear()
         if not self._line:
-            return  # the turn is over in which a connection took more than `FREE`
+            return  # the turn is over in which a share was kept
         # Input that is read later in this turn gets the rest of it.
         self._begin(self.seconds())
         for _ in range(len(self._line)):

@@ -1,24 +1,31 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from echod import Chunk, Close, EchoFactory, Handler, Length, Line
+from echod.connections.kernel import shorten_reads
 from echod.messages.framing import Framing
+from echod.reactor.transport import SHORT_READ
 from echod.reasons import EndReason
-from echod.turns import PACE, SLICE, TURN, Share, Turns
+from echod.turns import LONG, PACE, SLICE, TURN, Share, Turns
 from tests.support.log import Log
 from tests.support.looping import BOUND, Loop, Work
 from tests.support.reactor import reactor
-from tests.support.serving import server_context, serving
+from tests.support.serving import Talker, eventually, server_by, server_context, serving
 
 FRAMINGS = [Chunk(max_message=1), Line(), Length()]
 
@@ -41,7 +48,7 @@ class Waiting:
         self._turns, self._work, self._seconds = turns, work, seconds
 
     def take_turn(self) -> None:
-        share = Share(self._turns)
+        share = Share(self._turns, self)
         while self.left:
             self.left -= 1
             self._work.do(self, self._seconds)
@@ -91,12 +98,28 @@ def test_who_leaves_is_not_called_and_the_last_takes_the_call_with_it(
     one, other = (Waiting(turns, work, 1, 0) for _ in range(2))
     turns.rest(one)
     turns.rest(other)
-    turns.leave(one)
+    turns.leave(one, one)
     assert len(loop.calls) == 1
-    turns.leave(other)
-    turns.leave(other)
+    turns.leave(other, other)
+    turns.leave(other, other)
     assert not loop.calls
     assert one.left and other.left
+
+
+def test_who_leaves_does_not_take_the_shares_of_others_with_it(
+    loop: Loop, work: Work, turns: Turns
+) -> None:
+    one, other = (Waiting(turns, work, 1, 0) for _ in range(2))
+    turns.keep(Share(turns, one))
+    turns.keep(Share(turns, other))
+    turns.leave(one, one)
+    assert set(turns.shares) == {other}
+    loop.turn()
+    assert not turns.shares
+    turns.keep(Share(turns, other))
+    turns.leave(other, other)
+    assert not turns.shares
+    assert not loop.calls
 
 
 def test_one_may_leave_while_another_has_its_turn(loop: Loop, work: Work, turns: Turns) -> None:
@@ -104,7 +127,7 @@ def test_one_may_leave_while_another_has_its_turn(loop: Loop, work: Work, turns:
 
     class Leaving:
         def take_turn(self) -> None:
-            turns.leave(other)
+            turns.leave(other, other)
 
     turns.rest(Leaving())
     turns.rest(other)
@@ -129,13 +152,19 @@ def test_an_error_ends_no_other_ones_turn(loop: Loop, work: Work, turns: Turns, 
 # With protocols.
 
 
-def slow(work: Work, costs: Callable[[bytes], float]) -> type[Handler]:
-    """Return a handler that takes time for each message, but only on the test's clock."""
+def slow(work: Work, costs: Callable[[bytes], float], reply: bytes | None = None) -> type[Handler]:
+    """Return a handler that takes time for each message, but only on the test's clock.
+
+    Args:
+        work: notes the time.
+        costs: returns the time for a message, in seconds.
+        reply: the reply to each message; None: the message.
+    """
 
     class Slow(Handler):
         def received(self, message: bytes) -> bytes:
             work.do(self, costs(message))
-            return message
+            return message if reply is None else reply
 
     return Slow
 
@@ -184,8 +213,7 @@ def test_no_turn_answers_one_connection_for_long_while_others_have_input(
     framing: Framing, cost: float, count: int
 ) -> None:
     """Fault 69: In every framing, and for any handler of up to a millisecond a message, a client
-    gets at most 5 ms of a turn of the event loop for one read, and all others get their turn in
-    between.
+    gets at most 5 ms of a turn of the event loop, and all others get their turn in between.
     """
     served = Served(framing, lambda message: cost)
     greedy = [served.connect() for _ in range(count)]
@@ -207,32 +235,64 @@ def test_no_turn_answers_one_connection_for_long_while_others_have_input(
     served.finish(polite, *(protocol for protocol, _ in greedy))
 
 
+def any_size(name: str, size: int) -> tuple[Framing, bytes]:
+    """Return a framing, and a message of `size` bytes as it is sent."""
+    match name:
+        case "chunk":
+            return Chunk(max_message=size), b"x" * size
+        case "line":
+            return Line(max_message=1 << 20), b"x" * (size - 1) + b"\n"
+        case _:
+            framing = Length(max_message=1 << 20)
+            return framing, framing.encode(b"x" * (size - len(framing.encode(b""))))
+
+
+# Of a message, in bytes: at most three, and many of them make a read after which another may come.
+SIZES = [4, 20_000, 33_000, LONG, 256_000]
+
+
 @given(
-    st.sampled_from(FRAMINGS),
-    st.lists(st.sampled_from([0.0, 1e-6, 1e-5, 1e-4, 5e-4, 1e-3]), min_size=1, max_size=50),
-    st.lists(st.integers(500, 4000), max_size=5),
-    st.integers(1, 4000),
+    st.sampled_from(["chunk", "line", "length"]),
+    st.sampled_from(SIZES),
+    st.lists(st.sampled_from([0.0, 1e-6, 1e-5, 1e-4, 2e-4, 5e-4, 1e-3]), min_size=1, max_size=50),
+    st.integers(0, 32),
+    st.sampled_from([LONG, 256_000]),
+    st.integers(1, 50),
+    st.booleans(),
 )
 def test_the_bound_holds_whatever_the_messages_take_and_however_they_come(
-    framing: Framing, costs: list[float], full_reads: list[int], last_read: int
+    name: str,
+    size: int,
+    costs: list[float],
+    full_reads: int,
+    filled: int,
+    percent: int,
+    blocked: bool,
 ) -> None:
     times = iter(costs * 1000)
+    framing, message = any_size(name, size)
     served = Served(framing, lambda message: next(times, 0.0))
     protocol, transport = served.connect()
-    sent = framed(framing, b"x") * 2000
-    left = sent
+    sent = message * min(1000, 2_000_000 // size)
+    left, last_read = memoryview(sent), min(LONG - 1, len(sent) * percent // 100)
     while left:
-        # A reactor may bring several reads of one connection in one turn, if they fill its buffer.
-        for size in (*full_reads, last_read):
+        # In one turn, a reactor reads on from a connection after reads that fill its buffer.
+        for length in (*[filled] * full_reads, last_read):
             if left and transport.producerState == "producing":
-                protocol.dataReceived(left[:size])
-                left = left[size:]
+                protocol.dataReceived(bytes(left[:length]))
+                left = left[length:]
+        if not left:
+            protocol.readConnectionLost()
+        if blocked:
+            # The client reads, after the replies have filled the buffer for writing.
+            protocol.pauseProducing()
+            protocol.resumeProducing()
         served.loop.turn()
     while not served.loop.at_rest:
         served.loop.turn()
-    # A turn may bring the rest of one read, and then another one; the bound is that of each.
-    assert served.work.most < 2 * BOUND
-    assert transport.value() == sent
+    assert served.work.most <= BOUND
+    assert len(transport.value()) == len(sent)
+    assert transport.half_closed
     served.finish(protocol)
 
 
@@ -375,6 +435,31 @@ def test_coroutines_that_never_wait_have_no_more_than_others() -> None:
     served.finish(protocol)
 
 
+@pytest.mark.parametrize("framing", [Chunk(max_message=1), Line()])
+def test_awaited_replies_have_no_more_of_a_turn_however_many_come_in_it(framing: Framing) -> None:
+    loop = Loop()
+    work = Work(lambda: loop.turns)
+    replies: list[Deferred[bytes]] = []
+
+    def handler(message: bytes) -> Deferred[bytes]:
+        work.do(None, 1e-3)
+        replies.append(Deferred())
+        return replies[-1]
+
+    served = Served(framing, lambda message: 0.0, handler=handler, turns=Turns(loop, work.seconds))
+    protocol, transport = served.connect()
+    sent = framed(framing, b"x") * 100
+    protocol.dataReceived(sent)
+    while replies:
+        # Another connection's handler may fire one, and then the next one, in the same turn.
+        while replies:
+            replies.pop().callback(b"x")
+        loop.turn()
+    assert work.most <= BOUND
+    assert transport.value() == sent
+    served.finish(protocol)
+
+
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_reads_of_a_few_messages_do_without_the_clock(framing: Framing) -> None:
     looks: list[float] = []
@@ -394,6 +479,10 @@ def test_reads_of_a_few_messages_do_without_the_clock(framing: Framing) -> None:
 
 
 # In the reactor.
+
+
+def test_a_read_that_fills_the_smallest_buffer_is_long() -> None:
+    assert LONG == SHORT_READ
 
 
 @pytest.fixture
@@ -442,3 +531,65 @@ async def test_in_the_reactor_others_are_served_beside_a_greedy_client(
         assert work.order.count(polite) == 2
         assert answered < len(work.order)
         assert work.most <= BOUND
+
+
+@asynccontextmanager
+async def served_by(
+    way: str, factory: EchoFactory, certificate: Path, path: Path
+) -> AsyncIterator[Talker]:
+    """Serve by `way`; give a client, and let the kernel hold much of its data."""
+    if way == "UNIX":
+        port = reactor.listenUNIX(str(path), factory)
+        talker = await connectProtocol(clientFromString(reactor, f"unix:{path}"), Talker())
+        server = None
+    else:
+        server = server_by(way, factory, certificate)
+        port = server.port
+        port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        talker = await server.connect()
+    try:
+        yield talker
+    finally:
+        if server is not None:
+            await server.stop()
+        else:
+            talker.transport.abortConnection()
+            await port.stopListening()
+            await eventually(lambda: not factory.connections and talker.reason)
+
+
+@pytest.mark.parametrize("way", ["clear", "UNIX", "TLS", "PROXY"])
+@pytest.mark.parametrize("name", ["chunk", "line", "length"])
+@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("cost", [2e-4, 1e-3])
+@pytest_twisted.ensureDeferred
+async def test_on_the_wire_the_bound_is_that_of_a_whole_turn_however_long_the_reads_are(
+    way: str,
+    name: str,
+    size: int,
+    cost: float,
+    certificate: Path,
+    tmp_path: Path,
+    count_turns: Callable[[], int],
+) -> None:
+    """Fault 69: On either reactor the same bound holds if reads fill the buffer, after which the
+    reactor reads on in the same turn, over TCP, UNIX sockets and TLS, and behind a proxy.
+    """
+    work = Work(count_turns)
+    framing, message = any_size(name, size)
+    factory = EchoFactory(
+        reactor,
+        handler=slow(work, lambda message: cost, reply=b"k"),
+        framing=framing,
+        banner=b"",
+        turns=Turns(reactor, work.seconds),
+    )
+    async with served_by(way, factory, certificate, tmp_path / "socket") as client:
+        await eventually(lambda: bool(factory.connections))
+        for connection in factory.connections:
+            stream = getattr(connection, "transport", None)
+            shorten_reads(getattr(stream, "transport", stream))
+        count = 4_000_000 // size
+        client.send(message * count)
+        await client.until(lambda: len(client.data) >= count * len(framed(framing, b"k")))
+    assert work.most <= BOUND

@@ -14,7 +14,7 @@ from echod.connections.message_protocol import EchoProtocol, ReplyBatch
 from echod.connections.outbox import Outbox
 from echod.connections.owner import Owner
 from echod.contexts import context_of
-from echod.turns import PACE, Share
+from echod.turns import LONG, PACE, Share, Turns
 
 if TYPE_CHECKING:
     from echod.interfaces import Stream
@@ -91,25 +91,28 @@ class DirectProtocol(EchoProtocol):
         # The same as `ReplyBatch`, in a list: its calls would be a third of the cost of this.
         if self._outbox is not None:
             self._hold().receive(data)
-            self._answer_messages()
+            self._answer_more(after_long_read=len(data) >= LONG)
             return
-        size, received = self._direct, self._received
+        size, received = self._owner.framing.max_message, self._received
         replies: list[bytes] = []
         outer, self._batch = self._batch, replies
         held, answered, failure = 0, 0, None
         look_at = end = len(data)
-        if end > PACE * size:
-            look_at, share = size, Share(self._owner.turns)
-            seconds = self._owner.turns.seconds
+        turns, share = self._owner.turns, None
+        if end > PACE * size or end >= LONG or turns.shares:
+            share, look_at = self._share_of_read(turns, end, size)
+        seconds = turns.seconds
         try:
             for start in range(0, end, size):
                 if not self._direct:
                     # A result is pending, or the handler has closed: the session takes the rest.
                     self._send_batch(replies)
+                    if share is not None:
+                        share.used_up()  # it counts, if the result comes in this turn
                     self._hold().receive(data[start:])
-                    self._answer_messages()
+                    self._answer_more()
                     return
-                if start >= look_at:
+                if start >= look_at and share is not None:
                     look_at += PACE * size
                     if seconds() >= share.until and share.used_up():
                         self._send_batch(replies)
@@ -135,6 +138,21 @@ class DirectProtocol(EchoProtocol):
             self._batch = outer
         if failure:
             self.fail(failure)
+
+    def _share_of_read(self, turns: Turns, length: int, size: int) -> tuple[Share | None, int]:
+        """Return the share for a read of `length` bytes, and where in it to look at it first.
+
+        It is None for a few messages of `size` bytes: those are answered at once.
+        """
+        share = turns.shares.get(self.transport)
+        if share is not None:
+            return share, 0
+        if length > PACE * size or length >= LONG:
+            share = Share(turns, self.transport)
+            if length >= LONG:
+                turns.keep(share)
+            return share, size
+        return None, length
 
     def _rest_with(self, data: bytes) -> None:
         """Leave the rest of a read to the next turn of the loop."""

@@ -34,7 +34,7 @@ from echod.log.event import LogLine
 from echod.messages.framing import FramingError
 from echod.messages.session import Session
 from echod.reasons import EndReason
-from echod.turns import PACE, Share
+from echod.turns import LONG, PACE, Share
 
 _CLIENT = EndReason.CLIENT  # looked up once: see `lifecycle`
 # Two threads must not make two outboxes for one connection.
@@ -166,7 +166,8 @@ class EchoProtocol(ConnectionProtocol):
         """Do without the session until there is something to hold or to wait for."""
         self._direct_messages += session.messages
         self._session = None
-        self._direct = self._owner.framing.max_message
+        # After a long read another one may follow at once, so its share of the turn is looked at.
+        self._direct = min(self._owner.framing.max_message, LONG - 1)
 
     # The conversation's context.
 
@@ -231,12 +232,16 @@ class EchoProtocol(ConnectionProtocol):
             self._inside(self._receive, data)
 
     def _receive(self, data: bytes) -> None:
-        self._bytes_received += len(data)
+        size = len(data)
+        self._bytes_received += size
         session = self._session or self._hold()
         session.receive(data)
-        self._answer_messages()
+        if size < LONG:
+            self._answer_messages()
+        else:
+            self._answer_more(after_long_read=True)
         if self._draining and self._reason is None:
-            self._drain_left -= len(data)
+            self._drain_left -= size
             self._cut_input_when_read()
 
     def pauseProducing(self) -> None:
@@ -252,7 +257,7 @@ class EchoProtocol(ConnectionProtocol):
         self._deadline = math.inf
         if self._outbox is not None:
             self._outbox.resume()
-        self._from_transport(self._answer_messages)
+        self._from_transport(self._answer_more)
 
     def stopProducing(self) -> None:
         """Note that the transport will write no more; `connectionLost` follows."""
@@ -305,19 +310,22 @@ class EchoProtocol(ConnectionProtocol):
 
     def _answer_in_turn(self) -> None:
         try:
-            self._answer_messages(Share(self._owner.turns))
+            self._answer_more()
         except BaseException:
             self.fail(Failure())
 
     def _look_at(self, session: Session, share: Share | None) -> tuple[Share | None, int]:
-        """Return a share of this turn, and how many messages to answer before the next check.
+        """Return the share of this turn, and how many messages to answer before the next check.
 
         If that number is 0, the connection rests now.
         """
         if not session.holds_more:
             return share, PACE
         if share is None:
-            return Share(self._owner.turns), 1
+            turns, stream = self._owner.turns, self.transport
+            share = turns.shares.get(stream)
+            if share is None:
+                return Share(turns, stream), 1
         if not share.used_up():
             return share, PACE
         self._rest()
@@ -327,6 +335,22 @@ class EchoProtocol(ConnectionProtocol):
         """Continue with the held input in the next turn of the loop."""
         self._hold().resting = True
         self._owner.turns.rest(self)
+
+    def _answer_more(self, *, after_long_read: bool = False) -> None:
+        """Answer what is held, after anything but a short read, or rest if this connection's share
+        of the turn is used up.
+        """
+        session, share = self._hold(), None
+        if not isinstance(self._owner.model, InPool) and session.may_answer:
+            turns, stream = self._owner.turns, self.transport
+            share = turns.shares.get(stream)
+            if share is None:
+                share = Share(turns, stream)
+            elif share.used_up():
+                self._rest()
+            if after_long_read:
+                turns.keep(share)
+        self._answer_messages(share)
 
     def _answer_messages(self, share: Share | None = None) -> None:
         """Pass on messages as long as the session allows; then read on, or close.
@@ -362,6 +386,8 @@ class EchoProtocol(ConnectionProtocol):
                     break
         batch.flush()
         self._batch = outer
+        if share is not None:
+            share.used_up()  # which makes it count, should more of this turn follow
         self._settle(session)
 
     def _next_message(self, session: Session, batch: ReplyBatch | Outbox) -> bytes | None:
@@ -524,7 +550,7 @@ class EchoProtocol(ConnectionProtocol):
         elif session.idle:
             self._settle(session)
         else:
-            self._answer_messages()
+            self._answer_more()
 
     def _settle(self, session: Session) -> None:
         """With nothing to answer now: close if the conversation is over, otherwise read on."""
@@ -560,7 +586,7 @@ class EchoProtocol(ConnectionProtocol):
             self.close(_CLIENT)
         else:
             self._hold().end_input()
-            self._answer_messages()
+            self._answer_more()
 
     # The end.
 
@@ -568,7 +594,7 @@ class EchoProtocol(ConnectionProtocol):
         self._hold().close()
         if self._outbox is not None:
             self._outbox.end()
-        self._owner.turns.leave(self)
+        self._owner.turns.leave(self, self.transport)
         if self._entered:
             self.transport.unregisterProducer()
 
@@ -613,7 +639,7 @@ class EchoProtocol(ConnectionProtocol):
     def _cut_input_when_read(self) -> None:
         if not self._input_ended and (self._drain_left <= 0 or not unread(self.transport)):
             self._hold().end_input(cut_off=True)
-            self._answer_messages()
+            self._answer_more()
 
     def sweep(self, now: float) -> None:
         super().sweep(now)

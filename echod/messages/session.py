@@ -201,6 +201,11 @@ class Session:
         return not (self.closed or self._starved) and self._framer.buffered > 0
 
     @property
+    def may_answer(self) -> bool:
+        """Whether `next_message` may return one now, without further input."""
+        return self.holds_more and not (self.in_flight or self.blocked or self.resting)
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is held or awaited, so that the next input may be answered directly."""
         return not (

@@ -251,7 +251,7 @@ class TLSConnection:
             data: the new input.
             share: of this turn of the loop; None: make one for the second record.
         """
-        incoming, read = self._incoming, self._read
+        incoming, read, begun = self._incoming, self._read, self._turns.seconds()
         incoming.write(data)
         while self._reading:
             try:
@@ -271,8 +271,8 @@ class TLSConnection:
                 break
             self._seal()
             if share is None:
-                share = Share(self._turns)
-            elif share.used_up():
+                share = self._turns.shares.get(self) or Share(self._turns, self, begun)
+            if share.used_up():
                 self._wait_in_line()
                 break
 
@@ -318,7 +318,14 @@ class TLSConnection:
 
     def _read_on(self) -> None:
         """Decrypt the input as long as the application reads; then report its end."""
-        share = Share(self._turns)
+        turns, waiting = self._turns, self._waiting
+        share = turns.shares.get(self)
+        if share is None:
+            share = Share(turns, self)
+        elif self._reads and waiting and share.used_up():
+            self._wait_in_line()
+        if waiting:
+            turns.keep(share)  # this turn may bring another read
         self._collecting = True
         try:
             while self._reads and not self._input_over and self._waiting:
@@ -376,7 +383,7 @@ class TLSConnection:
     def _stop(self) -> None:
         """Stop reading and writing."""
         self._writable = self._direct = self._reading = self._resting = False
-        self._turns.leave(self)
+        self._turns.leave(self, self)
         self._pass_on = self.transport.write  # and drop the reference of the faster function
         self._parts.clear()
         self._rest = NOTHING

@@ -212,7 +212,7 @@ class SecureServer(Server):
     """The same over TLS."""
 
     def __init__(self, factory: EchoFactory, context: Context) -> None:
-        super().__init__(factory, TLSFactory(factory, context, reactor))
+        super().__init__(factory, TLSFactory(factory, context, reactor, factory.turns))
 
     async def connect(self, context: Context | None = None) -> Talker:
         context = context or ClientContext()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -25,9 +26,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from echod import Chunk, EchoFactory, Handler, Line
+from echod.messages.framing import Framing
 from echod.tls import Files, ServerContext, TLSConnection, TLSError, TLSFactory, TLSFacts
 from echod.tls.connection import BATCH, LINGER, MOST, RECORD
-from echod.turns import Turns
+from echod.turns import LONG, Turns
 from tests.support.log import Log
 from tests.support.looping import BOUND, Loop, Work
 from tests.support.tls_peer import VERSIONS, client_context
@@ -950,6 +953,57 @@ def test_no_turn_of_the_loop_is_one_connections_however_many_records_a_read_hold
     assert wire.lower.reading
     wire.send(b"more")
     assert wire.got() == b"more"
+    assert not wire.clock.getDelayedCalls()
+
+
+@given(
+    st.sampled_from([Chunk(max_message=500), Line()]),
+    st.lists(st.integers(1, 8), min_size=1, max_size=20),
+    st.lists(st.sampled_from([0.0, 1e-6, 1e-5, 1e-4, 5e-4, 1e-3]), min_size=1, max_size=50),
+    st.integers(0, 3),
+    st.integers(1000, LONG - 1),
+)
+@example(Line(), [5], [1e-3, 0.0, 1e-3, 1e-3, 1e-3], 0, 10_000)  # each record could be 4 ms alone
+def test_tls_and_its_application_have_one_share_of_a_turn(
+    certificate: Path,
+    framing: Framing,
+    records: list[int],
+    costs: list[float],
+    full_reads: int,
+    last_read: int,
+) -> None:
+    wire, times = Wire(certificate), iter(costs * 1600)
+
+    class Slow(Handler):
+        def received(self, message: bytes) -> None:
+            wire.work.do(self, next(times))
+
+    factory = EchoFactory(
+        wire.clock,
+        handler=Slow,
+        framing=framing,
+        banner=b"",
+        turns=wire.connection._turns,
+    )
+    wire.connection.protocol = factory.buildProtocol(None)
+    wire.shake_hands()
+    message, count = b"x" * 499 + b"\n", 0
+    for messages in itertools.islice(itertools.cycle(records), 200):
+        wire.client.write(message * messages)
+        count += messages
+    left = memoryview(wire.written())
+    while left:
+        # In one turn, a reactor reads on from a connection after reads that fill its buffer.
+        for length in (*[LONG] * full_reads, last_read):
+            if left and wire.lower.reading:
+                wire.connection.dataReceived(bytes(left[:length]))
+                left = left[length:]
+        wire.clock.turn()
+    while not wire.clock.at_rest:
+        wire.clock.turn()
+    assert wire.work.most <= BOUND
+    assert len(wire.work.order) == count
+    wire.connection.connectionLost(Failure(ConnectionDone()))
     assert not wire.clock.getDelayedCalls()
 
 
