@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from echod.concurrency.life import opened as opened
     from echod.concurrency.models import InPool as InPool
     from echod.concurrency.models import InReactor as InReactor
     from echod.concurrency.models import Serial as Serial
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from echod.handlers.kinds import connection_handler as connection_handler
     from echod.handlers.kinds import message_handler as message_handler
     from echod.handlers.kinds import protocol_factory as protocol_factory
+    from echod.handlers.per_thread import PerThread as PerThread
     from echod.handlers.plugins import HandlerPlugin as HandlerPlugin
+    from echod.handlers.service import Service as Service
+    from echod.handlers.service import SettingError as SettingError
+    from echod.handlers.service import service as service
     from echod.limits import Limits as Limits
     from echod.messages.framing import BufferingFramer as BufferingFramer
     from echod.messages.framing import Chunk as Chunk
@@ -67,8 +72,11 @@ _MODULES = {
     "MessageTooLong": "messages.framing",
     "Metrics": "metrics",
     "Netstring": "messages.prefixed",
+    "PerThread": "handlers.per_thread",
     "Reply": "handlers.contract",
     "Serial": "concurrency.models",
+    "Service": "handlers.service",
+    "SettingError": "handlers.service",
     "ThreadPerConnection": "concurrency.models",
     "Varint": "messages.prefixed",
     "WorkerPool": "concurrency.pool",
@@ -76,6 +84,8 @@ _MODULES = {
     "connection_handler": "handlers.kinds",
     "message_handler": "handlers.kinds",
     "protocol_factory": "handlers.kinds",
+    "opened": "concurrency.life",
+    "service": "handlers.service",
 }
 
 __all__ = list(_MODULES)

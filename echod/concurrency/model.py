@@ -127,6 +127,11 @@ class Model(Protocol):
     def drain(self) -> Deferred[None]:
         """Return a Deferred that fires once no handler code runs or waits to run, or at `stop`."""
 
+    def end(self) -> Deferred[None]:
+        """Run no more handler code; the Deferred fires when the threads have let go of what
+        belongs to them.
+        """
+
     def stop(self) -> None:
         """Stop running handler code."""
 

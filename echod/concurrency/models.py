@@ -16,7 +16,7 @@ from functools import partial
 from types import CoroutineType
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectingCancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -38,6 +38,7 @@ from echod.concurrency.pool import Task, WorkerPool, check_closing
 from echod.contexts import Followed
 from echod.handlers.client import current
 from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.per_thread import close_objects_of_this_thread
 from echod.limits import Level, Limits
 from echod.reasons import Refusal
 from echod.text import plural
@@ -185,6 +186,10 @@ class InReactor(_OpenHouse):
         self._drains.append(drained)
         self._tell_if_drained()
         return drained
+
+    def end(self) -> Deferred[None]:
+        close_objects_of_this_thread()
+        return succeed(None)
 
     def stop(self) -> None:
         self._stopped = True
@@ -437,6 +442,9 @@ class InPool(_OpenHouse):
 
     def drain(self) -> Deferred[None]:
         return self.pool.drain()
+
+    def end(self) -> Deferred[None]:
+        return self.pool.end()
 
     def stop(self) -> None:
         self.pool.stop()

@@ -47,6 +47,7 @@ from twisted.python.failure import Failure
 
 from echod.concurrency.forking import end_child
 from echod.concurrency.model import Busy, Done, Dropped, UnderWay, owner_of
+from echod.handlers.per_thread import close_objects_of_this_thread
 from echod.reasons import Refusal
 
 log = Logger("echod.concurrency")
@@ -160,6 +161,9 @@ class WorkerPool:
         self._turn_is_due = False
         self._stopped = False
         self._drained: Deferred[None] | None = None
+        self._ended: Deferred[None] | None = None
+        # Whether no code waits for the end of threads any more.
+        self._let_go = False
 
     @property
     def available(self) -> int:
@@ -288,8 +292,29 @@ class WorkerPool:
         self._tell_if_drained()
         return drained
 
+    def end(self) -> Deferred[None]:
+        """Stop; the Deferred fires when every thread has closed what is its own, or at `stop`."""
+        ended = self._ended = Deferred()
+        self._stop_threads()
+        self._tell_if_ended()
+        return ended
+
+    def _tell_if_ended(self) -> None:
+        if self._ended is not None and (not self._threads or self._let_go):
+            ended, self._ended = self._ended, None
+            ended.callback(None)
+
+    def _thread_ended(self) -> None:
+        self._threads -= 1
+        self._tell_if_ended()
+
     def stop(self) -> None:
         """Drop the tasks that have not begun; idle threads end now, busy ones after their task."""
+        self._let_go = True
+        self._stop_threads()
+        self._tell_if_ended()
+
+    def _stop_threads(self) -> None:
         self._stopped = True
         self._backlog.clear()
         self._lost.clear()
@@ -371,6 +396,8 @@ class WorkerPool:
             if not (waits and self._leave_idle(called)):
                 called.acquire()
                 self._summoned = False
+        close_objects_of_this_thread()
+        self._call_from_thread(self._thread_ended)
 
     def _leave_idle(self, called: _thread.LockType) -> bool:
         """Stop being idle; return False if the reactor has chosen this worker meanwhile."""

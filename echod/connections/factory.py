@@ -41,7 +41,7 @@ from echod.connections.traffic import TrafficWatch
 from echod.connections.waiting import Others
 from echod.handlers.builtin import Echo
 from echod.handlers.client import Client
-from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.remedies import add_remedy
@@ -114,15 +114,18 @@ class EchoFactory(Factory):
             listener: the endpoint string, for `Client.listener`.
 
         Raises:
-            HandlerError: `handler` cannot run in `model`.
+            HandlerError: `handler` cannot run in `model`, or is a service that is not open.
         """
         self._reactor = reactor
         self.model = InReactor() if model is None else model
         if not isinstance(handler, ResolvedHandler):
             handler = adopt(handler, self.model.name)
-        self.handler = handler
+            if handler.kind is Kind.SERVICE:
+                raise HandlerError(
+                    f"{handler.name} is a service: open it first, as in "
+                    f"async with echod.opened({handler.name}) as handler: ..."
+                )
         self.report = log_failure
-        self.stand_in = StandInServer(handler.target)
         self.framing = Chunk() if framing is None else guarded(framing)
         self.banner = banner
         self.metrics = Metrics() if metrics is None else metrics
@@ -139,7 +142,23 @@ class EchoFactory(Factory):
         self._drained: Deferred[None] | None = None
         # The process that listens; any other one is a child that a handler has forked.
         self._process: int | None = None
+        self.serve(handler)
+
+    def serve(self, handler: ResolvedHandler) -> None:
+        """Use this handler for connections that come from now on."""
+        self.handler = handler
+        self.stand_in = StandInServer(handler.target)
         self.protocol = self._choose_protocol()
+        if handler.service is not None:
+            handler.service.add_clients(self._clients)
+
+    def _clients(self) -> list[Client]:
+        """Return the clients that are being served."""
+        return [
+            one.client
+            for one in list(self.connections)
+            if isinstance(one, ConnectionProtocol) and one.is_served
+        ]
 
     def _choose_protocol(self) -> type[ConnectionProtocol]:
         """Return the class of protocols for the handler's kind, model and framing."""

@@ -224,6 +224,11 @@ class ConnectionProtocol(Protocol):
         return self._reason is None
 
     @property
+    def is_served(self) -> bool:
+        """Whether the conversation has begun, and the connection does not close yet."""
+        return self._entered and self._reason is None
+
+    @property
     def waits_for(self) -> str:
         """The reason why an open connection waits, for the log, if not for its handler."""
         if not self._entered:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
+from echod.concurrency.life import Life
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.concurrency.pool import WorkerPool
 from echod.concurrency.processes import Processes
 from echod.connections.admission import Admission
+from echod.connections.asyncio_protocol import loop_of
 from echod.connections.factory import EchoFactory
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.resolve import (
@@ -58,15 +60,14 @@ def build_service(settings: Settings, reactor: Reactor, given: object = None) ->
     model = make_model(settings, reactor, handler.kind)
     timer = make_timer(model) if settings.status else None
     inherited = InheritedSockets(started_with())
-    timed = timer.timed(handler) if timer else handler
+    life = make_life(handler, model, reactor)
+    timed = timer.timed(handler) if timer and life is None else handler
     listeners = make_listeners(settings, reactor, timed, model, inherited)
-    log.info(
-        "Serving the {kind} handler {handler}, concurrency model {model}",
-        kind=handler.kind,
-        handler=escape(handler.name),
-        model=model.name,
-    )
-    service = EchoService(reactor, settings, listeners, model, Metrics())
+    service = EchoService(reactor, settings, listeners, model, Metrics(), life)
+    if life is None:
+        _log_handler(handler, model)
+    else:
+        service.serve = partial(_serve, listeners, timer, model)
     service.parts += [_reload_of(listener.factory) for listener in listeners]
     service.parts.append(lambda wanted: partial(model.reconfigure, wanted.make_limits()))
     if timer is not None:
@@ -77,6 +78,36 @@ def build_service(settings: Settings, reactor: Reactor, given: object = None) ->
             names=escape(", ".join(unused)),
         )
     return service
+
+
+def make_life(handler: ResolvedHandler, model: Model, reactor: Reactor) -> Life | None:
+    """Return the life of a service; None for any other handler."""
+    if handler.kind is not Kind.SERVICE:
+        return None
+    call_from_thread = IReactorFromThreads(reactor).callFromThread
+    return Life(handler, model, call_from_thread, loop_of(reactor))
+
+
+def _serve(
+    listeners: list[Listener[EchoFactory]],
+    timer: HandlerTimer | None,
+    model: Model,
+    handler: ResolvedHandler,
+) -> None:
+    """Use the handler that a service has yielded."""
+    timed = timer.timed(handler) if timer else handler
+    for listener in listeners:
+        listener.factory.serve(timed)
+    _log_handler(handler, model)
+
+
+def _log_handler(handler: ResolvedHandler, model: Model) -> None:
+    log.info(
+        "Serving the {kind} handler {handler}, concurrency model {model}",
+        kind=handler.kind,
+        handler=escape(handler.name),
+        model=model.name,
+    )
 
 
 def _reload_of(factory: EchoFactory) -> Part:

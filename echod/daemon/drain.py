@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from echod.concurrency.life import Life
 from echod.concurrency.model import Model
 from echod.connections.factory import EchoFactory
 from echod.connections.owner import Owned
@@ -37,6 +38,7 @@ class Drain:
         timeout: float,
         spread: float = 0.0,
         still_there: Callable[[Iterable[object]], list[str]] = lambda _: [],
+        life: Life | None = None,
     ) -> None:
         """Set up; nothing happens yet.
 
@@ -47,6 +49,7 @@ class Drain:
             timeout: seconds that clients have.
             spread: seconds over which the connections are told to finish; 0: all at once.
             still_there: returns a line for each remaining connection, with the reason.
+            life: of the service, which is closed after the last handler; None without a service.
         """
         self._reactor = reactor
         self._factories = factories
@@ -54,6 +57,7 @@ class Drain:
         self._timeout = timeout
         self._spread = spread
         self._still_there = still_there
+        self._life = life
         self._began = 0.0
         self._count = 0
         self._untold: list[Owned] = []
@@ -85,6 +89,8 @@ class Drain:
             self._tell_gradually()
             .addCallback(lambda _: DeferredList([each.drain() for each in self._factories]))
             .addCallback(lambda _: self._model.drain())
+            .addCallback(lambda _: self._model.end())
+            .addCallback(lambda _: None if self._life is None else self._life.close())
             .addCallback(in_time)
         )
 
@@ -93,6 +99,8 @@ class Drain:
         for factory in self._factories:
             factory.abort()
         self._model.stop()
+        if self._life is not None:
+            self._life.skip()
 
     def _left(self) -> int:
         return sum(len(factory.connections) for factory in self._factories)

@@ -89,6 +89,16 @@ class Notifier:
             watchdog=int(interval) / 1e6 if watched else 0.0,
         )
 
+    def starting(self, text: str, seconds: float) -> None:
+        """Notify that the start goes on, and how long it may take.
+
+        Args:
+            text: the status, one line.
+            seconds: the greatest time from now on; 0: any, which the manager cannot be told.
+        """
+        extension = [f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}"] if seconds else []
+        self._send(f"STATUS={text}", *extension)
+
     def ready(self) -> None:
         """Notify that the daemon serves: it has started, or has reloaded."""
         self._said = self._describe()

@@ -13,6 +13,7 @@ from echod.errors import UserError
 from echod.handlers.framings import check_framing, resolve_framing
 from echod.handlers.kinds import KINDS
 from echod.handlers.lookup import ResolvedHandler, adopt, check_name, resolve
+from echod.handlers.service import ServiceDefinition
 from echod.listening.endpoints import Listening, parse_listen
 from echod.listening.socket_activation import InheritedSockets
 from echod.settings.definitions import Settings
@@ -58,6 +59,9 @@ def find_handler(settings: Settings, given: object = None) -> ResolvedHandler:
             handler = resolve(settings.handler_spec, settings.concurrency)
         else:
             handler = adopt(given, settings.concurrency)
+        if isinstance(handler.target, ServiceDefinition):
+            with named(escape(handler.name)):
+                handler.target.run_checks(handler.arguments)
     if exchanged := checks.exchanged():
         raise StartError(
             f"--handler: {escape(handler.name)}: its module has replaced {', '.join(exchanged)} "
@@ -66,6 +70,16 @@ def find_handler(settings: Settings, given: object = None) -> ResolvedHandler:
         )
     _refuse_useless(settings, handler)
     return handler
+
+
+def check_yielded(settings: Settings, handler: ResolvedHandler, reactor: Reactor) -> None:
+    """Check the handler that a service has yielded against settings and reactor.
+
+    Raises:
+        StartError: other settings have no effect with it, or it cannot run on this reactor.
+    """
+    _refuse_useless(settings, handler)
+    check_reactor(handler, reactor)
 
 
 def _refuse_useless(settings: Settings, handler: ResolvedHandler) -> None:

@@ -15,16 +15,17 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
+from echod.concurrency.life import Life
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool
 from echod.concurrency.pool import WorkerPool
 from echod.connections.factory import EchoFactory
-from echod.daemon import checks, ending, file_limit
+from echod.daemon import checks, ending, file_limit, opening
 from echod.daemon.capture import Capture
 from echod.daemon.drain import Drain
 from echod.daemon.file_limit import fit_limits
 from echod.daemon.notify import Notifier
-from echod.daemon.resolve import StartError, check_for_restart, named
+from echod.daemon.resolve import StartError, check_for_restart, check_yielded, named
 from echod.daemon.signals import Signals
 from echod.daemon.slow import SlowCalls
 from echod.daemon.stalls import StallWatch
@@ -69,6 +70,8 @@ class EchoService(Service):
         capture: redirects printed lines to the log; None if the log is not echod's.
         status: the status; None if it was not asked for.
         parts: take new settings at a reload.
+        life: the life of the service that it opens at the start; None without one.
+        serve: takes the handler that the service has yielded.
     """
 
     name = "echod"
@@ -80,6 +83,7 @@ class EchoService(Service):
         listeners: list[Listener[EchoFactory]],
         model: Model,
         metrics: Metrics,
+        life: Life | None = None,
     ) -> None:
         """Set up, without listening.
 
@@ -89,6 +93,7 @@ class EchoService(Service):
             listeners: the listeners.
             model: the model to stop at the end.
             metrics: counts stalls of the event loop.
+            life: of the handler, if it is a service: it is opened at the start.
         """
         self.listeners = listeners
         self.metrics = metrics
@@ -105,6 +110,9 @@ class EchoService(Service):
         self.reactor = reactor
         self._settings = settings
         self._model = model
+        self.life = life
+        self.serve: Callable[[ResolvedHandler], None] = lambda _: None
+        self._is_open = life is None
         self._validity = ValidityWatch(reactor, lambda: self.certificates)
         self._watch: StallWatch | None = None
         self._slow = SlowCalls(reactor, model, settings.slow_handler)
@@ -132,6 +140,9 @@ class EchoService(Service):
             self.log_observer.writer.start()
         if self.capture is not None:
             self.capture.publish()
+        if not self._is_open:
+            for listener in self.listeners:
+                listener.pause()
         attempts = [
             self._listen(listener).addErrback(self._cannot_listen) for listener in self.listeners
         ]
@@ -194,22 +205,72 @@ class EchoService(Service):
     def _cannot_listen(self, failure: Failure) -> None:
         self._failures.append(failure)
         if self._listening is not None:  # a slow endpoint: no caller waits for it
-            if self.signals is not None:
-                self.signals.code = 1
-            self.reactor.addSystemEventTrigger("after", "shutdown", ending.end_with_code, 1)
-            self.reactor.stop()
+            self._end_with_error()
 
     def startService(self) -> None:
         """Listen, unless that was done with privileges already: `twist` has no such step."""
         super().startService()
         if self._listening is None:
             self.privilegedStartService()
-        try:
-            self.try_handler()  # after the fork, and as the user that runs it
+        try:  # after the fork, and as the user that runs it
+            if self.life is not None:
+                self._open_service(self.life)
+            else:
+                self.try_handler()
         except UserError:
             self._undo_listening()
             raise
         self.reactor.callWhenRunning(self._when_running)
+
+    def _open_service(self, life: Life) -> None:
+        """Open the service: at once, or while the reactor runs, if it does already.
+
+        Raises:
+            StartError: it cannot be opened.
+        """
+        life.on_failure = self._service_failed
+        self.notifier.starting(f"Opening {escape(life.name)}", self._settings.start_timeout)
+        if self.reactor.running:
+            late = opening.open_running(self.reactor, life, self._settings.start_timeout)
+            late.addCallback(self._service_opened).addErrback(self._cannot_open)
+        else:
+            handler = opening.open_before_running(
+                self.reactor,
+                life,
+                self._settings.start_timeout,
+                self._settings.drain_timeout,
+                self.signals,
+            )
+            self._service_opened(handler)
+
+    def _service_opened(self, handler: ResolvedHandler) -> None:
+        """Serve with the handler that the service has yielded."""
+        check_yielded(self._settings, handler, self.reactor)
+        self.serve(handler)
+        self.try_handler()
+        self._is_open = True
+        for listener in self.listeners:
+            listener.resume()
+        if self.running and self.reactor.running:
+            self._when_listening()
+
+    def _cannot_open(self, failure: Failure) -> None:
+        log.critical("{why}", why=str(failure.value))
+        self._end_with_error()
+
+    def _service_failed(self, failure: Failure) -> None:
+        """Stop, because the service has ended while it should serve, or has not ended well."""
+        assert self.life is not None
+        log.failure("The service {name} has failed", failure, name=escape(self.life.name))
+        if not self.draining:
+            self._end_with_error()
+
+    def _end_with_error(self) -> None:
+        """Stop the process with exit code 1."""
+        if self.signals is not None:
+            self.signals.code = 1
+        self.reactor.addSystemEventTrigger("after", "shutdown", ending.end_with_code, 1)
+        self.reactor.stop()
 
     def _when_running(self) -> None:
         if danger := checks.warning_once_started(os.geteuid()):
@@ -236,7 +297,7 @@ class EchoService(Service):
             self._watch.start()
 
     def _when_listening(self) -> None:
-        if self.running and not self._failures:
+        if self.running and not self._failures and self._is_open:
             self.ready = True
             self.notifier.ready()
 
@@ -337,6 +398,7 @@ class EchoService(Service):
             timeout=self._settings.drain_timeout,
             spread=self._settings.drain_spread,
             still_there=self._slow.left_behind,
+            life=self.life,
         )
 
     def _stop_listening(self) -> Deferred[None]:

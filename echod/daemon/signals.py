@@ -76,6 +76,7 @@ class Signals:
     Attributes:
         patience: seconds from the first SIGTERM to the end of the process.
         code: the exit code if no signal asked for the end.
+        starting: takes the signal that ends a start, in place of the reactor, which does not run.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Signals:
         """
         self.patience = patience
         self.code = 0
+        self.starting: Callable[[int], object] | None = None
         self._reactor = reactor
         self._abort = abort
         self._reload = reload
@@ -207,7 +209,10 @@ class Signals:
         # A shell reports 128 + the signal's number for a process that a signal has ended.
         self.code = 128 + number
         self.insist()
-        self._stop[number](number, frame)
+        if self.starting is not None:
+            self.starting(number)
+        else:
+            self._stop[number](number, frame)
 
     def _begin_shutdown(self) -> None:
         self._answered = True

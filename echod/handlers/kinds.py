@@ -44,6 +44,7 @@ class Kind(enum.StrEnum):
     ASYNCIO_PROTOCOL = "asyncio protocol"
     TWISTED_PROTOCOL = "Twisted protocol"
     PROGRAM = "program"
+    SERVICE = "service"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,14 @@ KINDS: Mapping[Kind, Traits] = MappingProxyType(
         ),
         Kind.TWISTED_PROTOCOL: Traits("a Twisted protocol", ()),
         Kind.PROGRAM: Traits("a program", (ConcurrencyModel.REACTOR,)),
+        # The handler that it yields has a kind of its own.
+        Kind.SERVICE: Traits(
+            "a service",
+            tuple(ConcurrencyModel),
+            given=("service",),
+            takes_messages=True,
+            is_own=True,
+        ),
     }
 )
 
@@ -200,6 +209,9 @@ def models_for(target: object) -> tuple[ConcurrencyModel, ...]:
         HandlerError: `target` is not a handler.
     """
     kind = kind_of(target)
+    if kind is Kind.SERVICE:
+        models: tuple[ConcurrencyModel, ...] = target.models  # type: ignore[attr-defined]
+        return models
     if kind in (None, Kind.MESSAGE) and is_async(target):
         return (ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL)
     return KINDS[kind or Kind.MESSAGE].models

@@ -24,6 +24,7 @@ from echod.handlers.kinds import KINDS, Kind, class_of, is_async, is_protocol, k
 from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import described, parameters_of
 from echod.handlers.plugins import offered_handlers
+from echod.handlers.service import Service
 from echod.text import clipped, escape
 
 # The objects that `--handler` can name.
@@ -39,12 +40,14 @@ class ResolvedHandler:
         kind: its kind.
         target: the function, or class, itself.
         arguments: keyword arguments, converted to the types that `target` declares.
+        service: the open service that it belongs to; None if it is no service's.
     """
 
     name: str
     kind: Kind
     target: Callable[..., object]
     arguments: Mapping[str, object] = field(default_factory=dict)
+    service: Service | None = None
 
     def message_handler(self) -> Handler:
         """Return the handler of one connection; a class is instantiated.
@@ -145,6 +148,7 @@ def adopt(
     model: ConcurrencyModel,
     name: str = "",
     arguments: Mapping[str, str] | None = None,
+    service: Service | None = None,
 ) -> ResolvedHandler:
     """Return `target` as a handler, checked against the model it will run in.
 
@@ -153,6 +157,7 @@ def adopt(
         model: the model it will run in.
         name: its name in errors; its own name by default.
         arguments: texts for its keyword parameters.
+        service: the open service that has yielded it; None if no service has.
 
     Raises:
         HandlerError: it cannot run in that model, or does not take the arguments.
@@ -165,6 +170,8 @@ def adopt(
         raise HandlerError(f"{name} is {traits.words}, which echod cannot serve yet")
     if model not in able:
         what = "an async handler" if traits.takes_messages and is_async(target) else traits.words
+        if kind is Kind.SERVICE:
+            what = "an async service"
         raise HandlerError(
             f"{name} is {what}: it runs with --concurrency {' or '.join(able)}, not {model}"
         )
@@ -175,7 +182,7 @@ def adopt(
     if kind is Kind.PROGRAM and class_of(target) is not None:
         return ResolvedHandler(name, kind, target(**converted))  # type: ignore[operator]
     _check_call(name, target, kind, converted)
-    return ResolvedHandler(name, kind, target, converted)  # type: ignore[arg-type]
+    return ResolvedHandler(name, kind, target, converted, service)  # type: ignore[arg-type]
 
 
 def check_name(name: str) -> None:

@@ -62,6 +62,7 @@ class Listener(Generic[Served]):
         self._wanted = wanted
         self._trusted = trusted
         self._stopped = False
+        self._paused = False
         self._port: IListeningPort | None = None
 
     def listen(self) -> Deferred[None]:
@@ -73,6 +74,18 @@ class Listener(Generic[Served]):
         self._stopped = False
         factory = self._wanted.wrap(self.factory, self._reactor, self._trusted)
         return self._wanted.endpoint.listen(factory).addCallbacks(self._listens, self._refused)
+
+    def pause(self) -> None:
+        """Let clients wait in the kernel's queue until `resume`, from the next `listen` on."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Accept the clients that wait, and those that come."""
+        if self._paused:
+            self._paused = False
+            start = getattr(self._port, "startReading", None)
+            if start is not None:
+                start()
 
     def stop(self) -> Deferred[None]:
         """Stop accepting; the Deferred fires once that is done."""
@@ -89,6 +102,8 @@ class Listener(Generic[Served]):
 
     def _listens(self, port: IListeningPort) -> Deferred[None] | None:
         self._port = port
+        if self._paused and (pause := getattr(port, "stopReading", None)):
+            pause()
         if self._stopped:  # it was stopped before the endpoint was ready
             return self.stop()
         if "backlog=" not in self.description and hasattr(port, "socket"):

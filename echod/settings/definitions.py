@@ -272,6 +272,16 @@ class Settings:
             example="> ",
         ),
     )
+    start_timeout: float = setting(
+        60.0,
+        Text(
+            "Seconds that a service may take to open what it needs before its first client; after "
+            "that the start fails; 0: any time.",
+            seconds,
+            unit="seconds",
+            section="Starting",
+        ),
+    )
     drain_timeout: float = setting(
         10.0,
         Text(

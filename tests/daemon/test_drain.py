@@ -53,6 +53,9 @@ class FakeModel:
     def drain(self) -> Deferred[None]:
         return succeed(None)
 
+    def end(self) -> Deferred[None]:
+        return succeed(None)
+
     def stop(self) -> None:
         self.stopped = True
 
