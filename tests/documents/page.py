@@ -27,7 +27,7 @@ from tests.support.paths import ROOT
 
 # These commands belong in the terminal of the server, where one ends the one before.
 _SERVES = re.compile(
-    r"(\w+=\S+ )*((\S*/)?twistd|make run|systemd-socket-activate|python \w+\.py)\b"
+    r"(\w+=\S+ )*((\S*/)?(twistd|echod serve)|make run|systemd-socket-activate|python \w+\.py)\b"
 )
 
 _CTRL_C = "^C"

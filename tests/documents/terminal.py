@@ -34,7 +34,7 @@ HOME = "/home/me"
 
 # Commands that say no port have to, where it is to be another one.
 _PORT_OF_MAKE = re.compile(r"\bmake run\b")
-_PORT_OF_TWISTD = re.compile(r"\btwistd( -\S+)* echod\b")
+_PORT_OF_ECHOD = re.compile(r"\b(twistd( -\S+)* echod\b|echod serve \S+)")
 _PLACES = re.compile(r"--(listen|port|(check|print)-config)\b")
 
 # These change the shell itself, so they come again before each later command.
@@ -251,7 +251,7 @@ class Terminal:
         if not self._network.within:
             text = _PORT_OF_MAKE.sub(r"\g<0> PORT=8888", text)
             if not _PLACES.search(text):
-                text = _PORT_OF_TWISTD.sub(r"\g<0> --port 8888", text)
+                text = _PORT_OF_ECHOD.sub(r"\g<0> --port 8888", text)
         return re.sub(rf"\b({'|'.join(PORTS)})\b", lambda port: self._network.ports[port[0]], text)
 
     def _shown(self, text: str) -> str:

@@ -210,6 +210,7 @@ def test_another_port_is_put_into_commands_that_say_none(
     assert here.real("make run") == f"make run PORT={port}"
     assert here.real("twistd -n echod --no-banner") == f"twistd -n echod --port {port} --no-banner"
     assert here.real("twistd -n echod --port 8888") == f"twistd -n echod --port {port}"
+    assert here.real("echod serve m:f --no-banner") == f"echod serve m:f --port {port} --no-banner"
     for elsewhere in ("--listen unix:echod.sock", "--check-config"):
         assert here.real(f"twistd -n echod {elsewhere}") == f"twistd -n echod {elsewhere}"
 
