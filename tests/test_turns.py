@@ -296,6 +296,25 @@ def test_the_bound_holds_whatever_the_messages_take_and_however_they_come(
     served.finish(protocol)
 
 
+@pytest.mark.parametrize("name", ["chunk", "line", "length"])
+@pytest.mark.parametrize("size", [33_000, LONG])
+def test_after_a_long_read_that_took_the_share_there_is_no_other_in_this_turn(
+    name: str, size: int
+) -> None:
+    framing, message = any_size(name, size)
+    served = Served(framing, lambda message: 5e-4)
+    protocol, transport = served.connect()
+    protocol.dataReceived(message * (2 * LONG // size))
+    # All of it is answered: no input is held, and the next data is left to the kernel.
+    assert len(served.work.order) == 2 * LONG // size
+    assert transport.producerState == "paused"
+    served.loop.turn()
+    assert transport.producerState == "producing"
+    protocol.dataReceived(message)
+    assert len(served.work.order) == 2 * LONG // size + 1
+    served.finish(protocol)
+
+
 def greedy(framing: Framing, **options: Any) -> tuple[Served, Any, Transport, bytes]:
     """A client that has sent more than can be answered in a turn, and rests."""
     served = Served(framing, lambda message: 1e-3, **options)

@@ -138,6 +138,8 @@ class DirectProtocol(EchoProtocol):
             self._batch = outer
         if failure:
             self.fail(failure)
+        elif share is not None and end >= LONG:
+            self._rest_before_reading(share)
 
     def _share_of_read(self, turns: Turns, length: int, size: int) -> tuple[Share | None, int]:
         """Return the share for a read of `length` bytes, and where in it to look at it first.

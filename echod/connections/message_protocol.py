@@ -351,6 +351,14 @@ class EchoProtocol(ConnectionProtocol):
             if after_long_read:
                 turns.keep(share)
         self._answer_messages(share)
+        if after_long_read and share is not None:
+            self._rest_before_reading(share)
+
+    def _rest_before_reading(self, share: Share) -> None:
+        """Read on in the next turn if `share` is used up: do not hold a read that has to wait."""
+        if self._reason is None and share.used_up():
+            self._rest()
+            self._settle(self._hold())
 
     def _answer_messages(self, share: Share | None = None) -> None:
         """Pass on messages as long as the session allows; then read on, or close.
