@@ -23,6 +23,7 @@ from echod.addresses import network_at, shown_address
 from echod.concurrency.forking import end_child
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor
+from echod.concurrency.processes import Processes
 from echod.connections.admission import Admission
 from echod.connections.asyncio_protocol import AsyncioProtocol
 from echod.connections.clients import ProxiedAddress, log_failure, shown
@@ -38,10 +39,12 @@ from echod.connections.socket_protocol import SocketProtocol, threads_of_handler
 from echod.connections.streams_protocol import StreamsProtocol
 from echod.connections.sweeper import Sweeper, interval_for
 from echod.connections.traffic import TrafficWatch
+from echod.connections.twisted_protocol import TwistedProtocol
 from echod.connections.waiting import Others
 from echod.handlers.builtin import Echo
 from echod.handlers.client import Client
 from echod.handlers.contract import ConcurrencyModel, HandlerError
+from echod.handlers.factories import start, stop
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.remedies import add_remedy
@@ -61,6 +64,7 @@ _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} 
 _PROTOCOLS: Mapping[Kind, type[ConnectionProtocol]] = {
     Kind.ASYNCIO_PROTOCOL: AsyncioProtocol,
     Kind.STREAMS: StreamsProtocol,
+    Kind.TWISTED_PROTOCOL: TwistedProtocol,
     Kind.PROGRAM: ProgramProtocol,
 }
 
@@ -145,7 +149,19 @@ class EchoFactory(Factory):
         self.serve(handler)
 
     def serve(self, handler: ResolvedHandler) -> None:
-        """Use this handler for connections that come from now on."""
+        """Use this handler for connections that come from now on.
+
+        Raises:
+            HandlerError: it is a program, for which the model starts no process; or it is a
+                Twisted factory that cannot start.
+        """
+        if handler.kind is Kind.PROGRAM and not isinstance(self.model, Processes):
+            raise HandlerError(
+                f"{handler.name} is a program, which only --handler exec can run, or a factory "
+                "with the model `Processes`"
+            )
+        if handler.kind is Kind.TWISTED_PROTOCOL and self.numPorts:
+            start(handler.name, handler.target)
         self.handler = handler
         self.stand_in = StandInServer(handler.target)
         self.protocol = self._choose_protocol()
@@ -280,6 +296,13 @@ class EchoFactory(Factory):
         self._process = os.getpid()
         self.errands.thread = get_ident()
         super().doStart()
+        if self.handler.kind is Kind.TWISTED_PROTOCOL:
+            start(self.handler.name, self.handler.target)
+
+    def doStop(self) -> None:
+        super().doStop()
+        if self.handler.kind is Kind.TWISTED_PROTOCOL:
+            stop(self.handler.target)
 
     def register(self, connection: Owned) -> None:
         """Register a connection: it is counted from here to `forget`."""

@@ -289,6 +289,8 @@ class ForeignProtocol(ConnectionProtocol):
 
     def pauseProducing(self) -> None:
         """Pause, because the transport's write buffer is full."""
+        if self._blocked:  # Twisted's own transports say it again for each write
+            return
         self._blocked = True
         self._queued = -1
         self._expect_to_be_read()

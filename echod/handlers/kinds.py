@@ -53,7 +53,7 @@ class Traits:
 
     Attributes:
         words: its name in a sentence.
-        models: the concurrency models that it can run in; none if echod cannot serve it yet.
+        models: the concurrency models that it can run in.
         given: the names of the arguments that a function of this kind is called with.
         needs_asyncio: whether it needs a reactor with an asyncio event loop.
         takes_messages: whether echod cuts the client's bytes into messages for it.
@@ -92,7 +92,7 @@ KINDS: Mapping[Kind, Traits] = MappingProxyType(
         Kind.ASYNCIO_PROTOCOL: Traits(
             "an asyncio protocol", (ConcurrencyModel.REACTOR,), needs_asyncio=True
         ),
-        Kind.TWISTED_PROTOCOL: Traits("a Twisted protocol", ()),
+        Kind.TWISTED_PROTOCOL: Traits("a Twisted protocol", (ConcurrencyModel.REACTOR,)),
         Kind.PROGRAM: Traits("a program", (ConcurrencyModel.REACTOR,)),
         # The handler that it yields has a kind of its own.
         Kind.SERVICE: Traits(

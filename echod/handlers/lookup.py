@@ -20,6 +20,7 @@ from echod.handlers.contract import (
     Handler,
     HandlerError,
 )
+from echod.handlers.factories import factory_of
 from echod.handlers.kinds import KINDS, Kind, class_of, is_async, is_protocol, kind_of, models_for
 from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import described, parameters_of
@@ -166,8 +167,6 @@ def adopt(
     kind = kind_of(target)
     able = models_for(target)
     traits = KINDS[kind or Kind.MESSAGE]
-    if not able:
-        raise HandlerError(f"{name} is {traits.words}, which echod cannot serve yet")
     if model not in able:
         what = "an async handler" if traits.takes_messages and is_async(target) else traits.words
         if kind is Kind.SERVICE:
@@ -181,6 +180,9 @@ def adopt(
     converted = NAMES.convert_arguments(name, parameters_of(target), arguments or {})
     if kind is Kind.PROGRAM and class_of(target) is not None:
         return ResolvedHandler(name, kind, target(**converted))  # type: ignore[operator]
+    if kind is Kind.TWISTED_PROTOCOL:
+        factory: Any = factory_of(name, target, converted)
+        return ResolvedHandler(name, kind, factory)
     _check_call(name, target, kind, converted)
     return ResolvedHandler(name, kind, target, converted, service)  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ from twisted.internet import endpoints
 from echod import EchoFactory
 from echod.concurrency.processes import Processes
 from echod.handlers.command import Command
+from echod.handlers.contract import HandlerError
 from echod.limits import Limits
 from tests.support.log import Log
 from tests.support.reactor import reactor
@@ -485,3 +486,8 @@ def test_whatever_the_pieces_the_program_gets_every_byte_and_so_does_its_client(
 
     yield in_thread(check)
     block_until(no_child)
+
+
+def test_a_factory_whose_model_starts_no_processes_refuses_a_program() -> None:
+    with pytest.raises(HandlerError, match="is a program, which only --handler exec can run"):
+        EchoFactory(reactor, handler=Command(command="cat"))

@@ -246,14 +246,6 @@ def test_a_handler_that_cannot_run_in_the_model_says_where_it_can() -> None:
         adopt(wait, ConcurrencyModel.DEFER_TO_THREAD)
 
 
-def test_a_kind_that_cannot_be_served_yet_is_refused_in_one_line() -> None:
-    def program() -> None: ...
-
-    program.__echod_kind__ = Kind.TWISTED_PROTOCOL  # type: ignore[attr-defined]
-    with pytest.raises(HandlerError, match=r"a Twisted protocol, which echod cannot serve yet$"):
-        adopt(program, REACTOR)
-
-
 def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) -> None:
     """Fault 58: The error names the plugin and the reason, and other plugins are found."""
     (dropin / "users_broken_dropin.py").write_text("raise RuntimeError('no good')\n")

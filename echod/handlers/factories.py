@@ -1,0 +1,80 @@
+"""The Twisted factory of a handler: one for the whole service, made at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from twisted.internet.interfaces import IProtocol, IProtocolFactory
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+
+from echod.handlers.contract import HandlerError
+from echod.handlers.kinds import class_of
+from echod.text import clipped, escape
+
+log = Logger("echod.handlers")
+
+
+def factory_of(name: str, target: Any, arguments: Mapping[str, object]) -> IProtocolFactory:
+    """Return the factory that makes the protocols of each connection.
+
+    Args:
+        name: the handler's name.
+        target: a protocol class, a factory or its class, or a function that makes one of these.
+        arguments: keyword arguments for the class or function.
+
+    Raises:
+        HandlerError: it cannot be made, or makes something else.
+    """
+    if IProtocolFactory.providedBy(target):
+        return target
+    make = partial(target, **arguments)
+    made_class = class_of(target)
+    if made_class is not None and not IProtocolFactory.implementedBy(made_class):
+        return _factory_for(make)
+    try:
+        made = make()
+    except (Exception, SystemExit) as error:
+        raise HandlerError(
+            f"{escape(clipped(name))} cannot be made: {type(error).__name__}: "
+            f"{escape(clipped(str(error), 300))}"
+        ) from error
+    if IProtocolFactory.providedBy(made):
+        return made
+    if IProtocol.providedBy(made):
+        return _factory_for(make)
+    raise HandlerError(
+        f"{escape(clipped(name))} makes a {type(made).__name__}, which is no protocol or factory "
+        "of Twisted's"
+    )
+
+
+def _factory_for(make: Callable[[], Any]) -> IProtocolFactory:
+    factory = Factory.forProtocol(make)
+    factory.noisy = False
+    return factory
+
+
+def start(name: str, factory: Any) -> None:
+    """Tell a factory that a listener begins.
+
+    Raises:
+        HandlerError: its `startFactory` has failed.
+    """
+    try:
+        factory.doStart()
+    except Exception as error:
+        raise HandlerError(
+            f"{escape(clipped(name))}: startFactory failed: {type(error).__name__}: "
+            f"{escape(clipped(str(error), 300))}"
+        ) from error
+
+
+def stop(factory: Any) -> None:
+    """Tell a factory that a listener has ended; an error of its own is logged."""
+    try:
+        factory.doStop()
+    except Exception:
+        log.failure("stopFactory failed")
