@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from echod import Close, Handler, Limits, connection_handler, message_handler
+from echod import Client, Close, Handler, Limits, connection_handler, message_handler
 from echod.handlers.builtin import Count, Echo
 from echod.testing import TalkError, talk
 from tests.support.reactor import reactor
@@ -196,3 +196,33 @@ def test_a_handler_that_needs_a_real_connection_is_refused_in_one_line() -> None
 
     with pytest.raises(Exception, match="thread-per-connection"):
         talk(talk_by_socket)
+
+
+class Chat(Handler):
+    """Passes each message on to all others; of each test, a class of its own."""
+
+    room: ClassVar[set[Client]]
+
+    def opened(self, client: Client) -> None:
+        self.client = client
+        self.room.add(client)
+
+    def received(self, message: bytes) -> None:
+        for other in self.room - {self.client}:
+            other.send(message)
+
+    def closed(self, reason: str) -> None:
+        self.room.discard(self.client)
+
+
+def test_conversations_with_one_class_share_it_so_a_chat_can_be_tested() -> None:
+    class Room(Chat):
+        room: ClassVar[set[Client]] = set()
+
+    one, two = talk(Room), talk(Room)
+    one.send(b"hello")
+    assert (one.replies, two.replies) == ([], [b"hello"])
+    two.leave()
+    one.send(b"anyone?")
+    assert two.replies == [b"hello"]
+    assert Room.room == {one.client}
