@@ -20,6 +20,7 @@ class EndReason(enum.Enum):
     FIRST_BYTE_TIMEOUT = "first-byte-timeout"
     IDLE_TIMEOUT = "idle-timeout"
     MESSAGE_TIMEOUT = "message-timeout"
+    HANDLER_TIMEOUT = "handler-timeout"
     WRITE_TIMEOUT = "write-timeout"
     MAX_UNSENT = "max-unsent"
     DRAINED = "drained"

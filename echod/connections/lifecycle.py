@@ -567,6 +567,10 @@ class ConnectionProtocol(Protocol):
     def _time_out(self, reason: EndReason) -> None:
         self.close(reason)
 
+    def end_slow_handler(self, allowed: float) -> None:
+        """Close, because the handler has worked on this connection for longer than `allowed`."""
+        self.refuse(EndReason.HANDLER_TIMEOUT, f"Handler too slow: the limit is {allowed:g} s")
+
     def drain(self) -> None:
         """Answer all that was received, and close; now, or when the connection's turn comes."""
         if not self._draining and not self._lost:

@@ -675,6 +675,12 @@ class EchoProtocol(ConnectionProtocol):
     def _incomplete(self) -> int:
         return 0 if self._session is None else self._session.incomplete
 
+    def end_slow_handler(self, allowed: float) -> None:
+        if self._reason is None:
+            super().end_slow_handler(allowed)
+            if self._pending is not None:
+                self._owner.model.abandon(self._pending)
+
     def _time_out(self, reason: EndReason) -> None:
         if reason is EndReason.MESSAGE_TIMEOUT:
             allowed = self._owner.limits.message_timeout

@@ -413,6 +413,11 @@ class SocketProtocol(ConnectionProtocol):
             else:
                 self._channel.wake()
 
+    def end_slow_handler(self, allowed: float) -> None:
+        # Only the thread may write; it keeps its place until it returns.
+        self._verdict = self._verdict or EndReason.HANDLER_TIMEOUT
+        self.close(EndReason.HANDLER_TIMEOUT)
+
     def _deadline_passed(self) -> None:
         if not self._gently or self._reason is not None or self._is_awaited():
             super()._deadline_passed()

@@ -115,7 +115,7 @@ class EchoService(Service):
         self._is_open = life is None
         self._validity = ValidityWatch(reactor, lambda: self.certificates)
         self._watch: StallWatch | None = None
-        self._slow = SlowCalls(reactor, model, settings.slow_handler)
+        self._slow = SlowCalls(reactor, model, settings.slow_handler, settings.handler_timeout)
         self._drain: Drain | None = None
         self._listening: Deferred[None] | None = None
         self._failures: list[Failure] = []
@@ -285,7 +285,7 @@ class EchoService(Service):
     def _reconfigure(self, settings: Settings) -> None:
         self._settings = settings
         self._watch_for_stalls()
-        self._slow.reconfigure(settings.slow_handler)
+        self._slow.reconfigure(settings.slow_handler, settings.handler_timeout)
 
     def _watch_for_stalls(self) -> None:
         threshold = self._settings.stall_threshold

@@ -1,4 +1,5 @@
-"""Log slow calls of handlers while they last: where each call is, and for which client.
+"""Log slow calls of handlers while they last, with their place and client; end those of a client
+after a time-out.
 
 Calls in threads are checked a few times in each `threshold`. A call that is still the same has
 lasted since it was first seen, so this costs a message nothing. When a coroutine or a Deferred
@@ -57,6 +58,8 @@ class _Seen:
         progress: the progress of its connection at that time.
         since: its time counts from then on.
         next_told: how long it has to last before it is logged (again).
+        told: whether it was logged.
+        ended: whether its connection was closed, because it lasted too long.
     """
 
     call: UnderWay
@@ -64,6 +67,7 @@ class _Seen:
     since: float
     next_told: float
     told: bool = False
+    ended: bool = False
 
 
 class SlowCalls:
@@ -73,24 +77,29 @@ class SlowCalls:
         threshold: how long a call may last before it is logged, in seconds; 0: any time.
     """
 
-    def __init__(self, reactor: IReactorTime, model: Model, threshold: float) -> None:
+    def __init__(
+        self, reactor: IReactorTime, model: Model, threshold: float, timeout: float = 0.0
+    ) -> None:
         """Set up; nothing is checked yet.
 
         Args:
             reactor: for its clock and a timer.
             model: knows the running calls.
-            threshold: how long a call may last, in seconds; 0: any time.
+            threshold: how long a call may last before it is logged, in seconds; 0: any time.
+            timeout: how long it may last before its connection is closed, in seconds; 0: any time.
         """
         self._reactor = reactor
         self._model = model
         self.threshold = threshold
+        self._timeout = timeout
         self._seen: dict[object, _Seen] = {}
         self._looking = LoopingCall(self._look_again)
         self._looking.clock = reactor
 
     def start(self) -> None:
         """Start checking."""
-        wanted = self.threshold / LOOKS if self.threshold else LONGEST
+        times = [each for each in (self.threshold, self._timeout) if each]
+        wanted = min(times) / LOOKS if times else LONGEST
         interval = min(LONGEST, max(SHORTEST, wanted))
         self._looking.start(interval, now=False)
 
@@ -99,10 +108,11 @@ class SlowCalls:
         if self._looking.running:
             self._looking.stop()
 
-    def reconfigure(self, threshold: float) -> None:
-        """Use a new threshold."""
-        if threshold != self.threshold:
+    def reconfigure(self, threshold: float, timeout: float = 0.0) -> None:
+        """Use a new threshold, and a new time-out."""
+        if (threshold, timeout) != (self.threshold, self._timeout):
             self.threshold = threshold
+            self._timeout = timeout
             for seen in self._seen.values():
                 seen.next_told = threshold
             if self._looking.running:
@@ -140,6 +150,10 @@ class SlowCalls:
             seen.told = True
             if _slow.wanted(_peer(call.owner)):
                 _slow.write(stack=_stack_of(call), **_who(call), seconds=lasted)
+        if self._timeout and lasted >= self._timeout and not seen.ended:
+            seen.ended = True
+            if end := getattr(call.owner, "end_slow_handler", None):
+                end(self._timeout)
         return seen
 
     def _tell_end(self, seen: _Seen, now: float) -> None:

@@ -454,6 +454,17 @@ class Settings:
             reload=True,
         ),
     )
+    handler_timeout: float = setting(
+        0.0,
+        Text(
+            "Seconds that a call of the handler may last: after that its client is told so and "
+            "disconnected, and a coroutine or Deferred is cancelled; a thread cannot be stopped, "
+            "and counts until the handler returns; 0: any time.",
+            seconds,
+            unit="seconds",
+            reload=True,
+        ),
+    )
     status: str = setting(
         "",
         Text(
