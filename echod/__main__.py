@@ -9,8 +9,15 @@ def main() -> int:
     # Until a command handles signals itself, Ctrl-C ends it at once, without a traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from echod import cli  # slow to import
-
+    try:
+        from echod import cli  # slow to import
+    except ModuleNotFoundError as error:
+        found = getattr(sys.modules.get("twisted"), "__file__", None)
+        if found is None or not str(error.name).startswith("twisted."):
+            raise
+        raise SystemExit(
+            f"echod: {found!r} hides Twisted: remove that file, or take its folder from PYTHONPATH"
+        ) from None
     return cli.main()
 
 

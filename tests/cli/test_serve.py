@@ -117,6 +117,22 @@ def test_the_module_is_the_command_too(folder: Path) -> None:
     assert listed.stdout == run(folder, ECHOD, "handlers").stdout
 
 
+def test_a_package_of_the_user_that_hides_twisted_is_named(folder: Path) -> None:
+    package = folder / "twisted" / "__init__.py"
+    package.parent.mkdir()
+    package.touch()
+    hidden = {**os.environ, "PYTHONPATH": str(folder)}
+    for command in ((ECHOD, "serve", "echo"), (ECHOD, "handlers")):
+        ended = run(folder, *command, env=hidden)
+        assert ended.returncode == 1
+        assert ended.stderr == (
+            f"echod: '{package}' hides Twisted: remove that file, "
+            "or take its folder from PYTHONPATH\n"
+        )
+    # The current folder comes last, and so hides nothing.
+    assert run(folder, sys.executable, "-m", "echod", "handlers").returncode == 0
+
+
 def test_the_log_can_go_to_a_file(folder: Path) -> None:
     log = folder / "served.log"
     process = subprocess.Popen(
