@@ -18,6 +18,7 @@ OTHERS = {
     "MessageTooLong",
     "ProxyError",
     "TLSError",
+    "TalkError",  # of a test, for its author
 }
 
 
