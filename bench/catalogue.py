@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.tools import Tools
-from bench.workloads import SILENT, Workload
+from bench.workloads import SILENT, Mode, Workload
 
 # The name for `--reactor` of echod's own choice.
 DEFAULT_REACTOR = "default"
@@ -23,6 +23,20 @@ class Group(enum.StrEnum):
     DEFER = "Each message in a pool thread"
     THREAD = "A thread for each connection"
     TLS = "TLS"
+    STREAMS = "A reader and a writer"
+    STREAMS_TLS = "A reader and a writer, over TLS"
+    PROTOCOL = "An asyncio protocol"
+    PROTOCOL_TLS = "An asyncio protocol, over TLS"
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether its servers speak TLS."""
+        return self in (Group.TLS, Group.STREAMS_TLS, Group.PROTOCOL_TLS)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the same code, which is not made for echod, runs with and without it."""
+        return self not in (Group.REACTOR, Group.DEFER, Group.THREAD, Group.TLS)
 
 
 # How many idle connections a class gets at most. One address may have three quarters of echod's
@@ -73,6 +87,8 @@ class Peer:
 
     def takes(self, workload: Workload) -> bool:
         """Whether it does this work."""
+        if self.group.is_foreign:
+            return not workload.work and workload.mode is not Mode.IDLE
         return not workload.work or (self.is_echod and self.group is Group.REACTOR)
 
     def missing(self, tools: Tools) -> str | None:
@@ -111,6 +127,16 @@ PEERS = (
     Peer("threading", Group.THREAD, _python("threading_echo")),
     Peer("uvloop-tls", Group.TLS, _python("uvloop_echo", tls=True), ("uvloop", "certificate")),
     Peer("twisted-tls", Group.TLS, _python("twisted_echo", tls=True), ("twisted", "certificate")),
+    Peer("uvloop-streams", Group.STREAMS, _python("streams_echo"), ("uvloop",)),
+    Peer(
+        *("uvloop-streams-tls", Group.STREAMS_TLS, _python("streams_echo", tls=True)),
+        needs=("uvloop", "certificate"),
+    ),
+    Peer("uvloop-protocol", Group.PROTOCOL, _python("uvloop_echo"), ("uvloop",)),
+    Peer(
+        *("uvloop-protocol-tls", Group.PROTOCOL_TLS, _python("uvloop_echo", tls=True)),
+        needs=("uvloop", "certificate"),
+    ),
 )
 
 _ECHOD_MODELS = {
@@ -118,13 +144,25 @@ _ECHOD_MODELS = {
     "echod-defer": (Group.DEFER, "defer-to-thread"),
     "echod-thread": (Group.THREAD, "thread-per-connection"),
     "echod-tls": (Group.TLS, "reactor"),
+    "echod-streams": (Group.STREAMS, "reactor"),
+    "echod-streams-tls": (Group.STREAMS_TLS, "reactor"),
+    "echod-protocol": (Group.PROTOCOL, "reactor"),
+    "echod-protocol-tls": (Group.PROTOCOL_TLS, "reactor"),
+}
+
+# The code that the peers of these classes run without echod.
+_FOREIGN = {
+    Group.STREAMS: "bench.peers.streams_echo:echo",
+    Group.STREAMS_TLS: "bench.peers.streams_echo:echo",
+    Group.PROTOCOL: "bench.peers.asyncio_echo:make",
+    Group.PROTOCOL_TLS: "bench.peers.asyncio_echo:make",
 }
 
 
 def _echod(name: str, reactor: str) -> Peer:
     """Return echod as one of the servers, on the reactor with this name for twistd."""
     group, model = _ECHOD_MODELS[name]
-    tls = group is Group.TLS
+    tls = group.is_encrypted
 
     def command(tools: Tools, place: Place) -> list[str]:
         twistd = [str(tools.twistd), "-n", "--pidfile=", f"--logfile={place.log}"]
@@ -136,7 +174,9 @@ def _echod(name: str, reactor: str) -> Peer:
         else:
             listen = f"tcp:{where}"
         asked = ["--listen", listen, "--concurrency", model]
-        if place.read_size != 1024:  # the default
+        if group.is_foreign:
+            asked += ["--handler", f"{_FOREIGN[group]}:read_size={place.read_size}"]
+        elif place.read_size != 1024:  # the default
             asked += ["--max-message", str(place.read_size)]
         if place.work:
             asked += ["--framing", "line", "--handler", f"working:Working:work={place.work}"]

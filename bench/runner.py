@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.catalogue import MOST_IDLE, Group, Peer
+from bench.catalogue import MOST_IDLE, Peer
 from bench.machine import Cores, Neighbours, child_of_ours
 from bench.results import OTHERS, START, Results, Sample, figures_of
 from bench.server import Server, ServerError
@@ -123,7 +123,7 @@ class Runner:
 
     def _load(self, step: Step, server: Server) -> dict[str, float]:
         """Run the load against a server, and return what it printed."""
-        tls, workload = step.peer.group is Group.TLS, step.workload
+        tls, workload = step.peer.group.is_encrypted, step.workload
         command = [
             *(self._tools.tls_load if tls else self._tools.load),
             workload.mode.value,

@@ -34,6 +34,17 @@ def protocol(read_size: int) -> type[asyncio.Protocol]:
     return Echo
 
 
+def make(*, read_size: int = 1024) -> asyncio.Protocol:
+    """Return a protocol for one connection, as echod wants it."""
+    made = _CLASSES.get(read_size)
+    if made is None:
+        made = _CLASSES[read_size] = protocol(read_size)
+    return made()
+
+
+_CLASSES: dict[int, type[asyncio.Protocol]] = {}
+
+
 async def serve(options: Arguments) -> None:
     """Serve until the process is ended."""
     server = await asyncio.get_running_loop().create_server(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from echod.connections.foreign_protocol import ForeignProtocol
 from echod.connections.kernel import queued
@@ -38,11 +39,14 @@ def loop_of(reactor: IReactorTime) -> asyncio.AbstractEventLoop | None:
 class AsyncioProtocol(ForeignProtocol):
     """Serves a connection by an asyncio protocol."""
 
-    __slots__ = ("_face",)
+    __slots__ = ("_face", "_receive")
 
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner)
         self._face: AsyncioTransport | None = None
+        # The user's function that takes what is read, in the common case: the connection is open,
+        # and the transport calls in the conversation's context.
+        self._receive: Callable[[bytes], object] | None = None
 
     @property
     def face(self) -> AsyncioTransport:
@@ -70,7 +74,25 @@ class AsyncioProtocol(ForeignProtocol):
         self._face = AsyncioTransport(self, self._write_directly or self._write)
         if self._is_direct and isinstance(self._user, asyncio.BufferedProtocol):
             self._receive_directly()
+        if self._context is None:
+            self._receive = self._receiver()
         self._user.connection_made(self._face)
+
+    def dataReceived(self, data: bytes) -> None:
+        receive = self._receive
+        if receive is None:
+            super().dataReceived(data)
+            return
+        self._bytes_received += len(data)
+        self._owes = True
+        try:
+            receive(data)
+        except BaseException:
+            self._fail_by_user(Failure())
+
+    def _tell_end(self, reason: EndReason) -> None:
+        self._receive = None
+        super()._tell_end(reason)
 
     def _receive_directly(self) -> None:
         """Let uvloop call the user's protocol for each read."""
@@ -84,6 +106,8 @@ class AsyncioProtocol(ForeignProtocol):
     def exchange(self, protocol: asyncio.BaseProtocol) -> None:
         """Pass what is read to another protocol from now on."""
         self._user = protocol
+        if self._receive is not None:
+            self._receive = self._receiver()
         if self._is_direct:
             self._receive_directly()
 
@@ -110,6 +134,7 @@ class AsyncioProtocol(ForeignProtocol):
             self._face.write = _drop  # type: ignore[method-assign]
 
     def _stop(self) -> None:
+        self._receive = None
         if self._face is not None:
             self._face.closing = True
         super()._stop()

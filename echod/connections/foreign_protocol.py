@@ -171,10 +171,12 @@ class ForeignProtocol(ConnectionProtocol):
         try:
             return function(*arguments)
         except BaseException:
-            failure = Failure()
-            self._error = failure.value
-            self.fail(failure)
+            self._fail_by_user(Failure())
             return None
+
+    def _fail_by_user(self, failure: Failure) -> None:
+        self._error = failure.value
+        self.fail(failure)
 
     def failed_directly(self, failure: Failure) -> None:
         """Note an exception of the user's code that uvloop has caught, and ends the stream for."""

@@ -58,7 +58,9 @@ class StreamsProtocol(AsyncioProtocol):
         assert self._reader is not None
         loop = asyncio.get_running_loop()
         writer = Writer(self, self._user, self._reader, loop)
-        self._task = loop.create_task(self._talk(self._reader, writer))
+        # Not by the loop's factory, whose tasks may await Deferreds, too: each step costs so much
+        # more there that this would be a fifth dearer than `asyncio.start_server`.
+        self._task = asyncio.Task(self._talk(self._reader, writer), loop=loop)
         self._task.add_done_callback(self._over)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: Writer) -> None:
@@ -129,7 +131,7 @@ class StreamsProtocol(AsyncioProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         super().dataReceived(data)
-        if self._draining and self._reason is None:
+        if self._draining and not self._told_end:
             self._drain_left -= len(data)
             self._from_transport(self._drain_on)
 

@@ -18,6 +18,11 @@ def add_remedy(error: BaseException | None, name: str) -> None:
         error: the error.
         name: the handler's name.
     """
+    if type(error) is NotImplementedError and _comes_from_sendfile(error):
+        error.add_note(
+            f"The handler {name} uses sendfile, which does not work on this connection: write the "
+            "file in pieces, with await writer.drain() after each"
+        )
     if error is None or type(error) not in (AttributeError, RuntimeError, TypeError):
         return
     said = error.args[0] if error.args else None
@@ -35,6 +40,11 @@ def _remedy(error: BaseException, said: str, name: str) -> str:
             f"The handler {name} awaits an asyncio object, and this reactor runs no asyncio loop: "
             "leave out --reactor, so that the uvloop reactor runs"
         )
+    if isinstance(error, RuntimeError) and said.startswith("Task got bad yield: <Deferred"):
+        return (
+            f"The handler {name} awaits a Deferred as an asyncio task: write "
+            "await deferred.asFuture(asyncio.get_running_loop())"
+        )
     if isinstance(error, AttributeError) and said in _NO_SOCKET:
         return (
             f"The handler {name} uses its {Kind.MESSAGE} as a socket: run it with "
@@ -43,6 +53,15 @@ def _remedy(error: BaseException, said: str, name: str) -> str:
     if isinstance(error, TypeError) and said == "a handler returns bytes, None or Close, not str":
         return f"The handler {name} returned a str: let it return text.encode()"
     return ""
+
+
+def _comes_from_sendfile(error: BaseException) -> bool:
+    """Return whether the method of asyncio's loops has raised `error`, as uvloop has none."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    code = None if step is None else step.tb_frame.f_code
+    return code is not None and code.co_name == "sendfile" and "asyncio" in code.co_filename
 
 
 # The errors of asyncio's awaitables where no loop runs.

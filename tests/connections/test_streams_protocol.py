@@ -15,10 +15,12 @@ import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from echod.limits import Limits
 from tests.support.asyncio_serving import WAYS, ended, on_a_loop, serving
 from tests.support.log import Log
+from tests.support.reactor import reactor
 from tests.support.serving import eventually, turns
 
 __all__ = ["on_a_loop"]
@@ -156,6 +158,36 @@ async def test_a_task_that_is_cancelled_is_no_error(certificate: Path, log: Log)
         assert ended(server) == {"handler closed": 1}
     assert server.factory.metrics.handler_errors == 0
     assert log.take_errors() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_sendfile_is_refused_by_name(certificate: Path, log: Log, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"happy")
+
+    async def sends(reader: Reader, writer: Writer) -> None:
+        with (tmp_path / "file").open("rb") as file:
+            await asyncio.get_running_loop().sendfile(writer.transport, file)
+
+    async with serving(sends, "clear", certificate) as server:
+        client = await server.connect()
+        assert await client.receive_all() == b""
+        (error,) = log.take_errors()
+        assert "The handler sends uses sendfile, which does not work on this connection" in error
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_deferred_is_awaited_as_a_future(certificate: Path, log: Log) -> None:
+    async def waits(reader: Reader, writer: Writer) -> None:
+        deferred = deferLater(reactor, 0, lambda: b"fired")
+        writer.write(await deferred.asFuture(asyncio.get_running_loop()))
+        deferred = deferLater(reactor, 0, lambda: b"fired")
+        await deferred
+
+    async with serving(waits, "clear", certificate) as server:
+        client = await server.connect()
+        assert await client.receive_all() == b"fired"
+        (error,) = log.take_errors()
+        assert "The handler waits awaits a Deferred as an asyncio task: write await def" in error
 
 
 @pytest_twisted.ensureDeferred
