@@ -245,7 +245,7 @@ def test_the_error_of_a_start_is_written_at_once(tmp_path: Path) -> None:
     writes = [line for line in trace.read_text().splitlines() if 'write(2, "' in line]
     assert len(writes) == 1
     assert "echod: tcp:" in writes[0]
-    assert "already in use\\n" in writes[0]
+    assert "take another port\\n" in writes[0]
 
 
 CLOSINGS = ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
