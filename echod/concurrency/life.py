@@ -32,6 +32,7 @@ from echod.errors import UserError
 from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler, adopt
+from echod.handlers.per_thread import close_objects_of_this_thread
 from echod.handlers.service import Service, ServiceDefinition
 from echod.text import clipped, escape
 
@@ -162,10 +163,13 @@ class Life:
         handler = _result_of(_first, generator)
         self._call_from_thread(self._take, handler)
         if isinstance(handler, Failure):
+            close_objects_of_this_thread()
             return
         # Whether to go on after `yield`, or to end there.
-        end = _end if self._orders.get() else generator.close
-        self._call_from_thread(self._finish, _result_of(end, generator))
+        goes_on = self._orders.get()
+        result = _result_of(_end, generator) if goes_on else _result_of(generator.close)
+        close_objects_of_this_thread()
+        self._call_from_thread(self._finish, result)
 
     def _live_here(self, generator: Generator[object, None, None]) -> None:
         self._take(_result_of(_first, generator))

@@ -21,8 +21,10 @@ from echod.connections.factory import EchoFactory
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.resolve import (
     check_reactor,
+    find_defaults,
     find_framing,
     find_handler,
+    named,
     resolve_listen,
     resolve_status,
 )
@@ -55,7 +57,12 @@ def build_service(settings: Settings, reactor: Reactor, given: object = None) ->
     Raises:
         StartError: the handler or the framing cannot be loaded, or an endpoint string is wrong.
     """
+    defaults = find_defaults(settings, given)
+    with named("--handler"):
+        settings, taken = settings.with_defaults(defaults)
     handler = find_handler(settings, given)
+    if taken:
+        log.info("The handler asks for: {settings}", settings=", ".join(taken))
     check_reactor(handler, reactor)
     model = make_model(settings, reactor, handler.kind)
     timer = make_timer(model) if settings.status else None
@@ -68,6 +75,7 @@ def build_service(settings: Settings, reactor: Reactor, given: object = None) ->
         _log_handler(handler, model)
     else:
         service.serve = partial(_serve, listeners, timer, model)
+    service.adapt = lambda wanted: wanted.with_defaults(defaults)[0]
     service.parts += [_reload_of(listener.factory) for listener in listeners]
     service.parts.append(lambda wanted: partial(model.reconfigure, wanted.make_limits()))
     if timer is not None:

@@ -11,8 +11,8 @@ from echod.daemon import checks
 from echod.daemon.choose_reactor import name_of
 from echod.errors import UserError
 from echod.handlers.framings import check_framing, resolve_framing
-from echod.handlers.kinds import KINDS
-from echod.handlers.lookup import ResolvedHandler, adopt, check_name, resolve
+from echod.handlers.kinds import KINDS, Defaults, defaults_of
+from echod.handlers.lookup import NAMES, ResolvedHandler, adopt, check_name, resolve
 from echod.handlers.service import ServiceDefinition
 from echod.listening.endpoints import Listening, parse_listen
 from echod.listening.socket_activation import InheritedSockets
@@ -42,6 +42,16 @@ def named(setting: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise StartError(escape(f"{setting}: {error}")) from error
+
+
+def find_defaults(settings: Settings, given: object = None) -> Defaults:
+    """Return the settings that the handler asks for.
+
+    Raises:
+        StartError: it cannot be loaded.
+    """
+    with named("--handler"):
+        return defaults_of(NAMES.find(settings.handler.name) if given is None else given)
 
 
 def find_handler(settings: Settings, given: object = None) -> ResolvedHandler:

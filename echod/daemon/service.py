@@ -41,6 +41,8 @@ from echod.settings.definitions import Settings, differences, reloaded
 from echod.text import clipped, escape
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from echod.interfaces import Reactor
     from echod.status import StatusServer
     from echod.tls import ServedCertificate, ServerContext
@@ -61,6 +63,7 @@ class EchoService(Service):
         listeners: the listeners, in the order given.
         metrics: the stalls of the event loop; each listener counts the rest.
         configure: returns the new settings, for `reload`.
+        adapt: adds the settings that the handler asks for.
         placed: adds to an error about settings where each was given.
         notifier: notifies the service manager.
         signals: turns signals into drain and abort; None if another part does.
@@ -98,6 +101,7 @@ class EchoService(Service):
         self.listeners = listeners
         self.metrics = metrics
         self.configure = lambda: settings
+        self.adapt: Callable[[Settings], Settings] = lambda wanted: wanted
         self.placed: Callable[[str, Settings], str] = lambda error, _: error
         self.notifier = Notifier(reactor, self.describe)
         self.signals: Signals | None = None
@@ -196,6 +200,11 @@ class EchoService(Service):
     def pool(self) -> WorkerPool | None:
         """The pool of the handlers' threads; None if the model has none."""
         return self._model.pool if isinstance(self._model, InPool) else None
+
+    @property
+    def own_metrics(self) -> CollectorRegistry | None:
+        """The metrics of the handler's own; None if it has none."""
+        return None if self.life is None else self.life.service.own_metrics
 
     @property
     def oldest_call(self) -> float:
@@ -324,7 +333,7 @@ class EchoService(Service):
         if self.ready:  # otherwise the manager waits for the start, and expects no other message
             self.notifier.reloading()
         try:
-            self._apply(self.configure())
+            self._apply(self.adapt(self.configure()))
             self._refused = ""
         except UserError as error:
             self._refuse(str(error))

@@ -30,7 +30,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 
@@ -108,9 +108,75 @@ KINDS: Mapping[Kind, Traits] = MappingProxyType(
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def message_handler(function: F) -> F:
-    """Mark a function as called once a message, under every concurrency model."""
-    return _mark(function, Kind.MESSAGE)
+@dataclass(frozen=True)
+class Defaults:
+    """The settings that a handler asks for; flags and files override them.
+
+    Attributes:
+        framing: the text of `--framing`.
+        concurrency: the text of `--concurrency`.
+        banner: the greeting; b"" for none.
+    """
+
+    framing: str | None = None
+    concurrency: str | None = None
+    banner: bytes | None = None
+
+
+@overload
+def message_handler(function: F, /) -> F: ...
+
+
+@overload
+def message_handler(
+    *,
+    framing: str | None = None,
+    concurrency: str | None = None,
+    banner: bytes | None = None,
+) -> Callable[[F], F]: ...
+
+
+def message_handler(
+    function: F | None = None,
+    /,
+    *,
+    framing: str | None = None,
+    concurrency: str | None = None,
+    banner: bytes | None = None,
+) -> F | Callable[[F], F]:
+    """Mark a function as called once a message, under every concurrency model.
+
+    Args:
+        function: the function.
+        framing: the text of `--framing` that it asks for.
+        concurrency: the text of `--concurrency` that it asks for.
+        banner: the greeting that it asks for; b"" for none.
+    """
+    if function is not None:
+        return _mark(function, Kind.MESSAGE)
+
+    def mark(function: F) -> F:
+        function.__echod_defaults__ = Defaults(framing, concurrency, banner)  # type: ignore[attr-defined]
+        return _mark(function, Kind.MESSAGE)
+
+    return mark
+
+
+def defaults_of(target: object) -> Defaults:
+    """Return the settings that a handler asks for: arguments of its decorator, or attributes of a
+    class with a method `received`.
+    """
+    made = class_of(target)
+    if made is None or not hasattr(made, "received"):
+        found = getattr(target, "__echod_defaults__", None)
+        return found if isinstance(found, Defaults) else Defaults()
+    framing, concurrency = getattr(made, "framing", None), getattr(made, "concurrency", None)
+    banner = getattr(made, "banner", None)
+    return Defaults(
+        framing if isinstance(framing, str) else None,
+        str(concurrency) if isinstance(concurrency, str) else None,
+        banner if isinstance(banner, bytes) else None,
+    )
 
 
 def connection_handler(function: F) -> F:

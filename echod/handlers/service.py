@@ -16,12 +16,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from echod.errors import UserError
 from echod.handlers.contract import ConcurrencyModel, HandlerError
-from echod.handlers.kinds import Kind
+from echod.handlers.kinds import Defaults, Kind
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -43,21 +42,6 @@ class SettingError(UserError):
         super().__init__(f"{argument} {why}")
         self.argument = argument
         self.why = why
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """The settings that a handler asks for; flags and files override them.
-
-    Attributes:
-        framing: the text of `--framing`.
-        concurrency: the text of `--concurrency`.
-        banner: the greeting; b"" for none.
-    """
-
-    framing: str | None = None
-    concurrency: str | None = None
-    banner: bytes | None = None
 
 
 class Service:
@@ -103,7 +87,6 @@ class ServiceDefinition:
     Attributes:
         function: the generator function.
         is_async: whether it is an `async def`.
-        defaults: the settings that it asks for.
     """
 
     __echod_kind__ = Kind.SERVICE
@@ -119,9 +102,9 @@ class ServiceDefinition:
             name = getattr(function, "__name__", repr(function))
             raise HandlerError(f"the service {name} has no `yield`: let it yield its handler once")
         self.function = function
-        self.defaults = defaults
         self._checks: list[Callable[..., None]] = []
         functools.update_wrapper(self, function)
+        self.__echod_defaults__ = defaults
 
     @property
     def models(self) -> tuple[ConcurrencyModel, ...]:

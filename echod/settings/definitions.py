@@ -10,13 +10,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from echod.addresses import Network
 from echod.handlers.builtin import BANNER, PREFIX
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.framings import FRAMINGS, parse_framing
+from echod.handlers.kinds import Defaults
 from echod.handlers.lookup import parse
 from echod.handlers.naming import Spec
 from echod.limits import LOG_RATE, Limits
@@ -524,6 +525,9 @@ class Settings:
         ),
     )
 
+    # The names of those that a flag or a file has given.
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
     def __post_init__(self) -> None:
         if self.banner is not None and self.no_banner:
             raise SettingError("--banner and --no-banner contradict each other")
@@ -575,6 +579,34 @@ class Settings:
             raise SettingError(f"--listen: {place} is given twice")
         if place := _repeated([*(f"tcp:{number}" for number in set(self.port)), *places]):
             raise SettingError(f"--listen: {place} is given twice, also as --port")
+
+    def with_defaults(self, defaults: Defaults) -> tuple[Settings, list[str]]:
+        """Return the settings with those that the handler asks for, and the texts of these.
+
+        Raises:
+            SettingError: the handler asks for a value that there is not, or that contradicts
+                other settings.
+        """
+        taken: dict[str, Any] = {}
+        by_name = {one.name: one for one in SETTINGS}
+        for name in ("framing", "concurrency"):
+            text = getattr(defaults, name)
+            if text is not None and not self._is_given(name):
+                taken[name] = by_name[name].from_flag(text)
+        if defaults.banner is not None and not (
+            self._is_given("banner") or self._is_given("no_banner")
+        ):
+            taken |= {"banner": defaults.banner} if defaults.banner else {"no_banner": True}
+        changed = replace(self, **taken)
+        shown = {name: getattr(defaults, name, None) for name in taken}
+        return changed, [
+            by_name[name].key + (f" {escape(clipped(str(text)))}" if text else "")
+            for name, text in shown.items()
+        ]
+
+    def _is_given(self, name: str) -> bool:
+        default = next(one.default for one in SETTINGS if one.name == name)
+        return name in self.given or getattr(self, name) != default
 
     @property
     def without_effect(self) -> list[str]:
@@ -666,7 +698,7 @@ def configure(flags: Mapping[str, Any], text: str = "", file: str = "") -> Setti
     """
     written = set_aside(SETTINGS, read_file(SETTINGS, text, file), flags)
     try:
-        return Settings(**written, **flags)
+        return Settings(**written, **flags, given=frozenset({*written, *flags}))
     except SettingError as error:
         raise SettingError(placed(str(error), flags, written, file)) from None
 

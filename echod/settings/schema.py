@@ -209,6 +209,8 @@ def describe(settings: type) -> tuple[Setting, ...]:
     described: list[Setting] = []
     section = ""
     for one in fields(settings):
+        if "text" not in one.metadata:  # no setting
+            continue
         text: Text = one.metadata["text"]
         section = text.section or section
         described.append(Setting(one.name, one.default, _native(hints[one.name]), section, text))

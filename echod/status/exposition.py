@@ -21,11 +21,21 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+from twisted.logger import Logger
 
+from echod.log.event import LogLine
 from echod.metrics import Histogram
 from echod.status.snapshot import STATES, ListenerFigures, Snapshot
 from echod.status.strain import strains
-from echod.text import escape
+from echod.text import clipped, escape
+
+log = Logger("echod.status")
+_left_out = LogLine(
+    log,
+    "warn",
+    "Left out of the metrics: {names}: names of echod's own begin like them, or there are more "
+    "than {most} samples",
+)
 
 
 class EchodCollector(Collector):
@@ -201,15 +211,57 @@ def _histogram(name: str, what: str, histogram: Histogram) -> Metric:
     return HistogramMetricFamily(name, what, buckets=buckets, sum_value=histogram.total)
 
 
-def expose(now: Snapshot, accept: str) -> tuple[str, bytes]:
+# Names of metrics that a handler's own must not begin with.
+TAKEN = ("echod_", "process_")
+
+# The most samples of a handler's own metrics that are shown. Each costs about 100 bytes and 10 µs;
+# a label with text of clients would have no end of them.
+MOST_SAMPLES = 5000
+
+
+class OwnCollector(Collector):
+    """Passes on the metrics of a handler, except those that would spoil the others."""
+
+    def __init__(self, own: CollectorRegistry) -> None:
+        """Set up.
+
+        Args:
+            own: the handler's registry.
+        """
+        self._own = own
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield nothing: no metric is made to register this."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield its metrics; log why one is left out."""
+        samples, left_out = 0, []
+        try:
+            for metric in self._own.collect():
+                samples += len(metric.samples)
+                if metric.name.startswith(TAKEN) or samples > MOST_SAMPLES:
+                    left_out.append(metric.name)
+                else:
+                    yield metric
+        except Exception:
+            log.failure("Collecting the metrics of the handler failed")
+        if left_out and _left_out.wanted(""):
+            _left_out.write(names=escape(clipped(", ".join(left_out), 200)), most=MOST_SAMPLES)
+
+
+def expose(now: Snapshot, accept: str, own: CollectorRegistry | None = None) -> tuple[str, bytes]:
     """Return a media type and the metrics in that format.
 
     Args:
         now: the snapshot.
         accept: the request's Accept header, which lists the formats that the client understands.
+        own: the registry of the handler's own metrics; None if it has none.
     """
     registry = CollectorRegistry()
     registry.register(EchodCollector(now))
+    if own is not None:
+        registry.register(OwnCollector(own))
     ProcessCollector(registry=registry)  # memory, descriptors, processor time
     try:
         return _expose_as(accept, registry)

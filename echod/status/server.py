@@ -73,7 +73,11 @@ class StatusServer(Listener[StatusSite]):
             hosts: host names by which it may be requested, besides addresses and localhost.
         """
         site = make_site(
-            reactor, look=self.look, state=lambda: state_of(subject), hosts=Hosts(hosts)
+            reactor,
+            look=self.look,
+            state=lambda: state_of(subject),
+            hosts=Hosts(hosts),
+            own=lambda: subject.own_metrics,
         )
         super().__init__(reactor, description, wanted, site)
         self._subject = subject

@@ -28,6 +28,8 @@ from echod.status.shared import SharedLook
 from echod.status.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from echod.interfaces import Stream
 
 # How long a client may take for its request and for reading the answer.
@@ -249,6 +251,7 @@ def make_site(
     look: Callable[[], Awaitable[Snapshot]],
     state: Callable[[], str],
     hosts: Hosts | None = None,
+    own: Callable[[], CollectorRegistry | None] = lambda: None,
 ) -> StatusSite:
     """Return the site.
 
@@ -257,6 +260,7 @@ def make_site(
         look: returns all figures.
         state: returns the daemon's state: "ready" if it takes new clients.
         hosts: the host names by which it may be requested; by default addresses and localhost.
+        own: returns the registry of the handler's own metrics; None if it has none.
     """
     shared = SharedLook(reactor.seconds, look=look, state=state)
 
@@ -272,7 +276,7 @@ def make_site(
         return 200 if now == "ready" else 503, PLAIN, f"{now}\n".encode()
 
     async def metrics(accept: str) -> tuple[int, str, bytes]:
-        return 200, *await shared.form(f"metrics {accept}", lambda now: expose(now, accept))
+        return 200, *await shared.form(f"metrics {accept}", lambda now: expose(now, accept, own()))
 
     pages: dict[bytes, Make] = {
         b"/": overview,

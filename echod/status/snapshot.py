@@ -21,6 +21,7 @@ from echod.text import escape
 from echod.tls import ServedCertificate
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
     from twisted.internet.interfaces import IAddress
 
 
@@ -76,6 +77,8 @@ class Subject(Protocol):
     def levels(self) -> Sequence[Level]: ...
     @property
     def certificates(self) -> Sequence[ServedCertificate]: ...
+    @property
+    def own_metrics(self) -> CollectorRegistry | None: ...
 
 
 @dataclass(frozen=True)

@@ -402,14 +402,16 @@ async def test_a_reload_changes_what_it_can_for_open_connections_too(log: Log) -
         drain_timeout=5.0,
         stall_threshold=0.0,
         slow_handler=5.0,
+        handler_timeout=7.0,
         threads=3,
     )
     service.reload()
     assert (
         "Reloaded; changed: drain-timeout, idle-timeout, serial-timeout, stall-threshold, "
-        "slow-handler" in log.text
+        "slow-handler, handler-timeout" in log.text
     )
     assert service._slow.threshold == 5.0
+    assert service._slow._timeout == 7.0
     assert "Ignored until restart: threads" in log.text
     assert service.signals.patience == 5.0 + GRACE
     assert service._model.patience == 3.0  # type: ignore[attr-defined]

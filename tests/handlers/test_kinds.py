@@ -16,8 +16,10 @@ from echod.handlers.client import Client
 from echod.handlers.contract import ConcurrencyModel, Handler, HandlerError
 from echod.handlers.kinds import (
     KINDS,
+    Defaults,
     Kind,
     connection_handler,
+    defaults_of,
     given_to,
     kind_of,
     message_handler,
@@ -304,3 +306,22 @@ def test_telling_a_kind_imports_neither_asyncio_nor_twisted() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_handler_may_ask_for_settings() -> None:
+    @message_handler(framing="line", concurrency="serial", banner=b"")
+    def marked(message: bytes) -> bytes:
+        return message
+
+    class Asking(Handler):
+        framing, concurrency, banner = "line", ConcurrencyModel.SERIAL, b"Hello"
+
+    class Other:
+        framing = 7
+
+        def received(self, message: bytes) -> None: ...
+
+    assert kind_of(marked) is Kind.MESSAGE
+    assert defaults_of(marked) == Defaults("line", "serial", b"")
+    assert defaults_of(Asking) == Defaults("line", "serial", b"Hello")
+    assert defaults_of(Other) == defaults_of(len) == Defaults()

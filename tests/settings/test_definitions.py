@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
-from dataclasses import fields
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from echod import Chunk, Fixed, Length, Limits, Line
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.framings import parse_framing, resolve_framing
+from echod.handlers.kinds import Defaults
 from echod.handlers.lookup import parse as parse_handler
 from echod.handlers.naming import Spec
 from echod.settings.definitions import (
@@ -285,8 +285,8 @@ def test_contradictions_are_refused_however_settings_are_made() -> None:
 
 def test_help_names_every_setting_and_its_default() -> None:
     text = " ".join(str(Options()).split())
-    for setting in fields(Settings):
-        assert f"--{setting.name.replace('_', '-')}" in text
+    for setting in SETTINGS:
+        assert setting.flag in text
     for default in ("[default: reactor]", "[default: 600]", "[default: OK...]", "[default: 16]"):
         assert default in text
 
@@ -574,3 +574,25 @@ def test_a_check_names_settings_without_effect_and_their_place(
         f"echod: {file}: --threads has no effect: it needs --concurrency defer-to-thread",
         "echod: --max-threads has no effect: it needs --concurrency thread-per-connection",
     ]
+
+
+def test_a_handler_asks_for_settings_that_flags_and_files_override() -> None:
+    wants = Defaults(framing="line", concurrency="defer-to-thread", banner=b"Hello")
+    taken, told = Settings().with_defaults(wants)
+    assert taken.framing.name == "line"
+    assert taken.concurrency is ConcurrencyModel.DEFER_TO_THREAD
+    assert taken.banner == b"Hello"
+    assert told == ["framing line", "concurrency defer-to-thread", "banner b'Hello'"]
+    flags = configure({"concurrency": ConcurrencyModel.REACTOR, "no_banner": True})
+    taken, told = flags.with_defaults(wants)
+    assert taken.concurrency is ConcurrencyModel.REACTOR
+    assert taken.banner is None
+    assert told == ["framing line"]
+    written = configure({}, 'framing = "chunk"', "echod.toml").with_defaults(wants)[0]
+    assert written.framing.name == "chunk"
+    assert Settings().with_defaults(Defaults(banner=b""))[0].no_banner
+
+
+def test_a_value_that_there_is_not_is_the_handlers_error() -> None:
+    with pytest.raises(SettingError, match="threads"):
+        Settings().with_defaults(Defaults(concurrency="threads"))

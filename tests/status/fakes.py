@@ -50,3 +50,4 @@ class FakeSubject:
     log_observer: FakeLog | None = None
     levels: list[Level] = field(default_factory=list)
     certificates: list[ServedCertificate] = field(default_factory=list)
+    own_metrics: Any = None

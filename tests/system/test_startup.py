@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import select
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from echod.daemon.checks import proviso
-from echod.settings.definitions import SETTINGS, Settings
+from echod.settings.definitions import SETTINGS
 from echod.settings.schema import Setting, SettingError
 from tests.support.certificates import self_signed_pem
 from tests.support.clients import BANNER, connect, receive, receive_all
@@ -102,7 +101,7 @@ def test_the_reactor_is_the_one_asked_for_or_uvloops(
 def test_help_mentions_every_setting(tmp_path: Path) -> None:
     shown = run(tmp_path, SCRIPTS / "twistd", "echod", "--help")
     assert shown.returncode == 0
-    for setting in dataclasses.fields(Settings):
+    for setting in SETTINGS:
         assert f"--{setting.name.replace('_', '-')}" in shown.stdout
 
 
