@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from types import GeneratorType
+from typing import Any
 
 from echod.concurrency.thread_socket import ConnectionSocket
 from echod.handlers.calling import call_closed, call_opened, greeting_of
@@ -12,6 +15,7 @@ from echod.handlers.contract import (
     Close,
     Handler,
     answer_of,
+    piece_of,
 )
 from echod.handlers.kinds import is_request_handler
 from echod.handlers.lookup import ResolvedHandler
@@ -136,9 +140,25 @@ class Conversation:
 
     def _is_last(self, conn: ConnectionSocket, result: object) -> bool:
         """Send the reply that `result` means; return whether it is the last one."""
+        if isinstance(result, GeneratorType):
+            return self._is_last_of(conn, result)
         reply, is_last = answer_of(result)
         if reply is not None and (data := self.framing.encode(reply)):
             _send(conn, data)
+        return is_last
+
+    def _is_last_of(self, conn: ConnectionSocket, pieces: GeneratorType[Any, Any, Any]) -> bool:
+        """Send the pieces of a stream; return whether the last one closes."""
+        conn.cut_off, is_last, is_over = True, False, False
+        with contextlib.closing(pieces):
+            while not (is_last or is_over):
+                piece, is_over = piece_of(pieces)
+                reply, is_last = answer_of(piece)
+                if reply is not None and (data := self.framing.encode(reply)):
+                    _send(conn, data)
+                if conn.outbox is not None and conn.outbox.ending:
+                    return True  # another thread has closed
+        conn.cut_off = False
         return is_last
 
 

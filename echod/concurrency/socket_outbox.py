@@ -35,18 +35,21 @@ class SharedSocket(socket.socket):
     """A thread's socket, by which others may send.
 
     Attributes:
+        cut_off: whether the thread is in the middle of a stream, so that an end looks like the
+            stream's.
         sending: whether the thread waits for the client to read.
         sent_bytes: how many bytes were sent.
         outbox: the messages of others that wait; None: there were none so far.
         ended: whether the thread is done with the socket.
     """
 
-    __slots__ = ("ended", "outbox", "sending", "sent_bytes")
+    __slots__ = ("cut_off", "ended", "outbox", "sending", "sent_bytes")
 
     def __init__(self, *, fileno: int) -> None:
         super().__init__(fileno=fileno)
         self.outbox: SocketOutbox | None = None
         self.ended = False
+        self.cut_off = False
         self.sending = False
         self.sent_bytes = 0
 
@@ -72,6 +75,8 @@ def end_outbox(conn: SharedSocket) -> None:
     with _opening:
         conn.ended = True
     if conn.outbox is not None:
+        if conn.cut_off:
+            conn.outbox.lose()
         conn.outbox.end()
 
 

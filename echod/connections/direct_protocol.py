@@ -176,6 +176,9 @@ class DirectProtocol(EchoProtocol):
                 send(settled)
             elif not self._has_replied(settled):
                 self._hold().in_flight = True
+            elif (session := self._session) is not None and session.in_flight:
+                session.answered()  # a stream that is over already
+                self._settle(session)
         except BaseException:
             self.fail(Failure())
 

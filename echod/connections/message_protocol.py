@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
 from threading import Lock, get_ident
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.internet.defer import succeed
 from twisted.internet.interfaces import IPushProducer
@@ -27,6 +27,13 @@ from echod.connections.kernel import is_reset, shorten_reads, unread
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.outbox import Errands, Outbox, sendable
 from echod.connections.owner import Owner
+from echod.connections.stream import (
+    GOES_ON,
+    STREAMS,
+    AsyncStream,
+    ReplyStream,
+    stream_of,
+)
 from echod.contexts import call_in, context_of, is_entered, take_over
 from echod.handlers.calling import close_in_thread, greeting_of, overridden
 from echod.handlers.contract import BytesLike, answer_of, reply_from
@@ -35,6 +42,9 @@ from echod.messages.framing import FramingError
 from echod.messages.session import Session
 from echod.reasons import EndReason
 from echod.turns import LONG, PACE, Share
+
+if TYPE_CHECKING:
+    from echod.connections.stream import Batch
 
 _CLIENT = EndReason.CLIENT  # looked up once: see `lifecycle`
 # Two threads must not make two outboxes for one connection.
@@ -257,6 +267,8 @@ class EchoProtocol(ConnectionProtocol):
         self._deadline = math.inf
         if self._outbox is not None:
             self._outbox.resume()
+        if isinstance(self._pending, ReplyStream) and not self.is_blocked:
+            self._from_transport(self._pending.resume)
         self._from_transport(self._answer_more)
 
     def stopProducing(self) -> None:
@@ -369,10 +381,8 @@ class EchoProtocol(ConnectionProtocol):
         """
         session, call = self._session or self._hold(), self._owner.model.call
         received = self._in_thread(self._received)
-        encode, batch = self._owner.framing.encode, self._outbox or ReplyBatch(self._send_batch)
-        outer, self._batch = self._batch, batch.parts
-        if outer:
-            self._send_batch(outer)
+        encode = self._owner.framing.encode
+        batch, outer = self.gather()
         unseen = 1
         while (message := self._next_message(session, batch)) is not None:
             try:
@@ -392,8 +402,7 @@ class EchoProtocol(ConnectionProtocol):
                 share, unseen = self._look_at(session, share)
                 if not unseen:
                     break
-        batch.flush()
-        self._batch = outer
+        self.gathered(batch, outer)
         if share is not None:
             share.used_up()  # which makes it count, should more of this turn follow
         self._settle(session)
@@ -413,8 +422,24 @@ class EchoProtocol(ConnectionProtocol):
         """Send the reply that `result` means; return False if it is pending."""
         if self._is_pending(result):
             return False
+        if isinstance(result, STREAMS):
+            result = self._begin_stream(result)
+            if result is GOES_ON:
+                return False
         self._reply(result)
         return True
+
+    def _begin_stream(self, result: object) -> object:
+        """Begin to send a stream; return how it has ended, or `GOES_ON`."""
+        stream = self._pending = stream_of(self, result)
+        self._hold().in_flight = True
+        ended: object = None
+        try:
+            ended = stream.begin()
+        finally:
+            if ended is not GOES_ON:
+                self._pending = None
+        return ended
 
     def _is_pending(self, result: object) -> bool:
         """Return whether `result` is pending; keep its handle, to abandon it."""
@@ -426,6 +451,8 @@ class EchoProtocol(ConnectionProtocol):
     def _waited(self) -> None:
         """Note that the pending result, if there was one, has arrived."""
         pending, self._pending = self._pending, None
+        if isinstance(pending, AsyncStream):
+            pending = pending.handle
         if isinstance(pending, Awaited):
             pending.take_over()
 
@@ -439,8 +466,8 @@ class EchoProtocol(ConnectionProtocol):
         try:
             if isinstance(result, Failure):
                 self._handler_failed(result)
-            elif self._reason is None:
-                self._reply(result)
+            elif self._reason is None and not self._has_replied(result):
+                return  # a stream has begun
         except BaseException:
             self.fail(Failure())
         session.answered()
@@ -485,6 +512,37 @@ class EchoProtocol(ConnectionProtocol):
             replies = parts[:]
             del parts[: len(replies)]
             self.transmit(b"".join(replies))
+
+    # For streams.
+
+    @property
+    def owner(self) -> Owner:
+        return self._owner
+
+    def inside(self, function: Callable[..., None], *arguments: object) -> None:
+        self._inside(function, *arguments)
+
+    def in_thread(self, function: Callable[[], object]) -> Callable[[], object]:
+        assert self._context is not None
+        return partial(self._context.run, function)
+
+    def gather(self) -> tuple[ReplyBatch | Outbox, list[bytes] | None]:
+        batch = self._outbox or ReplyBatch(self._send_batch)
+        outer, self._batch = self._batch, batch.parts
+        if outer:
+            self._send_batch(outer)
+        return batch, outer
+
+    def gathered(self, batch: Batch, outer: list[bytes] | None) -> None:
+        batch.flush()
+        self._batch = outer
+
+    def stream_over(self, result: object) -> None:
+        self._process_answer(result)
+
+    def stream_failed(self, failure: Failure) -> None:
+        self._owner.handler_failed(failure, self.client)
+        self.abort(EndReason.HANDLER_ERROR)
 
     # For pushes, in any thread.
 
@@ -545,6 +603,9 @@ class EchoProtocol(ConnectionProtocol):
         self.transport.write(data)
 
     def close(self, reason: EndReason) -> None:
+        if isinstance(self._pending, ReplyStream) and self._reason is None:
+            self.abort(reason)  # a stream that is cut off must not look complete
+            return
         if self._outbox is not None and self._reason is None:
             self._outbox.end()
             self._outbox.empty()
@@ -607,7 +668,11 @@ class EchoProtocol(ConnectionProtocol):
             self.transport.unregisterProducer()
 
     def _finish(self) -> None:
-        if self._pending is not None:
+        if isinstance(self._pending, ReplyStream):
+            if self._pending.cut():
+                self._pending = None
+                self._hold().in_flight = False
+        elif self._pending is not None:
             self._owner.model.abandon(self._pending)
         if not self._hold().in_flight:
             self._close_handler()

@@ -142,7 +142,9 @@ class SocketProtocol(ConnectionProtocol):
         assert isinstance(result, EndReason)
         self._channel.traffic(input_ended=self._input_ended)  # while the kernel can still be asked
         self._verdict = self._verdict or result
-        if not self._lost and self._channel.returned():
+        if self._conn.cut_off and not self._lost:
+            self.abort(self._verdict)  # a stream that is cut off must not look complete
+        elif not self._lost and self._channel.returned():
             self.close(self._verdict)
 
     def _reason_for(self, error: BaseException | None) -> EndReason:
@@ -410,6 +412,8 @@ class SocketProtocol(ConnectionProtocol):
             )
             if self._gently:
                 self._channel.end_input()
+            elif self._conn.cut_off:
+                self._channel.reset()
             else:
                 self._channel.wake()
 

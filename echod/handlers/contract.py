@@ -26,7 +26,7 @@ handler is.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,8 +82,11 @@ class Close:
             object.__setattr__(self, "reply", reply)
 
 
+# A piece of a stream.
+Piece = BytesLike | Close | None
+
 # The results of a message handler; in the event loop also a coroutine or Deferred of these.
-Reply = BytesLike | Close | None
+Reply = Piece | Iterator[Piece] | AsyncIterator[Piece]
 
 
 def answer_of(result: object) -> tuple[bytes | None, bool]:
@@ -93,8 +96,13 @@ def answer_of(result: object) -> tuple[bytes | None, bool]:
     bytes, or a buffer   a reply, even if it is empty
     None                 no reply
     Close                the last reply, or none if it is empty; then the connection closes
+    a generator          a stream: it yields pieces, each of which is one of those above, and
+                         `Close` ends it. A value that it returns is its last piece
+    an async generator   the same, in the event loop only
     anything else        an error
     ===================  ====================================================================
+
+    `echod.connections.stream` and `Conversation` send streams; here a generator is an error.
 
     The concurrency model deals with the other ways in which a call may end. In the event loop a
     coroutine or a Deferred stands for the result that it will have; in a thread it is an error.
@@ -111,6 +119,14 @@ def answer_of(result: object) -> tuple[bytes | None, bool]:
     if isinstance(result, Close):
         return checked(result.reply) or None, True
     return (None if result is None else checked(result)), False
+
+
+def piece_of(generator: Generator[object, object, object]) -> tuple[object, bool]:
+    """Return the next piece of a stream, and whether it is the last: the generator's value."""
+    try:
+        return next(generator), False
+    except StopIteration as stop:
+        return stop.value, True
 
 
 def reply_from(received: Callable[..., object], *arguments: object) -> object:
@@ -164,8 +180,9 @@ class Handler:
             `bytes` to send them (framed like the messages; a `bytearray` or `memoryview` works
                 too,
             and may be reused at once), None to send nothing, `Close(b"...")` to send a last reply
-            and close. In the event loop also a coroutine or a Deferred of one of these; it is
-            cancelled if the client goes away.
+            and close, or a generator of these to send them one by one, as fast as the client
+            reads. In the event loop also an async generator, or a coroutine or a Deferred of one
+            of these; it is cancelled if the client goes away.
         """
         raise NotImplementedError
 

@@ -222,6 +222,8 @@ def kind_of(target: object) -> Kind | None:
             f"the class {made.__qualname__} has no method `received`, "
             "and is not a socketserver request handler or a protocol"
         )
+    if _is_generator(target):
+        return Kind.MESSAGE
     if _is_async(target):
         return Kind.STREAMS if _takes_streams(target) else Kind.MESSAGE
     return _kind_by_annotation(target) or _result_kind(target)
@@ -262,7 +264,18 @@ def is_async(target: object) -> bool:
     return any(_is_async(getattr(owner, hook, None)) for hook in ("opened", "received", "closed"))
 
 
+def _is_generator(function: object) -> bool:
+    return any(
+        inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one)
+        for one in (function, getattr(function, "__call__", None))  # noqa: B004 - as below
+    )
+
+
 def _is_async(function: object) -> bool:
+    if inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(
+        getattr(function, "__call__", None)  # noqa: B004 - as below
+    ):
+        return True
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - the question is about the method itself
     )

@@ -13,7 +13,7 @@ import itertools
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,20 +50,29 @@ REPLY, EMPTY, LONG, NOTHING = b"r", b"e", b"l", b"n"
 LAST, HANG_UP, RAISES, TEXT = b"q", b"h", b"x", b"t"
 # In a buffer that the handler uses again for its next reply, and as every second byte of one.
 BUFFER, VIEW, LAST_BUFFER = b"b", b"v", b"B"
-AT_ONCE = (REPLY, EMPTY, LONG, NOTHING, LAST, HANG_UP, RAISES, TEXT, BUFFER, VIEW, LAST_BUFFER)
+# Streams: some pieces, none, many, one that is returned, `Close` as the last.
+PIECES, NO_PIECES, MANY, RETURNED, LAST_PIECE = b"p", b"0", b"m", b"R", b"L"
+STREAMS = (PIECES, NO_PIECES, MANY, RETURNED, LAST_PIECE)
+AT_ONCE = (
+    *(REPLY, EMPTY, LONG, NOTHING, LAST, HANG_UP, RAISES, TEXT, BUFFER, VIEW, LAST_BUFFER),
+    *STREAMS,
+)
 # In the event loop: Deferreds and coroutines that have their result, and that have it later.
 FIRED, FAILED, LATER, NOTHING_LATER = b"f", b"F", b"d", b"N"
 BUFFER_LATER = b"u"
 LAST_LATER, FAILS_LATER, TEXT_LATER = b"Q", b"X", b"T"
+ASYNC_PIECES, ASYNC_MANY, LAST_ASYNC, RETURNS_STREAM = b"z", b"M", b"Z", b"s"
+ASYNC_STREAMS = (ASYNC_PIECES, ASYNC_MANY, LAST_ASYNC, RETURNS_STREAM)
 RETURNS, AWAITS, RAISES_THERE, LAST_THERE, LAST_AWAITED = b"c", b"a", b"y", b"k", b"K"
 ANY = (
     *AT_ONCE,
     *(FIRED, FAILED, LATER, NOTHING_LATER, BUFFER_LATER, LAST_LATER, FAILS_LATER, TEXT_LATER),
     *(RETURNS, AWAITS, RAISES_THERE, LAST_THERE, LAST_AWAITED),
+    *ASYNC_STREAMS,
 )
 
 ERRORS = {RAISES, TEXT, FAILED, FAILS_LATER, TEXT_LATER, RAISES_THERE}
-LASTS = {LAST, LAST_BUFFER, LAST_LATER, LAST_THERE, LAST_AWAITED, HANG_UP}
+LASTS = {LAST, LAST_BUFFER, LAST_LATER, LAST_THERE, LAST_AWAITED, HANG_UP, LAST_PIECE, LAST_ASYNC}
 
 # The handler lets its own factory drain, or abort, and replies.
 DRAIN, ABORT = b"D", b"A"
@@ -77,6 +86,16 @@ def reply_to(kind: bytes, number: int) -> bytes | None:
     if kind in (EMPTY, NOTHING, NOTHING_LATER, HANG_UP) or kind in ERRORS:
         return b"" if kind == EMPTY else None
     return b"%s%d." % (kind, number) * (5_000 if kind == LONG else 1)
+
+
+def pieces_of(kind: bytes, number: int) -> list[bytes]:
+    """The messages that answer message `number`."""
+    if kind in (*STREAMS, *ASYNC_STREAMS):
+        count = {NO_PIECES: 0, MANY: 50, ASYNC_MANY: 50}.get(kind, 3)
+        length = 500 if count == 50 else 1
+        return [b"%s%d-%d." % (kind, number, one) * length for one in range(count)]
+    reply = reply_to(kind, number)
+    return [] if reply is None else [reply]
 
 
 @dataclass
@@ -94,9 +113,7 @@ def expected(kinds: list[bytes], framing: Framing, *, served: int | None = None)
     end = Ending()
     for number, kind in enumerate(kinds, 1):
         end.messages = number
-        reply = reply_to(kind, number)
-        if reply is not None:
-            end.wire += framing.encode(reply)
+        end.wire += b"".join(map(framing.encode, pieces_of(kind, number)))
         if kind in ERRORS:
             end.reason, end.errors = "handler error", 1
             break
@@ -135,6 +152,12 @@ class Script:
             def received(self, message: bytes) -> Any:
                 self._count += 1
                 script.received.append(message)
+                if message in STREAMS:
+                    return script.stream(message, pieces_of(message, self._count))
+                if message == RETURNS_STREAM:
+                    return script.later_stream(pieces_of(message, self._count))
+                if message in ASYNC_STREAMS:
+                    return script.async_stream(message, pieces_of(message, self._count))
                 return script.result(message, reply_to(message, self._count))
 
             def closed(self, reason: str) -> None:
@@ -166,6 +189,31 @@ class Script:
             TEXT_LATER: lambda: self._soon("text"),
         }
         return give.get(kind, lambda: reply)()
+
+    def stream(self, kind: bytes, pieces: list[bytes]) -> Generator[Any, None, Any]:
+        yield None
+        for piece in pieces[:-1]:
+            yield self._buffered(piece)
+            yield None
+        if kind == LAST_PIECE:
+            yield Close(pieces[-1])
+            raise AssertionError("a stream ends at its last piece")
+        if kind == RETURNED:
+            return pieces[-1]
+        yield from pieces[-1:]
+        return None
+
+    async def later_stream(self, pieces: list[bytes]) -> Iterator[Any]:
+        await self._soon(None)
+        return self.stream(PIECES, pieces)
+
+    async def async_stream(self, kind: bytes, pieces: list[bytes]) -> AsyncIterator[Any]:
+        for number, piece in enumerate(pieces):
+            if number % 10 == 1:
+                await self._soon(None)
+            yield Close(piece) if kind == LAST_ASYNC and piece is pieces[-1] else piece
+            if number % 10 == 2:
+                await self._soon(None)
 
     def _buffered(self, reply: bytes | None) -> bytearray:
         self.buffer[:] = reply or b""
