@@ -30,7 +30,7 @@ def client() -> Client:
         return found
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_globals.get("__package__", "").startswith("echod."):
+        if str(frame.f_globals.get("__package__")).startswith("echod."):
             found = _of(frame)
             if found is not None:
                 return found

@@ -741,7 +741,9 @@ class EchoProtocol(ConnectionProtocol):
         return 0 if self._session is None else self._session.incomplete
 
     def end_slow_handler(self, allowed: float) -> None:
-        if self._reason is None:
+        if isinstance(self._pending, ReplyStream):
+            self.abort(EndReason.HANDLER_TIMEOUT)
+        elif self._reason is None:
             super().end_slow_handler(allowed)
             if self._pending is not None:
                 self._owner.model.abandon(self._pending)

@@ -420,7 +420,10 @@ class SocketProtocol(ConnectionProtocol):
     def end_slow_handler(self, allowed: float) -> None:
         # Only the thread may write; it keeps its place until it returns.
         self._verdict = self._verdict or EndReason.HANDLER_TIMEOUT
-        self.close(EndReason.HANDLER_TIMEOUT)
+        if self._conn is not None and self._conn.cut_off:
+            self.abort(EndReason.HANDLER_TIMEOUT)
+        else:
+            self.close(EndReason.HANDLER_TIMEOUT)
 
     def _deadline_passed(self) -> None:
         if not self._gently or self._reason is not None or self._is_awaited():

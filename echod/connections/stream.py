@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from echod.connections.owner import Owner
+    from echod.interfaces import Stream
 
     class Batch(Protocol):
         """Collects small pieces for one write."""
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 
         @property
         def owner(self) -> Owner: ...
+
+        @property
+        def transport(self) -> Stream: ...
 
         @property
         def is_blocked(self) -> bool: ...
@@ -150,7 +154,7 @@ class LoopStream(ReplyStream):
 
     def _send(self, batch: Batch) -> object:
         connection, owner = self._connection, self._connection.owner
-        encode, share, size = owner.framing.encode, Share(owner.turns), 0
+        encode, share, size = owner.framing.encode, Share(owner.turns, connection.transport), 0
         while not (connection.is_blocked or connection.is_closing):
             piece, is_over = piece_of(self._generator)
             reply, is_last = answer_of(piece)
@@ -182,7 +186,7 @@ class LoopStream(ReplyStream):
 
     def cut(self) -> bool:
         if self._resting:
-            self._connection.owner.turns.leave(self)
+            self._connection.owner.turns.leave(self, self._connection.transport)
         self._close()
         return True
 
@@ -217,6 +221,13 @@ class PooledStream(ReplyStream):
 
     def _take(self) -> tuple[bytes, object]:
         """In a thread: return some pieces, framed, and `GOES_ON`, None or `Close`."""
+        try:
+            return self._take_some()
+        except BaseException:
+            self._generator.close()  # after a piece that is none
+            raise
+
+    def _take_some(self) -> tuple[bytes, object]:
         encode, until = self._connection.owner.framing.encode, time.monotonic() + HOP_SECONDS
         parts: list[bytes] = []
         size = 0
@@ -296,7 +307,7 @@ class AsyncStream(ReplyStream):
 
     async def _send(self) -> object:
         connection, owner = self._connection, self._connection.owner
-        encode, share, size = owner.framing.encode, Share(owner.turns), 0
+        encode, share, size = owner.framing.encode, Share(owner.turns, connection.transport), 0
         try:
             async with contextlib.aclosing(self._generator) as pieces:
                 async for piece in pieces:
@@ -321,7 +332,7 @@ class AsyncStream(ReplyStream):
                         continue
                     if connection.is_closing:
                         break
-                    share, size = Share(owner.turns), 0
+                    share, size = Share(owner.turns, connection.transport), 0
         except BaseException:
             if connection.is_closing:
                 raise
@@ -347,7 +358,7 @@ class AsyncStream(ReplyStream):
     def cut(self) -> bool:
         if self._resting:
             self._resting = False
-            self._connection.owner.turns.leave(self)
+            self._connection.owner.turns.leave(self, self._connection.transport)
         if self._pause is not None:
             self.resume()  # at a `yield`: it is closed there
         else:
