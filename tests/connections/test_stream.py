@@ -312,6 +312,7 @@ async def test_a_stream_that_another_closes_is_reset(
         test.clients[0].close(b"bye")
         await cut(client)
         await eventually(lambda: server.factory.metrics.ended[EndReason.HANDLER.value])
+        await eventually(lambda: len(test.ended) > (2 if made == "async" else 1))
 
 
 @pytest_twisted.ensureDeferred
