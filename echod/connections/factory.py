@@ -25,7 +25,7 @@ from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor
 from echod.concurrency.processes import Processes
 from echod.connections.admission import Admission
-from echod.connections.asyncio_protocol import AsyncioProtocol
+from echod.connections.asyncio_protocol import AsyncioProtocol, loop_of
 from echod.connections.clients import ProxiedAddress, log_failure, shown
 from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.lifecycle import ConnectionProtocol
@@ -45,7 +45,7 @@ from echod.handlers.builtin import Echo
 from echod.handlers.client import Client
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.factories import start, stop
-from echod.handlers.kinds import Kind
+from echod.handlers.kinds import KINDS, Kind
 from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.remedies import add_remedy
 from echod.handlers.standin import StandInServer
@@ -152,9 +152,16 @@ class EchoFactory(Factory):
         """Use this handler for connections that come from now on.
 
         Raises:
-            HandlerError: it is a program, for which the model starts no process; or it is a
-                Twisted factory that cannot start.
+            HandlerError: it is a program, for which the model starts no process; it needs an
+                asyncio event loop, and the reactor has none; or it is a Twisted factory that
+                cannot start.
         """
+        traits = KINDS[handler.kind]
+        if traits.needs_asyncio and self._reactor is not None and loop_of(self._reactor) is None:
+            raise HandlerError(
+                f"{handler.name} is {traits.words}, which needs an asyncio event loop, as the "
+                "uvloop reactor has"
+            )
         if handler.kind is Kind.PROGRAM and not isinstance(self.model, Processes):
             raise HandlerError(
                 f"{handler.name} is a program, which only --handler exec can run, or a factory "
