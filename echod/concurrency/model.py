@@ -81,6 +81,10 @@ class Model(Protocol):
     def levels(self) -> Sequence[Level]:
         """The model's limits, and how much of each is in use."""
 
+    @property
+    def lost_waiting(self) -> int:
+        """How many calls for lost connections wait to run."""
+
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         """Let a new connection start: call `start` now, or when its turn comes.
 

@@ -54,6 +54,7 @@ class _OpenHouse:
 
     greets = True
     max_messages: int | None = None
+    lost_waiting = 0
 
     @property
     def levels(self) -> Sequence[Level]:
@@ -408,6 +409,10 @@ class InPool(_OpenHouse):
     def levels(self) -> Sequence[Level]:
         waiting = Level(Refusal.MAX_QUEUE.value, self.pool.waiting, self._max_queue)
         return Level(Refusal.THREADS.value, self.pool.busy, self.pool.size), waiting
+
+    @property
+    def lost_waiting(self) -> int:  # type: ignore[override] # a number in the other models
+        return self.pool.lost_waiting
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         check_closing(self.pool.lost_waiting)

@@ -71,12 +71,13 @@ class Drain:
             Fires when everything has ended, at the deadline at the latest.
         """
         count = self._left()
-        if count:
+        if count or self._model.lost_waiting:
             log.info(
-                "Draining, for {seconds:g} s at most; open connections: {count}; "
+                "Draining, for {seconds:g} s at most; open connections: {count}{_waiting}; "
                 "a second signal ends it at once",
                 count=count,
                 seconds=self._timeout,
+                _waiting=self._waiting(),
             )
         deadline = self._reactor.callLater(self._timeout, self._give_up)
 
@@ -105,6 +106,10 @@ class Drain:
     def _left(self) -> int:
         return sum(len(factory.connections) for factory in self._factories)
 
+    def _waiting(self) -> str:
+        waiting = self._model.lost_waiting
+        return f"; calls for lost clients: {waiting}" if waiting else ""
+
     def _tell_gradually(self) -> Deferred[None]:
         if not self._spread or not self._left():
             return succeed(None)
@@ -125,8 +130,9 @@ class Drain:
         connections = [each for factory in self._factories for each in factory.connections]
         left = self._still_there(connections)
         log.warn(
-            "Drain time-out: aborting all; open connections: {count}{_lines}",
+            "Drain time-out: aborting all; open connections: {count}{_waiting}{_lines}",
             count=len(connections),
+            _waiting=self._waiting(),
             _lines="".join(f"\n  {line}" for line in left),
         )
         self.abort()

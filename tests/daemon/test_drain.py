@@ -47,24 +47,29 @@ class FakeFactory:
 
 
 class FakeModel:
-    def __init__(self) -> None:
+    """A model in which a number of calls wait; they never run."""
+
+    def __init__(self, waiting: int = 0) -> None:
         self.stopped = False
+        self.lost_waiting = waiting
+        self._drained: Deferred[None] = Deferred()
 
     def drain(self) -> Deferred[None]:
-        return succeed(None)
+        return self._drained if self.lost_waiting else succeed(None)
 
     def end(self) -> Deferred[None]:
         return succeed(None)
 
     def stop(self) -> None:
         self.stopped = True
+        self._drained.callback(None)
 
 
 class Draining:
     """A drain that has begun."""
 
-    def __init__(self, factory: FakeFactory, **options: float) -> None:
-        self.clock, self.model = Clock(), FakeModel()
+    def __init__(self, factory: FakeFactory, *, waiting: int = 0, **options: float) -> None:
+        self.clock, self.model = Clock(), FakeModel(waiting)
         factories: Any = [factory]
         model: Any = self.model
         self.drain = Drain(self.clock, factories, model, **{"timeout": 20.0, **options})
@@ -126,6 +131,22 @@ def test_the_deadline_aborts_those_who_stay(log: Log) -> None:
     assert draining.finished
     assert draining.model.stopped
     assert "Drain time-out: aborting all; open connections: 3" in log.text
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_the_work_that_waits_for_lost_clients_has_the_drains_time_and_is_told(
+    log: Log, count: int
+) -> None:
+    draining = Draining(FakeFactory(count), waiting=5, timeout=2.0)
+    told = f"at most; open connections: {count}; calls for lost clients: 5; a second signal"
+    assert told in log.text
+    draining.clock.advance(1.0)
+    assert not draining.finished
+    draining.model.lost_waiting = 4
+    draining.clock.advance(1.0)
+    assert draining.finished
+    told = "Drain time-out: aborting all; open connections: 0; calls for lost clients: 4"
+    assert told in log.text
 
 
 def test_an_abort_ends_a_gradual_drain() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import select
+import signal
 import socket
 import struct
 from collections import Counter
@@ -16,7 +17,7 @@ from echod.concurrency.pool import MOST_LOST
 from echod.limits import Limits
 from tests.faults.scale import Scale
 from tests.support.clients import BANNER, connect, is_served, receive, receive_all
-from tests.support.daemon import Daemon, Start
+from tests.support.daemon import TERMINATED, Daemon, Start
 from tests.support.proxy_headers import DESTINATION, line
 from tests.support.waiting import PATIENCE, block_until
 
@@ -92,6 +93,42 @@ def test_the_work_of_clients_that_have_gone_waits_behind_that_of_others(
     assert len(running.wait_for("Dropped a message of", gone - len(kept))) == gone - len(kept)
     assert "Refused" not in running.log
     assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_drain_lets_the_work_of_clients_that_have_gone_be_done_in_its_time(
+    daemon: Start, tmp_path: Path, in_time: bool
+) -> None:
+    """Fault 70: At SIGTERM such messages are handled until the drain's deadline, as a message may
+    be all that its client came for. The log says how many calls wait, and how many were dropped.
+    """
+    (tmp_path / "blocking.py").write_text(BLOCKING)
+    running = daemon(
+        *("--handler=blocking:Handler", "--concurrency=defer-to-thread", "--threads=1"),
+        *("--no-banner", "--framing=line", "--log-rate=0"),
+        f"--drain-timeout={PATIENCE if in_time else 0.5}",
+    )
+    with connect(running) as first:
+        first.sendall(b"first\n")
+        for number in range(20):
+            send_and_reset(running.port, b"gone %d\n" % number)
+        block_until(lambda: running.log.count("connection lost") == 20)
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    block_until(lambda: running.log.count("connection lost") == 21)
+    running.signal(signal.SIGTERM)
+    running.wait_for("Draining, for .*; open connections: 0; calls for lost clients: 20; a second")
+    if in_time:
+        (tmp_path / "released").touch()
+    running.wait()
+    gone = [f"gone {number}" for number in range(20)]
+    assert running.process.returncode in TERMINATED
+    if in_time:
+        assert sorted(running.wait_for("handled: (.*)\\.")) == sorted(["first", *gone])
+        assert sorted(running.wait_for("closed: (.*)\\.")) == sorted(["first", *gone])
+        assert "Drain time-out" not in running.log
+    else:
+        running.wait_for("aborting all; open connections: 0; calls for lost clients: 20")
+        assert "handled" not in running.log
 
 
 CROWD = "127.0.0.1"
