@@ -89,6 +89,20 @@ class TwistedProtocol(ForeignProtocol):
         factory: Any = self._owner.handler.target
         return factory.buildProtocol(remote)
 
+    def dataReceived(self, data: bytes) -> None:
+        # The same as the base's, with fewer calls: on Twisted's reactors each read passes here.
+        self._bytes_received += len(data)
+        self._owes = True
+        if self._reason is None and not self._told_end:
+            context = self._context
+            if context is None:
+                self._receive(data)
+            else:
+                try:
+                    context.run(self._receive, data)
+                except RuntimeError:  # it is entered already; `_receive` itself raises nothing
+                    self._receive(data)
+
     def _receive(self, data: bytes) -> None:
         # The protocol, and its method, may be replaced at any time.
         try:
