@@ -138,7 +138,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         115: "`exec`: a program writes to its standard error without end",
         116: "A Twisted protocol raises in one of its callbacks",
         117: "A Twisted protocol begins TLS by itself, and bytes in clear follow",
-        118: "SIGTERM in the middle of a Twisted protocol's transaction, or while many are idle",
+        118: "SIGTERM in the middle of a Twisted protocol's transaction",
         95: "A handler forks, and its child returns, raises or calls `sys.exit`",
         131: "An `async def` awaits Deferreds and asyncio's awaitables, and its client goes away",
         132: "A service takes long to open, cannot be opened, or takes long to close",

@@ -148,7 +148,7 @@ class Post(poplib.POP3):
         self.file = connection.makefile("rb")
         self._debugging = 0
         self._tls_established = False
-        self.welcome = self._getresp()
+        self.welcome = self._getresp()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -265,7 +265,7 @@ def test_a_protocol_encrypts_its_connection_by_itself(start: Callable[..., Daemo
 def test_sigterm_ends_every_idle_conversation_and_resets_no_client(
     start: Callable[..., Daemon], scale: Scale, way: str
 ) -> None:
-    """Fault 118: Idle clients see the end of the stream at once, and no reset."""
+    """Fault 106: Idle clients see the end of the stream at once, and no reset."""
     count = number(ci=100, soak=1000)
     running = start("twisted.protocols.wire:Echo", "--drain-timeout", "200", way=way)
     with contextlib.ExitStack() as stack:
