@@ -88,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     handlers = commands.add_parser(
         "handlers",
         help="list the handlers that --handler can name",
-        description="List the installed handlers: name, summary, the concurrency models each can "
-        "run in, and its arguments with their types and defaults.",
+        description="List the installed handlers: name, summary, kind, the concurrency models "
+        "each can run in, and its arguments with their types and defaults.",
     )
     handlers.set_defaults(run=list_handlers)
     framings = commands.add_parser(

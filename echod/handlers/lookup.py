@@ -112,15 +112,22 @@ class _FunctionHandler(Handler):
 
 @dataclass(frozen=True)
 class InstalledHandler(Installed):
-    """A line of `echod handlers`."""
+    """A line of `echod handlers`.
 
+    Attributes:
+        kind: its kind; None if the concurrency model decides.
+        models: the concurrency models that it can run in.
+    """
+
+    kind: Kind | None = None
     models: tuple[ConcurrencyModel, ...] = ()
 
     @property
     def notes(self) -> str:
-        """The concurrency models that it can run in."""
+        """Its kind, and the concurrency models that it can run in."""
+        kind = f"{Kind.MESSAGE} or {Kind.CONNECTION}" if self.kind is None else self.kind
         every = len(self.models) == len(ConcurrencyModel)
-        return "every model" if every else ", ".join(self.models)
+        return f"{kind}; {'every model' if every else ', '.join(self.models)}"
 
 
 def parse(text: str) -> Spec:
@@ -202,9 +209,9 @@ def installed() -> list[Installed]:
 
 
 def _described(name: str, target: object) -> Installed:
-    models = models_for(target)
+    kind, models = kind_of(target), models_for(target)
     arguments = described(parameters_of(target))
-    return InstalledHandler(name, summary(target), "echod", arguments, models=models)
+    return InstalledHandler(name, summary(target), "echod", arguments, kind=kind, models=models)
 
 
 def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, object]) -> None:

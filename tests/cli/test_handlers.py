@@ -9,6 +9,7 @@ from twisted.logger import globalLogBeginner
 
 from echod import cli
 from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.kinds import Kind
 from echod.handlers.lookup import InstalledHandler
 from echod.handlers.naming import Installed
 
@@ -20,8 +21,8 @@ def test_the_command_lists_each_handler_on_a_line_with_its_models_and_arguments(
         [ECHOD, "handlers"], capture_output=True, text=True, check=True, timeout=30
     )
     lines = done.stdout.splitlines()
-    assert "upper    Sends back what it gets in capital letters. [every model]" in lines
-    assert lines[0].endswith(" at `quit`. [every model] (start: int = 1)")
+    assert "upper    Sends back what it gets in capital letters. [message; every model]" in lines
+    assert lines[0].endswith(" at `quit`. [message; every model] (start: int = 1)")
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         "count",
         "echo",
@@ -35,13 +36,22 @@ def test_a_broken_handler_is_named_and_the_exit_code_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [
-        InstalledHandler("fine", "Fine.", "fine:fine", models=(ConcurrencyModel.REACTOR,)),
+        InstalledHandler(
+            *("fine", "Fine.", "fine:fine"),
+            kind=Kind.STREAMS,
+            models=(ConcurrencyModel.REACTOR,),
+        ),
+        InstalledHandler("plain", "Plain.", "fine:plain", models=tuple(ConcurrencyModel)),
         Installed("bad", "", "bad:bad (bad-package)", error="no good"),
     ]
     monkeypatch.setattr(cli, "installed", lambda: found)
     assert cli.list_handlers() == 1
     printed = capsys.readouterr()
-    assert printed.out == "fine  Fine. [reactor]\nbad   broken\n"
+    assert printed.out == (
+        "fine   Fine. [asyncio streams; reactor]\n"
+        "plain  Plain. [message or connection; every model]\n"
+        "bad    broken\n"
+    )
     assert printed.err == "echod: bad: bad:bad (bad-package): no good\n"
 
 

@@ -221,10 +221,12 @@ def test_handlers_of_an_installed_package_are_listed(extended: Environment) -> N
     handlers = extended.listed("handlers")
 
     assert handlers["shout"] == (
-        "Sends back what it gets in capital letters, with exclamation marks. [every model] "
-        "(marks: int = 1)"
+        "Sends back what it gets in capital letters, with exclamation marks. "
+        "[message; every model] (marks: int = 1)"
     )
-    assert handlers["whisper"] == "Sends back what it gets in small letters. [every model]"
+    assert (
+        handlers["whisper"] == "Sends back what it gets in small letters. [message; every model]"
+    )
 
 
 def test_a_framing_of_an_installed_package_runs_by_name_and_is_listed(
