@@ -13,6 +13,7 @@ from tests.documents.page import check_page
 from tests.support.paths import ROOT
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_each_rung_is_as_the_ladder_has_it(tmp_path: Path) -> None:
     check_page(ROOT / "docs" / "ladder.md", tmp_path)

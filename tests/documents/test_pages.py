@@ -19,6 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES.remove(ROOT / "docs" / "ladder.md")  # test_ladder.py runs it
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_a_page_shows_what_its_reader_sees(path: Path, tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def interrupted(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]
         ("sleep", signal.SIGTERM, []),
         ("reactor", signal.SIGTERM, []),
         ("reactor", signal.SIGINT, []),
-        ("thread", signal.SIGTERM, ["-n", "2"]),
+        # One worker: a second would run the later test.
+        ("thread", signal.SIGTERM, ["-n", "1"]),
     ],
 )
 def test_a_signal_ends_pytest_in_order(

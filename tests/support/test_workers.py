@@ -1,4 +1,4 @@
-"""Files run in two workers, and tests that measure run when no other does."""
+"""Tests run in several workers, and those that measure run when no other does."""
 
 from __future__ import annotations
 

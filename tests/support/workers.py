@@ -1,8 +1,11 @@
 """Workers of pytest side by side, and the tests that run when no other does.
 
-`make test` begins two workers, with `-n 2`; each takes a file at a time. Without `-n` all tests
-run in one process. A test that is marked `alone` waits until no other runs, in any worker or any
-other pytest of this folder, and holds up those that come after it.
+`make test` begins four workers, with `-n 4`: many tests wait for something, such as a time-out,
+and others have the processors meanwhile. Each worker takes a part of the tests, file by file; one
+that has done its own takes from another. Without `-n` all tests run in one process. A test that is
+marked `alone` waits until no other runs, in any worker or any other pytest of this folder, and
+holds up those that come after it. One that is marked `long` is among the first, so that short ones
+fill up the end.
 """
 
 from __future__ import annotations
@@ -11,12 +14,8 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-
-# Folders whose files take longest: they begin, so that short files fill up the end.
-_LONG = ("documents", "faults", "system")
 
 
 class Workers:
@@ -27,9 +26,9 @@ class Workers:
         self._door = os.open(config.rootpath, os.O_RDONLY)
         self._room = os.open(config.rootpath / config.getini("testpaths")[0], os.O_RDONLY)
         config.addinivalue_line("markers", "alone: it measures: no other test runs meanwhile")
+        config.addinivalue_line("markers", "long: it takes many seconds: it is among the first")
         if config.getoption("numprocesses", None):
-            config.option.dist = "loadfile"
-            config.option.loadscopereorder = False
+            config.option.dist = "worksteal"
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -65,4 +64,4 @@ def _locked(descriptor: int, how: int) -> Iterator[None]:
 
 
 def _long_ones_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    return sorted(items, key=lambda item: Path(item.path).parent.name not in _LONG)
+    return sorted(items, key=lambda item: item.get_closest_marker("long") is None)

@@ -18,7 +18,7 @@ from tests.support.needs import tool
 from tests.support.paths import ROOT
 
 # The first test that needs an environment waits for pip to make it.
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(180)]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
