@@ -112,6 +112,9 @@ def _warm() -> None:
     client = pytest_twisted.blockon(endpoint.connect(factory))
     client.transport.abortConnection()
     pytest_twisted.blockon(port.stopListening())
+    # No collection looks again at the thousands of tests that pytest has found, and all modules.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
