@@ -55,6 +55,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Workers(config))
 
 
+# Their daemons run the code in processes of their own, which nothing measures. In the tests' own
+# process, to measure coverage takes as much time again as all else.
+_IN_DAEMONS = ("documents", "faults", "system")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in _IN_DAEMONS:
+            item.add_marker("no_cover")
+
+
 @pytest.fixture
 def log() -> Iterator[Log]:
     """The log of this test."""
