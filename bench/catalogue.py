@@ -27,6 +27,7 @@ class Group(enum.StrEnum):
     STREAMS_TLS = "A reader and a writer, over TLS"
     PROTOCOL = "An asyncio protocol"
     PROTOCOL_TLS = "An asyncio protocol, over TLS"
+    TWISTED = "A Twisted protocol, on echod's reactor"
 
     @property
     def is_encrypted(self) -> bool:
@@ -137,6 +138,7 @@ PEERS = (
         *("uvloop-protocol-tls", Group.PROTOCOL_TLS, _python("uvloop_echo", tls=True)),
         needs=("uvloop", "certificate"),
     ),
+    Peer("twisted-protocol", Group.TWISTED, _python("twisted_uvloop_echo"), ("uvloop",)),
 )
 
 _ECHOD_MODELS = {
@@ -148,6 +150,7 @@ _ECHOD_MODELS = {
     "echod-streams-tls": (Group.STREAMS_TLS, "reactor"),
     "echod-protocol": (Group.PROTOCOL, "reactor"),
     "echod-protocol-tls": (Group.PROTOCOL_TLS, "reactor"),
+    "echod-twisted": (Group.TWISTED, "reactor"),
 }
 
 # The code that the peers of these classes run without echod.
@@ -156,6 +159,7 @@ _FOREIGN = {
     Group.STREAMS_TLS: "bench.peers.streams_echo:echo",
     Group.PROTOCOL: "bench.peers.asyncio_echo:make",
     Group.PROTOCOL_TLS: "bench.peers.asyncio_echo:make",
+    Group.TWISTED: "bench.peers.twisted_echo:make",
 }
 
 

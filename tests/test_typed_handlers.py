@@ -61,6 +61,31 @@ GOOD = {
         EchoFactory(handler=make)
         EchoFactory(handler=Echo)
     """,
+    "twisted_protocols": """
+        from twisted.internet.protocol import Factory, Protocol
+
+        from echod import EchoFactory
+
+
+        class Greeter(Protocol):
+            def connectionMade(self) -> None:
+                assert self.transport is not None
+                self.transport.write(b"hello")
+
+
+        class Greeters(Factory):
+            protocol = Greeter
+
+
+        def make() -> Greeters:
+            return Greeters()
+
+
+        EchoFactory(handler=Greeter)
+        EchoFactory(handler=Greeters)
+        EchoFactory(handler=Greeters())
+        EchoFactory(handler=make)
+    """,
 }
 
 WRONG = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import endpoints, epollreactor
@@ -34,9 +35,17 @@ def endpoint_string(options: Arguments) -> str:
     return f"ssl:{where}:certKey={options.certificate}:privateKey={options.key}"
 
 
-def serve(protocol: type[Echo]) -> None:
-    """Serve `protocol` until the process is ended."""
-    epollreactor.install()
+def make(*, read_size: int = 1024) -> Factory:
+    """Return a factory of this protocol; echod serves this one."""
+    Echo.read_size = read_size
+    factory = Factory.forProtocol(Echo)
+    factory.noisy = False
+    return factory
+
+
+def serve(protocol: type[Echo], install: Callable[[], object] = epollreactor.install) -> None:
+    """Serve `protocol` until the process is ended, on the reactor that is installed."""
+    install()
     from twisted.internet import reactor
 
     options = arguments()

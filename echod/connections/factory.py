@@ -43,6 +43,7 @@ from echod.connections.twisted_protocol import TwistedProtocol
 from echod.connections.waiting import Others
 from echod.handlers.builtin import Echo
 from echod.handlers.client import Client
+from echod.handlers.command import Command
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.factories import start, stop
 from echod.handlers.kinds import KINDS, Kind
@@ -91,7 +92,7 @@ class EchoFactory(Factory):
         self,
         reactor: IReactorTime | None = None,
         *,
-        handler: ResolvedHandler | Callable[..., object] = Echo,
+        handler: ResolvedHandler | Callable[..., object] | Factory | Command = Echo,
         framing: Framing | None = None,
         model: Model | None = None,
         limits: Limits | None = None,
