@@ -24,6 +24,7 @@ from tests.support.waiting import PATIENCE, block_until
 SERVICES = """
 from io import BytesIO
 
+import echod
 from twisted.conch.telnet import TelnetTransport, TelnetProtocol
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.portal import Portal
@@ -94,6 +95,23 @@ class Telnet(TelnetProtocol):
 
 telnet = Factory()
 telnet.protocol = lambda: TelnetTransport(Telnet)
+
+
+class Telling(Factory):
+    noisy = False
+    protocol = wire.Echo
+
+    def startFactory(self):
+        print("the factory starts")
+
+    def stopFactory(self):
+        print("the factory stops")
+
+
+@echod.service
+async def opened(service):
+    yield Telling()
+    print("the service is over")
 
 
 class Encrypting(basic.LineReceiver):
@@ -280,6 +298,20 @@ def test_sigterm_ends_every_idle_conversation_and_resets_no_client(
         scale.note(f"{way}: {count} conversations ended in {running.wait():.2f} s")
     assert running.process.returncode in TERMINATED
     assert "Drain time-out" not in running.log
+
+
+def test_a_service_may_yield_a_factory_which_starts_before_the_first_client(
+    start: Callable[..., Daemon],
+) -> None:
+    running = start("opened", way="TLS")
+    with reached(running, "TLS") as connection:
+        connection.sendall(b"happy")
+        assert receive(connection, 5) == b"happy"
+    running.stop()
+    assert running.log.count("the factory starts") == 1
+    assert running.log.count("the factory stops") == 1
+    assert running.log.index("the factory starts") < running.log.index("Connected with")
+    assert running.log.index("the factory stops") < running.log.index("the service is over")
 
 
 def test_no_descriptor_is_left(start: Callable[..., Daemon]) -> None:
