@@ -239,7 +239,17 @@ class TLSConnection:
             self._decrypt(data)
         finally:
             self._collecting = False
-            self._flush()
+            parts = self._parts
+            if len(parts) == 1 and self._size <= RECORD and not self._records:
+                # One short reply: as in `_flush` and `_encrypt`, without their calls.
+                self._size = 0
+                try:
+                    self._write(parts.pop())
+                    self._pass_on(self._outgoing.read())  # type: ignore[misc]
+                except OSError as error:
+                    self._fail(error)
+            else:
+                self._flush()
         if self._resting:
             self._direct = False
             self.transport.pauseProducing()

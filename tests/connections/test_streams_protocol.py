@@ -190,6 +190,31 @@ async def test_a_deferred_is_awaited_as_a_future(certificate: Path, log: Log) ->
         assert "The handler waits awaits a Deferred as an asyncio task: write await def" in error
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_what_a_handler_does_not_read_is_bounded(way: str, certificate: Path) -> None:
+    may_read = asyncio.Event()
+    held: list[int] = []
+
+    async def waits(reader: Reader, writer: Writer) -> None:
+        writer.write(await reader.readexactly(1))
+        await may_read.wait()
+        held.append(len(reader._buffer))  # type: ignore[attr-defined]
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+
+    async with serving(waits, way, certificate, limits=Limits(max_pending=10_000)) as server:
+        client = await server.connect()
+        client.send(b"a")
+        await client.receive(b"a")
+        client.send(bytes(20_000_000))
+        await turns(200)
+        may_read.set()
+        await client.receive(bytes(20_000_000))
+        assert 20_000 < held[0] < 600_000
+
+
 @pytest_twisted.ensureDeferred
 async def test_each_connection_has_a_context_of_its_own(certificate: Path) -> None:
     name = contextvars.ContextVar("name", default=b"nobody")
