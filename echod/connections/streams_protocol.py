@@ -137,12 +137,10 @@ class StreamsProtocol(AsyncioProtocol):
 
     # TLS that the handler begins.
 
-    def begin_tls(self, context: ssl.SSLContext | None) -> None:
+    def begin_tls(self, context: ssl.SSLContext) -> None:
         """Begin TLS, and drop the bytes that have come in clear."""
         assert self._reader is not None
         self._reader._buffer.clear()  # type: ignore[attr-defined]
-        if context is None:
-            raise ValueError("this listener has no certificate: give start_tls a context")
         self.start_tls(_Given(context))
 
     async def handshake(self) -> None:
@@ -202,7 +200,7 @@ class Writer(asyncio.StreamWriter):
 
     async def start_tls(
         self,
-        sslcontext: ssl.SSLContext | None = None,
+        sslcontext: ssl.SSLContext,
         *,
         server_hostname: str | None = None,
         ssl_handshake_timeout: float | None = None,
@@ -211,7 +209,7 @@ class Writer(asyncio.StreamWriter):
         """Begin TLS on this connection, as its server.
 
         Args:
-            sslcontext: the context; None for the listener's certificate.
+            sslcontext: the context, with a certificate.
             server_hostname: has no meaning for a server.
             ssl_handshake_timeout: seconds; None for `--handshake-timeout`.
             ssl_shutdown_timeout: has no meaning here: `--write-timeout` and `--linger` apply.

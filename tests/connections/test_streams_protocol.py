@@ -360,6 +360,38 @@ async def test_a_handler_may_begin_tls(certificate: Path, log: Log) -> None:
         assert metrics.bytes_sent == len(b"go ahead\n" + b"happy days\n")
 
 
+@pytest.mark.parametrize(
+    ("sent", "reason"), [(b"no ClientHello", "handshake error"), (b"", "handshake-timeout")]
+)
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_that_fails_is_told_to_the_handler_and_is_no_error(
+    sent: bytes, reason: str, certificate: Path, log: Log
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    raised: list[type] = []
+
+    async def starttls(reader: Reader, writer: Writer) -> None:
+        writer.write(await reader.readline())
+        try:
+            await writer.start_tls(context)
+        except ConnectionError as error:
+            raised.append(type(error))
+            raise
+
+    limits = Limits(handshake_timeout=0.5)
+    async with serving(starttls, "clear", certificate, limits=limits) as server:
+        client = await server.connect()
+        client.send(b"STARTTLS\n")
+        await client.receive(b"STARTTLS\n")
+        await turns(5)
+        client.send(sent)
+        await eventually(lambda: not server.factory.connections and raised)
+        assert raised == [ConnectionResetError]
+        assert ended(server) == {reason: 1}
+        assert server.factory.metrics.handler_errors == 0
+
+
 @given(
     pieces=st.lists(st.binary(min_size=1, max_size=3000), max_size=12), way=st.sampled_from(WAYS)
 )
