@@ -496,7 +496,7 @@ class EchoProtocol(ConnectionProtocol):
             self.close(EndReason.HANDLER)
 
     def _write(self, data: bytes) -> None:
-        if (outbox := self._outbox) is not None:
+        if (outbox := self._outbox) is not None and not outbox.is_empty:
             outbox.add(data)
             outbox.flush()
         elif self._reason is None:  # as in `transmit`, without another call
@@ -549,18 +549,22 @@ class EchoProtocol(ConnectionProtocol):
     def push(self, data: BytesLike) -> bool:
         if self._reason is not None or not self._entered:
             return False
-        framed = self._owner.framing.encode(sendable(data))
+        owner = self._owner
+        framed = owner.framing.encode(data if data.__class__ is bytes else sendable(data))
         # The next sweep sees activity: a client that only listens is not idle.
         self._seen_activity = -1
-        if self._outbox is None and get_ident() == self._owner.errands.thread:
+        if get_ident() == owner.errands.thread:
             if self._batch:
                 self._send_batch(self._batch)
-            if not self.is_blocked:
-                self.transmit(framed)
-                if self.is_blocked:
+            # As in `is_blocked` and `transmit`: in a broadcast, calls would cost noticeable time.
+            session, outbox = self._session, self._outbox
+            if (session is None or not session.blocked) and (outbox is None or outbox.is_empty):
+                self._bytes_sent += len(framed)
+                self.transport.write(framed)
+                if self._session is not None and self._session.blocked:
                     self._open_outbox().held = len(framed)
                 return True
-        return self._open_outbox().put(framed)
+        return (self._outbox or self._open_outbox()).put(framed)
 
     def _open_outbox(self) -> Outbox:
         with _opening:

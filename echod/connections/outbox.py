@@ -149,15 +149,19 @@ class Outbox:
 
     def put(self, data: bytes) -> bool:
         """Take a framed push; return False, and take nothing, if there is no room."""
-        sender = self._sender
         with self._lock:
-            unsent, most = self._size + self.held, sender.max_unsent
-            if self.ending or (unsent and most and unsent + len(data) > most):
+            unsent = self._size + self.held
+            if self.ending or (unsent and not self._has_room(unsent + len(data))):
                 return False
             self.parts.append(data)
             self._size += len(data)
-        self._hurry()
+        if not self._is_due:
+            self._hurry()
         return True
+
+    def _has_room(self, size: int) -> bool:
+        most = self._sender.max_unsent
+        return not most or size <= most
 
     def put_last(self, data: bytes, then: Callable[[], None]) -> None:
         """Take the last push, and call `then` in the event loop after it is passed on."""
@@ -176,6 +180,11 @@ class Outbox:
         elif not self._is_due:
             self._is_due = True
             self._sender.errands.ask(self.flush)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no part waits, and more may come."""
+        return not (self.parts or self.ending)
 
     @property
     def is_clear(self) -> bool:
@@ -213,16 +222,17 @@ class Outbox:
             last()
         elif not self._sender.is_blocked:
             self.empty()
-            self._tell()
+            if self._waiting:
+                self._tell()
 
     def empty(self) -> None:
         """Pass on everything."""
         with self._lock:
             parts = self.parts[:]
-            del self.parts[: len(parts)]
+            self.parts.clear()  # every other thread adds within the lock
             self._size = 0
         if parts:
-            data = b"".join(parts)
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
             self._sender.transmit(data)
             if self._sender.is_blocked:
                 self.held += len(data)

@@ -125,6 +125,8 @@ class Numbering(Room):
 async def test_replies_and_pushes_from_several_threads_arrive_in_order(
     model: ConcurrencyModel, over: Any
 ) -> None:
+    """Fault 123: Each thread's pushes arrive in order, and the replies; no byte is lost."""
+
     @settings(max_examples=15, deadline=None)
     @given(
         threads=st.integers(1, 3),

@@ -185,6 +185,7 @@ async def test_in_the_pool_a_slow_client_holds_no_thread(over: Any) -> None:
 async def test_a_client_that_leaves_closes_the_generator(
     model: ConcurrencyModel, made: str, over: Any
 ) -> None:
+    """Fault 124: If the client leaves, the generator is closed."""
     test = Exporting()
     async with serving(model, handler=test.handler(made), over=over, banner=b"") as server:
         client = await server.connect()
@@ -213,6 +214,7 @@ async def cut(client: Talker) -> None:
 async def test_a_stream_that_fails_ends_with_a_reset(
     model: ConcurrencyModel, made: str, over: Any, log: Log
 ) -> None:
+    """Fault 125: The client sees a reset, never an end, if the handler fails."""
     test = Exporting()
     test.fails_at = 3
     async with serving(model, handler=test.handler(made), over=over, banner=b"") as server:
@@ -248,6 +250,7 @@ async def test_a_piece_that_is_no_piece_ends_the_stream_with_a_reset(
 async def test_a_drain_lets_a_stream_go_on_and_its_deadline_resets_it(
     model: ConcurrencyModel, made: str, over: Any
 ) -> None:
+    """Fault 125: The same at the drain's deadline; until then the stream goes on."""
     test = Exporting()
     async with serving(model, handler=test.handler(made), over=over, banner=b"") as server:
         client = await server.connect()
@@ -286,6 +289,7 @@ async def test_a_stream_that_ends_while_the_daemon_drains_ends_cleanly(
 async def test_a_client_that_does_not_read_its_stream_is_reset(
     model: ConcurrencyModel, made: str, over: Any
 ) -> None:
+    """Fault 125: The same after `--write-timeout`."""
     test = Exporting()
     limits = Limits(write_timeout=1)
     handler = test.handler(made)
