@@ -75,6 +75,9 @@ class EchoService(Service):
         parts: take new settings at a reload.
         life: the life of the service that it opens at the start; None without one.
         serve: takes the handler that the service has yielded.
+        when_ready: is called once, when it takes clients.
+        when_not_opened: gets the error of a service that cannot be opened while the reactor runs;
+            by default it ends the process.
     """
 
     name = "echod"
@@ -117,6 +120,8 @@ class EchoService(Service):
         self.life = life
         self.serve: Callable[[ResolvedHandler], None] = lambda _: None
         self._is_open = life is None
+        self.when_ready: Callable[[], object] = lambda: None
+        self.when_not_opened: Callable[[Failure], object] = self._cannot_open
         self._validity = ValidityWatch(reactor, lambda: self.certificates)
         self._watch: StallWatch | None = None
         self._slow = SlowCalls(reactor, model, settings.slow_handler, settings.handler_timeout)
@@ -241,7 +246,7 @@ class EchoService(Service):
         self.notifier.starting(f"Opening {escape(life.name)}", self._settings.start_timeout)
         if self.reactor.running:
             late = opening.open_running(self.reactor, life, self._settings.start_timeout)
-            late.addCallback(self._service_opened).addErrback(self._cannot_open)
+            late.addCallback(self._service_opened).addErrback(self.when_not_opened)
         else:
             handler = opening.open_before_running(
                 self.reactor,
@@ -306,9 +311,10 @@ class EchoService(Service):
             self._watch.start()
 
     def _when_listening(self) -> None:
-        if self.running and not self._failures and self._is_open:
+        if self.running and not self._failures and self._is_open and not self.ready:
             self.ready = True
             self.notifier.ready()
+            self.when_ready()
 
     def stopService(self) -> Deferred[None]:
         """Drain.

@@ -168,7 +168,7 @@ def defaults_of(target: object) -> Defaults:
     """
     made = class_of(target)
     if made is None or not hasattr(made, "received"):
-        found = getattr(target, "__echod_defaults__", None)
+        found = getattr(within(target), "__echod_defaults__", None)
         return found if isinstance(found, Defaults) else Defaults()
     framing, concurrency = getattr(made, "framing", None), getattr(made, "concurrency", None)
     banner = getattr(made, "banner", None)
@@ -205,7 +205,7 @@ def kind_of(target: object) -> Kind | None:
     Raises:
         HandlerError: `target` is not a handler.
     """
-    marked = getattr(target, "__echod_kind__", None)
+    marked = getattr(within(target), "__echod_kind__", None)
     if marked is not None:
         return Kind(marked)
     made = class_of(target)
@@ -250,9 +250,15 @@ def is_request_handler(target: object) -> bool:
 
 def class_of(target: object) -> type | None:
     """Return the class that `target` instantiates: `target` itself, or the class in a partial."""
+    target = within(target)
+    return target if isinstance(target, type) else None
+
+
+def within(target: object) -> object:
+    """Return the function, or other object, in a partial; `target` itself if it is none."""
     while isinstance(target, functools.partial):
         target = target.func
-    return target if isinstance(target, type) else None
+    return target
 
 
 def is_async(target: object) -> bool:
@@ -289,7 +295,7 @@ def models_for(target: object) -> tuple[ConcurrencyModel, ...]:
     """
     kind = kind_of(target)
     if kind is Kind.SERVICE:
-        models: tuple[ConcurrencyModel, ...] = target.models  # type: ignore[attr-defined]
+        models: tuple[ConcurrencyModel, ...] = within(target).models  # type: ignore[attr-defined]
         return models
     if kind in (None, Kind.MESSAGE) and is_async(target):
         return (ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL)

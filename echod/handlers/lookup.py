@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping
@@ -21,7 +22,16 @@ from echod.handlers.contract import (
     HandlerError,
 )
 from echod.handlers.factories import factory_of
-from echod.handlers.kinds import KINDS, Kind, class_of, is_async, is_protocol, kind_of, models_for
+from echod.handlers.kinds import (
+    KINDS,
+    Kind,
+    class_of,
+    is_async,
+    is_protocol,
+    kind_of,
+    models_for,
+    within,
+)
 from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import described, parameters_of
 from echod.handlers.plugins import offered_handlers
@@ -170,7 +180,8 @@ def adopt(
     Raises:
         HandlerError: it cannot run in that model, or does not take the arguments.
     """
-    name = name or getattr(target, "__name__", type(target).__name__)
+    whole = within(target)
+    name = name or getattr(whole, "__name__", type(whole).__name__)
     kind = kind_of(target)
     able = models_for(target)
     traits = KINDS[kind or Kind.MESSAGE]
@@ -191,6 +202,9 @@ def adopt(
         factory: Any = factory_of(name, target, converted)
         return ResolvedHandler(name, kind, factory)
     _check_call(name, target, kind, converted)
+    if kind is Kind.SERVICE and isinstance(target, functools.partial):
+        converted = {**target.keywords, **converted}
+        target = whole
     return ResolvedHandler(name, kind, target, converted, service)  # type: ignore[arg-type]
 
 

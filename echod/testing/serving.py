@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable, Generator
 from difflib import get_close_matches
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -267,16 +268,27 @@ class Server:
 
     # In the reactor's thread.
 
-    def _start(self) -> Deferred[None] | None:
+    def _start(self) -> Deferred[None]:
         reactor = installed_reactor()
         assert reactor is not None
         service = build_service(self._settings, reactor, self._handler)
         for listener in service.listeners:
             listener.factory.report = self._failed
         service.privilegedStartService()
-        service.startService()
+        ready: Deferred[None] = Deferred()
+        service.when_ready = partial(ready.callback, None)
+        service.when_not_opened = ready.errback
         self.service = service
-        return None
+        service.startService()
+        ready.addCallback(self._is_ready).addErrback(self._cannot_start)
+        return ready
+
+    def _is_ready(self, _: object) -> None:
+        # A service's handler may ask for a framing.
+        self.framing = self._running.listeners[0].factory.framing
+
+    def _cannot_start(self, failure: Failure) -> Deferred[None]:
+        return self._stop().addCallback(lambda _: failure.raiseException())
 
     def _drain(self) -> None:
         if self._drained is None and self.service is not None:

@@ -230,6 +230,10 @@ def test_a_class_without_received_is_no_handler(target: Any) -> None:
         (Lines, Kind.ASYNCIO_PROTOCOL),
         (Buffers, Kind.ASYNCIO_PROTOCOL),
         (functools.partial(Lines, 7), Kind.ASYNCIO_PROTOCOL),
+        (
+            functools.partial(message_handler(lambda message, *, times: message), times=2),
+            Kind.MESSAGE,
+        ),
         (makes_lines, Kind.ASYNCIO_PROTOCOL),
         (makes_lines_of, Kind.ASYNCIO_PROTOCOL),
         (functools.partial(makes_lines_of, size=7), Kind.ASYNCIO_PROTOCOL),

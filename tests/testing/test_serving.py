@@ -17,6 +17,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.endpoints import clientFromString, connectProtocol
 
+import echod
 from echod import Handler, connection_handler, message_handler
 from echod.errors import UserError
 from echod.handlers.builtin import Count
@@ -272,3 +273,35 @@ def test_a_second_server_with_its_first_reply_is_quick() -> None:
 
     # 2 ms on a quiet machine, and 10 are promised; the fastest of many is what the code needs.
     assert min(first_reply() for _ in range(30)) < 0.010
+
+
+@echod.service(framing="line")
+async def slow_to_open(service: echod.Service, *, calls: Any) -> Any:
+    await asyncio.sleep(0.05)
+    calls.append("opened")
+    yield Count
+    await asyncio.sleep(0.05)
+    calls.append("closed")
+
+
+@blocking
+def test_a_service_is_open_when_the_test_begins_and_closed_when_it_ends() -> None:
+    calls: list[str] = []
+    with serving(partial(slow_to_open, calls=calls)) as server, server.connect() as client:
+        assert calls == ["opened"]
+        assert client.ask(b"a") == b"1: a"  # by the framing that it asks for
+    assert calls == ["opened", "closed"]
+
+
+@blocking
+def test_a_service_that_cannot_be_opened_fails_its_test_and_not_the_process() -> None:
+    @echod.service
+    async def broken(service: echod.Service) -> Any:
+        await asyncio.sleep(0)
+        raise OSError("no database")
+        yield Count
+
+    with pytest.raises(Exception, match="no database"):
+        serving(broken).__enter__()
+    with serving(shout) as server, server.connect() as client:
+        assert client.ask(b"x") == b"X"
