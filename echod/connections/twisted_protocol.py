@@ -37,7 +37,7 @@ from zope.interface import alsoProvides, implementer, implementer_only
 
 from echod.connections.clients import addresses_of
 from echod.connections.foreign_protocol import ForeignProtocol
-from echod.connections.kernel import traffic
+from echod.connections.kernel import queued, traffic
 from echod.contexts import context_of
 from echod.messages.closing import State
 from echod.reasons import EndReason
@@ -51,11 +51,22 @@ if TYPE_CHECKING:
 class TwistedProtocol(ForeignProtocol):
     """Serves a connection by a Twisted protocol."""
 
-    __slots__ = ("_asking", "_ends_then", "_face", "_lost_by", "_producer", "_pulls", "_tls")
+    __slots__ = (
+        "_asking",
+        "_counts_early",
+        "_ends_then",
+        "_face",
+        "_lost_by",
+        "_producer",
+        "_pulls",
+        "_tls",
+    )
 
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner)
         self._face: TwistedTransport | None = None
+        # The kernel counts the bytes, but cannot be asked when the connection is lost.
+        self._counts_early = False
         # Twisted's TLS, after `startTLS`; it stands between the transport and the user's protocol.
         self._tls: Any = None
         # The user's producer; whether it is asked for each piece, and the next such request.
@@ -89,10 +100,35 @@ class TwistedProtocol(ForeignProtocol):
         factory: Any = self._owner.handler.target
         return factory.buildProtocol(remote)
 
+    def _start(self) -> None:
+        stream = self.transport
+        is_plain = not self._kernel_counts and not ISSLTransport.providedBy(stream)
+        if is_plain and traffic(stream, input_ended=False) is not None:
+            # Twisted's own transport: the kernel counts here, too, while the socket is open.
+            self._kernel_counts = self._counts_early = True
+            self._write_directly = stream.write
+        super()._start()
+
+    def _count_early(self) -> None:
+        """Take the kernel's figures, because the transport closes its socket before it tells."""
+        if self._counts_early:
+            self._counts_early = False
+            waiting = queued(self.transport)
+            self._count()
+            self._bytes_sent += waiting
+
+    def stopProducing(self) -> None:
+        self._count_early()
+
+    def end_output(self) -> None:
+        self._count_early()
+        super().end_output()
+
     def dataReceived(self, data: bytes) -> None:
         # The same as the base's, with fewer calls: on Twisted's reactors each read passes here.
-        self._bytes_received += len(data)
-        self._owes = True
+        if not self._kernel_counts:
+            self._bytes_received += len(data)
+            self._owes = True
         if self._reason is None and not self._told_end:
             context = self._context
             if context is None:
@@ -148,6 +184,7 @@ class TwistedProtocol(ForeignProtocol):
                 self._tls.transport.write = _drop
 
     def _stop(self) -> None:
+        self._count_early()
         if self._face is not None:
             if self._tls is not None and not self._told_lost:
                 self._call(self._tls.loseConnection)  # which sends close_notify

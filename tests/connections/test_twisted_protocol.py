@@ -107,6 +107,8 @@ async def test_twisteds_own_echo_runs_unchanged(way: str, certificate: Path) -> 
             client.send(data)
             await client.receive(data)
         if way != "Twisted's TLS":  # which has no half-close
+            (connection,) = server.factory.connections
+            await eventually(lambda: connection.figures == (0, BIG + 5, BIG + 5))
             client.finish()
             assert await client.receive_all() == b""
             assert client.clean
@@ -443,6 +445,44 @@ async def test_a_producer_is_stopped_when_its_connection_is_lost(certificate: Pa
         client.reset()
         await eventually(lambda: not server.factory.connections)
     assert factory.events.count("stopped") == 1
+
+
+@pytest.mark.parametrize("how", ["reset", "abort", "half-closes"])
+@pytest.mark.parametrize("way", ["clear", "TLS", "PROXY"])
+@pytest_twisted.ensureDeferred
+async def test_the_bytes_of_a_connection_are_counted_however_it_ends(
+    way: str, how: str, certificate: Path
+) -> None:
+    @implementer(IHalfCloseableProtocol)
+    class Halving(Noting):
+        def dataReceived(self, data: bytes) -> None:
+            if how == "half-closes":
+                self.transport.write(data)
+                self.transport.loseWriteConnection()
+
+        def readConnectionLost(self) -> None:
+            self.transport.loseConnection()
+
+        def writeConnectionLost(self) -> None:
+            pass
+
+    factory = with_protocol(Halving if how == "half-closes" else wire.Echo)
+    async with serving(factory, certificate, way) as server:
+        client = await server.connect()
+        client.send(b"happy")
+        if how == "half-closes":
+            client.readConnectionLost = lambda: None  # type: ignore[method-assign] # write on
+            await client.receive(b"happy")
+            client.send(b"more!")
+            await client.arrive()
+            client.finish()
+        else:
+            await client.receive(b"happy")
+            client.reset() if how == "reset" else server.factory.abort()
+        await eventually(lambda: not server.factory.connections)
+        received = 10 if how == "half-closes" else 5
+        metrics = server.factory.metrics
+        assert (metrics.bytes_received, metrics.bytes_sent) == (received, 5)
 
 
 @pytest_twisted.ensureDeferred
