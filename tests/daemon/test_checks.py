@@ -16,6 +16,7 @@ from echod.daemon.checks import (
     plugin_folders,
     proviso,
     refusal,
+    refusal_of_programs,
     warning_once_started,
     warnings,
     why_stale,
@@ -177,3 +178,20 @@ def test_what_a_module_has_exchanged_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(socket, "socket", object)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert exchanged() == ["socket.socket", "time.sleep"]
+
+
+@pytest.mark.parametrize(
+    ("twistd", "uid", "why"),
+    [
+        ({}, 0, "exec runs a program for every client, here as root"),
+        ({"uid": None}, 0, "exec runs a program for every client, here as root"),
+        ({"uid": 65534}, 0, None),
+        ({"uid": 65534, "euid": True}, 0, "the programs could become root again"),
+        ({}, 1000, None),
+    ],
+)
+def test_programs_are_not_run_as_root_unless_that_is_said(
+    twistd: dict[str, object], uid: int, why: str | None
+) -> None:
+    said = refusal_of_programs(twistd, uid=uid)
+    assert said is None if why is None else said is not None and why in said

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from echod.daemon.file_limit import fit, make_room
+from echod.daemon.file_limit import MOST_OF_A_PROCESS, SPARE, fit, fit_limits, make_room
+from echod.handlers.lookup import parse
+from echod.settings.definitions import Settings
 from tests.support.needs import not_here
 
 SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -66,3 +68,19 @@ def test_what_fits_leaves_some_for_the_status(
     allowed: int, connections: int, threads: int, fitting: tuple[int, int]
 ) -> None:
     assert fit(allowed, connections, threads) == fitting
+
+
+def test_a_process_needs_more_descriptors_than_a_thread() -> None:
+    # Of 1000, 256 are kept; each program needs four beside its connection.
+    assert fit(1000, 100, 200, MOST_OF_A_PROCESS) == (100, 148)
+    assert fit(1000, 2000, 86, MOST_OF_A_PROCESS) == (744 - 4 * 86, 86)
+
+
+@pytest.mark.parametrize(
+    ("handler", "most"), [("exec:command=cat", 86), ("exec:command=cat", 400), ("echo", 400)]
+)
+def test_there_is_room_for_the_pipes_of_each_program(handler: str, most: int) -> None:
+    asked = Settings(handler=parse(handler), max_connections=400, max_processes=most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, HARD))
+    assert fit_limits(asked) == asked
+    assert soft() == 400 + SPARE + (4 * most if handler != "echo" else 0)
