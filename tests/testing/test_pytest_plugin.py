@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest_echod
+from tests.support.paths import ROOT
 
 USES_IT = """
 import pytest
@@ -90,3 +92,11 @@ def test_to_import_the_plugin_takes_less_than_five_milliseconds() -> None:
         for _ in range(5)
     ]
     assert min(took) < 0.005
+
+
+def test_the_tests_of_the_chat_pass(tmp_path: Path) -> None:
+    for name in ("chat.py", "test_chat.py"):
+        shutil.copy(ROOT / "examples" / "services" / name, tmp_path)
+    ran = run(tmp_path, "")
+    assert ran.returncode == 0, ran.stdout
+    assert "1 passed" in ran.stdout
