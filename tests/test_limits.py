@@ -13,6 +13,7 @@ from echod.addresses import network_of
 from echod.connections.admission import Admission, TokenBucket, text_of
 from echod.limits import Limits
 from echod.reasons import EndReason, Refusal
+from echod.settings.definitions import Settings
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
@@ -109,9 +110,9 @@ def test_a_refusal_by_admission_names_a_limit_and_tells_the_client_why(refusal: 
 
 
 def test_a_timeout_ends_a_connection_by_the_name_of_its_setting() -> None:
-    names = {field.name.replace("_", "-") for field in fields(Limits)}
+    names = {field.name.replace("_", "-") for field in fields(Settings)}
     timeouts = {reason.value for reason in EndReason if reason.value.endswith("-timeout")}
-    assert len(timeouts) == 6
+    assert len(timeouts) == 7
     assert timeouts <= names
 
 

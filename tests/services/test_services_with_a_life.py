@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import Daemon, Start
+from tests.support.needs import not_here
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE, block_until
 
@@ -102,7 +103,7 @@ def test_connections_are_passed_on(service: Start) -> None:
         port = upstream.getsockname()[1]
         running = service("--handler", f"tcp_proxy:proxy:host=127.0.0.1,port={port}")
         if not running.on_uvloop:
-            pytest.skip("handlers of streams need an asyncio loop")
+            not_here("handlers of streams need an asyncio loop")
         with connect(running) as client:
             server, _ = upstream.accept()
             with server:

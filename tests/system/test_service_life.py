@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import REACTOR, SCRIPTS, TERMINATED, Daemon, Start
-from tests.support.needs import needs_root
+from tests.support.needs import needs_root, not_here
 from tests.support.programs import run
 from tests.support.waiting import PATIENCE, block_until
 
@@ -359,7 +359,7 @@ def test_a_service_that_fails_while_it_serves_ends_the_daemon(
     daemon: Start, tmp_path: Path
 ) -> None:
     if REACTOR and "uvloop" not in REACTOR[0]:
-        pytest.skip("no asyncio loop runs")
+        not_here("no asyncio loop runs")
     running = daemon("--handler", "svc:ends")
     with connect(running) as client:
         client.sendall(b"happy")
@@ -377,7 +377,7 @@ def test_each_thread_has_an_object_of_its_own_until_its_end(daemon: Start, model
     arguments = ("--handler", "svc:look_up", "--concurrency", model)
     running = daemon(*arguments) if model == "defer-to-thread" else None
     if running is None:
-        pytest.skip("a plain function is a connection handler there")
+        not_here("a plain function is a connection handler there")
     clients = [connect(running) for _ in range(4)]
     for client in clients:
         for _ in range(3):
