@@ -170,3 +170,12 @@ def test_the_request_is_taken_out_of_the_environment(
     notifier.reloading()
     assert manager.hear()
     notifier.close()
+
+
+def test_the_manager_hears_how_long_a_start_may_take(notifier: Notifier, manager: Manager) -> None:
+    notifier.starting("Opening lookups", 90.5)
+    notifier.starting("Opening lookups", 0)
+    assert manager.hear() == [
+        ["STATUS=Opening lookups", "EXTEND_TIMEOUT_USEC=90500000"],
+        ["STATUS=Opening lookups"],
+    ]

@@ -1,0 +1,154 @@
+"""A service is opened at the start: before the reactor runs, or while it runs already."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, connectProtocol
+from twisted.internet.task import deferLater
+
+from echod.daemon import ending
+from echod.daemon.build import build_service
+from echod.daemon.resolve import StartError
+from echod.daemon.service import EchoService
+from echod.handlers.contract import Handler
+from echod.handlers.service import Service, service
+from echod.settings.definitions import Settings
+from tests.support.log import Log
+from tests.support.reactor import reactor
+from tests.support.serving import LOOPBACK, Talker, eventually
+
+steps: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_steps() -> None:
+    steps.clear()
+
+
+def started(given: object, **values: Any) -> EchoService:
+    """Start a service in the reactor that runs the test."""
+    made = build_service(Settings(listen=(LOOPBACK,), **values), reactor, given)
+    made.startService()
+    return made
+
+
+async def connect(running: EchoService) -> Talker:
+    address = running.listeners[0].address
+    endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{address.port}")
+    return await connectProtocol(endpoint, Talker())
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_the_reactor_runs_clients_wait_for_the_service_all_the_same() -> None:
+    """Fault 132: In a program whose reactor runs already, clients wait until the service is
+    open.
+    """
+    opening: Deferred[None] = Deferred()
+
+    @service
+    async def late(service: Service) -> AsyncIterator[Any]:
+        await opening
+        yield lambda message: message
+        steps.append("closed")
+
+    running = started(late)
+    client = await connect(running)
+    client.send(b"happy")
+    await deferLater(reactor, 0.02)
+    assert not running.ready
+    assert not running.listeners[0].factory.connections
+    opening.callback(None)
+    await client.receive(b"happy")
+    assert running.ready
+    await running.stopService()
+    assert steps == ["closed"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_service_sends_to_all_its_clients() -> None:
+    known: list[Service] = []
+
+    @service
+    def told(service: Service) -> Iterator[Any]:
+        known.append(service)
+        yield lambda message: message
+
+    running = started(told)
+    clients = [await connect(running) for _ in range(3)]
+    await eventually(lambda: len(known[0].clients) == 3)
+    for each in known[0].clients:
+        assert each.send(b"news")
+    for client in clients:
+        await client.receive(b"news")
+    await running.stopService()
+    assert known[0].clients == ()
+
+
+@pytest.mark.parametrize("fails", ["raises", "is late", "is wrong"])
+@pytest_twisted.ensureDeferred
+async def test_where_the_reactor_runs_a_failure_stops_it(
+    fails: str, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    stopped: list[object] = []
+    monkeypatch.setattr(reactor, "stop", lambda: stopped.append(True))
+    monkeypatch.setattr(reactor, "addSystemEventTrigger", lambda *given: stopped.append(given))
+
+    @service
+    async def failing(service: Service) -> AsyncIterator[Any]:
+        if fails == "raises":
+            await deferLater(reactor, 0)
+            raise OSError("no such database")
+        if fails == "is late":
+            await Deferred()
+        yield 7
+
+    running = started(failing, start_timeout=0.05)
+    await eventually(lambda: len(stopped) == 2)
+    assert stopped == [("after", "shutdown", ending.end_with_code, 1), True]
+    said = {
+        "raises": "cannot be opened: OSError: no such database",
+        "is late": "failing was not open within 0.05 s (--start-timeout)",
+        "is wrong": "7 is not callable",
+    }
+    (error,) = log.take_errors()
+    assert said[fails] in error
+    assert not running.ready
+    await running.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handler_of_a_service_is_checked_as_any_other(
+    monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    monkeypatch.setattr(reactor, "stop", lambda: steps.append("stopped"))
+    monkeypatch.setattr(reactor, "addSystemEventTrigger", lambda *given: None)
+
+    class Unmade(Handler):
+        def __init__(self) -> None:
+            raise ValueError("no good")
+
+        def received(self, message: bytes) -> bytes:
+            return message
+
+    @service
+    def wrong(service: Service) -> Iterator[Any]:
+        yield Unmade
+
+    running = started(wrong)
+    await eventually(lambda: steps == ["stopped"])
+    assert "cannot be made: ValueError: no good" in "".join(log.take_errors())
+    await running.stopService()
+
+
+def test_an_async_service_in_threads_is_refused_before_it_is_opened() -> None:
+    @service
+    async def waits(service: Service) -> AsyncIterator[Any]:
+        yield lambda message: message
+
+    with pytest.raises(StartError, match="waits is an async service: it runs with --concurrency"):
+        started(waits, concurrency="defer-to-thread")
