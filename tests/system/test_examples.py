@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE
 
 EXAMPLES = ROOT / "examples"
-PAGE = ROOT / "docs" / "handlers.md"
+PAGE = ROOT / "docs" / "plugins.md"
 
 REACTOR = ("--concurrency", "reactor")
 POOL = ("--concurrency", "defer-to-thread")
