@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
-from twisted.internet.task import deferLater
+from twisted.internet.interfaces import IReactorThreads
+from twisted.internet.task import Clock, deferLater
+from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
 
+from echod.concurrency.life import Life
+from echod.concurrency.models import InReactor
 from echod.daemon import ending
 from echod.daemon.build import build_service
+from echod.daemon.opening import open_before_running
 from echod.daemon.resolve import StartError
 from echod.daemon.service import EchoService
 from echod.handlers.contract import Handler
+from echod.handlers.kinds import Kind, message_handler
+from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.service import Service, service
 from echod.settings.definitions import Settings
 from tests.support.log import Log
 from tests.support.reactor import reactor
 from tests.support.serving import LOOPBACK, Talker, eventually
+from tests.support.waiting import block_until
 
-steps: list[str] = []
+steps: list[object] = []
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +164,101 @@ def test_an_async_service_in_threads_is_refused_before_it_is_opened() -> None:
 
     with pytest.raises(StartError, match="waits is an async service: it runs with --concurrency"):
         started(waits, concurrency="defer-to-thread")
+
+
+@implementer(IReactorThreads)
+class StandingReactor(Clock):
+    """A reactor that is not started: it takes a turn when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = ThreadPool(0, 1)
+
+    def iterate(self, delay: float = 0) -> None:
+        self.advance(delay)
+        time.sleep(delay / 10)  # the limit of a start is in real time
+
+    def getThreadPool(self) -> ThreadPool:
+        return self.pool
+
+    def callFromThread(self, function: Any, *arguments: object) -> None:
+        self.callLater(0, function, *arguments)
+
+
+@pytest.fixture
+def standing() -> Iterator[Any]:
+    standing = StandingReactor()
+    yield standing
+    if standing.pool.started and not standing.pool.joined:
+        standing.pool.stop()
+
+
+def opened(
+    standing: Any, definition: Any, *, timeout: float = 5.0, signals: Any = None
+) -> ResolvedHandler:
+    """Open a service before a reactor runs."""
+    model = InReactor()
+    life = Life(adopt(definition, model.name), model, standing.callFromThread)
+    return open_before_running(standing, life, timeout, 0.1, signals)
+
+
+def test_a_service_that_waits_opens_while_the_reactor_takes_its_turns(standing: Any) -> None:
+    @service
+    async def waits(service: Service) -> AsyncIterator[Any]:
+        await deferLater(standing, 0.02)
+        yield message_handler(lambda message: message)
+
+    assert opened(standing, waits).kind is Kind.MESSAGE
+    assert standing.pool.started  # `deferToThread` works meanwhile
+
+
+def test_a_failure_is_the_starts_own_and_stops_the_threads(standing: Any) -> None:
+    @service
+    async def fails(service: Service) -> AsyncIterator[Any]:
+        await deferLater(standing, 0.02)
+        raise OSError("no database")
+        yield
+
+    with pytest.raises(StartError, match=r"^--handler: fails cannot be opened: .*no database"):
+        opened(standing, fails)
+    block_until(lambda: standing.pool.joined)
+
+
+def test_a_start_that_takes_too_long_ends_and_cleans_up(standing: Any) -> None:
+    @service
+    async def hangs(service: Service) -> AsyncIterator[Any]:
+        try:
+            await Deferred()
+            yield
+        finally:
+            steps.append("cleaned up")
+
+    with pytest.raises(StartError, match=r"hangs was not open within 0\.03 s \(--start-timeout\)"):
+        opened(standing, hangs, timeout=0.03)
+    assert steps == ["cleaned up"]
+
+
+def test_a_service_that_blocks_the_main_thread_is_interrupted(standing: Any) -> None:
+    @service
+    def blocks(service: Service) -> Iterator[Any]:
+        time.sleep(30)
+        yield
+
+    with pytest.raises(StartError, match=r"blocks was not open within 0\.03 s"):
+        opened(standing, blocks, timeout=0.03)
+
+
+def test_a_signal_ends_the_start(standing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "end_by_signal", steps.append)
+    signals = SimpleNamespace(starting=None)
+
+    @service
+    async def hangs(service: Service) -> AsyncIterator[Any]:
+        signals.starting(signal.SIGTERM)
+        await Deferred()
+        yield
+
+    with pytest.raises(StartError, match="SIGTERM came while hangs was opened"):
+        opened(standing, hangs, signals=signals)
+    assert steps == [signal.SIGTERM]
+    assert signals.starting is None
