@@ -22,6 +22,7 @@ import math
 import os
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
@@ -105,7 +106,7 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
         self._ending = False
         self.wakeUp()
         while self._started:
-            self.loop.run_forever()
+            self._run_loop()
         self._ending = False
         _log.info("Main loop terminated.")
 
@@ -117,7 +118,24 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
             self.loop.call_later(delay, self.loop.stop, context=self.context)
         else:
             self.loop.call_soon(self.loop.stop, context=self.context)
-        self.loop.run_forever()
+        self._run_loop()
+
+    def _run_loop(self) -> None:
+        """Run the loop until it is stopped.
+
+        ``sys.exit()`` in a task or a callback of asyncio's ends that one only, as it does in a
+        ``callLater`` of Twisted's: the process has an orderly end, by :meth:`stop`.
+        """
+        try:
+            self.loop.run_forever()
+        except SystemExit as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            _log.error(
+                "sys.exit() in a task or callback of asyncio's ended that one only: "
+                "{file}, line {line}",
+                file=frames[-1].filename,
+                line=frames[-1].lineno,
+            )
 
     def stop(self) -> None:
         ReactorBase.stop(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import signal
 import socket
 import threading
@@ -338,3 +339,37 @@ def test_under_twistd_as_a_daemon(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGTERM)
     block_until(lambda: not (tmp_path / "pid").exists())
     assert "UvloopReactor" in (tmp_path / "log").read_text()
+
+
+EXITS = """
+import asyncio, sys
+import echod.reactor
+echod.reactor.install()
+from twisted.internet import reactor
+from twisted.logger import globalLogBeginner, textFileLogObserver
+globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
+
+async def leaves():
+    sys.exit(7)
+
+def begin():
+    tasks.append(asyncio.ensure_future(leaves()))
+    asyncio.get_running_loop().call_later(0.01, sys.exit, 8)
+    reactor.callLater(0.05, print, "still there")
+    reactor.callLater(0.06, reactor.stop)
+
+tasks = []
+reactor.callLater(0, begin)
+reactor.run()
+print("stopped", tasks[0].exception())
+"""
+
+
+def test_an_exit_in_a_task_or_a_callback_of_asyncios_ends_that_one_only() -> None:
+    """Fault 10: Nor does `sys.exit` in a task or a callback of asyncio's."""
+    done = program(EXITS)
+    assert done.returncode == 0, done
+    assert "still there\n" in done.stdout
+    assert done.stdout.endswith("stopped 7\n")
+    assert done.stdout.count("sys.exit() in a task or callback of asyncio's ended that one") == 2
+    assert re.search(r"<string>, line \d+", done.stdout)
