@@ -213,6 +213,8 @@ class Process:
     def _exited(self) -> None:
         """Take the exit status; the process stays a zombie, which keeps the group's number."""
         self._status = _status_of(self.pid)
+        if self._status is None:  # it lives: the reactor ends, and watches it no longer
+            return
         self._errors.read_rest()
         self._tell_if_over()
 
@@ -256,8 +258,8 @@ class Process:
         self._reaped(self)
 
 
-def _status_of(pid: int) -> int:
-    """Return the exit status of a child that has exited, and is not reaped.
+def _status_of(pid: int) -> int | None:
+    """Return the exit status of a child that has exited, and is not reaped; None if it lives.
 
     The negative number of the signal if one has ended it.
     """
@@ -265,7 +267,8 @@ def _status_of(pid: int) -> int:
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     except ChildProcessError:  # SIGCHLD is ignored, as the daemon was started with
         return 0
-    assert found is not None
+    if found is None:
+        return None
     return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 

@@ -178,3 +178,21 @@ def test_a_program_behind_python_gets_a_whole_conversation(daemon: Start, tmp_pa
         assert receive(each, 14) == b"who is there?\n"
         each.sendall(b"me\n")
         assert receive_all(each) == b"hello me\n"
+
+
+@pytest.mark.parametrize(
+    "script", ["kill -STOP $$; cat", "trap '' TERM; while :; do read x; done"]
+)
+def test_a_program_that_does_not_end_is_killed_at_the_deadline_and_leaves_no_traceback(
+    daemon: Start, script: str
+) -> None:
+    running = start(daemon, shlex.join(["sh", "-c", script]), "--drain-timeout", "1")
+    with connect(running):
+        block_until(lambda: children(running))
+        programs = children(running)
+        running.signal()
+        running.wait()
+    assert running.process.returncode in TERMINATED
+    assert "Drain time-out" in running.log
+    assert "Traceback" not in running.log
+    block_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in programs))
