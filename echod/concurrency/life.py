@@ -96,7 +96,7 @@ class Life:
             self._finish(Failure())
             return self._opening
         if self._definition.is_async:
-            self._start_task(self._live_in_loop(self._generator))
+            self._start_task(self._live_in_task(self._generator))
         elif isinstance(self._model, InPool):
             thread = threading.Thread(
                 target=self._live_in_thread, name="echod-service", daemon=True
@@ -142,6 +142,12 @@ class Life:
             task.add_done_callback(lambda _: self._finish(_result_of(task.result)))
             # The process may end before it does, after a second signal.
             task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+    async def _live_in_task(self, generator: AsyncGenerator[object, None]) -> None:
+        try:
+            await self._live_in_loop(generator)
+        except (SystemExit, KeyboardInterrupt):  # which a task raises out of the event loop, too
+            self._finish(Failure())
 
     async def _live_in_loop(self, generator: AsyncGenerator[object, None]) -> None:
         try:

@@ -18,7 +18,7 @@ from tests.support.programs import run
 from tests.support.waiting import PATIENCE, block_until
 
 SERVICES = """
-import os, sqlite3, threading, time
+import os, sqlite3, sys, threading, time
 from pathlib import Path
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
@@ -44,6 +44,16 @@ async def waits(service, *, until: str = "", size: int = 1, slow: float = 0.0):
         raise
     finally:
         told("cleaned up")
+
+@echod.service
+async def leaves(service):
+    yield lambda message: message
+    sys.exit(3)
+
+@echod.service
+def leaves_too(service):
+    yield lambda message: message
+    sys.exit(3)
 
 @waits.check
 def _(*, until, size, slow):
@@ -209,6 +219,20 @@ def test_the_rest_has_until_the_deadline_of_the_drain(daemon: Start) -> None:
         "[got CancelledError]",
         "[cleaned up]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("leaves", "reactor"), ("leaves_too", "reactor"), ("leaves_too", "defer-to-thread")],
+)
+def test_an_exit_in_the_rest_is_one_traceback(daemon: Start, name: str, model: str) -> None:
+    running = daemon("--handler", f"svc:{name}", "--concurrency", model)
+    running.wait_for("Serving")
+    running.signal()
+    running.wait()
+    assert running.process.returncode in TERMINATED
+    assert running.log.count("Traceback") == 1
+    assert f"The service svc:{name} has failed" in running.log
 
 
 FAILURES = [
