@@ -467,5 +467,9 @@ class ForeignProtocol(ConnectionProtocol):
         return received + sent
 
     @property
+    def is_blocked(self) -> bool:
+        return self._blocked
+
+    @property
     def _busy(self) -> bool:
         return self._blocked  # which has a deadline of its own

@@ -219,6 +219,11 @@ class ConnectionProtocol(Protocol):
         raise NotImplementedError
 
     @property
+    def is_blocked(self) -> bool:
+        """Whether the client does not read what was sent to it."""
+        return False
+
+    @property
     def is_open(self) -> bool:
         """Whether neither side has begun to close the connection, except for its input."""
         return self._reason is None
@@ -235,6 +240,8 @@ class ConnectionProtocol(Protocol):
             return "it waits for its turn" if self._waiting else "it is shaking hands"
         if self._reason is not None:
             return "the client has not read everything, or has not closed"
+        if self.is_blocked:
+            return "the client has not read everything"
         return "its message waits for a thread" if self._busy else "it is open"
 
     # From Twisted.

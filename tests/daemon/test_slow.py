@@ -347,3 +347,24 @@ def test_a_drain_that_runs_out_of_time_says_who_is_there_and_where_each_hangs(
 
 def test_a_factory_by_itself_needs_nobody_to_look() -> None:
     assert EchoFactory(reactor).model.under_way() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_whose_client_does_not_read_is_named_so() -> None:
+    def endless(message: bytes) -> Iterator[bytes]:
+        while True:
+            yield bytes(65536)
+
+    async with serving("reactor", handler=endless, banner=b"") as server:
+        client = await server.connect()
+        client.transport.pauseProducing()
+        client.send(b"happy")
+        slow = SlowCalls(Clock(), server.factory.model, 1.0)
+        await eventually(
+            lambda: (
+                "the client has not read everything"
+                in "".join(slow.left_behind(server.factory.connections))
+            )
+        )
+        assert "thread" not in "".join(slow.left_behind(server.factory.connections))
+        server.factory.abort()
