@@ -251,7 +251,7 @@ class TwistedProtocol(ForeignProtocol):
     def _ask(self) -> None:
         """Ask for the next piece, and for another one in the loop's next turn."""
         self._asking = None
-        if self._blocked or self._producer is None:
+        if self._blocked or self._producer is None or self._reason is not None:
             return
         self._asking = self._owner.reactor.callLater(0, self._ask_again)
         self._producer.resumeProducing()

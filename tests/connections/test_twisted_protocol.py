@@ -18,6 +18,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
+    IPullProducer,
     IPushProducer,
     ISSLTransport,
     ITLSTransport,
@@ -732,3 +733,40 @@ def test_a_factory_whose_stop_fails_is_logged(log: Log) -> None:
     factory.doStop()
     (error,) = log.take_errors()
     assert "stopFactory failed" in error
+
+
+@pytest.mark.parametrize("way", ["clear", "TLS"])
+@pytest_twisted.ensureDeferred
+async def test_a_producer_that_raises_when_it_is_asked_is_one_traceback(
+    way: str, certificate: Path, log: Log
+) -> None:
+    asked: list[int] = []
+
+    @implementer(IPullProducer)
+    class Raising:
+        def __init__(self, transport: Any) -> None:
+            self.transport = transport
+
+        def resumeProducing(self) -> None:
+            asked.append(1)
+            if len(asked) > 1:
+                raise ArithmeticError("broken")
+            self.transport.write(b"happy")
+
+        def stopProducing(self) -> None:
+            pass
+
+    class Pulled(Noting):
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.registerProducer(Raising(self.transport), False)  # type: ignore[union-attr]
+
+    factory = with_protocol(Pulled)
+    async with serving(factory, certificate, way) as server:
+        client = await server.connect()
+        client.send(b"go")
+        await client.receive_all()
+        await eventually(lambda: not server.factory.connections)
+        await turns(5)
+    (error,) = log.take_errors()
+    assert error.count("ArithmeticError: broken") == 1
+    assert len(asked) == 2
