@@ -120,8 +120,8 @@ class AsyncioProtocol(ForeignProtocol):
     def _resume(self) -> None:
         self._user.resume_writing()
 
-    def start_tls(self, context: Context) -> None:
-        super().start_tls(context)
+    def serve_tls(self, context: Context) -> None:
+        super().serve_tls(context)
         self.face.write = self._write  # type: ignore[method-assign,assignment]
         if not self.face.reading:
             self.transport.pauseProducing()

@@ -36,6 +36,7 @@ from echod.connections.pooled_protocol import PooledProtocol
 from echod.connections.program_protocol import ProgramProtocol
 from echod.connections.refused import RefusedProtocol
 from echod.connections.socket_protocol import SocketProtocol, threads_of_handlers
+from echod.connections.starttls import StartTLS
 from echod.connections.streams_protocol import StreamsProtocol
 from echod.connections.sweeper import Sweeper, interval_for
 from echod.connections.traffic import TrafficWatch
@@ -56,6 +57,7 @@ from echod.messages.framing import Chunk, Framing
 from echod.messages.guarded import guarded
 from echod.metrics import Metrics
 from echod.reasons import EndReason, Refusal
+from echod.tls import Context as TLSContext
 from echod.turns import Turns
 
 _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} ({why})")
@@ -81,6 +83,8 @@ class EchoFactory(Factory):
         errands: what other threads ask of the event loop.
         report: gets each exception of a handler, after it is counted; by default it is logged.
         others: the waits of threads that handlers have started.
+        starts_tls: the TLS that handlers may begin, and the connections that wait for it; None if
+            there is none.
         traffic_watch: detects traffic on connections whose bytes the kernel does not count.
         protocol: the class of the protocols that it makes; may be replaced by a subclass.
     """
@@ -101,6 +105,7 @@ class EchoFactory(Factory):
         admission: Admission | None = None,
         turns: Turns | None = None,
         listener: str = "",
+        starttls: TLSContext | None = None,
     ) -> None:
         """Set up a factory; all arguments are optional.
 
@@ -117,6 +122,7 @@ class EchoFactory(Factory):
             admission: decides which connections are accepted; several factories may share it.
             turns: shares the turns of the event loop; factories in the same loop should share it.
             listener: the endpoint string, for `Client.listener`.
+            starttls: the TLS that a handler may begin; None for none.
 
         Raises:
             HandlerError: `handler` cannot run in `model`, or is a service that is not open.
@@ -135,6 +141,7 @@ class EchoFactory(Factory):
         self.banner = banner
         self.metrics = Metrics() if metrics is None else metrics
         self.listener = listener
+        self.starts_tls = None if starttls is None else StartTLS(starttls)
         self._admission = admission
         self._turns = turns
         self._sweeper: Sweeper[Owned] = Sweeper(lambda: self.reactor, 0)
@@ -190,7 +197,8 @@ class EchoFactory(Factory):
             return _PROTOCOLS[self.handler.kind]
         if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
             return SocketProtocol
-        if type(self.framing) is Chunk:
+        # The faster ones answer without a session, and it is the session that ends for TLS.
+        if type(self.framing) is Chunk and self.starts_tls is None:
             if self.model.name is ConcurrencyModel.REACTOR:
                 return DirectProtocol
             if self.model.name is ConcurrencyModel.DEFER_TO_THREAD:

@@ -45,7 +45,7 @@ from echod.handlers.client import encrypt
 from echod.messages.closing import Event
 from echod.reasons import EndReason
 from echod.tls import Context as TLSContext
-from echod.tls import TLSConnection, TLSError
+from echod.tls import TLSConnection
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
@@ -144,7 +144,7 @@ class ForeignProtocol(ConnectionProtocol):
         raise NotImplementedError
 
     def _encrypted(self) -> None:
-        """Note that the handshake which `start_tls` began is over."""
+        """Note that the handshake which `serve_tls` began is over."""
 
     def _lose(self, error: BaseException | None) -> None:
         """Tell the user's protocol that its connection is lost; `error` is None after a close."""
@@ -310,7 +310,7 @@ class ForeignProtocol(ConnectionProtocol):
     def stopProducing(self) -> None:
         """Note that the transport will write no more; `connectionLost` follows."""
 
-    def start_tls(self, context: TLSContext) -> None:
+    def serve_tls(self, context: TLSContext) -> None:
         """Begin TLS, as the server; `_encrypted` follows.
 
         Raises:
@@ -326,13 +326,7 @@ class ForeignProtocol(ConnectionProtocol):
         self._write_directly = None
         self._handshaking = True
         self._expect_by(self._owner.limits.handshake_timeout)
-        stream.unregisterProducer()
-        tls = TLSConnection(self, context, self._owner.reactor, self._owner.turns)
-        stream.protocol = self.transport = tls  # type: ignore[assignment]
-        if hasattr(stream, "receiveBy"):
-            stream.receiveBy(tls.dataReceived)
-        tls.registerProducer(self, True)
-        tls.take_over(stream)
+        self._encrypt(context)
 
     # The ends.
 
@@ -395,17 +389,6 @@ class ForeignProtocol(ConnectionProtocol):
 
     def _cut_input(self) -> None:
         self._drain_on()
-
-    def _deadline_passed(self) -> None:
-        if self._handshaking and self._reason is None:
-            self.abort(EndReason.HANDSHAKE_TIMEOUT)
-        else:
-            super()._deadline_passed()
-
-    def _why_lost(self, reason: Failure) -> EndReason:
-        if self._handshaking and reason.check(TLSError):
-            return EndReason.HANDSHAKE_ERROR
-        return super()._why_lost(reason)
 
     def _drain_on(self) -> None:
         """While the daemon drains: tell the user's protocol so, if it is the client's turn."""

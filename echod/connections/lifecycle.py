@@ -45,12 +45,13 @@ from echod.log.event import LogLine
 from echod.messages.closing import Event, State, after
 from echod.reasons import EndReason
 from echod.text import escape
-from echod.tls import TLSError
+from echod.tls import TLSConnection, TLSError
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
     from echod.handlers.contract import BytesLike
     from echod.interfaces import Stream
+    from echod.tls import Context
 
 # Python 3.11 looks a member of an enum up in Python code, every time; the members that each
 # connection meets are looked up once.
@@ -236,8 +237,10 @@ class ConnectionProtocol(Protocol):
     @property
     def waits_for(self) -> str:
         """The reason why an open connection waits, for the log, if not for its handler."""
+        if self._is_shaking_hands:
+            return "it is shaking hands"
         if not self._entered:
-            return "it waits for its turn" if self._waiting else "it is shaking hands"
+            return "it waits for its turn"
         if self._reason is not None:
             return "the client has not read everything, or has not closed"
         if self.is_blocked:
@@ -273,6 +276,13 @@ class ConnectionProtocol(Protocol):
             self._deadline = math.inf
             encrypt(self.client, tls_facts(self.transport))
             self._admit()
+
+    @property
+    def _is_shaking_hands(self) -> bool:
+        """Whether the handshake of TLS, at the beginning or within, is not over."""
+        if not self._entered:
+            return not self._waiting
+        return isinstance(self.transport, TLSConnection) and self.transport.is_shaking_hands
 
     def _admit(self) -> None:
         try:
@@ -370,9 +380,22 @@ class ConnectionProtocol(Protocol):
         return escape(str(lost.value)) if lost.check(TLSError) else None
 
     def _why_lost(self, reason: Failure) -> EndReason:
-        if reason.check(TLSError) and not self._entered:
+        if reason.check(TLSError) and self._is_shaking_hands:
             return EndReason.HANDSHAKE_ERROR
         return _CLIENT if reason.check(ConnectionDone) else EndReason.LOST
+
+    # TLS that begins within the conversation.
+
+    def _encrypt(self, context: Context) -> None:
+        """Begin TLS, as the server: from here on, no byte in clear is read or written."""
+        stream: Any = self.transport
+        stream.unregisterProducer()
+        tls = TLSConnection(self, context, self._owner.reactor, self._owner.turns)
+        stream.protocol = self.transport = tls  # type: ignore[assignment]
+        if hasattr(stream, "receiveBy"):
+            stream.receiveBy(tls.dataReceived)
+        tls.registerProducer(self, True)  # type: ignore[arg-type] # a subclass is one
+        tls.take_over(stream)
 
     # The one way to close.
 
@@ -456,6 +479,13 @@ class ConnectionProtocol(Protocol):
             self.push(data)
         self.in_loop(self.close, EndReason.HANDLER)
 
+    def start_tls(self) -> None:
+        """Begin TLS; see `Client.start_tls`."""
+        raise RuntimeError(
+            "client.start_tls is for handlers of messages under reactor, serial or "
+            "defer-to-thread: this one has the connection itself, or a thread has it"
+        )
+
     def abort_soon(self) -> None:
         """Close at once; see `Client.abort`."""
         self.in_loop(self.abort, EndReason.HANDLER)
@@ -505,7 +535,7 @@ class ConnectionProtocol(Protocol):
         self._expect_by(self._owner.limits.write_timeout)
 
     def _deadline_passed(self) -> None:
-        if not self._entered and self._reason is None:
+        if self._is_shaking_hands and self._reason is None:
             self.abort(EndReason.HANDSHAKE_TIMEOUT)
             return
         if self._has_read():
@@ -592,5 +622,5 @@ class ConnectionProtocol(Protocol):
         """End a connection in its handshake, unless the handshake's end, and a message, are
         unread.
         """
-        if not self._entered and not self._waiting and not unread(self.transport):
+        if self._is_shaking_hands and not unread(self.transport):
             self.abort(EndReason.DRAINED)

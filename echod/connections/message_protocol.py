@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 from echod.concurrency.model import Abandoned, Busy, Dropped, Pending
 from echod.concurrency.models import Awaited, InPool
-from echod.connections.clients import shown
+from echod.connections.clients import shown, tls_facts
 from echod.connections.kernel import is_reset, shorten_reads, unread
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.outbox import Errands, Outbox, sendable
@@ -36,11 +36,14 @@ from echod.connections.stream import (
 )
 from echod.contexts import call_in, context_of, is_entered, take_over
 from echod.handlers.calling import close_in_thread, greeting_of, overridden
+from echod.handlers.client import encrypt
 from echod.handlers.contract import BytesLike, answer_of, reply_from
 from echod.log.event import LogLine
 from echod.messages.framing import FramingError
 from echod.messages.session import Session
 from echod.reasons import EndReason
+from echod.tls import Context as TLSContext
+from echod.tls import TLSConnection
 from echod.turns import LONG, PACE, Share
 
 if TYPE_CHECKING:
@@ -227,7 +230,8 @@ class EchoProtocol(ConnectionProtocol):
         self._from_transport(super().connectionMade)
 
     def handshakeCompleted(self) -> None:
-        self._from_transport(super().handshakeCompleted)
+        done = self._encrypted if self._entered else super().handshakeCompleted
+        self._from_transport(done)
 
     def readConnectionLost(self) -> None:
         self._from_transport(super().readConnectionLost)
@@ -258,7 +262,8 @@ class EchoProtocol(ConnectionProtocol):
         """Pause, because the transport's write buffer is full."""
         session = self._hold()
         session.blocked = True
-        self._expect_to_be_read()
+        if not self._is_shaking_hands:  # which has a deadline of its own
+            self._expect_to_be_read()
         self._update_reading(session)
 
     def resumeProducing(self) -> None:
@@ -629,11 +634,21 @@ class EchoProtocol(ConnectionProtocol):
         """With nothing to answer now: close if the conversation is over, otherwise read on."""
         if self._reason is None:
             if session.finished:
-                self.close(self._why_finished(session))
+                self._session_over(session)
             else:
                 self._update_reading(session)
                 if self._lets_go and session.idle and not self._draining:
                     self._let_go(session)
+
+    def _session_over(self, session: Session) -> None:
+        starts_tls = self._owner.starts_tls
+        if starts_tls is None or self not in starts_tls.asked:
+            self.close(self._why_finished(session))
+        elif session.input_ended or self._draining:
+            self.close(_CLIENT if self._input_ended else EndReason.DRAINED)
+        else:
+            starts_tls.asked.discard(self)
+            self._begin_tls(session, starts_tls.context)
 
     def _why_finished(self, session: Session) -> EndReason:
         if session.closed:
@@ -661,9 +676,67 @@ class EchoProtocol(ConnectionProtocol):
             self._hold().end_input()
             self._answer_more()
 
+    # TLS that the handler begins: it ends the session, with all that came behind the message, and
+    # another one begins. So the last reply in clear goes out first, under every model.
+
+    def start_tls(self) -> None:
+        starts_tls = self._owner.starts_tls
+        if self.client.tls is not None or isinstance(self.transport, TLSConnection):
+            raise RuntimeError("this connection is encrypted already")
+        if starts_tls is None:
+            raise RuntimeError(
+                f"{self.client.listener or 'this listener'} offers no TLS to begin: listen by "
+                "starttls:, as in starttls:8888:certificate=cert.pem:key=key.pem"
+            )
+        if self in starts_tls.asked:
+            raise RuntimeError("this connection begins TLS already")
+        if self.is_closing:
+            raise RuntimeError("this connection is closing")
+        starts_tls.asked.add(self)
+        self._hold().close()
+        self.in_loop(self._end_session)
+
+    def _end_session(self) -> None:
+        """Read no more in clear; begin TLS soon, if no message is being answered then."""
+        self._update_reading(self._hold())
+        self._owner.turns.rest(self)
+
+    def _begin_tls(self, clear: Session, context: TLSContext) -> None:
+        if self._outbox is not None:
+            if clear.blocked:  # the reply waits there
+                self._outbox.empty()
+            self._outbox.held = 0
+        self._direct_messages += clear.messages
+        self._session = None
+        self._expect_by(self._owner.limits.handshake_timeout)
+        self._encrypt(context)
+        if not self._reading and self._reason is None:
+            self._reading = True
+            self.transport.resumeProducing()
+
+    def _encrypted(self) -> None:
+        """Go on, now that the handshake is over."""
+        if self._reason is None:
+            if not self.is_blocked:
+                self._deadline = math.inf
+            self._idle_since = self._owner.seconds()
+            encrypt(self.client, tls_facts(self.transport))
+            if self._outbox is not None:
+                self._outbox.flush()
+            if self._draining:
+                self._cut_input()
+
     # The end.
 
+    def _end_writing(self) -> None:
+        if self._is_shaking_hands and self._entered:
+            self.transport.loseConnection()  # a half-close would wait for the handshake
+        else:
+            super()._end_writing()
+
     def _stop(self) -> None:
+        if self._owner.starts_tls is not None:
+            self._owner.starts_tls.asked.discard(self)
         self._hold().close()
         if self._outbox is not None:
             self._outbox.end()
@@ -714,7 +787,9 @@ class EchoProtocol(ConnectionProtocol):
         self._cut_input_when_read()
 
     def _cut_input_when_read(self) -> None:
-        if not self._input_ended and (self._drain_left <= 0 or not unread(self.transport)):
+        if self._is_shaking_hands:
+            self._drain_handshake()
+        elif not self._input_ended and (self._drain_left <= 0 or not unread(self.transport)):
             self._hold().end_input(cut_off=True)
             self._answer_more()
 

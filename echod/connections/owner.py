@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from echod.concurrency.model import Model
     from echod.connections.admission import Admission
     from echod.connections.outbox import Errands
+    from echod.connections.starttls import StartTLS
     from echod.connections.traffic import TrafficWatch
     from echod.connections.waiting import Others
     from echod.handlers.client import Client
@@ -77,6 +78,10 @@ class Owner(Protocol):
 
     @property
     def listener(self) -> str: ...
+
+    @property
+    def starts_tls(self) -> StartTLS | None:
+        """The TLS that handlers may begin; None if this listener offers none."""
 
     @property
     def admission(self) -> Admission: ...

@@ -137,11 +137,20 @@ class StreamsProtocol(AsyncioProtocol):
 
     # TLS that the handler begins.
 
-    def begin_tls(self, context: ssl.SSLContext) -> None:
+    def begin_tls(self, context: ssl.SSLContext | None) -> None:
         """Begin TLS, and drop the bytes that have come in clear."""
         assert self._reader is not None
         self._reader._buffer.clear()  # type: ignore[attr-defined]
-        self.start_tls(_Given(context))
+        offered = self._owner.starts_tls
+        if context is not None:
+            self.serve_tls(_Given(context))
+        elif offered is not None:
+            self.serve_tls(offered.context)
+        else:
+            raise RuntimeError(
+                "writer.start_tls needs a context, or a listener as in "
+                "starttls:8888:certificate=cert.pem:key=key.pem"
+            )
 
     async def handshake(self) -> None:
         """Wait until the handshake that `begin_tls` began is over.
@@ -200,7 +209,7 @@ class Writer(asyncio.StreamWriter):
 
     async def start_tls(
         self,
-        sslcontext: ssl.SSLContext,
+        sslcontext: ssl.SSLContext | None = None,
         *,
         server_hostname: str | None = None,
         ssl_handshake_timeout: float | None = None,
@@ -209,7 +218,7 @@ class Writer(asyncio.StreamWriter):
         """Begin TLS on this connection, as its server.
 
         Args:
-            sslcontext: the context, with a certificate.
+            sslcontext: the context, with a certificate; None for that of a `starttls:` listener.
             server_hostname: has no meaning for a server.
             ssl_handshake_timeout: seconds; None for `--handshake-timeout`.
             ssl_shutdown_timeout: has no meaning here: `--write-timeout` and `--linger` apply.

@@ -32,6 +32,7 @@ from echod.daemon.service import EchoService, Part
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler
+from echod.listening.endpoints import Listening
 from echod.listening.listener import Listener
 from echod.listening.socket_activation import InheritedSockets, started_with
 from echod.metrics import Metrics
@@ -144,7 +145,7 @@ def make_listeners(
     admission = Admission(limits, reactor.seconds)
     turns = Turns(reactor, time.monotonic)
 
-    def make_factory(description: str) -> EchoFactory:
+    def make_factory(description: str, wanted: Listening) -> EchoFactory:
         return EchoFactory(
             reactor,
             handler=handler,
@@ -156,18 +157,15 @@ def make_listeners(
             admission=admission,
             turns=turns,
             listener=description,
+            starttls=wanted.tls if wanted.starts_clear else None,
         )
 
-    return [
-        Listener(
-            reactor,
-            description,
-            resolve_listen(reactor, description, inherited),
-            make_factory(description),
-            settings.proxy_trust,
-        )
-        for description in settings.endpoints
-    ]
+    def make_listener(description: str) -> Listener[EchoFactory]:
+        wanted = resolve_listen(reactor, description, inherited)
+        factory = make_factory(description, wanted)
+        return Listener(reactor, description, wanted, factory, settings.proxy_trust)
+
+    return [make_listener(description) for description in settings.endpoints]
 
 
 def make_timer(model: Model) -> HandlerTimer:

@@ -150,6 +150,8 @@ def resolve_status(reactor: Reactor, description: str, inherited: InheritedSocke
     wanted = resolve_listen(reactor, description, inherited, "--status")
     if wanted.proxied:
         raise StartError(f"--status {escape(description)}: no PROXY header is read here")
+    if wanted.starts_clear:
+        raise StartError(f"--status {escape(description)}: HTTP has no STARTTLS; use tls:")
     return wanted
 
 

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
         def abort_soon(self) -> None: ...
 
+        def start_tls(self) -> None: ...
+
 
 _ADDRESS = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<ipv4>[0-9.]+)):(?P<port>[0-9]+)")
 
@@ -66,7 +68,7 @@ class Client:
         host, port: the two parts of that address, "::1" and 60225; "" and 0 for a UNIX socket.
         local: the address that it connected to, in the form of `peer`.
         listener: the endpoint string that it connected to, as in "tcp:8888".
-        tls: how the connection is encrypted; None if it is not.
+        tls: how the connection is encrypted; None if it is not, or not yet: see `start_tls`.
         proxy: the header of the proxy in between, with all fields; None without a proxy. With it,
             `peer` and `local` are the real client's.
         state: a namespace for what the handler keeps for this client.
@@ -139,6 +141,21 @@ class Client:
         """Close at once: what was not sent is dropped, and the client sees an error (RST)."""
         if (link := self._link) is not None:
             link.abort_soon()
+
+    def start_tls(self) -> None:
+        """Begin TLS, by the certificate of the listener, which is written `starttls:...`.
+
+        The reply to the message that is being answered is the last one in clear. echod drops what
+        the client has sent behind that message, because it may come from an attacker
+        (CVE-2011-0411). Pushes wait until the handshake is over; then `tls` is set.
+
+        Raises:
+            RuntimeError: the listener offers no TLS, the connection is encrypted already, it is
+                closing, or the handler has the connection itself.
+        """
+        if (link := self._link) is None:
+            raise RuntimeError("this client is gone")
+        link.start_tls()
 
     @property
     def closing(self) -> bool:

@@ -1,14 +1,18 @@
 r"""Parse `--listen` into an endpoint, and the wrappers for the factory there.
 
-    tcp:8888, tcp6:8888, ... any Twisted server endpoint string 8888 short for tcp:8888
-    unix:/run/echod/echod.sock:mode=660 a UNIX socket systemd:name=echod sockets that systemd has
-    passed tls:8443:certificate=F:key=F TLS, on a TCP port tls:unix:/run/echod.sock:certificate=F
-    TLS, on any endpoint ssl:8443:privateKey=F:certKey=F TLS, by the names of Twisted's `ssl:`
-    proxy:tcp:8888, proxy:tls:... any of these, behind a PROXY header
+    tcp:8888, tcp6:8888, ...                any Twisted server endpoint string
+    8888                                    short for tcp:8888
+    unix:/run/echod/echod.sock:mode=660     a UNIX socket
+    systemd:name=echod                      sockets that systemd has passed
+    tls:8443:certificate=F:key=F            TLS, on a TCP port
+    tls:unix:/run/echod.sock:certificate=F  TLS, on any endpoint
+    ssl:8443:privateKey=F:certKey=F         TLS, by the names of Twisted's `ssl:`
+    starttls:8888:certificate=F:key=F       in clear, until the handler begins TLS
+    proxy:tcp:8888, proxy:tls:...           any of these, behind a PROXY header
 
-After `tls:` these options belong to TLS, and all others to the endpoint: `certificate` (followed
-by its chain), `key`, `client-ca`, `client-certificates` (`required`, `optional`), `alpn`. As in
-every endpoint string, a colon within a value is written `\:`.
+After `tls:` and `starttls:` these options belong to TLS, and all others to the endpoint:
+`certificate` (followed by its chain), `key`, `client-ca`, `client-certificates` (`required`,
+`optional`), `alpn`. As in every endpoint string, a colon within a value is written `\:`.
 """
 
 from __future__ import annotations
@@ -72,6 +76,7 @@ NO_ENDPOINTS = {
     "proxy": "proxy: may occur only once, at the beginning",
     "tls": "tls: may occur only once, before the endpoint",
     "ssl": "ssl: may occur only once, before the endpoint",
+    "starttls": "starttls: may occur only once, before the endpoint, and not beside tls:",
     "haproxy": "haproxy: believes every client's PROXY header: use proxy: instead",
     "stdio": "standard input is a single stream, not a listener",
 }
@@ -84,8 +89,10 @@ OPTIONS = {
     "unix": ("address", "mode", "backlog", "lockfile"),
     "systemd": ("name", "index", "domain"),
 }
+_TLS_OPTIONS = ("certificate", "key", "client-ca", "client-certificates", "alpn")
 TLS_OPTIONS = {
-    "tls": ("certificate", "key", "client-ca", "client-certificates", "alpn"),
+    "tls": _TLS_OPTIONS,
+    "starttls": _TLS_OPTIONS,
     "ssl": ("privateKey", "certKey", "extraCertChain", "dhParameters", "sslmethod"),
 }
 
@@ -102,11 +109,13 @@ class Listening:
         endpoint: where to listen.
         tls: the certificate and the rules; None without TLS.
         proxied: whether a PROXY header comes first.
+        starts_clear: whether connections begin in clear, and the handler begins TLS.
     """
 
     endpoint: IStreamServerEndpoint
     tls: ServerContext | None = None
     proxied: bool = False
+    starts_clear: bool = False
 
     def wrap(self, factory: Any, reactor: Reactor, trusted: Sequence[Network] = ()) -> Any:
         """Wrap `factory` as TLS and PROXY headers need it.
@@ -117,7 +126,7 @@ class Listening:
             trusted: the networks whose PROXY headers are accepted.
         """
         wrapped = factory
-        if self.tls is not None:
+        if self.tls is not None and not self.starts_clear:
             turns = getattr(factory, "turns", None)  # the status has none
             wrapped = TLSFactory(factory, self.tls, reactor, turns)
         if self.proxied:
@@ -144,16 +153,17 @@ def parse_listen(
     proxied = text.startswith("proxy:")
     text = text.removeprefix("proxy:")
     kind, _, rest = text.partition(":")
-    if kind not in ("tls", "ssl"):
+    if kind not in TLS_OPTIONS:
         return Listening(_endpoint(reactor, text, inherited), None, proxied)
     words = Words.split(rest)
     within = "tcp" if words.words[0].isdigit() else words.words[0]
     if within in OPTIONS:
         _check_options(kind, words, (*TLS_OPTIONS[kind], *OPTIONS[within]))
-    files = _tls_files(words) if kind == "tls" else _ssl_files(words)
+    files = _ssl_files(words) if kind == "ssl" else _tls_files(kind, words)
     context = ServerContext(files)
     tell_validity(context.served)
-    return Listening(_endpoint(reactor, words.endpoint, inherited), context, proxied)
+    endpoint = _endpoint(reactor, words.endpoint, inherited)
+    return Listening(endpoint, context, proxied, starts_clear=kind == "starttls")
 
 
 def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:
@@ -343,10 +353,10 @@ def _option(word: str) -> tuple[str, str]:
     return (option[1], option[2]) if option else ("", word)
 
 
-def _tls_files(words: Words) -> Files:
+def _tls_files(kind: str, words: Words) -> Files:
     certificate = _path(words, "certificate")
     if certificate is None:
-        raise ListenError("tls: needs certificate=FILE, a certificate in PEM")
+        raise ListenError(f"{kind}: needs certificate=FILE, a certificate in PEM")
     client_ca, asked = _path(words, "client-ca"), words.pop("client-certificates")
     if asked not in (None, "required", "optional"):
         raise ListenError(f"client-certificates={asked} is neither required nor optional")

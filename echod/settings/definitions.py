@@ -115,12 +115,16 @@ def _is_proxied(endpoint: str) -> bool:
 
 
 def _is_secure(endpoint: str) -> bool:
-    return endpoint.removeprefix("proxy:").startswith(("tls:", "ssl:"))
+    return endpoint.removeprefix("proxy:").startswith(("tls:", "ssl:", "starttls:"))
+
+
+def _starts_clear(endpoint: str) -> bool:
+    return endpoint.removeprefix("proxy:").startswith("starttls:")
 
 
 def _has_addresses(endpoint: str) -> bool:
     # A PROXY header brings the address of the proxy's client.
-    return not re.match("(tls:|ssl:)?unix:", endpoint)
+    return not re.match("(tls:|ssl:|starttls:)?unix:", endpoint)
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,9 @@ class Settings:
             "Where to listen: any Twisted server endpoint string, as in "
             "tcp:8888:interface=127.0.0.1, tcp6:8888, unix:/run/echod/echod.sock or "
             "systemd:name=echod. Put tls: before it for TLS, as in "
-            "tls:8443:certificate=cert.pem:key=key.pem, and proxy: first behind a proxy that "
-            "sends PROXY headers, as in proxy:tcp:8888; repeats.",
+            "tls:8443:certificate=cert.pem:key=key.pem, or starttls: if the handler begins it, "
+            "and proxy: first behind a proxy that sends PROXY headers, as in proxy:tcp:8888; "
+            "repeats.",
             unset="where --port says",
             repeats=True,
             example=("tcp:8888", "tcp6:8888"),
@@ -540,6 +545,13 @@ class Settings:
                 f"--drain-spread ({self.drain_spread:g}) must be shorter than "
                 f"--drain-timeout ({self.drain_timeout:g})"
             )
+        if self.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION:
+            for endpoint in filter(_starts_clear, self.endpoints):
+                raise SettingError(
+                    f"--listen {escape(clipped(endpoint))} has no effect with --concurrency "
+                    f"{self.concurrency.value}: a handler can begin TLS there only by itself; use "
+                    "another model, or tls:"
+                )
         self._check_framing()
         self._refuse_to_listen_twice()
 

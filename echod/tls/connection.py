@@ -461,6 +461,11 @@ class TLSConnection:
         self._read_on()
 
     @property
+    def is_shaking_hands(self) -> bool:
+        """Whether the handshake is not over, or has failed."""
+        return not self._open
+
+    @property
     def ssl_object(self) -> ssl.SSLObject:
         """OpenSSL's part, to look at: its `read` and `write` would disturb this one."""
         return self._tls

@@ -21,7 +21,8 @@ from echod.limits import Limits
 from tests.support.asyncio_serving import WAYS, ended, on_a_loop, serving
 from tests.support.log import Log
 from tests.support.reactor import reactor
-from tests.support.serving import eventually, turns
+from tests.support.serving import eventually, server_context, turns
+from tests.support.tls_peer import client_context
 
 __all__ = ["on_a_loop"]
 
@@ -358,6 +359,51 @@ async def test_a_handler_may_begin_tls(certificate: Path, log: Log) -> None:
         metrics = server.factory.metrics
         assert metrics.bytes_received == len(b"STARTTLS\nan injected line\n" + b"happy days\n")
         assert metrics.bytes_sent == len(b"go ahead\n" + b"happy days\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handler_may_begin_tls_by_the_context_of_the_listener(certificate: Path) -> None:
+    async def starttls(reader: Reader, writer: Writer) -> None:
+        writer.write(await reader.readline())
+        await writer.start_tls()  # type: ignore[call-arg]
+        writer.write((await reader.readline()).upper())
+
+    offered = server_context(certificate)
+    async with serving(starttls, "clear", certificate, starttls=offered) as server:
+
+        async def talk() -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.number)
+            writer.write(b"STARTTLS\n")
+            assert await reader.readline() == b"STARTTLS\n"
+            await writer.start_tls(client_context())
+            writer.write(b"happy days\n")
+            reply = await reader.readline()
+            writer.close()
+            return reply
+
+        reply = await Deferred.fromFuture(asyncio.get_running_loop().create_task(talk()))
+        assert reply == b"HAPPY DAYS\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_a_context_nor_such_a_listener_start_tls_says_so(certificate: Path) -> None:
+    refused: list[str] = []
+
+    async def starttls(reader: Reader, writer: Writer) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            await writer.start_tls()  # type: ignore[call-arg]
+        refused.append(str(caught.value))
+        with pytest.raises(RuntimeError, match="this one has the connection itself"):
+            writer.get_extra_info("client").start_tls()
+        writer.write(b"in clear\n")
+
+    async with serving(starttls, "clear", certificate) as server:
+        client = await server.connect()
+        assert await client.receive_all() == b"in clear\n"
+    assert len(refused) == 1
+    assert refused[0].endswith(
+        "or a listener as in starttls:8888:certificate=cert.pem:key=key.pem"
+    )
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         123: "Several threads send to a client while its messages are answered",
         124: "A stream's client is slow, or leaves",
         125: "A stream is cut off",
+        126: "A client sends a command in clear behind STARTTLS",
         131: "An `async def` awaits Deferreds and asyncio's awaitables, and its client goes away",
         132: "A service takes long to open, cannot be opened, or takes long to close",
         133: "A handler works on a message for longer than `--handler-timeout`",

@@ -54,6 +54,11 @@ def test_any_endpoint_string_will_do_with_tls_or_without(pem: str, text: str, ki
     assert isinstance(secure.endpoint, kind)
     assert vars(secure.endpoint) == vars(plain.endpoint)
     assert isinstance(secure.wrap(factory, reactor), TLSFactory)
+    begins_clear = parse_listen(reactor, f"starttls:{text}:certificate={written(pem)}")
+    assert vars(begins_clear.endpoint) == vars(plain.endpoint)
+    assert begins_clear.tls is not None
+    assert begins_clear.starts_clear
+    assert begins_clear.wrap(factory, reactor) is factory
 
 
 def test_options_of_tls_are_told_from_the_endpoints(pem: str) -> None:
@@ -128,6 +133,11 @@ def test_the_names_of_twisteds_own_ssl_endpoint_will_do(pem: str) -> None:
         ("haproxy:tcp:0", "haproxy: believes every client's PROXY header: use proxy:"),
         ("tls:tls:0:certificate=PEM", "tls: may occur only once, before the endpoint"),
         ("tls:0", "tls: needs certificate=FILE"),
+        ("starttls:0", "starttls: needs certificate=FILE"),
+        ("starttls:0:cert=PEM", "starttls: takes no option 'cert'; did you mean certificate or"),
+        ("starttls:tls:0:certificate=PEM", "tls: may occur only once, before the endpoint"),
+        ("tls:starttls:0:certificate=PEM", "starttls: may occur only once, before the endpoint"),
+        ("startls:0:certificate=PEM", "no kind of listener 'startls'; did you mean starttls?"),
         ("tls:", "tls: needs certificate=FILE"),
         ("tls:0:certificate=/none.pem", "cannot read /none.pem: No such file"),
         ("tls:nosuch:1:certificate=PEM", "there is no kind of listener 'nosuch'"),

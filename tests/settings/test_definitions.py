@@ -139,6 +139,10 @@ def test_limits_on_clients_are_settings() -> None:
         (["extra\x1b"], "unexpected argument 'extra\\x1b'"),
         (["--banner=a", "--no-banner"], "--banner and --no-banner contradict each other"),
         (
+            ["--listen=proxy:starttls:0:certificate=x", "--concurrency=thread-per-connection"],
+            "--listen proxy:starttls:0:certificate=x has no effect with --concurrency thread-per-",
+        ),
+        (
             ["--concurrency=serial", "--banner=a"],
             "--banner has no effect with --concurrency serial",
         ),
