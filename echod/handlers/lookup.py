@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, cast
 
 from echod.handlers.builtin import HANDLERS
@@ -230,20 +231,38 @@ def _described(name: str, target: object) -> Installed:
 
 def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, object]) -> None:
     """Refuse a function that cannot take its arguments: its first client would fail."""
-    called, given, made = target, KINDS[kind].given, class_of(target)
-    if made is not None:
-        called, given, arguments = vars(made).get("received"), ("self", *given), {}
-        # Inherited, static, of another kind, ...
-        if not isinstance(called, types.FunctionType) or kind is not Kind.MESSAGE:
-            return
-    elif hasattr(target, "received"):
-        called = target.received
+    made = class_of(target)
+    if made is None and not hasattr(target, "received"):
+        _check_takes(name, str(kind), target, KINDS[kind].given, arguments)
+    elif kind is Kind.MESSAGE:
+        for hook, given in _HOOKS.items():
+            subject = name if hook == "received" else f"{name}: `{hook}`"
+            if made is None:
+                _check_takes(subject, given, getattr(target, hook, None), (given,))
+            # Static, a builtin, of another kind, ...
+            elif isinstance(plain := inspect.getattr_static(made, hook, None), types.FunctionType):
+                _check_takes(subject, given, plain, ("self", given))
+
+
+# The methods of a message handler, and what each is given.
+_HOOKS = MappingProxyType({"received": "message", "opened": "client", "closed": "reason"})
+
+
+def _check_takes(
+    subject: str,
+    noun: str,
+    called: Any,
+    given: tuple[str, ...],
+    arguments: Mapping[str, object] = MappingProxyType({}),
+) -> None:
     try:
         signature = inspect.signature(called)
-    except (TypeError, ValueError):  # a builtin without one
+    except (TypeError, ValueError):  # a builtin without one, or no function
         return
     try:
         signature.bind(*given, **arguments)
     except TypeError:
         wanted = ", ".join(given)
-        raise HandlerError(f"{name} takes no {kind}: let its parameters be ({wanted})") from None
+        raise HandlerError(
+            f"{subject} takes no {noun}: let its parameters be ({wanted})"
+        ) from None

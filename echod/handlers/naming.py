@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from echod.errors import UserError
-from echod.handlers.parameters import Parameters, Unconvertible, convert
+from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
 from echod.handlers.plugins import Offer
 from echod.text import clipped, escape, quoted
 
@@ -113,21 +113,35 @@ class Catalogue:
             r"(?P<name>[^:=,]+(?::[^:=,]+)?)(?::(?P<arguments>[^:=,]+=.*))?", text, re.DOTALL
         )
         if match is None:
-            raise self.error(
-                f"{quoted(text)} is not of the form NAME[:key=value,...] "
-                "(NAME: an installed name, or module:object)"
-            )
+            hint = self._with_key(text) or "NAME: an installed name, or module:object"
+            raise self.error(f"{quoted(text)} is not of the form NAME[:key=value,...] ({hint})")
         arguments: dict[str, str] = {}
         for item in re.split(r"(?<!\\),", match["arguments"]) if match["arguments"] else ():
             key, equals, value = item.partition("=")
             if not equals or not key.isidentifier():
                 meant = key.replace("-", "_") if equals else ""
-                hint = f"did you mean {meant}?" if meant.isidentifier() else _COMMA
+                hint = self._with_key(text) or _COMMA
+                if meant.isidentifier():
+                    hint = f"did you mean {meant}?"
                 raise self.error(f"{quoted(item)} is not of the form key=value ({hint})")
             if key in arguments:
                 raise self.error(f"{quoted(key)} is given twice")
             arguments[key] = re.sub(r"\\([,:;& ])", r"\1", value)
         return Spec(match["name"], arguments, text)
+
+    def _with_key(self, text: str) -> str:
+        """Suggest the key that the value of a built-in object's only mandatory argument lacks; ""
+        if it has a key.
+        """
+        name, _, value = text.partition(":")
+        takes = parameters_of(self.builtin.get(name))
+        if len(takes.required) != 1 or not value:
+            return ""
+        (key,) = takes.required
+        if value.startswith(f"{key}=") or value == key:
+            return ""
+        escaped = re.sub(r"(?<!\\),", r"\,", value)
+        return f"write {escape(clipped(f'{name}:{key}={escaped}', 200))}"
 
     def check_separators(self, spec: Spec, parameters: Collection[str]) -> None:
         r"""Refuse `name:a=1:b=2` if `b` is an argument, too: with `\:` it is part of the value.
@@ -325,6 +339,8 @@ class Catalogue:
             return f"write {escape(clipped(f'{meant}:{attribute}'))}"
         if isinstance(error, ModuleNotFoundError) and _is_part(error.name, module):
             if module in {*self.builtin, *(offer.name for offer in self.offers())}:
+                if keyed := self._with_key(f"{module}:{attribute}"):
+                    return keyed
                 return f"an argument has a value: {escape(clipped(f'{module}:{attribute}'))}=..."
             return (
                 f"{escape(clipped(module.replace('.', '/')))}.py has to be in "

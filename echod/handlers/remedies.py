@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from types import MappingProxyType
+
 from echod.handlers.kinds import Kind
 
 # Methods of sockets that handlers call first.
@@ -50,9 +53,28 @@ def _remedy(error: BaseException, said: str, name: str) -> str:
             f"The handler {name} uses its {Kind.MESSAGE} as a socket: run it with "
             "--concurrency thread-per-connection, or mark it with @connection_handler"
         )
-    if isinstance(error, TypeError) and said == "a handler returns bytes, None or Close, not str":
-        return f"The handler {name} returned a str: let it return text.encode()"
+    if isinstance(error, TypeError) and (wrong := _WRONG_REPLY.fullmatch(said)):
+        return f"The handler {name} returned {_about_reply(wrong[1])}"
+    if _uses_connection_as_message(error, said):
+        return (
+            f"The handler {name} uses its {Kind.CONNECTION} as a message: annotate it as bytes, "
+            "or mark the handler with @message_handler"
+        )
     return ""
+
+
+def _about_reply(kind: str) -> str:
+    """Name a reply of a wrong type, with the remedy."""
+    article = "an" if kind[0].lower() in "aeiou" else "a"
+    remedy = _REPLIES.get(kind, "a handler returns bytes, None, Close or a generator of these")
+    return f"{article} {kind}: {remedy}"
+
+
+def _uses_connection_as_message(error: BaseException, said: str) -> bool:
+    """Return whether a handler has done to its connection what it can do to bytes only."""
+    if isinstance(error, AttributeError):
+        return (lacks := _NO_MESSAGE.fullmatch(said)) is not None and hasattr(bytes, lacks[1])
+    return isinstance(error, TypeError) and _CONNECTION in said
 
 
 def _comes_from_sendfile(error: BaseException) -> bool:
@@ -67,3 +89,17 @@ def _comes_from_sendfile(error: BaseException) -> bool:
 # The errors of asyncio's awaitables where no loop runs.
 _NO_LOOP = {"await wasn't used with future", "no running event loop"}
 _NO_SOCKET = {f"'bytes' object has no attribute '{method}'" for method in SOCKET_METHODS}
+
+# The text of `echod.handlers.contract.checked`.
+_WRONG_REPLY = re.compile(r"a handler returns bytes, None or Close, not (\w+)")
+_REPLIES = MappingProxyType(
+    {
+        "str": "let it return text.encode()",
+        "coroutine": "await it",
+        "Deferred": "only the models reactor and serial wait for it",
+        "async_generator": "only the models reactor and serial read it",
+    }
+)
+# The class of connections in threads, `echod.concurrency.thread_socket.ConnectionSocket`.
+_CONNECTION = "ConnectionSocket"
+_NO_MESSAGE = re.compile(rf"'{_CONNECTION}' object has no attribute '(\w+)'")

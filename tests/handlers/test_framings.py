@@ -197,6 +197,13 @@ INTERFACE = "(see echod.Framing)"
         ("line:delimiter=", "line: a delimiter has at least one byte"),
         (r"line:delimiter=\x1", r"line: delimiter=\x1 is not of type bytes"),
         ("fixed", "fixed needs the argument 'size': fixed:size=..."),
+        (
+            "fixed:2",
+            (
+                "fixed:2 cannot be imported: ModuleNotFoundError: No module named 'fixed'; "
+                "write fixed:size=2"
+            ),
+        ),
         ("fixed:size=-1", "fixed: size is a number from 1 to 2147483647, not -1"),
         (
             "users:ready:max_message=5",

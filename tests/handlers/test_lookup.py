@@ -57,6 +57,29 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
             silent = Inner()
             silent.received = lambda: b""
+
+            class NoClient:
+                def opened(self): ...
+                def received(self, message): ...
+
+            class NoReason:
+                def received(self, message): ...
+                async def closed(self): ...
+
+            class Heir(NoReason): ...
+
+            heir = Heir()
+
+            class Deaf:
+                def opened(self, client): ...
+                def received(self): ...
+                @staticmethod
+                def closed(reason): ...
+
+            class Hooks:
+                def opened(self, *anything): ...
+                def received(self, message): ...
+                closed = print
             '''
         )
     )
@@ -148,6 +171,10 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
         ("./greeter.py", r"\(or give module:object\)"),
         ("no.such:thing", r"no/such\.py has to be in /.*, in a folder of PYTHONPATH, or inst"),
         ("echo:prefix", "an argument has a value: echo:prefix=..."),
+        ("exec:tr a-z A-Z", "; write exec:command=tr a-z A-Z$"),
+        ("exec:command", "an argument has a value: exec:command=..."),
+        ("exec:tr a,b A,B", r"\(write exec:command=tr a\\,b A\\,B\)"),
+        ("exec:env A=b", r"\(write exec:command=env A=b\)"),
         ("nosuch.py:thing", "nosuch.py:thing cannot be imported: .*; write nosuch:thing"),
         ("./no/such.py:thing", "; write no.such:thing"),
         ("users_handlers:conversion", "did you mean users_handlers:conversation\\?"),
@@ -183,6 +210,20 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
             r"takes no message: let its parameters be \(self, message\)",
         ),
         ("users_handlers:silent", r"takes no message: let its parameters be \(message\)"),
+        (
+            "users_handlers:NoClient",
+            r"NoClient: `opened` takes no client: let its parameters be \(self, client\)$",
+        ),
+        (
+            "users_handlers:NoReason",
+            r"NoReason: `closed` takes no reason: let its parameters be \(self, reason\)$",
+        ),
+        (
+            "users_handlers:Heir",
+            r"`closed` takes no reason: let its parameters be \(self, reason\)",
+        ),
+        ("users_handlers:Deaf", r"Deaf takes no message: let its parameters be \(self, message\)"),
+        ("users_handlers:heir", r"`closed` takes no reason: let its parameters be \(reason\)"),
     ],
 )
 def test_what_cannot_be_had_says_why(module: str, text: str, why: str) -> None:
@@ -229,7 +270,13 @@ def test_a_connection_handler_without_a_parameter_is_refused(module: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["users_handlers:Static", "users_handlers:instance", "os:fsencode"]
+    "text",
+    [
+        "users_handlers:Static",
+        "users_handlers:instance",
+        "users_handlers:Hooks",
+        "os:fsencode",
+    ],
 )
 def test_whatever_takes_a_message_will_do(module: str, text: str) -> None:
     assert resolve(parse(text), REACTOR).message_handler().received(b"x") in (None, b"x")

@@ -1,7 +1,14 @@
 from __future__ import annotations
 
-import pytest
+import inspect
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import pytest
+from twisted.internet.defer import Deferred
+
+from echod.concurrency.thread_socket import ConnectionSocket
 from echod.handlers.contract import checked
 from echod.handlers.remedies import add_remedy
 
@@ -10,6 +17,16 @@ def notes_of(error: BaseException) -> list[str]:
     add_remedy(error, "served:mine")
     add_remedy(error, "served:mine")
     return getattr(error, "__notes__", [])
+
+
+@pytest.fixture
+def conn() -> Iterator[ConnectionSocket]:
+    """A connection, as a thread has it."""
+    ours, theirs = socket.socketpair()
+    connection = ConnectionSocket(ours.detach(), peer="", local="")
+    yield connection
+    theirs.close()
+    connection.release()
 
 
 @pytest.mark.parametrize("said", ["await wasn't used with future", "no running event loop"])
@@ -33,6 +50,63 @@ def test_a_text_as_reply_says_to_encode_it() -> None:
     assert notes_of(raised.value) == [
         "The handler served:mine returned a str: let it return text.encode()"
     ]
+
+
+async def forgotten() -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("made", "remedy"),
+    [
+        (lambda: 1, "an int: a handler returns bytes, None, Close or a generator of these"),
+        (lambda: [b"a"], "a list: a handler returns bytes, None, Close or a generator of these"),
+        (forgotten, "a coroutine: await it"),
+        (Deferred, "a Deferred: only the models reactor and serial wait for it"),
+    ],
+)
+def test_any_other_reply_names_the_handler_and_what_is_a_reply(
+    made: Callable[[], object], remedy: str
+) -> None:
+    reply = made()
+    with pytest.raises(TypeError) as raised:
+        checked(reply)
+    if inspect.iscoroutine(reply):
+        reply.close()
+    assert notes_of(raised.value) == [f"The handler served:mine returned {remedy}"]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda message: b"reply " + message,
+        lambda message: message + b"reply",
+        lambda message: message.upper(),
+        lambda message: message[::-1],
+        len,
+        lambda message: b"".join([message]),
+        bytes,
+    ],
+)
+def test_a_connection_that_is_used_as_a_message_names_annotation_and_mark(
+    conn: ConnectionSocket, use: Callable[[Any], object]
+) -> None:
+    with pytest.raises((AttributeError, TypeError)) as raised:
+        use(conn)
+    (note,) = notes_of(raised.value)
+    assert note == (
+        "The handler served:mine uses its connection as a message: annotate it as bytes, or mark "
+        "the handler with @message_handler"
+    )
+
+
+@pytest.mark.parametrize("use", [lambda conn: conn.recieve(), lambda conn: conn.recv("x")])
+def test_another_misuse_of_a_connection_is_left_alone(
+    conn: ConnectionSocket, use: Callable[[Any], object]
+) -> None:
+    with pytest.raises((AttributeError, TypeError)) as raised:
+        use(conn)
+    assert notes_of(raised.value) == []
 
 
 def test_other_errors_are_left_alone() -> None:
