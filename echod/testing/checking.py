@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from echod.handlers.contract import ConcurrencyModel, HandlerError
+from echod.handlers.kinds import KINDS, Kind, kind_of
 from echod.handlers.lookup import adopt
 from echod.testing.client import Connection
 from echod.testing.serving import Server, serving
@@ -32,7 +33,8 @@ def check(
 ) -> None:
     """Check that a handler's replies do not depend on the network, nor on its model.
 
-    It is for handlers whose replies depend on their own client's messages alone. The rules:
+    It is for handlers of messages whose replies depend on their own client's messages alone. The
+    rules:
 
     * The replies are the same however the input is cut: a message at a time, all at once, or byte
       by byte; and every reply reaches a client that ends its stream at once.
@@ -49,8 +51,11 @@ def check(
 
     Raises:
         AssertionError: a rule does not hold; the text says which, and what came.
-        ValueError: the framing has no messages of its own, or no model is left.
+        ValueError: the handler is for no messages, the framing has no messages of its own, or no
+            model is left.
     """
+    if kind_of(handler) not in (None, Kind.MESSAGE):
+        raise ValueError(f"check is for handlers of messages, and this is {_words(handler)}")
     if framing.partition(":")[0] == "chunk":
         raise ValueError("with chunk framing, how the input is cut is part of the input")
     left = [model for model in models if _can_run(handler, ConcurrencyModel(model))]
@@ -67,6 +72,12 @@ def check(
             replies[model] = case.replies
     if len(set(replies.values())) > 1:
         raise AssertionError(f"the models give different replies: {replies}")
+
+
+def _words(handler: object) -> str:
+    kind = kind_of(handler)
+    assert kind is not None
+    return KINDS[kind].words
 
 
 def _can_run(handler: Any, model: ConcurrencyModel) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -25,10 +26,22 @@ class Connection:
         framing: how messages and replies are framed.
     """
 
-    def __init__(self, connected: socket.socket | ssl.SSLSocket, framing: Framing) -> None:
-        """Wrap a connected socket, which closes with this object."""
+    def __init__(
+        self,
+        connected: socket.socket | ssl.SSLSocket,
+        framing: Framing,
+        last_error: Callable[[], BaseException | None] = lambda: None,
+    ) -> None:
+        """Wrap a connected socket, which closes with this object.
+
+        Args:
+            connected: the socket.
+            framing: how messages and replies are framed.
+            last_error: returns the handler's last exception, the likely cause of an early end.
+        """
         self.socket = connected
         self.framing = framing
+        self._last_error = last_error
         self._framer = framing.framer()
 
     def __enter__(self) -> Self:
@@ -53,7 +66,13 @@ class Connection:
         return self.receive_message()
 
     def send_message(self, message: bytes) -> None:
-        """Frame a message, and send it."""
+        """Frame a message, and send it.
+
+        Raises:
+            TypeError: it is not bytes.
+        """
+        if not isinstance(message, bytes):
+            raise TypeError(f"a message is bytes, not {type(message).__name__}")
         self.sendall(self.framing.encode(message))
 
     def receive_message(self) -> bytes:
@@ -66,12 +85,12 @@ class Connection:
         if isinstance(self.framing, Chunk):
             data = self.recv(_READ)
             if not data:
-                raise EOFError("the server has ended the stream")
+                raise self._ended("the server has ended the stream")
             return data
         while (message := self._framer.next_message()) is None:
             data = self.recv(_READ)
             if not data:
-                raise EOFError("the server has ended the stream, and no reply is left")
+                raise self._ended("the server has ended the stream, and no reply is left")
             self._framer.feed(data)
         return message
 
@@ -94,7 +113,7 @@ class Connection:
         while len(data) < size:
             more = self.recv(size - len(data))
             if not more:
-                raise EOFError(f"the server has ended the stream after {bytes(data)!r}")
+                raise self._ended(f"the server has ended the stream after {bytes(data)!r}")
             data += more
         return bytes(data)
 
@@ -104,6 +123,15 @@ class Connection:
         while more := self.recv(_READ):
             data += more
         return bytes(data)
+
+    def _ended(self, text: str) -> EOFError:
+        """Return the error of an early end, which names the handler's own error."""
+        cause = self._last_error()
+        if cause is None:
+            return EOFError(text)
+        error = EOFError(f"{text}: the handler has raised {cause!r}")
+        error.__cause__ = cause
+        return error
 
     def finish(self) -> None:
         """End the client's stream (FIN), and go on reading; harmless if the server is gone."""

@@ -100,14 +100,14 @@ class Server:
     """A handler that is served.
 
     Attributes:
-        errors: the exceptions of the handler, in order.
         framing: how messages and replies are framed.
         service: the daemon's service, for all that is not here; None while it does not run.
     """
 
     def __init__(self, handler: object, settings: Settings) -> None:
         """Set up, without listening; see `serving`."""
-        self.errors: list[BaseException] = []
+        self._errors: list[BaseException] = []
+        self._errors_seen = False
         self.service: EchoService | None = None
         self._handler = handler
         self._settings = settings
@@ -135,6 +135,7 @@ class Server:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+        self._raise_unseen(error)
 
     def drain(self) -> None:
         """Begin to end, as at SIGTERM: answer all that was received, and close."""
@@ -152,7 +153,8 @@ class Server:
 
         Args:
             tls: the client's TLS; None to connect in clear.
-            server_name: the name that the certificate has to be for.
+            server_name: the name that the certificate has to be for; "localhost" by default, if
+                `tls` checks names.
             timeout: how long each wait of the client may take, in seconds.
 
         Raises:
@@ -172,8 +174,9 @@ class Server:
         else:
             connected = socket.create_connection(address, timeout)
         if tls is not None:
-            connected = tls.wrap_socket(connected, server_hostname=server_name or None)
-        connection = Connection(connected, self.framing)
+            name = server_name or ("localhost" if tls.check_hostname else None)
+            connected = tls.wrap_socket(connected, server_hostname=name)
+        connection = Connection(connected, self.framing, self._last_error)
         self._connections.append(connection)
         return connection
 
@@ -198,8 +201,27 @@ class Server:
             await self._stop()
         else:
             self.stop()
+        self._raise_unseen(error)
 
     # The state of the server.
+
+    @property
+    def errors(self) -> list[BaseException]:
+        """The exceptions of the handler, in order.
+
+        A test that does not look at them fails at the end of `with`, if there is one.
+        """
+        self._errors_seen = True
+        return self._errors
+
+    def _last_error(self) -> BaseException | None:
+        return self._errors[-1] if self._errors else None
+
+    def _raise_unseen(self, error: BaseException | None) -> None:
+        """Fail a test that has not looked at the handler's errors."""
+        if error is None and self._errors and not self._errors_seen:
+            first = self._errors[0]
+            raise AssertionError(f"the handler has raised {first!r}") from first
 
     @property
     def address(self) -> tuple[str, int] | str:
@@ -311,7 +333,7 @@ class Server:
 
     def _failed(self, failure: Failure, client: Client) -> None:
         assert failure.value is not None
-        self.errors.append(failure.value)
+        self._errors.append(failure.value)
         log_failure(failure, client)
 
     def _close_clients(self) -> None:

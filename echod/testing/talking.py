@@ -18,8 +18,7 @@ from twisted.python.failure import Failure
 
 from echod.connections.factory import EchoFactory
 from echod.handlers.client import Client
-from echod.handlers.kinds import Kind
-from echod.handlers.lookup import ResolvedHandler
+from echod.handlers.kinds import KINDS, Kind, kind_of
 from echod.limits import Limits
 from echod.messages.framing import MOST
 from echod.messages.prefixed import Length
@@ -47,8 +46,9 @@ def talk(
         The conversation, which goes on.
 
     Raises:
-        HandlerError: it is no message handler.
-        TalkError: it needs the global reactor, or asyncio's loop: use `serving`.
+        HandlerError: it is no handler.
+        TalkError: it needs a real connection, the global reactor or asyncio's loop: use
+            `serving`.
     """
     conversation = Conversation(handler, limits)
     for message in messages:
@@ -66,6 +66,7 @@ class Conversation:
 
     def __init__(self, handler: Callable[..., object], limits: Limits | None = None) -> None:
         """Connect; see `talk`."""
+        _check_kind(handler)
         self.errors: list[BaseException] = []
         self._clock = VirtualReactor()
         factory = EchoFactory(
@@ -74,8 +75,6 @@ class Conversation:
             framing=_ANY_LENGTH,
             limits=Limits() if limits is None else limits,
         )
-        if factory.handler.kind is not Kind.MESSAGE:
-            raise _needs_serving(factory.handler)
         factory.report = self._failed
         self._factory = factory
         self._metrics = factory.metrics
@@ -171,11 +170,19 @@ class Conversation:
             self.errors.append(failure.value)
 
 
-def _needs_serving(handler: ResolvedHandler) -> TalkError:
-    return TalkError(
-        f"{handler.name} is a {handler.kind} handler, which needs a real connection: "
-        f"use echod.testing.serving({handler.name})"
-    )
+def _check_kind(handler: object) -> None:
+    """Refuse what is no handler of messages.
+
+    Raises:
+        TalkError: it needs a real connection, or it is the text of a name.
+    """
+    if isinstance(handler, str):
+        raise TalkError(f"talk takes the handler itself, not its name {handler!r}")
+    if (kind := kind_of(handler)) not in (None, Kind.MESSAGE):
+        raise TalkError(
+            f"this is {KINDS[kind].words}, which needs a real connection: "
+            "use echod.testing.serving"
+        )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from echod import Handler, connection_handler, message_handler
+from echod import Handler, message_handler
 from echod.handlers.builtin import Count, Echo, upper
 from echod.testing import check
 from tests.support.log import Log
@@ -97,8 +97,15 @@ def test_chunks_are_no_messages() -> None:
 
 
 def test_a_handler_that_no_model_is_left_for_is_refused() -> None:
-    @connection_handler
-    def own(conn: Any) -> None: ...
+    async def double(message: bytes) -> bytes:
+        return message * 2
 
     with pytest.raises(ValueError, match="none of these models"):
-        check(own, models=["reactor"])
+        check(double, models=["defer-to-thread"])
+
+
+def test_a_handler_of_no_messages_is_refused() -> None:
+    async def copy(reader: Any, writer: Any) -> None: ...
+
+    with pytest.raises(ValueError, match="check is for handlers of messages"):
+        check(copy)

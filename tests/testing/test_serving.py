@@ -305,3 +305,35 @@ def test_a_service_that_cannot_be_opened_fails_its_test_and_not_the_process() ->
         serving(broken).__enter__()
     with serving(shout) as server, server.connect() as client:
         assert client.ask(b"x") == b"X"
+
+
+@blocking
+def test_a_test_that_does_not_look_at_an_exception_fails_all_the_same(log: Log) -> None:
+    class FailsAtTheEnd(Handler):
+        def received(self, message: bytes) -> bytes:
+            return message
+
+        def closed(self, reason: str) -> None:
+            raise OSError("not saved")
+
+    def ask() -> None:
+        with serving(FailsAtTheEnd) as server:
+            assert server.connect().ask(b"x") == b"x"
+
+    with pytest.raises(AssertionError, match=r"the handler has raised OSError\('not saved'\)"):
+        ask()
+    log.take_errors()
+
+
+@blocking
+def test_an_end_instead_of_a_reply_names_the_handlers_exception(log: Log) -> None:
+    def fail(message: bytes) -> bytes:
+        raise ValueError("on purpose")
+
+    with serving(fail, framing="line") as server:
+        with pytest.raises(EOFError, match="the handler has raised ValueError") as raised:
+            server.connect().ask(b"x")
+        assert raised.value.__cause__ is server.errors[0]
+        with pytest.raises(TypeError, match="a message is bytes, not str"):
+            server.connect().ask("x")
+    log.take_errors()

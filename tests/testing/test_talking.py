@@ -194,8 +194,13 @@ def test_a_handler_that_needs_a_real_connection_is_refused_in_one_line() -> None
     @connection_handler
     def talk_by_socket(conn: Any) -> None: ...
 
-    with pytest.raises(Exception, match="thread-per-connection"):
-        talk(talk_by_socket)
+    async def talk_by_streams(reader: Any, writer: Any) -> None: ...
+
+    for handler in (talk_by_socket, talk_by_streams):
+        with pytest.raises(TalkError, match=r"needs a real connection: use .*serving"):
+            talk(handler)
+    with pytest.raises(TalkError, match="not its name 'echo'"):
+        talk("echo")
 
 
 class Chat(Handler):
