@@ -8,7 +8,8 @@ The handler runs in a task of its own, in its connection's context. Guarantees, 
 * When the daemon drains, the reader gets the bytes that had arrived, and then the end.
 * When the connection is lost, reads and `drain` say so. A task that has not ended `--linger`
   later is cancelled, at the drain's deadline at once. The connection counts until its task has
-  ended.
+  ended, but does not hold up the end of the daemon: after the drain's deadline, a few turns of
+  the event loop later at most.
 * A cancelled task is no error, nor is an exception that tells the handler of the end.
 """
 
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, cast
+from collections.abc import Awaitable, Coroutine
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.python.failure import Failure
 
+from echod.concurrency.models import TURNS_TO_END
 from echod.connections.asyncio_protocol import AsyncioProtocol
 from echod.connections.kernel import unread
 from echod.reasons import EndReason
@@ -35,7 +38,15 @@ LIMIT = 2**16
 class StreamsProtocol(AsyncioProtocol):
     """Serves a connection by a task with a reader and a writer."""
 
-    __slots__ = ("_cancels", "_drain_left", "_lost_at", "_reader", "_shaken", "_task")
+    __slots__ = (
+        "_cancels",
+        "_drain_left",
+        "_forgotten",
+        "_lost_at",
+        "_reader",
+        "_shaken",
+        "_task",
+    )
 
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner)
@@ -46,6 +57,8 @@ class StreamsProtocol(AsyncioProtocol):
         self._lost_at = 0.0
         # The drain's deadline has passed.
         self._cancels = False
+        # It is counted out, though its task may run on.
+        self._forgotten = False
 
     def _make(self) -> object:
         loop = asyncio.get_running_loop()
@@ -87,26 +100,58 @@ class StreamsProtocol(AsyncioProtocol):
         """Close, if the task has ended before it began; or count the connection out."""
         self._task = None
         self.close(self._why_closed())
-        if self._lost:
+        if self._lost and not self._forgotten:
             self._forget()
+
+    @property
+    def coroutine(self) -> Coroutine[object, Any, object] | None:
+        """The coroutine of its task; None if that has ended."""
+        if self._task is None:
+            return None
+        return cast("Coroutine[object, Any, object]", self._task.get_coro())
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client is gone."""
+        return self._lost
 
     # The end of the connection, and of the task.
 
     def abort(self, reason: EndReason) -> None:
         self._cancels = self._cancels or reason is EndReason.ABORTED
-        if self._lost:
-            self._cancel()
-        else:
+        if not self._lost:
             super().abort(reason)
+        elif self._cancels:
+            self._let_go()
+        else:
+            self._cancel()
 
     def _forget(self) -> None:
         if self._task is None:
+            self._forgotten = True
             super()._forget()
             return
         self._lost_at = self._owner.seconds()
         self._owner.urgent.add(self)
         if self._cancels:
-            self._cancel()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Cancel the task, and give it a few turns to end before the connection is forgotten."""
+        self._cancel()
+        self._wait_for_task(TURNS_TO_END)
+
+    def _wait_for_task(self, turns: int) -> None:
+        if self._task is None or self._forgotten:
+            return
+        if turns:
+            loop = self._task.get_loop()
+            loop.call_soon(self._wait_for_task, turns - 1, context=Context())
+            return
+        # The process may end before the task does.
+        self._task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._forgotten = True
+        super()._forget()
 
     def _cancel(self) -> None:
         if self._task is not None:

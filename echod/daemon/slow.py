@@ -186,7 +186,12 @@ def _left_behind(open_ones: set[object], calls: Iterable[UnderWay]) -> Iterator[
         open_ones.discard(call.owner)
         yield f"{_peer(call.owner)}{gone}: the handler is at {_place_of(call)}"
     for connection in open_ones:
-        yield f"{_peer(connection)}: {getattr(connection, 'waits_for', 'it is open')}"
+        coroutine = getattr(connection, "coroutine", None)
+        if coroutine is not None and getattr(connection, "is_lost", False):
+            place = _place_of(UnderWay(connection, connection, coroutine=coroutine))
+            yield f"{_peer(connection)}, which is gone: the handler is at {place}"
+        else:
+            yield f"{_peer(connection)}: {getattr(connection, 'waits_for', 'it is open')}"
 
 
 def _progress_of(call: UnderWay) -> object:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from echod.daemon.slow import SlowCalls
 from echod.limits import Limits
 from tests.support.asyncio_serving import WAYS, ended, on_a_loop, serving
 from tests.support.log import Log
@@ -318,6 +319,49 @@ async def test_at_the_deadline_of_the_drain_a_task_is_cancelled_at_once(
         await drained
         assert done == ["cancelled"]
         assert ended(server) == {"aborted": 1}
+
+
+@pytest.mark.parametrize("first", ["the drain", "the client"])
+@pytest_twisted.ensureDeferred
+async def test_a_task_that_goes_on_after_it_was_cancelled_does_not_hold_up_the_end(
+    first: str, certificate: Path, log: Log
+) -> None:
+    may_end = asyncio.Event()
+    cancelled: list[str] = []
+
+    async def swallows(reader: Reader, writer: Writer) -> None:
+        while not may_end.is_set():
+            try:
+                await may_end.wait()
+            except asyncio.CancelledError:
+                cancelled.append("cancelled")
+
+    async with serving(swallows, "clear", certificate, limits=Limits(linger=0.2)) as server:
+        client = await server.connect()
+        await server.accepted()
+        (connection,) = server.factory.connections
+        if first == "the client":
+            client.reset()
+            await eventually(lambda: cancelled)
+            assert server.factory.connections == {connection}
+            slow = SlowCalls(reactor, server.factory.model, 0.0)
+            (line,) = slow.left_behind(server.factory.connections)
+            assert ", which is gone: the handler is at test_streams_protocol.py:" in line
+            assert "in swallows" in line
+        drained = server.factory.drain()
+        await turns(5)
+        assert not drained.called
+        server.factory.abort()
+        server.factory.abort()
+        await drained
+        assert cancelled
+        assert not server.factory.connections
+        reason = "aborted" if first == "the drain" else "connection lost"
+        assert ended(server) == {reason: 1}
+        may_end.set()
+        await turns(5)
+        assert ended(server) == {reason: 1}
+    assert not log.errors
 
 
 @pytest_twisted.ensureDeferred
