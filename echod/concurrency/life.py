@@ -49,6 +49,8 @@ class Life:
         service: the service, as its function sees it.
         blocks: whether `open` runs all of it before it returns.
         on_failure: gets the Failure of a service that ends while it serves.
+        generator: the generator; None before it is made.
+        thread: the `threading.get_ident` of its own thread; None if it has none.
     """
 
     def __init__(
@@ -82,7 +84,18 @@ class Life:
         self._open = self._closes = self._over = self._skipped = False
         self._task: asyncio.Task[object] | Deferred[object] | None = None
         self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._generator: Any = None
+        self.generator: Any = None
+        self.thread: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it serves: the part after `yield` has neither begun nor been skipped."""
+        return self._open and not (self._over or self._closes or self._skipped)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the part after `yield` runs, and is waited for."""
+        return self._closes and not (self._over or self._skipped)
 
     def open(self) -> Deferred[ResolvedHandler]:
         """Run the part before `yield`.
@@ -91,12 +104,12 @@ class Life:
             Fires with the handler that it yields; fails with `ServiceError`.
         """
         try:
-            self._generator = self._definition(self.service, **self._arguments)
+            self.generator = self._definition(self.service, **self._arguments)
         except Exception:
             self._finish(Failure())
             return self._opening
         if self._definition.is_async:
-            self._start_task(self._live_in_task(self._generator))
+            self._start_task(self._live_in_task(self.generator))
         elif isinstance(self._model, InPool):
             thread = threading.Thread(
                 target=self._live_in_thread, name="echod-service", daemon=True
@@ -105,8 +118,10 @@ class Life:
                 thread.start()
             except RuntimeError:  # no more threads are allowed
                 self._finish(Failure())
+            else:
+                self.thread = thread.ident
         else:
-            self._live_here(self._generator)
+            self._live_here(self.generator)
         return self._opening
 
     def close(self) -> Deferred[None]:
@@ -119,7 +134,7 @@ class Life:
         elif isinstance(self._model, InPool):
             self._orders.put(True)
         else:
-            self._finish(_result_of(_end, self._generator))
+            self._finish(_result_of(_end, self.generator))
         return self._ended
 
     def skip(self) -> None:
@@ -165,7 +180,7 @@ class Life:
             raise HandlerError("it has yielded twice")
 
     def _live_in_thread(self) -> None:
-        generator = self._generator
+        generator = self.generator
         handler = _result_of(_first, generator)
         self._call_from_thread(self._take, handler)
         if isinstance(handler, Failure):
@@ -192,7 +207,7 @@ class Life:
             if isinstance(self._model, InPool):
                 self._orders.put(False)
             else:
-                self._generator.close()
+                self.generator.close()
             self._finish(failure)
 
     def _serve(self, handler: object) -> None:

@@ -1,5 +1,8 @@
 """The drain: answer all that was received, then close every connection, within a deadline.
 
+If a service is to be closed, the last share of the time is its own: the connections that are left
+are aborted before, so that no client uses up the time for the rest of the service.
+
 A drain may be gradual. It then tells connections to finish a few at a time, idle ones too, so that
 thousands of clients do not all reconnect in the same second. Until its turn comes, a connection is
 served as before.
@@ -11,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -19,11 +22,17 @@ from echod.concurrency.life import Life
 from echod.concurrency.model import Model
 from echod.connections.factory import EchoFactory
 from echod.connections.owner import Owned
+from echod.daemon.stacks import frames_of_coroutine, frames_of_thread, from_handler, in_one_line
+from echod.text import escape
 
 log = Logger("echod")
 
 # In a gradual drain, seconds from one share of the connections to the next.
 STEP = 0.1
+
+# The share of the drain's time that only the rest of a service has, and its most, in seconds.
+SHARE_OF_SERVICE = 0.1
+MOST_OF_SERVICE = 1.0
 
 
 class Drain:
@@ -79,11 +88,13 @@ class Drain:
                 seconds=self._timeout,
                 _waiting=self._waiting(),
             )
-        deadline = self._reactor.callLater(self._timeout, self._give_up)
+        reserved = self._reserved()
+        give_up = self._reactor.callLater(self._timeout - reserved, self._give_up)
+        deadline = self._reactor.callLater(self._timeout, self._leave_service)
 
-        def in_time(_: object) -> None:
-            if deadline.active():
-                deadline.cancel()
+        def in_time(timer: IDelayedCall) -> None:
+            if timer.active():
+                timer.cancel()
 
         # The deadline also covers the work of handlers after their connections are gone.
         return (
@@ -91,17 +102,47 @@ class Drain:
             .addCallback(lambda _: DeferredList([each.drain() for each in self._factories]))
             .addCallback(lambda _: self._model.drain())
             .addCallback(lambda _: self._model.end())
+            .addCallback(lambda _: in_time(give_up))
             .addCallback(lambda _: None if self._life is None else self._life.close())
-            .addCallback(in_time)
+            .addCallback(lambda _: in_time(deadline))
         )
 
+    def _reserved(self) -> float:
+        """Return how many of the drain's seconds only the rest of the service has."""
+        if self._life is None or not self._life.is_open:
+            return 0.0
+        return min(MOST_OF_SERVICE, SHARE_OF_SERVICE * self._timeout)
+
     def abort(self) -> None:
-        """Close every connection at once, and wait for no handler."""
+        """Close every connection at once, and wait for no handler, nor for the service."""
+        self._leave_service()
+        self._abort_connections()
+
+    def _abort_connections(self) -> None:
         for factory in self._factories:
             factory.abort()
         self._model.stop()
-        if self._life is not None:
-            self._life.skip()
+        if self._telling.running:
+            self._telling.stop()
+
+    def _leave_service(self) -> None:
+        """Wait no longer for the service, and log what it leaves undone."""
+        life = self._life
+        if life is None:
+            return
+        if life.is_closing:
+            frames = frames_of_coroutine(life.generator)
+            if life.thread is not None:
+                frames = frames_of_thread(life.thread)
+            place = in_one_line(from_handler(frames))
+            log.warn(
+                "The rest of the service {name} is not over: it is at {place}",
+                name=escape(life.name),
+                place=place,
+            )
+        elif life.is_open:
+            log.warn("The rest of the service {name} was not run", name=escape(life.name))
+        life.skip()
 
     def _left(self) -> int:
         return sum(len(factory.connections) for factory in self._factories)
@@ -135,4 +176,4 @@ class Drain:
             _waiting=self._waiting(),
             _lines="".join(f"\n  {line}" for line in left),
         )
-        self.abort()
+        self._abort_connections()

@@ -31,18 +31,23 @@ def frames_of_thread(thread: int) -> Frames:
 
 
 def frames_of_coroutine(coroutine: object) -> Frames:
-    """Return the stack of a waiting coroutine, down to the last object that it awaits."""
+    """Return the stack of a waiting coroutine, or generator, down to the last object awaited."""
     return list(_awaited_frames(coroutine))
 
 
 def _awaited_frames(waiting: object) -> Iterator[FrameType]:
     for _ in range(1000):  # in case the `cr_await` of a foreign object leads in a circle
-        frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
-        if frame is None:
+        frame = _first_of(waiting, "cr_frame", "gi_frame", "ag_frame")
+        if not isinstance(frame, FrameType):
             return
         yield frame
-        awaited = getattr(waiting, "cr_await", None)
-        waiting = getattr(waiting, "gi_yieldfrom", None) if awaited is None else awaited
+        waiting = _first_of(waiting, "cr_await", "gi_yieldfrom", "ag_await")
+
+
+def _first_of(waiting: object, *names: str) -> object:
+    """Return the first of these attributes that is there, and not None."""
+    found = (getattr(waiting, name, None) for name in names)
+    return next((each for each in found if each is not None), None)
 
 
 def module_of(frame: FrameType) -> str:

@@ -291,7 +291,8 @@ class Settings:
     drain_timeout: float = setting(
         10.0,
         Text(
-            "Seconds after SIGTERM in which clients can still receive replies to their messages.",
+            "Seconds after SIGTERM in which clients can still receive replies to their messages. "
+            "A service has the last tenth, at most 1 second, for its part after yield.",
             seconds,
             unit="seconds",
             section="Stopping",

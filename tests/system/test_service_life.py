@@ -45,6 +45,40 @@ async def waits(service, *, until: str = "", size: int = 1, slow: float = 0.0):
     finally:
         told("cleaned up")
 
+@echod.connection_handler
+def forever(conn):
+    while conn.recv(100):
+        pass
+    threading.Event().wait()
+
+async def for_ever(reader, writer):
+    import asyncio
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+@echod.service
+async def tidy(service, *, serves: str = "", slow: float = 0.0):
+    try:
+        yield globals()[serves] if serves else lambda message: message
+        told(f"closing, clients: {len(service.clients)}")
+        await deferLater(reactor, slow)
+        told("closed")
+    finally:
+        told("cleaned up")
+
+@echod.service
+def tidy_too(service, *, serves: str = "", slow: float = 0.0):
+    try:
+        yield globals()[serves] if serves else lambda message: message
+        told(f"closing, clients: {len(service.clients)}")
+        time.sleep(slow)
+        told("closed")
+    finally:
+        told("cleaned up")
+
 @echod.service
 async def leaves(service):
     yield lambda message: message
@@ -219,6 +253,76 @@ def test_the_rest_has_until_the_deadline_of_the_drain(daemon: Start) -> None:
         "[got CancelledError]",
         "[cleaned up]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("handler", "model"),
+    [
+        ("tidy", "reactor"),
+        ("tidy", "serial"),
+        ("tidy_too", "reactor"),
+        ("tidy_too", "defer-to-thread"),
+        ("tidy_too:serves=forever", "thread-per-connection"),
+        ("tidy:serves=for_ever", "reactor"),
+    ],
+)
+def test_a_client_that_stays_leaves_time_for_the_rest(
+    daemon: Start, handler: str, model: str
+) -> None:
+    """Fault 132: A client that does not read, or does not close, leaves time for the rest."""
+    if "for_ever" in handler and REACTOR and "uvloop" not in REACTOR[0]:
+        not_here("no asyncio loop runs")
+    running = daemon(
+        *("--handler", f"svc:{handler}", "--concurrency", model, "--no-banner"),
+        *("--drain-timeout", "2"),
+    )
+    with connect(running) as client:
+        client.sendall(b"happy")
+        if "serves" not in handler:
+            assert receive(client, 5) == b"happy"
+        running.wait_for("Connected with")
+        running.signal()  # and the client does not close
+        running.wait()
+    assert running.process.returncode in TERMINATED
+    assert "Drain time-out: aborting all; open connections: 1" in running.log
+    assert [line for line in told(running) if "opening" not in line] == [
+        "[closing, clients: 0]",
+        "[closed]",
+        "[cleaned up]",
+    ]
+    assert "Not stopped in time" not in running.log
+    assert "The rest of the service" not in running.log
+
+
+@pytest.mark.parametrize(("name", "model"), [("tidy", "reactor"), ("tidy_too", "defer-to-thread")])
+def test_a_rest_that_is_not_over_in_time_is_named_with_its_place(
+    daemon: Start, name: str, model: str
+) -> None:
+    """Fault 132: The log names a rest that is not over at the deadline, and its place."""
+    running = daemon(
+        *("--handler", f"svc:{name}:slow=60", "--concurrency", model, "--drain-timeout", "0.5"),
+    )
+    running.wait_for("Serving")
+    running.signal()
+    running.wait()
+    assert running.process.returncode in TERMINATED
+    line = f"The rest of the service svc:{name} is not over: it is at svc.py:"
+    assert running.log.count(line) == 1
+    assert f" in {name}" in running.log.split(line)[1].splitlines()[0]
+    assert "Drain time-out" not in running.log
+
+
+def test_the_rest_that_a_second_signal_skips_is_named(daemon: Start) -> None:
+    """Fault 132: The log says of a rest that was not run that it was not."""
+    running = daemon("--handler", "svc:tidy", "--drain-timeout", "60")
+    with connect(running) as client:
+        client.sendall(b"happy")
+        assert receive(client, 5) == b"happy"
+        running.signal()
+        assert receive_all(client) == b""  # and the client does not close
+        running.signal()
+        running.wait()
+    assert running.log.count("The rest of the service svc:tidy was not run") == 1
 
 
 @pytest.mark.parametrize(
