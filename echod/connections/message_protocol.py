@@ -261,14 +261,21 @@ class EchoProtocol(ConnectionProtocol):
     def pauseProducing(self) -> None:
         """Pause, because the transport's write buffer is full."""
         session = self._hold()
-        session.blocked = True
+        with _opening:  # another thread may be opening it
+            session.blocked = True
+            if self._outbox is not None:
+                self._outbox.blocked = True
         if not self._is_shaking_hands:  # which has a deadline of its own
             self._expect_to_be_read()
         self._update_reading(session)
 
     def resumeProducing(self) -> None:
         """Resume, because the transport has written everything."""
-        self._hold().blocked = False
+        session = self._hold()
+        with _opening:
+            session.blocked = False
+            if self._outbox is not None:
+                self._outbox.blocked = False
         self._deadline = math.inf
         if self._outbox is not None:
             self._outbox.resume()
@@ -574,8 +581,15 @@ class EchoProtocol(ConnectionProtocol):
     def _open_outbox(self) -> Outbox:
         with _opening:
             if self._outbox is None:
-                self._outbox = Outbox(self, self._batch)
+                outbox = Outbox(self, self._batch, self._fastest_write())
+                if self._reason is not None:
+                    outbox.end()  # as `_stop` would have, which has passed already
+                self._outbox = outbox
         return self._outbox
+
+    def _fastest_write(self) -> Callable[[bytes], None] | None:
+        """Return a faster `transmit` for as long as the connection is open, if there is one."""
+        return None
 
     def drained(self) -> Awaitable[None]:
         in_loop = get_ident() == self._owner.errands.thread
@@ -707,7 +721,10 @@ class EchoProtocol(ConnectionProtocol):
                 self._outbox.empty()
             self._outbox.held = 0
         self._direct_messages += clear.messages
-        self._session = None
+        with _opening:
+            self._session = None
+            if self._outbox is not None:
+                self._outbox.blocked = False
         self._expect_by(self._owner.limits.handshake_timeout)
         self._encrypt(context)
         if not self._reading and self._reason is None:
@@ -738,8 +755,10 @@ class EchoProtocol(ConnectionProtocol):
         if self._owner.starts_tls is not None:
             self._owner.starts_tls.asked.discard(self)
         self._hold().close()
-        if self._outbox is not None:
-            self._outbox.end()
+        with _opening:  # another thread may be opening it
+            outbox = self._outbox
+        if outbox is not None:
+            outbox.end()
         self._owner.turns.leave(self, self.transport)
         if self._entered:
             self.transport.unregisterProducer()

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
         @property
         def is_blocked(self) -> bool:
-            """Whether the transport's buffer is full."""
+            """Whether the transport's buffer is full: `Outbox.blocked`, from its start."""
 
         def transmit(self, data: bytes) -> None:
             """Pass `data` to the transport."""
@@ -109,34 +109,48 @@ class Outbox:
     """The pushes and replies of one connection that wait to be passed to its transport.
 
     Attributes:
+        blocked: whether the transport's buffer is full; the sender sets it.
         parts: what waits, in order. While the event loop answers a long read, it collects its
             replies here, too.
         held: how much of what was passed to the transport waits there, at most.
+        transmit: passes data to the transport; until `end` it may be faster than the sender's own.
         ending: whether nothing more is taken.
     """
 
     __slots__ = (
+        "_errands",
         "_is_due",
         "_last",
         "_lock",
         "_sender",
         "_size",
         "_waiting",
+        "blocked",
         "ending",
         "held",
         "parts",
+        "transmit",
     )
 
-    def __init__(self, sender: Sender, parts: list[bytes] | None = None) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        parts: list[bytes] | None = None,
+        transmit: Callable[[bytes], None] | None = None,
+    ) -> None:
         """Set up.
 
         Args:
             sender: the connection.
             parts: replies that were handed over before, and are not written yet.
+            transmit: passes data to the transport of an open connection; None: the sender's.
         """
         self._sender = sender
+        self._errands = sender.errands
+        self.transmit = transmit or sender.transmit
         self.parts = [] if parts is None else parts
         self._size = 0
+        self.blocked = sender.is_blocked
         self.held = 0
         self.ending = False
         self._lock = threading.Lock()
@@ -155,8 +169,13 @@ class Outbox:
                 return False
             self.parts.append(data)
             self._size += len(data)
-        if not self._is_due:
-            self._hurry()
+        if not self._is_due:  # as in `_hurry`: in a broadcast, a call would cost noticeable time
+            errands = self._errands
+            if threading.get_ident() == errands.thread:
+                self.flush()
+            else:
+                self._is_due = True
+                errands.ask(self.flush)
         return True
 
     def _has_room(self, size: int) -> bool:
@@ -175,11 +194,11 @@ class Outbox:
 
     def _hurry(self) -> None:
         """Flush now in the event loop, and soon from another thread."""
-        if threading.get_ident() == self._sender.errands.thread:
+        if threading.get_ident() == self._errands.thread:
             self.flush()
         elif not self._is_due:
             self._is_due = True
-            self._sender.errands.ask(self.flush)
+            self._errands.ask(self.flush)
 
     @property
     def is_empty(self) -> bool:
@@ -189,11 +208,11 @@ class Outbox:
     @property
     def is_clear(self) -> bool:
         """Whether nothing waits."""
-        return not (self._size or self.held or self._sender.is_blocked) or self.ending
+        return not (self._size or self.held or self.blocked) or self.ending
 
     def drained(self) -> Awaitable[None]:
         """Wait until nothing waits, or the connection ends: in a thread, before this returns."""
-        in_loop = threading.get_ident() == self._sender.errands.thread
+        in_loop = threading.get_ident() == self._errands.thread
         deferred: Deferred[None] = Deferred()
         event = threading.Event()
         with self._lock:
@@ -220,22 +239,29 @@ class Outbox:
             self.empty()
             last, self._last = self._last, None
             last()
-        elif not self._sender.is_blocked:
+        elif not self.blocked:
             self.empty()
             if self._waiting:
                 self._tell()
 
     def empty(self) -> None:
         """Pass on everything."""
-        with self._lock:
-            parts = self.parts[:]
-            self.parts.clear()  # every other thread adds within the lock
+        parts = self.parts
+        # A push may have left among the replies of a batch (`EchoProtocol._send_batch`).
+        if not (parts or self._size):
+            return
+        with self._lock:  # every other thread adds within it
+            if len(parts) == 1:
+                data = parts.pop()
+            else:
+                data = b"".join(parts)
+                parts.clear()
             self._size = 0
-        if parts:
-            data = parts[0] if len(parts) == 1 else b"".join(parts)
-            self._sender.transmit(data)
-            if self._sender.is_blocked:
-                self.held += len(data)
+        if data:
+            transmit = self.transmit
+            transmit(data)
+        if self.blocked:  # from now on, or still
+            self.held += len(data)
 
     def resume(self) -> None:
         """Go on, because the transport has room again."""
@@ -246,6 +272,7 @@ class Outbox:
         """Take nothing more: the connection ends. Calling it again is harmless."""
         with self._lock:
             self.ending = True
+        self.transmit = self._sender.transmit
         self._tell()
 
     def _tell(self) -> None:

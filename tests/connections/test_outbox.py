@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any, ClassVar
@@ -432,6 +433,71 @@ async def test_many_sends_from_threads_cost_one_wake_up_of_the_loop(
         calls[0]()
         for one in clients:
             await one.receive(b"x" * 100)
+
+
+@pytest.mark.parametrize("pushed_before", [False, True], ids=["first", "after a thread's"])
+@pytest_twisted.ensureDeferred
+async def test_a_push_from_the_loop_counts_as_sent_and_calls_what_a_reply_calls(
+    pushed_before: bool,
+) -> None:
+    async with serving(handler=Room, banner=b"") as server:
+        client = await server.connect()
+        await eventually(lambda: Room.clients)
+        (to,) = Room.clients
+        if pushed_before:
+            await in_a_thread(to.send, b"thread ")
+            await client.receive(b"thread ")
+        connection = await server.accepted()
+        calls: list[str] = []
+
+        def note(frame: Any, event: str, called: Any) -> None:
+            if event == "call":
+                calls.append(frame.f_code.co_name)
+
+        sys.setprofile(note)
+        try:
+            taken = to.send(b"happy")
+        finally:
+            sys.setprofile(None)
+        assert taken
+        await client.receive(b"happy")
+        assert connection.figures[2] == len(b"thread happy" if pushed_before else b"happy")
+        if connection._kernel_counts:
+            passing = {"is_empty"} if pushed_before else set()
+            assert {*calls} == {"send", "push", *passing}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_push_that_leaves_among_replies_waits_no_more() -> None:
+    async with serving(handler=Room, banner=b"") as server:
+        await server.connect()
+        connection = await server.accepted()
+        await eventually(lambda: Room.clients)
+        outbox = connection._open_outbox()
+        await in_a_thread(take_among_replies, outbox)
+        await eventually(lambda: outbox.is_clear)
+
+
+def take_among_replies(outbox: Any) -> None:
+    """Put a push, and take it out as a batch of replies may, before the loop has come by."""
+    outbox._is_due = True
+    assert outbox.put(b"push")
+    outbox.parts.clear()
+    assert not outbox.is_clear
+    outbox._errands.ask(outbox.flush)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_push_into_a_connection_that_closes_meanwhile_is_dropped() -> None:
+    async with serving(handler=Room, banner=b"") as server:
+        client = await server.connect()
+        connection = await server.accepted()
+        await eventually(lambda: Room.clients)
+        connection.close(EndReason.HANDLER)
+        outbox = connection._open_outbox()  # by a thread that has looked just before
+        assert not outbox.put(b"too late")
+        assert await client.receive_all() == b""
+        assert client.clean
 
 
 @every_model
