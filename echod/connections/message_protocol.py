@@ -549,6 +549,13 @@ class EchoProtocol(ConnectionProtocol):
         batch.flush()
         self._batch = outer
 
+    def for_pieces(self) -> Callable[[bytes], None]:
+        return self._open_outbox().hand_over
+
+    def pass_on(self) -> None:
+        if self._outbox is not None:
+            self._outbox.flush()
+
     def stream_over(self, result: object) -> None:
         self._process_answer(result)
 

@@ -1,12 +1,12 @@
 """Keep the messages that wait to be sent to one client: pushes, and the replies behind them.
 
 A connection has an outbox only once something has to wait: while its client does not read, or if
-another thread than the event loop's pushes.
+another thread than the event loop's pushes, or hands over a piece of a stream.
 
 Guarantees:
 
 * Messages leave in the order in which any thread has handed them over: a push when it calls `put`,
-  a reply when the handler has returned it.
+  a reply when the handler has returned it, a piece of a stream when the generator has yielded it.
 * At most `--max-unsent` bytes of pushes wait; a longer one only if nothing waits.
 * No call waits for the client, except `Outbox.drained` in a thread.
 * After `end`, nothing is taken.
@@ -177,6 +177,16 @@ class Outbox:
                 self._is_due = True
                 errands.ask(self.flush)
         return True
+
+    def hand_over(self, data: bytes) -> None:
+        """Take a framed piece of a reply, which comes from a thread: there is always room."""
+        with self._lock:
+            if self.ending:
+                return
+            self.parts.append(data)
+            self._size += len(data)
+        if not self._is_due:
+            self._hurry()
 
     def _has_room(self, size: int) -> bool:
         most = self._sender.max_unsent

@@ -35,7 +35,8 @@ class PooledProtocol(EchoProtocol):
             self._turn_away(busy)
 
     def _answered_directly(self, result: object) -> None:
-        if self._direct and isinstance(result, bytes) and self._outbox is None:
+        outbox = self._outbox
+        if self._direct and isinstance(result, bytes) and (outbox is None or outbox.is_empty):
             self._pending = None
             self._bytes_sent += len(result)
             self.transport.write(result)

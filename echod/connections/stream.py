@@ -7,6 +7,8 @@ Guarantees:
 
 * A piece is asked for when the transport has room, so a stream costs no more memory than a reply.
 * In the event loop a stream has its share of a turn (`echod.turns`), and at most `BUDGET` bytes.
+* A piece is handed over when the generator yields it, in order with the pushes of its handler: it
+  does not wait for the next one.
 * In the pool no thread is held while the client is slow. Pieces are taken for up to `HOP_SIZE`
   bytes or `HOP_SECONDS` at a time, then the thread is free; so a generator may go on in another.
 * If the client leaves, the generator is closed, where it runs and in the conversation's context.
@@ -69,6 +71,12 @@ if TYPE_CHECKING:
 
         def gathered(self, batch: Batch, outer: list[bytes] | None) -> None:
             """Write the collected pieces."""
+
+        def for_pieces(self) -> Callable[[bytes], None]:
+            """Return what takes framed pieces from a thread; the event loop sends them soon."""
+
+        def pass_on(self) -> None:
+            """Send now what threads have handed over."""
 
         def stream_over(self, result: object) -> None:
             """Go on after the stream: `result` is None, `Close`, or a Failure."""
@@ -146,6 +154,7 @@ class LoopStream(ReplyStream):
         try:
             result = self._send(batch)
         except BaseException:
+            batch.flush()  # the pieces before it
             connection.stream_failed(Failure())
             self._close()
             result = None
@@ -219,52 +228,47 @@ class PooledStream(ReplyStream):
         # Never refused: the message has had its thread.
         model.pool.submit(done, connection.in_thread(function), (), lost=lost)
 
-    def _take(self) -> tuple[bytes, object]:
-        """In a thread: return some pieces, framed, and `GOES_ON`, None or `Close`."""
+    def _take(self) -> object:
+        """In a thread: hand over some pieces; return `GOES_ON`, None or `Close`."""
         try:
             return self._take_some()
         except BaseException:
             self._generator.close()  # after a piece that is none
             raise
 
-    def _take_some(self) -> tuple[bytes, object]:
-        encode, until = self._connection.owner.framing.encode, time.monotonic() + HOP_SECONDS
-        parts: list[bytes] = []
-        size = 0
+    def _take_some(self) -> object:
+        connection = self._connection
+        encode, hand_over = connection.owner.framing.encode, connection.for_pieces()
+        size, until = 0, time.monotonic() + HOP_SECONDS
         while not self._is_cut:
             piece, is_over = piece_of(self._generator)
             reply, is_last = answer_of(piece)
             if reply is not None:
-                parts.append(encode(reply))
-                size += len(parts[-1])
+                data = encode(reply)
+                hand_over(data)
+                size += len(data)
             if is_last:
                 self._generator.close()
-                return b"".join(parts), Close()
+                return Close()
             if is_over:
-                return b"".join(parts), None
+                return None
             if size >= HOP_SIZE or time.monotonic() >= until:
                 break
-        return b"".join(parts), GOES_ON
+        return GOES_ON
 
-    def _close(self) -> tuple[bytes, object]:
+    def _close(self) -> object:
         self._generator.close()
-        return b"", None
+        return None
 
     def _arrived(self, result: object) -> None:
-        self._in_thread = False
         connection = self._connection
+        connection.pass_on()  # which may cut this stream, if its handler has closed
+        self._in_thread = False
         if isinstance(result, Failure):
             connection.stream_failed(result)
             connection.stream_over(None)
-            return
-        assert isinstance(result, tuple)
-        data, final = result
-        if data:
-            batch, outer = connection.gather()
-            batch.add(data)
-            connection.gathered(batch, outer)
-        if final is not GOES_ON:
-            connection.stream_over(final)
+        elif result is not GOES_ON:
+            connection.stream_over(result)
         elif self._is_cut:
             self._submit(self._close, lost=True)
         elif not connection.is_blocked:

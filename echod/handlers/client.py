@@ -103,7 +103,7 @@ class Client:
         """Send `data`, framed like a reply; any thread may call this, at any time.
 
         Messages arrive in the order in which they were handed over: this one when you call this,
-        a reply when the handler has returned it.
+        a reply when the handler has returned it, a piece when the generator has yielded it.
 
         Args:
             data: a message; a buffer may be reused at once.

@@ -326,6 +326,17 @@ class Turned(asyncio.SelectorEventLoop):
 WITH_ASYNCIO = hasattr(reactor, "_asyncioEventloop")
 
 
+class LoopOfThreads(Loop):
+    """A loop that keeps in a queue what threads ask of it."""
+
+    def __init__(self, asked: queue.SimpleQueue[Callable[[], None]]) -> None:
+        super().__init__()
+        self._asked = asked
+
+    def callFromThread(self, function: Callable[[], None]) -> None:
+        self._asked.put(function)
+
+
 @contextlib.contextmanager
 def in_memory(
     way: Way, script: Script, loop: Loop, pool: WorkerPool, tasks: Turned
@@ -368,9 +379,9 @@ def converse(
         finish: whether the client ends its stream by itself.
     """
     waiting: list[Callable[[], object]] = []
-    script, loop = Script(waiting.append), Loop()
     results: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-    pool = WorkerPool(1, results.put)
+    script, loop = Script(waiting.append), LoopOfThreads(results)
+    pool = WorkerPool(1, loop.callFromThread)
     with (
         contextlib.closing(Turned()) as tasks,
         in_memory(way, script, loop, pool, tasks) as (factory, protocol, wire, read),

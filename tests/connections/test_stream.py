@@ -20,6 +20,7 @@ from echod.handlers.contract import ConcurrencyModel
 from tests.support.log import Log
 from tests.support.reactor import reactor
 from tests.support.serving import Talker, eventually, server_context, serving, turns
+from tests.support.waiting import PATIENCE
 
 MODELS = [
     ConcurrencyModel.REACTOR,
@@ -178,6 +179,8 @@ async def test_in_the_pool_a_slow_client_holds_no_thread(over: Any) -> None:
         connections = server.factory.connections
         await eventually(lambda: all(one.is_blocked for one in connections))
         await eventually(lambda: not server.factory.model.pool.busy)
+        for one in connections:
+            assert sum(map(len, one._outbox.parts)) < HOP_SIZE + len(PIECE)
 
 
 @every_way
@@ -357,6 +360,93 @@ async def test_pushes_of_others_come_between_the_pieces(
         lines = (await client.receive_all()).splitlines()
         assert lines.count(b"push") == 1
         assert lines.count(PIECE[:-1]) == 50
+
+
+@pytest.mark.parametrize(("model", "made"), [way for way in WAYS if way != WAYS[0]])
+@pytest_twisted.ensureDeferred
+async def test_a_piece_arrives_before_the_next_one_exists(
+    model: ConcurrencyModel, made: str, over: Any
+) -> None:
+    go_on, may_go_on = threading.Event(), Deferred[None]()
+
+    def send(message: bytes) -> Iterator[bytes]:
+        yield b"first"
+        assert go_on.wait(PATIENCE)
+        yield b"second"
+
+    async def send_async(message: bytes) -> AsyncIterator[bytes]:
+        yield b"first"
+        await may_go_on
+        yield b"second"
+
+    handler = send_async if made == "async" else send
+    async with serving(model, handler=handler, over=over, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"?")
+        try:
+            await client.receive(b"first")
+        finally:
+            go_on.set()
+            may_go_on.callback(None)
+        await client.receive(b"second")
+
+
+@every_way
+@pytest_twisted.ensureDeferred
+async def test_pieces_and_pushes_of_their_handler_arrive_in_the_order_of_the_hand_over(
+    model: ConcurrencyModel, made: str, over: Any
+) -> None:
+    def send(message: bytes) -> Iterator[bytes]:
+        for number in range(0, 2000, 2):
+            yield b"%05d" % number
+            assert echod.client().send(b"%05d" % (number + 1))
+
+    async def send_async(message: bytes) -> AsyncIterator[bytes]:
+        for piece in send(message):
+            yield piece
+
+    handler = send_async if made == "async" else send
+    async with serving(model, handler=handler, framing=Line(), over=over, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"?\n")
+        client.finish()
+        assert await client.receive_all() == b"".join(b"%05d\n" % one for one in range(2000))
+
+
+@every_way
+@pytest.mark.parametrize("ending", ["close", "error"])
+@pytest_twisted.ensureDeferred
+async def test_pieces_are_handed_over_before_what_cuts_the_stream(
+    model: ConcurrencyModel,
+    made: str,
+    ending: str,
+    over: Any,
+    log: Log,
+) -> None:
+    def send(message: bytes) -> Iterator[bytes]:
+        yield b"a\n"
+        yield b"b\n"
+        if ending == "close":
+            echod.client().close(b"bye\n")
+        else:
+            raise RuntimeError("no good")
+        yield b"nothing follows\n"
+
+    async def send_async(message: bytes) -> AsyncIterator[bytes]:
+        for piece in send(message):
+            yield piece
+
+    handler = send_async if made == "async" else send
+    async with serving(model, handler=handler, over=over, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"?")
+        data = await client.receive_all()
+        await eventually(lambda: not server.factory.connections)
+        whole = b"a\nb\n" + b"bye\n" * (ending == "close")
+        assert whole.startswith(data)  # the reset may have overtaken some
+        assert not client.clean
+        assert server.factory.metrics.bytes_sent == len(whole)
+    assert len(log.take_errors()) == (ending == "error")
 
 
 @pytest_twisted.ensureDeferred
