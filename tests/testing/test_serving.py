@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.endpoints import clientFromString, connectProtocol
+from twisted.internet.task import deferLater
 
 import echod
 from echod import Handler, connection_handler, message_handler
@@ -277,10 +278,10 @@ def test_a_second_server_with_its_first_reply_is_quick() -> None:
 
 @echod.service(framing="line")
 async def slow_to_open(service: echod.Service, *, calls: Any) -> Any:
-    await asyncio.sleep(0.05)
+    await deferLater(reactor, 0.05)
     calls.append("opened")
     yield Count
-    await asyncio.sleep(0.05)
+    await deferLater(reactor, 0.05)
     calls.append("closed")
 
 
@@ -297,7 +298,7 @@ def test_a_service_is_open_when_the_test_begins_and_closed_when_it_ends() -> Non
 def test_a_service_that_cannot_be_opened_fails_its_test_and_not_the_process() -> None:
     @echod.service
     async def broken(service: echod.Service) -> Any:
-        await asyncio.sleep(0)
+        await deferLater(reactor, 0)
         raise OSError("no database")
         yield Count
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from functools import partial
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 
 from echod import Client, Close, Handler, Limits, connection_handler, message_handler
 from echod.handlers.builtin import Count, Echo
@@ -231,3 +232,32 @@ def test_conversations_with_one_class_share_it_so_a_chat_can_be_tested() -> None
     one.send(b"anyone?")
     assert two.replies == [b"hello"]
     assert Room.room == {one.client}
+
+
+def test_a_timer_of_a_reactor_that_the_handler_itself_installs_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed = Clock()
+    monkeypatch.delitem(sys.modules, "twisted.internet.reactor")
+
+    @message_handler
+    def install(message: bytes) -> bytes:
+        monkeypatch.setitem(sys.modules, "twisted.internet.reactor", installed)
+        installed.callLater(1, int)
+        return message
+
+    with pytest.raises(TalkError, match=r"has called reactor\.callLater"):
+        talk(install, [b"x"])
+    assert installed.getDelayedCalls() == []
+
+
+def test_a_client_of_a_conversation_may_be_cut_off() -> None:
+    class Aborts(Handler):
+        def opened(self, client: Client) -> None:
+            self.client = client
+
+        def received(self, message: bytes) -> None:
+            self.client.abort()
+
+    conversation = talk(Aborts, [b"x"])
+    assert conversation.aborted
