@@ -202,6 +202,7 @@ async def test_a_client_that_reads_late_gets_the_reply_in_clear_behind_all_pushe
             for number in range(pushes):
                 assert self.client.send(b"%d" % number * 1_000_000)
             await ready
+            assert self.client.send(b"last")
             return super().received(message)
 
     def conversation(client: socket.socket) -> None:
@@ -209,23 +210,22 @@ async def test_a_client_that_reads_late_gets_the_reply_in_clear_behind_all_pushe
         block(answer)
         for number in range(pushes):
             receive(client, b"%d" % number * 1_000_000 + b"\n")
-        receive(client, b"go ahead\n")
+        receive(client, b"last\ngo ahead\n")
         with encrypted(client) as secure:
             secure.sendall(b"happy\n")
             receive(secure, b"in TLS\n")
 
     async def answer() -> None:
-        await eventually(lambda: Upgrading.clients and not is_clear(Upgrading.clients[0]))
+        await eventually(lambda: any(is_blocked(one) for one in Upgrading.clients))
         ready.callback(None)
 
     async with offering(certificate, handler=Pushing, limits=Limits(max_unsent=0)) as server:
         await talk(server, conversation)
 
 
-def is_clear(client: Any) -> bool:
-    """Return whether nothing waits to be sent to `client`."""
-    outbox = client._link._outbox
-    return outbox is None or outbox.is_clear
+def is_blocked(client: Any) -> bool:
+    """Return whether `client` does not read what was sent to it."""
+    return bool(client._link.is_blocked)
 
 
 @pytest_twisted.ensureDeferred
