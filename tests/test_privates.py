@@ -52,6 +52,7 @@ PRIVATES = {
 
 # Set on instances only: in whose source, and what for.
 SET = {
+    "_startedBefore": ("twisted.internet.base:ReactorBase", "see that a module has run it"),
     "_poller": ("twisted.internet.epollreactor:EPollReactor", "let uvloop watch Twisted's epoll"),
     "_selectables": ("twisted.internet.epollreactor:EPollReactor", "see whether any is watched"),
     "_interface": ("twisted.internet.endpoints:_TCPServerEndpoint", "read it of tcp6:"),

@@ -109,8 +109,16 @@ def check_reactor(handler: ResolvedHandler, reactor: Reactor) -> None:
     """Check that `handler` can run on `reactor`.
 
     Raises:
-        StartError: it needs an asyncio event loop, and there is none.
+        StartError: it needs an asyncio event loop, and there is none; or its module has run the
+            reactor already.
     """
+    # Code that this process has run so far is the daemon's own, or the handler's module.
+    if getattr(reactor, "_startedBefore", False) and not reactor.running:
+        raise StartError(
+            f"--handler: {escape(handler.name)}: its module has run the reactor when it was "
+            "imported, and a reactor runs only once: put reactor.run() under "
+            '`if __name__ == "__main__"`'
+        )
     traits = KINDS[handler.kind]
     if traits.needs_asyncio and loop_of(reactor) is None:
         raise StartError(

@@ -20,12 +20,13 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from echod.errors import UserError
+from echod.handlers import importing
+from echod.handlers.importing import import_watched
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
 from echod.handlers.plugins import Offer
 from echod.text import clipped, escape, quoted
@@ -322,7 +323,7 @@ class Catalogue:
     def _import(self, target: str, name: str) -> object:
         module, _, attribute = target.partition(":")
         try:
-            return attrgetter(attribute)(import_module(module))
+            return attrgetter(attribute)(import_watched(module))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # importing it may raise anything
@@ -391,7 +392,8 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return ""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename != __file__ and "importlib" not in frame.filename:
+        ours = frame.filename in (__file__, importing.__file__)
+        if not ours and "importlib" not in frame.filename:
             return f" ({escape(frame.filename)}, line {frame.lineno})"
     return ""
 

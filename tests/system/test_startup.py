@@ -173,6 +173,25 @@ class Early(Base):
 """
 
 
+def test_a_module_that_runs_the_reactor_when_it_is_imported_is_refused_in_one_line(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "noguard.py").write_text(
+        "from twisted.internet import reactor\n"
+        "def handle(message): ...\n"
+        "reactor.callWhenRunning(reactor.stop)\n"
+        "reactor.run()\n"
+    )
+    options = ("-n", "--pidfile=", "echod", "--handler=noguard:handle", "--port=0")
+    started = run(tmp_path, SCRIPTS / "twistd", *options)
+    assert started.returncode == 1
+    assert started.stderr == (
+        "echod: --handler: noguard:handle: its module has run the reactor when it was imported, "
+        'and a reactor runs only once: put reactor.run() under `if __name__ == "__main__"`\n'
+    )
+    assert "Traceback" not in started.stdout
+
+
 @pytest.mark.parametrize(
     ("handler", "why", "model"),
     [
