@@ -45,6 +45,10 @@ async def waits(service, *, until: str = "", size: int = 1, slow: float = 0.0):
     finally:
         told("cleaned up")
 
+def endless(message):
+    while True:
+        yield bytes(65536)
+
 @echod.connection_handler
 def forever(conn):
     while conn.recv(100):
@@ -78,6 +82,11 @@ def tidy_too(service, *, serves: str = "", slow: float = 0.0):
         told("closed")
     finally:
         told("cleaned up")
+
+@echod.service
+async def leaves_early(service):
+    sys.exit(3)
+    yield lambda message: message
 
 @echod.service
 async def leaves(service):
@@ -295,6 +304,25 @@ def test_a_client_that_stays_leaves_time_for_the_rest(
 
 
 @pytest.mark.parametrize(("name", "model"), [("tidy", "reactor"), ("tidy_too", "defer-to-thread")])
+def test_a_client_that_does_not_read_leaves_time_for_the_rest(
+    daemon: Start, name: str, model: str
+) -> None:
+    """Fault 132: The same holds for a client that reads nothing of what waits for it."""
+    running = daemon(
+        *("--handler", f"svc:{name}:serves=endless", "--concurrency", model, "--no-banner"),
+        *("--drain-timeout", "2"),
+    )
+    with connect(running) as client:
+        client.sendall(b"happy")
+        assert receive(client, 1)
+        running.signal()
+        running.wait()
+    assert "the client has not read everything" in running.log
+    assert told(running)[-2:] == ["[closed]", "[cleaned up]"]
+    assert running.process.returncode in TERMINATED
+
+
+@pytest.mark.parametrize(("name", "model"), [("tidy", "reactor"), ("tidy_too", "defer-to-thread")])
 def test_a_rest_that_is_not_over_in_time_is_named_with_its_place(
     daemon: Start, name: str, model: str
 ) -> None:
@@ -343,6 +371,7 @@ FAILURES = [
     ("missing", "reactor", "svc:missing cannot be opened: FileNotFoundError: "),
     ("missing", "defer-to-thread", "svc:missing cannot be opened: FileNotFoundError: "),
     ("missing_too", "reactor", "svc:missing_too cannot be opened: FileNotFoundError: "),
+    ("leaves_early", "reactor", "svc:leaves_early cannot be opened: SystemExit: 3"),
     ("empty", "reactor", "svc:empty: it has yielded no handler"),
     ("empty", "defer-to-thread", "svc:empty: it has yielded no handler"),
     ("wrong", "reactor", "svc:wrong: 7 is not callable, and has no method `received`"),
