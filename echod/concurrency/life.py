@@ -33,6 +33,7 @@ from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.per_thread import close_objects_of_this_thread
+from echod.handlers.remedies import NO_LOOP
 from echod.handlers.service import Service, ServiceDefinition
 from echod.text import clipped, escape
 
@@ -238,7 +239,9 @@ class Life:
         if isinstance(error, UserError):
             return f"{name}: {escape(str(error))}"
         said = escape(clipped(str(error), 300))
-        return f"{name} cannot be opened: {type(error).__name__}: {said}{_place(error)}"
+        return (
+            f"{name} cannot be opened: {type(error).__name__}: {said}{_place(error)}{_hint(error)}"
+        )
 
 
 def _result_of(function: Callable[..., object], *arguments: object) -> object:
@@ -267,6 +270,13 @@ def _place(error: BaseException | None) -> str:
     for frame in reversed(frames):
         if "/echod/concurrency/" not in frame.filename and "/asyncio/" not in frame.filename:
             return f" ({escape(frame.filename)}, line {frame.lineno})"
+    return ""
+
+
+def _hint(error: BaseException | None) -> str:
+    """Return the remedy, after a semicolon, if asyncio was used where no loop of it runs."""
+    if isinstance(error, RuntimeError) and str(error) in NO_LOOP:
+        return "; leave out --reactor, so that the uvloop reactor runs"
     return ""
 
 

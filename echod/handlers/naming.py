@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from echod.errors import UserError
-from echod.handlers import importing
 from echod.handlers.importing import import_watched
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
 from echod.handlers.plugins import Offer
 from echod.text import clipped, escape, quoted
 
+# Where the decorators are, too: their errors are about the line that uses them.
+_OURS = f"{Path(__file__).parent}{os.sep}"
 _COMMA = r"a comma within a value: \,"
 
 
@@ -392,8 +393,7 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return ""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        ours = frame.filename in (__file__, importing.__file__)
-        if not ours and "importlib" not in frame.filename:
+        if not frame.filename.startswith(_OURS) and "importlib" not in frame.filename:
             return f" ({escape(frame.filename)}, line {frame.lineno})"
     return ""
 

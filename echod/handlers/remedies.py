@@ -38,7 +38,7 @@ def add_remedy(error: BaseException | None, name: str) -> None:
 
 
 def _remedy(error: BaseException, said: str, name: str) -> str:
-    if isinstance(error, RuntimeError) and said in _NO_LOOP:
+    if isinstance(error, RuntimeError) and said in NO_LOOP:
         return (
             f"The handler {name} awaits an asyncio object, and this reactor runs no asyncio loop: "
             "leave out --reactor, so that the uvloop reactor runs"
@@ -87,7 +87,7 @@ def _comes_from_sendfile(error: BaseException) -> bool:
 
 
 # The errors of asyncio's awaitables where no loop runs.
-_NO_LOOP = {"await wasn't used with future", "no running event loop"}
+NO_LOOP = {"await wasn't used with future", "no running event loop"}
 _NO_SOCKET = {f"'bytes' object has no attribute '{method}'" for method in SOCKET_METHODS}
 
 # The text of `echod.handlers.contract.checked`.

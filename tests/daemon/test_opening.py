@@ -101,7 +101,7 @@ async def test_a_service_sends_to_all_its_clients() -> None:
     assert known[0].clients == ()
 
 
-@pytest.mark.parametrize("fails", ["raises", "is late", "is wrong"])
+@pytest.mark.parametrize("fails", ["raises", "is late", "is wrong", "lacks a loop"])
 @pytest_twisted.ensureDeferred
 async def test_where_the_reactor_runs_a_failure_stops_it(
     fails: str, monkeypatch: pytest.MonkeyPatch, log: Log
@@ -115,6 +115,8 @@ async def test_where_the_reactor_runs_a_failure_stops_it(
         if fails == "raises":
             await deferLater(reactor, 0)
             raise OSError("no such database")
+        if fails == "lacks a loop":
+            raise RuntimeError("no running event loop")
         if fails == "is late":
             await Deferred()
         yield 7
@@ -126,6 +128,7 @@ async def test_where_the_reactor_runs_a_failure_stops_it(
         "raises": "cannot be opened: OSError: no such database",
         "is late": "failing was not open within 0.05 s (--start-timeout)",
         "is wrong": "7 is not callable",
+        "lacks a loop": "; leave out --reactor, so that the uvloop reactor runs",
     }
     (error,) = log.take_errors()
     assert said[fails] in error

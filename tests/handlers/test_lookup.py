@@ -408,3 +408,11 @@ def test_a_name_without_a_function_finds_the_file_in_the_folder(here: Path) -> N
     (here / "mine.py").write_text("def f(message): ...\n")
     with pytest.raises(HandlerError, match=r"mine\.py is in this folder: give mine:FUNCTION"):
         resolve(parse("mine"), REACTOR)
+
+
+def test_a_service_without_a_yield_names_the_line_of_its_own_file(here: Path) -> None:
+    (here / "unyielding.py").write_text(
+        "import echod\n\n@echod.service\ndef f(service):\n    return 1\n"
+    )
+    with pytest.raises(HandlerError, match=r"has no `yield`.* \(/.*/unyielding\.py, line 3\)$"):
+        resolve(parse("unyielding:f"), REACTOR)
