@@ -196,6 +196,9 @@ def adopt(
     if kind is None:
         threaded = model is ConcurrencyModel.THREAD_PER_CONNECTION
         kind = Kind.CONNECTION if threaded else Kind.MESSAGE
+    plain = isinstance(target, types.FunctionType) and not arguments
+    if plain and (hint := _wrong_parameters(target, kind)):
+        raise HandlerError(f"{name}: {hint}")
     converted = NAMES.convert_arguments(name, parameters_of(target), arguments or {})
     if kind is Kind.PROGRAM and class_of(target) is not None:
         return ResolvedHandler(name, kind, target(**converted))  # type: ignore[operator]
@@ -227,6 +230,30 @@ def _described(name: str, target: object) -> Installed:
     kind, models = kind_of(target), models_for(target)
     arguments = described(parameters_of(target))
     return InstalledHandler(name, summary(target), "echod", arguments, kind=kind, models=models)
+
+
+def _wrong_parameters(function: Any, kind: Kind) -> str:
+    """Return the remedy for a function whose parameters are those of another library's; "" if
+    they are not.
+    """
+    if function.__defaults__:
+        return ""
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount]
+    is_coroutine = inspect.iscoroutinefunction(function)
+    if kind is Kind.CONNECTION and names[1:] in _ADDRESSES:
+        return f"a connection handler takes ({names[0]}); use {names[0]}.getpeername()"
+    if kind is Kind.MESSAGE and is_coroutine and names[1:] == ("reader", "writer"):
+        return f"let its parameters be (reader, writer, *, {names[0]})"
+    if not is_coroutine and names == ("reader", "writer"):
+        return "a handler of asyncio streams is a coroutine: make it async def"
+    if kind is Kind.MESSAGE and is_coroutine and not inspect.signature(function).parameters:
+        return "it takes no message: name the function that it gives to start_server"
+    return ""
+
+
+# The parameter for the client's address, as in tutorials.
+_ADDRESSES = {("addr",), ("address",), ("client_address",)}
 
 
 def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, object]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import socketserver
 import sys
 from pathlib import Path
@@ -416,3 +417,37 @@ def test_a_service_without_a_yield_names_the_line_of_its_own_file(here: Path) ->
     )
     with pytest.raises(HandlerError, match=r"has no `yield`.* \(/.*/unyielding\.py, line 3\)$"):
         resolve(parse("unyielding:f"), REACTOR)
+
+
+@pytest.mark.parametrize(
+    ("definition", "model", "why"),
+    [
+        ("def f(conn, addr)", OWN_THREAD, "takes (conn); use conn.getpeername()"),
+        ("def f(reader, writer)", REACTOR, "make it async def"),
+        ("def f(reader, writer)", OWN_THREAD, "make it async def"),
+        ("async def f()", REACTOR, "name the function that it gives to start_server"),
+        (
+            "async def f(cfg, reader, writer)",
+            REACTOR,
+            "let its parameters be (reader, writer, *, cfg)",
+        ),
+    ],
+)
+def test_the_parameters_of_another_library_get_their_remedy(
+    here: Path, definition: str, model: ConcurrencyModel, why: str
+) -> None:
+    (here / "foreign.py").write_text(f"{definition}: ...\n")
+    sys.modules.pop("foreign", None)
+    importlib.invalidate_caches()
+    with pytest.raises(HandlerError) as caught:
+        resolve(parse("foreign:f"), model)
+    assert str(caught.value).startswith("foreign:f: ")
+    assert str(caught.value).endswith(why)
+
+
+def test_an_address_that_is_given_or_has_a_default_is_an_argument() -> None:
+    def given(conn: Any, addr: str) -> None: ...
+    def default(conn: Any, addr: str = "") -> None: ...
+
+    assert adopt(given, OWN_THREAD, arguments={"addr": "a"}).arguments == {"addr": "a"}
+    assert adopt(default, OWN_THREAD).arguments == {}
