@@ -110,7 +110,8 @@ async def test_a_stall_is_logged_again_each_time_its_length_has_doubled(
     assert len(lengths) == 4
     later = [each for each in lengths if each >= 1.0]
     assert len(later) >= 2
-    assert all(after >= 2 * before for before, after in itertools.pairwise(later))
+    # The log shows hundredths: each figure may be half of one too short, or too long.
+    assert all(after >= 2 * before - 0.02 for before, after in itertools.pairwise(later))
     await eventually(lambda: metrics.stalls >= 1)
 
 
