@@ -136,6 +136,11 @@ def clipped(text: str, longest: int = 60) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
+def told(error: BaseException) -> str:
+    """Return an error of a user's code in one line: its class, and its text, escaped."""
+    return f"{type(error).__name__}: {escape(clipped(str(error), 300))}"
+
+
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     """Return the question which of `names` was meant by `word`; "" if none resembles it.
 

@@ -35,7 +35,7 @@ from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.per_thread import close_objects_of_this_thread
 from echod.handlers.remedies import NO_LOOP
 from echod.handlers.service import Service, ServiceDefinition
-from echod.text import clipped, escape
+from echod.text import clipped, escape, told
 
 
 class ServiceError(UserError):
@@ -235,13 +235,11 @@ class Life:
 
     def _why(self, failure: Failure) -> str:
         error = failure.value
+        assert error is not None
         name = escape(clipped(self.name))
         if isinstance(error, UserError):
             return f"{name}: {escape(str(error))}"
-        said = escape(clipped(str(error), 300))
-        return (
-            f"{name} cannot be opened: {type(error).__name__}: {said}{_place(error)}{_hint(error)}"
-        )
+        return f"{name} cannot be opened: {told(error)}{_place(error)}{_hint(error)}"
 
 
 def _result_of(function: Callable[..., object], *arguments: object) -> object:

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import class_of
-from echod.text import clipped, escape
+from echod.text import clipped, escape, told
 
 log = Logger("echod.handlers")
 
@@ -37,10 +37,7 @@ def factory_of(name: str, target: Any, arguments: Mapping[str, object]) -> IProt
     try:
         made = make()
     except (Exception, SystemExit) as error:
-        raise HandlerError(
-            f"{escape(clipped(name))} cannot be made: {type(error).__name__}: "
-            f"{escape(clipped(str(error), 300))}"
-        ) from error
+        raise HandlerError(f"{escape(clipped(name))} cannot be made: {told(error)}") from error
     if IProtocolFactory.providedBy(made):
         return made
     if IProtocol.providedBy(made):
@@ -67,8 +64,7 @@ def start(name: str, factory: Any) -> None:
         factory.doStart()
     except Exception as error:
         raise HandlerError(
-            f"{escape(clipped(name))}: startFactory failed: {type(error).__name__}: "
-            f"{escape(clipped(str(error), 300))}"
+            f"{escape(clipped(name))}: startFactory failed: {told(error)}"
         ) from error
 
 

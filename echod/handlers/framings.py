@@ -16,7 +16,7 @@ from echod.handlers.parameters import Parameters, described, keywords_of
 from echod.handlers.plugins import offered_framings
 from echod.messages.framing import MOST, Chunk, Fixed, Framing, Line
 from echod.messages.prefixed import Length, Netstring, Varint
-from echod.text import clipped, escape
+from echod.text import clipped, escape, told
 
 # Their names for `--framing`.
 FRAMINGS: Mapping[str, type[Framing]] = {
@@ -62,8 +62,8 @@ def resolve_framing(spec: Spec) -> Framing:
     except UserError:
         raise
     except Exception as error:  # the object may raise when it is inspected
-        why = f"{type(error).__name__}: {escape(clipped(str(error), 300))}"
-        raise UnusableFraming(f"{escape(clipped(spec.name))} cannot be used: {why}") from error
+        shown = escape(clipped(spec.name))
+        raise UnusableFraming(f"{shown} cannot be used: {told(error)}") from error
     NAMES.check_separators(spec, takes.named)
     arguments = NAMES.convert_arguments(spec.name, takes, spec.arguments)
     return _made(spec.name, target, arguments)
@@ -118,9 +118,7 @@ def _made(name: str, target: object, arguments: Mapping[str, object]) -> Framing
     except ValueError as error:  # an argument's, most likely
         raise UnusableFraming(f"{shown}: {escape(clipped(str(error), 300))}") from error
     except (Exception, SystemExit) as error:
-        raise UnusableFraming(
-            f"{shown} cannot be made: {type(error).__name__}: {escape(clipped(str(error), 300))}"
-        ) from error
+        raise UnusableFraming(f"{shown} cannot be made: {told(error)}") from error
     return cast("Framing", framing)
 
 

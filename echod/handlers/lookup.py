@@ -37,7 +37,7 @@ from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import described, parameters_of
 from echod.handlers.plugins import offered_handlers
 from echod.handlers.service import Service
-from echod.text import clipped, escape
+from echod.text import clipped, escape, told
 
 # The objects that `--handler` can name.
 NAMES = Catalogue("handler", "FUNCTION", HANDLERS, HandlerError, offered_handlers)
@@ -95,8 +95,7 @@ class ResolvedHandler:
             return
         except (Exception, SystemExit) as error:
             raise HandlerError(
-                f"{escape(clipped(self.name))} cannot be made: {type(error).__name__}: "
-                f"{escape(clipped(str(error), 300))}"
+                f"{escape(clipped(self.name))} cannot be made: {told(error)}"
             ) from error
         if self.kind is Kind.ASYNCIO_PROTOCOL and not is_protocol(made):
             raise HandlerError(

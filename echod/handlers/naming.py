@@ -28,7 +28,7 @@ from echod.errors import UserError
 from echod.handlers.importing import import_watched
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
 from echod.handlers.plugins import Offer
-from echod.text import clipped, escape, quoted
+from echod.text import clipped, escape, quoted, told
 
 # Where the decorators are, too: their errors are about the line that uses them.
 _OURS = f"{Path(__file__).parent}{os.sep}"
@@ -313,8 +313,8 @@ class Catalogue:
         except UserError as error:
             return Installed(name, "", offer.origin, error=str(error))
         except Exception as error:  # the object may raise when it is inspected
-            why = f"{type(error).__name__}: {escape(clipped(str(error), 300))}"
-            return Installed(name, "", offer.origin, error=f"{name} cannot be used: {why}")
+            why = f"{name} cannot be used: {told(error)}"
+            return Installed(name, "", offer.origin, error=why)
 
     # Imports.
 
@@ -330,8 +330,8 @@ class Catalogue:
         except BaseException as error:  # importing it may raise anything
             hint = self._hint(error, module, attribute)
             raise self.error(
-                f"{escape(clipped(name))} cannot be imported: {type(error).__name__}: "
-                f"{escape(clipped(str(error), 300))}{_place(error)}{hint and f'; {hint}'}"
+                f"{escape(clipped(name))} cannot be imported: {told(error)}"
+                f"{_place(error)}{hint and f'; {hint}'}"
             ) from error
 
     def _hint(self, error: BaseException, module: str, attribute: str) -> str:

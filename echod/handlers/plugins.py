@@ -21,7 +21,7 @@ from twisted.plugin import IPlugin, getCache
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
 
-from echod.text import clipped, escape, quoted
+from echod.text import clipped, escape, quoted, told
 from twisted import plugins
 
 # The groups of entry points.
@@ -109,7 +109,7 @@ def _entry_points(group: str) -> Iterator[Offer]:
                 found.add(name)
                 yield from _offered_by(each, name, group)
         except Exception as error:  # its files may contain anything
-            yield Offer(where, "", where, f"its metadata cannot be read: {_told(error)}")
+            yield Offer(where, "", where, f"its metadata cannot be read: {told(error)}")
 
 
 def _distributions() -> Iterator[Distribution | Offer]:
@@ -119,7 +119,7 @@ def _distributions() -> Iterator[Distribution | Offer]:
         yield from distributions(path=path)
     except Exception as error:  # from a finder that was added to `sys.meta_path`
         where = "importlib.metadata"
-        yield Offer(where, "", where, f"distributions cannot be listed: {_told(error)}")
+        yield Offer(where, "", where, f"distributions cannot be listed: {told(error)}")
 
 
 def _place(distribution: Distribution) -> str:
@@ -210,8 +210,4 @@ def _broken_dropin(failure: Failure) -> Offer:
 
 
 def _not_imported(error: BaseException) -> str:
-    return f"cannot be imported: {_told(error)}"
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {escape(clipped(str(error), 300))}"
+    return f"cannot be imported: {told(error)}"
