@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from echod.connections.foreign_protocol import ForeignProtocol
+from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import queued
 from echod.reasons import EndReason
 from echod.tls import Context, TLSConnection
@@ -131,7 +131,7 @@ class AsyncioProtocol(ForeignProtocol):
 
     def _mute(self) -> None:
         if self._face is not None:
-            self._face.write = _drop  # type: ignore[method-assign]
+            self._face.write = drop  # type: ignore[method-assign]
 
     def _stop(self) -> None:
         self._receive = None
@@ -152,10 +152,6 @@ class AsyncioProtocol(ForeignProtocol):
         if self._error is None:
             self._error = error
         self.abort(EndReason.HANDLER)
-
-
-def _drop(data: object) -> None:
-    """Do nothing, because nothing can be written any more."""
 
 
 class AsyncioTransport(asyncio.Transport):

@@ -456,3 +456,7 @@ class ForeignProtocol(ConnectionProtocol):
     @property
     def _busy(self) -> bool:
         return self._blocked  # which has a deadline of its own
+
+
+def drop(data: object) -> None:
+    """Take the place of a `write`: nothing can be written any more."""

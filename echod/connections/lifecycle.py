@@ -225,11 +225,6 @@ class ConnectionProtocol(Protocol):
         return False
 
     @property
-    def is_open(self) -> bool:
-        """Whether neither side has begun to close the connection, except for its input."""
-        return self._reason is None
-
-    @property
     def is_served(self) -> bool:
         """Whether the conversation has begun, and the connection does not close yet."""
         return self._entered and self._reason is None

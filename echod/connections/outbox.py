@@ -27,7 +27,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
-from echod.handlers.contract import BytesLike
+from echod.handlers.contract import BytesLike, checked
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -61,12 +61,7 @@ def sendable(data: BytesLike) -> bytes:
     Raises:
         TypeError: it is not bytes.
     """
-    if isinstance(data, bytes):
-        return data
-    try:
-        return memoryview(data).tobytes()
-    except TypeError:
-        raise TypeError(f"only bytes can be sent, not {type(data).__name__}") from None
+    return checked(data, "only bytes can be sent")
 
 
 class Errands:

@@ -36,7 +36,7 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer, implementer_only
 
 from echod.connections.clients import addresses_of
-from echod.connections.foreign_protocol import ForeignProtocol
+from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import queued, traffic
 from echod.contexts import context_of
 from echod.messages.closing import State
@@ -179,9 +179,9 @@ class TwistedProtocol(ForeignProtocol):
 
     def _mute(self) -> None:
         if self._face is not None:
-            self._face.write = _drop
+            self._face.write = drop
             if self._tls is not None:
-                self._tls.transport.write = _drop
+                self._tls.transport.write = drop
 
     def _stop(self) -> None:
         self._count_early()
@@ -341,10 +341,6 @@ class TwistedProtocol(ForeignProtocol):
         self._tls.makeConnection(below)
         if producer is not None:
             self._tls.registerProducer(producer, not pulls)
-
-
-def _drop(data: object) -> None:
-    """Do nothing, because nothing can be written any more."""
 
 
 @implementer(ITCPTransport, ITLSTransport, IConsumer, IPushProducer, ISystemHandle)

@@ -55,19 +55,22 @@ class HandlerError(UserError):
 BytesLike = bytes | bytearray | memoryview
 
 
-def checked(reply: object) -> bytes:
-    """Return a reply as bytes; copy a mutable buffer.
+def checked(data: object, rule: str = "a handler returns bytes, None or Close") -> bytes:
+    """Return a reply, or other data to send, as bytes; copy a mutable buffer.
+
+    Args:
+        data: the data.
+        rule: what may stand there, for the error.
 
     Raises:
         TypeError: it is not bytes.
     """
-    if isinstance(reply, bytes):
-        return reply
+    if isinstance(data, bytes):
+        return data
     try:
-        return memoryview(reply).tobytes()  # type: ignore[arg-type]
+        return memoryview(data).tobytes()  # type: ignore[arg-type]
     except TypeError:
-        name = type(reply).__name__
-        raise TypeError(f"a handler returns bytes, None or Close, not {name}") from None
+        raise TypeError(f"{rule}, not {type(data).__name__}") from None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from types import TracebackType
@@ -182,9 +182,6 @@ class Server:
 
     # In a test that the reactor runs.
 
-    def __await__(self) -> Generator[Any, Any, Self]:
-        return self.__aenter__().__await__()
-
     async def __aenter__(self) -> Self:
         if not is_own_thread():  # an asyncio test, say: its reactor runs in another thread
             return self.__enter__()
@@ -258,7 +255,7 @@ class Server:
     @property
     def closing(self) -> int:
         """How many of them the server has begun to close."""
-        return call(lambda: sum(not one.is_open for one in self._connections_of_the_service()))
+        return call(lambda: sum(one.is_closing for one in self._connections_of_the_service()))
 
     @property
     def accepted(self) -> int:

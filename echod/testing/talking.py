@@ -77,7 +77,6 @@ class Conversation:
         )
         factory.report = self._failed
         self._factory = factory
-        self._metrics = factory.metrics
         self._received = _ANY_LENGTH.framer()
         self._seen = 0
         self._replies: list[bytes] = []
@@ -97,7 +96,8 @@ class Conversation:
     @property
     def closed(self) -> str | None:
         """Why the connection has ended, as `closed` is told; None while it is open."""
-        return next((reason for reason, count in self._metrics.ended.items() if count), None)
+        ended = self._factory.metrics.ended
+        return next((reason for reason, count in ended.items() if count), None)
 
     @property
     def aborted(self) -> bool:
