@@ -153,6 +153,7 @@ class StreamTransport:
     _backlog: int | None = None  # SHORT_BACKLOG, or the protocol's, or uvloop's own
     _backlog_left: int | None = None  # how many bytes may wait when a paused producer is resumed
     _reads_are_short = False
+    _buffer_error: BaseException | None = None
     _drain_scheduled = False
     _flush_timer: asyncio.TimerHandle | None = None
     _tlsClientDefault = False
@@ -253,8 +254,16 @@ class StreamTransport:
         self, get_buffer: Callable[[int], Any], buffer_updated: Callable[[int], object]
     ) -> None:
         """Let uvloop call these for each read from now on, as of a ``BufferedProtocol``."""
+
+        def get_buffer_or_keep_error(hint: int) -> Any:
+            try:
+                return get_buffer(hint)
+            except BaseException as exception:
+                self._buffer_error = exception
+                raise
+
         if self.connected:
-            self.get_buffer = get_buffer  # type: ignore[assignment]
+            self.get_buffer = get_buffer_or_keep_error
             self.buffer_updated = buffer_updated  # type: ignore[assignment]
             self._announce()
 
@@ -376,6 +385,8 @@ class StreamTransport:
         """Note an exception that uvloop caught from the protocol; uvloop is closing the
         connection.
         """
+        if self._buffer_error is not None:  # uvloop has dropped it
+            exception, self._buffer_error = self._buffer_error, None
         self._reason = Failure(exception, type(exception), exception.__traceback__)
         failed_directly = getattr(self.protocol, "failed_directly", None)
         if failed_directly is not None:

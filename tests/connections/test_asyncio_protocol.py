@@ -174,6 +174,87 @@ async def test_an_exception_in_any_callback_is_logged_once_and_ends_its_connecti
             assert lost == [("lost", FailsHere.error)]
 
 
+class FailsToFill(asyncio.BufferedProtocol):
+    """Raises in one of the callbacks for what is read, at the second read."""
+
+    where: ClassVar[str] = ""
+    error: ClassVar[BaseException] = ValueError("no good")
+    lost: ClassVar[list[BaseException | None]] = []
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.buffer = bytearray(100)
+        self.calls = 0
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.fail_in("get_buffer") or self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.fail_in("buffer_updated")
+        self.transport.write(self.buffer[:nbytes])
+        self.calls += 1
+
+    def fail_in(self, name: str) -> None:
+        if self.calls and name == self.where:
+            raise self.error
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.append(exc)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("where", ["get_buffer", "buffer_updated"])
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, SystemExit])
+@pytest_twisted.ensureDeferred
+async def test_an_exception_in_a_callback_for_a_buffer_is_logged_once_and_ends_its_connection(
+    way: str, where: str, error: type[BaseException], certificate: Path, log: Log
+) -> None:
+    """Fault 103: It is the user's own exception, of a `BufferedProtocol`, too."""
+
+    class FailsHere(FailsToFill):
+        lost: ClassVar[list[BaseException | None]] = []
+
+    FailsHere.where = where
+    FailsHere.error = error("no good")
+    async with serving(FailsHere, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"a")
+        await client.receive(b"a")
+        client.send(b"b")
+        await client.receive_all()
+        await eventually(lambda: not server.factory.connections)
+        (logged,) = log.take_errors()
+        assert logged.count("Traceback") == 1
+        assert "no good" in logged
+        assert f"in {where}" in logged
+        assert ended(server) == {"handler error": 1}
+        assert server.factory.metrics.handler_errors == 1
+        assert FailsHere.lost == [FailsHere.error]
+
+
+@pytest.mark.parametrize("buffer", [bytearray(), None, bytes(10)])
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_buffer_that_cannot_be_filled_ends_its_connection(
+    way: str, buffer: object, certificate: Path, log: Log
+) -> None:
+    class Wrong(FailsToFill):
+        lost: ClassVar[list[BaseException | None]] = []
+
+        def get_buffer(self, sizehint: int) -> Any:
+            return buffer
+
+    async with serving(Wrong, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"a")
+        await client.receive_all()
+        await eventually(lambda: not server.factory.connections)
+        (logged,) = log.take_errors()
+        assert logged.count("Traceback") <= 1
+        assert ended(server) == {"handler error": 1}
+        assert len(Wrong.lost) == 1
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_constructor_that_fails_ends_the_connection_in_good_order(
     certificate: Path, log: Log
