@@ -24,6 +24,7 @@ from echod.connections.kernel import (
     held_in,
     input_ended,
     output_ended,
+    queued,
     reset,
     shorten_reads,
     spoke_last,
@@ -298,12 +299,14 @@ class RelayChannel(Protocol):
         return os.dup(self._kept.fileno()) if self._kept else None
 
     def unread(self) -> int:
-        relayed = held_in(self._kept) if self._kept else 0
+        # A transport passes what is written to the kernel later: Twisted's does in its next turn.
+        relayed = held_in(self._kept) + queued(self.transport) if self._kept else 0
         return relayed + unread(self._connection.transport)
 
     def unsent(self) -> int:
+        client = self._connection.transport
         written = unread(self.transport) if self.transport else 0
-        return written + unsent(self._connection.transport)
+        return written + queued(client) + unsent(client)
 
     def taken(self) -> Taken:
         return taken(self._connection.transport)

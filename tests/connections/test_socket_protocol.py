@@ -476,6 +476,28 @@ async def test_a_handler_that_is_caught_between_two_waits_is_looked_at_again(
         await eventually(lambda: server.factory.metrics.ended == {"idle-timeout": 1})
 
 
+@pytest_twisted.ensureDeferred
+async def test_relayed_bytes_are_on_their_way_before_the_kernel_has_them(
+    certificate: Path,
+) -> None:
+    leave = threading.Event()
+    async with both("relayed", certificate, handler=lambda conn: leave.wait(10)) as server:
+        await server.connect()
+        served = await server.accepted()
+        await eventually(lambda: served._channel is not None and served._channel.transport)
+        channel = served._channel
+        await eventually(lambda: not channel.unsent() + channel.unread())  # TLS's own
+        channel.forward(b"question")
+        assert channel.unread() == len(b"question")
+        arrived = channel.taken().acknowledged
+        channel.dataReceived(b"answer")
+        underway = channel.unsent() + channel.taken().acknowledged - arrived
+        assert underway > len(b"answer")  # with a record's header
+        await eventually(lambda: not channel.unsent())
+        assert channel.taken().acknowledged - arrived == underway
+        leave.set()
+
+
 @WAYS
 @pytest_twisted.ensureDeferred
 async def test_a_handler_that_is_at_work_at_every_look_is_not_disturbed(
