@@ -210,6 +210,7 @@ class AsyncioTransport(asyncio.Transport):
         if not self.closing and self.reading:
             self.reading = False
             self._connection.transport.pauseProducing()
+            self._connection.watch_for_reset()
 
     def resume_reading(self) -> None:
         if not self.closing and not self.reading:

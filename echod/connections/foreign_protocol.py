@@ -26,7 +26,9 @@ echod's protocol stays the transport's, and calls the user's. A subclass says ho
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -261,7 +263,7 @@ class ForeignProtocol(ConnectionProtocol):
         self._from_transport(super().readConnectionLost)
 
     def _client_finished(self) -> None:
-        self._owner.urgent.add(self)  # a reset would go unnoticed: see `sweep`
+        self.watch_for_reset()
         self._tell_end(EndReason.CLIENT)
 
     def writeConnectionLost(self) -> None:
@@ -429,9 +431,19 @@ class ForeignProtocol(ConnectionProtocol):
 
     def _look_for_reset(self) -> None:
         """Abort if the client has reset the connection, which is not read from."""
-        self._owner.urgent.add(self)
+        self.watch_for_reset()
         if is_reset(self.transport):
+            self._note_reset()
             self.abort(EndReason.LOST)
+
+    def watch_for_reset(self) -> None:
+        """Check soon, and twice a second, because the transport would not notice a reset."""
+        self._owner.urgent.add(self)
+
+    def _note_reset(self) -> None:
+        """Note that the abort which follows is the client's doing."""
+        if self._error is None:
+            self._error = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
     @property
     def _has_paused(self) -> bool:

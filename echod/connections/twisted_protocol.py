@@ -18,7 +18,7 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IConsumer,
     IDelayedCall,
@@ -191,8 +191,12 @@ class TwistedProtocol(ForeignProtocol):
             self._face.disconnecting = True
         super()._stop()
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
+    def _note_reset(self) -> None:
         if self._error is None:
+            self._lost_by = Failure(ConnectionLost())
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._error is None and self._lost_by is None:
             self._lost_by = reason
         super().connectionLost(reason)
 
@@ -435,6 +439,7 @@ class TwistedTransport:
         if self.connected and not self.disconnecting:
             self.reading = False
             self._connection.transport.pauseProducing()
+            self._connection.watch_for_reset()
 
     def resumeProducing(self) -> None:
         if self.connected and not self.disconnecting:

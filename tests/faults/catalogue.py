@@ -149,6 +149,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         131: "An `async def` awaits Deferreds and asyncio's awaitables, and its client goes away",
         132: "A service takes long to open, cannot be opened, or takes long to close",
         133: "A handler works on a message for longer than `--handler-timeout`",
+        134: "A client resets the connection of a protocol that reads no more",
     },
 }
 
