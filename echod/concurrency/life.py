@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import queue
 import threading
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,7 +34,8 @@ from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.per_thread import close_objects_of_this_thread
 from echod.handlers.remedies import NO_LOOP
 from echod.handlers.service import Service, ServiceDefinition
-from echod.text import clipped, escape, told
+from echod.places import told_with_place
+from echod.text import clipped, escape
 
 
 class ServiceError(UserError):
@@ -239,7 +239,7 @@ class Life:
         name = escape(clipped(self.name))
         if isinstance(error, UserError):
             return f"{name}: {escape(str(error))}"
-        return f"{name} cannot be opened: {told(error)}{_place(error)}{_hint(error)}"
+        return f"{name} cannot be opened: {told_with_place(error)}{_hint(error)}"
 
 
 def _result_of(function: Callable[..., object], *arguments: object) -> object:
@@ -260,15 +260,6 @@ def _end(generator: Generator[object, None, None]) -> None:
     with contextlib.suppress(StopIteration):
         next(generator)
         raise HandlerError("it has yielded twice")
-
-
-def _place(error: BaseException | None) -> str:
-    """Return the line of code that raised outside of echod; "" if there is none."""
-    frames = [] if error is None else traceback.extract_tb(error.__traceback__)
-    for frame in reversed(frames):
-        if "/echod/concurrency/" not in frame.filename and "/asyncio/" not in frame.filename:
-            return f" ({escape(frame.filename)}, line {frame.lineno})"
-    return ""
 
 
 def _hint(error: BaseException | None) -> str:

@@ -12,7 +12,8 @@ from twisted.logger import Logger
 
 from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import class_of
-from echod.text import clipped, escape, told
+from echod.places import told_with_place
+from echod.text import clipped, escape
 
 log = Logger("echod.handlers")
 
@@ -37,7 +38,9 @@ def factory_of(name: str, target: Any, arguments: Mapping[str, object]) -> IProt
     try:
         made = make()
     except (Exception, SystemExit) as error:
-        raise HandlerError(f"{escape(clipped(name))} cannot be made: {told(error)}") from error
+        raise HandlerError(
+            f"{escape(clipped(name))} cannot be made: {told_with_place(error)}"
+        ) from error
     if IProtocolFactory.providedBy(made):
         return made
     if IProtocol.providedBy(made):
@@ -64,7 +67,7 @@ def start(name: str, factory: Any) -> None:
         factory.doStart()
     except Exception as error:
         raise HandlerError(
-            f"{escape(clipped(name))}: startFactory failed: {told(error)}"
+            f"{escape(clipped(name))}: startFactory failed: {told_with_place(error)}"
         ) from error
 
 

@@ -16,7 +16,8 @@ from echod.handlers.parameters import Parameters, described, keywords_of
 from echod.handlers.plugins import offered_framings
 from echod.messages.framing import MOST, Chunk, Fixed, Framing, Line
 from echod.messages.prefixed import Length, Netstring, Varint
-from echod.text import clipped, escape, told
+from echod.places import definition_of, place_of, told_with_place
+from echod.text import clipped, escape
 
 # Their names for `--framing`.
 FRAMINGS: Mapping[str, type[Framing]] = {
@@ -63,9 +64,9 @@ def resolve_framing(spec: Spec) -> Framing:
         raise
     except Exception as error:  # the object may raise when it is inspected
         shown = escape(clipped(spec.name))
-        raise UnusableFraming(f"{shown} cannot be used: {told(error)}") from error
+        raise UnusableFraming(f"{shown} cannot be used: {told_with_place(error)}") from error
     NAMES.check_separators(spec, takes.named)
-    arguments = NAMES.convert_arguments(spec.name, takes, spec.arguments)
+    arguments = NAMES.convert_arguments(spec.name, takes, spec.arguments, target)
     return _made(spec.name, target, arguments)
 
 
@@ -116,9 +117,11 @@ def _made(name: str, target: object, arguments: Mapping[str, object]) -> Framing
     except UnusableFraming:
         raise
     except ValueError as error:  # an argument's, most likely
-        raise UnusableFraming(f"{shown}: {escape(clipped(str(error), 300))}") from error
+        raise UnusableFraming(
+            f"{shown}: {escape(clipped(str(error), 300))}{place_of(error)}"
+        ) from error
     except (Exception, SystemExit) as error:
-        raise UnusableFraming(f"{shown} cannot be made: {told(error)}") from error
+        raise UnusableFraming(f"{shown} cannot be made: {told_with_place(error)}") from error
     return cast("Framing", framing)
 
 
@@ -148,5 +151,5 @@ def _check_parts(name: str, target: object, parts: tuple[str, ...]) -> None:
         kind = "framer" if parts is _OF_FRAMERS else "framing"
         raise UnusableFraming(
             f"{escape(clipped(name))} is no {kind}: it lacks {', '.join(missing)}"
-            f"{hint or f' (see echod.{kind.capitalize()})'}"
+            f"{hint or f' (see echod.{kind.capitalize()})'}{definition_of(target)}"
         )

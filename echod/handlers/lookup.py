@@ -37,7 +37,8 @@ from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import described, parameters_of
 from echod.handlers.plugins import offered_handlers
 from echod.handlers.service import Service
-from echod.text import clipped, escape, told
+from echod.places import told_with_place
+from echod.text import clipped, escape
 
 # The objects that `--handler` can name.
 NAMES = Catalogue("handler", "FUNCTION", HANDLERS, HandlerError, offered_handlers)
@@ -95,7 +96,7 @@ class ResolvedHandler:
             return
         except (Exception, SystemExit) as error:
             raise HandlerError(
-                f"{escape(clipped(self.name))} cannot be made: {told(error)}"
+                f"{escape(clipped(self.name))} cannot be made: {told_with_place(error)}"
             ) from error
         if self.kind is Kind.ASYNCIO_PROTOCOL and not is_protocol(made):
             raise HandlerError(
@@ -198,7 +199,7 @@ def adopt(
     plain = isinstance(target, types.FunctionType) and not arguments
     if plain and (hint := _wrong_parameters(target, kind)):
         raise HandlerError(f"{name}: {hint}")
-    converted = NAMES.convert_arguments(name, parameters_of(target), arguments or {})
+    converted = NAMES.convert_arguments(name, parameters_of(target), arguments or {}, target)
     if kind is Kind.PROGRAM and class_of(target) is not None:
         return ResolvedHandler(name, kind, target(**converted))  # type: ignore[operator]
     if kind is Kind.TWISTED_PROTOCOL:

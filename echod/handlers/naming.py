@@ -16,7 +16,6 @@ import inspect
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -28,10 +27,9 @@ from echod.errors import UserError
 from echod.handlers.importing import import_watched
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
 from echod.handlers.plugins import Offer
-from echod.text import clipped, escape, quoted, told
+from echod.places import definition_of, told_with_place
+from echod.text import clipped, escape, quoted
 
-# Where the decorators are, too: their errors are about the line that uses them.
-_OURS = f"{Path(__file__).parent}{os.sep}"
 _COMMA = r"a comma within a value: \,"
 
 
@@ -163,7 +161,7 @@ class Catalogue:
         )
 
     def convert_arguments(
-        self, name: str, takes: Parameters, texts: Mapping[str, str]
+        self, name: str, takes: Parameters, texts: Mapping[str, str], target: object
     ) -> dict[str, object]:
         """Convert `texts` to the types that the parameters are annotated with.
 
@@ -171,6 +169,7 @@ class Catalogue:
             name: the object's name in errors.
             takes: the parameters of the object.
             texts: the arguments by name.
+            target: the object.
 
         Raises:
             UserError: there is no such parameter, one is missing, or a text does not convert.
@@ -181,6 +180,7 @@ class Catalogue:
             raise self.error(
                 f"{name} takes no argument {quoted(unknown[0])}; it takes: {names}"
                 f"{_right_form(name, unknown[0], texts[unknown[0]], list(takes.named))}"
+                f"{definition_of(target)}"
             )
         for key in takes.named:
             if key in takes.required and key not in texts:
@@ -313,7 +313,7 @@ class Catalogue:
         except UserError as error:
             return Installed(name, "", offer.origin, error=str(error))
         except Exception as error:  # the object may raise when it is inspected
-            why = f"{name} cannot be used: {told(error)}"
+            why = f"{name} cannot be used: {told_with_place(error)}"
             return Installed(name, "", offer.origin, error=why)
 
     # Imports.
@@ -330,8 +330,8 @@ class Catalogue:
         except BaseException as error:  # importing it may raise anything
             hint = self._hint(error, module, attribute)
             raise self.error(
-                f"{escape(clipped(name))} cannot be imported: {told(error)}"
-                f"{_place(error)}{hint and f'; {hint}'}"
+                f"{escape(clipped(name))} cannot be imported: {told_with_place(error)}"
+                f"{hint and f'; {hint}'}"
             ) from error
 
     def _hint(self, error: BaseException, module: str, attribute: str) -> str:
@@ -386,16 +386,6 @@ def _origins(claims: Iterable[Offer]) -> str:
 def _module(path: str) -> str:
     """Return the module that a file's path may mean."""
     return path.removeprefix("./").removesuffix(".py").strip("/").replace("/", ".")
-
-
-def _place(error: BaseException) -> str:
-    """Return the line of the user's code that raised; "" if the text of the error names it."""
-    if isinstance(error, SyntaxError):
-        return ""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(_OURS) and "importlib" not in frame.filename:
-            return f" ({escape(frame.filename)}, line {frame.lineno})"
-    return ""
 
 
 def _hidden(module: str) -> str:

@@ -353,9 +353,12 @@ def test_a_constructor_that_never_succeeds_is_found_by_a_trial() -> None:
         if size == "0":
             with pytest.raises(HandlerError) as caught:
                 handler.try_constructor()
-            assert str(caught.value) == (
+            said, line = str(caught.value).rsplit(" line ", 1)
+            assert said == (
                 r"x:Demanding cannot be made: ValueError: size must\nnot be 0"
+                f" ({__file__},"
             )
+            assert line == f"{Demanding.__init__.__code__.co_firstlineno + 5})"
         else:
             handler.try_constructor()
         assert Demanding.made == 1

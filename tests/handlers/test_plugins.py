@@ -281,7 +281,8 @@ def test_an_object_that_resists_being_looked_at_is_said(folder: Path, offers: Of
     )
     offers("resisting", "shout = resisting:resisting")
     (error,) = errors().values()
-    assert error == "shout cannot be used: RuntimeError: no good"
+    place = f" ({folder / 'resisting.py'}, line 3)"
+    assert error == f"shout cannot be used: RuntimeError: no good{place}"
 
 
 @pytest.mark.parametrize(
