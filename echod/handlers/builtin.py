@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPullProducer
+from twisted.internet.protocol import Protocol
+from zope.interface import implementer
 
 from echod.handlers.client import Client
 from echod.handlers.command import Command
 from echod.handlers.contract import Close, Handler, Reply
+from echod.handlers.factories import IEndless
 from echod.handlers.kinds import message_handler
 from echod.text import plural
+
+if TYPE_CHECKING:
+    from echod.interfaces import Stream
 
 BANNER = b"Welcome to the server. Type something and hit enter\n"
 PREFIX = b"OK..."
@@ -70,11 +79,69 @@ class Count(Handler):
         return numbered
 
 
+# The services of RFC 862 to 864.
+
+
+@message_handler
+def plain_echo(message: bytes) -> bytes:
+    """Sends back what it gets, and nothing else (RFC 862)."""
+    return message
+
+
+@message_handler
+def discard(message: bytes) -> None:
+    """Throws away what it gets (RFC 863)."""
+
+
+# The printing characters of ASCII, and lines of so many of them (RFC 864).
+_PRINTING = bytes(range(0x20, 0x7F))
+_WIDTH = 72
+
+
+def pattern() -> bytes:
+    """Return the lines of RFC 864, until they are the first one's again: 95 lines of 74 bytes."""
+    ring = _PRINTING + _PRINTING
+    return b"".join(ring[start : start + _WIDTH] + b"\r\n" for start in range(len(_PRINTING)))
+
+
+# The data of one write: whole patterns, so that every write is the same object.
+_PIECE = pattern() * 10
+
+
+@implementer(IPullProducer, IHalfCloseableProtocol, IEndless)
+class CharacterGenerator(Protocol):
+    """Sends lines of 72 characters without end, and throws away what it gets (RFC 864).
+
+    It writes when the transport has taken the piece before, so it holds one piece that all
+    connections share.
+    """
+
+    transport: Stream
+
+    def connectionMade(self) -> None:
+        self.transport.registerProducer(self, False)
+
+    def resumeProducing(self) -> None:
+        self.transport.write(_PIECE)
+
+    def stopProducing(self) -> None:
+        """Do nothing: the connection is lost."""
+
+    def readConnectionLost(self) -> None:
+        """Go on: only a client that closes has read enough."""
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: the connection closes."""
+
+
 # Their names for `--handler`.
 HANDLERS: Mapping[str, object] = {
+    "chargen": CharacterGenerator,
     "count": Count,
+    "discard": discard,
     "echo": Echo,
     "exec": Command,
+    "plain-echo": plain_echo,
     "reverse": reverse,
     "upper": upper,
 }

@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.interfaces import IProtocol, IProtocolFactory
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
+from zope.interface import Interface
 
 from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import class_of
@@ -16,6 +17,12 @@ from echod.places import told_with_place
 from echod.text import clipped, escape
 
 log = Logger("echod.handlers")
+
+
+class IEndless(Interface):
+    """Marks a Twisted protocol that never waits for its client: a drain closes its connection as
+    soon as it begins, instead of at the client's turn.
+    """
 
 
 def factory_of(name: str, target: Any, arguments: Mapping[str, object]) -> IProtocolFactory:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from echod.handlers.builtin import HANDLERS as BUILT_IN
 from tests.faults.scale import Scale
 from tests.support import programs
 from tests.support.certificates import Authority
@@ -571,9 +572,7 @@ def test_what_is_installed_in_the_current_directory_offers_nothing(
     )
     assert serves(daemon("--handler", "echo"))
     refused = daemon("--handler", "sleeping")
-    refused.wait_for(
-        "no handler is named 'sleeping'; installed: count, echo, exec, reverse, upper"
-    )
+    refused.wait_for(f"no handler is named 'sleeping'; installed: {', '.join(sorted(BUILT_IN))}")
     refused.wait()
     assert refused.process.returncode == 1
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.handlers.builtin import Count, Echo, reverse, upper
+from echod.handlers.builtin import Count, Echo, discard, pattern, plain_echo, reverse, upper
 from echod.handlers.client import Client
 from echod.handlers.contract import Close
 
@@ -48,3 +48,20 @@ def test_count_numbers_each_clients_messages_until_quit() -> None:
     alone.received(b"happy\n")
     assert alone.received(b"quit\n") == Close(b"1 message\n")
     assert Count(start=7).received(b"a") == b"7: a"
+
+
+def test_the_lines_of_chargen_are_those_of_the_rfc() -> None:
+    lines = pattern().split(b"\r\n")
+    assert lines.pop() == b""
+    printing = "".join(map(chr, range(0x20, 0x7F)))
+    assert lines[0].decode() == printing[:72]
+    assert lines[1].decode() == printing[1:73]
+    assert lines[94].decode() == "~" + printing[:71]
+    assert len(lines) == 95
+    assert {len(line) for line in lines} == {72}
+
+
+@given(st.binary())
+def test_plain_echo_adds_nothing_and_discard_answers_nothing(message: bytes) -> None:
+    assert plain_echo(message) == message
+    assert discard(message) is None

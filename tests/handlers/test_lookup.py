@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import pytest
 
-from echod.handlers.builtin import Count, Echo
+from echod.handlers.builtin import HANDLERS, Count, Echo
 from echod.handlers.contract import ConcurrencyModel, Handler, HandlerError
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import adopt, installed, parse, resolve
@@ -163,7 +163,7 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("nosuch", r"no handler is named 'nosuch'; installed: count, echo, exec, reverse, upper"),
+        ("nosuch", f"no handler is named 'nosuch'; installed: {', '.join(sorted(HANDLERS))}"),
         ("no.such:thing", "no.such:thing cannot be imported: ModuleNotFoundError"),
         ("echod:nothing", "echod:nothing cannot be imported: AttributeError"),
         ("users_handlers:nothing", "None is not callable"),
@@ -298,14 +298,7 @@ def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) ->
     """Fault 58: The error names the plugin and the reason, and other plugins are found."""
     (dropin / "users_broken_dropin.py").write_text("raise RuntimeError('no good')\n")
     *found, broken = installed()
-    assert [handler.name for handler in found] == [
-        "count",
-        "dropped",
-        "echo",
-        "exec",
-        "reverse",
-        "upper",
-    ]
+    assert [handler.name for handler in found] == sorted([*HANDLERS, "dropped"])
     assert broken.name == "users_broken_dropin"
     assert broken.origin == str(dropin / "users_broken_dropin.py")
     assert broken.error == "cannot be imported: RuntimeError: no good"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from echod.handlers.builtin import Echo
+from echod.handlers.builtin import HANDLERS, Echo
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.lookup import check_name, installed, parse, resolve
 from tests.support.clients import BANNER, connect, receive
@@ -20,7 +20,7 @@ from tests.support.log import Log
 from tests.support.needs import not_here
 
 REACTOR = ConcurrencyModel.REACTOR
-BUILT_IN = {"count", "echo", "exec", "reverse", "upper"}
+BUILT_IN = set(HANDLERS)
 
 # Adds a distribution with these entry points to a folder of the path.
 Offers = Callable[..., Path]
@@ -83,7 +83,9 @@ def test_a_name_that_two_distributions_offer_is_refused_with_both(offers: Offers
         "shout (offered:loud (one), offered:quiet (other))": "2 plugins have this name; "
         "give module:object"
     }
-    with pytest.raises(HandlerError, match="installed: calm, count, echo, exec, reverse, upper "):
+    with pytest.raises(
+        HandlerError, match=f"installed: {', '.join(sorted([*BUILT_IN, 'calm']))} "
+    ):
         check_name("nosuch")
     assert answer("calm") == b"ab"
 
