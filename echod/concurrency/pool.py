@@ -9,6 +9,8 @@ Guarantees:
   end of open ones, one such task runs for each `OPEN_IN_A_ROW` others. A message is dropped, and
   counted, only when `MOST_LOST` such tasks wait; a handler's `closed` is never dropped, and when
   more of those wait, every second task is one of them.
+* `stop` does not drop the tasks of a stream: its generator is closed in a thread, as long as the
+  process lives. Otherwise the garbage collector would close it, anywhere.
 
 The pool is cheap, and keeps its promises without a lock, as follows:
 
@@ -76,6 +78,12 @@ def check_closing(waiting: int) -> None:
     if waiting >= MOST_CLOSING:
         text = f"{MOST_CLOSING} ended connections are waiting already, try again later"
         raise Busy(text, Refusal.MAX_QUEUE)
+
+
+class _KeptTask(Task):
+    """A task that `stop` does not drop."""
+
+    __slots__ = ()
 
 
 class _Worker:
@@ -192,23 +200,27 @@ class WorkerPool:
         arguments: tuple[object, ...],
         *,
         lost: bool = False,
+        kept: bool = False,
     ) -> Task:
         """Run `function(*arguments)` in a thread, and `done(result or Failure)` in the reactor.
 
         If no thread can be started, the result is a Failure with `Busy`. After `stop` the task is
-        dropped.
+        dropped, unless it is to be kept.
 
         Args:
             done: takes the result.
             function: the function.
             arguments: its arguments.
             lost: whether it is for a lost connection, and has to wait for the others.
+            kept: whether `stop` does not drop it.
 
         Returns:
             The argument for `put_behind`.
         """
         task = [done, function, arguments]
-        if not self._stopped:
+        if kept:
+            task = _KeptTask(task)
+        if kept or not self._stopped:
             self._unfinished += 1
             (self._lost if lost else self._backlog).append(task)
             # Wake it at the end of this turn of the loop: a worker woken now would compete with
@@ -306,18 +318,30 @@ class WorkerPool:
 
     def _thread_ended(self) -> None:
         self._threads -= 1
+        self._look_after_kept()  # a task may have come after the thread's last look
         self._tell_if_ended()
 
+    def _look_after_kept(self) -> None:
+        if (self._backlog or self._lost) and not self._turn_is_due:
+            self._ask_for_a_turn()
+
     def stop(self) -> None:
-        """Drop the tasks that have not begun; idle threads end now, busy ones after their task."""
+        """Drop the tasks that have not begun, but not those to be kept.
+
+        Idle threads end now, busy ones after their task.
+        """
         self._let_go = True
         self._stop_threads()
         self._tell_if_ended()
 
     def _stop_threads(self) -> None:
         self._stopped = True
-        self._backlog.clear()
-        self._lost.clear()
+        for line in (self._backlog, self._lost):
+            # A task that a worker takes meanwhile is put back without its arguments.
+            tasks = line.copy()
+            line.clear()
+            line.extend(task for task in tasks if isinstance(task, _KeptTask))
+        self._look_after_kept()
         while self._idle:
             self._idle.pop().release()
         self._tell_if_drained()
@@ -396,6 +420,7 @@ class WorkerPool:
             if not (waits and self._leave_idle(called)):
                 called.acquire()
                 self._summoned = False
+        self._work_off_backlog(worker)  # the tasks that `stop` has kept
         close_objects_of_this_thread()
         self._call_from_thread(self._thread_ended)
 

@@ -11,7 +11,8 @@ Guarantees:
   does not wait for the next one.
 * In the pool no thread is held while the client is slow. Pieces are taken for up to `HOP_SIZE`
   bytes or `HOP_SECONDS` at a time, then the thread is free; so a generator may go on in another.
-* If the client leaves, the generator is closed, where it runs and in the conversation's context.
+* If the client leaves, the generator is closed, where it runs and in the conversation's context;
+  the same if the daemon gives up, as long as the process lives.
 * A stream that is cut off, by any cause, ends with RST: it must not look complete.
 """
 
@@ -225,8 +226,9 @@ class PooledStream(ReplyStream):
         assert isinstance(model, InPool)
         self._in_thread = True
         done = partial(connection.inside, self._arrived)
-        # Never refused: the message has had its thread.
-        model.pool.submit(done, connection.in_thread(function), (), lost=lost)
+        # Never refused, because the message has had its thread; nor dropped, because the generator
+        # has to be closed.
+        model.pool.submit(done, connection.in_thread(function), (), lost=lost, kept=True)
 
     def _take(self) -> object:
         """In a thread: hand over some pieces; return `GOES_ON`, None or `Close`."""

@@ -205,6 +205,57 @@ async def test_a_client_that_leaves_closes_the_generator(
         assert server.factory.metrics.handler_errors == 0
 
 
+@pytest.mark.parametrize("where", ["in a thread", "between two hops"])
+@pytest_twisted.ensureDeferred
+async def test_a_stop_of_the_pool_closes_the_generators_in_its_threads(where: str) -> None:
+    go_on, waits = threading.Event(), threading.Event()
+    ended: list[tuple[Client, str]] = []
+
+    def send(message: bytes) -> Iterator[bytes]:
+        try:
+            while True:
+                yield PIECE
+                if where == "in a thread" and not waits.is_set():
+                    waits.set()
+                    assert go_on.wait(PATIENCE)
+        finally:
+            ended.append((echod.client(), threading.current_thread().name))
+
+    async with serving("defer-to-thread", threads=1, handler=send, banner=b"") as server:
+        client = await server.connect()
+        client.transport.pauseProducing()
+        client.send(b"?")
+        connection = await server.accepted()
+        if where == "in a thread":
+            await eventually(waits.is_set)
+        else:
+            await eventually(lambda: connection.is_blocked and not server.factory.model.pool.busy)
+        server.factory.abort()
+        server.factory.model.stop()
+        await eventually(lambda: not server.factory.connections)
+        go_on.set()
+        await eventually(lambda: ended)
+        assert ended == [(connection.client, "echod-0")]
+        await eventually(lambda: connection._pending is None)
+
+
+@every_way
+@pytest_twisted.ensureDeferred
+async def test_a_stop_closes_the_generator_in_its_context(
+    model: ConcurrencyModel, made: str, over: Any
+) -> None:
+    test = Exporting()
+    async with serving(model, handler=test.handler(made), over=over, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"?")
+        await client.until(lambda: len(client.data) > 300_000)
+        server.factory.abort()
+        server.factory.model.stop()
+        await eventually(lambda: "GeneratorExit" in test.ended)
+        await eventually(lambda: not server.factory.connections)
+        assert server.factory.metrics.handler_errors == 0
+
+
 async def cut(client: Talker) -> None:
     """Check that the stream does not look complete."""
     client.transport.resumeProducing()
