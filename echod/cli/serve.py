@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from twisted.python import usage
+from twisted.python.util import gidFromString, uidFromString
 from twisted.scripts import twistd
 
 from echod.daemon.process import Options
@@ -25,11 +26,13 @@ from twisted.plugins import echod_plugin
 
 COMMAND = "echod serve"
 
-# Options of twistd that `serve` takes; the others are about the background and about users.
+# Options of twistd that `serve` takes; the others are about the background.
 TWISTD = {
     "reactor=NAME": "The reactor to run on: uvloop (the default), epoll, asyncio, ...",
     "help-reactors": "List the reactors, and exit.",
     "logfile=FILE": "Write the log to this file instead of the terminal.",
+    "uid=USER": "Run as this user, by name or id, once the ports are open; only root can.",
+    "gid=GROUP": "Run as this group, by name or id, beside --uid.",
 }
 
 # With one of these no handler has to be named: they print and exit, or name it in another way.
@@ -109,12 +112,26 @@ def twistd_arguments(arguments: Sequence[str]) -> list[str]:
     except getopt.GetoptError as error:
         raise usage.UsageError(options.explain(str(error))) from None
     names = {f"--{name}" for name, _, _ in own}
+    with_value = {f"--{name}" for name, equals, _ in own if equals}
     before: list[str] = []
     after: list[str] = []
     for flag, value in given:
-        takes_value = f"{flag[2:]}=" in options.longOpt or flag in ("--reactor", "--logfile")
+        takes_value = f"{flag[2:]}=" in options.longOpt or flag in with_value
         (before if flag in names else after).extend([flag, value] if takes_value else [flag])
+    _check_names(dict(given))
     return ["-n", "--pidfile=", *before, "echod", *_handler(words, dict(given)), *after]
+
+
+def _check_names(given: dict[str, str]) -> None:
+    """Refuse the name of a user or group that does not exist; twistd would show a traceback."""
+    for flag, noun, look_up in (
+        ("--uid", "user", uidFromString),
+        ("--gid", "group", gidFromString),
+    ):
+        try:
+            look_up(given.get(flag, "0"))
+        except KeyError:
+            raise ServeError(f"{flag} {quoted(given[flag])}: there is no such {noun}") from None
 
 
 def _handler(words: Sequence[str], given: dict[str, str]) -> list[str]:

@@ -59,6 +59,8 @@ def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
         return f"--rundir {twistd['rundir']}: there is no such directory"
     if uid == ROOT and twistd.get("gid") is not None and twistd.get("uid") is None:
         return "--gid without --uid leaves the daemon running as root: name a --uid too"
+    if uid != ROOT and twistd.get("uid") not in (None, uid):
+        return f"--uid {twistd['uid']}: only root can become another user: leave it out"
     return _unknown_user(twistd.get("uid"))
 
 
@@ -73,8 +75,8 @@ def refusal_of_programs(twistd: Mapping[str, Any], *, uid: int) -> str | None:
         return None
     if twistd.get("uid") is None:
         return (
-            "exec runs a program for every client, here as root: start twistd with --uid, or from "
-            "a unit with User= or DynamicUser="
+            "exec runs a program for every client, here as root: name another user by echod "
+            "serve --uid USER, by twistd --uid USER echod, or in a unit by User= or DynamicUser="
         )
     if twistd.get("euid"):
         return "exec with --euid: the programs could become root again; leave out --euid"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,18 +56,18 @@ class Command:
         Raises:
             HandlerError: it cannot.
         """
-        _check_executable(self.words[0], self.path)
+        _check_executable(self.path)
 
     def _found(self) -> str:
         name, folders = self.words[0], self.environment["PATH"]
         if "/" in name:
             path = str(Path(name).absolute())
-            _check_executable(name, path)
+            _check_executable(path)
             return path
         if (found := shutil.which(name, path=folders)) is None:
             for folder in folders.split(os.pathsep):
                 if (there := Path(folder, name)).is_file():
-                    _check_executable(name, str(there))
+                    _check_executable(str(there))
             where = escape(clipped(folders, 200))
             raise HandlerError(f"exec: no program in PATH ({where}) is named {_shown(name)}")
         return str(Path(found).absolute())
@@ -76,18 +78,58 @@ def _environment(own: Mapping[str, str]) -> dict[str, str]:
     return {"PATH": os.defpath, **kept}
 
 
-def _check_executable(name: str, path: str) -> None:
+def _check_executable(path: str) -> None:
+    """Check that the current user can run a file, and the interpreter of a script."""
+    _check_file(path, "")
+    interpreter = _interpreter_of(path)
+    if interpreter:
+        _check_file(interpreter, f" (the interpreter of {_shown(path)})")
+
+
+def _check_file(path: str, role: str) -> None:
+    shown = f"exec: {_shown(path)}{role}"
     try:
-        is_file = Path(path).is_file()
-        if not is_file:
-            Path(path).stat()
+        is_file = stat.S_ISREG(Path(path).stat().st_mode)
+    except PermissionError:
+        closed = _shown(_closed_folder(path))
+        raise HandlerError(
+            f"{shown} cannot be run by the user {_user()}, who cannot enter {closed}: see its "
+            "permissions, or move the program"
+        ) from None
     except (OSError, ValueError) as error:  # a null byte is a ValueError
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise HandlerError(f"exec: {_shown(name)}: {why}") from None
+        raise HandlerError(f"{shown}: {why}") from None
     if not is_file:
-        raise HandlerError(f"exec: {_shown(name)} is not a file")
+        raise HandlerError(f"{shown} is not a file")
     if not os.access(path, os.X_OK, effective_ids=True):
-        raise HandlerError(f"exec: {_shown(name)} is not executable: see its permissions")
+        raise HandlerError(f"{shown} is not executable by the user {_user()}: see its permissions")
+
+
+def _closed_folder(path: str) -> str:
+    """Return the first folder on the way to a file that the current user cannot enter."""
+    folders = [str(folder) for folder in reversed(Path(path).parents)]
+    closed = (one for one in folders if not os.access(one, os.X_OK, effective_ids=True))
+    return next(closed, folders[-1])
+
+
+def _interpreter_of(path: str) -> str:
+    """Return the program that runs a script; "" for any other file, or one that cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            first = file.readline(256)
+    except OSError:
+        return ""
+    words = first[2:].split(maxsplit=1) if first.startswith(b"#!") else []
+    return os.fsdecode(words[0]) if words else ""
+
+
+def _user() -> str:
+    """Return the name of the user that programs run as, or its id."""
+    uid = os.geteuid()
+    try:
+        return _shown(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return str(uid)
 
 
 def _shown(text: str) -> str:

@@ -16,7 +16,7 @@ from echod.cli.serve import twistd_arguments
 from echod.settings.definitions import SETTINGS
 from tests.support.clients import connect, receive_all
 from tests.support.daemon import REACTOR, SCRIPTS
-from tests.support.needs import not_here
+from tests.support.needs import needs_root, not_here
 from tests.support.programs import run
 from tests.support.waiting import PATIENCE, block_until
 
@@ -161,6 +161,17 @@ def test_the_reactor_can_be_chosen(folder: Path) -> None:
         process.terminate()
 
 
+def test_a_program_is_served_as_another_user(folder: Path) -> None:
+    needs_root("become another user")
+    with serving(folder, "exec:command=id -u", "--port=0", "--uid=65534", "--gid=65534") as (
+        process,
+        _,
+        port,
+    ):
+        assert ask(port, b"") == b"65534\n"
+        process.terminate()
+
+
 REFUSED = {
     "": "name the handler, as in: echod serve module:function",
     "--port=0": "name the handler, as in: echod serve module:function",
@@ -177,6 +188,8 @@ REFUSED = {
     "echo --pidfile=a": "--pidfile is an option of twistd",
     "echo --reactor=none": "The specified reactor does not exist: 'none'",
     "--config=missing": "No such file or directory",
+    "echo --uid=nosuch": "--uid 'nosuch': there is no such user",
+    "echo --uid=0 --gid=nosuch": "--gid 'nosuch': there is no such group",
 }
 
 
@@ -210,6 +223,8 @@ def test_help_says_what_it_is_and_lists_each_flag_in_its_group(folder: Path) -> 
     assert all(f"  {one.flag}" in groups for one in SETTINGS)
     assert "  --reactor=NAME" in shown
     assert "  --logfile=FILE" in shown
+    assert "  --uid=USER" in shown
+    assert "  --gid=GROUP" in shown
     assert "daemon" not in " ".join(re.findall("--[a-z-]+", shown))
 
 
@@ -232,6 +247,7 @@ def test_the_command_lists_it_and_does_not_import_the_daemon_otherwise(folder: P
             "-n --pidfile= --reactor epoll echod --handler m:f --no-banner",
         ),
         ("--logfile=a -- m:f", "-n --pidfile= --logfile a echod --handler m:f"),
+        ("m:f --uid=0 --gid 0", "-n --pidfile= --uid 0 --gid 0 echod --handler m:f"),
         ("--conf a", "-n --pidfile= echod --config a"),
         ("--handler m:f", "-n --pidfile= echod --handler m:f"),
         ("--help", "-n --pidfile= echod --help"),

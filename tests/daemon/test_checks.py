@@ -136,6 +136,12 @@ def test_a_user_without_an_entry_is_refused() -> None:
     assert refusal({"uid": ROOT}, uid=ROOT) is None
 
 
+def test_only_root_becomes_another_user() -> None:
+    assert refusal({"uid": os.getuid()}, uid=os.getuid()) is None
+    why = refusal({"uid": ROOT}, uid=SOMEBODY)
+    assert why == "--uid 0: only root can become another user: leave it out"
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [

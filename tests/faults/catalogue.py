@@ -83,6 +83,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         47: "TLS below 1.2, renegotiation, early data",
         48: "Plain bytes before the TLS handshake",
         49: "Handlers run as root",
+        140: "The user of `--uid` cannot run the program of `exec`",
         50: "The pidfile is a symbolic link",
         51: "`--gid` without `--uid`",
         52: "A plugin is in the current directory",

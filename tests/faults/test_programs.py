@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import pwd
+import re
 import shlex
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from tests.faults.scale import Scale, number
 from tests.support.certificates import self_signed_pem
 from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import TERMINATED, Daemon, Start, nothing_kept
+from tests.support.needs import needs_root
 from tests.support.tls_peer import client_context
 from tests.support.waiting import PATIENCE, block_until
 
@@ -165,7 +169,34 @@ def test_a_missing_program_is_one_line_at_the_start(daemon: Start) -> None:
     running = start(daemon, "./missing --flag")
     running.wait(PATIENCE)
     assert running.process.returncode == 1
-    assert running.lines[-1] == ("echod: --handler: exec: ./missing: No such file or directory")
+    assert re.fullmatch(
+        "echod: --handler: exec: /.*/missing: No such file or directory", running.lines[-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [(0o700, "who cannot enter {folder}: see its permissions"), (0o755, "see its permissions")],
+)
+def test_a_program_that_the_daemons_user_cannot_run_ends_the_start(
+    daemon: Start, mode: int, why: str
+) -> None:
+    """Fault 140: The start fails once privileges are dropped, and names program and user."""
+    needs_root("start a daemon as root")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "mine")
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755 if mode == 0o700 else 0o700)
+        Path(folder).chmod(mode)
+        command = f"exec:command={program}"
+        running = daemon("--handler", command, options=("--uid=65534", "--gid=65534"))
+        running.wait(PATIENCE)
+        assert running.process.returncode == 1
+        user = pwd.getpwuid(65534).pw_name
+        said = next(line for line in running.lines if line.startswith("echod: --handler: "))
+        assert f"exec: {program} " in said
+        assert f"by the user {user}" in said
+        assert why.format(folder=folder) in said
 
 
 def test_a_program_behind_python_gets_a_whole_conversation(daemon: Start, tmp_path: Path) -> None:

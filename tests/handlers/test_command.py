@@ -52,8 +52,8 @@ def test_without_path_the_systems_own_is_used(monkeypatch: pytest.MonkeyPatch) -
         ("''", "exec:command= names no program"),
         ("cat 'a", "no closing quotation"),
         ("no-such-program", "no program in PATH"),
-        ("./no-such", "exec: ./no-such: No such file or directory"),
-        ("/etc/passwd", "exec: /etc/passwd is not executable: see its permissions"),
+        ("./no-such", "/no-such: No such file or directory"),
+        ("/etc/passwd", "exec: /etc/passwd is not executable by the user "),
         ("/tmp", "exec: /tmp is not a file"),
         ("/a\0b", "exec: /a\\x00b: "),
         ("/etc/passwd/x", "exec: /etc/passwd/x: Not a directory"),
@@ -71,7 +71,7 @@ def test_a_program_in_path_that_is_not_executable_is_named(
 ) -> None:
     (tmp_path / "mine").touch(0o644)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(HandlerError, match="mine is not executable"):
+    with pytest.raises(HandlerError, match="/mine is not executable by the user "):
         Command(command="mine")
 
 
@@ -83,6 +83,26 @@ def test_a_program_that_its_user_cannot_run_is_found_at_the_second_look(tmp_path
     program.chmod(0o644)
     with pytest.raises(HandlerError, match="is not executable"):
         handler.try_constructor()
+
+
+@pytest.mark.parametrize("interpreter", ["/no/such/python3", "/etc/passwd"])
+def test_a_script_whose_interpreter_cannot_run_is_refused(
+    tmp_path: Path, interpreter: str
+) -> None:
+    script = tmp_path / "mine"
+    script.write_text(f"#! {interpreter} -u\nprint()\n")
+    script.chmod(0o755)
+    with pytest.raises(HandlerError) as caught:
+        Command(command=str(script))
+    assert f"exec: {interpreter} (the interpreter of {script})" in str(caught.value)
+
+
+def test_a_program_that_can_be_run_but_not_read_is_no_script(tmp_path: Path) -> None:
+    for first in (b"", b"#!", b"#!\n", b"\x7fELF\xff", b"#!/bin/sh"):
+        program = tmp_path / "mine"
+        program.write_bytes(first)
+        program.chmod(0o755)
+        assert Command(command=str(program)).path == str(program)
 
 
 def test_exec_is_a_handler_by_name() -> None:
