@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(sys.executable).parent
+from tests.support import programs
+from tests.support.programs import SCRIPTS
+
 COMMANDS = [
     "echod handlers",
     "echod --help",
@@ -23,14 +24,13 @@ COMMANDS = [
 
 
 def run(command: str, output: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [SCRIPTS / "python", SCRIPTS / command.split()[0], *command.split()[1:]],
+    program, *arguments = command.split()
+    return programs.run(
+        Path.cwd(),
+        *(SCRIPTS / program, *arguments),
         stdout=output,
-        stderr=subprocess.PIPE,
         # With it, argparse takes no notice of what it cannot write.
         env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-        text=True,
-        timeout=30,
     )
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,14 +12,16 @@ from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import InstalledHandler
 from echod.handlers.naming import Installed
+from tests.support.programs import run
 
 ECHOD = Path(sys.executable).parent / "echod"
 
 
-def test_the_command_lists_each_handler_on_a_line_with_its_models_and_arguments() -> None:
-    done = subprocess.run(
-        [ECHOD, "handlers"], capture_output=True, text=True, check=True, timeout=30
-    )
+def test_the_command_lists_each_handler_on_a_line_with_its_models_and_arguments(
+    tmp_path: Path,
+) -> None:
+    done = run(tmp_path, ECHOD, "handlers")
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     by_name = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
     assert by_name["upper"] == "Sends back what it gets in capital letters. [message; every model]"
@@ -59,14 +60,16 @@ def test_main_runs_the_command_that_was_named(
     assert "echo " in capsys.readouterr().out
 
 
-def test_a_wrong_command_is_refused() -> None:
-    done = subprocess.run([ECHOD, "nonsense"], capture_output=True, text=True, timeout=30)
+def test_a_wrong_command_is_refused(tmp_path: Path) -> None:
+    done = run(tmp_path, ECHOD, "nonsense")
     assert done.returncode == 2
     assert "invalid choice: 'nonsense'" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["--port", "8888"]])
-def test_a_wrong_command_names_the_one_that_runs_the_daemon(arguments: list[str]) -> None:
-    done = subprocess.run([ECHOD, *arguments], capture_output=True, text=True, timeout=30)
+def test_a_wrong_command_names_the_one_that_runs_the_daemon(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    done = run(tmp_path, ECHOD, *arguments)
     assert done.returncode == 2
     assert done.stderr.endswith("; the daemon is run by: echod serve, or twistd -n echod\n")

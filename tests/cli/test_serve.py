@@ -15,9 +15,9 @@ import pytest
 from echod.cli.serve import twistd_arguments
 from echod.settings.definitions import SETTINGS
 from tests.support.clients import connect, receive_all
-from tests.support.daemon import REACTOR, SCRIPTS
+from tests.support.daemon import REACTOR
 from tests.support.needs import needs_root, not_here
-from tests.support.programs import run
+from tests.support.programs import SCRIPTS, Program, run
 from tests.support.waiting import PATIENCE, block_until
 
 ECHOD = SCRIPTS / "echod"
@@ -36,7 +36,7 @@ def serving(
     folder: Path, *arguments: str, command: tuple[str | Path, ...] = (ECHOD,)
 ) -> Iterator[tuple[subprocess.Popen[str], list[str], int]]:
     """Run `echod serve`; give its process, the lines of its log until it listens, and its port."""
-    with subprocess.Popen(
+    with Program(
         [*command, "serve", *arguments, *REACTOR],
         cwd=folder,
         # Modules of the folder leave their bytecode there, as with any program.
@@ -135,7 +135,7 @@ def test_a_package_of_the_user_that_hides_twisted_is_named(folder: Path) -> None
 
 def test_the_log_can_go_to_a_file(folder: Path) -> None:
     log = folder / "served.log"
-    process = subprocess.Popen(
+    process: Program[str] = Program(
         [ECHOD, "serve", "greeting:greet", "--port=0", "--logfile", log, *REACTOR],
         cwd=folder,
         stdout=subprocess.PIPE,

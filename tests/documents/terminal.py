@@ -19,8 +19,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.support.daemon import SCRIPTS
 from tests.support.needs import missing, needs_root
+from tests.support.programs import SCRIPTS
 from tests.support.waiting import PATIENCE
 
 # The ports that pages name.

@@ -15,9 +15,10 @@ import pytest
 
 from tests.faults.test_logs import connect_to, daemon_of, is_listening
 from tests.support.clients import receive_all
-from tests.support.daemon import REACTOR, SCRIPTS
+from tests.support.daemon import REACTOR
 from tests.support.needs import missing, needs_root, tool
 from tests.support.paths import ROOT
+from tests.support.programs import SCRIPTS, Program
 from tests.support.waiting import PATIENCE, block_until
 
 
@@ -45,7 +46,7 @@ def logging_to(
     logfile: str | Path, folder: Path, *, twistd: Sequence[str] = (), under: Sequence[str] = ()
 ) -> Iterator[Logging]:
     path = folder / "socket"
-    process = subprocess.Popen(
+    process: Program[str] = Program(
         [*under, SCRIPTS / "twistd", "-n", "--pidfile=", "--logfile", logfile, *REACTOR, *twistd,
          "echod", "--listen", f"unix:{path}", "--log-rate", "0"],
         cwd=folder,

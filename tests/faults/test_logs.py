@@ -11,7 +11,6 @@ import re
 import signal
 import socket
 import struct
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,8 +21,9 @@ import pytest
 import echod
 from tests.faults.scale import Scale
 from tests.support.clients import BANNER, connect, receive, receive_all
-from tests.support.daemon import REACTOR, SCRIPTS, Start
+from tests.support.daemon import REACTOR, Start
 from tests.support.needs import tool
+from tests.support.programs import SCRIPTS, Program
 from tests.support.waiting import PATIENCE, block_until
 
 CHATTY = """
@@ -61,7 +61,7 @@ def serving(
 ) -> Iterator[Path]:
     """A daemon whose output is not read; yields the UNIX socket that it listens on."""
     path = directory / "socket"
-    process = subprocess.Popen(
+    process: Program[str] = Program(
         [*under, SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, *twistd, "echod",
          "--listen", f"unix:{path}", "--log-rate", "0", *arguments],
         cwd=directory,

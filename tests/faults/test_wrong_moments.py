@@ -22,8 +22,9 @@ from tests.faults.scale import Scale
 from tests.support import programs
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER, connect, greeted, is_served, receive, receive_all, serves
-from tests.support.daemon import REACTOR, SCRIPTS, TERMINATED, TWISTD, Daemon, Start
+from tests.support.daemon import REACTOR, TERMINATED, TWISTD, Daemon, Start
 from tests.support.needs import needs_root
+from tests.support.programs import SCRIPTS
 from tests.support.waiting import PATIENCE, block_until
 
 HANDLERS = """

@@ -20,8 +20,9 @@ from echod.handlers.framings import (
 from echod.messages.framing import Chunk, Fixed, Framing, Line
 from echod.messages.prefixed import Length, Netstring, Varint
 from tests.support.clients import BANNER, connect, receive
-from tests.support.daemon import SCRIPTS, Start
+from tests.support.daemon import Start
 from tests.support.distributions import add_distribution
+from tests.support.programs import SCRIPTS
 
 USERS = '''
 from dataclasses import dataclass

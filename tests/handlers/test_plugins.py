@@ -14,10 +14,11 @@ from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.lookup import check_name, installed, parse, resolve
 from tests.support.clients import BANNER, connect, receive
 from tests.support.daemon import REACTOR as CHOSEN
-from tests.support.daemon import SCRIPTS, Start
+from tests.support.daemon import Start
 from tests.support.distributions import add_distribution
 from tests.support.log import Log
 from tests.support.needs import not_here
+from tests.support.programs import SCRIPTS
 
 REACTOR = ConcurrencyModel.REACTOR
 BUILT_IN = set(HANDLERS)

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.programs import SCRIPTS, Program
 from tests.support.waiting import PATIENCE, block_until
-
-SCRIPTS = Path(sys.executable).parent
 
 # The reactor that the tests themselves run on is the daemon's too.
 REACTOR = [f"--reactor={name}"] if (name := os.environ.get("TEST_REACTOR")) else []
@@ -46,6 +44,7 @@ class Daemon:
         env: dict[str, str],
         under: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
+        executed: bool = False,
     ) -> None:
         """Start it.
 
@@ -57,13 +56,15 @@ class Daemon:
             env: its environment.
             under: the command that runs the command, as `prlimit` does.
             pass_fds: descriptors that it inherits.
+            executed: whether it is executed in any case: see `Program`.
         """
         self.directory = cwd
-        self.process = subprocess.Popen(
+        self.process: Program[str] = Program(
             [*under, twistd, "-n", "--pidfile=", *REACTOR, *options, "echod", *arguments],
             cwd=cwd,
             env=env,
             pass_fds=pass_fds,
+            executed=executed,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,29 +1,258 @@
-"""Programs that end by themselves."""
+"""Programs that tests start; those that import Twisted start in a fifth of the time.
+
+`Program` is `subprocess.Popen`, except for `twistd`, `twist` and `echod` of this environment: it
+forks them from a process that has imported what they import (`tests/support/fork_server.py`). All
+else is as if the system had executed them: the arguments, the environment, the folder, the
+descriptors, the signals, the exit code. They are children of the tests' own process.
+
+`Program` executes a command that differs before Python runs: below another program, with another
+`PYTHON...` or `LC_...` in its environment, or with another limit of descriptors. Pass `executed`
+for a test that is about the imports, or about a signal during them.
+"""
 
 from __future__ import annotations
 
+import array
+import atexit
+import ctypes
+import inspect
+import json
+import os
+import re
+import resource
+import signal
+import socket
 import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 from tests.support.waiting import PATIENCE
 
+SCRIPTS = Path(sys.executable).parent
 
-def run(directory: Path, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+_FORKED = {str(SCRIPTS / name) for name in ("twistd", "twist", "echod")}
+
+# Python, the C library and the loader read these before a script runs, and Twisted reads
+# LISTEN_FDS when it is imported.
+_EARLY = (
+    *("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "GLIBC_", "COVERAGE_", "OPENSSL_", "SSL_"),
+    "LISTEN_",
+)
+
+# The environment of the process that forks. A test may have changed that of this process since.
+_ENVIRONMENT = dict(os.environ)
+
+# The child does what these say itself.
+_LATE = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+
+# Of `subprocess`: those that change how a process begins. `start_new_session` is provided for.
+_PLAIN = {
+    "executable": None,
+    "preexec_fn": None,
+    "shell": False,
+    "gid": None,
+    "gids": None,
+    "uid": None,
+    "umask": -1,
+    "process_group": -1,
+}
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Program(subprocess.Popen[AnyStr]):
+    """A program that runs."""
+
+    def __init__(self, *arguments: Any, executed: bool = False, **options: Any) -> None:
+        """Start it.
+
+        Args:
+            arguments: as of `subprocess.Popen`.
+            executed: whether it is executed in any case.
+            options: as of `subprocess.Popen`.
+        """
+        self._executed = executed
+        super().__init__(*arguments, **options)
+
+    def _execute_child(self, *arguments: Any) -> None:  # type: ignore[misc] # a private method
+        given = _BEGINS.bind(self, *arguments).arguments
+        command = [os.fspath(word) for word in given["args"]]
+        environment = dict(os.environ if given["env"] is None else given["env"])
+        if self._executed or not _can_be_forked(command, environment, given):
+            return super()._execute_child(*arguments)  # type: ignore[misc]
+        pipes = [
+            given[name]
+            for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        ]
+        ends = (given["p2cread"], given["c2pwrite"], given["errwrite"])
+        streams = {number: number if end == -1 else end for number, end in enumerate(ends)}
+        self.pid = _server().fork(
+            command,
+            environment,
+            cwd=os.path.abspath(given["cwd"] or "."),  # noqa: PTH100 - as given
+            descriptors=streams | {number: number for number in given["pass_fds"]},
+            session=given["start_new_session"],
+        )
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+        return None
+
+
+_BEGINS = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
+
+
+def _can_be_forked(
+    command: Sequence[str], environment: Mapping[str, str], given: Mapping[str, Any]
+) -> bool:
+    return (
+        sys.platform == "linux"
+        and command[0] in _FORKED
+        and all(given.get(name, plain) == plain for name, plain in _PLAIN.items())
+        and _early(environment) == _early(_ENVIRONMENT)
+        and resource.getrlimit(resource.RLIMIT_NOFILE) == _DESCRIPTORS
+        and all(_is_open(number) for number in range(3))
+    )
+
+
+def _early(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_EARLY) and name not in _LATE
+    }
+
+
+_DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+class _Server:
+    """The process that forks; it ends when this one does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._prctl = ctypes.CDLL(None).prctl
+        # The kernel keeps the name until the process has gone: nothing is left on a disk.
+        self._address = f"\0echod-tests-{os.getpid()}"
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(self._address)
+            listening.listen(16)
+            number = listening.fileno()
+            script = Path(__file__).parent / "fork_server.py"
+            self._process = subprocess.Popen(
+                [sys.executable, script, str(number), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[number],
+                env=_ENVIRONMENT,
+                cwd=SCRIPTS.parent,
+            )
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def fork(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        cwd: str,
+        descriptors: Mapping[int, int],
+        session: bool,
+    ) -> int:
+        """Return the process id of a new child of this process that runs a script.
+
+        Args:
+            command: the script, and its arguments.
+            environment: the child's.
+            cwd: the folder that it runs in.
+            descriptors: those of this process that it has, by the numbers that they have there.
+            session: whether it leads a session of its own.
+        """
+        request = {
+            "script": command[0],
+            "arguments": list(command),
+            "environment": dict(environment),
+            "cwd": cwd,
+            "umask": _umask(),
+            "session": session,
+            "ignores_interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+            "descriptors": list(descriptors),
+        }
+        data = json.dumps(request).encode()
+        passed = array.array("i", descriptors.values())
+        with self._lock, socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(self._address)
+            # An orphan becomes a child of this process, but only for this moment.
+            self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            try:
+                connection.sendmsg(
+                    [len(data).to_bytes(4, "big")],
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)],
+                )
+                connection.sendall(data)
+                answer = connection.recv(16)
+            finally:
+                self._prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        assert answer, "the process that forks has ended"
+        return int(answer)
+
+
+def _umask() -> int:
+    found = re.search(r"^Umask:\s*(\d+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1], 8)
+
+
+_servers: dict[int, _Server] = {}
+_starting = threading.Lock()
+
+
+def _server() -> _Server:
+    """Return the process that forks for this one, which may itself have been forked."""
+    number = os.getpid()
+    with _starting:
+        if number not in _servers:
+            _servers[number] = _Server()
+        return _servers[number]
+
+
+def run(
+    directory: Path, *command: str | Path, executed: bool = False, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run a command, and wait for its end.
 
     Args:
         directory: the folder that it runs in.
         command: the program and its arguments.
+        executed: see `Program`.
         options: further ones of `subprocess.run`.
     """
-    return subprocess.run(
-        command,
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        **options,
+    streams = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+    timeout = options.pop("timeout", PATIENCE)
+    program: Program[str] = Program(
+        command, executed=executed, cwd=directory, text=True, **{**streams, **options}
     )
+    with program:
+        try:
+            said = program.communicate(timeout=timeout)
+        except BaseException:
+            program.kill()
+            raise
+    return subprocess.CompletedProcess(command, program.returncode, *said)

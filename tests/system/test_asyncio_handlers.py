@@ -20,6 +20,7 @@ from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import REACTOR, TERMINATED, TWISTD, Daemon, Start
 from tests.support.haproxy import DEFAULTS, haproxy
 from tests.support.needs import not_here, tool
+from tests.support.programs import run
 from tests.support.tls_peer import client_context
 from tests.support.waiting import PATIENCE
 
@@ -257,13 +258,7 @@ def test_idle_clients_do_not_delay_the_end(daemon: Start, handler: str, way: str
 
 def check(tmp_path: Path, *arguments: str, reactor: tuple[str, ...] = ()) -> str:
     """Return the last line of `--check-config`, which has to fail."""
-    done = subprocess.run(
-        [*TWISTD, *reactor, "echod", "--port", "0", *arguments, "--check-config"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run(tmp_path, *TWISTD, *reactor, "echod", "--port", "0", *arguments, "--check-config")
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stderr
     return (done.stdout + done.stderr).splitlines()[-1]
@@ -307,12 +302,9 @@ def test_what_needs_a_loop_is_refused_on_a_reactor_without_one(
 
 
 def test_twisteds_own_asyncio_reactor_will_do(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*TWISTD, "--reactor=asyncio", "echod", "--handler", "served:Echo", "--check-config"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
+    done = run(
+        tmp_path,
+        *(*TWISTD, "--reactor=asyncio", "echod", "--handler", "served:Echo", "--check-config"),
     )
     assert done.returncode == 0, done.stderr
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.clients import connect, receive_all
-from tests.support.daemon import MODELS, REACTOR, SCRIPTS, Daemon, Start
+from tests.support.daemon import MODELS, REACTOR, Daemon, Start
+from tests.support.programs import SCRIPTS, run
 from tests.support.waiting import block_until
 
 HANDLERS = """
@@ -198,12 +198,8 @@ def test_a_handler_that_stops_the_reactor_ends_the_process_in_time(daemon: Start
 def test_in_the_background_it_ends_likewise(tmp_path: Path) -> None:
     """Fault 83: All this holds for a daemon in the background, too."""
     arguments = ["--pidfile", "pid", "--logfile", "log", *REACTOR]
-    subprocess.run(
-        [SCRIPTS / "twistd", *arguments, "echod", "--handler", "served:used", "--port", "0"],
-        cwd=tmp_path,
-        check=True,
-        timeout=30,
-    )
+    command = (SCRIPTS / "twistd", *arguments, "echod", "--handler", "served:used", "--port", "0")
+    assert run(tmp_path, *command).returncode == 0
     pid = int((tmp_path / "pid").read_text())
     os.kill(pid, signal.SIGTERM)
     block_until(lambda: is_gone(pid))

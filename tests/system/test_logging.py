@@ -14,9 +14,9 @@ import pytest
 
 from tests.faults.test_logs import connect_to, daemon_of, is_listening
 from tests.support.clients import BANNER, connect, receive
-from tests.support.daemon import REACTOR, SCRIPTS, TWISTD, Start
+from tests.support.daemon import REACTOR, TWISTD, Start
 from tests.support.needs import tool
-from tests.support.programs import run
+from tests.support.programs import SCRIPTS, Program, run
 from tests.support.waiting import PATIENCE, block_until
 
 
@@ -49,7 +49,7 @@ def test_a_number_of_files_without_a_file_is_said_to_have_no_effect(
     without = "--log-files has no effect"
     daemon("--log-files", "3").wait_for(without)
     to_file = ("-n", "--logfile=log", "--pidfile=", "echod", "--log-files=3", "--port=0")
-    process = subprocess.Popen([SCRIPTS / "twistd", *to_file], cwd=tmp_path)
+    process: Program[bytes] = Program([SCRIPTS / "twistd", *to_file], cwd=tmp_path)
     try:
         log = tmp_path / "log"
         block_until(lambda: log.exists() and "Socket now listening" in log.read_text())
@@ -82,13 +82,8 @@ def test_a_reload_changes_the_level(daemon: Start, tmp_path: Path) -> None:
 
 def test_a_background_daemon_logs_to_a_file_that_sigusr1_rotates(tmp_path: Path) -> None:
     path, log = tmp_path / "socket", tmp_path / "twistd.log"
-    started = subprocess.run(
-        [SCRIPTS / "twistd", *REACTOR, "echod", "--listen", f"unix:{path}"],
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=PATIENCE,
-    )
-    assert (started.returncode, started.stdout, started.stderr) == (0, b"", b"")
+    started = run(tmp_path, SCRIPTS / "twistd", *REACTOR, "echod", "--listen", f"unix:{path}")
+    assert (started.returncode, started.stdout, started.stderr) == (0, "", "")
     process = int((tmp_path / "twistd.pid").read_text())
     try:
         block_until(lambda: "Socket now listening" in log.read_text())
@@ -179,7 +174,7 @@ def test_what_a_handler_prints_and_logs_is_in_the_log_whoever_does_it(
     (tmp_path / "chatty.py").write_text(CHATTY)
     path, log = tmp_path / "socket", tmp_path / "log"
     ends = [] if background else ["-n"]
-    daemon = subprocess.Popen(
+    daemon: Program[bytes] = Program(
         [SCRIPTS / "twistd", *ends, "--logfile", log, *REACTOR, "echod", "--log-format", "json",
          "--handler", "chatty:chat", "--listen", f"unix:{path}"],
         cwd=tmp_path,

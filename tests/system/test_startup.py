@@ -20,9 +20,9 @@ from echod.settings.definitions import SETTINGS
 from echod.settings.schema import Setting, SettingError
 from tests.support.certificates import self_signed_pem
 from tests.support.clients import BANNER, connect, receive, receive_all
-from tests.support.daemon import SCRIPTS, Daemon, Start, starting
+from tests.support.daemon import Daemon, Start, starting
 from tests.support.needs import needs_root, tool
-from tests.support.programs import run
+from tests.support.programs import SCRIPTS, Program, run
 from tests.support.waiting import PATIENCE, block_until
 
 TAKEN = "Bind failed. Error Code : 98 Message Address already in use"
@@ -404,7 +404,7 @@ def test_what_cannot_start_says_why_in_one_line(
 
 
 def test_twist_runs_it_too(tmp_path: Path) -> None:
-    with subprocess.Popen(
+    with Program(
         [SCRIPTS / "twist", "--log-format=text", "echod", "--port", "0"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

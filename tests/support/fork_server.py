@@ -1,0 +1,205 @@
+"""Fork a process for each request; it runs a script of Python, as if it had been executed.
+
+Most of the processor time of a daemon's start goes into its imports. This process has imported all
+that before, and its children go on from there. `tests.support.programs` starts it and says what a
+child has to be like. This process has one thread, no reactor, and handles no signal.
+
+Each connection to the socket, whose descriptor is the argument, is one request: JSON, with the
+child's descriptors. The answer is the child's process id.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import select
+import signal
+import socket
+import sys
+import time
+import types
+from typing import Any
+
+# They are what a daemon has imported once it serves: except the reactor, whose import makes it,
+# and echod's plugin, which handles signals from its import on.
+_IMPORTS = (
+    "argparse",
+    "asyncio",
+    "ssl",
+    "unittest",
+    "uvloop",
+    "echod.cli.serve",
+    "echod.daemon.process",
+    "echod.reactor",
+    "twisted.cred.strcred",
+    "twisted.internet.epollreactor",
+    "twisted.scripts._twistd_unix",
+    "twisted.scripts.twistd",
+    "twisted.trial.itrial",
+    "twisted.words.iwords",
+)
+
+# Descriptors from here on are for moving others about.
+_SPARE = 256
+
+
+def main(listening: socket.socket, parent: int) -> dict[str, Any] | None:
+    """Serve requests until the parent has gone; in a child, return its request."""
+    # Ctrl-C in a terminal reaches this process too. It is for the tests and the daemons.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    poll = select.poll()
+    poll.register(listening, select.POLLIN)
+    poll.register(parent, select.POLLIN)
+    while True:
+        if any(descriptor == parent for descriptor, _ in poll.poll()):
+            return None
+        connection, _ = listening.accept()
+        with connection:
+            request = _receive(connection)
+            if request is None:
+                continue
+            number = _fork(request["ignores_interrupt"])
+            if not number:
+                return request
+            for descriptor in request["descriptors"].values():
+                os.close(descriptor)
+            connection.sendall(b"%d" % number)
+
+
+def _receive(connection: socket.socket) -> dict[str, Any] | None:
+    """Return a request, with `descriptors` from the numbers wanted to those received."""
+    data, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(32 * 4))
+    if len(data) < 4:
+        return None
+    received = array.array("i")
+    for _, _, content in ancillary:
+        received.frombytes(content)
+    size = int.from_bytes(data, "big")
+    with connection.makefile("rb") as file:
+        request = json.loads(file.read(size))
+    request["descriptors"] = dict(zip(request["descriptors"], received, strict=True))
+    return request
+
+
+def _fork(ignores_interrupt: bool) -> int:
+    """Fork a process whose parent ends at once, so that the tests become its parent.
+
+    Returns:
+        Its process id; 0 in the process itself.
+    """
+    reading, writing = os.pipe()
+    end, held = os.pipe()
+    between = os.fork()
+    if not between:
+        number = os.fork()
+        if number:
+            os.write(writing, b"%d" % number)
+            os._exit(0)
+        os.close(held)
+        os.read(end, 1)  # the process between has gone: from here on the tests are the parent
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN if ignores_interrupt else signal.default_int_handler
+        )
+        return 0  # `_take_descriptors` closes the pipes
+    for descriptor in (writing, end, held):
+        os.close(descriptor)
+    os.waitpid(between, 0)
+    number = int(os.read(reading, 16))
+    os.close(reading)
+    return number
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Give this process the descriptors, the environment and the folder of its request."""
+    _take_descriptors(request["descriptors"])
+    if request["session"]:
+        os.setsid()
+    os.umask(request["umask"])
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    time.tzset()
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    sys.argv[:] = request["arguments"]
+    buffered = not request["environment"].get("PYTHONUNBUFFERED")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = _stream(number, getattr(sys, f"__{name}__"), buffered)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _take_descriptors(wanted: dict[int, int]) -> None:
+    """Let these numbers be these descriptors, and close all others."""
+    moved = {
+        int(target): fcntl.fcntl(source, fcntl.F_DUPFD, _SPARE)
+        for target, source in wanted.items()
+    }
+    os.closerange(0, _SPARE)
+    for target, source in moved.items():
+        os.dup2(source, target)
+    os.closerange(_SPARE, _SPARE + len(moved))
+
+
+def _stream(descriptor: int, like: io.TextIOWrapper, buffered: bool) -> io.TextIOWrapper:
+    """Return a standard stream such as Python opens.
+
+    Args:
+        descriptor: its number.
+        like: the one that Python has opened here.
+        buffered: whether it is to be buffered, if it is for writing.
+    """
+    raw = io.FileIO(descriptor, "r" if descriptor == 0 else "w", closefd=False)
+    raw.name = like.name  # type: ignore[misc]
+    binary: Any = raw
+    if descriptor == 0:
+        binary = io.BufferedReader(raw)
+    elif buffered:
+        binary = io.BufferedWriter(raw)
+    text = io.TextIOWrapper(
+        binary,
+        like.encoding,
+        like.errors,
+        line_buffering=buffered and (raw.isatty() or descriptor == 2),
+        write_through=not buffered,
+    )
+    text.mode = like.mode  # type: ignore[misc]
+    return text
+
+
+def _import() -> None:
+    # `python FILE` has put the folder of FILE first. A script has its own folder there.
+    sys.path[0] = os.path.dirname(sys.executable)  # noqa: PTH120 - as Python has it, a str
+    for name in _IMPORTS:
+        importlib.import_module(name)
+    plugins = importlib.import_module("twisted.plugins")
+    for module in pkgutil.iter_modules(plugins.__path__):
+        if module.name.startswith("twisted_"):
+            importlib.import_module(f"twisted.plugins.{module.name}")
+    assert "twisted.internet.reactor" not in sys.modules
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy the pages of all that
+
+
+if __name__ == "__main__":
+    _import()
+    _request = main(
+        socket.socket(fileno=int(sys.argv[1])),
+        os.pidfd_open(int(sys.argv[2])),
+    )
+    if _request is None:
+        os._exit(0)
+    _become(_request)
+    _script = _request["script"]
+    with open(_script, encoding="utf-8") as _file:  # noqa: PTH123 - see above
+        _code = compile(_file.read(), _script, "exec")
+    # The script's module takes the place of this one.
+    _main = types.ModuleType("__main__")
+    _main.__file__ = _script
+    sys.modules["__main__"] = _main
+    exec(_code, _main.__dict__)
