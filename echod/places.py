@@ -9,7 +9,9 @@ from pathlib import Path
 
 from echod.text import escape, told
 
-_OURS = str(Path(__file__).parent)
+_OURS = f"{Path(__file__).parent}/"
+# The handlers that come with echod are treated like any other handler.
+_BUILTIN = f"{_OURS}handlers/builtin.py"
 _LIBRARY = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 # Where packages are installed; also within the folders of Python's library.
 _INSTALLED = ("/site-packages/", "/dist-packages/")
@@ -52,8 +54,13 @@ def definition_of(target: object) -> str:
     return "" if file is None or _is_known(file) else _shown(file, line + 1)
 
 
+def is_ours(file: str) -> bool:
+    """Return whether a file is echod's own."""
+    return file.startswith(_OURS) and file != _BUILTIN
+
+
 def _is_known(file: str) -> bool:
-    if file.startswith((f"{_OURS}/", "<")):  # such as `<frozen importlib>`
+    if is_ours(file) or file.startswith("<"):  # such as `<frozen importlib>`
         return True
     return file.startswith(_LIBRARY) and not any(part in file for part in _INSTALLED)
 

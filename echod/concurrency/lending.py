@@ -67,6 +67,10 @@ class Lender:
         try:
             _enter_task(loop, task)
         except RuntimeError:  # this is called within a step of another task
+            is_within = True
+        else:
+            is_within = False
+        if is_within:  # not above: an error of the coroutine's would have a context
             return self._start_within(lent, coroutine)
         try:
             awaited = lent.begin(coroutine)

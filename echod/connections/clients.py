@@ -17,7 +17,7 @@ from zope.interface import implementer
 from echod.addresses import shown_address, twisted_address
 from echod.handlers.client import Client
 from echod.log.event import LogLine
-from echod.log.tracebacks import traceback_of
+from echod.log.tracebacks import traceback_of_handler
 from echod.proxy_header import ProxyHeader
 from echod.tls import TLSConnection, TLSFacts
 
@@ -71,7 +71,7 @@ def shown(client: Client) -> str:
 def log_failure(failure: Failure, client: Client) -> None:
     """Log a traceback, escaped, because it may contain text from the client."""
     if _failed.wanted(client.peer):
-        _failed.write(peer=shown(client), traceback=traceback_of(failure))
+        _failed.write(peer=shown(client), traceback=traceback_of_handler(failure))
 
 
 @implementer(IAddress)

@@ -56,11 +56,11 @@ def module_of(frame: FrameType) -> str:
 
 
 def from_handler(frames: Frames) -> Frames:
-    """Leave out the frames up to echod's call of the handler."""
+    """Leave out the frames of echod that led to the handler, if it is within the handler."""
     names = [module_of(frame) for frame in frames]
     for index, name in enumerate(names):
         if not (_is_ours(name) or name == "threading"):
-            return frames[max(0, index - 1) :]
+            return frames[index:]
     return frames
 
 

@@ -29,7 +29,7 @@ from typing import NamedTuple
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
-from echod.daemon.stacks import Frames, frames_under, module_of, shown
+from echod.daemon.stacks import Frames, frames_under, from_handler, module_of, shown
 from echod.metrics import Metrics
 from echod.text import plural
 
@@ -233,7 +233,7 @@ class StallWatch:
             "The event loop has been blocked for {seconds:.2f} s{others}; it is at:\n{stack}",
             seconds=seconds,
             others=f" ({untold} more {plural(untold, 'was', 'were')} not shown)" if untold else "",
-            stack=shown(without_reactor(frames_under(frame))),
+            stack=shown(from_handler(without_reactor(frames_under(frame)))),
         )
         return True
 

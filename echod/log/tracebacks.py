@@ -11,6 +11,7 @@ from types import TracebackType
 
 from twisted.python.failure import Failure
 
+from echod.places import is_ours
 from echod.text import escape_lines, shortened
 
 
@@ -27,6 +28,40 @@ def traceback_of_exception(
 ) -> str:
     """Return the traceback of an exception, given as by `sys.exc_info()`, in the same form."""
     return _safely(kind, lambda: "".join(traceback.format_exception(kind, error, tb)))
+
+
+def traceback_of_handler(failure: Failure) -> str:
+    """Return the traceback of a handler's error in the same form, without echod's way to the
+    handler.
+
+    Only frames that led to code of another are left out: if echod itself has raised, its frames
+    stay.
+    """
+    tb, error = failure.tb, failure.value
+    if tb is None or error is None:
+        return traceback_of(failure)
+
+    def show() -> str:
+        shown = traceback.TracebackException(type(error), error, tb, compact=True)
+        _leave_out_ours(shown)
+        return "".join(shown.format())
+
+    return _safely(type(error), show)
+
+
+def _leave_out_ours(shown: traceback.TracebackException) -> None:
+    """Leave out echod's frames before the last one of another, here and in what led to it."""
+    waiting, seen = [shown], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            last = max(
+                (i for i, at in enumerate(one.stack) if not is_ours(at.filename)), default=0
+            )
+            one.stack[:last] = [at for at in one.stack[:last] if not is_ours(at.filename)]
+            linked = (one.__cause__, one.__context__, *(one.exceptions or ()))
+            waiting += [other for other in linked if other is not None]
 
 
 def _safely(kind: type, show: Callable[[], str]) -> str:

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from twisted.python.failure import Failure
 
-from echod.log.tracebacks import traceback_of
+from echod.awaiting import make_task
+from echod.concurrency.lending import Lender, LentTask
+from echod.log.tracebacks import traceback_of, traceback_of_handler
+from echod.messages.framing import Line
 from echod.text import LONGEST
+from tests.support.paths import ROOT
+
+PACKAGE = f"{ROOT}/echod/"
 
 
 def plain() -> None:
@@ -76,10 +84,85 @@ def test_a_traceback_shows_what_python_shows(function: Callable[[], None]) -> No
         assert told in shown
 
 
+async def early(message: bytes) -> None:
+    plain()
+
+
+async def late(message: bytes) -> None:
+    await asyncio.sleep(0)
+    plain()
+
+
+async def in_child_task(message: bytes) -> None:
+    await asyncio.create_task(late(message))
+
+
+async def in_group(message: bytes) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(late(message))
+
+
+async def with_a_chain(message: bytes) -> None:
+    try:
+        await in_child_task(message)
+    except ValueError as error:
+        raise RuntimeError("because of that") from error
+
+
+@pytest.mark.parametrize("function", [early, late, in_child_task, in_group, with_a_chain])
+def test_a_handlers_traceback_has_its_own_lines_only(
+    function: Callable[[bytes], Coroutine[object, object, None]],
+) -> None:
+    """In a lent task, and in tasks of its own, whose tracebacks and chains it joins."""
+    results: list[object] = []
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(make_task)
+        coroutine = function(b"")
+        try:
+            lent = Lender(loop).start(coroutine)
+        except ValueError:
+            results.append(Failure())
+            return
+        assert isinstance(lent, LentTask)
+        lent.take_over(coroutine, None, results.append)
+        while not results:
+            await asyncio.sleep(0)
+
+    with ThreadPoolExecutor(1) as threads:  # where no reactor runs
+        threads.submit(asyncio.run, serve()).result()
+    (failure,) = results
+    assert isinstance(failure, Failure)
+    assert "/echod/concurrency/lending.py" in traceback_of(failure)
+    shown = traceback_of_handler(failure)
+    assert PACKAGE not in shown
+    assert f'File "{__file__}"' in shown.splitlines()[1].lstrip(" |+")
+    assert "ValueError: odd" in shown
+
+
+def test_an_error_of_echods_own_keeps_the_lines_from_the_handler_on() -> None:
+    shown = traceback_of_handler(failure_of(lambda: Line(max_message=-1)))
+    assert "in __post_init__" in shown
+    assert shown.index(f'File "{__file__}"') < shown.index(PACKAGE)
+
+
+def test_an_error_that_meets_no_other_code_is_shown_whole() -> None:
+    failure = failure_of(lambda: Line(max_message=-1))
+    assert failure.value is not None
+    tb = failure.tb
+    while tb is not None and not tb.tb_frame.f_code.co_filename.startswith(PACKAGE):
+        tb = tb.tb_next
+    ours = Failure(failure.value, type(failure.value), tb)
+    assert traceback_of_handler(ours) == traceback_of(ours)
+    assert PACKAGE in traceback_of(ours)
+
+
 def test_a_failure_without_a_traceback_is_shown_as_it_shows_itself() -> None:
     failure = Failure(ValueError("odd"))
     assert traceback_of(failure) == failure.getTraceback().rstrip("\n")
     assert traceback_of(failure).endswith("ValueError: odd")
+    assert traceback_of_handler(failure) == traceback_of(failure)
 
 
 def test_a_traceback_is_escaped_and_has_an_end() -> None:
