@@ -85,6 +85,11 @@ class Limits:
         "is slow for a moment. A client that does not read costs this much, and 64 KiB that its "
         "transport holds.",
     )
+    handler_timeout: float = limit(
+        0.0,
+        "only the handler's author knows how long its work may take; `slow-handler` shows which "
+        "calls take long.",
+    )
     threads: int = limit(
         16,
         "threads are for handlers that wait for a database or a disk. These seldom gain from "

@@ -56,6 +56,7 @@ SET = {
     "_poller": ("twisted.internet.epollreactor:EPollReactor", "let uvloop watch Twisted's epoll"),
     "_selectables": ("twisted.internet.epollreactor:EPollReactor", "see whether any is watched"),
     "_interface": ("twisted.internet.endpoints:_TCPServerEndpoint", "read it of tcp6:"),
+    "_waiter": ("asyncio.streams:StreamReader", "see whether a handler waits for its client"),
     "_initialBuffer": (
         "twisted.logger._global:LogBeginner",
         "see whether Twisted has swallowed Ctrl-C while it imported plugins",

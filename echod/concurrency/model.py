@@ -122,6 +122,13 @@ class Model(Protocol):
             handle: the `Pending`'s.
         """
 
+    def has_begun(self, handle: object) -> bool:
+        """Return whether the handler's code runs, or has run, and does not wait for a thread.
+
+        Args:
+            handle: the `Pending`'s.
+        """
+
     def reconfigure(self, limits: Limits) -> None:
         """Use other limits from now on."""
 

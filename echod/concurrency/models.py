@@ -111,6 +111,9 @@ class InReactor(_OpenHouse):
         handle.abandoned = True
         handle.cancel()
 
+    def has_begun(self, handle: object) -> bool:
+        return True
+
     def settle(self, done: Done, result: object) -> object:
         """Do the rest of `call` after the handler's code has returned `result`."""
         if result.__class__ is bytes or result is None:
@@ -441,6 +444,10 @@ class InPool(_OpenHouse):
     def abandon(self, handle: object) -> None:
         assert isinstance(handle, list)
         self.pool.put_behind(handle)
+
+    def has_begun(self, handle: object) -> bool:
+        assert isinstance(handle, list)
+        return self.pool.has_begun(handle)
 
     def under_way(self) -> list[UnderWay]:
         return self.pool.under_way()

@@ -254,6 +254,10 @@ class WorkerPool:
             self._unfinished -= 1
             done(Failure(Dropped()))
 
+    def has_begun(self, task: Task) -> bool:
+        """Return whether a worker has taken a task that was not put behind others."""
+        return len(task) < 3
+
     def _clear_away_the_emptied(self) -> None:
         """Remove empty tasks when they outnumber the others, as while every worker is blocked."""
         # A task that a worker takes meanwhile is put back without its arguments.

@@ -213,7 +213,7 @@ class EchoFactory(Factory):
     @limits.setter
     def limits(self, limits: Limits) -> None:
         self._limits = limits
-        timeouts = [limits.idle_timeout, limits.first_byte_timeout]
+        timeouts = [limits.idle_timeout, limits.first_byte_timeout, limits.handler_timeout]
         if type(self.framing) is not Chunk:
             timeouts.append(limits.message_timeout)
         if self.model.name is ConcurrencyModel.SERIAL:

@@ -90,10 +90,10 @@ class ConnectionProtocol(Protocol):
         "_draining",
         "_entered",
         "_idle_since",
-        "_incomplete_since",
         "_input_ended",
         "_owner",
         "_reason",
+        "_same_since",
         "_seen_activity",
         "_state",
         "_taken",
@@ -133,9 +133,9 @@ class ConnectionProtocol(Protocol):
         self._deadline = math.inf
         self._began = 0.0
         self._idle_since = 0.0
-        # The message that was incomplete at the last sweep: the number of messages before it, and
-        # since when.
-        self._incomplete_since: tuple[int, float] | None = None
+        # An incomplete message, or the work of the handler, as it was at the last
+        # sweep, and since when.
+        self._same_since: tuple[object, float] | None = None
         self._seen_activity = -1
         self.client = NOBODY
         # The network that it is counted under, once it is admitted: see `addresses.network_of`.
@@ -563,8 +563,11 @@ class ConnectionProtocol(Protocol):
                 self.abort(EndReason.WRITE_TIMEOUT)
 
     def _sweep_silence(self, now: float) -> None:
-        if self._too_slow(now):
-            self._time_out(EndReason.MESSAGE_TIMEOUT)
+        late = self._too_slow(now)
+        if late is EndReason.HANDLER_TIMEOUT:
+            self.end_slow_handler(self._owner.limits.handler_timeout)
+        elif late is not None:
+            self._time_out(late)
         elif self._busy:
             self._idle_since = now
         elif self._owner.model.overdue(self, now):
@@ -575,17 +578,30 @@ class ConnectionProtocol(Protocol):
         else:
             self._look_at_silence(now, now - self._idle_since)
 
-    def _too_slow(self, now: float) -> bool:
-        """Return whether a message has been incomplete for longer than it may be."""
-        incomplete = self._incomplete
-        if not incomplete or self._busy:
-            self._incomplete_since = None
-            return False
-        before, since = self._incomplete_since or (-1, 0.0)
-        if self.figures[0] == before:
-            return now - since >= self._owner.limits.message_time(incomplete)
-        self._incomplete_since = self.figures[0], now
-        return False
+    def _too_slow(self, now: float) -> EndReason | None:
+        """Return the time-out of a message, or of the handler's work, that has taken too long."""
+        limits, incomplete = self._owner.limits, self._incomplete
+        if incomplete and not self._busy:
+            reason, allowed = EndReason.MESSAGE_TIMEOUT, limits.message_time(incomplete)
+            progress: object = self.figures[0]
+        else:
+            reason, allowed = EndReason.HANDLER_TIMEOUT, limits.handler_timeout
+            progress = self.progress() if allowed else None
+            if progress is None:
+                self._same_since = None
+                return None
+        before, since = self._same_since or (None, 0.0)
+        if before == (reason, progress):
+            return reason if now - since >= allowed else None
+        self._same_since = (reason, progress), now
+        return None
+
+    def progress(self) -> object:
+        """Return a value that changes whenever the handler makes progress with its work.
+
+        None if it does not work: it has nothing to do, or waits for its client.
+        """
+        return None
 
     def _look_at_silence(self, now: float, silence: float) -> None:
         """Close if the client may not be silent for `silence` seconds."""
@@ -600,7 +616,7 @@ class ConnectionProtocol(Protocol):
         self.close(reason)
 
     def end_slow_handler(self, allowed: float) -> None:
-        """Close, because the handler has worked on this connection for longer than `allowed`."""
+        """Close, because the handler has made no progress for `allowed` seconds."""
         self.refuse(EndReason.HANDLER_TIMEOUT, f"Handler too slow: the limit is {allowed:g} s")
 
     def drain(self) -> None:

@@ -845,6 +845,17 @@ class EchoProtocol(ConnectionProtocol):
     def _incomplete(self) -> int:
         return 0 if self._session is None else self._session.incomplete
 
+    def progress(self) -> object:
+        pending = self._pending
+        if self._reason is not None:
+            return self.figures[0]  # its handler may still run
+        if pending is None or self.is_blocked:
+            return None
+        if isinstance(pending, ReplyStream):
+            pieces = pending.progress()
+            return None if pieces is None else (self.figures[0], pieces)
+        return (self.figures[0], 0) if self._owner.model.has_begun(pending) else None
+
     def end_slow_handler(self, allowed: float) -> None:
         if isinstance(self._pending, ReplyStream):
             self.abort(EndReason.HANDLER_TIMEOUT)

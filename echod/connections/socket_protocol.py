@@ -455,8 +455,11 @@ class SocketProtocol(ConnectionProtocol):
         None if the thread waits for its client, or a connection handler has nothing to read.
         """
         conn, channel = self._conn, self._channel
-        assert conn is not None and channel is not None
-        if conn.receiving or conn.sending or self._lost:
+        if conn is None or channel is None or not self._has_thread:
+            return None
+        if conn.receiving or conn.sending or self._pushes_wait or self._lost:
+            return None
+        if conn.exposed and channel.unsent():  # it may send by the bare descriptor
             return None
         left = channel.unread() if self._owner.handler.kind is Kind.CONNECTION else 1
         return (conn.messages, conn.received_bytes, conn.sent_bytes, left) if left else None

@@ -30,6 +30,7 @@ from twisted.python.failure import Failure
 
 from echod.concurrency.model import Pending
 from echod.concurrency.models import InPool, InReactor
+from echod.concurrency.pool import Task
 from echod.handlers.contract import Close, answer_of, piece_of
 from echod.turns import Share
 
@@ -115,6 +116,10 @@ class ReplyStream:
     def resume(self) -> None:
         """Go on: the transport has room again."""
         raise NotImplementedError
+
+    def progress(self) -> object:
+        """Return how many pieces it has given, if its next one is under way; otherwise None."""
+        return None
 
     def cut(self) -> bool:
         """Close the generator: the connection is lost.
@@ -215,6 +220,8 @@ class PooledStream(ReplyStream):
         self._generator: Generator[Any, Any, Any] = generator
         self._is_cut = False
         self._in_thread = False
+        self._task: Task = []
+        self._pieces = 0
 
     def begin(self) -> object:
         self._submit(self._take)
@@ -228,7 +235,8 @@ class PooledStream(ReplyStream):
         done = partial(connection.inside, self._arrived)
         # Never refused, because the message has had its thread; nor dropped, because the generator
         # has to be closed.
-        model.pool.submit(done, connection.in_thread(function), (), lost=lost, kept=True)
+        work = connection.in_thread(function)
+        self._task = model.pool.submit(done, work, (), lost=lost, kept=True)
 
     def _take(self) -> object:
         """In a thread: hand over some pieces; return `GOES_ON`, None or `Close`."""
@@ -244,6 +252,7 @@ class PooledStream(ReplyStream):
         size, until = 0, time.monotonic() + HOP_SECONDS
         while not self._is_cut:
             piece, is_over = piece_of(self._generator)
+            self._pieces += 1
             reply, is_last = answer_of(piece)
             if reply is not None:
                 data = encode(reply)
@@ -280,6 +289,10 @@ class PooledStream(ReplyStream):
         if not self._in_thread and not self._is_cut:
             self._submit(self._take)
 
+    def progress(self) -> object:
+        model = self._connection.owner.model
+        return self._pieces if self._in_thread and model.has_begun(self._task) else None
+
     def cut(self) -> bool:
         self._is_cut = True
         if not self._in_thread:
@@ -299,6 +312,7 @@ class AsyncStream(ReplyStream):
         self._generator = generator
         self._pause: Deferred[None] | None = None
         self._resting = False
+        self._pieces = 0
         self.handle: object = None
 
     def begin(self) -> object:
@@ -317,6 +331,7 @@ class AsyncStream(ReplyStream):
         try:
             async with contextlib.aclosing(self._generator) as pieces:
                 async for piece in pieces:
+                    self._pieces += 1
                     reply, is_last = answer_of(piece)
                     if reply is not None:
                         data = encode(reply)
@@ -360,6 +375,9 @@ class AsyncStream(ReplyStream):
         self._resting = False
         if not self._connection.is_blocked:
             self.resume()
+
+    def progress(self) -> object:
+        return self._pieces if self._pause is None else None
 
     def cut(self) -> bool:
         if self._resting:

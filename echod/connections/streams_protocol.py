@@ -153,6 +153,22 @@ class StreamsProtocol(AsyncioProtocol):
         self._forgotten = True
         super()._forget()
 
+    def progress(self) -> object:
+        reader = self._reader
+        if self._task is None or reader is None or self._blocked or self._handshaking:
+            return None
+        if reader._waiter is not None:  # type: ignore[attr-defined]
+            return None
+        _, received, sent = self.figures
+        unread_bytes = unread(self.transport) if self._kernel_counts else 0
+        return received - unread_bytes - len(reader._buffer), sent  # type: ignore[attr-defined]
+
+    def end_slow_handler(self, allowed: float) -> None:
+        # Its output may be a part of an answer, which must not look complete.
+        self.abort(EndReason.HANDLER_TIMEOUT)
+        if self._task is not None:
+            self._task.cancel(f"the handler has made no progress for {allowed:g} s")
+
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel("the connection is lost")

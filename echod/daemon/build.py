@@ -24,6 +24,7 @@ from echod.daemon.resolve import (
     find_defaults,
     find_framing,
     find_handler,
+    ignored_by,
     named,
     resolve_listen,
     resolve_status,
@@ -73,9 +74,9 @@ def build_service(settings: Settings, reactor: Reactor, given: object = None) ->
     listeners = make_listeners(settings, reactor, timed, model, inherited)
     service = EchoService(reactor, settings, listeners, model, Metrics(), life)
     if life is None:
-        _log_handler(handler, model)
+        _log_handler(handler, model, settings)
     else:
-        service.serve = partial(_serve, listeners, timer, model)
+        service.serve = partial(_serve, listeners, timer, model, settings)
     service.adapt = lambda wanted: wanted.with_defaults(defaults)[0]
     service.parts += [_reload_of(listener.factory) for listener in listeners]
     service.parts.append(lambda wanted: partial(model.reconfigure, wanted.make_limits()))
@@ -101,22 +102,25 @@ def _serve(
     listeners: list[Listener[EchoFactory]],
     timer: HandlerTimer | None,
     model: Model,
+    settings: Settings,
     handler: ResolvedHandler,
 ) -> None:
     """Use the handler that a service has yielded."""
     timed = timer.timed(handler) if timer else handler
     for listener in listeners:
         listener.factory.serve(timed)
-    _log_handler(handler, model)
+    _log_handler(handler, model, settings)
 
 
-def _log_handler(handler: ResolvedHandler, model: Model) -> None:
+def _log_handler(handler: ResolvedHandler, model: Model, settings: Settings) -> None:
     log.info(
         "Serving the {kind} handler {handler}, concurrency model {model}",
         kind=handler.kind,
         handler=escape(handler.name),
         model=model.name,
     )
+    for useless in ignored_by(handler, settings):
+        log.warn("{useless}", useless=escape(useless))
 
 
 def _reload_of(factory: EchoFactory) -> Part:

@@ -25,6 +25,7 @@ from echod.daemon.build import build_service
 from echod.daemon.capture import Capture, capturing
 from echod.daemon.file_limit import fit_limits
 from echod.daemon.notify import Notifier
+from echod.daemon.resolve import ignored_by
 from echod.daemon.service import EchoService, Part
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
@@ -58,13 +59,14 @@ class Options(SettingsOptions):
         super().postOptions()
         _settle_pidfile(self.parent)
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Look up the handler, and read the endpoint strings and the files that they name."""
         service = prepare_service(self, starting=False)
         try:
             service.try_handler()
         except UserError as error:
             raise SystemExit(f"echod: {self.placed(str(error))}") from None
+        return ignored_by(service.handler, self.settings)
 
     @property
     def proviso(self) -> str:

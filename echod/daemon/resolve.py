@@ -105,6 +105,18 @@ def _refuse_useless(settings: Settings, handler: ResolvedHandler) -> None:
         )
 
 
+def ignored_by(handler: ResolvedHandler, settings: Settings) -> list[str]:
+    """Return a line for each setting that was given, and changes nothing with this handler.
+
+    They are no error, unlike those about messages: one file may serve several handlers.
+    """
+    traits = KINDS[handler.kind]
+    return [
+        f"{flag} has no effect: {handler.name} is {traits.words}"
+        for flag in settings.flags_of(traits.ignores)
+    ]
+
+
 def check_reactor(handler: ResolvedHandler, reactor: Reactor) -> None:
     """Check that `handler` can run on `reactor`.
 

@@ -124,7 +124,7 @@ class EchoService(Service):
         self.when_not_opened: Callable[[Failure], object] = self._cannot_open
         self._validity = ValidityWatch(reactor, lambda: self.certificates)
         self._watch: StallWatch | None = None
-        self._slow = SlowCalls(reactor, model, settings.slow_handler, settings.handler_timeout)
+        self._slow = SlowCalls(reactor, model, settings.slow_handler)
         self._drain: Drain | None = None
         self._listening: Deferred[None] | None = None
         self._failures: list[Failure] = []
@@ -299,7 +299,7 @@ class EchoService(Service):
     def _reconfigure(self, settings: Settings) -> None:
         self._settings = settings
         self._watch_for_stalls()
-        self._slow.reconfigure(settings.slow_handler, settings.handler_timeout)
+        self._slow.reconfigure(settings.slow_handler)
 
     def _watch_for_stalls(self) -> None:
         threshold = self._settings.stall_threshold

@@ -1,5 +1,4 @@
-"""Log slow calls of handlers while they last, with their place and client; end those of a client
-after a time-out.
+"""Log slow calls of handlers while they last, with their place and client.
 
 Calls in threads are checked a few times in each `threshold`. A call that is still the same has
 lasted since it was first seen, so this costs a message nothing. When a coroutine or a Deferred
@@ -7,8 +6,8 @@ begins to wait in the event loop, the time is noted. (`stalls.py` detects calls 
 event loop itself.)
 
 A connection handler's call lasts as long as its connection. Only the time counts during which
-there is input that it does not read. Time during which a thread waits for its client to send or to
-read does not count.
+there is input that it does not read. Time during which a handler waits for its client to send or
+to read does not count. A stream's time begins again with each piece.
 """
 
 from __future__ import annotations
@@ -59,7 +58,6 @@ class _Seen:
         since: its time counts from then on.
         next_told: how long it has to last before it is logged (again).
         told: whether it was logged.
-        ended: whether its connection was closed, because it lasted too long.
     """
 
     call: UnderWay
@@ -67,7 +65,6 @@ class _Seen:
     since: float
     next_told: float
     told: bool = False
-    ended: bool = False
 
 
 class SlowCalls:
@@ -77,29 +74,24 @@ class SlowCalls:
         threshold: how long a call may last before it is logged, in seconds; 0: any time.
     """
 
-    def __init__(
-        self, reactor: IReactorTime, model: Model, threshold: float, timeout: float = 0.0
-    ) -> None:
+    def __init__(self, reactor: IReactorTime, model: Model, threshold: float) -> None:
         """Set up; nothing is checked yet.
 
         Args:
             reactor: for its clock and a timer.
             model: knows the running calls.
             threshold: how long a call may last before it is logged, in seconds; 0: any time.
-            timeout: how long it may last before its connection is closed, in seconds; 0: any time.
         """
         self._reactor = reactor
         self._model = model
         self.threshold = threshold
-        self._timeout = timeout
         self._seen: dict[object, _Seen] = {}
         self._looking = LoopingCall(self._look_again)
         self._looking.clock = reactor
 
     def start(self) -> None:
         """Start checking."""
-        times = [each for each in (self.threshold, self._timeout) if each]
-        wanted = min(times) / LOOKS if times else LONGEST
+        wanted = self.threshold / LOOKS if self.threshold else LONGEST
         interval = min(LONGEST, max(SHORTEST, wanted))
         self._looking.start(interval, now=False)
 
@@ -108,11 +100,10 @@ class SlowCalls:
         if self._looking.running:
             self._looking.stop()
 
-    def reconfigure(self, threshold: float, timeout: float = 0.0) -> None:
-        """Use a new threshold, and a new time-out."""
-        if (threshold, timeout) != (self.threshold, self._timeout):
+    def reconfigure(self, threshold: float) -> None:
+        """Use a new threshold."""
+        if threshold != self.threshold:
             self.threshold = threshold
-            self._timeout = timeout
             for seen in self._seen.values():
                 seen.next_told = threshold
             if self._looking.running:
@@ -130,30 +121,24 @@ class SlowCalls:
         now = self._reactor.seconds()
         before, self._seen = self._seen, {}
         for call in self._model.under_way():
-            seen = self._see(before.pop(call.key, None), call, now)
-            if seen is not None:
-                self._seen[call.key] = seen
+            self._seen[call.key] = self._see(before.pop(call.key, None), call, now)
         for over in before.values():
             self._tell_end(over, now)
 
-    def _see(self, seen: _Seen | None, call: UnderWay, now: float) -> _Seen | None:
+    def _see(self, seen: _Seen | None, call: UnderWay, now: float) -> _Seen:
         progress = _progress_of(call)
-        if progress is None or seen is None or seen.progress != progress:
+        if seen is None and progress is not None:
+            seen = _Seen(call, progress, now - call.age, self.threshold)
+        elif seen is None or progress is None or seen.progress != progress:
             if seen is not None:
                 self._tell_end(seen, now)
-            if progress is None:
-                return None
-            seen = _Seen(call, progress, now - call.age, self.threshold)
+            return _Seen(call, progress, now, self.threshold)
         lasted = now - seen.since
         if self.threshold and lasted >= seen.next_told:
             seen.next_told = 2 * lasted
             seen.told = True
             if _slow.wanted(_peer(call.owner)):
                 _slow.write(stack=_stack_of(call), **_who(call), seconds=lasted)
-        if self._timeout and lasted >= self._timeout and not seen.ended:
-            seen.ended = True
-            if end := getattr(call.owner, "end_slow_handler", None):
-                end(self._timeout)
         return seen
 
     def _tell_end(self, seen: _Seen, now: float) -> None:

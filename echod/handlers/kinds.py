@@ -58,6 +58,7 @@ class Traits:
         needs_asyncio: whether it needs a reactor with an asyncio event loop.
         takes_messages: whether echod cuts the client's bytes into messages for it.
         is_own: whether it is echod's own: echod then greets for it, and times its calls.
+        ignores: the settings that have no effect with it.
     """
 
     words: str
@@ -66,7 +67,11 @@ class Traits:
     needs_asyncio: bool = False
     takes_messages: bool = False
     is_own: bool = False
+    ignores: tuple[str, ...] = ()
 
+
+# The limits on input that waits, and on the handler's work, which echod does not see.
+_OF_MESSAGES = ("max_pending", "handler_timeout")
 
 KINDS: Mapping[Kind, Traits] = MappingProxyType(
     {
@@ -90,10 +95,15 @@ KINDS: Mapping[Kind, Traits] = MappingProxyType(
             needs_asyncio=True,
         ),
         Kind.ASYNCIO_PROTOCOL: Traits(
-            "an asyncio protocol", (ConcurrencyModel.REACTOR,), needs_asyncio=True
+            "an asyncio protocol",
+            (ConcurrencyModel.REACTOR,),
+            needs_asyncio=True,
+            ignores=_OF_MESSAGES,
         ),
-        Kind.TWISTED_PROTOCOL: Traits("a Twisted protocol", (ConcurrencyModel.REACTOR,)),
-        Kind.PROGRAM: Traits("a program", (ConcurrencyModel.REACTOR,)),
+        Kind.TWISTED_PROTOCOL: Traits(
+            "a Twisted protocol", (ConcurrencyModel.REACTOR,), ignores=_OF_MESSAGES
+        ),
+        Kind.PROGRAM: Traits("a program", (ConcurrencyModel.REACTOR,), ignores=_OF_MESSAGES),
         # The handler that it yields has a kind of its own.
         Kind.SERVICE: Traits(
             "a service",

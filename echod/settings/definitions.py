@@ -106,6 +106,10 @@ NEEDS_ADDRESSES = Need(
 NEEDS_MESSAGES = Need(
     "a --framing other than chunk", lambda settings: settings.framing.name != "chunk"
 )
+NEEDS_LOOP_OR_POOL = Need(
+    "a --concurrency other than thread-per-connection",
+    lambda settings: settings.concurrency is not ConcurrencyModel.THREAD_PER_CONNECTION,
+)
 NEEDS_PROGRAM = Need("--handler exec", lambda settings: settings.handler.name == "exec")
 NEEDS_STATUS = Need("--status", lambda settings: bool(settings.status))
 
@@ -405,6 +409,7 @@ class Settings:
             whole_number(1, 2**31 - 1),
             unit="bytes",
             reload=True,
+            needs=NEEDS_LOOP_OR_POOL,
         ),
     )
     max_unsent: int = setting(
@@ -462,11 +467,13 @@ class Settings:
         ),
     )
     handler_timeout: float = setting(
-        0.0,
+        Limits.handler_timeout,
         Text(
-            "Seconds that a call of the handler may last: after that its client is told so and "
-            "disconnected, and a coroutine or Deferred is cancelled; a thread cannot be stopped, "
-            "and counts until the handler returns; 0: any time.",
+            "Seconds that a handler may take for a message, or from one piece of its answer to "
+            "the next, without the time in which it waits for the client to read, or for the "
+            "client's next bytes. After that the client is disconnected, and what waits in the "
+            "event loop is cancelled; a thread cannot be stopped, and counts until the handler "
+            "returns. Protocols and programs have no such time; 0: any time.",
             seconds,
             unit="seconds",
             reload=True,
@@ -643,11 +650,14 @@ class Settings:
     @property
     def about_messages(self) -> list[str]:
         """The flags about messages that were given."""
-        about = ("framing", "delimiter", "max_message")
+        return self.flags_of(("framing", "delimiter", "max_message"))
+
+    def flags_of(self, names: Iterable[str]) -> list[str]:
+        """The flags of those settings among `names` that differ from their defaults."""
         return [
             one.flag
             for one in SETTINGS
-            if one.name in about and getattr(self, one.name) != one.default
+            if one.name in names and getattr(self, one.name) != one.default
         ]
 
     @property

@@ -95,8 +95,7 @@ class Options(usage.Options):
         """Set `settings`; or only print them, or report that they are good, and exit."""
         self.settings = self.configure()
         if "check" in self._only:
-            self.check()
-            for useless in self.settings.without_effect:
+            for useless in [*self.check(), *self.settings.without_effect]:
                 print(f"echod: {escape(self.placed(useless))}", file=sys.stderr)
         if "print" in self._only:
             _print_and_exit(as_file(SETTINGS, self.settings))
@@ -136,12 +135,16 @@ class Options(usage.Options):
         """A caveat about a successful check, to add to its message."""
         return ""
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Check the files and objects that the settings name. Here: nothing.
+
+        Returns:
+            A line for each setting that changes nothing with one of them.
 
         Raises:
             SystemExit: one of them cannot be used.
         """
+        return []
 
     def opt_config(self, path: str) -> None:
         """A TOML file with settings; a flag wins over the file."""

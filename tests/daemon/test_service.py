@@ -20,6 +20,7 @@ from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.task import Clock, deferLater
 
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
+from echod.connections.asyncio_protocol import loop_of
 from echod.daemon import build, ending, file_limit, process
 from echod.daemon.build import build_service, make_model
 from echod.daemon.choose_reactor import name_of
@@ -31,6 +32,7 @@ from echod.daemon.service import EchoService
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.handlers.contract import ConcurrencyModel, Handler
+from echod.handlers.kinds import KINDS
 from echod.handlers.lookup import adopt
 from echod.handlers.naming import Spec
 from echod.limits import Limits
@@ -40,6 +42,7 @@ from echod.settings.definitions import SETTINGS, Settings
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER
 from tests.support.log import Log
+from tests.support.needs import not_here
 from tests.support.reactor import reactor
 from tests.support.service_manager import managing
 from tests.support.serving import LOOPBACK, SlowEndpoint, Talker, eventually, in_thread
@@ -342,6 +345,39 @@ def test_the_start_warns_of_each_setting_without_effect_and_names_its_place(
     ]
 
 
+NO_MESSAGES = [
+    ("twisted.protocols.wire:Echo", "a Twisted protocol"),
+    ("asyncio:Protocol", "an asyncio protocol"),
+]
+
+
+@pytest.mark.parametrize(("handler", "words"), NO_MESSAGES)
+@pytest.mark.usefixtures("globals_kept")
+def test_the_start_and_a_check_warn_of_limits_that_the_handlers_kind_ignores(
+    handler: str, words: str, log: Log, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if words.startswith("an asyncio") and loop_of(reactor) is None:
+        not_here("this reactor has no asyncio loop, so such a handler is refused at the start")
+    flags = ["--listen", LOOPBACK, "--handler", handler]
+    flags += ["--max-pending=3", "--handler-timeout=3"]
+    options = Options()
+    options.parseOptions(flags)
+    makeService(options)
+    said = [line for line in log.text.splitlines() if "has no effect" in line]
+    assert said == [
+        f"--max-pending has no effect: {handler} is {words}",
+        f"--handler-timeout has no effect: {handler} is {words}",
+    ]
+    with pytest.raises(SystemExit):
+        Options().parseOptions([*flags, "--check-config"])
+    assert capfd.readouterr().err.splitlines()[:2] == [f"echod: {line}" for line in said]
+
+
+def test_a_kind_ignores_only_settings_that_there_are() -> None:
+    names = {one.name for one in SETTINGS}
+    assert all(names.issuperset(traits.ignores) for traits in KINDS.values())
+
+
 def test_make_service_refuses_in_one_line() -> None:
     options = Options()
     options.parseOptions(["--handler", "nosuch"])
@@ -411,7 +447,7 @@ async def test_a_reload_changes_what_it_can_for_open_connections_too(log: Log) -
         "slow-handler, handler-timeout" in log.text
     )
     assert service._slow.threshold == 5.0
-    assert service._slow._timeout == 7.0
+    assert service.listeners[0].factory.limits.handler_timeout == 7.0
     assert "Ignored until restart: threads" in log.text
     assert service.signals.patience == 5.0 + GRACE
     assert service._model.patience == 3.0  # type: ignore[attr-defined]
@@ -635,6 +671,6 @@ def test_every_setting_that_is_said_to_reload_is_known_to_the_reload() -> None:
     limits = {one.name for one in fields(Limits)}
     assert {one.name for one in SETTINGS if one.text.reload} - limits == {
         *("banner", "no_banner", "drain_timeout", "drain_spread"),
-        *("stall_threshold", "slow_handler", "handler_timeout"),
+        *("stall_threshold", "slow_handler"),
         *("log_level", "log_rate", "log_files"),
     }

@@ -531,6 +531,13 @@ def test_settings_can_be_checked(file: Path, capsys: pytest.CaptureFixture[str])
             "--handshake-timeout has no effect: it needs --listen tls:...",
         ),
         (["--max-processes=3"], "--max-processes has no effect: it needs --handler exec"),
+        (
+            ["--max-pending=3", "--concurrency=thread-per-connection"],
+            (
+                "--max-pending has no effect: it needs a --concurrency other than "
+                "thread-per-connection"
+            ),
+        ),
         (["--status-host=a"], "--status-host has no effect: it needs --status"),
         (
             ["--max-connections-per-address=3", "--listen=unix:a", "--listen=tls:unix:b"],
@@ -553,6 +560,7 @@ def test_a_setting_without_effect_is_named_with_the_choice_that_it_needs(
         ["--max-threads=3", "--concurrency=thread-per-connection"],
         ["--max-processes=3", "--handler=exec:command=cat"],
         ["--serial-timeout=3", "--concurrency=serial"],
+        ["--max-pending=3", "--handler-timeout=3", "--concurrency=defer-to-thread"],
         ["--message-timeout=3", "--framing=line"],
         ["--message-timeout=3", "--framing=length:bytes=2"],
         ["--proxy-trust=10.0.0.0/8", "--proxy-timeout=3", "--port=1", "--listen=proxy:unix:a"],
