@@ -1,8 +1,9 @@
 r"""The PROXY protocol, versions 1 and 2: a header about its client that a proxy sends first.
 
-Pure: bytes in, a header out, split at any byte. Follows the specification that comes with
-haproxy, doc/proxy-protocol.txt (2020/03/05), and is strict wherever a header could be read in two
-ways, because limits and logs rely on the client's address in it.
+Pure: bytes in, a header out, split at any byte; `encode` is the other way round. Follows the
+specification that comes with haproxy, doc/proxy-protocol.txt (2020/03/05). The parser is strict
+wherever a header could be read in two ways, because limits and logs rely on the client's address
+in it.
 
 * Version 1 is a line: ``PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n``.
 * Version 2 is binary; after the addresses it may have fields of a type, a length and a value
@@ -265,6 +266,63 @@ def parse_binary(header: bytes) -> ProxyHeader:
     if len(_first(fields, FieldType.UNIQUE_ID) or b"") > MAX_UNIQUE_ID:
         raise ProxyError(f"a unique ID of more than {MAX_UNIQUE_ID} bytes")
     return ProxyHeader(2, Command.PROXY, source, destination, fields, _tls(fields))
+
+
+def encode(header: ProxyHeader) -> bytes:
+    """Return a header as it goes over the wire, in its version.
+
+    Version 1 has no fields, no UNIX sockets and no `LOCAL`: such a header is sent as `UNKNOWN`.
+    `tls` and `size` are not sent: `fields` has the TLS session, as it was received.
+
+    Raises:
+        ValueError: it is too long, or its addresses are of two families.
+    """
+    if header.version == 1:
+        return _encode_line(header)
+    fields = b"".join(
+        struct.pack("!BH", kind, len(value)) + value for kind, value in header.fields
+    )
+    if header.command is Command.LOCAL:
+        return _SIGNATURE + struct.pack("!BBH", 0x20, 0, 0)
+    if header.source is None or header.destination is None:
+        return _SIGNATURE + struct.pack("!BBH", 0x21, 0, 0)
+    family, addresses = _encode_addresses(header.source, header.destination)
+    body = addresses + fields
+    if _FIXED + len(body) > MAX_HEADER:
+        raise ValueError(f"the header is longer than {MAX_HEADER} bytes")
+    return _SIGNATURE + struct.pack("!BBH", 0x21, family << 4 | 1, len(body)) + body
+
+
+def _encode_line(header: ProxyHeader) -> bytes:
+    source, destination = header.source, header.destination
+    if not isinstance(source, tuple) or not isinstance(destination, tuple):
+        return b"PROXY UNKNOWN\r\n"
+    if _is_ipv6(source) is not _is_ipv6(destination):
+        raise ValueError("the two addresses are of two families")
+    family = "TCP6" if _is_ipv6(source) else "TCP4"
+    (host, port), (to_host, to_port) = source, destination
+    return f"PROXY {family} {host} {to_host} {port} {to_port}\r\n".encode("ascii")
+
+
+def _encode_addresses(source: Address, destination: Address) -> tuple[int, bytes]:
+    """Return the family, and both addresses as version 2 has them."""
+    if isinstance(source, bytes) and isinstance(destination, bytes):
+        layout = _LAYOUTS[3]
+        if max(len(source), len(destination)) > 108:
+            raise ValueError("the path of a UNIX socket is longer than 108 bytes")
+        return 3, layout.pack(source, destination)
+    if isinstance(source, bytes) or isinstance(destination, bytes):
+        raise ValueError("the two addresses are of two families")
+    if _is_ipv6(source) is not _is_ipv6(destination):
+        raise ValueError("the two addresses are of two families")
+    (host, port), (to_host, to_port) = source, destination
+    packed = ipaddress.ip_address(host).packed, ipaddress.ip_address(to_host).packed
+    family = 2 if _is_ipv6(source) else 1
+    return family, _LAYOUTS[family].pack(*packed, port, to_port)
+
+
+def _is_ipv6(address: tuple[str, int]) -> bool:
+    return ":" in address[0]
 
 
 def parse_fields(data: bytes) -> Fields:

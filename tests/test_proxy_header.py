@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from echod import proxy_header
 from echod.proxy_header import (
     MAX_HEADER,
     MAX_LINE,
@@ -343,3 +344,70 @@ def test_a_header_fed_byte_by_byte_costs_no_more_than_its_length() -> None:
         assert parser.rest == b""
     assert parser.received == len(whole) - 1
     assert parser.feed(whole[-1:]) is not None
+
+
+# Written, and read again.
+
+_PORTS = st.integers(0, 65535)
+
+
+def _places(version: int) -> st.SearchStrategy[tuple[str, int]]:
+    return st.tuples(
+        st.ip_addresses(v=version).map(lambda one: proxy_header._host(one.packed)), _PORTS
+    )
+
+
+_IP = st.sampled_from([4, 6]).flatmap(lambda v: st.tuples(_places(v), _places(v)))
+_PATHS = st.binary(max_size=108).filter(lambda path: b"\0" not in path)
+
+
+@given(_IP, st.integers(1, 2), st.data())
+def test_a_header_that_was_encoded_is_decoded_to_the_same(
+    both: tuple[tuple[str, int], tuple[str, int]], version: int, data: st.DataObject
+) -> None:
+    kinds = st.integers(0x30, 0xFF)
+    fields = st.lists(st.tuples(kinds, st.binary(max_size=300)), max_size=5).map(tuple)
+    header = ProxyHeader(
+        version,
+        source=both[0],
+        destination=both[1],
+        fields=data.draw(fields) if version == 2 else (),
+    )
+    encoded = proxy_header.encode(header)
+    parser = HeaderParser()
+    decoded = parser.feed(encoded + b"rest")
+    assert decoded == header
+    assert decoded.size == len(encoded)
+    assert parser.rest == b"rest"
+
+
+@given(_PATHS, _PATHS)
+def test_paths_of_unix_sockets_go_through_version_2(source: bytes, destination: bytes) -> None:
+    header = ProxyHeader(2, source=source, destination=destination)
+    assert HeaderParser().feed(proxy_header.encode(header)) == header
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_header_without_addresses_names_no_client(version: int) -> None:
+    header = ProxyHeader(version)
+    assert HeaderParser().feed(proxy_header.encode(header)) == header
+
+
+def test_local_is_encoded_in_version_2() -> None:
+    header = ProxyHeader(2, proxy_header.Command.LOCAL)
+    assert HeaderParser().feed(proxy_header.encode(header)) == header
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ProxyHeader(1, source=("127.0.0.1", 1), destination=("::1", 1)),
+        ProxyHeader(2, source=("127.0.0.1", 1), destination=("::1", 1)),
+        ProxyHeader(2, source=b"/a", destination=("::1", 1)),
+        ProxyHeader(2, source=b"/a" * 60, destination=b""),
+        ProxyHeader(2, source=("::1", 1), destination=("::1", 1), fields=((0xE0, bytes(5000)),)),
+    ],
+)
+def test_a_header_that_no_reader_would_take_is_not_encoded(header: ProxyHeader) -> None:
+    with pytest.raises(ValueError, match=r"two families|longer than"):
+        proxy_header.encode(header)

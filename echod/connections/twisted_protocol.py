@@ -39,7 +39,7 @@ from echod.connections.clients import addresses_of
 from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import queued, traffic
 from echod.contexts import context_of
-from echod.handlers.factories import IEndless
+from echod.handlers.factories import IEndless, IRelay
 from echod.messages.closing import State
 from echod.reasons import EndReason
 from echod.tls import TLSConnection
@@ -213,6 +213,10 @@ class TwistedProtocol(ForeignProtocol):
             aborted = self._state is State.ABORTED
             reason = Failure(ConnectionAborted() if aborted else ConnectionDone())
         self._user.connectionLost(reason)
+
+    def _drain_on(self) -> None:
+        if not (self._told_end and IRelay.providedBy(self._user)):
+            super()._drain_on()
 
     def _is_clients_turn(self) -> bool:
         return IEndless.providedBy(self._user) or super()._is_clients_turn()

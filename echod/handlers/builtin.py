@@ -13,6 +13,7 @@ from echod.handlers.client import Client
 from echod.handlers.command import Command
 from echod.handlers.contract import Close, Handler, Reply
 from echod.handlers.factories import IEndless
+from echod.handlers.forward import Forward
 from echod.handlers.kinds import message_handler
 from echod.text import plural
 
@@ -141,6 +142,7 @@ HANDLERS: Mapping[str, object] = {
     "discard": discard,
     "echo": Echo,
     "exec": Command,
+    "forward": Forward,
     "plain-echo": plain_echo,
     "reverse": reverse,
     "upper": upper,

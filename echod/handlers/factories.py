@@ -25,6 +25,12 @@ class IEndless(Interface):
     """
 
 
+class IRelay(Interface):
+    """Marks a Twisted protocol that waits for another server: once a drain has told it of the end
+    of its input, it ends by itself, or at the drain's deadline.
+    """
+
+
 def factory_of(name: str, target: Any, arguments: Mapping[str, object]) -> IProtocolFactory:
     """Return the factory that makes the protocols of each connection.
 
@@ -44,6 +50,8 @@ def factory_of(name: str, target: Any, arguments: Mapping[str, object]) -> IProt
         return _factory_for(make)
     try:
         made = make()
+    except HandlerError:
+        raise
     except (Exception, SystemExit) as error:
         raise HandlerError(
             f"{escape(clipped(name))} cannot be made: {told_with_place(error)}"

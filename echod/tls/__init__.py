@@ -19,11 +19,19 @@ of it: it could be published on its own.
 """
 
 from echod.tls.connection import TLSConnection, TLSError, TLSFactory
-from echod.tls.context import Context, Files, FilesError, ServedCertificate, ServerContext
+from echod.tls.context import (
+    ClientContext,
+    Context,
+    Files,
+    FilesError,
+    ServedCertificate,
+    ServerContext,
+)
 from echod.tls.facts import Certificate, TLSFacts
 
 __all__ = [
     "Certificate",
+    "ClientContext",
     "Context",
     "Files",
     "FilesError",

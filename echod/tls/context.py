@@ -208,6 +208,42 @@ class ServerContext:
         return self._loaded.context.wrap_bio(incoming, outgoing, server_side=True)
 
 
+class ClientContext:
+    """The client side of TLS 1.2 and 1.3, for connections to one server."""
+
+    def __init__(
+        self, server_name: str, authorities: str | None = None, *, verify: bool = True
+    ) -> None:
+        """Set up.
+
+        Args:
+            server_name: the host whose certificate is expected, and that is asked for (SNI).
+            authorities: path of the certificates, in PEM, that its certificate is verified by;
+                None for those of the system.
+            verify: whether the server's certificate is verified.
+
+        Raises:
+            FilesError: the file cannot be used.
+        """
+        self._name = server_name
+        self._context = ssl.create_default_context()
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if authorities is not None:
+            if CERTIFICATE not in (text := read(authorities)):
+                raise FilesError(f"{authorities} holds no certificate in PEM to verify servers by")
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+            with _explained(f"a certificate in {authorities} is damaged"):
+                self._context.load_verify_locations(cadata=text)
+        if not verify:
+            self._context.check_hostname = False
+            self._context.verify_mode = ssl.CERT_NONE
+
+    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
+        """Return a new connection's client side."""
+        return self._context.wrap_bio(incoming, outgoing, server_hostname=self._name)
+
+
 def read(path: str) -> str:
     """Return the content of a file in PEM.
 
