@@ -1,7 +1,8 @@
 """The drain: answer all that was received, then close every connection, within a deadline.
 
 If a service is to be closed, the last share of the time is its own: the connections that are left
-are aborted before, so that no client uses up the time for the rest of the service.
+are aborted before, so that no client uses up the time for the rest of the service. It has half a
+second even if clients have less, such as none.
 
 A drain may be gradual. It then tells connections to finish a few at a time, idle ones too, so that
 thousands of clients do not all reconnect in the same second. Until its turn comes, a connection is
@@ -33,6 +34,9 @@ STEP = 0.1
 # The share of the drain's time that only the rest of a service has, and its most, in seconds.
 SHARE_OF_SERVICE = 0.1
 MOST_OF_SERVICE = 1.0
+# Its least, in seconds, from the beginning of the drain: the drain's time may be shorter, or 0. It
+# has to be below `echod.daemon.signals.GRACE`.
+LEAST_OF_SERVICE = 0.5
 
 
 class Drain:
@@ -90,7 +94,8 @@ class Drain:
             )
         reserved = self._reserved()
         give_up = self._reactor.callLater(self._timeout - reserved, self._give_up)
-        deadline = self._reactor.callLater(self._timeout, self._leave_service)
+        rest = max(self._timeout, LEAST_OF_SERVICE)
+        deadline = self._reactor.callLater(rest, self._leave_service)
 
         def in_time(timer: IDelayedCall) -> None:
             if timer.active():

@@ -296,7 +296,8 @@ class Settings:
         10.0,
         Text(
             "Seconds after SIGTERM in which clients can still receive replies to their messages. "
-            "A service has the last tenth, at most 1 second, for its part after yield.",
+            "A service has the last tenth, at most 1 second, for its part after yield. 0: "
+            "disconnect all at once; a service then has half a second.",
             seconds,
             unit="seconds",
             section="Stopping",

@@ -7,7 +7,8 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from echod.daemon.drain import STEP, Drain
+from echod.daemon.drain import LEAST_OF_SERVICE, STEP, Drain
+from echod.daemon.signals import GRACE
 from tests.support.log import Log
 
 
@@ -154,3 +155,7 @@ def test_an_abort_ends_a_gradual_drain() -> None:
     draining.drain.abort()
     draining.clock.advance(STEP)
     assert draining.finished
+
+
+def test_the_process_outlives_the_least_time_of_a_service() -> None:
+    assert LEAST_OF_SERVICE < GRACE

@@ -239,6 +239,23 @@ def test_the_rest_of_the_service_runs_after_the_last_client(
     assert running.log.index("Disconnected") < running.log.index("[closing")
 
 
+@pytest.mark.parametrize("timeout", ["0", "0.1"])
+@pytest.mark.parametrize(("name", "model"), KINDS[:4])
+def test_the_rest_runs_even_if_clients_have_no_time(
+    daemon: Start, name: str, model: str, timeout: str
+) -> None:
+    """Fault 132: With a shorter `--drain-timeout`, such as 0, it has half a second."""
+    flags = ("--concurrency", model, "--drain-timeout", timeout)
+    running = daemon("--handler", f"svc:{name}:slow=0.05", *flags)
+    with connect(running) as client:
+        client.sendall(b"happy")
+        assert receive(client, 5) == b"happy"
+        running.signal()
+        running.wait()
+    assert running.process.returncode in TERMINATED
+    assert told(running)[1:] == ["[closing, clients: 0]", "[closed]", "[cleaned up]"]
+
+
 @pytest.mark.parametrize(("name", "model"), KINDS[:4])
 def test_a_second_signal_skips_the_rest(daemon: Start, name: str, model: str) -> None:
     """Fault 132: A second signal ends the process without waiting for the service."""
