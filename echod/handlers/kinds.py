@@ -403,9 +403,7 @@ def _annotation(function: Callable[..., object], parameter: inspect.Parameter) -
 
 
 def _hints(function: Callable[..., object]) -> dict[str, object]:
-    """Return the annotations of a function by name; those that are there if one is postponed and
-    cannot be resolved.
-    """
+    """Return the annotations of a function by name; the text of one that cannot be resolved."""
     while isinstance(function, functools.partial):
         function = function.func
     plain = inspect.unwrap(function)
@@ -413,5 +411,33 @@ def _hints(function: Callable[..., object]) -> dict[str, object]:
     owner = plain if routine else type(plain).__call__
     try:
         return typing.get_type_hints(owner)
-    except (NameError, AttributeError, TypeError):
-        return dict(getattr(owner, "__annotations__", {}))
+    except Exception:  # a name is known to type checkers only, or an expression raises
+        found = getattr(owner, "__annotations__", {})
+        return {name: resolved(one, names_of(owner)) for name, one in found.items()}
+
+
+def names_of(owner: object) -> dict[str, object]:
+    """Return the names that the annotations of a function or class can use."""
+    owner = inspect.unwrap(owner) if callable(owner) else owner
+    found = getattr(owner, "__globals__", None)
+    if found is None:
+        found = vars(sys.modules.get(str(getattr(owner, "__module__", "")), types))
+    return dict(found)
+
+
+def resolved(annotation: object, names: dict[str, object]) -> object:
+    """Return an annotation, evaluated if it is postponed.
+
+    Its text is returned if it cannot be evaluated, because names in it are imported under
+    `if TYPE_CHECKING:`.
+    """
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, names)  # noqa: S307 - code of the handler's own module
+    except Exception:
+        return _BY_NAME.get(annotation, annotation)
+
+
+# These tell the kind of a handler, also if its module imports them under `if TYPE_CHECKING:`.
+_BY_NAME = {"socket.socket": socket.socket, "socket": socket.socket}

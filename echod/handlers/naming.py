@@ -12,6 +12,7 @@ in the list of what is installed; it does not hide any other.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
@@ -184,7 +185,9 @@ class Catalogue:
             )
         for key in takes.named:
             if key in takes.required and key not in texts:
-                raise self.error(f"{name} needs the argument {key!r}: {name}:{key}=...")
+                raise self.error(
+                    f"{name} needs the argument {key!r}: {name}:{key}=...{_partial(target, key)}"
+                )
         try:
             return {
                 key: convert(text, takes.named[key]) if key in takes.named else text
@@ -336,6 +339,8 @@ class Catalogue:
 
     def _hint(self, error: BaseException, module: str, attribute: str) -> str:
         """Return a remedy for a module, or a name in it, that does not exist."""
+        if module.startswith("/"):
+            return _start_in(Path(module), attribute)
         meant = _module(module)
         if meant != module and isinstance(error, (ModuleNotFoundError, TypeError)):
             return f"write {escape(clipped(f'{meant}:{attribute}'))}"
@@ -344,6 +349,8 @@ class Catalogue:
                 if keyed := self._with_key(f"{module}:{attribute}"):
                     return keyed
                 return f"an argument has a value: {escape(clipped(f'{module}:{attribute}'))}=..."
+            if close := get_close_matches(module, (one.stem for one in Path().glob("*.py")), 1):
+                return f"did you mean {escape(f'{close[0]}:{attribute}')}?"
             return (
                 f"{escape(clipped(module.replace('.', '/')))}.py has to be in "
                 f"{escape(os.getcwd())}, in a folder of PYTHONPATH, or installed"
@@ -372,6 +379,17 @@ def _right_form(name: str, key: str, text: str, parameters: Sequence[str]) -> st
     return f"; {word} {escape(clipped(form))}{'?' if close else ''}"
 
 
+def _partial(target: object, key: str) -> str:
+    """Suggest how to give a class an argument that is no text; "" for a function."""
+    made = target.func if isinstance(target, functools.partial) else target
+    if not isinstance(made, type):
+        return ""
+    return (
+        f"; or, for an object, name a partial of it, as in made = functools.partial("
+        f"{escape(clipped(made.__name__))}, {key}=...)"
+    )
+
+
 def _contested(name: str, plugins: Iterable[Offer]) -> Installed:
     """Return the line of a name that several plugins claim."""
     claims = [offer for offer in plugins if offer.name == name]
@@ -381,6 +399,15 @@ def _contested(name: str, plugins: Iterable[Offer]) -> Installed:
 
 def _origins(claims: Iterable[Offer]) -> str:
     return ", ".join(offer.origin for offer in claims)
+
+
+def _start_in(file: Path, attribute: str) -> str:
+    """Return the remedy for the path of a file in place of a module."""
+    folder, written = escape(clipped(str(file.parent), 200)), f"{file.stem}:{attribute}"
+    if file.is_relative_to(Path.cwd()):
+        written = f"{_module(str(file.relative_to(Path.cwd())))}:{attribute}"
+        return f"write {escape(clipped(written))}"
+    return f"start in {folder}, or add it to PYTHONPATH, and write {escape(clipped(written))}"
 
 
 def _module(path: str) -> str:

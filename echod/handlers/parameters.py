@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from echod.errors import UserError
-from echod.handlers.kinds import class_of, given_to
+from echod.handlers.kinds import class_of, given_to, names_of, resolved, within
 from echod.text import clipped, escape, unescape, unescaped
 
 NUMBERS: Mapping[object, re.Pattern[str]] = {
@@ -25,7 +25,7 @@ NUMBERS: Mapping[object, re.Pattern[str]] = {
 }
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-# Annotations that may still be text, because another one of the same function cannot be resolved.
+# Annotations of a base class's constructor may still be text.
 _BUILTINS: Mapping[object, type] = {one.__name__: one for one in (str, int, float, bool, bytes)}
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -74,11 +74,11 @@ def keywords_of(target: Callable[..., object], filled: int) -> Parameters:
 
 def _signature(target: Callable[..., object]) -> list[inspect.Parameter] | None:
     try:
-        return list(inspect.signature(target, eval_str=True).parameters.values())
-    except NameError:  # an annotation that cannot be resolved stays as it is
-        return list(inspect.signature(target).parameters.values())
+        found = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):  # a builtin without one
         return None
+    names = names_of(within(target))
+    return [one.replace(annotation=resolved(one.annotation, names)) for one in found]
 
 
 def _beyond(parameters: Iterable[inspect.Parameter], filled: int) -> dict[str, inspect.Parameter]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import socketserver
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Optional
@@ -11,9 +12,10 @@ import pytest
 
 from echod.handlers.builtin import HANDLERS, Count, Echo
 from echod.handlers.contract import ConcurrencyModel, Handler, HandlerError
-from echod.handlers.kinds import Kind
-from echod.handlers.lookup import adopt, installed, parse, resolve
+from echod.handlers.kinds import Kind, kind_of
+from echod.handlers.lookup import NAMES, adopt, installed, parse, resolve
 from echod.handlers.naming import Spec
+from echod.handlers.parameters import described, parameters_of
 from tests.support.log import Log
 from twisted import plugins
 
@@ -447,3 +449,83 @@ def test_an_address_that_is_given_or_has_a_default_is_an_argument() -> None:
 
     assert adopt(given, OWN_THREAD, arguments={"addr": "a"}).arguments == {"addr": "a"}
     assert adopt(default, OWN_THREAD).arguments == {}
+
+
+TYPED = """
+from __future__ import annotations
+from functools import partial
+from typing import TYPE_CHECKING
+from twisted.internet.protocol import Protocol
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+def f(message: bytes, *, times: int | None = 2, where: Path | None = None) -> Path: ...
+
+def loop(connection: socket.socket, *, size: int = 1) -> None: ...
+
+class Kept:
+    def __init__(self, *, where: Path, size: int = 3) -> None:
+        self.values = where, size
+
+    def received(self, message: bytes) -> bytes: ...
+
+class Stored(Protocol):
+    def __init__(self, store: Path, size: int = 1) -> None: ...
+
+made = partial(Stored, {})
+"""
+
+
+@pytest.fixture
+def typed(here: Path) -> Iterator[str]:
+    """A module whose annotations name what only type checkers import."""
+    (here / "users_typed.py").write_text(TYPED)
+    yield "users_typed"
+    sys.modules.pop("users_typed", None)
+
+
+def test_a_type_that_only_type_checkers_import_stands_for_a_text(typed: str) -> None:
+    made = resolve(parse(f"{typed}:Kept:where=/tmp,size=5"), REACTOR).message_handler()
+    assert made.values == ("/tmp", 5)  # type: ignore[attr-defined]
+    handler = resolve(parse(f"{typed}:f:times=3,where=x"), REACTOR)
+    assert handler.arguments == {"times": 3, "where": "x"}
+    target = NAMES.find(f"{typed}:f")
+    assert described(parameters_of(target)) == ("times: int = 2", "where: str")
+
+
+def test_a_kind_is_told_by_annotations_that_only_type_checkers_import(typed: str) -> None:
+    assert kind_of(NAMES.find(f"{typed}:f")) is Kind.MESSAGE
+    assert kind_of(NAMES.find(f"{typed}:loop")) is Kind.CONNECTION
+    threaded = ConcurrencyModel.THREAD_PER_CONNECTION
+    assert resolve(parse(f"{typed}:loop:size=2"), threaded).arguments == {"size": 2}
+
+
+def test_a_protocol_that_needs_an_object_may_be_a_partial(typed: str) -> None:
+    with pytest.raises(HandlerError) as raised:
+        resolve(parse(f"{typed}:Stored"), REACTOR)
+    assert str(raised.value).endswith(
+        "name a partial of it, as in made = functools.partial(Stored, store=...)"
+    )
+    handler = resolve(parse(f"{typed}:made:size=2"), REACTOR)
+    assert handler.kind is Kind.TWISTED_PROTOCOL
+
+
+def test_the_path_of_a_file_is_answered_with_its_module(
+    here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (here / "mine.py").write_text("def f(message): ...\n")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for written, remedy in (
+        ("mine.py:f", "; write mine:f"),
+        ("./mine.py:f", "; write mine:f"),
+        (f"{here}/mine.py:f", "; write mine:f"),
+        (
+            f"{elsewhere}/mine.py:f",
+            f"; start in {elsewhere}, or add it to PYTHONPATH, and write mine:f",
+        ),
+        ("mnie:f", "; did you mean mine:f?"),
+    ):
+        with pytest.raises(HandlerError) as raised:
+            resolve(parse(written), REACTOR)
+        assert str(raised.value).endswith(remedy)
