@@ -3,7 +3,10 @@
 Guarantees:
 
 * The program's standard input, output and error are pipes, and it has no other descriptor. It
-  leads a session of its own, so that its process group is what it has started, and nothing else.
+  leads a session of its own, so that its process group is what it has started, and nothing else,
+  but for a process that leaves the group by setsid(2). No call of the kernel finds such a one,
+  except for a subreaper (which would have to reap all orphans of the daemon, also those of other
+  libraries) or in a control group (for which the daemon has no permission, in general).
 * No call waits: neither for the pipes nor for the process. (The start itself does wait, until the
   kernel has loaded the program.)
 * The memory for each direction is bounded: what the program does not read is held until it does,

@@ -64,10 +64,10 @@ class _OwnHeader:
 
 @dataclass(frozen=True)
 class Length:
-    """A message, and a reply, follows its length in bytes, an unsigned number.
+    """A message, and a reply, follows its length (1 byte announces at most 255), unsigned.
 
     Attributes:
-        max_message: the longest message, in bytes; with few bytes of length it may be less.
+        max_message: the longest message, in bytes; by default less if the length allows no more.
         bytes: the size of the length itself.
         order: of the bytes of the length.
         inclusive: whether the length counts its own bytes, too.
@@ -90,7 +90,13 @@ class Length:
         else:
             header = struct.Struct((">" if self.order == "big" else "<") + letter)
         object.__setattr__(self, "header", header)
-        object.__setattr__(self, "max_message", min(self.max_message, self._most))
+        if self.max_message == MAX_MESSAGE:
+            object.__setattr__(self, "max_message", min(MAX_MESSAGE, self._most))
+        elif self.max_message > self._most:
+            raise ValueError(
+                f"a length of {self.bytes} {plural(self.bytes, 'byte', 'bytes')} announces "
+                f"at most {self._most} bytes, so max_message is at most that"
+            )
 
     @property
     def _most(self) -> int:

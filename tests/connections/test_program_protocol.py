@@ -304,6 +304,26 @@ async def test_what_a_program_leaves_behind_ends_too(certificate: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_process_that_leaves_the_group_goes_on_and_holds_no_place(
+    certificate: Path,
+) -> None:
+    """Fault 112: A process that has left the group by setsid(2) goes on, as the docs say."""
+    script = "setsid sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' & wait"
+    async with serving(shell(script), certificate, linger=0.2) as server:
+        client = await server.connect()
+        await client.until(lambda: client.data.endswith(b"\n"))
+        child, leader = int(client.data), (await server.accepted())._process.pid
+        try:
+            client.reset()
+            await eventually(lambda: is_gone(leader))
+            await eventually(lambda: server.factory.model.levels[0].used == 0)
+            assert not is_gone(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            await eventually(lambda: is_gone(child))
+
+
+@pytest_twisted.ensureDeferred
 async def test_output_that_another_process_keeps_open_is_passed_on(certificate: Path) -> None:
     script = "(read go </dev/tcp/none 2>/dev/null; sleep 0.3; echo later) & echo now"
     async with serving(shell(script), certificate) as server:

@@ -147,6 +147,18 @@ def test_a_message_is_no_longer_than_its_length_can_announce(
 
 
 @pytest.mark.parametrize(
+    ("options", "most"),
+    [({"bytes": 1}, 255), ({"bytes": 1, "inclusive": True}, 254), ({"bytes": 2}, 65535)],
+)
+def test_a_greatest_size_that_no_length_can_announce_is_refused(
+    options: dict[str, Any], most: int
+) -> None:
+    assert Length(max_message=most, **options).max_message == most
+    with pytest.raises(ValueError, match=rf"announces at most {most} bytes, so max_message is"):
+        Length(max_message=most + 1, **options)
+
+
+@pytest.mark.parametrize(
     ("framing", "most"),
     [
         (Length(bytes=1), 255),
