@@ -14,6 +14,7 @@ from echod.handlers.command import Command
 from echod.handlers.contract import Close, Handler, Reply
 from echod.handlers.factories import IEndless
 from echod.handlers.forward import Forward
+from echod.handlers.inspecting import Inspect
 from echod.handlers.kinds import message_handler
 from echod.text import plural
 
@@ -143,6 +144,7 @@ HANDLERS: Mapping[str, object] = {
     "echo": Echo,
     "exec": Command,
     "forward": Forward,
+    "inspect": Inspect,
     "plain-echo": plain_echo,
     "reverse": reverse,
     "upper": upper,

@@ -39,6 +39,7 @@ class TLSFacts:
         server_name: the host that the client asked for (SNI, RFC 6066, 3): ASCII letters, digits,
             dots, hyphens and underscores; None if it asked for none.
         certificate: the client's, verified; None if it has shown none.
+        resumed: whether an earlier session goes on, by its ticket.
     """
 
     version: str
@@ -46,6 +47,7 @@ class TLSFacts:
     alpn: str | None = None
     server_name: str | None = None
     certificate: Certificate | None = None
+    resumed: bool = False
 
 
 def facts_of(connection: ssl.SSLObject, server_name: str | None) -> TLSFacts:
@@ -62,6 +64,7 @@ def facts_of(connection: ssl.SSLObject, server_name: str | None) -> TLSFacts:
         alpn=connection.selected_alpn_protocol(),
         server_name=server_name,
         certificate=certificate_of(connection),
+        resumed=bool(connection.session_reused),
     )
 
 
