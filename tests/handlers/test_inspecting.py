@@ -48,7 +48,7 @@ def at(pair: tuple[str, int]) -> str:
 
 def test_the_keys_are_documented() -> None:
     page = Path(__file__).parents[2].joinpath("docs/test-target.md").read_text()
-    section = page.partition("## What the server sees: inspect")[2].partition("\n## ")[0]
+    section = page.partition("## The view of the server: inspect")[2].partition("\n## ")[0]
     for key in KEYS | TLS_KEYS | PROXY_KEYS | PROXIED_TLS_KEYS:
         assert f"`{key}`" in section, key
 
@@ -65,7 +65,7 @@ def test_every_kind_of_fact_has_its_keys() -> None:
 def test_a_client_is_told_on_connect_and_for_each_line(daemon: Start, model: str) -> None:
     running = daemon("--handler", "inspect", "--concurrency", model)
     with connect(running) as connection:
-        greeted = model != "serial"  # which greets nobody
+        greeted = model != "serial"  # which sends no greeting
         if greeted:
             facts = told(connection)
             assert facts["peer"] == at(connection.getsockname())
