@@ -43,18 +43,22 @@ from echod.turns import Turns
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
+    from echod.messages.framing import Framing
     from echod.status import HandlerTimer, StatusServer
 
 log = Logger("echod")
 
 
-def build_service(settings: Settings, reactor: Reactor, given: object = None) -> EchoService:
+def build_service(
+    settings: Settings, reactor: Reactor, given: object = None, framing: Framing | None = None
+) -> EchoService:
     """Return the service for `settings`, not started.
 
     Args:
         settings: the settings.
         reactor: the reactor.
         given: a handler that is used instead of the one that they name; None: no other.
+        framing: the same for the framing.
 
     Raises:
         StartError: the handler or the framing cannot be loaded, or an endpoint string is wrong.
@@ -71,7 +75,9 @@ def build_service(settings: Settings, reactor: Reactor, given: object = None) ->
     inherited = InheritedSockets(started_with())
     life = make_life(handler, model, reactor)
     timed = timer.timed(handler) if timer and life is None else handler
-    listeners = make_listeners(settings, reactor, timed, model, inherited)
+    listeners = make_listeners(
+        settings, reactor, timed, model, inherited, framing or find_framing(settings)
+    )
     service = EchoService(reactor, settings, listeners, model, Metrics(), life)
     if life is None:
         _log_handler(handler, model, settings)
@@ -137,14 +143,13 @@ def make_listeners(
     handler: ResolvedHandler,
     model: Model,
     inherited: InheritedSockets,
+    framing: Framing,
 ) -> list[Listener[EchoFactory]]:
     """Return the listeners that `settings` ask for, with limits over all of them together.
 
     Raises:
-        StartError: the framing cannot be loaded, an endpoint string is wrong, or a file or socket
-            that it names cannot be used.
+        StartError: an endpoint string is wrong, or a file or socket that it names cannot be used.
     """
-    framing = find_framing(settings)
     limits = settings.make_limits()
     admission = Admission(limits, reactor.seconds)
     turns = Turns(reactor, time.monotonic)

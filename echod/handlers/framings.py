@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from echod.errors import UserError
-from echod.handlers.kinds import class_of
+from echod.handlers.kinds import class_of, within
 from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import Parameters, described, keywords_of
 from echod.handlers.plugins import offered_framings
@@ -68,6 +68,17 @@ def resolve_framing(spec: Spec) -> Framing:
     NAMES.check_separators(spec, takes.named)
     arguments = NAMES.convert_arguments(spec.name, takes, spec.arguments, target)
     return _made(spec.name, target, arguments)
+
+
+def adopt_framing(target: object) -> Framing:
+    """Return a framing, or the one that a class or function makes, checked.
+
+    Raises:
+        UnusableFraming: it cannot be made, or lacks a part of `echod.Framing`.
+    """
+    name = getattr(within(target), "__name__", type(target).__name__)
+    _parameters_of(name, target)
+    return _made(name, target, {})
 
 
 def check_framing(name: str) -> None:

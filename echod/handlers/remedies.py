@@ -43,6 +43,16 @@ def _remedy(error: BaseException, said: str, name: str) -> str:
             f"The handler {name} awaits an asyncio object, and this reactor runs no asyncio loop: "
             "leave out --reactor, so that the uvloop reactor runs"
         )
+    if said in _NO_TRIO or said.startswith("Task got bad yield: <class 'trio."):
+        return (
+            f"The handler {name} awaits trio, which needs a loop of its own: use asyncio, or "
+            "anyio with its asyncio backend, which run in echod's"
+        )
+    if isinstance(error, RuntimeError) and said in _SECOND_LOOP:
+        return (
+            f"The handler {name} begins an event loop within echod's: make it async def, and "
+            "await the coroutine itself"
+        )
     if isinstance(error, RuntimeError) and said.startswith("Task got bad yield: <Deferred"):
         return (
             f"The handler {name} awaits a Deferred as an asyncio task: write "
@@ -88,6 +98,12 @@ def _comes_from_sendfile(error: BaseException) -> bool:
 
 # The errors of asyncio's awaitables where no loop runs.
 NO_LOOP = {"await wasn't used with future", "no running event loop"}
+# Those of trio's, and of `run` where asyncio's loop runs.
+_NO_TRIO = {"must be called from async context", "'RunContext' object has no attribute 'runner'"}
+_SECOND_LOOP = {
+    "Already running asyncio in this thread",
+    "asyncio.run() cannot be called from a running event loop",
+}
 _NO_SOCKET = {f"'bytes' object has no attribute '{method}'" for method in SOCKET_METHODS}
 
 # The text of `echod.handlers.contract.checked`.

@@ -24,6 +24,8 @@ from echod.connections.lifecycle import ConnectionProtocol
 from echod.daemon.build import build_service
 from echod.daemon.resolve import find_framing
 from echod.handlers.client import Client
+from echod.handlers.framings import adopt_framing
+from echod.handlers.naming import Spec
 from echod.settings.definitions import SETTINGS, Settings
 from echod.settings.schema import SettingError
 from echod.testing.client import Connection
@@ -31,6 +33,7 @@ from echod.testing.reactor_thread import call, installed_reactor, is_own_thread,
 
 if TYPE_CHECKING:
     from echod.daemon.service import EchoService
+    from echod.messages.framing import Framing
 
 # The settings of a test, where they differ from the daemon's: a free port on this machine, no
 # watch over the process, and an end within a test's patience.
@@ -53,8 +56,8 @@ def serving(handler: object = "echo", **settings: object) -> Server:
         handler: a handler of any kind, `functools.partial` of one for its arguments, or the text
             of `--handler`.
         **settings: the daemon's settings by their names, as in `framing="line"`,
-            `idle_timeout=1`, `concurrency="defer-to-thread"` or `listen="unix:/tmp/sock"`:
-            texts as on the command line, or values.
+            `framing=MyFraming(100)`, `idle_timeout=1`, `concurrency="defer-to-thread"` or
+            `listen="unix:/tmp/sock"`: texts as on the command line, or values.
 
     Returns:
         The server. Use it by `with`; or by `async with` in a test that the reactor itself runs
@@ -62,11 +65,16 @@ def serving(handler: object = "echo", **settings: object) -> Server:
 
     Raises:
         SettingError: there is no such setting, or its value is not valid.
-        StartError: the framing cannot be used.
+        StartError, UnusableFraming: the framing cannot be used.
     """
+    framing = None
+    if not isinstance(settings.get("framing", ""), str | Spec):
+        framing = adopt_framing(settings.pop("framing"))
+        if own := {"delimiter", "max_message"} & settings.keys():
+            raise SettingError(f"{own.pop()}: give it to the framing itself")
     if isinstance(handler, str):
-        return Server(None, make_settings({"handler": handler, **settings}))
-    return Server(handler, make_settings(settings))
+        return Server(None, make_settings({"handler": handler, **settings}), framing)
+    return Server(handler, make_settings(settings), framing)
 
 
 def make_settings(given: dict[str, object]) -> Settings:
@@ -104,14 +112,17 @@ class Server:
         service: the daemon's service, for all that is not here; None while it does not run.
     """
 
-    def __init__(self, handler: object, settings: Settings) -> None:
+    def __init__(
+        self, handler: object, settings: Settings, framing: Framing | None = None
+    ) -> None:
         """Set up, without listening; see `serving`."""
         self._errors: list[BaseException] = []
         self._errors_seen = False
         self.service: EchoService | None = None
         self._handler = handler
         self._settings = settings
-        self.framing = find_framing(settings)
+        self._given_framing = framing
+        self.framing = framing or find_framing(settings)
         self._connections: list[Connection] = []
         self._drained: Deferred[None] | None = None
 
@@ -290,7 +301,7 @@ class Server:
     def _start(self) -> Deferred[None]:
         reactor = installed_reactor()
         assert reactor is not None
-        service = build_service(self._settings, reactor, self._handler)
+        service = build_service(self._settings, reactor, self._handler, self._given_framing)
         for listener in service.listeners:
             listener.factory.report = self._failed
         service.privilegedStartService()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
+import anyio
 import pytest
 import pytest_twisted
+import trio
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -472,10 +473,6 @@ async def test_a_cancelled_task_of_twisteds_is_an_error_of_the_handlers(log: Log
 
 @pytest_twisted.ensureDeferred
 async def test_anyio_finds_its_task() -> None:
-    if importlib.util.find_spec("anyio") is None:
-        not_here("no test needs anyio but this, and it is not installed")
-    anyio = importlib.import_module("anyio")
-
     async def handler(message: bytes) -> bytes:
         with anyio.fail_after(60):
             async with anyio.create_task_group() as group:
@@ -490,3 +487,30 @@ async def test_anyio_finds_its_task() -> None:
         for _ in range(3):
             client.send(b"happy")
             await client.receive(b"happy")
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize(
+    ("run", "remedy"),
+    [
+        (lambda: anyio.run(anyio.sleep, 0), "begins an event loop within echod's"),
+        (lambda: anyio.run(anyio.sleep, 0, backend="trio"), "begins an event loop within echod's"),
+        (lambda: asyncio.run(asyncio.sleep(0)), "begins an event loop within echod's"),
+        (lambda: trio.sleep(0), "awaits trio, which needs a loop of its own"),
+        (trio.lowlevel.current_task, "awaits trio, which needs a loop of its own"),
+        (trio.lowlevel.checkpoint, "awaits trio, which needs a loop of its own"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine '.*sleep' was never awaited:RuntimeWarning")
+async def test_another_event_loop_is_refused_with_the_remedy(
+    run: Callable[[], Any], remedy: str, log: Log
+) -> None:
+    async def handler(message: bytes) -> bytes:
+        result = run()
+        return b"" if result is None else await result
+
+    async with serving(handler=handler, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"happy")
+        await eventually(lambda: remedy in log.text)
+        assert len(log.take_errors()) == 1

@@ -23,6 +23,7 @@ from echod import Handler, connection_handler, message_handler
 from echod.errors import UserError
 from echod.handlers.builtin import Count
 from echod.handlers.contract import ConcurrencyModel
+from echod.messages.framing import Line
 from echod.testing import serving
 from tests.support.log import Log
 from tests.support.paths import ROOT
@@ -75,6 +76,32 @@ def test_two_clients_talk_at_the_same_time() -> None:
 def test_a_handler_may_be_named_as_on_the_command_line() -> None:
     with serving("echo:prefix=hi ", no_banner=True) as server, server.connect() as client:
         assert client.ask(b"x") == b"hi x"
+
+
+class Shouted(Line):
+    """Lines whose replies are in capital letters."""
+
+    def encode(self, reply: bytes) -> bytes:
+        return super().encode(reply).upper()
+
+
+@blocking
+@pytest.mark.parametrize(
+    "framing", [Shouted, partial(Shouted, max_message=5), Shouted(max_message=5)]
+)
+def test_a_framing_may_be_an_object_or_what_makes_it(framing: object) -> None:
+    server = serving(lambda message: message, framing=framing, no_banner=True)
+    with server, server.connect() as client:
+        client.sendall(b"one\ntwo\n")
+        assert client.receive_exactly(8) == b"ONE\nTWO\n"
+        assert client.ask(b"three") == b"THREE"
+
+
+def test_a_wrong_framing_is_refused_before_the_server_starts() -> None:
+    with pytest.raises(UserError, match="object is no framing: it lacks framer"):
+        serving(framing=object)
+    with pytest.raises(UserError, match="max_message: give it to the framing itself"):
+        serving(framing=Shouted, max_message=5)
 
 
 @blocking
