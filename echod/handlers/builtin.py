@@ -16,6 +16,7 @@ from echod.handlers.factories import IEndless
 from echod.handlers.forward import Forward
 from echod.handlers.inspecting import Inspect
 from echod.handlers.kinds import message_handler
+from echod.handlers.script import Script
 from echod.text import plural
 
 if TYPE_CHECKING:
@@ -147,5 +148,6 @@ HANDLERS: Mapping[str, object] = {
     "inspect": Inspect,
     "plain-echo": plain_echo,
     "reverse": reverse,
+    "script": Script,
     "upper": upper,
 }
