@@ -26,7 +26,7 @@ handler is.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -162,7 +162,7 @@ class Handler:
 
     __slots__ = ()
 
-    def opened(self, client: Client) -> BytesLike | None:
+    def opened(self, client: Client) -> BytesLike | Awaitable[BytesLike | None] | None:
         """Called once, first; the connection is open.
 
         Returns:
@@ -171,7 +171,7 @@ class Handler:
         """
         return None
 
-    def received(self, message: bytes) -> Reply:
+    def received(self, message: bytes) -> Reply | Awaitable[Reply]:
         """Called for each message, in order; the next one waits until this returns.
 
         The client may be gone by now; then the reply is dropped, and `closed` is next.
@@ -189,7 +189,7 @@ class Handler:
         """
         raise NotImplementedError
 
-    def closed(self, reason: str) -> None:
+    def closed(self, reason: str) -> Awaitable[None] | None:
         """Called once, last, if `opened` has returned; the connection is no longer open.
 
         In the event loop it may be an `async def`, or return a Deferred. When the service ends,
