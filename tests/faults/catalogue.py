@@ -151,6 +151,12 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         132: "A service takes long to open, cannot be opened, or takes long to close",
         133: "A handler works on a message for longer than `--handler-timeout`",
         134: "A client resets the connection of a protocol that reads no more",
+        150: "`forward`: one side ends its stream, and the other goes on",
+        151: "`forward`: the upstream is gone, or answers neither a connect nor a handshake",
+        152: "`forward`: one side resets the connection",
+        153: "`forward`: one side does not read",
+        154: "`chargen`, or a `script` without end: the client does not read",
+        155: "SIGTERM while `chargen` generates, or `forward` waits for its upstream",
     },
 }
 

@@ -167,6 +167,7 @@ def free_port() -> int:
 async def test_a_clients_end_is_passed_on_behind_its_bytes_and_the_replies_come_whole(
     way: str, kind: str, certificate: Path, tmp_path: Path
 ) -> None:
+    """Fault 150: All bytes arrive, then the end; all replies come, then the end."""
     async with (
         echoing(kind, certificate, tmp_path) as options,
         forwarding(certificate, way, **options) as server,
@@ -186,6 +187,7 @@ async def test_a_clients_end_is_passed_on_behind_its_bytes_and_the_replies_come_
 async def test_an_upstreams_end_is_passed_on_and_the_client_may_write_on(
     way: str, certificate: Path
 ) -> None:
+    """Fault 150: The client sees the end, and all that it sends after that arrives."""
     async with upstream() as up, forwarding(certificate, way, to=up.to) as server:
         client = await server.connect()
         client.readConnectionLost = lambda: setattr(client, "ended", True)
@@ -206,6 +208,7 @@ async def test_an_upstreams_end_is_passed_on_and_the_client_may_write_on(
 async def test_an_upstreams_reset_is_a_reset_to_the_client_and_a_line_in_the_log(
     certificate: Path, log: Log
 ) -> None:
+    """Fault 152: The other side sees a reset, too."""
     async with upstream() as up, forwarding(certificate, to=up.to) as server:
         client = await server.connect()
         client.send(b"hello")
@@ -220,6 +223,7 @@ async def test_an_upstreams_reset_is_a_reset_to_the_client_and_a_line_in_the_log
 
 @pytest_twisted.ensureDeferred
 async def test_a_clients_reset_is_a_reset_to_the_upstream(certificate: Path) -> None:
+    """Fault 152: The other side sees a reset, too."""
     async with upstream() as up, forwarding(certificate, to=up.to) as server:
         client = await server.connect()
         client.send(b"hello")
@@ -236,6 +240,7 @@ async def test_a_clients_reset_is_a_reset_to_the_upstream(certificate: Path) -> 
 async def test_an_upstream_that_is_gone_resets_the_client_and_the_log_says_why(
     way: str, certificate: Path, log: Log
 ) -> None:
+    """Fault 151: The client sees a reset, and the log has one line."""
     to = f"127.0.0.1:{free_port()}"
     async with forwarding(certificate, way, to=to) as server:
         client = await server.connect()
@@ -250,6 +255,7 @@ async def test_an_upstream_that_is_gone_resets_the_client_and_the_log_says_why(
 async def test_an_upstream_that_does_not_answer_is_given_up_after_the_time_out(
     certificate: Path, log: Log
 ) -> None:
+    """Fault 151: The client sees a reset after the time-out, and the log has one line."""
     with full_backlog() as port:
         to = f"127.0.0.1:{port}"
         async with forwarding(certificate, to=to, connect_timeout=0.3) as server:
@@ -262,6 +268,7 @@ async def test_an_upstream_that_does_not_answer_is_given_up_after_the_time_out(
 
 @pytest_twisted.ensureDeferred
 async def test_a_handshake_that_does_not_end_is_given_up_too(certificate: Path, log: Log) -> None:
+    """Fault 151: The client sees a reset after the time-out, and the log has one line."""
     async with (
         upstream() as up,
         forwarding(certificate, to=f"tls:{up.to}", connect_timeout=0.3) as server,
@@ -355,6 +362,7 @@ async def test_the_header_goes_before_tls_in_clear(certificate: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_does_not_read_pauses_its_upstream(certificate: Path) -> None:
+    """Fault 153: The other side is paused, and goes on later."""
     source = EchoFactory(reactor, handler=CharacterGenerator)
     port = reactor.listenTCP(0, source, interface="127.0.0.1")
     try:
@@ -378,6 +386,7 @@ async def test_a_client_that_does_not_read_pauses_its_upstream(certificate: Path
 
 @pytest_twisted.ensureDeferred
 async def test_an_upstream_that_does_not_read_pauses_its_client(certificate: Path) -> None:
+    """Fault 153: The other side is paused, and nothing is lost."""
     async with upstream() as up, forwarding(certificate, to=up.to) as server:
         client = await server.connect()
         served = await up.accepted()
@@ -397,6 +406,7 @@ async def test_an_upstream_that_does_not_read_pauses_its_client(certificate: Pat
 async def test_a_drain_ends_the_upstreams_input_and_waits_for_its_last_reply(
     certificate: Path,
 ) -> None:
+    """Fault 155: The upstream sees the end of its input, and its last reply arrives."""
     async with upstream() as up, forwarding(certificate, to=up.to) as server:
         client = await server.connect()
         client.send(b"question")

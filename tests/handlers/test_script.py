@@ -102,6 +102,7 @@ def test_a_script_resets(daemon: Start, tmp_path: Path) -> None:
 def test_a_script_without_end_pauses_while_its_client_does_not_read(
     daemon: Start, tmp_path: Path
 ) -> None:
+    """Fault 154: Memory does not grow, and other clients are served."""
     (tmp_path / "talk.txt").write_text("repeat\n> " + "x" * 1000 + "\nend\n")
     running = daemon("--handler", "script:file=talk.txt")
     with connect(running) as reading:

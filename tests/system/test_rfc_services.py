@@ -68,6 +68,7 @@ def test_chargen_sends_the_lines_of_the_rfc_however_long_a_client_reads(
 def test_chargen_holds_no_more_for_a_client_that_reads_nothing(
     daemon: Start, way: str, certificate: Path
 ) -> None:
+    """Fault 154: Memory does not grow, and other clients are served."""
     running = daemon(*listen(way, certificate), "--handler", "chargen")
     with client_of(running, way) as reading:
         receive(reading, MIB)
@@ -93,6 +94,7 @@ def test_chargen_goes_on_for_a_client_that_sends_no_more(daemon: Start) -> None:
 def test_a_drain_ends_chargen_with_fin_and_waits_for_no_deadline(
     daemon: Start, *, half_closed: bool, way: str, certificate: Path
 ) -> None:
+    """Fault 155: The client sees FIN at once, not at the deadline."""
     running = daemon(*listen(way, certificate), "--handler", "chargen", "--drain-timeout", "3600")
     with client_of(running, way) as client:
         receive(client, MIB)
