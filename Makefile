@@ -21,7 +21,7 @@ SHELL = bash
 # Two installations at a time into one environment would clash.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test check docs pictures soak bench foreign install-service clean
+.PHONY: help run test coverage check docs pictures soak bench foreign install-service clean
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -36,7 +36,10 @@ run: $(VENV)/run.stamp ## run the daemon on port 8888 (or PORT=...); Ctrl-C ends
 	while wait $$!; status=$$?; kill -0 $$! 2>/dev/null; do :; done; \
 	case $$status in 130 | 143) ;; *) exit $$status ;; esac
 
-test: $(VENV)/develop.stamp ## run all tests; branch coverage under 95% is a failure
+test: $(VENV)/develop.stamp ## run all tests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+coverage: $(VENV)/develop.stamp ## run all tests, slower; branch coverage under 95% is a failure
 	$(BIN)/python -m pytest -n $(WORKERS) --cov
 
 check: $(VENV)/develop.stamp ## look for faults without running the daemon: style, types, imports, English, news
