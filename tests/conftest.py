@@ -133,9 +133,10 @@ def nothing_left_behind(request: pytest.FixtureRequest, log: Log) -> Iterator[No
     """Fail a test that leaves an error in the log, a descriptor, a thread or a delayed call."""
     before = _descriptors(), set(threading.enumerate()), set(reactor.getDelayedCalls())
     yield
-    deadline = reactor.seconds() + PATIENCE
+    deadline, pause = reactor.seconds() + PATIENCE, 0.005
     while (left := _left(before)) and reactor.seconds() < deadline:
         gc.collect()
-        pytest_twisted.blockon(task.deferLater(reactor, 0.01))
+        pytest_twisted.blockon(task.deferLater(reactor, pause))
+        pause = min(1.5 * pause, 0.2)  # to collect takes a while itself
     assert not left
     assert not log.errors

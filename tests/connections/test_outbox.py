@@ -191,7 +191,7 @@ async def test_what_waits_for_a_client_that_does_not_read_is_bounded_and_it_is_d
     model: ConcurrencyModel, over: Any
 ) -> None:
     most, piece = 100_000, b"x" * 10_000
-    limits = Limits(max_unsent=most, write_timeout=1)
+    limits = Limits(max_unsent=most, write_timeout=0.3)
     async with serving(model, handler=Room, over=over, banner=b"", limits=limits) as server:
         deaf = await server.connect()
         await eventually(lambda: Room.clients)
