@@ -230,6 +230,8 @@ async def test_a_handler_may_end_the_stream_itself_before_it_returns(
             leave.set()
             assert await client.receive_all() == b"x" * 100_000
             assert client.clean
+            # A late handler would miss its permission, and occupy the next one's thread.
+            await eventually(lambda: not server.factory.model.pool.busy)
         await eventually(lambda: not server.factory.connections)
         assert server.factory.metrics.ended == {"handler closed": 5}
 
