@@ -11,7 +11,7 @@ from echod.daemon import checks
 from echod.daemon.choose_reactor import name_of
 from echod.errors import UserError
 from echod.handlers.framings import check_framing, resolve_framing
-from echod.handlers.kinds import KINDS, Defaults, defaults_of
+from echod.handlers.kinds import KINDS, Defaults, Kind, defaults_of
 from echod.handlers.lookup import NAMES, ResolvedHandler, adopt, check_name, resolve
 from echod.handlers.service import ServiceDefinition
 from echod.listening.endpoints import Listening, parse_listen
@@ -94,6 +94,13 @@ def check_yielded(settings: Settings, handler: ResolvedHandler, reactor: Reactor
 
 def _refuse_useless(settings: Settings, handler: ResolvedHandler) -> None:
     traits = KINDS[handler.kind]
+    if not (traits.takes_messages or handler.kind is Kind.STREAMS):
+        for endpoint in settings.clear_until_starttls:
+            raise StartError(
+                f"--listen {escape(clipped(endpoint))} has no effect: {escape(handler.name)} is "
+                f"{traits.words}, which cannot ask for the certificate of a listener: use tls:, "
+                "or tcp: if it begins TLS by a context of its own"
+            )
     useless = [
         *([] if traits.takes_messages else settings.about_messages),
         *([] if traits.is_own else settings.about_greetings),

@@ -555,7 +555,7 @@ class Settings:
                 f"--drain-timeout ({self.drain_timeout:g})"
             )
         if self.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION:
-            for endpoint in filter(_starts_clear, self.endpoints):
+            for endpoint in self.clear_until_starttls:
                 raise SettingError(
                     f"--listen {escape(clipped(endpoint))} has no effect with --concurrency "
                     f"{self.concurrency.value}: a handler can begin TLS there only by itself; use "
@@ -639,6 +639,11 @@ class Settings:
         """The endpoint strings to listen on."""
         ports = (f"tcp:{number}" for number in self.port)
         return (*ports, *self.listen) or (f"tcp:{DEFAULT_PORT}",)
+
+    @property
+    def clear_until_starttls(self) -> list[str]:
+        """The endpoint strings of listeners whose handler begins TLS."""
+        return list(filter(_starts_clear, self.endpoints))
 
     @property
     def handler_spec(self) -> Spec:

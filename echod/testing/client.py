@@ -133,6 +133,26 @@ class Connection:
         error.__cause__ = cause
         return error
 
+    def begin_tls(self, tls: ssl.SSLContext, *, server_name: str = "") -> None:
+        """Begin TLS on this connection, after the server's reply to STARTTLS.
+
+        Bytes that have come in clear behind that reply are dropped.
+
+        Args:
+            tls: the client's TLS.
+            server_name: the name that the certificate has to be for; "localhost" by default, if
+                `tls` checks names.
+
+        Raises:
+            ssl.SSLError: the handshake has failed.
+            RuntimeError: the connection is encrypted already.
+        """
+        if isinstance(self.socket, ssl.SSLSocket):
+            raise RuntimeError("this connection is encrypted already")
+        name = server_name or ("localhost" if tls.check_hostname else None)
+        self.socket = tls.wrap_socket(self.socket, server_hostname=name)
+        self._framer = self.framing.framer()
+
     def finish(self) -> None:
         """End the client's stream (FIN), and go on reading; harmless if the server is gone."""
         if isinstance(self.socket, ssl.SSLSocket):

@@ -163,7 +163,7 @@ class Server:
         """Connect a client, which closes with the server at the latest.
 
         Args:
-            tls: the client's TLS; None to connect in clear.
+            tls: the client's TLS; None to connect in clear, and perhaps to `begin_tls` later.
             server_name: the name that the certificate has to be for; "localhost" by default, if
                 `tls` checks names.
             timeout: how long each wait of the client may take, in seconds.
@@ -184,11 +184,10 @@ class Server:
             connected.connect(address)
         else:
             connected = socket.create_connection(address, timeout)
-        if tls is not None:
-            name = server_name or ("localhost" if tls.check_hostname else None)
-            connected = tls.wrap_socket(connected, server_hostname=name)
         connection = Connection(connected, self.framing, self._last_error)
         self._connections.append(connection)
+        if tls is not None:
+            connection.begin_tls(tls, server_name=server_name)
         return connection
 
     # In a test that the reactor runs.

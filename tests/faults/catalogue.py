@@ -151,6 +151,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         132: "A service takes long to open, cannot be opened, or takes long to close",
         133: "A handler works on a message for longer than `--handler-timeout`",
         134: "A client resets the connection of a protocol that reads no more",
+        135: "A handler begins TLS, by a listener of any kind",
         150: "`forward`: one side ends its stream, and the other goes on",
         151: "`forward`: the upstream is gone, or answers neither a connect nor a handshake",
         152: "`forward`: one side resets the connection",

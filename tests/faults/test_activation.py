@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ class Manager:
         self.sockets.append(opened)
         return opened
 
-    def start(self, *listen: str, names: str = "echod") -> Daemon:
+    def start(self, *listen: str, names: str = "echod", flags: Iterable[str] = ()) -> Daemon:
         """Start a daemon with all sockets, as descriptors from 3 on."""
         numbers = [each.fileno() for each in self.sockets]
         moves = " ".join(f"{3 + place}<&{number}" for place, number in enumerate(numbers))
@@ -52,6 +52,7 @@ class Manager:
         told = {"LISTEN_FDS": str(len(numbers)), "LISTEN_FDNAMES": names}
         return self._start(
             *[word for each in listen for word in ("--listen", each)],
+            *flags,
             under=["bash", "-c", hand_over, "bash"],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **told},
             pass_fds=numbers,
@@ -178,3 +179,38 @@ def test_a_socket_that_does_not_listen_is_refused(manager: Manager) -> None:
     manager.add(ours)
     with theirs:
         assert "does not listen: use Accept=no" in error_of(manager.start("systemd:name=echod"))
+
+
+UPGRADING = """
+from echod import Handler
+
+class Upgrading(Handler):
+    def opened(self, client):
+        self.client = client
+
+    def received(self, message):
+        if message == b"STARTTLS":
+            self.client.start_tls()
+            return b"go ahead"
+        return b"in TLS" if self.client.tls else b"in clear"
+"""
+
+
+def test_a_handler_begins_tls_on_a_passed_socket(manager: Manager, tmp_path: Path) -> None:
+    """Fault 135: This holds for a socket that the service manager passes, too."""
+    (tmp_path / "upgrading.py").write_text(UPGRADING)
+    (tmp_path / "server.pem").write_bytes(Authority().pem)
+    port = manager.tcp()
+    running = manager.start(
+        f"starttls:systemd:name=echod:certificate={tmp_path / 'server.pem'}",
+        flags=("--handler", "upgrading:Upgrading", "--framing", "line", "--no-banner"),
+    )
+    running.wait_for("Serving the message handler")
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.sendall(b"NOOP\n")
+        assert receive(client, 9) == b"in clear\n"
+        client.sendall(b"STARTTLS\n")
+        assert receive(client, 9) == b"go ahead\n"
+        with client_context().wrap_socket(client.dup()) as secure:
+            secure.sendall(b"NOOP\n")
+            assert receive(secure, 7) == b"in TLS\n"

@@ -25,6 +25,8 @@ from echod.handlers.builtin import Count
 from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Line
 from echod.testing import serving
+from echod.testing.client import Connection
+from tests.support.certificates import Authority
 from tests.support.log import Log
 from tests.support.paths import ROOT
 from tests.support.reactor import reactor
@@ -132,6 +134,105 @@ def test_a_connection_handler_has_its_socket() -> None:
     with own_thread as server, server.connect() as client:
         client.sendall(b"hello")
         assert client.receive_exactly(5) == b"hello"
+
+
+class Upgrading(Handler):
+    """Begins TLS when it is asked to, and says how its client is encrypted."""
+
+    def opened(self, client: echod.Client) -> None:
+        self.client = client
+
+    def received(self, message: bytes) -> bytes:
+        if message == b"STARTTLS":
+            self.client.start_tls()
+            return b"go ahead"
+        tls = self.client.tls
+        if tls is None:
+            return b"in clear"
+        shown = tls.certificate
+        return b"in TLS: " + (b"-" if shown is None else shown.common_name.encode())
+
+
+@pytest.mark.parametrize("framing", ["line", "length", "netstring", "chunk"])
+@pytest.mark.parametrize("model", ["reactor", "serial", "defer-to-thread"])
+@pytest.mark.parametrize("place", ["tcp", "tcp6", "unix"])
+@pytest.mark.parametrize("shows", [False, True], ids=["no certificate", "certificate"])
+@blocking
+def test_a_client_begins_tls_by_each_kind_of_listener(
+    framing: str, model: str, place: str, shows: bool, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 135: TLS that a handler begins works over each kind of listener and framing, and with
+    certificates of clients.
+    """
+    places = {
+        "tcp": "0:interface=127.0.0.1",
+        "tcp6": r"tcp6:0:interface=\:\:1",
+        "unix": f"unix:{tmp_path / 'socket'}",
+    }
+    context = client_context()
+    listen = f"starttls:{places[place]}:certificate={certificate}"
+    if shows:
+        authority = Authority("people")
+        (tmp_path / "people.pem").write_bytes(authority.certificate)
+        (tmp_path / "happy.pem").write_bytes(authority.issue("happy"))
+        listen += f":client-ca={tmp_path / 'people.pem'}"
+        context.load_cert_chain(str(tmp_path / "happy.pem"))
+    server = serving(Upgrading, listen=listen, framing=framing, concurrency=model, no_banner=True)
+    with server, server.connect() as client:
+        if model != "serial":  # which answers one message before it begins, and one after
+            assert client.ask(b"NOOP") == b"in clear"
+        assert client.ask(b"STARTTLS") == b"go ahead"
+        client.begin_tls(context)
+        assert client.ask(b"NOOP") == (b"in TLS: happy" if shows else b"in TLS: -")
+        with pytest.raises(RuntimeError, match="encrypted already"):
+            client.begin_tls(context)
+
+
+@blocking
+def test_a_client_without_the_certificate_that_a_listener_asks_for_is_refused_in_its_handshake(
+    tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 135: A client that shows no certificate gets no further than its handshake."""
+    (tmp_path / "people.pem").write_bytes(Authority("people").certificate)
+    ca = f"client-ca={tmp_path / 'people.pem'}"
+    listen = f"starttls:0:interface=127.0.0.1:certificate={certificate}:{ca}"
+    with (
+        serving(Upgrading, listen=listen, framing="line") as server,
+        server.connect() as client,
+    ):
+        assert client.ask(b"STARTTLS") == b"go ahead"
+        with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
+            _begin_and_ask(client)
+        server.wait_until(lambda: server.connections == 0)
+
+
+def _begin_and_ask(client: Connection) -> None:
+    """With TLS 1.3 a client learns of its refusal after the handshake."""
+    client.begin_tls(client_context())
+    client.ask(b"NOOP")
+
+
+class Foreign(asyncio.Protocol):
+    """A protocol that serves by itself."""
+
+
+@pytest.mark.parametrize(
+    ("handler", "words"),
+    [(Foreign, "an asyncio protocol"), ("twisted.protocols.wire:Echo", "a Twisted protocol")],
+)
+@blocking
+def test_a_protocol_is_refused_where_the_handler_begins_tls(
+    handler: Any, words: str, certificate: Path
+) -> None:
+    """Fault 135: A protocol, which cannot ask for the listener's certificate, is refused in one
+    line, which says what would do.
+    """
+    listen = f"starttls:0:interface=127.0.0.1:certificate={certificate}"
+    with (
+        pytest.raises(UserError, match=f"is {words}, which cannot ask .*: use tls:, or tcp: if"),
+        serving(handler, listen=listen),
+    ):
+        pass
 
 
 @blocking
