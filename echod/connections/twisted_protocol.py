@@ -39,7 +39,7 @@ from echod.connections.clients import addresses_of
 from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import queued, traffic
 from echod.contexts import context_of
-from echod.handlers.factories import IEndless, IRelay
+from echod.handlers.factories import IClosedByDrain, IEndless, IRelay
 from echod.messages.closing import State
 from echod.reasons import EndReason
 from echod.tls import TLSConnection
@@ -169,6 +169,8 @@ class TwistedProtocol(ForeignProtocol):
             self._user.handshakeCompleted()
 
     def _end_input(self) -> object:
+        if self._told_why is EndReason.DRAINED and IClosedByDrain.providedBy(self._user):
+            return False
         if self._tls is None and IHalfCloseableProtocol.providedBy(self._user):
             self._user.readConnectionLost()
             return True

@@ -19,7 +19,13 @@ from echod.text import clipped, escape
 log = Logger("echod.handlers")
 
 
-class IEndless(Interface):
+class IClosedByDrain(Interface):
+    """Marks a Twisted protocol to which the end of its input means that its client has ended it: a
+    drain closes its connection instead of telling it of such an end.
+    """
+
+
+class IEndless(IClosedByDrain):
     """Marks a Twisted protocol that never waits for its client: a drain closes its connection as
     soon as it begins, instead of at the client's turn.
     """

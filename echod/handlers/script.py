@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from echod.addresses import shown_address
 from echod.handlers.contract import HandlerError
+from echod.handlers.factories import IClosedByDrain
 from echod.handlers.transcript import (
     Action,
     End,
@@ -73,7 +74,7 @@ class Script(Factory):
         return ScriptProtocol(self)
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
+@implementer(IHalfCloseableProtocol, IPushProducer, IClosedByDrain)
 class ScriptProtocol(Protocol):
     """One conversation."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -22,7 +23,7 @@ from echod.handlers.contract import HandlerError
 from echod.handlers.forward import Forward, _told
 from echod.limits import Limits
 from echod.listening.proxy import ProxyFactory
-from echod.proxy_header import HeaderParser
+from echod.proxy_header import HeaderParser, ProxyHeader
 from echod.reasons import EndReason
 from echod.settings.definitions import LOOPBACK
 from echod.tls import TLSError, TLSFactory
@@ -30,6 +31,7 @@ from tests.support.log import Log
 from tests.support.reactor import reactor
 from tests.support.serving import (
     Server,
+    Talker,
     eventually,
     server_by,
     server_context,
@@ -458,3 +460,29 @@ def test_the_parts_of_an_error_that_a_log_line_has_are_few_words() -> None:
     assert (
         _told(Failure(TLSError("certificate verify failed"))) == "TLS: certificate verify failed"
     )
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest_twisted.ensureDeferred
+async def test_a_client_of_a_unix_socket_is_forwarded_and_has_no_address_in_the_header(
+    version: Any, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "in.sock")
+    async with upstream() as up:
+        factory = EchoFactory(reactor, handler=Forward(to=up.to, proxy=version))
+        port = reactor.listenUNIX(path, factory)
+        client = Talker()
+        await connectProtocol(UNIXClientEndpoint(reactor, path), client)
+        client.send(b"happy")
+        client.finish()
+        served = await up.accepted()
+        await eventually(lambda: served.ended)
+        parser = HeaderParser()
+        assert parser.feed(bytes(served.data)) == ProxyHeader(int(version[1]))
+        assert parser.rest == b"happy"
+        served.transport.write(b"joy")
+        served.transport.loseConnection()
+        assert await client.receive_all() == b"joy"
+        assert client.clean
+        await port.stopListening()
+        await eventually(lambda: not factory.connections)

@@ -124,3 +124,5 @@ def test_a_drain_ends_a_script_that_expects_its_client(daemon: Start, tmp_path: 
         assert receive_all(client) == b""
     running.wait()
     assert running.process.returncode in TERMINATED
+    assert "drained" in running.wait_for("Disconnected from.*")[0]
+    assert "has left the script" not in running.log  # the client has done nothing
