@@ -71,7 +71,7 @@ class Confidant(Handler):
 class Awaiting(Confidant):
     """Each call is a coroutine that waits in the middle."""
 
-    async def opened(self, client: Client) -> bytes | None:  # type: ignore[override]
+    async def opened(self, client: Client) -> bytes | None:
         await deferLater(reactor, 0)
         return super().opened(client)
 
@@ -82,7 +82,7 @@ class Awaiting(Confidant):
         LAST.set(message)
         return message
 
-    async def closed(self, reason: str) -> None:  # type: ignore[override]
+    async def closed(self, reason: str) -> None:
         await deferLater(reactor, 0)
         super().closed(reason)
 
@@ -90,7 +90,7 @@ class Awaiting(Confidant):
 class Prompt(Confidant):
     """Each call is a coroutine that waits for nothing."""
 
-    async def opened(self, client: Client) -> bytes | None:  # type: ignore[override]
+    async def opened(self, client: Client) -> bytes | None:
         return super().opened(client)
 
     async def received(self, message: bytes) -> Any:

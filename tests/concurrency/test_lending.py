@@ -174,10 +174,10 @@ async def test_opened_and_closed_await_what_they_like() -> None:
     closed = []
 
     class Waiting(Handler):
-        async def opened(self, client: Client) -> bytes:  # type: ignore[override]
+        async def opened(self, client: Client) -> bytes:
             return repr(await awaits_both()).encode()
 
-        async def closed(self, reason: str) -> None:  # type: ignore[override]
+        async def closed(self, reason: str) -> None:
             closed.append(await awaits_both())
 
         def received(self, message: bytes) -> bytes:

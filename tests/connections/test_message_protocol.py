@@ -1003,7 +1003,7 @@ class Leaving(Handler):
     def received(self, message: bytes) -> bytes:
         return message
 
-    async def closed(self, reason: str) -> None:  # type: ignore[override]
+    async def closed(self, reason: str) -> None:
         self.left.append(Deferred())
         try:
             await self.left[-1]
@@ -1160,7 +1160,7 @@ async def test_in_a_thread_a_closed_that_wants_to_wait_is_an_error(
 @pytest_twisted.ensureDeferred
 async def test_a_handler_that_fails_after_the_client_is_gone_is_logged(log: Log) -> None:
     class Waiting(Handler):
-        async def received(self, message: bytes) -> bytes:  # type: ignore[override]
+        async def received(self, message: bytes) -> bytes:
             try:
                 await Deferred()
             finally:
@@ -1280,7 +1280,7 @@ def test_the_first_reason_to_close_is_the_one_that_counts() -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_handler_whose_closed_fails_later_is_logged(log: Log) -> None:
     class Failing(Handler):
-        async def closed(self, reason: str) -> None:  # type: ignore[override]
+        async def closed(self, reason: str) -> None:
             await deferLater(clock, 1)
             raise RuntimeError("no good")
 

@@ -73,7 +73,7 @@ class StatefulAsync:
 
 
 class OpensAsync(Handler):
-    async def opened(self, client: Client) -> bytes:  # type: ignore[override]
+    async def opened(self, client: Client) -> bytes:
         return b""
 
     def received(self, message: bytes) -> bytes:
