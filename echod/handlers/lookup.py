@@ -243,6 +243,11 @@ def _wrong_parameters(function: Any, kind: Kind) -> str:
     is_coroutine = inspect.iscoroutinefunction(function)
     if kind is Kind.CONNECTION and names[1:] in _ADDRESSES:
         return f"a connection handler takes ({names[0]}); use {names[0]}.getpeername()"
+    if kind is Kind.MESSAGE and not is_coroutine and names[1:] in _ADDRESSES:
+        return (
+            f"a handler of a socket takes ({names[0]}), and runs with --concurrency "
+            f"thread-per-connection; use {names[0]}.getpeername()"
+        )
     if kind is Kind.MESSAGE and is_coroutine and names[1:] == ("reader", "writer"):
         return f"let its parameters be (reader, writer, *, {names[0]})"
     if not is_coroutine and names == ("reader", "writer"):

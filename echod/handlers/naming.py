@@ -282,6 +282,8 @@ class Catalogue:
         if "\0" not in name and len(name) < 200 and file.is_file():
             there = escape(clipped(_module(name)))
             return f"{escape(clipped(str(file)))} is in this folder: give {there}:{self.example}"
+        if "\0" not in name and "exec" in self.builtin and Path(name[:200]).is_file():
+            return f"if it is a program, write exec:command={escape(clipped(name))}"
         if close := get_close_matches(name, names, 1):
             return f"did you mean {close[0]}?"
         module, _, attribute = _module(name).rpartition(".")

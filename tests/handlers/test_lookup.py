@@ -511,6 +511,15 @@ def test_a_protocol_that_needs_an_object_may_be_a_partial(typed: str) -> None:
     assert handler.kind is Kind.TWISTED_PROTOCOL
 
 
+def test_a_program_that_is_named_as_a_handler_is_answered_with_exec(here: Path) -> None:
+    (here / "talk.sh").touch()
+    for written in ("talk.sh", "./talk.sh"):
+        with pytest.raises(
+            HandlerError, match=f"if it is a program, write exec:command={written}"
+        ):
+            resolve(parse(written), REACTOR)
+
+
 def test_the_path_of_a_file_is_answered_with_its_module(
     here: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
