@@ -35,6 +35,8 @@ class Metrics:
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
+    # The connections in which a fault on purpose has happened, by fault.
+    faults: Counter[str] = field(default_factory=Counter)
     # Exceptions of handlers, also those in `closed` of a connection that ended for another reason.
     handler_errors: int = 0
     messages: int = 0

@@ -23,6 +23,7 @@ class EndReason(enum.Enum):
     HANDLER_TIMEOUT = "handler-timeout"
     WRITE_TIMEOUT = "write-timeout"
     MAX_UNSENT = "max-unsent"
+    FAULT = "fault"
     DRAINED = "drained"
     ABORTED = "aborted"
     LOST = "connection lost"

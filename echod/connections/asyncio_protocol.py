@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 
 from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import queued
+from echod.connections.layer import below, tls_of
 from echod.reasons import EndReason
-from echod.tls import Context, TLSConnection
+from echod.tls import Context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -239,7 +240,7 @@ class AsyncioTransport(asyncio.Transport):
 def _stream(connection: AsyncioProtocol) -> Any:
     """Return the transport below TLS."""
     transport: Any = connection.transport
-    return transport.transport if isinstance(transport, TLSConnection) else transport
+    return below(transport)
 
 
 def _peername(connection: AsyncioProtocol) -> object:
@@ -269,8 +270,8 @@ def _socket(connection: AsyncioProtocol) -> object:
 
 
 def _ssl_object(connection: AsyncioProtocol) -> ssl.SSLObject | None:
-    transport = connection.transport
-    return transport.ssl_object if isinstance(transport, TLSConnection) else None
+    tls = tls_of(connection.transport)
+    return None if tls is None else tls.ssl_object
 
 
 def _of_tls(read: Callable[[ssl.SSLObject], object]) -> Callable[[AsyncioProtocol], object]:

@@ -33,6 +33,7 @@ from echod.connections.kernel import (
     unread,
     unsent,
 )
+from echod.connections.layer import Layer
 from echod.connections.traffic import TrafficWatch, WatchedSocket
 from echod.handlers.client import Client
 
@@ -359,7 +360,7 @@ class _Factory(ServerFactory):
 
 def plain_socket(transport: object) -> socket.socket | None:
     """Return the socket under `transport` if it carries the client's bytes unchanged."""
-    if isinstance(transport, ProtocolWrapper) or ISSLTransport.providedBy(transport):
+    if isinstance(transport, ProtocolWrapper | Layer) or ISSLTransport.providedBy(transport):
         return None
     handle = transport.getHandle() if hasattr(transport, "getHandle") else None
     return handle if isinstance(handle, socket.socket) else None

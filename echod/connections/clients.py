@@ -15,11 +15,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.addresses import shown_address, twisted_address
+from echod.connections.layer import tls_of
 from echod.handlers.client import Client
 from echod.log.event import LogLine
 from echod.log.tracebacks import traceback_of_handler
 from echod.proxy_header import ProxyHeader
-from echod.tls import TLSConnection, TLSFacts
+from echod.tls import TLSFacts
 
 _failed = LogLine(Logger("echod.connection"), "error", "Error while serving {peer}:\n{traceback}")
 
@@ -48,8 +49,8 @@ def addresses_of(client: Client, transport: ITransport) -> tuple[IAddress, IAddr
 
 def tls_facts(transport: Any) -> TLSFacts:
     """Return how a transport whose handshake is over is encrypted."""
-    if isinstance(transport, TLSConnection):
-        return transport.facts
+    if (tls := tls_of(transport)) is not None:
+        return tls.facts
     handle, alpn = transport.getHandle(), transport.negotiatedProtocol
     return TLSFacts(
         version=handle.get_protocol_version_name(),
@@ -60,7 +61,7 @@ def tls_facts(transport: Any) -> TLSFacts:
 
 def is_twisted_tls(transport: object) -> bool:
     """Return whether `transport` is Twisted's own TLS, which has no half-close."""
-    return ISSLTransport.providedBy(transport) and not isinstance(transport, TLSConnection)
+    return ISSLTransport.providedBy(transport) and tls_of(transport) is None
 
 
 def shown(client: Client) -> str:

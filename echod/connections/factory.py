@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from threading import get_ident
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -28,6 +29,7 @@ from echod.connections.admission import Admission
 from echod.connections.asyncio_protocol import AsyncioProtocol, loop_of
 from echod.connections.clients import ProxiedAddress, log_failure, shown
 from echod.connections.direct_protocol import DirectProtocol
+from echod.connections.faulty import FaultyConnection
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.message_protocol import EchoProtocol
 from echod.connections.outbox import Errands
@@ -42,6 +44,7 @@ from echod.connections.sweeper import Sweeper, interval_for
 from echod.connections.traffic import TrafficWatch
 from echod.connections.twisted_protocol import TwistedProtocol
 from echod.connections.waiting import Others
+from echod.faults import Faults
 from echod.handlers.builtin import Echo
 from echod.handlers.client import Client
 from echod.handlers.command import Command
@@ -106,6 +109,7 @@ class EchoFactory(Factory):
         turns: Turns | None = None,
         listener: str = "",
         starttls: TLSContext | None = None,
+        faults: Faults | None = None,
     ) -> None:
         """Set up a factory; all arguments are optional.
 
@@ -123,6 +127,7 @@ class EchoFactory(Factory):
             turns: shares the turns of the event loop; factories in the same loop should share it.
             listener: the endpoint string, for `Client.listener`.
             starttls: the TLS that a handler may begin; None for none.
+            faults: the faults on purpose, which choose their connections; None for none.
 
         Raises:
             HandlerError: `handler` cannot run in `model`, or is a service that is not open.
@@ -144,6 +149,9 @@ class EchoFactory(Factory):
         self.starts_tls = None if starttls is None else StartTLS(starttls)
         self._admission = admission
         self._turns = turns
+        self._faults = faults
+        if faults is not None:
+            self.metrics.faults.update(dict.fromkeys(faults.names, 0))
         self._sweeper: Sweeper[Owned] = Sweeper(lambda: self.reactor, 0)
         self.connections = self._sweeper.members
         self.urgent = self._sweeper.urgent
@@ -255,7 +263,7 @@ class EchoFactory(Factory):
         """Return the reactor's time, in seconds."""
         return self.reactor.seconds()
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Any:
         # An exception would leave the accepted socket open; None closes it.
         peer = addr.peer if isinstance(addr, ProxiedAddress) else addr
         try:
@@ -268,7 +276,7 @@ class EchoFactory(Factory):
             self.metrics.end(EndReason.HANDLER_ERROR.value, messages=0, received=0, sent=0)
             return None
 
-    def _accepted(self, addr: IAddress | None, peer: IAddress | None) -> Protocol:
+    def _accepted(self, addr: IAddress | None, peer: IAddress | None) -> Any:
         """Return the protocol of a connection that `admission` has accepted."""
         network = network_at(peer)
         if network and (refusal := self.admission.identify(network)):
@@ -282,6 +290,10 @@ class EchoFactory(Factory):
         protocol.network = network
         if isinstance(addr, ProxiedAddress):
             protocol.client = addr.client(self.listener)
+        if self._faults is not None:
+            chosen = self._faults.choose(getattr(peer, "host", ""))
+            if chosen is not None:
+                return FaultyConnection(protocol, chosen, self)
         return protocol
 
     def refused(self, addr: IAddress | None, refusal: Refusal) -> Protocol:
@@ -299,6 +311,10 @@ class EchoFactory(Factory):
             _refused.write(
                 peer=shown(client), why=why, limit=refusal.value, listener=self.listener
             )
+
+    def note_fault(self, name: str) -> None:
+        """Count that a fault on purpose has happened in a connection."""
+        self.metrics.faults[name] += 1
 
     def handler_failed(self, failure: Failure, client: Client) -> None:
         """Count and log an exception of the handler of `client`."""

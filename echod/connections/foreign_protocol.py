@@ -41,13 +41,13 @@ from zope.interface import implementer
 
 from echod.connections.clients import tls_facts
 from echod.connections.kernel import has_answered, is_reset, queued, traffic, unread, unsent
+from echod.connections.layer import tls_of
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.contexts import call_in, context_of
 from echod.handlers.client import encrypt
 from echod.messages.closing import Event
 from echod.reasons import EndReason
 from echod.tls import Context as TLSContext
-from echod.tls import TLSConnection
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
@@ -319,7 +319,7 @@ class ForeignProtocol(ConnectionProtocol):
             RuntimeError: the connection is encrypted already, or is closing.
         """
         stream: Any = self.transport
-        if isinstance(stream, TLSConnection):
+        if tls_of(stream) is not None:
             raise RuntimeError("this connection is encrypted already")
         if self._reason is not None or self._half_closed:
             raise RuntimeError("this connection is closing")

@@ -15,12 +15,13 @@ from typing import Any
 from twisted.internet.abstract import FileDescriptor
 from twisted.protocols.policies import ProtocolWrapper
 
-from echod.tls import TLSConnection
+from echod.connections.layer import Layer, below, layer_of, tls_of
 
 
 def unread(transport: object) -> int:
     """Return how many bytes, as on the wire, `transport` has received and not read yet."""
-    undelivered = transport.undelivered if isinstance(transport, TLSConnection) else 0
+    tls, layer = tls_of(transport), layer_of(transport)
+    undelivered = (tls.undelivered if tls else 0) + (layer.held_in if layer else 0)
     return _held_by_kernel(transport, termios.FIONREAD) + undelivered
 
 
@@ -40,10 +41,11 @@ def unsent(transport: object) -> int:
     Those of a UNIX socket arrive at once. While there is room for more they count as sent, read or
     not, as over TCP: the client finds them even after the connection has been closed.
     """
-    handle = _handle(transport)
+    layer, handle = layer_of(transport), _handle(transport)
+    held = layer.held_out if layer else 0
     if handle is not None and handle.family == socket.AF_UNIX and has_room(handle):
-        return 0
-    return _held_by_kernel(transport, termios.TIOCOUTQ)
+        return held
+    return held + _held_by_kernel(transport, termios.TIOCOUTQ)
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,11 @@ def has_answered(transport: object, figures: tuple[int, int, int], quiet: float)
 
 def queued(transport: Any) -> int:
     """Return how many written bytes wait in a transport, because the kernel takes no more."""
-    while isinstance(transport, ProtocolWrapper | TLSConnection):
-        transport = transport.transport
-    if isinstance(transport, FileDescriptor):  # Twisted's own
-        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
-    return int(getattr(transport, "queued", 0))
+    layer, stream = layer_of(transport), below(transport)
+    held = layer.held_out if layer else 0
+    if isinstance(stream, FileDescriptor):  # Twisted's own
+        return held + len(stream.dataBuffer) - stream.offset + stream._tempDataLen
+    return held + int(getattr(stream, "queued", 0))
 
 
 def hung_up(transport: object) -> bool:
@@ -178,6 +180,12 @@ def output_ended(handle: socket.socket) -> bool:
     return False
 
 
+def client_ended(transport: object) -> bool:
+    """Return whether the client has ended its stream, which may not be read from."""
+    handle = _handle(transport)
+    return handle is None or input_ended(handle)
+
+
 def input_ended(handle: socket.socket) -> bool:
     """Return whether the input stream of a socket has ended, after the unread data."""
     poll = select.poll()
@@ -215,6 +223,8 @@ def traffic(transport: object, *, input_ended: bool) -> tuple[int, int] | None:
     handle = _handle(transport)
     if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):
         return None
+    if layer_of(transport) is not None:  # it may drop some, or invent some
+        return None
     info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TRAFFIC.size)
     if len(info) < _TRAFFIC.size:
         return None
@@ -250,7 +260,7 @@ def held_in(handle: socket.socket, request: int = termios.FIONREAD) -> int:
 
 def _handle(transport: Any) -> socket.socket | None:
     """Return the open socket under `transport`, if there is one."""
-    while isinstance(transport, ProtocolWrapper):
+    while isinstance(transport, ProtocolWrapper | Layer):
         transport = transport.transport
     try:
         handle = transport.getHandle()

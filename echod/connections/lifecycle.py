@@ -40,6 +40,7 @@ from echod.addresses import shown_address
 from echod.concurrency.model import Busy
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, traffic, unread, unsent
+from echod.connections.layer import layer_of, tls_of
 from echod.handlers.client import encrypt, link
 from echod.log.event import LogLine
 from echod.messages.closing import Event, State, after
@@ -277,7 +278,8 @@ class ConnectionProtocol(Protocol):
         """Whether the handshake of TLS, at the beginning or within, is not over."""
         if not self._entered:
             return not self._waiting
-        return isinstance(self.transport, TLSConnection) and self.transport.is_shaking_hands
+        tls = tls_of(self.transport)
+        return tls is not None and tls.is_shaking_hands
 
     def _admit(self) -> None:
         try:
@@ -335,6 +337,8 @@ class ConnectionProtocol(Protocol):
         if self._reason is None:
             self._reason = self._why_lost(reason)
             self._stop()
+        if (layer := layer_of(self.transport)) is not None and layer.ended:
+            self._reason = EndReason.FAULT  # also if the conversation had ended before
         self._leave()
         self._finish()
         link(self.client, None)
@@ -355,6 +359,10 @@ class ConnectionProtocol(Protocol):
         proxy = shown_address(self.transport.getPeer()) if self.client.proxy else None
         error = self._note_of_end(lost)
         facts = [*([tls] if tls else []), *([f"through {proxy}"] if proxy else [])]
+        layer = layer_of(self.transport)
+        faults = ", ".join(layer.faults) if layer else ""
+        if faults:
+            facts.append(f"faults: {faults}")
         line.write(
             peer=shown(self.client),
             reason=reason.value,
@@ -366,6 +374,7 @@ class ConnectionProtocol(Protocol):
             tls=tls,
             proxy=proxy,
             error=error,
+            **({"faults": faults} if faults else {}),
             _error=f": {error}" if error else "",
             _facts="".join(f", {fact}" for fact in facts),
         )
@@ -501,6 +510,8 @@ class ConnectionProtocol(Protocol):
         Args:
             now: the reactor's time, in seconds.
         """
+        if (layer := layer_of(self.transport)) is not None:
+            self._put_off(layer.held_for())
         if self._state is _FIN_SENT:
             self._look_after_fin(now)
         elif now >= self._deadline:
@@ -513,6 +524,15 @@ class ConnectionProtocol(Protocol):
             self.abort(EndReason.LOST)
         elif self._draining and self._reason is None:
             self._drain_handshake()
+
+    def _put_off(self, seconds: float) -> None:
+        """Let all deadlines come later: for so long a fault has held what the client waits for."""
+        if seconds:
+            self._deadline += seconds
+            self._idle_since += seconds
+            if self._same_since is not None:
+                progress, since = self._same_since
+                self._same_since = progress, since + seconds
 
     @property
     def _is_gone(self) -> bool:

@@ -24,6 +24,7 @@ from echod.concurrency.model import Abandoned, Busy, Dropped, Pending
 from echod.concurrency.models import Awaited, InPool
 from echod.connections.clients import shown, tls_facts
 from echod.connections.kernel import is_reset, shorten_reads, unread
+from echod.connections.layer import tls_of
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.outbox import Errands, Outbox, sendable
 from echod.connections.owner import Owner
@@ -43,7 +44,6 @@ from echod.messages.framing import FramingError
 from echod.messages.session import Session
 from echod.reasons import EndReason
 from echod.tls import Context as TLSContext
-from echod.tls import TLSConnection
 from echod.turns import LONG, PACE, Share
 
 if TYPE_CHECKING:
@@ -702,7 +702,7 @@ class EchoProtocol(ConnectionProtocol):
 
     def start_tls(self) -> None:
         starts_tls = self._owner.starts_tls
-        if self.client.tls is not None or isinstance(self.transport, TLSConnection):
+        if self.client.tls is not None or tls_of(self.transport) is not None:
             raise RuntimeError("this connection is encrypted already")
         if starts_tls is None:
             raise RuntimeError(

@@ -126,5 +126,8 @@ class Owner(Protocol):
     def note_refusal(self, refusal: Refusal, client: Client, why: str) -> None:
         """Count and log the refusal of a client; the caller tells the client."""
 
+    def note_fault(self, name: str) -> None:
+        """Count that a fault on purpose has happened in a connection."""
+
     def handler_failed(self, failure: Failure, client: Client) -> None:
         """Count and log an exception of the handler of `client`."""

@@ -38,11 +38,11 @@ from zope.interface import alsoProvides, implementer, implementer_only
 from echod.connections.clients import addresses_of
 from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import queued, traffic
+from echod.connections.layer import tls_of
 from echod.contexts import context_of
 from echod.handlers.factories import IClosedByDrain, IEndless, IRelay
 from echod.messages.closing import State
 from echod.reasons import EndReason
-from echod.tls import TLSConnection
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
@@ -525,9 +525,10 @@ class SecureTransport(TwistedTransport):
     def getPeerCertificate(self) -> Any:
         """Return the client's certificate, as pyOpenSSL has it; None if it has sent none."""
         transport: Any = self._connection.transport
-        if not isinstance(transport, TLSConnection):
+        tls = tls_of(transport)
+        if tls is None:
             return transport.getPeerCertificate()
-        found = transport.ssl_object
+        found = tls.ssl_object
         encoded = None if found is None else found.getpeercert(binary_form=True)
         if encoded is None:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,7 @@ from echod.daemon.resolve import (
     resolve_status,
 )
 from echod.daemon.service import EchoService, Part
+from echod.faults import Faults
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler
@@ -154,6 +156,14 @@ def make_listeners(
     admission = Admission(limits, reactor.seconds)
     turns = Turns(reactor, time.monotonic)
 
+    endpoints = list(settings.endpoints)
+    seed = _seed(settings)
+
+    def make_faults(description: str) -> Faults | None:
+        number = endpoints.index(description) + 1
+        faults = Faults(settings.fault, seed, number, description)
+        return faults if faults.names else None
+
     def make_factory(description: str, wanted: Listening) -> EchoFactory:
         return EchoFactory(
             reactor,
@@ -167,6 +177,7 @@ def make_listeners(
             turns=turns,
             listener=description,
             starttls=wanted.tls if wanted.starts_clear else None,
+            faults=make_faults(description),
         )
 
     def make_listener(description: str) -> Listener[EchoFactory]:
@@ -174,7 +185,21 @@ def make_listeners(
         factory = make_factory(description, wanted)
         return Listener(reactor, description, wanted, factory, settings.proxy_trust)
 
-    return [make_listener(description) for description in settings.endpoints]
+    return [make_listener(description) for description in endpoints]
+
+
+def _seed(settings: Settings) -> int:
+    """Return the seed of the faults on purpose, and log it with them."""
+    seed = settings.fault_seed
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+    if settings.fault:
+        log.info(
+            "Faults on purpose, seed {seed}: {faults}",
+            seed=seed,
+            faults=escape(" ".join(map(str, settings.fault))),
+        )
+    return seed
 
 
 def make_timer(model: Model) -> HandlerTimer:

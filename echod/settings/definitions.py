@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from echod.addresses import Network
+from echod.faults import Rule, parse_fault
 from echod.handlers.builtin import BANNER, PREFIX
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.framings import FRAMINGS, parse_framing
@@ -111,6 +112,7 @@ NEEDS_LOOP_OR_POOL = Need(
     lambda settings: settings.concurrency is not ConcurrencyModel.THREAD_PER_CONNECTION,
 )
 NEEDS_PROGRAM = Need("--handler exec", lambda settings: settings.handler.name == "exec")
+NEEDS_FAULT = Need("--fault", lambda settings: bool(settings.fault))
 NEEDS_STATUS = Need("--status", lambda settings: bool(settings.status))
 
 
@@ -280,6 +282,30 @@ class Settings:
             "The text that the echo handler puts before each reply.",
             unset=escape(PREFIX),
             example="> ",
+        ),
+    )
+    fault: tuple[Rule, ...] = setting(
+        (),
+        Text(
+            "A fault on purpose, to test clients by, as NAME:key=value,...: reset, close, delay, "
+            "stall, slice, corrupt and others, which docs/faults.md lists; repeats, the fault "
+            "nearest to the client first.",
+            parse_fault,
+            unset="none",
+            repeats=True,
+            section="Faults on purpose",
+            example=(parse_fault("reset:after=10,first=2"), parse_fault("delay:time=0.2")),
+        ),
+    )
+    fault_seed: int | None = setting(
+        None,
+        Text(
+            "The number on which all chance of --fault depends: with the same one, clients that "
+            "connect in the same order get the same faults.",
+            whole_number(0, 2**53),
+            unset="another one at each start, which is logged",
+            example=1,
+            needs=NEEDS_FAULT,
         ),
     )
     start_timeout: float = setting(

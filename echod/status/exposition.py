@@ -157,13 +157,22 @@ def _connections(now: Snapshot) -> Iterator[Metric]:
         "Refused clients, by limit.",
         labels=["listener", "limit"],
     )
+    faults = CounterMetricFamily(
+        "echod_faults",
+        "Connections in which a fault of --fault has happened, by fault.",
+        labels=["listener", "fault"],
+    )
     for listener in now.listeners:
+        for fault, count in listener.faults.items():
+            faults.add_metric([listener.name, fault], count)
         for reason, count in listener.ended.items():
             ended.add_metric([listener.name, reason], count)
         for limit, count in listener.refused.items():
             refused.add_metric([listener.name, limit], count)
     yield ended
     yield refused
+    if faults.samples:
+        yield faults
 
 
 def _pool(now: Snapshot) -> Iterator[Metric]:

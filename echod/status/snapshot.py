@@ -6,7 +6,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import twisted
@@ -108,6 +108,7 @@ class ListenerFigures:
         handler_errors: exceptions of the handler.
         ended: ended connections by reason; every reason is present.
         refused: refused clients by limit; every limit is present.
+        faults: connections in which a fault on purpose has happened, by fault.
     """
 
     name: str
@@ -120,6 +121,7 @@ class ListenerFigures:
     handler_errors: int
     ended: Mapping[str, int]
     refused: Mapping[str, int]
+    faults: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -284,4 +286,5 @@ def _counted(name: str, listener: ObservedListener) -> ListenerFigures:
         handler_errors=metrics.handler_errors,
         ended={reason.value: metrics.ended[reason.value] for reason in EndReason},
         refused={one.value: metrics.refused[one.value] for one in Refusal},
+        faults=dict(metrics.faults),
     )

@@ -159,6 +159,14 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         154: "`chargen`, or a `script` without end: the client does not read",
         155: "SIGTERM while `chargen` generates, or `forward` waits for its upstream",
     },
+    "Faults on purpose": {
+        160: "`--fault reset` ends a connection in the middle of a reply",
+        161: "Several `--fault` hit the same connection",
+        162: "`--fault` delays, slices or slows down a conversation",
+        163: "`--fault` changes, drops, doubles or adds bytes, with a seed",
+        164: "SIGTERM in the middle of a `--fault`",
+        165: "`--fault stall` lasts longer than a deadline",
+    },
 }
 
 NOT_APPLICABLE: Mapping[int, str] = {

@@ -192,6 +192,7 @@ SOME = {
     "proxy_trust": ("10.0.0.0/8", "fd00::/8"),
     "concurrency": ("serial", "reactor"),
     "framing": ("line", "length"),
+    "fault": ("reset:after=10", "delay"),
     "log_format": ("json", "text"),
     "log_level": ("debug", "warn"),
 }

@@ -1,0 +1,592 @@
+"""A connection with faults on purpose: a protocol towards the client, a transport inwards.
+
+It stands between the transport (of TCP, of a UNIX socket, or TLS) and the connection's protocol,
+and only for a connection that `echod.faults` has chosen. That module decides; this class waits,
+writes, reads and ends.
+
+Guarantees:
+
+* Held bytes leave in order, and never before they are due. The end of a stream, and a close, come
+  after them.
+* Memory is bounded: above `MOST` held bytes the source pauses, the client's or the handler's. So
+  does the handler's when the client does not read.
+* A reset waits until the client's machine has every byte before it, so the client gets exactly
+  those, then the error. (A UNIX socket has no reset: its client sees the end.)
+* After `connectionLost` nothing is left: no timer, no held byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import (
+    IConsumer,
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    ILoggingContext,
+    INegotiated,
+    IProducer,
+    IPushProducer,
+    ISSLTransport,
+    ISystemHandle,
+    ITransport,
+)
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from zope.interface import alsoProvides, implementer
+
+from echod.connections.kernel import client_ended, queued, unsent
+from echod.connections.layer import Layer, tls_of
+from echod.faults import Act, Chosen, Course, Direction, Item
+from echod.reasons import EndReason
+
+if TYPE_CHECKING:
+    from echod.connections.lifecycle import ConnectionProtocol
+    from echod.connections.owner import Owner
+
+# How many bytes are held in a direction before its source pauses.
+MOST = 64 * 1024
+# How often a reset looks whether the client has what comes before it, in seconds.
+LOOK = 0.002
+
+
+@implementer(IPushProducer)
+class _Output:
+    """The producer that the transport below pauses when it can send no more."""
+
+    def __init__(self, connection: FaultyConnection) -> None:
+        self._connection = connection
+
+    def pauseProducing(self) -> None:
+        self._connection.block(blocked=True)
+
+    def resumeProducing(self) -> None:
+        self._connection.block(blocked=False)
+
+    def stopProducing(self) -> None:
+        """Do nothing: `connectionLost` follows."""
+
+
+class _Stream:
+    """One direction: its course, the items that are not due yet, and one timer."""
+
+    def __init__(self, course: Course, owner: Owner, pump: Callable[[], None]) -> None:
+        self.course = course
+        self.items: deque[Item] = deque()
+        self.held = 0
+        self._owner = owner
+        self._pump = pump
+        self._timer: IDelayedCall | None = None
+
+    def add(self, items: Iterable[Item]) -> None:
+        for item in items:
+            self.items.append(item)
+            self.held += len(item.data)
+
+    def next_due(self, now: float) -> Item | None:
+        """Remove and return the next item, if it is due."""
+        if self.course.wake_at <= now:
+            self.add(self.course.wake(now))
+        if not self.items or self.items[0].due > now:
+            return None
+        item = self.items.popleft()
+        self.held -= len(item.data)
+        return item
+
+    def set_timer(self) -> None:
+        """Wait for the next item, or for the next fault that begins by time."""
+        self.stop()
+        due = min(self.course.wake_at, self.items[0].due if self.items else math.inf)
+        if due < math.inf:
+            wait = max(0.0, due - self._owner.seconds())
+            self._timer = self._owner.reactor.callLater(wait, self._fired)
+
+    def _fired(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def stop(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def clear(self) -> None:
+        self.stop()
+        self.items.clear()
+        self.held = 0
+
+
+@implementer(IHalfCloseableProtocol, IHandshakeListener, ILoggingContext)
+@implementer(ITransport, IConsumer, IPushProducer, ISystemHandle)
+class FaultyConnection(Layer):
+    """One connection that faults have chosen.
+
+    Attributes:
+        protocol: gets the client's bytes: the connection's protocol, or TLS that it has begun.
+        transport: the transport below.
+    """
+
+    def __init__(self, protocol: ConnectionProtocol, chosen: Chosen, owner: Owner) -> None:
+        """Set up, unconnected.
+
+        Args:
+            protocol: the connection's protocol.
+            chosen: its faults.
+            owner: the factory; its clock and limits apply, and it counts what happens.
+        """
+        self.protocol: Any = protocol
+        self._connection = protocol
+        self._chosen = chosen
+        self._owner = owner
+        self._happened: set[str] = set()
+        # Bytes pass: it is connected, and the handshake is over.
+        self._ready = False
+        self._over = False
+        # By the protocol, by the transport below, by a fault.
+        self._paused = False
+        self._blocked = False
+        self._deaf = False
+        self._reading = True
+        self._in_turn = False
+        self._out_turn = False
+        self._spoken = False
+        self._producer: Any = None
+        self._producer_paused = False
+        self._registered = False
+        # The protocol has ended its stream, or the connection; FIN is sent.
+        self._ending = False
+        self._closing = False
+        self._fin_asked = False
+        self._fin_sent = False
+        self._told_fin = False
+        self._input_over = False
+        # A fault ends the connection: nothing passes any more. While the protocol is told to
+        # close, an abort of its own would turn that into a reset.
+        self._dropping = False
+        self._is_closing = False
+        # The end of the stream has been given to the transport below; a fault withholds it.
+        self._fin_given = False
+        self._withheld = False
+        self._timer: IDelayedCall | None = None
+        self._held = 0.0
+        self._held_since: float | None = None
+
+    # From the network.
+
+    def makeConnection(self, transport: Any) -> None:
+        self.transport = transport
+        now = self._owner.seconds()
+        chosen, owner = self._chosen, self._owner
+        self._in = _Stream(chosen.course(Direction.IN, now), owner, self._pump_in)
+        self._out = _Stream(chosen.course(Direction.OUT, now), owner, self._pump_out)
+        for stream in (self._in, self._out):
+            stream.add(stream.course.start(now))
+        encrypted = ISSLTransport.providedBy(transport)
+        if encrypted:
+            alsoProvides(self, ISSLTransport, INegotiated)
+        self._registered = True
+        transport.registerProducer(_Output(self), True)
+        self.protocol.makeConnection(self)
+        if not encrypted:
+            self._begin()
+
+    def handshakeCompleted(self) -> None:
+        """Begin: the layer of TLS below is ready."""
+        if IHandshakeListener.providedBy(self.protocol):
+            self.protocol.handshakeCompleted()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._ready = True
+        if not self._over:
+            self._pump_out()
+            self._pump_in()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._over or self._deaf or self._dropping:
+            return
+        self._in.add(self._in.course.take(data, self._owner.seconds()))
+        self._pump_in()
+
+    def readConnectionLost(self) -> None:
+        self._input_over = True
+        if not self._over:
+            self._in.add(self._in.course.end(self._owner.seconds()))
+            if self._fin_given and self._dropping:
+                self.transport.loseConnection()
+            else:
+                self._pump_in()
+
+    def writeConnectionLost(self) -> None:
+        self._fin_sent = True
+        self._tell_fin()
+
+    def _tell_fin(self) -> None:
+        """Tell the protocol that FIN is sent, once it has asked for it."""
+        if self._fin_sent and self._fin_asked and not self._told_fin:
+            self._told_fin = True
+            IHalfCloseableProtocol(self.protocol).writeConnectionLost()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._stop()
+        self.protocol.connectionLost(reason)
+
+    def _stop(self) -> None:
+        self._over = True
+        self._set_timer(None)
+        for stream in (self._in, self._out):
+            stream.clear()
+        self._producer = None
+        self._note()
+
+    def _set_timer(self, timer: IDelayedCall | None) -> None:
+        before, self._timer = self._timer, timer
+        if before is not None and before.active():
+            before.cancel()
+
+    # From the client to the protocol.
+
+    def _pump_in(self) -> None:
+        """Pass on what is due."""
+        if self._in_turn or not self._ready:
+            return
+        self._in_turn = True
+        try:
+            while not self._over and not self._paused and not self._dropping:
+                item = self._in.next_due(self._owner.seconds())
+                if item is None:
+                    break
+                if item.data:
+                    self._hear(item.data)
+                elif item.act is not None:
+                    self._act(item.act)
+                else:
+                    IHalfCloseableProtocol(self.protocol).readConnectionLost()
+        except BaseException:
+            self.abortConnection()
+            raise
+        finally:
+            self._in_turn = False
+            self._settle()
+
+    def _hear(self, data: bytes) -> None:
+        if not self._spoken:
+            self._spoken = True
+            self._out.course.client_spoke()
+        self.protocol.dataReceived(data)
+
+    # From the protocol to the client.
+
+    def write(self, data: bytes) -> None:
+        if data and not (self._over or self._ending or self._closing or self._dropping):
+            self._out.add(self._out.course.take(bytes(data), self._owner.seconds()))
+            self._pump_out()
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        self.write(b"".join(iovec))
+
+    def _pump_out(self) -> None:
+        """Write what is due."""
+        if self._out_turn or not self._ready:
+            return
+        self._out_turn = True
+        try:
+            while not (self._over or self._blocked or self._dropping):
+                item = self._out.next_due(self._owner.seconds())
+                if item is None:
+                    break
+                if item.data:
+                    self.transport.write(item.data)
+                elif item.act is not None:
+                    self._act(item.act)
+                else:
+                    self._end_output()
+        finally:
+            self._out_turn = False
+            self._settle()
+
+    def block(self, *, blocked: bool) -> None:
+        """Note whether the transport below takes more."""
+        self._blocked = blocked
+        if not blocked:
+            self._pump_out()
+        elif not self._over:
+            self._settle()
+
+    def _end_output(self) -> None:
+        """End the stream, or the connection, as the protocol has asked: all before it is out."""
+        self._let_end()
+        if self._closing:
+            self.transport.loseConnection()
+        elif not self._fin_given:
+            self._give_fin()
+
+    def _let_end(self) -> None:
+        """Unregister at the transport below, which would wait for a paused producer."""
+        if self._registered:
+            self._registered = False
+            self.transport.unregisterProducer()
+
+    # Acts.
+
+    def _act(self, act: Act) -> None:
+        self._note()
+        match act:
+            case Act.RESET:
+                self._drop_all()
+                # Not in this turn: TLS may not have encrypted yet what comes before.
+                begun = self._owner.seconds()
+                self._set_timer(self._owner.reactor.callLater(LOOK, self._reset_when_sent, begun))
+            case Act.CLOSE:
+                self._close()
+            case Act.HALF_CLOSE:
+                self._give_fin()
+            case Act.STOP_READING:
+                self._deaf = True
+                self._in.clear()
+
+    def _drop_all(self) -> None:
+        self._dropping = self.ended = True
+        self._in.clear()
+        self._out.clear()
+
+    def _reset_when_sent(self, begun: float) -> None:
+        """Reset once the client's machine has all that came before, or does not take it."""
+        self._timer = None
+        timeout = self._owner.limits.write_timeout or math.inf
+        waits = queued(self.transport) or unsent(self.transport)
+        if waits and self._owner.seconds() - begun < timeout:
+            self._set_timer(self._owner.reactor.callLater(LOOK, self._reset_when_sent, begun))
+        else:
+            self._connection.abort(EndReason.FAULT)
+            self.abortConnection()  # the protocol may be closing already
+
+    def _close(self) -> None:
+        """Send FIN after what is written; the client has `linger` seconds for its own."""
+        self._drop_all()
+        self._is_closing = True
+        self._connection.close(EndReason.FAULT)
+        self._is_closing = False
+        if not self._over:
+            self._fin_asked = True
+            self._give_fin()
+            # A client that has sent FIN already gets ours; one that has not has this time for it.
+            linger = self._owner.limits.linger
+            self._set_timer(self._owner.reactor.callLater(linger, self._give_up))
+            if self._input_over:
+                self.transport.loseConnection()
+
+    def _give_fin(self) -> None:
+        """End the stream to the client, after all that is written."""
+        self._let_end()
+        self._fin_given = True
+        if self.is_encrypted and tls_of(self.transport) is None:
+            self.transport.loseConnection()  # Twisted's TLS has no half-close
+        else:
+            self.transport.loseWriteConnection()
+
+    def _give_up(self) -> None:
+        """Close at once, unless the client still reads: then it is the sweep that gives up."""
+        self._timer = None
+        if unsent(self.transport) or queued(self.transport):
+            self._set_timer(self._owner.reactor.callLater(LOOK * 50, self._give_up))
+        else:
+            self.abortConnection()
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the transport below is TLS."""
+        return bool(ISSLTransport.providedBy(self.transport))
+
+    def _note(self) -> None:
+        """Count what has happened for the first time."""
+        for stream in (self._in, self._out):
+            for name in stream.course.fresh():
+                if name not in self._happened:
+                    self._happened.add(name)
+                    self._owner.note_fault(name)
+
+    # Pauses, timers, and the time for which a fault holds something.
+
+    def _settle(self) -> None:
+        """Pause or resume both sources, set the timers, and see whether something is held."""
+        if self._over:
+            return
+        self._note()
+        self._in.set_timer() if not (self._paused or self._dropping) else self._in.stop()
+        self._out.set_timer() if not (self._blocked or self._dropping) else self._out.stop()
+        reads = self._dropping or not (self._paused or self._deaf or self._in.held >= MOST)
+        if reads is not self._reading:
+            self._reading = reads
+            if reads:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()
+        self._pause_producer(paused=self._blocked or self._out.held >= MOST)
+        now = self._owner.seconds()
+        holds = (
+            self._deaf
+            or self._withheld
+            or any(stream.items and stream.items[0].due > now for stream in (self._in, self._out))
+        )
+        if holds is not (self._held_since is not None):
+            if self._held_since is not None:
+                self._held += now - self._held_since
+            self._held_since = now if holds else None
+
+    def _pause_producer(self, *, paused: bool) -> None:
+        producer = self._producer
+        if producer is not None and paused is not self._producer_paused:
+            self._producer_paused = paused
+            if paused:
+                producer.pauseProducing()
+            else:
+                producer.resumeProducing()
+
+    # For the sweep, the log and the kernel's figures.
+
+    def held_for(self) -> float:
+        held, self._held = self._held, 0.0
+        if self._held_since is not None:
+            now = self._owner.seconds()
+            if not self._is_forsaken:
+                held += now - self._held_since
+            self._held_since = now
+        return held
+
+    @property
+    def _is_forsaken(self) -> bool:
+        """Whether something is held for ever, and the client, as far as can be seen, is gone."""
+        forever = (
+            self._deaf
+            or self._withheld
+            or any(
+                stream.items and stream.items[0].due == math.inf
+                for stream in (self._in, self._out)
+            )
+        )
+        return forever and (self._input_over or client_ended(self.transport))
+
+    @property
+    def held_in(self) -> int:
+        return self._in.held
+
+    @property
+    def held_out(self) -> int:
+        return self._out.held
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        order = (rule.fault.name for _, rule in self._chosen.rules)
+        return tuple(dict.fromkeys(name for name in order if name in self._happened))
+
+    # The protocol's transport: closing.
+
+    def loseWriteConnection(self) -> None:
+        self._fin_asked = True
+        if not (self._ending or self._closing or self._over):
+            self._ending = True
+            self._ask_to_end()
+        self._tell_fin()
+
+    def loseConnection(self) -> None:
+        if self._closing or self._over:
+            return
+        self._closing = True
+        if self._dropping:
+            return
+        if self._fin_sent or not self._ready:
+            self._end_output()
+        elif not self._ending:
+            self._ask_to_end()
+        elif not self._out.items:
+            self.transport.loseConnection()
+
+    def _ask_to_end(self) -> None:
+        if not self._dropping:
+            items = self._out.course.end(self._owner.seconds())
+            self._withheld = not items and not self._fin_given
+            self._out.add(items)
+            self._pump_out()
+
+    def abortConnection(self) -> None:
+        if self._is_closing:
+            return  # `_close` ends it
+        self._stop()
+        self.transport.abortConnection()
+
+    @property
+    def disconnecting(self) -> bool:
+        """Whether the protocol wants the connection closed."""
+        return self._closing
+
+    # The protocol's transport: producers, both ways.
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        if self._over:
+            producer.stopProducing()
+            return
+        self._producer, self._producer_paused = producer, False
+        self._settle()
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+        self._settle()
+
+    def resumeProducing(self) -> None:
+        if self._over or not self._paused:
+            return
+        self._paused = False
+        self._settle()  # the timer passes the input on, not this call
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+    def shortenReads(self) -> None:
+        """Make the transport below read in smaller pieces, if it can."""
+        shorten = getattr(self.transport, "shortenReads", None)
+        if shorten is not None:
+            shorten()
+
+    # The protocol's transport: the rest.
+
+    def getPeer(self) -> Any:
+        return self.transport.getPeer()
+
+    def getHost(self) -> Any:
+        return self.transport.getHost()
+
+    def getHandle(self) -> Any:
+        return self.transport.getHandle()
+
+    def getPeerCertificate(self) -> Any:
+        """Return the client's certificate."""
+        return self.transport.getPeerCertificate()
+
+    @property
+    def negotiatedProtocol(self) -> bytes | None:
+        """The application protocol that TLS has chosen."""
+        chosen: bytes | None = self.transport.negotiatedProtocol
+        return chosen
+
+    def getTcpNoDelay(self) -> bool:
+        return bool(self.transport.getTcpNoDelay())
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.transport.setTcpNoDelay(enabled)
+
+    def getTcpKeepAlive(self) -> bool:
+        return bool(self.transport.getTcpKeepAlive())
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        self.transport.setTcpKeepAlive(enabled)
+
+    def logPrefix(self) -> str:
+        return type(self.protocol).__name__

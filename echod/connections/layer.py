@@ -1,0 +1,63 @@
+"""The layers between a connection's protocol and its socket: TLS, and faults on purpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.protocols.policies import ProtocolWrapper
+
+from echod.tls import TLSConnection
+
+
+class Layer:
+    """A transport that holds bytes back, above another transport.
+
+    Attributes:
+        transport: the one below.
+        ended: whether a fault ends the connection.
+    """
+
+    transport: Any = None
+    ended = False
+
+    @property
+    def held_in(self) -> int:
+        """How many bytes from the client wait here."""
+        raise NotImplementedError
+
+    @property
+    def held_out(self) -> int:
+        """How many bytes for the client wait here."""
+        raise NotImplementedError
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """The names of the faults that have happened, in the order of the flags."""
+        raise NotImplementedError
+
+    def held_for(self) -> float:
+        """Return for how many seconds, since the last call, the client has waited for this
+        layer.
+        """
+        raise NotImplementedError
+
+
+def layer_of(transport: Any) -> Layer | None:
+    """Return the layer at or below `transport`; None if there is none."""
+    if isinstance(transport, TLSConnection):  # TLS that began within the conversation
+        transport = transport.transport
+    return transport if isinstance(transport, Layer) else None
+
+
+def tls_of(transport: Any) -> TLSConnection | None:
+    """Return echod's TLS at or below `transport`; None if there is none."""
+    if isinstance(transport, Layer):
+        transport = transport.transport
+    return transport if isinstance(transport, TLSConnection) else None
+
+
+def below(transport: Any) -> Any:
+    """Return the transport at the socket."""
+    while isinstance(transport, ProtocolWrapper | TLSConnection | Layer):
+        transport = transport.transport
+    return transport

@@ -1,0 +1,376 @@
+"""Faults on purpose on the wire, in every model, in clear, over TLS, UNIX and behind a proxy."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+
+from echod.connections.factory import EchoFactory
+from echod.connections.kernel import queued, unread
+from echod.connections.layer import Layer
+from echod.faults import Faults, parse_fault
+from echod.handlers.contract import Close
+from echod.limits import Limits
+from tests.support.daemon import MODELS
+from tests.support.log import Log
+from tests.support.proxy_headers import line
+from tests.support.reactor import reactor
+from tests.support.serving import Server, Talker, eventually, make_model, server_by, turns
+
+WAYS = ["clear", "TLS", "PROXY", "UNIX"]
+BANNER = b"0123456789" * 10
+
+
+class UNIXServer(Server):
+    """A factory that listens on a UNIX socket."""
+
+    def __init__(self, factory: EchoFactory, path: Path) -> None:
+        self.factory: Any = factory
+        self.port = reactor.listenUNIX(str(path), factory)
+        self.path = path
+        self.clients: list[Talker] = []
+
+    async def connect_with(self, client: Talker) -> Talker:
+        self.clients.append(client)
+        await connectProtocol(UNIXClientEndpoint(reactor, str(self.path)), client)
+        return client
+
+
+class Handler:
+    """Greets, and answers each message by itself."""
+
+    def opened(self, client: object) -> bytes:
+        return BANNER
+
+    def received(self, message: bytes) -> bytes | Close:
+        return Close(b"bye") if message == b"quit" else message
+
+
+@asynccontextmanager
+async def serving(
+    *faults: str,
+    certificate: Path,
+    tmp_path: Path,
+    way: str = "clear",
+    model: str = "reactor",
+    handler: Any = Handler,
+    **options: Any,
+) -> AsyncIterator[Server]:
+    factory = EchoFactory(
+        reactor,
+        handler=handler,
+        model=make_model(model),
+        faults=Faults([parse_fault(text) for text in faults], 1, 1, ""),
+        banner=BANNER if model == "thread-per-connection" else None,
+        **options,
+    )
+    if way == "UNIX":
+        server: Server = UNIXServer(factory, tmp_path / "s")
+    else:
+        server = server_by(way, factory, certificate)
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@pytest.fixture
+def serve(certificate: Path, tmp_path: Path) -> Any:
+    def start(*faults: str, **options: Any) -> Any:
+        return serving(*faults, certificate=certificate, tmp_path=tmp_path, **options)
+
+    return start
+
+
+async def ended(server: Server) -> dict[str, int]:
+    """Wait until no connection is open; return how they ended."""
+    await eventually(lambda: not server.factory.connections)
+    return dict(server.factory.metrics.ended)
+
+
+# Every fault that ends a connection, in every cell.
+
+
+@pytest.mark.parametrize("way", [*WAYS, "Twisted's TLS"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest_twisted.ensureDeferred
+async def test_a_client_gets_exactly_so_many_bytes_and_then_a_reset(
+    serve: Any, model: str, way: str, log: Log
+) -> None:
+    """Fault 160: promise. The client gets exactly so many bytes, then ECONNRESET."""
+    async with serve("reset:after=10", model=model, way=way) as server:
+        client = await server.connect()
+        client.send(b"x" * 50)
+        data = await client.receive_all()
+        assert data == (b"x" * 10 if model == "serial" else BANNER[:10])
+        if way != "UNIX":  # which has no reset
+            assert not client.clean
+        assert await ended(server) == {"fault": 1}
+        assert server.factory.metrics.faults == {"reset": 1}
+    assert ": fault (" in log.text
+    assert "faults: reset)" in log.text
+
+
+@pytest.mark.parametrize("way", [*WAYS, "Twisted's TLS"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest_twisted.ensureDeferred
+async def test_a_client_gets_exactly_so_many_bytes_and_then_an_end(
+    serve: Any, model: str, way: str
+) -> None:
+    async with serve("close:after=10", model=model, way=way) as server:
+        client = await server.connect()
+        client.send(b"x" * 50)
+        assert await client.receive_all() == (b"x" * 10 if model == "serial" else BANNER[:10])
+        assert client.clean
+        assert await ended(server) == {"fault": 1}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest_twisted.ensureDeferred
+async def test_delays_slices_and_a_reset_combine(serve: Any, model: str, way: str) -> None:
+    """Fault 161: promise. Each fault does its part: a late start, short pieces, a reset."""
+    faults = ("delay:time=0.05", "slice:size=7,pause=0.01", "reset:after=20")
+    async with serve(*faults, model=model, way=way) as server:
+        begun = reactor.seconds()
+        client = await server.connect()
+        client.send(b"x" * 50)
+        data = await client.receive_all()
+        assert data == (b"x" * 20 if model == "serial" else BANNER[:20])
+        assert reactor.seconds() - begun >= 0.07
+        if way != "UNIX":
+            assert not client.clean
+        assert await ended(server) == {"fault": 1}
+        assert server.factory.metrics.faults == {"delay": 1, "slice": 1, "reset": 1}
+
+
+# The others.
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_lost_of_what_is_only_late_in_both_directions(
+    serve: Any, model: str, way: str
+) -> None:
+    """Fault 162: promise. Late bytes come all, in order, before the end, at a half-close too."""
+    faults = ("delay:direction=in,time=0.02", "slice:size=3000", "bandwidth:rate=2000000")
+    sent = bytes(range(256)) * 100
+    async with serve(*faults, model=model, way=way) as server:
+        client = await server.connect()
+        client.send(sent if model != "serial" else sent[:1000])
+        client.finish()
+        expected = sent[:1000] if model == "serial" else BANNER + sent
+        assert await client.receive_all() == expected
+        assert client.clean
+        assert await ended(server) in ({"client closed": 1}, {"served": 1})
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest_twisted.ensureDeferred
+async def test_bytes_of_the_same_seed_are_the_same_in_clear_and_over_tls(
+    serve: Any, model: str
+) -> None:
+    """Fault 163: promise. The same seed gives the same bytes, in clear and over TLS."""
+    faults = ("corrupt:rate=0.2", "drop:rate=0.1", "duplicate:rate=0.1", "garbage:after=9,size=5")
+    received = []
+    for way in ("clear", "TLS", "UNIX", "PROXY", "clear"):
+        async with serve(*faults, model=model, way=way) as server:
+            client = await server.connect()
+            client.send(bytes(200))
+            client.finish()
+            received.append(await client.receive_all())
+            assert client.clean
+    assert len(set(received)) == 1
+    assert received[0] != BANNER + bytes(200)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest_twisted.ensureDeferred
+async def test_a_drain_during_a_stall_ends_by_an_abort(serve: Any, model: str, way: str) -> None:
+    """Fault 164: promise. A connection in the middle of a fault ends with the drain's deadline."""
+    async with serve("stall:after=5", model=model, way=way) as server:
+        client = await server.connect()
+        client.send(b"x" * 50)
+        await client.receive(b"x" * 5 if model == "serial" else BANNER[:5])
+        drained = server.factory.drain()
+        assert server.factory.connections
+        server.factory.abort()
+        await drained
+        assert not server.factory.connections
+        assert await client.receive_all() == b""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "stall:after=5",
+        "never-read",
+        "never-close",
+        "never-answer",
+        "delay:time=1000",
+        "bandwidth:rate=1",
+        "half-close:after=5",
+        "drip:pause=100",
+        "stall:direction=in",
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_is_aborted_in_a_fault_leaves_nothing(
+    serve: Any, fault: str
+) -> None:
+    # That nothing is left is looked at after each test.
+    async with serve(fault) as server:
+        client = await server.connect()
+        client.send(b"x" * 50)
+        await eventually(lambda: server.factory.metrics.accepted)
+        await turns(5)
+        drained = server.factory.drain()
+        server.factory.abort()
+        await drained
+        await client.receive_all()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stall_is_not_ended_by_deadlines(serve: Any) -> None:
+    """Fault 165: promise. Deadlines stand still while a fault holds what the client waits for."""
+    limits = Limits(write_timeout=0.5, idle_timeout=0.5, first_byte_timeout=0.5)
+    async with serve("stall:after=5,time=2.5", limits=limits) as server:
+        begun = reactor.seconds()
+        client = await server.connect()
+        await client.receive(BANNER[:5])
+        client.send(b"quit")
+        assert await client.receive_all() == BANNER[5:] + b"bye"
+        assert client.clean
+        assert reactor.seconds() - begun >= 2.5
+        assert await ended(server) == {"handler closed": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_has_gone_is_not_held_for_ever(serve: Any) -> None:
+    limits = Limits(write_timeout=0.5)
+    for fault in ("stall:after=5", "never-close"):
+        async with serve(fault, limits=limits) as server:
+            client = await server.connect()
+            await client.receive(BANNER[:5])
+            client.transport.loseConnection()
+            await eventually(lambda server=server: not server.factory.connections)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_an_early_end_of_the_server_s_stream_leaves_the_client_s_open(
+    serve: Any, way: str
+) -> None:
+    heard: list[bytes] = []
+
+    class Listening(Handler):
+        def received(self, message: bytes) -> bytes | Close:
+            heard.append(message)
+            return super().received(message)
+
+    class Staying(Talker):
+        def readConnectionLost(self) -> None:
+            self.ended = True
+            self._look()
+
+    async with serve("half-close:after=10", way=way, handler=Listening) as server:
+        if way == "TLS":
+            client = await server.connect()
+            client.readConnectionLost = lambda: Staying.readConnectionLost(client)  # type: ignore[method-assign]
+        else:
+            client = await server.connect_with(Staying())
+            if way == "PROXY":
+                client.send(line())
+        await client.until(lambda: client.ended)
+        assert client.data == BANNER[:10]
+        client.send(b"still here")
+        await eventually(lambda: heard)
+        client.finish()
+        assert await ended(server) == {"client closed": 1}
+        assert b"".join(heard) == b"still here"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_silences_leave_the_rest_alone(serve: Any, way: str) -> None:
+    async with serve("never-answer", way=way) as server:
+        client = await server.connect()
+        await client.receive(BANNER)
+        client.send(b"hello")
+        client.finish()
+        assert await client.receive_all() == b""
+        assert client.clean
+    async with serve("no-banner", way=way) as server:
+        client = await server.connect()
+        client.send(b"hello")
+        client.finish()
+        assert await client.receive_all() == b"hello"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_never_reads_lets_its_client_fill_the_window(serve: Any) -> None:
+    heard: list[bytes] = []
+
+    class Listening(Handler):
+        def received(self, message: bytes) -> None:
+            heard.append(message)
+
+    async with serve("never-read:after=3", handler=Listening) as server:
+        client = await server.connect()
+        await client.receive(BANNER)
+        client.send(b"x" * 20_000_000)
+        await eventually(lambda: heard)
+        connection = await server.accepted()
+        # The kernels hold what they can, and the rest does not leave the client.
+        await eventually(lambda: unread(connection.transport) and queued(client.transport))
+        await turns(20)
+        assert queued(client.transport)
+        assert b"".join(heard) == b"xxx"
+        client.transport.abortConnection()
+        await client.receive_all()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_is_not_selected_has_no_layer(serve: Any) -> None:
+    async with serve("reset:first=1") as server:
+        first = await server.connect()
+        assert await first.receive_all() == b""
+        second = await server.connect()
+        await second.receive(BANNER)
+        (connection,) = server.factory.connections
+        assert not isinstance(connection.transport, Layer)
+        assert server.factory.metrics.faults == {"reset": 1}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_what_waits_is_bounded_and_arrives_when_the_client_reads(
+    serve: Any, way: str
+) -> None:
+    class Big(Handler):
+        def received(self, message: bytes) -> bytes:
+            return message * 4000
+
+    limits = Limits(max_pending=1000)
+    async with serve("delay:time=0.01", way=way, handler=Big, limits=limits) as server:
+        client = await server.connect()
+        await client.receive(BANNER)
+        client.transport.pauseProducing()
+        for _ in range(8):
+            client.send(bytes(1000))
+        client.finish()
+        connection = await server.accepted()
+        layer = connection.transport
+        await eventually(lambda: layer.held_out > 64 * 1024 or not server.factory.connections)
+        assert layer.held_out < 20_000_000
+        client.transport.resumeProducing()
+        assert len(await client.receive_all()) == 8 * 4_000_000
+        assert client.clean
