@@ -421,6 +421,11 @@ def test_a_service_without_a_yield_names_the_line_of_its_own_file(here: Path) ->
     ("definition", "model", "why"),
     [
         ("def f(conn, addr)", OWN_THREAD, "takes (conn); use conn.getpeername()"),
+        (
+            "def f(conn, addr)",
+            REACTOR,
+            "runs with --concurrency thread-per-connection; use conn.getpeername()",
+        ),
         ("def f(reader, writer)", REACTOR, "make it async def"),
         ("def f(reader, writer)", OWN_THREAD, "make it async def"),
         ("async def f()", REACTOR, "name the function that it gives to start_server"),
