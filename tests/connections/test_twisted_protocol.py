@@ -717,7 +717,8 @@ def test_a_factory_whose_start_fails_is_one_line() -> None:
         def startFactory(self) -> None:
             raise ArithmeticError("no\nmore")
 
-    with pytest.raises(HandlerError, match=r"startFactory failed: ArithmeticError: no\\nmore$"):
+    words = r"startFactory failed: ArithmeticError: no\\nmore \(.*, line \d+\)$"
+    with pytest.raises(HandlerError, match=words):
         EchoFactory(reactor, handler=Failing()).doStart()
 
 
