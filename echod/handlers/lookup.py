@@ -274,6 +274,14 @@ def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, obje
             # Static, a builtin, of another kind, ...
             elif isinstance(plain := inspect.getattr_static(made, hook, None), types.FunctionType):
                 _check_takes(subject, given, plain, ("self", given))
+            if hook != "received":
+                _check_gives_no_pieces(subject, getattr(target, hook, None))
+
+
+def _check_gives_no_pieces(subject: str, hook: object) -> None:
+    """Refuse a generator where no stream is sent: its code would never run."""
+    if inspect.isgeneratorfunction(hook) or inspect.isasyncgenfunction(hook):
+        raise HandlerError(f"{subject} must not yield: send the pieces by client.send")
 
 
 # The methods of a message handler, and what each is given.

@@ -3,7 +3,7 @@ from __future__ import annotations
 import importlib
 import socketserver
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Optional
@@ -305,6 +305,24 @@ def test_a_dropin_that_fails_to_import_hides_no_other(dropin: Path, log: Log) ->
     assert broken.origin == str(dropin / "users_broken_dropin.py")
     assert broken.error == "cannot be imported: RuntimeError: no good"
     assert "no good" in "".join(log.take_errors())
+
+
+@pytest.mark.parametrize("hook", ["opened", "closed"])
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_made", [False, True])
+def test_a_generator_is_refused_where_no_stream_is_sent(
+    hook: str, is_async: bool, is_made: bool
+) -> None:
+    def pieces(self: object, given: object) -> Iterator[bytes]:
+        yield b"never sent"
+
+    async def async_pieces(self: object, given: object) -> AsyncIterator[bytes]:
+        yield b"never sent"
+
+    generator = async_pieces if is_async else pieces
+    made = type("Greets", (Handler,), {hook: generator, "received": lambda self, message: b""})
+    with pytest.raises(HandlerError, match=f"`{hook}` must not yield: send the pieces by client"):
+        adopt(made() if is_made else made, REACTOR)
 
 
 def test_a_builtin_without_a_signature_takes_no_arguments() -> None:
