@@ -711,11 +711,11 @@ async def test_a_client_that_talks_now_and_then_is_not_silent(
     """Fault 98: A client that says something before each time-out stays connected, even if its
     handler, or a child of it, reads through the descriptor.
     """
-    times = {"first_byte_timeout": 2.0, "idle_timeout": 2.0, "linger": 0.5}
+    times = {"first_byte_timeout": 5.0, "idle_timeout": 5.0, "linger": 0.5}
     first = b"happy\n"
     async with served(kind, tmp_path, certificate, HANDLERS, first=first, **times) as one:
         await one.answer(first)
-        for _ in range(6):
+        for _ in range(12):
             await one.ask(b"days\n")
             await deferLater(reactor, 0.5)
         await one.ask(b"bye\n")
