@@ -103,7 +103,7 @@ async def ended(server: Server) -> dict[str, int]:
 async def test_a_client_gets_exactly_so_many_bytes_and_then_a_reset(
     serve: Any, model: str, way: str, log: Log
 ) -> None:
-    """Fault 160: promise. The client gets exactly so many bytes, then ECONNRESET."""
+    """Fault 160: The client gets exactly so many bytes, then ECONNRESET."""
     async with serve("reset:after=10", model=model, way=way) as server:
         client = await server.connect()
         client.send(b"x" * 50)
@@ -135,7 +135,7 @@ async def test_a_client_gets_exactly_so_many_bytes_and_then_an_end(
 @pytest.mark.parametrize("model", MODELS)
 @pytest_twisted.ensureDeferred
 async def test_delays_slices_and_a_reset_combine(serve: Any, model: str, way: str) -> None:
-    """Fault 161: promise. Each fault does its part: a late start, short pieces, a reset."""
+    """Fault 161: Each fault does its part: a late start, short pieces, a reset."""
     faults = ("delay:time=0.05", "slice:size=7,pause=0.01", "reset:after=20")
     async with serve(*faults, model=model, way=way) as server:
         begun = reactor.seconds()
@@ -159,7 +159,7 @@ async def test_delays_slices_and_a_reset_combine(serve: Any, model: str, way: st
 async def test_nothing_is_lost_of_what_is_only_late_in_both_directions(
     serve: Any, model: str, way: str
 ) -> None:
-    """Fault 162: promise. Late bytes come all, in order, before the end, at a half-close too."""
+    """Fault 162: Late bytes come all, in order, before the end, at a half-close too."""
     faults = ("delay:direction=in,time=0.02", "slice:size=3000", "bandwidth:rate=2000000")
     sent = bytes(range(256)) * 100
     async with serve(*faults, model=model, way=way) as server:
@@ -177,7 +177,7 @@ async def test_nothing_is_lost_of_what_is_only_late_in_both_directions(
 async def test_bytes_of_the_same_seed_are_the_same_in_clear_and_over_tls(
     serve: Any, model: str
 ) -> None:
-    """Fault 163: promise. The same seed gives the same bytes, in clear and over TLS."""
+    """Fault 163: The same seed gives the same bytes, in clear and over TLS."""
     faults = ("corrupt:rate=0.2", "drop:rate=0.1", "duplicate:rate=0.1", "garbage:after=9,size=5")
     received = []
     for way in ("clear", "TLS", "UNIX", "PROXY", "clear"):
@@ -195,7 +195,7 @@ async def test_bytes_of_the_same_seed_are_the_same_in_clear_and_over_tls(
 @pytest.mark.parametrize("model", MODELS)
 @pytest_twisted.ensureDeferred
 async def test_a_drain_during_a_stall_ends_by_an_abort(serve: Any, model: str, way: str) -> None:
-    """Fault 164: promise. A connection in the middle of a fault ends with the drain's deadline."""
+    """Fault 164: A connection in the middle of a fault ends with the drain's deadline."""
     async with serve("stall:after=5", model=model, way=way) as server:
         client = await server.connect()
         client.send(b"x" * 50)
@@ -240,7 +240,7 @@ async def test_a_connection_that_is_aborted_in_a_fault_leaves_nothing(
 
 @pytest_twisted.ensureDeferred
 async def test_a_stall_is_not_ended_by_deadlines(serve: Any) -> None:
-    """Fault 165: promise. Deadlines stand still while a fault holds what the client waits for."""
+    """Fault 165: Deadlines stand still while a fault holds what the client waits for."""
     limits = Limits(write_timeout=0.5, idle_timeout=0.5, first_byte_timeout=0.5)
     async with serve("stall:after=5,time=2.5", limits=limits) as server:
         begun = reactor.seconds()
