@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from echod.concurrency.models import InReactor
 from echod.connections.kernel import traffic
-from echod.connections.message_protocol import EchoProtocol, ReplyBatch
+from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening, taken
 from echod.connections.outbox import Outbox
 from echod.connections.owner import Owner
 from echod.contexts import context_of
@@ -95,15 +95,15 @@ class DirectProtocol(EchoProtocol):
             self._hold().receive(data)
             self._answer_more(after_long_read=len(data) >= LONG)
             return
-        size, received = self._owner.framing.max_message, self._received
+        owner, received = self._owner, self._received
+        size, turns = owner.framing.max_message, owner.turns
         replies: list[bytes] = []
         outer, self._batch = self._batch, replies
-        held, answered, failure = 0, 0, None
+        held, answered, failure, share = 0, 0, None, None
         look_at = end = len(data)
-        turns, share = self._owner.turns, None
         if end > PACE * size or end >= LONG or turns.shares:
             share, look_at = self._share_of_read(turns, end, size)
-        seconds = turns.seconds
+            seconds = turns.seconds
         try:
             for start in range(0, end, size):
                 if not self._direct:
@@ -124,8 +124,8 @@ class DirectProtocol(EchoProtocol):
                 reply = received(data[start : start + size])
                 if type(reply) is bytes:
                     replies.append(reply)
-                    held += len(reply) + ReplyBatch.OVERHEAD
-                    if held >= ReplyBatch.MOST:
+                    held += len(reply) + OVERHEAD
+                    if held >= MOST_BATCHED:
                         self._send_batch(replies)
                         held = 0
                 elif reply is not None:
@@ -136,8 +136,18 @@ class DirectProtocol(EchoProtocol):
             failure = Failure()
         finally:
             self._direct_messages += answered
-            self._send_batch(replies)  # nothing is left of them if the session has the rest
-            self._batch = outer
+            # In this order: an outbox that another thread opens from here on does not take over
+            # the list any more, and changes `_send`; one that is being opened is waited for.
+            send, self._batch = self._send, outer
+            if replies:  # nothing is left of them if the session has the rest
+                if opening.locked():
+                    with opening:
+                        pass
+                outbox = self._outbox
+                if outbox is None or outbox.parts is not replies:
+                    send(b"".join(replies))
+                else:
+                    outbox.flush()
         if failure:
             self.fail(failure)
         elif share is not None and end >= LONG:
@@ -186,10 +196,8 @@ class DirectProtocol(EchoProtocol):
 
     def _send_batch(self, parts: list[bytes]) -> None:
         send = self._send  # before the look at the outbox: that changes it
-        if self._outbox is None and parts:
-            replies = parts[:]
-            del parts[: len(replies)]
-            send(b"".join(replies))
+        if parts and self._outbox is None:
+            send(parts.pop(0) if len(parts) == 1 else taken(parts))
         else:
             super()._send_batch(parts)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from threading import get_ident
 from typing import Any
 
@@ -148,7 +149,8 @@ class EchoFactory(Factory):
         self.listener = listener
         self.starts_tls = None if starttls is None else StartTLS(starttls)
         self._admission = admission
-        self._turns = turns
+        if turns is not None:
+            self.turns = turns
         self._faults = faults
         if faults is not None:
             self.metrics.faults.update(dict.fromkeys(faults.names, 0))
@@ -243,12 +245,10 @@ class EchoFactory(Factory):
             self._admission = Admission(self.limits, self.seconds)
         return self._admission
 
-    @property
+    @cached_property  # each read of several messages looks at it: no call for that
     def turns(self) -> Turns:
         """Shares the turns of the event loop among connections."""
-        if self._turns is None:
-            self._turns = Turns(self.reactor)
-        return self._turns
+        return Turns(self.reactor)
 
     @property
     def reactor(self) -> IReactorTime:

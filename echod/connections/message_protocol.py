@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 _CLIENT = EndReason.CLIENT  # looked up once: see `lifecycle`
 # Two threads must not make two outboxes for one connection.
-_opening = Lock()
+opening = Lock()
 
 log = Logger("echod.connection")
 _dropped = LogLine(
@@ -61,17 +61,18 @@ _dropped = LogLine(
 )
 
 
+# How much a batch of replies holds, in bytes of memory: each reply costs a little more than its
+# length. A single one may be longer.
+MOST_BATCHED = 16 * 1024
+OVERHEAD = 64
+
+
 class ReplyBatch:
     """Collects small replies for one write: the transport keeps a list of its writes, and an entry
     there costs more than a small reply.
     """
 
     __slots__ = ("_size", "_write", "parts")
-
-    # In bytes of memory: each reply costs a little more than its length. A single one may be
-    # longer.
-    MOST = 16 * 1024
-    OVERHEAD = 64
 
     def __init__(self, write: Callable[[list[bytes]], None]) -> None:
         self._write = write
@@ -81,8 +82,8 @@ class ReplyBatch:
     def add(self, data: bytes) -> None:
         """Keep `data` for the next write."""
         self.parts.append(data)
-        self._size += len(data) + self.OVERHEAD
-        if self._size >= self.MOST:
+        self._size += len(data) + OVERHEAD
+        if self._size >= MOST_BATCHED:
             self.flush()
 
     def flush(self) -> None:
@@ -90,6 +91,13 @@ class ReplyBatch:
         if self.parts:
             self._size = 0
             self._write(self.parts)
+
+
+def taken(parts: list[bytes]) -> bytes:
+    """Take all that `parts` holds, joined; what another thread adds meanwhile stays."""
+    replies = parts[:]
+    del parts[: len(replies)]
+    return b"".join(replies)
 
 
 @implementer(IPushProducer)
@@ -261,7 +269,7 @@ class EchoProtocol(ConnectionProtocol):
     def pauseProducing(self) -> None:
         """Pause, because the transport's write buffer is full."""
         session = self._hold()
-        with _opening:  # another thread may be opening it
+        with opening:  # another thread may be opening it
             session.blocked = True
             if self._outbox is not None:
                 self._outbox.blocked = True
@@ -272,7 +280,7 @@ class EchoProtocol(ConnectionProtocol):
     def resumeProducing(self) -> None:
         """Resume, because the transport has written everything."""
         session = self._hold()
-        with _opening:
+        with opening:
             session.blocked = False
             if self._outbox is not None:
                 self._outbox.blocked = False
@@ -384,7 +392,7 @@ class EchoProtocol(ConnectionProtocol):
             self._rest()
             self._settle(self._hold())
 
-    def _answer_messages(self, share: Share | None = None) -> None:
+    def _answer_messages(self, share: Share | None = None) -> None:  # noqa: C901 - calls would cost
         """Pass on messages as long as the session allows; then read on, or close.
 
         Args:
@@ -392,9 +400,15 @@ class EchoProtocol(ConnectionProtocol):
                 of one message does not pay for it.
         """
         session, call = self._session or self._hold(), self._owner.model.call
-        received = self._in_thread(self._received)
+        received = self._received
+        if self._context is not None:
+            received = self._in_thread(received)
         encode = self._owner.framing.encode
-        batch, outer = self.gather()
+        # As in `gather` and `gathered`, without their calls.
+        batch = self._outbox or ReplyBatch(self._send_batch)
+        outer, self._batch = self._batch, batch.parts
+        if outer:
+            self._send_batch(outer)
         unseen = 1
         while (message := self._next_message(session, batch)) is not None:
             try:
@@ -414,7 +428,8 @@ class EchoProtocol(ConnectionProtocol):
                 share, unseen = self._look_at(session, share)
                 if not unseen:
                     break
-        self.gathered(batch, outer)
+        batch.flush()
+        self._batch = outer
         if share is not None:
             share.used_up()  # which makes it count, should more of this turn follow
         self._settle(session)
@@ -517,13 +532,18 @@ class EchoProtocol(ConnectionProtocol):
 
     def _send_batch(self, parts: list[bytes]) -> None:
         """Write the replies collected in `parts`, and clear it."""
-        # Another thread may make the outbox at any moment, which then takes over the list.
-        if (outbox := self._outbox) is not None:
+        # Another thread may make the outbox at any moment, which then takes over the list, unless
+        # that was just before the list became the batch.
+        outbox = self._outbox
+        if outbox is not None and outbox.parts is parts:
             outbox.flush()
         elif parts:
-            replies = parts[:]
-            del parts[: len(replies)]
-            self.transmit(b"".join(replies))
+            data = parts.pop(0) if len(parts) == 1 else taken(parts)
+            if outbox is not None:
+                self._write(data)
+            elif self._reason is None:  # as in `transmit`, without another call
+                self._bytes_sent += len(data)
+                self.transport.write(data)
 
     # For streams.
 
@@ -586,7 +606,7 @@ class EchoProtocol(ConnectionProtocol):
         return (self._outbox or self._open_outbox()).put(framed)
 
     def _open_outbox(self) -> Outbox:
-        with _opening:
+        with opening:
             if self._outbox is None:
                 outbox = Outbox(self, self._batch, self._fastest_write())
                 if self._reason is not None:
@@ -657,7 +677,8 @@ class EchoProtocol(ConnectionProtocol):
             if session.finished:
                 self._session_over(session)
             else:
-                self._update_reading(session)
+                if session.wants_input is not self._reading:  # which spares most reads a call
+                    self._update_reading(session)
                 if self._lets_go and session.idle and not self._draining:
                     self._let_go(session)
 
@@ -728,7 +749,7 @@ class EchoProtocol(ConnectionProtocol):
                 self._outbox.empty()
             self._outbox.held = 0
         self._direct_messages += clear.messages
-        with _opening:
+        with opening:
             self._session = None
             if self._outbox is not None:
                 self._outbox.blocked = False
@@ -762,7 +783,7 @@ class EchoProtocol(ConnectionProtocol):
         if self._owner.starts_tls is not None:
             self._owner.starts_tls.asked.discard(self)
         self._hold().close()
-        with _opening:  # another thread may be opening it
+        with opening:  # another thread may be opening it
             outbox = self._outbox
         if outbox is not None:
             outbox.end()

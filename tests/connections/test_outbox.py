@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
 import echod
-from echod import Chunk, Client, EndReason, Handler, Limits, Line, connection_handler
+from echod import Chunk, Client, EchoFactory, EndReason, Handler, Limits, Line, connection_handler
 from echod.concurrency.pool import WorkerPool
 from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
@@ -476,6 +476,48 @@ async def test_a_push_that_leaves_among_replies_waits_no_more() -> None:
         outbox = connection._open_outbox()
         await in_a_thread(take_among_replies, outbox)
         await eventually(lambda: outbox.is_clear)
+
+
+@pytest.mark.parametrize("framing", [Chunk(), Line()], ids=["chunk", "line"])
+@pytest_twisted.ensureDeferred
+async def test_replies_that_an_outbox_has_not_taken_over_leave_behind_the_pushes_in_it(
+    framing: Framing,
+) -> None:
+    async with serving(handler=Room, banner=b"", framing=framing) as server:
+        client = await server.connect()
+        connection = await server.accepted()
+        await eventually(lambda: Room.clients)
+        outbox = connection._open_outbox()  # by a thread, just before the loop has begun a batch
+        outbox._is_due = True
+        await in_a_thread(outbox.put, b"push ")
+        connection._send_batch([b"first ", b"second"])
+        await client.receive(b"push first second")
+        assert outbox.is_clear
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_push_just_before_a_read_of_several_pieces_comes_before_their_replies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(handler=Room, framing=Chunk(3), banner=b"") as server:
+        client = await server.connect()
+        connection = await server.accepted()
+        await eventually(lambda: Room.clients)
+        (to,) = Room.clients
+        all_turns = connection.owner.turns
+        pushes = [b"push "]
+
+        def look(factory: object) -> Any:
+            while pushes:  # the loop has looked for an outbox already
+                thread = threading.Thread(target=to.send, args=(pushes.pop(),))
+                thread.start()
+                thread.join()
+            return all_turns
+
+        monkeypatch.setattr(EchoFactory, "turns", property(look))
+        client.send(b"onetwo")
+        await client.receive(b"push onetwo")
+        assert connection.figures[0] == 2
 
 
 def take_among_replies(outbox: Any) -> None:
