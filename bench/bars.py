@@ -80,6 +80,7 @@ BARS = (
     Bar(Group.PROTOCOL, MESSAGES, CPU, "uvloop-protocol", 1.05),
     Bar(Group.PROTOCOL_TLS, MESSAGES, CPU, "uvloop-protocol-tls", 1.0),
     Bar(Group.TWISTED, MESSAGES, CPU, "twisted-protocol", 1.05),
+    Bar(Group.ASYNC, MESSAGES, CPU, "plain-def", 1.20),
     Bar(Group.REACTOR, SILENT, BYTES, None, 2.5, unit="KiB each", scale=1024),
     Bar(Group.REACTOR, CONNECT, RATE, "uvloop", 1.0, at_least=True),
     Bar(Group.REACTOR, LARGE, CPU, "uvloop", 1.0),

@@ -28,6 +28,7 @@ class Group(enum.StrEnum):
     PROTOCOL = "An asyncio protocol"
     PROTOCOL_TLS = "An asyncio protocol, over TLS"
     TWISTED = "A Twisted protocol, on echod's reactor"
+    ASYNC = "An async def that does not wait"
 
     @property
     def is_encrypted(self) -> bool:
@@ -37,7 +38,7 @@ class Group(enum.StrEnum):
     @property
     def is_foreign(self) -> bool:
         """Whether the same code, which is not made for echod, runs with and without it."""
-        return self not in (Group.REACTOR, Group.DEFER, Group.THREAD, Group.TLS)
+        return self in _FOREIGN
 
 
 # How many idle connections a class gets at most. One address may have three quarters of echod's
@@ -88,7 +89,7 @@ class Peer:
 
     def takes(self, workload: Workload) -> bool:
         """Whether it does this work."""
-        if self.group.is_foreign:
+        if self.group.is_foreign or self.group is Group.ASYNC:
             return not workload.work and workload.mode is not Mode.IDLE
         return not workload.work or (self.is_echod and self.group is Group.REACTOR)
 
@@ -151,6 +152,8 @@ _ECHOD_MODELS = {
     "echod-protocol": (Group.PROTOCOL, "reactor"),
     "echod-protocol-tls": (Group.PROTOCOL_TLS, "reactor"),
     "echod-twisted": (Group.TWISTED, "reactor"),
+    "plain-def": (Group.ASYNC, "reactor"),
+    "echod-async": (Group.ASYNC, "reactor"),
 }
 
 # The code that the peers of these classes run without echod.
@@ -161,6 +164,13 @@ _FOREIGN = {
     Group.PROTOCOL_TLS: "bench.peers.asyncio_echo:make",
     Group.TWISTED: "bench.peers.twisted_echo:make",
 }
+
+# The handlers of echod that are compared with each other.
+_HANDLERS = {
+    "plain-def": "bench.peers.async_echo:plain",
+    "echod-async": "bench.peers.async_echo:awaiting",
+}
+_GREETING = "Welcome to the server. Type something and hit enter"
 
 
 def _echod(name: str, reactor: str) -> Peer:
@@ -182,6 +192,8 @@ def _echod(name: str, reactor: str) -> Peer:
             asked += ["--handler", f"{_FOREIGN[group]}:read_size={place.read_size}"]
         elif place.read_size != 1024:  # the default
             asked += ["--max-message", str(place.read_size)]
+        if name in _HANDLERS:
+            asked += ["--handler", _HANDLERS[name], "--banner", _GREETING]
         if place.work:
             asked += ["--framing", "line", "--handler", f"working:Working:work={place.work}"]
         return [*twistd, "echod", *asked]

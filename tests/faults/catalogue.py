@@ -158,6 +158,8 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         153: "`forward`: one side does not read",
         154: "`chargen`, or a `script` without end: the client does not read",
         155: "SIGTERM while `chargen` generates, or `forward` waits for its upstream",
+        146: "One member of a chat of 1,000 never reads",
+        147: "A stream of 200 MB to a client that reads 1 MB/s",
     },
     "Faults on purpose": {
         160: "`--fault reset` ends a connection in the middle of a reply",

@@ -1,0 +1,138 @@
+"""Sending 100 bytes to each of 1,000 clients: echod beside a bare loop of uvloop's `write`.
+
+`python -m bench.broadcast` serves the clients of a child process, and sends in three ways, in
+turns: by a loop over uvloop's transports, by `Client.send` from the event loop, and by
+`Client.send` from a thread. It prints the CPU of the whole process for a message, and the ratios
+to the bare loop: the medians of five rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+
+from echod import Client, EchoFactory, Handler
+from echod.reactor import install
+
+CLIENTS = 1000
+ROUNDS = 5
+SENDS = 40
+DATA = b"x" * 100
+BARS = {"loop": 1.15, "thread": 1.25}
+
+
+Pause = Callable[[float], Deferred[None]]
+
+
+class Room(Handler):
+    """Keeps the clients."""
+
+    clients: list[Client] = []  # noqa: RUF012 - one room
+
+    def opened(self, client: Client) -> None:
+        self.clients.append(client)
+
+    def received(self, message: bytes) -> None:
+        pass
+
+
+def listen_to(port: int) -> None:
+    """Connect all clients, and read until the server closes one."""
+    selector = selectors.DefaultSelector()
+    for _ in range(CLIENTS):
+        client = socket.create_connection(("127.0.0.1", port))
+        client.setblocking(False)
+        selector.register(client, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            assert isinstance(key.fileobj, socket.socket)
+            if not key.fileobj.recv(1 << 16):
+                return
+
+
+def send_to_all() -> None:
+    """Push to each client."""
+    for client in Room.clients:
+        client.send(DATA)
+
+
+async def measure(send: Callable[[], None], pause: Pause) -> float:
+    """Return the CPU of this process for one message, in microseconds."""
+    began = time.process_time()
+    for _ in range(SENDS):
+        if send is by_thread:
+            await deferToThread(send_to_all)
+        else:
+            send()
+        await pause(0)
+        await pause(0)
+    await pause(0.05)
+    return (time.process_time() - began) / SENDS / CLIENTS * 1e6
+
+
+def by_thread() -> None:
+    """Stand for `send_to_all` in a thread."""
+
+
+async def measure_all(ways: dict[str, Callable[[], None]], pause: Pause) -> None:
+    """Measure the ways to send in turns, and print the medians."""
+    for send in ways.values():
+        await measure(send, pause)  # warm up
+    rounds = []
+    for number in range(ROUNDS):
+        order = [*ways] if number % 2 == 0 else [*ways][::-1]
+        rounds.append({name: await measure(ways[name], pause) for name in order})
+    print(f"bare: {statistics.median(each['bare'] for each in rounds):.2f} µs a message")
+    for name, bar in BARS.items():
+        ratio = statistics.median(each[name] / each["bare"] for each in rounds)
+        print(f"{name}: {ratio:.2f} times that; the bar is {bar}")
+
+
+def main() -> None:
+    """Serve the clients of a child process, and measure."""
+    install()
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    factory = EchoFactory(reactor, handler=Room, banner=b"")
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1", backlog=CLIENTS)
+    child = os.fork()
+    if not child:
+        listen_to(port.getHost().port)
+        os._exit(0)
+
+    async def run() -> None:
+        while len(Room.clients) < CLIENTS:
+            await deferLater(reactor, 0.05)
+        connections: Any = factory.connections
+        writes = [each.transport._uv.write for each in connections]
+
+        def bare() -> None:
+            for write in writes:
+                write(DATA)
+
+        ways = {"bare": bare, "loop": send_to_all, "thread": by_thread}
+        await measure_all(ways, partial(deferLater, reactor))
+
+    def end(result: object) -> object:
+        os.kill(child, signal.SIGKILL)
+        reactor.stop()
+        return result
+
+    reactor.callWhenRunning(lambda: ensureDeferred(run()).addBoth(end))
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main()
