@@ -94,7 +94,7 @@ class ReplyBatch:
 
 
 def taken(parts: list[bytes]) -> bytes:
-    """Take all that `parts` holds, joined; what another thread adds meanwhile stays."""
+    """Empty `parts` and return its contents, joined; a part that a thread adds meanwhile stays."""
     replies = parts[:]
     del parts[: len(replies)]
     return b"".join(replies)

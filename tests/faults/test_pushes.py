@@ -102,7 +102,7 @@ def test_a_member_that_never_reads_disturbs_no_other_of_a_large_chat(
             return member
 
         room = Room([join() for _ in range(count - 1)])
-        for _ in range(30):  # the buffers of those who read are there before the one who does not
+        for _ in range(30):  # the buffers of the readers are there first
             room.say(LINE)
         before = running.resident
         deaf = join(connect_narrow)
@@ -118,7 +118,7 @@ def test_a_member_that_never_reads_disturbs_no_other_of_a_large_chat(
         scale.note(f"{model}, {way}, {count} clients: {said} lines, {most >> 10} KiB more")
         deaf.close()
     assert running.log.count("write-timeout") == 1
-    # Its unsent bytes; what their parts and the allocator add is no more than that again.
+    # Its unsent bytes; their parts and the allocator add less than that again.
     assert most <= 2 * MIB
 
 
