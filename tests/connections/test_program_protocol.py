@@ -22,6 +22,7 @@ from echod.handlers.command import Command
 from echod.handlers.contract import HandlerError
 from echod.limits import Limits
 from tests.support.log import Log
+from tests.support.programs import children
 from tests.support.reactor import reactor
 from tests.support.serving import WAYS, Server, Talker, eventually, in_thread, run, server_by
 from tests.support.waiting import block_until
@@ -40,11 +41,7 @@ def python(script: str) -> str:
 
 def no_child() -> bool:
     """Return whether this process has no child, not even one that is to be reaped."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-    except ChildProcessError:
-        return True
-    return False
+    return not children()
 
 
 def is_gone(pid: int) -> bool:

@@ -158,6 +158,10 @@ class _Server:
             )
         atexit.register(self._end)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def _end(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -227,6 +231,14 @@ def _server() -> _Server:
         if number not in _servers:
             _servers[number] = _Server()
         return _servers[number]
+
+
+def children() -> set[int]:
+    """Return the children of this process, ended ones too, without the process that forks."""
+    threads = Path("/proc/self/task").glob("*/children")
+    server = _servers.get(os.getpid())
+    own = {server.pid} if server is not None else set()
+    return {int(pid) for each in threads for pid in each.read_text().split()} - own
 
 
 def run(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.programs import SCRIPTS, Program, run
+from tests.support.programs import SCRIPTS, Program, children, run
 from tests.support.waiting import PATIENCE, block_until
 
 # A handler that says, when it is imported, in which process it is.
@@ -127,6 +127,13 @@ def test_it_reads_its_input_and_a_signal_ends_it(tmp_path: Path) -> None:
             pass
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
+
+
+def test_the_process_that_forks_is_no_child_of_a_test(tmp_path: Path) -> None:
+    assert run(tmp_path, SCRIPTS / "echod", "--version").returncode == 0
+    assert children() == set()
+    with Program([SCRIPTS / "echod", "--version"], stdout=subprocess.DEVNULL) as process:
+        assert children() == {process.pid}
 
 
 def test_a_crash_is_seen(tmp_path: Path) -> None:
