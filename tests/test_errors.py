@@ -16,6 +16,7 @@ OTHERS = {
     "FramingError",
     "MessageCutShort",
     "MessageTooLong",
+    "Mismatch",  # of a script, about its client
     "ProxyError",
     "TLSError",
     "TalkError",  # of a test, for its author

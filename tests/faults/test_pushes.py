@@ -16,7 +16,7 @@ import pytest
 from tests.faults.scale import Scale, number
 from tests.support.certificates import self_signed_pem
 from tests.support.clients import connect, connect_narrow, receive
-from tests.support.daemon import CONCURRENT, Daemon, Start
+from tests.support.daemon import CONCURRENT, REACTOR, Daemon, Start
 from tests.support.tls_peer import client_context
 from tests.support.waiting import PATIENCE
 
@@ -118,8 +118,9 @@ def test_a_member_that_never_reads_disturbs_no_other_of_a_large_chat(
         scale.note(f"{model}, {way}, {count} clients: {said} lines, {most >> 10} KiB more")
         deaf.close()
     assert running.log.count("write-timeout") == 1
-    # Its unsent bytes; their parts and the allocator add less than that again.
-    assert most <= 2 * MIB
+    # Its unsent bytes; their parts and the allocator add less than that again. Twisted's transport
+    # copies all that waits whenever it takes more, so there they are in memory twice.
+    assert most <= (3 if "--reactor=epoll" in REACTOR else 2) * MIB
 
 
 @pytest.mark.long

@@ -85,18 +85,20 @@ def test_without_descriptors_for_processes_they_are_waited_for_in_threads() -> N
 
 
 def test_a_child_that_was_waited_for_before_the_thread_looks_is_no_error() -> None:
-    """Twisted itself looks whenever SIGCHLD comes, and may be quicker than the thread."""
+    """Twisted looks itself when a child's pipes close, and may be quicker than the thread."""
     late = (
-        "import os, threading\n"
+        "import os, threading, time\n"
         "def pidfd_open(pid): raise OSError\n"
         "os.pidfd_open = pidfd_open\n"
         "waitid = os.waitid\n"
         "def late(kind, pid, options):\n"
-        "    while os.path.exists(f'/proc/{pid}'): os.sched_yield()\n"
+        "    while os.path.exists(f'/proc/{pid}'):\n"
+        "        reactor.callFromThread(process.reapAllProcesses)\n"
+        "        time.sleep(0.01)\n"
         "    return waitid(kind, pid, options)\n"
         "os.waitid = late\n"
         "import echod.reactor; echod.reactor.install()\n"
-        "from twisted.internet import task, utils\n"
+        "from twisted.internet import process, reactor, task, utils\n"
         "def join(value):\n"
         "    for thread in set(threading.enumerate()) - {threading.current_thread()}:\n"
         "        thread.join()\n"
