@@ -1,4 +1,4 @@
-"""`script`, by the real daemon, with the clients that it stands in for."""
+"""`script`, by its factory in every way, and by the real daemon with real clients."""
 
 from __future__ import annotations
 
@@ -7,16 +7,130 @@ import signal
 import smtplib
 import socket
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import pytest_twisted
 import redis
 
+from echod.connections.factory import EchoFactory
+from echod.handlers.contract import HandlerError
+from echod.handlers.script import Script
+from echod.reasons import EndReason
 from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import TERMINATED, Start
+from tests.support.log import Log
 from tests.support.paths import ROOT
+from tests.support.reactor import reactor
+from tests.support.serving import Server, eventually, server_by
 
 SCRIPTS = ROOT / "examples/scripts"
+in_every_way = pytest.mark.parametrize("way", ["clear", "TLS", "PROXY"])
+
+
+@asynccontextmanager
+async def serving(way: str, folder: Path, certificate: Path, text: str) -> AsyncIterator[Server]:
+    """Serve by a script."""
+    file = folder / "talk.txt"
+    file.write_text(text)
+    server = server_by(way, EchoFactory(reactor, handler=Script(file=str(file))), certificate)
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@in_every_way
+@pytest_twisted.ensureDeferred
+async def test_a_conversation_goes_by_the_script_however_its_input_comes(
+    way: str, tmp_path: Path, certificate: Path
+) -> None:
+    text = "> Who?\n< I am (\\w+)\nwait 0.01\n> Hello \\1\nrepeat 2\n< a\n>- b\nend\nclose\n"
+    async with serving(way, tmp_path, certificate, text) as server:
+        client = await server.connect()
+        await client.receive(b"Who?\r\n")
+        client.send(b"I am ")
+        await client.arrive()
+        client.send(b"Ann\r\na\na\n")
+        assert await client.receive_all() == b"Hello Ann\r\nbb"
+        assert client.clean
+        await eventually(lambda: not server.factory.connections)
+
+
+@in_every_way
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_leaves_the_script_is_told_of_and_disconnected(
+    way: str, tmp_path: Path, certificate: Path, log: Log
+) -> None:
+    async with serving(way, tmp_path, certificate, "< yes\n> fine\n") as server:
+        client = await server.connect()
+        client.send(b"no\n")
+        assert await client.receive_all() == b""
+        gone = await server.connect()
+        gone.finish()
+        assert await gone.receive_all() == b""
+        await eventually(lambda: not server.factory.connections)
+    assert "line 1: expected yes, got 'no" in log.text
+    assert log.text.count("has left the script") == 2
+
+
+@in_every_way
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_leaves_within_a_wait_leaves_no_timer(
+    way: str, tmp_path: Path, certificate: Path
+) -> None:
+    async with serving(way, tmp_path, certificate, "> a\nwait 3600\n> b\n") as server:
+        client = await server.connect()
+        await client.receive(b"a\r\n")
+        (served,) = server.factory.connections
+        served.abort(EndReason.ABORTED)
+        await eventually(lambda: not server.factory.connections)
+        await client.until(lambda: client.reason is not None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reset_of_the_script_is_one(tmp_path: Path, certificate: Path) -> None:
+    async with serving("clear", tmp_path, certificate, "< a\nreset\n") as server:
+        client = await server.connect()
+        client.send(b"a\n")
+        assert await client.receive_all() == b""
+        assert not client.clean
+        await eventually(lambda: not server.factory.connections)
+
+
+@in_every_way
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_does_not_read_pauses_the_script(
+    way: str, tmp_path: Path, certificate: Path
+) -> None:
+    text = "repeat 3000\n> " + "x" * 9998 + "\nend\n"
+    async with serving(way, tmp_path, certificate, text) as server:
+        client = await server.connect()
+        client.transport.pauseProducing()
+        await eventually(
+            lambda: any(getattr(one, "is_blocked", False) for one in server.factory.connections)
+        )
+        client.transport.resumeProducing()
+        assert len(await client.receive_all()) == 30_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (None, r"script: .*talk\.txt: No such file or directory"),
+        (b"\xff", r"script: .*talk\.txt is not UTF-8"),
+        (b"> a\nhello\n", r"script: .*talk\.txt:2: a line begins with"),
+    ],
+)
+def test_a_script_that_cannot_be_used_says_why(
+    tmp_path: Path, content: bytes | None, error: str
+) -> None:
+    if content is not None:
+        (tmp_path / "talk.txt").write_bytes(content)
+    with pytest.raises(HandlerError, match=error):
+        Script(file=str(tmp_path / "talk.txt"))
 
 
 def test_a_fake_smtp_server_takes_mail_of_smtplib(daemon: Start) -> None:

@@ -193,22 +193,23 @@ def test_a_module_that_runs_the_reactor_when_it_is_imported_is_refused_in_one_li
 
 
 @pytest.mark.parametrize(
-    ("handler", "why", "model"),
+    ("handler", "why", "line", "model"),
     [
-        ("made:Size:size=0", r"ValueError: size must be at least 1,\nnot 0", "reactor"),
-        ("made:Unset", "KeyError: 'UNSET'", "serial"),
-        ("made:Unset", "KeyError: 'UNSET'", "defer-to-thread"),
+        ("made:Size:size=0", r"ValueError: size must be at least 1,\nnot 0", 11, "reactor"),
+        ("made:Unset", "KeyError: 'UNSET'", 15, "serial"),
+        ("made:Unset", "KeyError: 'UNSET'", 15, "defer-to-thread"),
     ],
 )
 def test_a_handler_that_can_never_be_made_keeps_it_from_starting(
-    tmp_path: Path, handler: str, why: str, model: str
+    tmp_path: Path, handler: str, why: str, line: int, model: str
 ) -> None:
     """Fault 89: If the handler can never be made, the start and `--check-config` say so, in one
     line.
     """
-    (tmp_path / "made.py").write_text(CONSTRUCTORS)
+    file = tmp_path / "made.py"
+    file.write_text(CONSTRUCTORS)
     name = ":".join(handler.split(":")[:2])
-    error = f"echod: --handler: {name} cannot be made: {why}\n"
+    error = f"echod: --handler: {name} cannot be made: {why} ({file}, line {line})\n"
     twistd = (SCRIPTS / "twistd", "--pidfile=")
     options = ("echod", "--concurrency", model, "--handler", handler, "--port=0")
     checked = run(tmp_path, *twistd, *options, "--check-config")
