@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +50,7 @@ class Handler:
         return Close(b"bye") if message == b"quit" else message
 
 
-@asynccontextmanager
-async def serving(
+def serving(
     *faults: str,
     certificate: Path,
     tmp_path: Path,
@@ -61,7 +58,7 @@ async def serving(
     model: str = "reactor",
     handler: Any = Handler,
     **options: Any,
-) -> AsyncIterator[Server]:
+) -> Server:
     factory = EchoFactory(
         reactor,
         handler=handler,
@@ -71,13 +68,8 @@ async def serving(
         **options,
     )
     if way == "UNIX":
-        server: Server = UNIXServer(factory, tmp_path / "s")
-    else:
-        server = server_by(way, factory, certificate)
-    try:
-        yield server
-    finally:
-        await server.stop()
+        return UNIXServer(factory, tmp_path / "s")
+    return server_by(way, factory, certificate)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -81,16 +79,9 @@ def provides(interface: Any, transport: object) -> bool:
     return bool(interface.providedBy(transport))
 
 
-@asynccontextmanager
-async def serving(
-    handler: Any, certificate: Path, way: str = "clear", **limits: float
-) -> AsyncIterator[Server]:
+def serving(handler: Any, certificate: Path, way: str = "clear", **limits: float) -> Server:
     factory = EchoFactory(reactor, handler=handler, limits=Limits(**limits))  # type: ignore[arg-type]
-    server = server_by(way, factory, certificate)
-    try:
-        yield server
-    finally:
-        await server.stop()
+    return server_by(way, factory, certificate)
 
 
 def with_protocol(made: Any) -> NotingFactory:

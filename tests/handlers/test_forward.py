@@ -100,16 +100,11 @@ async def upstream() -> AsyncIterator[Upstream]:
         await made.stop()
 
 
-@asynccontextmanager
-async def forwarding(
+def forwarding(
     certificate: Path, way: str = "clear", limits: Limits | None = None, **options: Any
-) -> AsyncIterator[Server]:
+) -> Server:
     factory = EchoFactory(reactor, handler=Forward(**options), limits=limits)
-    server = server_by(way, factory, certificate)
-    try:
-        yield server
-    finally:
-        await server.stop()
+    return server_by(way, factory, certificate)
 
 
 @asynccontextmanager

@@ -7,8 +7,6 @@ import signal
 import smtplib
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -30,16 +28,11 @@ SCRIPTS = ROOT / "examples/scripts"
 in_every_way = pytest.mark.parametrize("way", ["clear", "TLS", "PROXY"])
 
 
-@asynccontextmanager
-async def serving(way: str, folder: Path, certificate: Path, text: str) -> AsyncIterator[Server]:
-    """Serve by a script."""
+def serving(way: str, folder: Path, certificate: Path, text: str) -> Server:
+    """Return a server that holds the conversations of a script."""
     file = folder / "talk.txt"
     file.write_text(text)
-    server = server_by(way, EchoFactory(reactor, handler=Script(file=str(file))), certificate)
-    try:
-        yield server
-    finally:
-        await server.stop()
+    return server_by(way, EchoFactory(reactor, handler=Script(file=str(file))), certificate)
 
 
 @in_every_way

@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from ssl import MemoryBIO, SSLObject, TLSVersion
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from twisted.internet import ssl
@@ -197,6 +197,12 @@ class Server:
         (connection,) = self.factory.connections
         return connection
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stop()
+
     async def stop(self) -> None:
         await self.port.stopListening()
         self.factory.abort()
@@ -313,21 +319,16 @@ class SlowEndpoint:
         return port
 
 
-@asynccontextmanager
-async def serving(
+def serving(
     model: ConcurrencyModel | str = "reactor",
     *,
     threads: int = 4,
     over: ServerContext | None = None,
     **options: Any,
-) -> AsyncIterator[Server]:
-    """Serve with an `EchoFactory` of these options, without or with TLS."""
+) -> Server:
+    """Return a server with an `EchoFactory` of these options, without or with TLS."""
     factory = EchoFactory(reactor, model=make_model(model, threads), **options)
-    server = Server(factory) if over is None else SecureServer(factory, over)
-    try:
-        yield server
-    finally:
-        await server.stop()
+    return Server(factory) if over is None else SecureServer(factory, over)
 
 
 @contextmanager
