@@ -1,0 +1,87 @@
+"""The faults that end a connection, or keep its end away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from echod.faults.items import Act, Direction, Item
+from echod.faults.stage import Fault, Stage
+
+
+class _Acting(Stage):
+    """Acts where it begins, and lets nothing pass from there on."""
+
+    begins_alone = True
+    act: ClassVar[Act]
+
+    def begin(self, now: float) -> Iterator[Item]:
+        self.happened = True
+        yield self.on_time(now, act=self.act)
+
+    def work(self, item: Item) -> Iterator[Item]:
+        return iter(())
+
+    def end(self, item: Item) -> Iterator[Item]:
+        return iter(())
+
+
+class _Resetting(_Acting):
+    act = Act.RESET
+
+
+@dataclass(frozen=True)
+class Reset(Fault):
+    """The connection ends with RST."""
+
+    name = "reset"
+    stage = _Resetting
+
+
+class _Closing(_Acting):
+    act = Act.CLOSE
+
+
+@dataclass(frozen=True)
+class Close(Fault):
+    """The connection ends early, with FIN."""
+
+    name = "close"
+    stage = _Closing
+
+
+class HalfClosing(_Acting):
+    """Acts where it begins; later acts still pass."""
+
+    act = Act.HALF_CLOSE
+
+    def end(self, item: Item) -> Iterator[Item]:
+        if item.act is not None:
+            yield self.on_time(item.due, act=item.act)
+
+
+@dataclass(frozen=True)
+class HalfClose(Fault):
+    """The server sends FIN early, and reads on."""
+
+    name = "half-close"
+    stage = HalfClosing
+    directions = (Direction.OUT,)
+
+
+class _StayingOpen(Stage):
+    def end(self, item: Item) -> Iterator[Item]:
+        if item.act is None:
+            self.happened = True
+        else:
+            yield self.on_time(item.due, act=item.act)
+
+
+@dataclass(frozen=True)
+class NeverClose(Fault):
+    """The end of the server's stream never comes."""
+
+    name = "never-close"
+    stage = _StayingOpen
+    directions = (Direction.OUT,)
