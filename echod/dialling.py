@@ -15,12 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import (
-    HostnameEndpoint,
-    TCP4ClientEndpoint,
-    TCP6ClientEndpoint,
-    UNIXClientEndpoint,
-)
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 
@@ -81,13 +75,15 @@ class Destination:
 
     def endpoint(self, reactor: Any, timeout: float) -> IStreamClientEndpoint:
         """Return what connects to it, within `timeout` seconds."""
+        from twisted.internet import endpoints  # slow to import
+
         if self.path:
-            return UNIXClientEndpoint(reactor, self.path, timeout)
+            return endpoints.UNIXClientEndpoint(reactor, self.path, timeout)
         try:
             version = ipaddress.ip_address(self.host).version
         except ValueError:
-            return HostnameEndpoint(reactor, self.host, self.port, timeout)
-        endpoint = TCP4ClientEndpoint if version == 4 else TCP6ClientEndpoint
+            return endpoints.HostnameEndpoint(reactor, self.host, self.port, timeout)
+        endpoint = endpoints.TCP4ClientEndpoint if version == 4 else endpoints.TCP6ClientEndpoint
         return endpoint(reactor, self.host, self.port, timeout)
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -30,7 +30,6 @@ from echod.connections.admission import Admission
 from echod.connections.asyncio_protocol import AsyncioProtocol, loop_of
 from echod.connections.clients import ProxiedAddress, log_failure, shown
 from echod.connections.direct_protocol import DirectProtocol
-from echod.connections.faulty import FaultyConnection
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.message_protocol import EchoProtocol
 from echod.connections.outbox import Errands
@@ -45,7 +44,6 @@ from echod.connections.sweeper import Sweeper, interval_for
 from echod.connections.traffic import TrafficWatch
 from echod.connections.twisted_protocol import TwistedProtocol
 from echod.connections.waiting import Others
-from echod.faults import Faults
 from echod.handlers.builtin import Echo
 from echod.handlers.client import Client
 from echod.handlers.command import Command
@@ -63,6 +61,9 @@ from echod.metrics import Metrics
 from echod.reasons import EndReason, Refusal
 from echod.tls import Context as TLSContext
 from echod.turns import Turns
+
+if TYPE_CHECKING:
+    from echod.faults import Faults
 
 _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} ({why})")
 
@@ -293,6 +294,8 @@ class EchoFactory(Factory):
         if self._faults is not None:
             chosen = self._faults.choose(getattr(peer, "host", ""))
             if chosen is not None:
+                from echod.connections.faulty import FaultyConnection  # rarely needed
+
                 return FaultyConnection(protocol, chosen, self)
         return protocol
 

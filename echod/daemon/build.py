@@ -31,7 +31,6 @@ from echod.daemon.resolve import (
     resolve_status,
 )
 from echod.daemon.service import EchoService, Part
-from echod.faults import Faults
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler
@@ -44,6 +43,7 @@ from echod.text import escape
 from echod.turns import Turns
 
 if TYPE_CHECKING:
+    from echod.faults import Faults
     from echod.interfaces import Reactor
     from echod.messages.framing import Framing
     from echod.status import HandlerTimer, StatusServer
@@ -156,15 +156,7 @@ def make_listeners(
     admission = Admission(limits, reactor.seconds)
     turns = Turns(reactor, time.monotonic)
 
-    endpoints = list(settings.endpoints)
-    seed = _seed(settings)
-
-    def make_faults(description: str) -> Faults | None:
-        number = endpoints.index(description) + 1
-        faults = Faults(settings.fault, seed, number, description)
-        return faults if faults.names else None
-
-    def make_factory(description: str, wanted: Listening) -> EchoFactory:
+    def make_factory(description: str, wanted: Listening, faults: Faults | None) -> EchoFactory:
         return EchoFactory(
             reactor,
             handler=handler,
@@ -177,29 +169,36 @@ def make_listeners(
             turns=turns,
             listener=description,
             starttls=wanted.tls if wanted.starts_clear else None,
-            faults=make_faults(description),
+            faults=faults,
         )
 
-    def make_listener(description: str) -> Listener[EchoFactory]:
+    def make_listener(description: str, faults: Faults | None) -> Listener[EchoFactory]:
         wanted = resolve_listen(reactor, description, inherited)
-        factory = make_factory(description, wanted)
+        factory = make_factory(description, wanted, faults)
         return Listener(reactor, description, wanted, factory, settings.proxy_trust)
 
-    return [make_listener(description) for description in endpoints]
+    return list(map(make_listener, settings.endpoints, make_faults(settings)))
 
 
-def _seed(settings: Settings) -> int:
-    """Return the seed of the faults on purpose, and log it with them."""
+def make_faults(settings: Settings) -> list[Faults | None]:
+    """Return the faults on purpose of each listener, and log them with the seed."""
+    if not settings.fault:
+        return [None] * len(settings.endpoints)
+    from echod.faults import Faults  # slow to import, and rarely needed
+
     seed = settings.fault_seed
     if seed is None:
         seed = secrets.randbelow(2**32)
-    if settings.fault:
-        log.info(
-            "Faults on purpose, seed {seed}: {faults}",
-            seed=seed,
-            faults=escape(" ".join(map(str, settings.fault))),
-        )
-    return seed
+    log.info(
+        "Faults on purpose, seed {seed}: {faults}",
+        seed=seed,
+        faults=escape(" ".join(map(str, settings.fault))),
+    )
+    made = [
+        Faults(settings.fault, seed, number, endpoint)
+        for number, endpoint in enumerate(settings.endpoints, 1)
+    ]
+    return [faults if faults.names else None for faults in made]
 
 
 def make_timer(model: Model) -> HandlerTimer:

@@ -9,6 +9,8 @@ log line and its TLS. Guarantees, besides those of `echod.connections.twisted_pr
 * A reset is passed on as a reset. An upstream that cannot be reached resets the client, and says
   why in one line of the log.
 * The client is not read while its upstream is being connected.
+
+It imports TLS and `echod.dialling` once it is used: the table of built-in handlers imports it.
 """
 
 from __future__ import annotations
@@ -32,16 +34,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.addresses import shown_address
-from echod.dialling import Destination, DestinationError, dial
 from echod.handlers.contract import HandlerError
 from echod.handlers.factories import IRelay
 from echod.log.event import LogLine
 from echod.proxy_header import ProxyHeader, encode
 from echod.text import clipped, escape
-from echod.tls import ClientContext, FilesError, TLSError
 
 if TYPE_CHECKING:
     from echod.interfaces import Stream
+    from echod.tls import ClientContext
 
 _failed = LogLine(Logger("echod.forward"), "warn", "Cannot forward {peer} to {to}: {why}")
 _lost = LogLine(Logger("echod.forward"), "warn", "{to} has broken off for {peer}: {why}")
@@ -75,6 +76,8 @@ class Forward(Factory):
         Raises:
             HandlerError: an argument is wrong.
         """
+        from echod.dialling import Destination, DestinationError
+
         try:
             self.destination = Destination.parse(to)
         except DestinationError as error:
@@ -90,6 +93,8 @@ class Forward(Factory):
             if ca is not None or name is not None or not verify:
                 raise HandlerError("forward: ca, verify and server_name are for to=tls:HOST:PORT")
             return None
+        from echod.tls import ClientContext, FilesError
+
         try:
             return ClientContext(name or self.destination.host, ca, verify=verify)
         except FilesError as error:
@@ -118,6 +123,8 @@ class ForwardProtocol(Protocol):
         self._over = False
 
     def connectionMade(self) -> None:
+        from echod.dialling import dial
+
         settings, reactor = self._settings, self.transport.reactor
         self.transport.pauseProducing()
         ahead = self._header()
@@ -359,6 +366,8 @@ class Upstream(Protocol):
 
 def _told(failure: Failure) -> str:
     """Return an error of the network in a few words."""
+    from echod.tls import TLSError
+
     error = failure.value
     if failure.check(TLSError):
         return f"TLS: {escape(str(error))}"

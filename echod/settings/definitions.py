@@ -11,10 +11,9 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from echod.addresses import Network
-from echod.faults import Rule, parse_fault
 from echod.handlers.builtin import BANNER, PREFIX
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.framings import FRAMINGS, parse_framing
@@ -45,6 +44,11 @@ from echod.settings.schema import (
 )
 from echod.text import clipped, escape, unescaped
 
+if TYPE_CHECKING:
+    from echod.faults import Rule
+else:
+    Rule = object  # `describe` looks the name up; the faults are imported once one is given
+
 DEFAULT_PORT = 8888
 
 # Trust only a proxy on the same machine by default: no other host can send from these addresses.
@@ -52,6 +56,17 @@ LOOPBACK: tuple[Network, ...] = (
     ipaddress.ip_network("127.0.0.0/8"),
     ipaddress.ip_network("::1/128"),
 )
+
+
+def fault_rule(text: str) -> Rule:
+    """Parse a fault on purpose.
+
+    Raises:
+        FaultError: there is no such fault, or it takes no such key or value.
+    """
+    from echod.faults import parse_fault  # slow to import, and rarely needed
+
+    return parse_fault(text)
 
 
 def concurrency_model(text: str) -> ConcurrencyModel:
@@ -290,11 +305,11 @@ class Settings:
             "A fault on purpose, to test clients by, as NAME:key=value,...: reset, close, delay, "
             "stall, slice, corrupt and others, which docs/faults.md lists; repeats, the fault "
             "nearest to the client first.",
-            parse_fault,
+            fault_rule,
             unset="none",
             repeats=True,
             section="Faults on purpose",
-            example=(parse_fault("reset:after=10,first=2"), parse_fault("delay:time=0.2")),
+            example=("reset:after=10,first=2", "delay:time=0.2"),
         ),
     )
     fault_seed: int | None = setting(

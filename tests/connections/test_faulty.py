@@ -63,7 +63,7 @@ def serving(
         reactor,
         handler=handler,
         model=make_model(model),
-        faults=Faults([parse_fault(text) for text in faults], 1, 1, ""),
+        faults=Faults([parse_fault(text) for text in faults], 1, 1, "") if faults else None,
         banner=BANNER if model == "thread-per-connection" else None,
         **options,
     )
@@ -340,6 +340,38 @@ async def test_a_client_that_is_not_selected_has_no_layer(serve: Any) -> None:
         (connection,) = server.factory.connections
         assert not isinstance(connection.transport, Layer)
         assert server.factory.metrics.faults == {"reset": 1}
+
+
+def path_of(server: Any) -> list[object]:
+    """Return all that the bytes of the only connection pass: types, and functions."""
+    (connection,) = server.factory.connections
+    passed: list[object] = []
+    one = connection.transport
+    while one is not None and one is not connection:
+        kept = getattr(one, "__dict__", {}).get("data_received")
+        passed += [type(one), getattr(kept, "__qualname__", None)]
+        passed.append(type(getattr(one, "protocol", None)))
+        one = getattr(one, "transport", None)
+    return [*passed, type(connection)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest_twisted.ensureDeferred
+async def test_the_bytes_of_a_client_that_is_not_selected_take_the_way_without_faults(
+    serve: Any, model: str, way: str
+) -> None:
+    """Fault 136: Its bytes pass the same objects as in a daemon without faults."""
+    paths = []
+    for faults in ((), ("reset:every=10",)):
+        async with serve(*faults, model=model, way=way) as server:
+            client = await server.connect()
+            client.send(b"x")
+            await client.receive(b"x" if model == "serial" else BANNER + b"x")
+            paths.append(path_of(server))
+            client.finish()
+            await client.receive_all()
+    assert paths[0] == paths[1]
 
 
 @pytest.mark.parametrize("way", WAYS)

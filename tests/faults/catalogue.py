@@ -162,6 +162,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         147: "A stream of 200 MB to a client that reads 1 MB/s",
     },
     "Faults on purpose": {
+        136: "A daemon has no `--fault`, or a fault hits other connections",
         160: "`--fault reset` ends a connection in the middle of a reply",
         161: "Several `--fault` hit the same connection",
         162: "`--fault` delays, slices or slows down a conversation",
