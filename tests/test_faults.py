@@ -104,7 +104,7 @@ def chosen(*texts: str, seed: int = 1, hosts: list[str] | None = None) -> list[l
     """The names of the faults of each connection."""
     faults = Faults([parse_fault(text) for text in texts], seed, 2, "tcp:8888")
     every = [faults.choose(host) for host in hosts or [""] * 1000]
-    return [[rule.fault.name for _, rule in one.rules] if one else [] for one in every]
+    return [one.names if one else [] for one in every]
 
 
 def numbers(text: str, **options: object) -> list[int]:
@@ -179,8 +179,10 @@ def test_an_end_by_time_comes_although_nothing_moves() -> None:
 
 def test_an_input_stops_after_exactly_so_many_bytes() -> None:
     one = course("never-read:after=3", direction=IN)
-    assert passed(one.take(b"abcdef", 0.0)) == [b"abc", Act.STOP_READING]
-    assert one.take(b"ghi", 0.0) == []
+    items = one.take(b"abcdef", 0.0)
+    assert passed(items) == [b"abc", Act.STOP_READING, b"def"]
+    assert items[-1].due == math.inf  # held, in case that the fault is taken away
+    assert one.take(b"ghi", 0.0) == [Item(math.inf, b"ghi")]
 
 
 def test_a_delay_delays_data_and_the_end_by_as_much() -> None:

@@ -1,8 +1,8 @@
 """A connection with faults on purpose: a protocol towards the client, a transport inwards.
 
 It stands between the transport (of TCP, of a UNIX socket, or TLS) and the connection's protocol,
-and only for a connection that `echod.faults` has chosen. That module decides; this class waits,
-writes, reads and ends.
+and only for a connection that `echod.faults` has chosen, or may choose later. That module
+decides; this class waits, writes, reads and ends.
 
 Guarantees:
 
@@ -13,6 +13,8 @@ Guarantees:
 * A reset waits until the client's machine has every byte before it, so the client gets exactly
   those, then the error. (A UNIX socket has no reset: its client sees the end.)
 * After `connectionLost` nothing is left: no timer, no held byte.
+* Its faults may change, if the service was set up for that: then each connection has this layer,
+  also without a fault. An end that has begun goes on.
 """
 
 from __future__ import annotations
@@ -114,6 +116,15 @@ class _Stream:
         if timer is not None:
             timer.cancel()
 
+    def change(self, course: Course, now: float) -> None:
+        """Use this course from now on; items that only a former stage has held are due now."""
+        before, self.course = self.course, course
+        if before.stages.keys() - course.stages.keys():
+            items = course.release(self.items, now)
+            self.clear()
+            self.add(items)
+        self.add(course.start(now))
+
     def clear(self) -> None:
         self.stop()
         self.items.clear()
@@ -142,7 +153,8 @@ class FaultyConnection(Layer):
         self._connection = protocol
         self._chosen = chosen
         self._owner = owner
-        self._happened: set[str] = set()
+        # The names of all that it has had, in their order, and whether they have happened.
+        self._names: dict[str, bool] = dict.fromkeys(chosen.names, False)
         # Bytes pass: it is connected, and the handshake is over.
         self._ready = False
         self._over = False
@@ -188,6 +200,8 @@ class FaultyConnection(Layer):
         encrypted = ISSLTransport.providedBy(transport)
         if encrypted:
             alsoProvides(self, ISSLTransport, INegotiated)
+        if chosen.faults.changeable:
+            chosen.faults.open[self] = chosen
         self._registered = True
         transport.registerProducer(_Output(self), True)
         self.protocol.makeConnection(self)
@@ -200,6 +214,26 @@ class FaultyConnection(Layer):
             self.protocol.handshakeCompleted()
         self._begin()
 
+    def change(self, chosen: Chosen) -> None:
+        """Use these faults from now on."""
+        if self._over or self._dropping:
+            return
+        self._note()
+        now, self._chosen = self._owner.seconds(), chosen
+        self._names = dict.fromkeys([*self._names, *chosen.names], False) | self._names
+        for stream, direction in ((self._in, Direction.IN), (self._out, Direction.OUT)):
+            stream.change(chosen.course(direction, now, stream.course), now)
+            if self._spoken:
+                stream.course.client_spoke()
+        if self._deaf:
+            left = self._in.course.stages.values()
+            self._deaf = any(one.act is Act.STOP_READING and one.happened for one in left)
+        if self._withheld:
+            self._ask_to_end()
+        self._pump_out()
+        self._pump_in()
+        self._settle()
+
     def _begin(self) -> None:
         self._ready = True
         if not self._over:
@@ -207,7 +241,7 @@ class FaultyConnection(Layer):
             self._pump_in()
 
     def dataReceived(self, data: bytes) -> None:
-        if self._over or self._deaf or self._dropping:
+        if self._over or self._dropping:
             return
         self._in.add(self._in.course.take(data, self._owner.seconds()))
         self._pump_in()
@@ -232,6 +266,7 @@ class FaultyConnection(Layer):
             IHalfCloseableProtocol(self.protocol).writeConnectionLost()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._chosen.faults.open.pop(self, None)
         self._stop()
         self.protocol.connectionLost(reason)
 
@@ -347,7 +382,6 @@ class FaultyConnection(Layer):
                 self._give_fin()
             case Act.STOP_READING:
                 self._deaf = True
-                self._in.clear()
 
     def _drop_all(self) -> None:
         self._dropping = self.ended = True
@@ -406,8 +440,8 @@ class FaultyConnection(Layer):
         """Count what has happened for the first time."""
         for stream in (self._in, self._out):
             for name in stream.course.fresh():
-                if name not in self._happened:
-                    self._happened.add(name)
+                if not self._names[name]:
+                    self._names[name] = True
                     self._owner.note_fault(name)
 
     # Pauses, timers, and the time for which a fault holds something.
@@ -481,8 +515,7 @@ class FaultyConnection(Layer):
 
     @property
     def faults(self) -> tuple[str, ...]:
-        order = (rule.fault.name for _, rule in self._chosen.rules)
-        return tuple(dict.fromkeys(name for name in order if name in self._happened))
+        return tuple(name for name, happened in self._names.items() if happened)
 
     # The protocol's transport: closing.
 

@@ -43,7 +43,7 @@ from echod.text import escape
 from echod.turns import Turns
 
 if TYPE_CHECKING:
-    from echod.faults import Faults
+    from echod.faults import FaultPlan, Faults
     from echod.interfaces import Reactor
     from echod.messages.framing import Framing
     from echod.status import HandlerTimer, StatusServer
@@ -52,7 +52,12 @@ log = Logger("echod")
 
 
 def build_service(
-    settings: Settings, reactor: Reactor, given: object = None, framing: Framing | None = None
+    settings: Settings,
+    reactor: Reactor,
+    given: object = None,
+    framing: Framing | None = None,
+    *,
+    faults_change: bool = False,
 ) -> EchoService:
     """Return the service for `settings`, not started.
 
@@ -61,6 +66,7 @@ def build_service(
         reactor: the reactor.
         given: a handler that is used instead of the one that they name; None: no other.
         framing: the same for the framing.
+        faults_change: whether `EchoService.change_faults` may be called.
 
     Raises:
         StartError: the handler or the framing cannot be loaded, or an endpoint string is wrong.
@@ -77,10 +83,11 @@ def build_service(
     inherited = InheritedSockets(started_with())
     life = make_life(handler, model, reactor)
     timed = timer.timed(handler) if timer and life is None else handler
+    plan = make_faults(settings, changeable=faults_change)
     listeners = make_listeners(
-        settings, reactor, timed, model, inherited, framing or find_framing(settings)
+        settings, reactor, timed, model, inherited, framing or find_framing(settings), plan
     )
-    service = EchoService(reactor, settings, listeners, model, Metrics(), life)
+    service = EchoService(reactor, settings, listeners, model, Metrics(), life, plan)
     if life is None:
         _log_handler(handler, model, settings)
     else:
@@ -146,6 +153,7 @@ def make_listeners(
     model: Model,
     inherited: InheritedSockets,
     framing: Framing,
+    plan: FaultPlan | None,
 ) -> list[Listener[EchoFactory]]:
     """Return the listeners that `settings` ask for, with limits over all of them together.
 
@@ -177,28 +185,19 @@ def make_listeners(
         factory = make_factory(description, wanted, faults)
         return Listener(reactor, description, wanted, factory, settings.proxy_trust)
 
-    return list(map(make_listener, settings.endpoints, make_faults(settings)))
+    endpoints = settings.endpoints
+    faults = (plan.for_listener(*one) if plan else None for one in enumerate(endpoints, 1))
+    return list(map(make_listener, endpoints, faults))
 
 
-def make_faults(settings: Settings) -> list[Faults | None]:
-    """Return the faults on purpose of each listener, and log them with the seed."""
-    if not settings.fault:
-        return [None] * len(settings.endpoints)
-    from echod.faults import Faults  # slow to import, and rarely needed
+def make_faults(settings: Settings, *, changeable: bool) -> FaultPlan | None:
+    """Return the faults on purpose; None if there are none, and never will be."""
+    if not settings.fault and not changeable:
+        return None
+    from echod.faults import FaultPlan  # slow to import, and rarely needed
 
-    seed = settings.fault_seed
-    if seed is None:
-        seed = secrets.randbelow(2**32)
-    log.info(
-        "Faults on purpose, seed {seed}: {faults}",
-        seed=seed,
-        faults=escape(" ".join(map(str, settings.fault))),
-    )
-    made = [
-        Faults(settings.fault, seed, number, endpoint)
-        for number, endpoint in enumerate(settings.endpoints, 1)
-    ]
-    return [faults if faults.names else None for faults in made]
+    seed = secrets.randbelow(2**32) if settings.fault_seed is None else settings.fault_seed
+    return FaultPlan(settings.fault, seed, changeable=changeable)
 
 
 def make_timer(model: Model) -> HandlerTimer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,7 @@ from echod.text import clipped, escape
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from echod.faults import FaultPlan, Rule
     from echod.interfaces import Reactor
     from echod.status import StatusServer
     from echod.tls import ServedCertificate, ServerContext
@@ -74,6 +75,7 @@ class EchoService(Service):
         status: the status; None if it was not asked for.
         parts: take new settings at a reload.
         life: the life of the service that it opens at the start; None without one.
+        faults: the faults on purpose, see `change_faults`; None if it has none, and never will.
         serve: takes the handler that the service has yielded.
         when_ready: is called once, when it takes clients.
         when_not_opened: gets the error of a service that cannot be opened while the reactor runs;
@@ -90,6 +92,7 @@ class EchoService(Service):
         model: Model,
         metrics: Metrics,
         life: Life | None = None,
+        faults: FaultPlan | None = None,
     ) -> None:
         """Set up, without listening.
 
@@ -100,8 +103,10 @@ class EchoService(Service):
             model: the model to stop at the end.
             metrics: counts stalls of the event loop.
             life: of the handler, if it is a service: it is opened at the start.
+            faults: the faults on purpose; None if there are none.
         """
         self.listeners = listeners
+        self.faults = faults
         self.metrics = metrics
         self.configure = lambda: settings
         self.adapt: Callable[[Settings], Settings] = lambda wanted: wanted
@@ -143,6 +148,7 @@ class EchoService(Service):
             StartError: a listener cannot.
         """
         super().privilegedStartService()
+        self._log_faults()
         if self.signals is not None:
             self.signals.serve()
         if self.log_observer is not None:
@@ -331,6 +337,27 @@ class EchoService(Service):
     def abort(self) -> None:
         """Close every connection at once; this ends a running drain."""
         (self._drain or self._make_drain()).abort()
+
+    def change_faults(self, rules: Iterable[Rule]) -> None:
+        """Use these faults on purpose from now on, for new connections and open ones.
+
+        Rules of `faults.rules` that are among them go on as they are.
+
+        Raises:
+            RuntimeError: the service was not built with `faults_change`.
+        """
+        if self.faults is None:
+            raise RuntimeError("the faults of this service were not set up to change")
+        self.faults.change(rules)
+        if not self.faults.rules:
+            log.info("No faults on purpose")
+        self._log_faults()
+
+    def _log_faults(self) -> None:
+        if self.faults is not None and self.faults.rules:
+            faults = escape(" ".join(map(str, self.faults.rules)))
+            seed = self.faults.seed
+            log.info("Faults on purpose, seed {seed}: {faults}", seed=seed, faults=faults)
 
     def reload(self) -> None:
         """Apply the new settings, or change nothing and log why."""

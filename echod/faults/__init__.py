@@ -15,7 +15,7 @@ Guarantees:
 Pure: `echod.connections.faulty` waits, reads and writes.
 """
 
-from echod.faults.choice import Chosen, Course, Faults
+from echod.faults.choice import Chosen, Course, FaultPlan, Faults
 from echod.faults.grammar import FAULTS, FaultError, parse_fault
 from echod.faults.items import Act, Direction, Item
 from echod.faults.stage import Rule
@@ -27,6 +27,7 @@ __all__ = [
     "Course",
     "Direction",
     "FaultError",
+    "FaultPlan",
     "Faults",
     "Item",
     "Rule",

@@ -1,34 +1,88 @@
-"""The choice of the connections that get faults, and the stages that these get."""
+"""The choice of the connections that get faults, and the stages that these get.
+
+The faults may change while connections are open (`FaultPlan.change`). A rule that stays goes on
+where it is: its counts, and its stages in open connections. A new rule counts connections, bytes
+and seconds from the change on; the open connections come first, in the order in which they came.
+"""
 
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from echod.faults.items import Direction, Draws, Item
+from echod.faults.items import Act, Direction, Draws, Item
 from echod.faults.keys import Network
 from echod.faults.stage import Rule, Stage
+
+
+@dataclass(eq=False)
+class Armed:
+    """A rule at work on a listener.
+
+    Attributes:
+        rule: the rule.
+        number: its number among all; chance depends on it.
+        connections: how many connections it has been asked about.
+        hits: how many of them it has selected.
+    """
+
+    rule: Rule
+    number: int
+    connections: int = 0
+    hits: int = 0
+
+
+class Pick(NamedTuple):
+    """A rule that has selected a connection.
+
+    Attributes:
+        armed: the rule.
+        connection: the number of the connection, as the rule counts them.
+    """
+
+    armed: Armed
+    connection: int
 
 
 class Course:
     """The stages of one direction of a connection.
 
     Attributes:
+        stages: the stages by their rules, in the order in which data passes them.
         wake_at: when `wake` has to be called at the latest, in seconds; inf: never.
     """
 
-    def __init__(self, named: Sequence[tuple[str, Stage]]) -> None:
-        """Set up with stages in the order in which data passes them, each with its name."""
-        self._named = named
+    def __init__(self, stages: Mapping[Armed, Stage]) -> None:
+        """Set up with stages in the order in which data passes them."""
+        self.stages = stages
+        self._named = [(armed.rule.fault.name, stage) for armed, stage in stages.items()]
         self._told: set[str] = set()
-        self.wake_at = min((stage.wake_at for _, stage in named), default=math.inf)
+        self.wake_at = min((stage.wake_at for _, stage in self._named), default=math.inf)
 
     def start(self, now: float) -> list[Item]:
-        """Begin those that begin with the connection."""
+        """Begin those that begin with the connection, or with the change that brought them."""
         return self._each(lambda stage: stage.start(now))
+
+    def release(self, items: Iterable[Item], now: float) -> list[Item]:
+        """Return held items as they are due now that a stage has been taken away.
+
+        They pass at once, unless a stall that is left holds them; the acts of stages that are gone
+        do not happen.
+        """
+        stages = self.stages.values()
+        for stage in stages:
+            stage.release(now)
+        acts: set[Act | None] = {stage.act for stage in stages}
+        holds = [stage.holds_until for stage in stages]
+        return [
+            item._replace(due=max([now, *(until for until in holds if until <= item.due)]))
+            for item in items
+            if item.act is None or item.act in acts
+        ]
 
     def take(self, data: bytes, now: float) -> list[Item]:
         """Take data that comes now."""
@@ -66,44 +120,69 @@ class Course:
         return items
 
 
-@dataclass(frozen=True)
+class Changing(Protocol):
+    """An open connection whose faults may change."""
+
+    def change(self, chosen: Chosen) -> None:
+        """Use these faults from now on."""
+
+
+@dataclass(frozen=True, eq=False)
 class Chosen:
     """The faults of one connection.
 
     Attributes:
-        rules: which, each with its number among all.
-        seed, listener, number: the connection.
+        picks: the rules that have selected it.
+        faults: the listener's faults, which have chosen them.
+        host: the client's address; "" if it has none.
     """
 
-    rules: tuple[tuple[int, Rule], ...]
-    seed: int
-    listener: int
-    number: int
+    picks: tuple[Pick, ...]
+    faults: Faults
+    host: str
 
-    def course(self, direction: Direction, now: float) -> Course:
-        """Return the course of one direction, for a connection that begins now."""
-        ours = [(number, rule) for number, rule in self.rules if rule.direction is direction]
+    @property
+    def names(self) -> list[str]:
+        """The names of the faults."""
+        return [pick.armed.rule.fault.name for pick in self.picks]
+
+    def course(self, direction: Direction, now: float, before: Course | None = None) -> Course:
+        """Return the course of one direction, for a connection that begins now.
+
+        Args:
+            direction: which.
+            now: the time.
+            before: the course so far, whose stages go on if their rules are still there.
+        """
+        ours = [pick for pick in self.picks if pick.armed.rule.direction is direction]
         if direction is Direction.OUT:  # the first fault is the client's nearest
             ours.reverse()
+        stages = before.stages if before else {}
         return Course(
-            [
-                (
-                    rule.fault.name,
-                    rule.fault.stage(
-                        rule,
-                        Draws(self.seed, number, self.listener, self.number, direction.value),
-                        now,
-                    ),
-                )
-                for number, rule in ours
-            ]
+            {
+                pick.armed: stages.get(pick.armed) or self.faults.stage(pick, direction, now)
+                for pick in ours
+            }
         )
 
 
 class Faults:
-    """The faults of one listener: chooses those of each connection."""
+    """The faults of one listener: chooses those of each connection.
 
-    def __init__(self, rules: Iterable[Rule], seed: int, listener: int, endpoint: str) -> None:
+    Attributes:
+        changeable: whether they may change, for open connections too.
+        open: the open connections, in the order in which they came, if the faults may change.
+    """
+
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        seed: int,
+        listener: int,
+        endpoint: str,
+        *,
+        changeable: bool = False,
+    ) -> None:
         """Set up.
 
         Args:
@@ -111,45 +190,134 @@ class Faults:
             seed: the seed.
             listener: the listener's number, from 1.
             endpoint: its endpoint string.
+            changeable: see above.
         """
+        self.changeable = changeable
+        self.open: dict[Changing, Chosen] = {}
         self._seed = seed
         self._listener = listener
-        self._rules = [
-            (number, rule)
-            for number, rule in enumerate(rules)
-            if rule.selection.listener in ("", str(listener), endpoint)
-        ]
-        self._connections = 0
-        self._hit: Counter[int] = Counter()
+        self._endpoint = endpoint
+        self._armed: list[Armed] = []
+        self.change(enumerate(rules))
 
     @property
     def names(self) -> list[str]:
         """The names of the faults that may happen here."""
-        return [rule.fault.name for _, rule in self._rules]
+        return [one.rule.fault.name for one in self._armed]
 
     def choose(self, host: str) -> Chosen | None:
-        """Return the faults of the next connection; None if it has none.
+        """Return the faults of the next connection; None if it has none, and never will.
 
         Args:
             host: the client's address; "" if it has none.
         """
-        self._connections += 1
-        chosen = tuple(one for one in self._rules if self._selects(*one, host))
-        self._hit.update(number for number, _ in chosen)
-        if not chosen:
-            return None
-        return Chosen(chosen, self._seed, self._listener, self._connections)
+        picks = self._pick(self._armed, host)
+        return Chosen(picks, self, host) if picks or self.changeable else None
 
-    def _selects(self, number: int, rule: Rule, host: str) -> bool:
-        wanted, connection = rule.selection, self._connections
+    def change(self, numbered: Iterable[tuple[int, Rule]]) -> None:
+        """Use these rules, each with its number among all, from now on."""
+        before = {one.number: one for one in self._armed}
+        self._armed = []
+        fresh: list[Armed] = []
+        for number, rule in numbered:
+            if rule.selection.listener not in ("", str(self._listener), self._endpoint):
+                continue
+            armed = before.get(number)
+            if armed is None or armed.rule is not rule:
+                armed = Armed(rule, number)
+                fresh.append(armed)
+            self._armed.append(armed)
+        for connection, chosen in list(self.open.items()):
+            picks = {pick.armed: pick for pick in chosen.picks}
+            picks.update((pick.armed, pick) for pick in self._pick(fresh, chosen.host))
+            left = tuple(picks[armed] for armed in self._armed if armed in picks)
+            if left != chosen.picks:
+                self.open[connection] = Chosen(left, self, chosen.host)
+        for connection, chosen in list(self.open.items()):
+            connection.change(chosen)
+
+    def stage(self, pick: Pick, direction: Direction, now: float) -> Stage:
+        """Return the stage of a rule in a connection, for one direction."""
+        armed, connection = pick
+        key = (self._seed, armed.number, self._listener, connection, direction.value)
+        return armed.rule.fault.stage(armed.rule, Draws(*key), now)
+
+    def _pick(self, rules: Iterable[Armed], host: str) -> tuple[Pick, ...]:
+        """Ask rules about a connection that is new to them."""
+        picks = []
+        for armed in rules:
+            armed.connections += 1
+            if self._selects(armed, host):
+                armed.hits += 1
+                picks.append(Pick(armed, armed.connections))
+        return tuple(picks)
+
+    def _selects(self, armed: Armed, host: str) -> bool:
+        wanted, connection = armed.rule.selection, armed.connections
         if connection % wanted.every or (wanted.first and connection > wanted.first):
             return False
-        if wanted.at_most and self._hit[number] >= wanted.at_most:
+        if wanted.at_most and armed.hits >= wanted.at_most:
             return False
         if wanted.source is not None and not _is_within(host, wanted.source):
             return False
-        draws = Draws(self._seed, number, self._listener, connection, "choice")
+        draws = Draws(self._seed, armed.number, self._listener, connection, "choice")
         return wanted.p >= 1 or draws.uniform(0) < wanted.p
+
+
+class FaultPlan:
+    """The faults of a service, over all of its listeners.
+
+    Attributes:
+        seed: on which all chance depends.
+        changeable: whether they may change while the service runs.
+    """
+
+    def __init__(self, rules: Iterable[Rule], seed: int, *, changeable: bool = False) -> None:
+        """Set up, without listeners."""
+        self.seed = seed
+        self.changeable = changeable
+        self._numbered = list(enumerate(rules))
+        self._listeners: list[Faults] = []
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The faults, in their order."""
+        return [rule for _, rule in self._numbered]
+
+    def for_listener(self, number: int, endpoint: str) -> Faults | None:
+        """Return the faults of a listener; None if it has none, and never will.
+
+        Args:
+            number: its number, from 1.
+            endpoint: its endpoint string.
+        """
+        faults = Faults(self.rules, self.seed, number, endpoint, changeable=self.changeable)
+        if not faults.names and not self.changeable:
+            return None
+        self._listeners.append(faults)
+        return faults
+
+    def change(self, rules: Iterable[Rule]) -> None:
+        """Use these rules from now on, for new connections and open ones.
+
+        A rule that is here already (the same object) goes on as it is; any other one begins.
+
+        Raises:
+            RuntimeError: the faults may not change.
+        """
+        if not self.changeable:
+            raise RuntimeError("the faults of this service were not set up to change")
+        wanted = list(rules)
+        here = {id(rule): number for number, rule in self._numbered}
+        numbers = [here.pop(id(rule), None) for rule in wanted]  # once each
+        kept = [number for number in numbers if number is not None]
+        fresh = itertools.count(max(kept, default=-1) + 1)
+        self._numbered = [
+            (next(fresh) if number is None else number, rule)
+            for number, rule in zip(numbers, wanted, strict=True)
+        ]
+        for faults in self._listeners:
+            faults.change(self._numbered)
 
 
 def _is_within(host: str, network: Network) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from echod.faults.items import Act, Direction, Item
 from echod.faults.stage import Fault, Stage
@@ -14,7 +13,6 @@ class _Acting(Stage):
     """Acts where it begins, and lets nothing pass from there on."""
 
     begins_alone = True
-    act: ClassVar[Act]
 
     def begin(self, now: float) -> Iterator[Item]:
         self.happened = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,6 +14,16 @@ from echod.faults.stage import Fault, Stage
 
 class _NotReading(HalfClosing):
     act = Act.STOP_READING
+
+    def begin(self, now: float) -> Iterator[Item]:
+        self.holds_until = math.inf
+        return super().begin(now)
+
+    def work(self, item: Item) -> Iterator[Item]:
+        yield self.on_time(math.inf, item.data)  # in case that the fault is taken away
+
+    def end(self, item: Item) -> Iterator[Item]:
+        yield self.on_time(math.inf, act=item.act)
 
 
 @dataclass(frozen=True)

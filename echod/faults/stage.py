@@ -1,4 +1,4 @@
-"""The parts of each fault: its keys, the connections that it selects, its stage in a stream."""
+"""A fault: its keys, the connections that it selects, and its stage in a stream."""
 
 from __future__ import annotations
 
@@ -36,10 +36,13 @@ class Stage:
     Attributes:
         happened: whether it has changed anything so far.
         wake_at: when `wake` has to be called although nothing comes, in seconds; inf: never.
+        holds_until: until when it holds what has come since it began, in seconds.
     """
 
     # Whether the fault begins by itself, also while nothing comes.
     begins_alone: ClassVar[bool] = False
+    # The act of a fault that acts on the whole connection.
+    act: ClassVar[Act | None] = None
 
     def __init__(self, rule: Rule, draws: Draws, now: float) -> None:
         """Set up, at the start of a connection."""
@@ -47,6 +50,7 @@ class Stage:
         self.draws = draws
         self.happened = False
         self.wake_at = math.inf
+        self.holds_until = 0.0
         self._after = rule.selection.after
         self._working = False
         # How many bytes have come; how many of them since the fault began.
@@ -59,8 +63,8 @@ class Stage:
             self.wake_at = self._begins
 
     def start(self, now: float) -> Iterator[Item]:
-        """Begin at once, if it is to begin with the connection."""
-        if not self._after.size and not self._after.seconds:
+        """Begin at once, if it is to begin with the connection, and has not."""
+        if not (self._working or self._after.size or self._after.seconds):
             yield from self._begin_at(now)
 
     def wake(self, now: float) -> Iterator[Item]:
@@ -110,6 +114,10 @@ class Stage:
         """Return an item that is due then, or with the last one if that is later."""
         self._last = max(self._last, due)
         return Item(self._last, data, act)
+
+    def release(self, now: float) -> None:
+        """Note that another fault holds nothing more: what it has passed on is due now."""
+        self._last = min(self._last, now)
 
     # For each fault.
 

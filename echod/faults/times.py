@@ -62,19 +62,18 @@ class Delay(Fault):
 class _Stalling(Stage):
     fault: Stall
     begins_alone = True
-    until = math.inf
 
     def begin(self, now: float) -> Iterator[Item]:
-        self.until = now + self.fault.time
+        self.holds_until = now + self.fault.time
         return iter(())
 
     def work(self, item: Item) -> Iterator[Item]:
-        self.happened = self.happened or item.due < self.until
-        yield self.on_time(max(item.due, self.until), item.data)
+        self.happened = self.happened or item.due < self.holds_until
+        yield self.on_time(max(item.due, self.holds_until), item.data)
 
     def end(self, item: Item) -> Iterator[Item]:
-        self.happened = self.happened or item.due < self.until
-        yield self.on_time(max(item.due, self.until), act=item.act)
+        self.happened = self.happened or item.due < self.holds_until
+        yield self.on_time(max(item.due, self.holds_until), act=item.act)
 
 
 @dataclass(frozen=True)
