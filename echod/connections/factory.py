@@ -64,6 +64,7 @@ from echod.turns import Turns
 
 if TYPE_CHECKING:
     from echod.faults import Faults
+    from echod.journal import Journal
 
 _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} ({why})")
 
@@ -91,6 +92,7 @@ class EchoFactory(Factory):
         starts_tls: the TLS that handlers may begin, and the connections that wait for it; None if
             there is none.
         traffic_watch: detects traffic on connections whose bytes the kernel does not count.
+        journal: the record of connections; None if there is none.
         protocol: the class of the protocols that it makes; may be replaced by a subclass.
     """
 
@@ -112,6 +114,7 @@ class EchoFactory(Factory):
         listener: str = "",
         starttls: TLSContext | None = None,
         faults: Faults | None = None,
+        journal: Journal[Any] | None = None,
     ) -> None:
         """Set up a factory; all arguments are optional.
 
@@ -130,6 +133,7 @@ class EchoFactory(Factory):
             listener: the endpoint string, for `Client.listener`.
             starttls: the TLS that a handler may begin; None for none.
             faults: the faults on purpose, which choose their connections; None for none.
+            journal: the record of connections; several factories may share it; None for none.
 
         Raises:
             HandlerError: `handler` cannot run in `model`, or is a service that is not open.
@@ -153,6 +157,7 @@ class EchoFactory(Factory):
         if turns is not None:
             self.turns = turns
         self._faults = faults
+        self.journal = journal
         if faults is not None:
             self.metrics.faults.update(dict.fromkeys(faults.names, 0))
         self._sweeper: Sweeper[Owned] = Sweeper(lambda: self.reactor, 0)
@@ -191,6 +196,10 @@ class EchoFactory(Factory):
         self.handler = handler
         self.stand_in = StandInServer(handler.target)
         self.protocol = self._choose_protocol()
+        if self.journal is not None and self.journal.most_bytes:
+            from echod.connections.recording import recording  # rarely needed
+
+            self.protocol = recording(self.protocol)
         if handler.service is not None:
             handler.service.add_clients(self._clients)
 
@@ -343,6 +352,8 @@ class EchoFactory(Factory):
         """Register a connection: it is counted from here to `forget`."""
         self.metrics.accepted += 1
         self.watch(connection)
+        if self.journal is not None:
+            self.journal.begin(connection)
 
     def watch(self, connection: Owned) -> None:
         """Sweep, drain and abort a connection with the others, from here to `unwatch`."""
@@ -352,6 +363,8 @@ class EchoFactory(Factory):
         """Count the end of a connection."""
         messages, received, sent = connection.figures
         self.metrics.end(reason.value, messages=messages, received=received, sent=sent)
+        if self.journal is not None:
+            self.journal.end(connection, reason.value)
         self.admission.release(connection.network)
         self.unwatch(connection)
 

@@ -107,6 +107,8 @@ class ConnectionProtocol(Protocol):
 
     # Whether echod cuts the input into messages.
     counts_messages: ClassVar[bool] = True
+    # Whether the input has to pass through `dataReceived`, and no thread gets the socket itself.
+    sees_input: ClassVar[bool] = False
 
     transport: Stream
 
@@ -199,6 +201,12 @@ class ConnectionProtocol(Protocol):
         if counted is None or self.client.proxy is None:
             return counted
         return max(0, counted[0] - self.client.proxy.size), counted[1]
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """The names of the faults on purpose that have happened."""
+        layer = layer_of(self.transport)
+        return layer.faults if layer is not None else ()
 
     @property
     def _has_spoken(self) -> bool:
@@ -359,8 +367,7 @@ class ConnectionProtocol(Protocol):
         proxy = shown_address(self.transport.getPeer()) if self.client.proxy else None
         error = self._note_of_end(lost)
         facts = [*([tls] if tls else []), *([f"through {proxy}"] if proxy else [])]
-        layer = layer_of(self.transport)
-        faults = ", ".join(layer.faults) if layer else ""
+        faults = ", ".join(self.faults)
         if faults:
             facts.append(f"faults: {faults}")
         line.write(

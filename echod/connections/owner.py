@@ -5,7 +5,7 @@ Connections import this file, never the factory, so imports point one way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IReactorTime
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from echod.handlers.client import Client
     from echod.handlers.lookup import ResolvedHandler
     from echod.handlers.standin import StandInServer
+    from echod.journal import Journal
     from echod.limits import Limits
     from echod.messages.framing import Framing
     from echod.reasons import EndReason, Refusal
@@ -100,6 +101,10 @@ class Owner(Protocol):
 
     @property
     def connections(self) -> set[Owned]: ...
+
+    @property
+    def journal(self) -> Journal[Any] | None:
+        """The record of connections; None if there is none."""
 
     @property
     def urgent(self) -> set[Owned]:

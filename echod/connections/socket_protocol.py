@@ -101,7 +101,8 @@ class SocketProtocol(ConnectionProtocol):
 
     def _start(self) -> None:
         # The peer of a socket that a proxy opened is the proxy.
-        handle = None if self.client.proxy else plain_socket(self.transport)
+        relayed = self.client.proxy is not None or self.sees_input
+        handle = None if relayed else plain_socket(self.transport)
         watch = self._owner.traffic_watch
         channel = DirectChannel(self.transport, handle, watch) if handle else RelayChannel(self)
         try:

@@ -407,6 +407,12 @@ class TwistedTransport:
         """The reactor."""
         return self._connection.factory.reactor
 
+    def note_mismatch(self, line: int, expected: str, got: str) -> None:
+        """Note in the journal, if there is one, where the client left its script."""
+        journal = self._connection.factory.journal
+        if journal is not None:
+            journal.note(self._connection, line, expected, got)
+
     # The ends.
 
     def loseConnection(self) -> None:

@@ -43,8 +43,10 @@ from echod.text import escape
 from echod.turns import Turns
 
 if TYPE_CHECKING:
+    from echod.connections.lifecycle import ConnectionProtocol
     from echod.faults import FaultPlan, Faults
     from echod.interfaces import Reactor
+    from echod.journal import Journal
     from echod.messages.framing import Framing
     from echod.status import HandlerTimer, StatusServer
 
@@ -82,12 +84,13 @@ def build_service(
     timer = make_timer(model) if settings.status else None
     inherited = InheritedSockets(started_with())
     life = make_life(handler, model, reactor)
+    journal = make_journal(settings, reactor)
     timed = timer.timed(handler) if timer and life is None else handler
     plan = make_faults(settings, changeable=faults_change)
-    listeners = make_listeners(
-        settings, reactor, timed, model, inherited, framing or find_framing(settings), plan
-    )
+    cut = framing or find_framing(settings)
+    listeners = make_listeners(settings, reactor, timed, model, inherited, cut, plan, journal)
     service = EchoService(reactor, settings, listeners, model, Metrics(), life, plan)
+    service.journal = journal
     if life is None:
         _log_handler(handler, model, settings)
     else:
@@ -154,6 +157,7 @@ def make_listeners(
     inherited: InheritedSockets,
     framing: Framing,
     plan: FaultPlan | None,
+    journal: Journal[ConnectionProtocol] | None,
 ) -> list[Listener[EchoFactory]]:
     """Return the listeners that `settings` ask for, with limits over all of them together.
 
@@ -178,6 +182,7 @@ def make_listeners(
             listener=description,
             starttls=wanted.tls if wanted.starts_clear else None,
             faults=faults,
+            journal=journal,
         )
 
     def make_listener(description: str, faults: Faults | None) -> Listener[EchoFactory]:
@@ -198,6 +203,22 @@ def make_faults(settings: Settings, *, changeable: bool) -> FaultPlan | None:
 
     seed = secrets.randbelow(2**32) if settings.fault_seed is None else settings.fault_seed
     return FaultPlan(settings.fault, seed, changeable=changeable)
+
+
+def make_journal(settings: Settings, reactor: Reactor) -> Journal[ConnectionProtocol] | None:
+    """Return the record of connections; None if it was not asked for."""
+    if not settings.journal:
+        return None
+    from echod.connections.recording import facts_of
+    from echod.journal import Journal
+
+    return Journal(
+        settings.journal,
+        settings.journal_bytes,
+        facts_of=facts_of,
+        now=time.time,
+        seconds=reactor.seconds,
+    )
 
 
 def make_timer(model: Model) -> HandlerTimer:

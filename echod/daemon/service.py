@@ -43,8 +43,10 @@ from echod.text import clipped, escape
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from echod.connections.lifecycle import ConnectionProtocol
     from echod.faults import FaultPlan, Rule
     from echod.interfaces import Reactor
+    from echod.journal import Journal
     from echod.status import StatusServer
     from echod.tls import ServedCertificate, ServerContext
 
@@ -73,6 +75,7 @@ class EchoService(Service):
         log_observer: writes the log of the process; None if another part does.
         capture: redirects printed lines to the log; None if the log is not echod's.
         status: the status; None if it was not asked for.
+        journal: the record of connections; None if it was not asked for.
         parts: take new settings at a reload.
         life: the life of the service that it opens at the start; None without one.
         faults: the faults on purpose, see `change_faults`; None if it has none, and never will.
@@ -118,6 +121,7 @@ class EchoService(Service):
         self.log_observer: LogObserver | None = None
         self.capture: Capture | None = None
         self.status: StatusServer | None = None
+        self.journal: Journal[ConnectionProtocol] | None = None
         self.parts: list[Part] = [lambda wanted: partial(self._reconfigure, wanted)]
         self.reactor = reactor
         self._settings = settings
@@ -417,7 +421,7 @@ class EchoService(Service):
     @property
     def certificates(self) -> list[ServedCertificate]:
         """The certificates in use, each once."""
-        return list(dict.fromkeys(one for context in self._contexts() for one in context.served))
+        return list(dict.fromkeys(context.served for context in self._contexts()))
 
     def _contexts(self) -> list[ServerContext]:
         """Return the TLS contexts."""

@@ -133,6 +133,7 @@ class ScriptProtocol(Protocol):
                 return
             except Mismatch as mismatch:
                 self._log(str(mismatch))
+                self.transport.note_mismatch(mismatch.line, mismatch.expected, mismatch.got)
                 self._close()
                 return
             if action is None:

@@ -42,7 +42,19 @@ class ScriptError(UserError):
 
 
 class Mismatch(Exception):
-    """The client has not said what the script expects; the text says line, expected and got."""
+    """The client has not said what the script expects; the text says line, expected and got.
+
+    Attributes:
+        line: the line of the script.
+        expected: the text of that line.
+        got: what the client has sent, as a literal, or "the end of the stream".
+    """
+
+    def __init__(self, line: int, expected: str, got: str) -> None:
+        super().__init__(f"line {line}: expected {expected}, got {got}")
+        self.line = line
+        self.expected = expected
+        self.got = got
 
 
 @dataclass(frozen=True)
@@ -363,4 +375,4 @@ def _without_end(data: bytes) -> bytes:
 def _mismatch(wanted: Sequence[Expect], data: bytes) -> Mismatch:
     expected = " or ".join(one.text for one in wanted)
     got = "the end of the stream" if not data else ascii(data[:200])[1:]
-    return Mismatch(f"line {wanted[0].number}: expected {expected}, got {got}")
+    return Mismatch(wanted[0].number, expected, got)

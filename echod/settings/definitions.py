@@ -128,6 +128,7 @@ NEEDS_LOOP_OR_POOL = Need(
 )
 NEEDS_PROGRAM = Need("--handler exec", lambda settings: settings.handler.name == "exec")
 NEEDS_FAULT = Need("--fault", lambda settings: bool(settings.fault))
+NEEDS_JOURNAL = Need("--journal", lambda settings: bool(settings.journal))
 NEEDS_STATUS = Need("--status", lambda settings: bool(settings.status))
 
 
@@ -321,6 +322,27 @@ class Settings:
             unset="another one at each start, which is logged",
             example=1,
             needs=NEEDS_FAULT,
+        ),
+    )
+    journal: int = setting(
+        0,
+        Text(
+            "How many connections that have ended are remembered, beside the open ones: who, "
+            "when, by which listener, how many bytes, and why they ended; 0: none.",
+            whole_number(0, 1_000_000),
+            section="Control and verification",
+            example=1000,
+        ),
+    )
+    journal_bytes: int = setting(
+        0,
+        Text(
+            "How many of the first bytes of each connection are remembered, as its handler gets "
+            "them; 0: none.",
+            whole_number(0, 2**20),
+            unit="bytes",
+            example=1024,
+            needs=NEEDS_JOURNAL,
         ),
     )
     start_timeout: float = setting(

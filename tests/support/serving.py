@@ -238,13 +238,11 @@ def server_context(certificate: Path, **options: Any) -> ServerContext:
 class ClientContext:
     """The client's side of TLS, which trusts every server."""
 
-    server_side = False
-
     def __init__(self, version: TLSVersion = TLSVersion.TLSv1_3) -> None:
         self.context = client_context(version)
         self.server_name: str | None = None
 
-    def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO, server_name: str | None) -> SSLObject:
+    def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO) -> SSLObject:
         name = self.server_name
         return self.context.wrap_bio(incoming, outgoing, server_hostname=name)
 
@@ -252,9 +250,7 @@ class ClientContext:
 class ExhaustedContext:
     """A context for which there is no memory left."""
 
-    server_side = True
-
-    def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO, server_name: str | None) -> SSLObject:
+    def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO) -> SSLObject:
         raise MemoryError
 
 
