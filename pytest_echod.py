@@ -1,4 +1,4 @@
-"""pytest's plugin of echod: the fixture `echod_server`.
+"""pytest's plugin of echod: the fixture `echod_server`, a server that misbehaves on demand.
 
 This module imports nothing of echod or Twisted, so that test runs that do not use the fixture pay
 nothing for it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,17 +20,20 @@ if TYPE_CHECKING:
 def echod_server() -> Iterator[Callable[..., Server]]:
     """Return a function that serves a handler until the end of the test.
 
-    It takes the arguments of `echod.testing.serving`, and returns the running server::
+    It takes the arguments of `echod.testing.serving`, and returns the running server. `with` ends
+    it earlier::
 
-        def test_it_shouts(echod_server):
-            server = echod_server(shout, framing="line")
-            assert server.connect().ask(b"hello") == b"HELLO"
+        def test_my_client_tries_again(echod_server):
+            with echod_server("echo").fault("reset:after=10,first=2") as server:
+                assert my_client(server.port).fetch() == b"..."
+                reasons = [c.reason for c in server.connections]
+                assert reasons == ["fault", "fault", "client closed"]
     """
     from echod.testing import serving
 
     with ExitStack() as servers:
 
-        def serve(handler: object = "echo", **settings: object) -> Server:
+        def serve(handler: object = "echo", **settings: Any) -> Server:
             return servers.enter_context(serving(handler, **settings))
 
         yield serve

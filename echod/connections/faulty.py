@@ -506,6 +506,10 @@ class FaultyConnection(Layer):
         return forever and (self._input_over or client_ended(self.transport))
 
     @property
+    def holds(self) -> bool:
+        return self._held_since is not None
+
+    @property
     def held_in(self) -> int:
         return self._in.held
 

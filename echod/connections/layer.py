@@ -35,6 +35,11 @@ class Layer:
         """The names of the faults that have happened, in the order of the flags."""
         raise NotImplementedError
 
+    @property
+    def holds(self) -> bool:
+        """Whether bytes, or an end, wait here."""
+        raise NotImplementedError
+
     def held_for(self) -> float:
         """Return for how many seconds, since the last call, the client has waited for this
         layer.
@@ -47,6 +52,12 @@ def layer_of(transport: Any) -> Layer | None:
     if isinstance(transport, TLSConnection):  # TLS that began within the conversation
         transport = transport.transport
     return transport if isinstance(transport, Layer) else None
+
+
+def holds(transport: Any) -> bool:
+    """Return whether a fault on purpose holds something of a connection."""
+    layer = layer_of(transport)
+    return layer is not None and layer.holds
 
 
 def tls_of(transport: Any) -> TLSConnection | None:

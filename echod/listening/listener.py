@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -99,6 +100,16 @@ class Listener(Generic[Served]):
     def address(self) -> IAddress | None:
         """The Twisted address on which it listens; None if it does not."""
         return None if self._port is None else self._port.getHost()
+
+    @property
+    def has_waiting_clients(self) -> bool:
+        """Whether clients wait in the kernel's queue, and will be accepted."""
+        listening = getattr(self._port, "socket", None)
+        if listening is None or self._paused:
+            return False
+        poll = select.poll()
+        poll.register(listening, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _listens(self, port: IListeningPort) -> Deferred[None] | None:
         self._port = port

@@ -108,7 +108,7 @@ class _Case:
 
     def serving(self) -> Server:
         """Return a server of the handler, not started."""
-        return serving(self.handler, **self.settings)
+        return serving(self.handler, direct=True, **self.settings)
 
     def expect(self, rule: str, replies: bytes, server: Server) -> None:
         """Raise unless these are the replies, and the handler has raised nothing."""
@@ -136,7 +136,7 @@ def _one_at_a_time(case: _Case) -> None:
 
 def _has_taken(server: Server, number: int) -> object:
     """Return whether the handler has got so many messages, or its last one."""
-    return server.messages >= number or (server.accepted and server.closing == server.connections)
+    return server.messages >= number or (server.accepted and server.closing == server.open)
 
 
 def _cut(case: _Case) -> None:
@@ -178,7 +178,7 @@ def _left(case: _Case) -> None:
                 client = server.connect()
                 client.sendall(begin)
                 end(client)
-        server.wait_until(lambda: server.accepted == 4 and not server.connections)
+        server.wait_until(lambda: server.accepted == 4 and not server.open)
         case.expect_no_error("a client that leaves", server)
 
 

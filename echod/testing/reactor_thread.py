@@ -47,7 +47,11 @@ def running_reactor() -> Reactor:
 
 
 def call(function: Callable[..., T], *arguments: object) -> T:
-    """Call `function` in the reactor's thread, and return its result, or its Deferred's.
+    """Call `function` in the reactor's thread, and return its result.
+
+    Args:
+        function: may return a Deferred or a coroutine.
+        *arguments: of the function.
 
     Raises:
         Exception: the exception of the function.

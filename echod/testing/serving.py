@@ -1,7 +1,9 @@
 """Serve a handler on a free port, within this process: the daemon without twistd.
 
 The service is the daemon's own, with every setting; the log of the process, signals, and the
-service manager are left alone.
+service manager are left alone. It records each connection, and its faults on purpose may change
+while it runs. For that, all bytes pass through the event loop, also those of a handler with a
+thread of its own; `direct=True` does without.
 """
 
 from __future__ import annotations
@@ -10,16 +12,21 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from echod.connections.clients import log_failure
+from echod.connections.kernel import client_ended
+from echod.connections.layer import holds
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.daemon.build import build_service
 from echod.daemon.resolve import find_framing
@@ -33,28 +40,41 @@ from echod.testing.reactor_thread import call, installed_reactor, is_own_thread,
 
 if TYPE_CHECKING:
     from echod.daemon.service import EchoService
+    from echod.faults import Rule
+    from echod.journal import Journal, Record
     from echod.messages.framing import Framing
+
+T = TypeVar("T")
 
 # The settings of a test, where they differ from the daemon's: a free port on this machine, no
 # watch over the process, and an end within a test's patience.
+# A test looks at fewer connections than the journal keeps, and at less of what they sent.
 DEFAULTS: dict[str, Any] = {
     "listen": ("tcp:0:interface=127.0.0.1",),
     "stall_threshold": 0.0,
     "slow_handler": 0.0,
     "drain_timeout": 5.0,
 }
+RECORDS: dict[str, Any] = {"journal": 10_000, "journal_bytes": 64 * 1024}
+
+# For how long `Server.connections` lets the server catch up with its clients, in seconds.
+PATIENCE = 5.0
+# The same before its end.
+LAST_PATIENCE = 1.0
 
 
 # By which address a client on this machine reaches a server on all addresses.
 _LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - no server listens by this
 
 
-def serving(handler: object = "echo", **settings: object) -> Server:
+def serving(handler: object = "echo", *, direct: bool = False, **settings: Any) -> Server:
     """Return a server for a handler; `with` starts it, and ends it with a drain.
 
     Args:
         handler: a handler of any kind, `functools.partial` of one for its arguments, or the text
             of `--handler`.
+        direct: whether connections go the daemon's shortest way: `Server.connections` has nothing
+            of what clients have sent, and the faults cannot change.
         **settings: the daemon's settings by their names, as in `framing="line"`,
             `framing=MyFraming(100)`, `idle_timeout=1`, `concurrency="defer-to-thread"` or
             `listen="unix:/tmp/sock"`: texts as on the command line, or values.
@@ -68,13 +88,21 @@ def serving(handler: object = "echo", **settings: object) -> Server:
         StartError, UnusableFraming: the framing cannot be used.
     """
     framing = None
+    if not direct:
+        settings = RECORDS | settings
     if not isinstance(settings.get("framing", ""), str | Spec):
         framing = adopt_framing(settings.pop("framing"))
         if own := {"delimiter", "max_message"} & settings.keys():
             raise SettingError(f"{own.pop()}: give it to the framing itself")
     if isinstance(handler, str):
-        return Server(None, make_settings({"handler": handler, **settings}), framing)
-    return Server(handler, make_settings(settings), framing)
+        made = make_settings({"handler": handler, **settings})
+        return Server(None, made, framing, direct=direct)
+    return Server(handler, make_settings(settings), framing, direct=direct)
+
+
+def _ask(function: Callable[..., T], *arguments: object) -> T:
+    """Call `function` in the reactor's thread, which may be this one."""
+    return function(*arguments) if is_own_thread() else call(function, *arguments)
 
 
 def make_settings(given: dict[str, object]) -> Settings:
@@ -96,7 +124,7 @@ def make_settings(given: dict[str, object]) -> Settings:
         try:
             if type(value) is str and one.native in (int, float):
                 value = one.from_flag(value)
-            elif type(value) in (str, int, float, bool):
+            elif type(value) in (str, int, float, bool, list):
                 value = one.from_file(value)
         except SettingError as error:
             raise SettingError(f"{name}: {error}") from None
@@ -113,7 +141,12 @@ class Server:
     """
 
     def __init__(
-        self, handler: object, settings: Settings, framing: Framing | None = None
+        self,
+        handler: object,
+        settings: Settings,
+        framing: Framing | None = None,
+        *,
+        direct: bool = False,
     ) -> None:
         """Set up, without listening; see `serving`."""
         self._errors: list[BaseException] = []
@@ -121,6 +154,9 @@ class Server:
         self.service: EchoService | None = None
         self._handler = handler
         self._settings = settings
+        self._direct = direct
+        self._rules: list[Rule] = list(settings.fault)
+        self._journal: Journal[ConnectionProtocol] | None = None
         self._given_framing = framing
         self.framing = framing or find_framing(settings)
         self._connections: list[Connection] = []
@@ -129,6 +165,8 @@ class Server:
     # In a test's own thread.
 
     def __enter__(self) -> Self:
+        if self.service is not None:  # pytest's fixture has started it
+            return self
         if is_own_thread():
             raise RuntimeError(
                 "the reactor runs in this thread, so a blocking client would wait for ever: "
@@ -154,6 +192,8 @@ class Server:
 
     def stop(self) -> None:
         """End, as at SIGTERM, and wait for the end; harmless if it has ended."""
+        if self._journal is not None:  # clients that have closed before this are no drained ones
+            self._catch_up(LAST_PATIENCE)
         self._close_clients()
         call(self._stop)
 
@@ -210,6 +250,58 @@ class Server:
             self.stop()
         self._raise_unseen(error)
 
+    # Faults on purpose.
+
+    def fault(self, *faults: str) -> Self:
+        """Add faults on purpose, before the start, or for open connections and new ones.
+
+        A new fault counts connections, bytes and seconds from now on; the open connections come
+        first, in the order in which they came.
+
+        Args:
+            *faults: texts as `--fault` takes them, as in `"reset:after=10,first=2"`; the first
+                of all is nearest to the client.
+
+        Raises:
+            FaultError: there is no such fault, or it takes no such key or value.
+            RuntimeError: the server runs, and is `direct`.
+        """
+        from echod.faults import parse_fault
+
+        return self._use_faults([*self._rules, *map(parse_fault, faults)])
+
+    def unfault(self, *faults: str) -> Self:
+        """Take faults away, all of them by default; bytes that they alone held pass at once.
+
+        Args:
+            *faults: their names, or their texts as they were added.
+
+        Raises:
+            ValueError: there is no such fault here.
+            RuntimeError: the server runs, and is `direct`.
+        """
+        for text in faults:
+            if not any(text in (str(rule), rule.fault.name) for rule in self._rules):
+                has = ", ".join(self.faults) or "none"
+                raise ValueError(f"the server has no fault {text!r}; it has: {has}")
+        kept = [
+            rule
+            for rule in self._rules
+            if faults and not {str(rule), rule.fault.name} & set(faults)
+        ]
+        return self._use_faults(kept)
+
+    @property
+    def faults(self) -> list[str]:
+        """The faults on purpose, as `--fault` takes them."""
+        return [str(rule) for rule in self._rules]
+
+    def _use_faults(self, rules: list[Rule]) -> Self:
+        if self.service is not None:
+            _ask(self.service.change_faults, rules)
+        self._rules = rules
+        return self
+
     # The state of the server.
 
     @property
@@ -228,6 +320,7 @@ class Server:
         """Fail a test that has not looked at the handler's errors."""
         if error is None and self._errors and not self._errors_seen:
             first = self._errors[0]
+            self._errors_seen = True  # the fixture ends a server that `with` has ended before
             raise AssertionError(f"the handler has raised {first!r}") from first
 
     @property
@@ -258,7 +351,27 @@ class Server:
         return f"unix:{address}" if isinstance(address, str) else f"tcp:{self.host}:{self.port}"
 
     @property
-    def connections(self) -> int:
+    def connections(self) -> list[Record]:
+        """A record of each connection, in the order in which they came, open or ended.
+
+        It is there after the end, too. First the server catches up with its clients, for up to 5
+        seconds: it accepts those that wait, and notices which have ended their stream. (It does
+        not wait where a fault holds the end, or in a test that the reactor itself runs.)
+        """
+        self._catch_up(PATIENCE)
+        journal = self._journal
+        if journal is None:
+            raise RuntimeError("the server has not run, or its setting `journal` is 0")
+        return _ask(lambda: list(journal.records()))
+
+    def _catch_up(self, timeout: float) -> None:
+        """Let the server notice which clients have come, and which have ended their stream."""
+        if self.service is not None and not is_own_thread():
+            with suppress(TimeoutError):
+                self.wait_until(lambda: call(self._has_caught_up), timeout)
+
+    @property
+    def open(self) -> int:
         """How many connections are open, by the server's count."""
         return sum(len(one.factory.connections) for one in self._running.listeners)
 
@@ -278,16 +391,17 @@ class Server:
         return call(self._count_messages)
 
     def wait_until(self, condition: Callable[[], object], timeout: float = 5.0) -> None:
-        """Wait until a condition about the server holds; it is tried a hundred times a second.
+        """Wait until a condition about the server holds; it is tried again and again.
 
         Raises:
             TimeoutError: it has not held for `timeout` seconds.
         """
-        deadline = time.monotonic() + timeout
+        deadline, pause = time.monotonic() + timeout, 0.0005
         while not condition():
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"this has not come true in {timeout:g} s: {condition}")
-            time.sleep(0.01)
+            time.sleep(pause)
+            pause = min(0.01, pause * 2)
 
     @property
     def _running(self) -> EchoService:
@@ -300,7 +414,14 @@ class Server:
     def _start(self) -> Deferred[None]:
         reactor = installed_reactor()
         assert reactor is not None
-        service = build_service(self._settings, reactor, self._handler, self._given_framing)
+        service = build_service(
+            replace(self._settings, fault=tuple(self._rules)),
+            reactor,
+            self._handler,
+            self._given_framing,
+            faults_change=not self._direct,
+        )
+        self._journal = service.journal
         for listener in service.listeners:
             listener.factory.report = self._failed
         service.privilegedStartService()
@@ -331,6 +452,23 @@ class Server:
     def _count_messages(self) -> int:
         ended = sum(one.factory.metrics.messages for one in self._running.listeners)
         return ended + sum(one.figures[0] for one in self._connections_of_the_service())
+
+    async def _has_caught_up(self) -> bool:
+        """Return whether the server has noticed all clients that have come, and all ends."""
+        for _ in range(2):
+            if self._is_behind():
+                return False
+            # uvloop makes the connection of an accepted client in the next turn.
+            await deferLater(self._running.reactor, 0)
+        return not self._is_behind()
+
+    def _is_behind(self) -> bool:
+        """Return whether the server will soon notice clients, or their ends, by itself."""
+        listeners = self._running.listeners
+        return any(one.has_waiting_clients for one in listeners) or any(
+            client_ended(one.transport) and not holds(one.transport)
+            for one in self._connections_of_the_service()
+        )
 
     def _connections_of_the_service(self) -> list[ConnectionProtocol]:
         owned = [

@@ -165,6 +165,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         136: "A daemon has no `--fault`, or a fault hits other connections",
         156: "The faults on purpose change while connections are open",
         157: "A fault that holds bytes is taken away",
+        158: "A test runs its client against a server that misbehaves",
         160: "`--fault reset` ends a connection in the middle of a reply",
         161: "Several `--fault` hit the same connection",
         162: "`--fault` delays, slices or slows down a conversation",

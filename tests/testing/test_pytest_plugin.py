@@ -33,6 +33,40 @@ def test_two(echod_server):
     assert echod_server(Shout, framing="line").connect().ask(b"again") == b"AGAIN"
 """
 
+MISBEHAVES = """
+import socket
+
+
+def fetch(port):
+    while True:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            try:
+                client.sendall(b"hello")
+                data = b""
+                while len(data) < 10:
+                    data += client.recv(100)
+                return data
+            except ConnectionResetError:
+                pass
+
+
+def test_my_client_retries(echod_server):
+    here = echod_server("echo:prefix=12345", no_banner=True)
+    with here.fault("reset:after=9,first=2") as server:
+        assert fetch(server.port) == b"12345hello"
+        assert [c.reason for c in server.connections] == ["fault", "fault", "client closed"]
+        assert server.connections[-1].received == b"hello"
+
+
+def test_an_error_of_the_handler_fails_its_test_once(echod_server):
+    def fail(message):
+        raise ValueError("on purpose")
+
+    with echod_server(fail) as server, server.connect() as client:
+        client.sendall(b"x")
+        assert client.receive_all() == b""
+"""
+
 DOES_NOT = """
 import sys
 
@@ -65,6 +99,13 @@ def test_the_fixture_serves_until_the_end_of_its_test(tmp_path: Path) -> None:
     ran = run(tmp_path, USES_IT)
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
     assert "2 passed" in ran.stdout
+
+
+def test_the_fixture_misbehaves_on_demand(tmp_path: Path) -> None:
+    """Fault 158: A test's server resets, counts and remembers connections, by pytest's fixture."""
+    ran = run(tmp_path, MISBEHAVES)
+    assert "1 failed, 1 passed" in ran.stdout, ran.stdout
+    assert "the handler has raised ValueError('on purpose')" in ran.stdout
 
 
 def test_runs_that_do_not_use_it_import_neither_echod_nor_twisted(tmp_path: Path) -> None:

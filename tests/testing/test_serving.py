@@ -69,7 +69,7 @@ def test_two_clients_talk_at_the_same_time() -> None:
         server.connect() as two,
     ):
         assert [one.ask(b"a"), two.ask(b"b"), one.ask(b"c")] == [b"1: a", b"1: b", b"2: c"]
-        assert server.connections == 2
+        assert server.open == 2
         assert server.accepted == 2
         assert server.messages == 3
 
@@ -203,7 +203,7 @@ def test_a_client_without_the_certificate_that_a_listener_asks_for_is_refused_in
         assert client.ask(b"STARTTLS") == b"go ahead"
         with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
             _begin_and_ask(client)
-        server.wait_until(lambda: server.connections == 0)
+        server.wait_until(lambda: server.open == 0)
 
 
 def _begin_and_ask(client: Connection) -> None:
@@ -251,7 +251,7 @@ def test_a_unix_socket_and_tls_are_listeners_as_any(tmp_path: Path, certificate:
 def test_settings_are_the_daemons() -> None:
     with serving(shout, idle_timeout=0.2) as server, server.connect() as client:
         assert client.receive_all() == b""
-        server.wait_until(lambda: not server.connections)
+        server.wait_until(lambda: not server.open)
 
 
 @blocking
