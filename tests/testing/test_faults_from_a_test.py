@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ def test_the_record_does_not_wait_for_an_end_that_a_fault_holds() -> None:
         pytest.MonkeyPatch.context() as patch,
         serving("plain-echo").fault("stall:direction=in") as server,
     ):
-        patch.setattr("echod.testing.serving.PATIENCE", 1000.0)  # the test would not end in time
+        # With patience, the test would not end in time.
+        patch.setattr(sys.modules["echod.testing.serving"], "PATIENCE", 1000.0)
         with server.connect() as client:
             client.sendall(b"x")
         (record,) = server.connections
