@@ -6,12 +6,23 @@ import itertools
 import math
 import statistics
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.faults import FAULTS, Act, Course, Direction, FaultError, Faults, Item, parse_fault
+from echod.faults import (
+    FAULTS,
+    Act,
+    Course,
+    Direction,
+    FaultError,
+    Faults,
+    Item,
+    Reads,
+    parse_fault,
+)
 
 IN, OUT = Direction.IN, Direction.OUT
 DATA = bytes(range(256)) * 8
@@ -65,12 +76,15 @@ def test_a_comma_and_a_backslash_in_a_value_have_a_backslash_before_them() -> No
         ("rest", "no fault is named 'rest'; did you mean reset?"),
         ("endless", "no fault is named 'endless'; there are: reset"),
         ("reset:aftr=1", "reset takes no key 'aftr'; did you mean after?"),
-        ("reset:time=1", "reset takes no key 'time'; it takes: after, p"),
+        ("reset:time=1", "reset takes no key 'time'; it takes: after, message, p"),
         ("reset:", "'' is not of the form key=value"),
         ("reset:after", "'after' is not of the form key=value"),
         ("reset:after=1,", "'' is not of the form key=value"),
         ("reset:first=1,first=2", "reset: first is given twice"),
-        ("reset:after=3msg", "after=3msg is not a number of bytes, or of seconds with an s"),
+        ("reset:after=3msgs", "after=3msgs is not a number of bytes, as in 10, or 3msg, 2s or"),
+        ("reset:after=hand", "after=hand is not a number of bytes, as in 10, or 3msg, 2s or"),
+        ("reset:after=-1msg", "after=-1msg is not a number of bytes, as in 10, or 3msg, 2s or"),
+        ("reset:message=(", "message=( is not a regular expression (missing ), unterminated"),
         ("reset:p=0", "p=0 is not a share above 0, up to 1"),
         ("reset:p=2", "p=2 is not a share above 0, up to 1"),
         ("reset:every=0", "every=0 is not a whole number from 1"),
@@ -303,7 +317,117 @@ def test_a_fault_has_happened_once_it_has_changed_something() -> None:
     one.take(b"c", 0.0)
     assert one.fresh() == ["delay"]
     one.take(b"defg", 0.0)
+    assert one.fresh() == []  # until the connection is reset indeed
+    one.acted(Act.RESET)
     assert one.fresh() == ["reset"]
+
+
+def test_an_act_that_another_fault_hides_has_not_happened() -> None:
+    one = course("close:after=1", "reset:after=3")
+    assert passed(one.take(b"abc", 0.0)) == [b"a", Act.CLOSE]
+    one.acted(Act.CLOSE)
+    assert one.fresh() == ["close"]
+    never = course("stall:after=1", "reset:after=3")
+    assert never.take(b"abc", 0.0)[-1] == Item(math.inf, act=Act.RESET)
+    assert never.fresh() == ["stall"]
+
+
+def test_the_reset_nearest_to_the_client_is_the_one_that_has_happened() -> None:
+    chosen = Faults([parse_fault(f"reset:after={n}") for n in (5, 3)], 1, 1, "").choose("")
+    assert chosen is not None
+    one = chosen.course(OUT, 0.0)
+    assert passed(one.take(b"abcdefg", 0.0)) == [b"abc", Act.RESET]
+
+
+# The client's messages.
+
+
+class Lines:
+    """Cuts a stream into lines: a part that ends in no line feed is held."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def take(self, data: bytes) -> list[tuple[bytes, bytes | None]]:
+        *lines, self._held = (self._held + data).split(b"\n")
+        return [(line + b"\n", line) for line in lines]
+
+    def end(self) -> list[tuple[bytes, bytes | None]]:
+        held, self._held = self._held, b""
+        return [(held, held)] if held else []
+
+    def rest(self) -> list[bytes]:
+        held, self._held = self._held, b""
+        return [held] if held else []
+
+
+def client_s(text: str, cutter: Any = Lines) -> Course:
+    """The client's stream, with a fault in it."""
+    chosen = Faults([parse_fault(f"{text},direction=in")], 1, 1, "").choose("")
+    assert chosen is not None
+    return chosen.course(IN, 0.0, cutter=cutter)
+
+
+LINES = b"one\ntwo\nthree\nfour\nfive"
+
+
+BEGINNINGS: list[tuple[str, list[bytes | Act | None]]] = [
+    ("truncate:after=2msg", [b"one\ntwo\n", None]),
+    ("truncate:message=^t", [b"one\n", None]),
+    ("truncate:after=2msg,message=^t", [b"one\ntwo\n", None]),
+    ("truncate:after=3msg,message=^t", [LINES, None]),
+    ("reset:message=three", [b"one\ntwo\n", Act.RESET]),
+    ("truncate:message=five", [b"one\ntwo\nthree\nfour\n", None]),
+    ("truncate:message=six", [LINES, None]),
+    ("truncate:after=4msg", [b"one\ntwo\nthree\nfour\n", None]),
+]
+
+
+@given(case=st.sampled_from(BEGINNINGS), cuts=st.lists(st.integers(0, len(LINES)), max_size=8))
+def test_a_fault_begins_with_a_message_of_the_client_however_reads_fall(
+    case: tuple[str, list[bytes | Act | None]], cuts: list[int]
+) -> None:
+    text, expected = case
+    places = sorted({0, *cuts, len(LINES)})
+    pieces = [LINES[start:end] for start, end in itertools.pairwise(places)]
+    assert passed(through(client_s(text), *pieces)) == expected
+
+
+def test_a_read_is_a_message_where_there_are_no_others() -> None:
+    one = client_s("truncate:after=2msg", Reads)
+    assert passed(through(one, b"one\ntwo", b"three", b"four")) == [b"one\ntwothree", None]
+
+
+def test_the_other_direction_is_told_of_messages() -> None:
+    one = course("truncate:after=1msg,message=^q")
+    assert one.awaits_message
+    items = [*one.heard(b"quit", 0.0), *one.take(b"1", 0.0)]
+    assert one.begins_with(b"quit", 0.0)
+    assert not one.begins_with(b"other", 0.0)
+    items += [*one.heard(b"other", 0.0), *one.take(b"2", 0.0)]
+    items += [*one.heard(b"quit", 0.0), *one.take(b"3", 0.0)]
+    assert not one.awaits_message
+    assert passed(items + one.end(0.0)) == [b"12", None]
+
+
+def test_a_message_and_a_place_have_to_hold_both() -> None:
+    by_size = course("reset:after=4,message=x")
+    assert by_size.heard(b"x", 0.0) == []
+    by_size.take(b"abcd", 0.0)
+    assert by_size.heard(b"y", 0.0) == []
+    assert by_size.heard(b"x", 0.0) == [Item(0.0, act=Act.RESET)]
+    by_time = course("reset:after=2s,message=x", at=1.0)
+    assert by_time.wake_at == math.inf
+    assert by_time.heard(b"x", 2.9) == []
+    assert by_time.heard(b"x", 3.0) == [Item(3.0, act=Act.RESET)]
+
+
+def test_a_fault_begins_with_the_end_of_the_handshake() -> None:
+    one = course("reset:after=handshake")
+    assert one.start(0.0) == []
+    assert one.take(b"a", 0.0) == [Item(0.0, b"a")]
+    assert one.handshaken(1.0) == [Item(1.0, act=Act.RESET)]
+    assert one.handshaken(2.0) == []
 
 
 def test_another_direction_is_left_alone() -> None:

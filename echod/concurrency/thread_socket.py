@@ -422,9 +422,30 @@ class RelayedSocket(ConnectionSocket):
     """One end of a socket pair whose other end the reactor relays: for TLS and the like.
 
     It ignores options meant for a TCP socket.
+
+    Attributes:
+        waits_at: how many bytes had been received when the last call that receives began.
     """
 
-    __slots__ = ()
+    __slots__ = ("waits_at",)
+
+    def __init__(self, descriptor: int, *, peer: _RetAddress, local: _RetAddress) -> None:
+        super().__init__(descriptor, peer=peer, local=local)
+        self.waits_at = -1
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        self.waits_at = self.received_bytes
+        return super().recv(bufsize, flags)
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+        self.waits_at = self.received_bytes
+        return super().recv_into(buffer, nbytes, flags)
+
+    def _receive(
+        self, receive: Callable[[], _T], count: Callable[[_T], int], flags: int, end: _T
+    ) -> _T:
+        self.waits_at = self.received_bytes
+        return super()._receive(receive, count, flags, end)
 
     def shutdown(self, how: int, /) -> None:
         # If this end were shut for reading, input from the client would break the relay, and

@@ -309,6 +309,14 @@ class RelayChannel(Protocol):
         written = unread(self.transport) if self.transport else 0
         return written + queued(client) + unsent(client)
 
+    def is_answered(self, conn: RelayedSocket) -> bool:
+        """Return whether the thread waits for more than was relayed to it, and its replies are
+        relayed.
+        """
+        # In this order: `waits_at` says that all before it was counted, and so answered.
+        waits = conn.receiving and conn.waits_at == self._moved[0]
+        return waits and self.transport is not None and not unread(self.transport)
+
     def taken(self) -> Taken:
         return taken(self._connection.transport)
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import (
@@ -43,7 +44,9 @@ from zope.interface import alsoProvides, implementer
 
 from echod.connections.kernel import client_ended, queued, unsent
 from echod.connections.layer import Layer, tls_of
-from echod.faults import Act, Chosen, Course, Direction, Item
+from echod.faults import Act, Chosen, Course, Cutter, Direction, Item, Reads
+from echod.handlers.kinds import Kind
+from echod.messages.cutting import Cutter as MessageCutter
 from echod.reasons import EndReason
 
 if TYPE_CHECKING:
@@ -99,10 +102,10 @@ class _Stream:
         self.held -= len(item.data)
         return item
 
-    def set_timer(self) -> None:
-        """Wait for the next item, or for the next fault that begins by time."""
+    def set_timer(self, latest: float = math.inf) -> None:
+        """Wait for the next item, for the next fault that begins by time, or until `latest`."""
         self.stop()
-        due = min(self.course.wake_at, self.items[0].due if self.items else math.inf)
+        due = min(latest, self.course.wake_at, self.items[0].due if self.items else math.inf)
         if due < math.inf:
             wait = max(0.0, due - self._owner.seconds())
             self._timer = self._owner.reactor.callLater(wait, self._fired)
@@ -129,6 +132,34 @@ class _Stream:
         self.stop()
         self.items.clear()
         self.held = 0
+
+
+class _Gate:
+    """Holds back the client's messages while a fault of the other direction waits for one.
+
+    Attributes:
+        cutter: finds the messages.
+        pieces: the client's bytes that are not passed on yet; None is the end of the stream.
+        opens: when to look again, in seconds.
+    """
+
+    def __init__(self, cutter: Cutter) -> None:
+        self.cutter = cutter
+        self.pieces: deque[tuple[bytes, bytes | None] | None] = deque()
+        self.opens = 0.0
+
+    @property
+    def held(self) -> int:
+        """How many bytes wait, without those of an incomplete message."""
+        return sum(len(piece[0]) for piece in self.pieces if piece is not None)
+
+    def is_quiet(self, connection: ConnectionProtocol, now: float) -> bool:
+        """Return whether all messages are answered, or call for another look."""
+        if now < self.opens:
+            return False
+        quiet = connection.has_answered
+        self.opens = 0.0 if quiet else now + LOOK
+        return quiet
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener, ILoggingContext)
@@ -183,6 +214,7 @@ class FaultyConnection(Layer):
         # The end of the stream has been given to the transport below; a fault withholds it.
         self._fin_given = False
         self._withheld = False
+        self._gate: _Gate | None = None
         self._timer: IDelayedCall | None = None
         self._held = 0.0
         self._held_since: float | None = None
@@ -193,8 +225,11 @@ class FaultyConnection(Layer):
         self.transport = transport
         now = self._owner.seconds()
         chosen, owner = self._chosen, self._owner
-        self._in = _Stream(chosen.course(Direction.IN, now), owner, self._pump_in)
+        incoming = chosen.course(Direction.IN, now, cutter=self._cutter_maker())
+        self._in = _Stream(incoming, owner, self._pump_in)
         self._out = _Stream(chosen.course(Direction.OUT, now), owner, self._pump_out)
+        if self._out.course.awaits_message:
+            self._gate = _Gate(self._cutter_maker()())
         for stream in (self._in, self._out):
             stream.add(stream.course.start(now))
         encrypted = ISSLTransport.providedBy(transport)
@@ -210,6 +245,7 @@ class FaultyConnection(Layer):
 
     def handshakeCompleted(self) -> None:
         """Begin: the layer of TLS below is ready."""
+        self.handshaken()  # before the protocol greets
         if IHandshakeListener.providedBy(self.protocol):
             self.protocol.handshakeCompleted()
         self._begin()
@@ -222,9 +258,16 @@ class FaultyConnection(Layer):
         now, self._chosen = self._owner.seconds(), chosen
         self._names = dict.fromkeys([*self._names, *chosen.names], False) | self._names
         for stream, direction in ((self._in, Direction.IN), (self._out, Direction.OUT)):
-            stream.change(chosen.course(direction, now, stream.course), now)
+            course = chosen.course(direction, now, stream.course, self._cutter_maker())
+            stream.change(course, now)
             if self._spoken:
                 stream.course.client_spoke()
+            if self._ready and self.is_encrypted:
+                stream.add(course.handshaken(now))
+        if not self._out.course.awaits_message:
+            self._open_gate()
+        elif self._gate is None and not self._input_over:
+            self._gate = _Gate(self._cutter_maker()())
         if self._deaf:
             left = self._in.course.stages.values()
             self._deaf = any(one.act is Act.STOP_READING and one.happened for one in left)
@@ -239,6 +282,21 @@ class FaultyConnection(Layer):
         if not self._over:
             self._pump_out()
             self._pump_in()
+
+    def handshaken(self) -> None:
+        """Note the end of the handshake of TLS: below, or above after STARTTLS."""
+        now = self._owner.seconds()
+        for stream in (self._in, self._out):
+            stream.add(stream.course.handshaken(now))
+        if not self._over:
+            self._settle()
+
+    def _cutter_maker(self) -> Callable[[], Cutter]:
+        """Return what makes the parts that find messages in the client's stream."""
+        owner = self._owner
+        if self._connection.counts_messages and owner.handler.kind is not Kind.CONNECTION:
+            return partial(MessageCutter, owner.framing)
+        return Reads
 
     def dataReceived(self, data: bytes) -> None:
         if self._over or self._dropping:
@@ -275,6 +333,7 @@ class FaultyConnection(Layer):
         self._set_timer(None)
         for stream in (self._in, self._out):
             stream.clear()
+        self._gate = None
         self._producer = None
         self._note()
 
@@ -292,15 +351,19 @@ class FaultyConnection(Layer):
         self._in_turn = True
         try:
             while not self._over and not self._paused and not self._dropping:
+                if self._gate is not None and self._gate.pieces:
+                    if not self._pass_gate(self._gate):
+                        break
+                    continue
                 item = self._in.next_due(self._owner.seconds())
                 if item is None:
                     break
                 if item.data:
                     self._hear(item.data)
                 elif item.act is not None:
-                    self._act(item.act)
+                    self._act(item.act, self._in.course)
                 else:
-                    IHalfCloseableProtocol(self.protocol).readConnectionLost()
+                    self._hear_end()
         except BaseException:
             self.abortConnection()
             raise
@@ -309,10 +372,59 @@ class FaultyConnection(Layer):
             self._settle()
 
     def _hear(self, data: bytes) -> None:
+        if self._gate is None:
+            self._tell(data)
+        elif self.protocol is self._connection:
+            self._gate.pieces.extend(self._gate.cutter.take(data))
+        else:  # the handler has begun TLS; bytes in clear that are held are not for it
+            self._gate = None
+            self._tell(data)
+
+    def _tell(self, data: bytes) -> None:
         if not self._spoken:
             self._spoken = True
             self._out.course.client_spoke()
         self.protocol.dataReceived(data)
+
+    def _hear_end(self) -> None:
+        if self._gate is not None:
+            self._gate.pieces += [*self._gate.cutter.end(), None]
+        else:
+            IHalfCloseableProtocol(self.protocol).readConnectionLost()
+
+    def _pass_gate(self, gate: _Gate) -> bool:
+        """Pass on the next piece; return whether that may be done now.
+
+        A message with which a fault begins waits until those before it are answered: the fault
+        hits no other answer.
+        """
+        piece = gate.pieces[0]
+        if piece is None:
+            gate.pieces.popleft()
+            self._gate = None
+            IHalfCloseableProtocol(self.protocol).readConnectionLost()
+            return True
+        data, message = piece
+        now, course = self._owner.seconds(), self._out.course
+        if message is not None and self.protocol is self._connection:
+            if course.begins_with(message, now) and not gate.is_quiet(self._connection, now):
+                return False
+            self._out.add(course.heard(message, now))
+            self._pump_out()
+        gate.pieces.popleft()
+        if not (self._over or self._dropping):
+            self._tell(data)
+        if not course.awaits_message:
+            self._open_gate()
+        return True
+
+    def _open_gate(self) -> None:
+        """Hold back no more messages, once all are passed on."""
+        gate = self._gate
+        if gate is not None and not (gate.pieces or self._over or self._dropping):
+            self._gate = None
+            for rest in gate.cutter.rest():
+                self._tell(rest)
 
     # From the protocol to the client.
 
@@ -337,7 +449,7 @@ class FaultyConnection(Layer):
                 if item.data:
                     self.transport.write(item.data)
                 elif item.act is not None:
-                    self._act(item.act)
+                    self._act(item.act, self._out.course)
                 else:
                     self._end_output()
         finally:
@@ -368,7 +480,8 @@ class FaultyConnection(Layer):
 
     # Acts.
 
-    def _act(self, act: Act) -> None:
+    def _act(self, act: Act, course: Course) -> None:
+        course.acted(act)
         self._note()
         match act:
             case Act.RESET:
@@ -385,6 +498,7 @@ class FaultyConnection(Layer):
 
     def _drop_all(self) -> None:
         self._dropping = self.ended = True
+        self._gate = None
         self._in.clear()
         self._out.clear()
 
@@ -451,9 +565,9 @@ class FaultyConnection(Layer):
         if self._over:
             return
         self._note()
-        self._in.set_timer() if not (self._paused or self._dropping) else self._in.stop()
+        self._in.set_timer(self._gate_opens) if self._hears else self._in.stop()
         self._out.set_timer() if not (self._blocked or self._dropping) else self._out.stop()
-        reads = self._dropping or not (self._paused or self._deaf or self._in.held >= MOST)
+        reads = self._dropping or not (self._paused or self._deaf or self.held_in >= MOST)
         if reads is not self._reading:
             self._reading = reads
             if reads:
@@ -471,6 +585,16 @@ class FaultyConnection(Layer):
             if self._held_since is not None:
                 self._held += now - self._held_since
             self._held_since = now if holds else None
+
+    @property
+    def _hears(self) -> bool:
+        """Whether the protocol takes input."""
+        return not (self._paused or self._dropping)
+
+    @property
+    def _gate_opens(self) -> float:
+        """When to look at the next piece that waits, in seconds; inf: there is none."""
+        return self._gate.opens if self._gate is not None and self._gate.pieces else math.inf
 
     def _pause_producer(self, *, paused: bool) -> None:
         producer = self._producer
@@ -511,7 +635,7 @@ class FaultyConnection(Layer):
 
     @property
     def held_in(self) -> int:
-        return self._in.held
+        return self._in.held + (self._gate.held if self._gate is not None else 0)
 
     @property
     def held_out(self) -> int:

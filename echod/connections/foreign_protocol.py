@@ -39,12 +39,10 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.connections.clients import tls_facts
 from echod.connections.kernel import has_answered, is_reset, queued, traffic, unread, unsent
 from echod.connections.layer import tls_of
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.contexts import call_in, context_of
-from echod.handlers.client import encrypt
 from echod.messages.closing import Event
 from echod.reasons import EndReason
 from echod.tls import Context as TLSContext
@@ -235,7 +233,7 @@ class ForeignProtocol(ConnectionProtocol):
         if self._handshaking:
             self._handshaking = False
             self._deadline = math.inf
-            encrypt(self.client, tls_facts(self.transport))
+            self._note_handshake()
             self._from_transport(self._call, self._encrypted)
         else:
             self._from_transport(super().handshakeCompleted)

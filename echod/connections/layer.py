@@ -40,6 +40,9 @@ class Layer:
         """Whether bytes, or an end, wait here."""
         raise NotImplementedError
 
+    def handshaken(self) -> None:
+        """Note the end of the handshake of TLS: below, or above after STARTTLS."""
+
     def held_for(self) -> float:
         """Return for how many seconds, since the last call, the client has waited for this
         layer.

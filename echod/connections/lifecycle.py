@@ -229,6 +229,11 @@ class ConnectionProtocol(Protocol):
         raise NotImplementedError
 
     @property
+    def has_answered(self) -> bool:
+        """Whether all that was received is answered, as far as echod can know."""
+        return not self._busy
+
+    @property
     def is_blocked(self) -> bool:
         """Whether the client does not read what was sent to it."""
         return False
@@ -280,6 +285,12 @@ class ConnectionProtocol(Protocol):
             self._deadline = math.inf
             encrypt(self.client, tls_facts(self.transport))
             self._admit()
+
+    def _note_handshake(self) -> None:
+        """Note the end of a handshake that the handler has begun."""
+        encrypt(self.client, tls_facts(self.transport))
+        if (layer := layer_of(self.transport)) is not None:
+            layer.handshaken()
 
     @property
     def _is_shaking_hands(self) -> bool:

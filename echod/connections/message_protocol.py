@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 from echod.concurrency.model import Abandoned, Busy, Dropped, Pending
 from echod.concurrency.models import Awaited, InPool
-from echod.connections.clients import shown, tls_facts
+from echod.connections.clients import shown
 from echod.connections.kernel import is_reset, shorten_reads, unread
 from echod.connections.layer import tls_of
 from echod.connections.lifecycle import ConnectionProtocol
@@ -37,7 +37,6 @@ from echod.connections.stream import (
 )
 from echod.contexts import call_in, context_of, is_entered, take_over
 from echod.handlers.calling import close_in_thread, greeting_of, overridden
-from echod.handlers.client import encrypt
 from echod.handlers.contract import BytesLike, answer_of, reply_from
 from echod.log.event import LogLine
 from echod.messages.framing import FramingError
@@ -765,7 +764,7 @@ class EchoProtocol(ConnectionProtocol):
             if not self.is_blocked:
                 self._deadline = math.inf
             self._idle_since = self._owner.seconds()
-            encrypt(self.client, tls_facts(self.transport))
+            self._note_handshake()
             if self._outbox is not None:
                 self._outbox.flush()
             if self._draining:

@@ -42,7 +42,7 @@ from twisted.python.failure import Failure
 from echod.concurrency.conversation import Conversation
 from echod.concurrency.model import Busy
 from echod.concurrency.socket_outbox import SocketOutbox, end_outbox, outbox_of
-from echod.concurrency.thread_socket import ConnectionSocket
+from echod.concurrency.thread_socket import ConnectionSocket, RelayedSocket
 from echod.connections.channels import DirectChannel, RelayChannel, plain_socket
 from echod.connections.kernel import (
     hung_up,
@@ -517,6 +517,15 @@ class SocketProtocol(ConnectionProtocol):
         if conn is None or conn.receiving or conn.sending or self._pushes_wait:
             return False
         return not (conn.exposed or conn.polled)  # otherwise the kernel has to be asked
+
+    @property
+    def has_answered(self) -> bool:
+        conn, channel = self._conn, self._channel
+        if conn is None or not self._has_thread:
+            return self._entered
+        if conn.exposed or not isinstance(conn, RelayedSocket):
+            return True  # as far as is known
+        return isinstance(channel, RelayChannel) and channel.is_answered(conn)
 
 
 def threads_of_handlers() -> Iterator[int]:

@@ -18,18 +18,20 @@ Pure: `echod.connections.faulty` waits, reads and writes.
 from echod.faults.choice import Chosen, Course, FaultPlan, Faults
 from echod.faults.grammar import FAULTS, FaultError, parse_fault
 from echod.faults.items import Act, Direction, Item
-from echod.faults.stage import Rule
+from echod.faults.stage import Cutter, Reads, Rule
 
 __all__ = [
     "FAULTS",
     "Act",
     "Chosen",
     "Course",
+    "Cutter",
     "Direction",
     "FaultError",
     "FaultPlan",
     "Faults",
     "Item",
+    "Reads",
     "Rule",
     "parse_fault",
 ]

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from echod.faults.items import Act, Direction, Draws, Item
 from echod.faults.keys import Network
-from echod.faults.stage import Rule, Stage
+from echod.faults.stage import Cutter, Reads, Rule, Stage
 
 
 @dataclass(eq=False)
@@ -96,6 +96,30 @@ class Course:
         """Begin those whose time has come."""
         return self._each(lambda stage: stage.wake(now))
 
+    def handshaken(self, now: float) -> list[Item]:
+        """Begin those that begin with the end of the handshake."""
+        return self._each(lambda stage: stage.handshaken(now))
+
+    @property
+    def awaits_message(self) -> bool:
+        """Whether a fault of the other direction's stream begins with a message of the client."""
+        return any(one.begins_with_message and not one.has_begun for _, one in self._named)
+
+    def begins_with(self, message: bytes, now: float) -> bool:
+        """Return whether a fault would begin with this message, the next one of the client."""
+        return any(stage.begins_with(message, now) for _, stage in self._named)
+
+    def heard(self, message: bytes, now: float) -> list[Item]:
+        """Note that this message of the client is passed to the handler, after this call."""
+        return self._each(lambda stage: stage.heard(message, now))
+
+    def acted(self, act: Act) -> None:
+        """Note that an act has taken place: until then another fault may hide it."""
+        for _, stage in reversed(self._named):
+            if stage.act is act and stage.has_begun:
+                stage.happened = True
+                return
+
     def client_spoke(self) -> None:
         """Note that the client's first byte is passed to the handler."""
         for _, stage in self._named:
@@ -146,13 +170,20 @@ class Chosen:
         """The names of the faults."""
         return [pick.armed.rule.fault.name for pick in self.picks]
 
-    def course(self, direction: Direction, now: float, before: Course | None = None) -> Course:
+    def course(
+        self,
+        direction: Direction,
+        now: float,
+        before: Course | None = None,
+        cutter: Callable[[], Cutter] = Reads,
+    ) -> Course:
         """Return the course of one direction, for a connection that begins now.
 
         Args:
             direction: which.
             now: the time.
             before: the course so far, whose stages go on if their rules are still there.
+            cutter: makes what finds the messages in the client's stream.
         """
         ours = [pick for pick in self.picks if pick.armed.rule.direction is direction]
         if direction is Direction.OUT:  # the first fault is the client's nearest
@@ -160,7 +191,8 @@ class Chosen:
         stages = before.stages if before else {}
         return Course(
             {
-                pick.armed: stages.get(pick.armed) or self.faults.stage(pick, direction, now)
+                pick.armed: stages.get(pick.armed)
+                or self.faults.stage(pick, direction, now, cutter())
                 for pick in ours
             }
         )
@@ -220,7 +252,7 @@ class Faults:
         self._armed = []
         fresh: list[Armed] = []
         for number, rule in numbered:
-            if rule.selection.listener not in ("", str(self._listener), self._endpoint):
+            if not rule.selection.covers(self._listener, self._endpoint):
                 continue
             armed = before.get(number)
             if armed is None or armed.rule is not rule:
@@ -236,11 +268,11 @@ class Faults:
         for connection, chosen in list(self.open.items()):
             connection.change(chosen)
 
-    def stage(self, pick: Pick, direction: Direction, now: float) -> Stage:
+    def stage(self, pick: Pick, direction: Direction, now: float, cutter: Cutter) -> Stage:
         """Return the stage of a rule in a connection, for one direction."""
         armed, connection = pick
         key = (self._seed, armed.number, self._listener, connection, direction.value)
-        return armed.rule.fault.stage(armed.rule, Draws(*key), now)
+        return armed.rule.fault.stage(armed.rule, Draws(*key), now, cutter)
 
     def _pick(self, rules: Iterable[Armed], host: str) -> tuple[Pick, ...]:
         """Ask rules about a connection that is new to them."""

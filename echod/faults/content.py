@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from echod.faults.items import Draws, Item
 from echod.faults.keys import key, parse_share, whole
-from echod.faults.stage import Fault, Rule, Stage
+from echod.faults.stage import Cutter, Fault, Rule, Stage
 
 
 class _Sprinkling(Stage):
     """Hits single bytes, a share of all: draws say how many are skipped before the next."""
 
-    def __init__(self, rule: Rule, draws: Draws, now: float) -> None:
-        super().__init__(rule, draws, now)
+    def __init__(self, rule: Rule, draws: Draws, now: float, cutter: Cutter) -> None:
+        super().__init__(rule, draws, now, cutter)
         self._hits = 0
         self._next = self._skip()
 

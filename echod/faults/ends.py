@@ -15,7 +15,6 @@ class _Acting(Stage):
     begins_alone = True
 
     def begin(self, now: float) -> Iterator[Item]:
-        self.happened = True
         yield self.on_time(now, act=self.act)
 
     def work(self, item: Item) -> Iterator[Item]:

@@ -19,10 +19,19 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class After:
-    """When a fault begins: after so many bytes of its direction, or seconds of the connection."""
+    """When a fault begins: after one of these.
+
+    Attributes:
+        size: so many bytes of its direction.
+        messages: so many messages of the client.
+        seconds: so many seconds of the connection; None: another one counts.
+        handshake: the handshake of TLS.
+    """
 
     size: int = 0
+    messages: int = 0
     seconds: float | None = None
+    handshake: bool = False
 
 
 def parse_number(text: str) -> float:
@@ -75,11 +84,22 @@ def parse_share(text: str) -> float:
 
 def parse_after(text: str) -> After:
     """Parse where a fault begins."""
-    if re.fullmatch(r"0|[1-9][0-9]{0,14}", text):
-        return After(int(text))
-    if text.endswith("s") and not text.endswith("msgs"):
+    number = text.removesuffix("msg")
+    if re.fullmatch(r"0|[1-9][0-9]{0,14}", number):
+        return After(int(number)) if number == text else After(messages=int(number))
+    if text == "handshake":
+        return After(handshake=True)
+    if re.fullmatch(r"[0-9.]+s", text):
         return After(seconds=parse_seconds(text))
-    raise ValueError("a number of bytes, or of seconds with an s, as in 10 or 2s")
+    raise ValueError("a number of bytes, as in 10, or 3msg, 2s or handshake")
+
+
+def parse_pattern(text: str) -> re.Pattern[bytes]:
+    """Parse a regular expression."""
+    try:
+        return re.compile(text.encode("utf-8", "surrogateescape"))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"a regular expression ({error})") from None
 
 
 def parse_network(text: str) -> Network:

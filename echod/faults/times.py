@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from echod.faults.items import Draws, Item
 from echod.faults.keys import key, parse_number, parse_pause, parse_seconds, whole
-from echod.faults.stage import Fault, Rule, Stage
+from echod.faults.stage import Cutter, Fault, Rule, Stage
 
 # A draw of `delay` is for so many bytes: short enough that short messages have a draw each.
 BLOCK = 64
@@ -108,8 +108,8 @@ class Bandwidth(Fault):
 class _Slicing(Stage):
     fault: Slice
 
-    def __init__(self, rule: Rule, draws: Draws, now: float) -> None:
-        super().__init__(rule, draws, now)
+    def __init__(self, rule: Rule, draws: Draws, now: float, cutter: Cutter) -> None:
+        super().__init__(rule, draws, now, cutter)
         self._slice = 0
         self._left = self._length(0)
         self._is_new = False

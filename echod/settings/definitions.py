@@ -625,6 +625,7 @@ class Settings:
                     "another model, or tls:"
                 )
         self._check_framing()
+        self._check_faults()
         self._refuse_to_listen_twice()
 
     def _check_framing(self) -> None:
@@ -642,6 +643,26 @@ class Settings:
                 raise SettingError(
                     f"--{name.replace('_', '-')} and --framing both give {name}: "
                     f"leave out {escape(clipped(given))} there"
+                )
+
+    def _check_faults(self) -> None:
+        """Refuse faults that can hit no connection."""
+        for rule in self.fault:
+            listeners = [
+                endpoint
+                for number, endpoint in enumerate(self.endpoints, 1)
+                if rule.selection.covers(number, endpoint)
+            ]
+            if not listeners:
+                wanted = escape(clipped(rule.selection.listener))
+                raise SettingError(
+                    f"--fault {rule.fault.name}: listener={wanted} is none of the listeners: "
+                    f"{escape(', '.join(self.endpoints))}"
+                )
+            if rule.selection.after.handshake and not any(map(_is_secure, listeners)):
+                raise SettingError(
+                    f"--fault {rule.fault.name}: after=handshake needs a listener with TLS, as "
+                    "--listen tls:..."
                 )
 
     @property

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 
 from echod.connections.factory import EchoFactory
 from echod.connections.kernel import queued, unread
 from echod.connections.layer import Layer
 from echod.faults import Faults, parse_fault
 from echod.handlers.contract import Close
+from echod.handlers.contract import Handler as EchodHandler
 from echod.limits import Limits
-from tests.support.daemon import MODELS
+from echod.messages.framing import Fixed, Line
+from echod.messages.prefixed import Length
+from tests.support.daemon import CONCURRENT, MODELS
 from tests.support.log import Log
+from tests.support.needs import not_here
 from tests.support.proxy_headers import line
 from tests.support.reactor import reactor
 from tests.support.serving import Server, Talker, eventually, make_model, server_by, turns
@@ -50,6 +61,28 @@ class Handler:
         return Close(b"bye") if message == b"quit" else message
 
 
+class Echoing(EchodHandler):
+    """Answers each message by itself, and does not greet."""
+
+    def received(self, message: bytes) -> bytes:
+        return message
+
+
+def echo_socket(conn: socket.socket) -> None:
+    while data := conn.recv(1000):
+        conn.sendall(data)
+
+
+async def echo_streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1000):
+        writer.write(data)
+
+
+class Echo(Protocol):
+    def dataReceived(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
 def serving(
     *faults: str,
     certificate: Path,
@@ -64,7 +97,7 @@ def serving(
         handler=handler,
         model=make_model(model),
         faults=Faults([parse_fault(text) for text in faults], 1, 1, "") if faults else None,
-        banner=BANNER if model == "thread-per-connection" else None,
+        banner=BANNER if model == "thread-per-connection" and handler is Handler else None,
         **options,
     )
     if way == "UNIX":
@@ -328,6 +361,118 @@ async def test_a_server_that_never_reads_lets_its_client_fill_the_window(serve: 
         assert b"".join(heard) == b"xxx"
         client.transport.abortConnection()
         await client.receive_all()
+
+
+# Faults that begin with a message of the client.
+
+FRAMINGS: list[tuple[Any, list[bytes]]] = [
+    (Line(), [b"one\n", b"two\n", b"quiz\n", b"four\n"]),
+    (Length(), [Length().encode(word) for word in (b"one", b"two", b"quiz", b"four")]),
+    (Fixed(4), [b"one.", b"two.", b"quiz", b"four"]),
+]
+
+
+@pytest.mark.parametrize(
+    "fault", ["reset:after=2msg", "reset:message=qu.z", "truncate:after=2msg"]
+)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", CONCURRENT)
+@pytest_twisted.ensureDeferred
+async def test_the_answers_before_a_message_come_whole_and_then_the_fault(
+    serve: Any, model: str, way: str, fault: str
+) -> None:
+    """Fault 137: The answers to the messages before it come whole, and nothing of its own."""
+    for (framing, messages), size in itertools.product(FRAMINGS, (3, 1000)):
+        options = {"framing": framing, "way": way, "model": model, "handler": Echoing}
+        async with serve(fault, **options) as server:
+            client = await server.connect()
+            stream = b"".join(messages)
+            for start in range(0, len(stream), size):
+                client.send(stream[start : start + size])
+                await turns(1)
+            client.finish()
+            assert await client.receive_all() == b"".join(messages[:2])
+            assert server.factory.metrics.faults == {fault.partition(":")[0]: 1}
+            assert client.clean is (way == "UNIX" or fault.startswith("truncate"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_the_only_message_of_the_serial_model_may_be_hit(serve: Any, way: str) -> None:
+    options = {"framing": Line(), "way": way, "model": "serial", "handler": Echoing}
+    async with serve("close:message=^one", **options) as server:
+        client = await server.connect()
+        client.send(b"one\ntwo\n")
+        assert await client.receive_all() == b""
+        assert server.factory.metrics.faults == {"close": 1}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", CONCURRENT)
+@pytest_twisted.ensureDeferred
+async def test_a_message_for_a_slow_handler_waits_for_the_answers_before_it(
+    serve: Any, model: str, way: str
+) -> None:
+    class Slow(Echoing):
+        def received(self, message: bytes) -> Any:
+            if model in ("defer-to-thread", "thread-per-connection"):
+                time.sleep(0.02)
+                return message
+            return deferLater(reactor, 0.02, lambda: message)
+
+    options = {"framing": Line(), "way": way, "model": model, "handler": Slow}
+    async with serve("reset:message=stop", **options) as server:
+        client = await server.connect()
+        client.send(b"one\ntwo\nstop\n")
+        assert await client.receive_all() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["chunk", "socket", "streams", "Twisted protocol"])
+@pytest_twisted.ensureDeferred
+async def test_a_read_is_the_message_where_there_are_no_others(
+    serve: Any, kind: str, way: str
+) -> None:
+    if kind == "streams" and not isinstance(reactor, AsyncioSelectorReactor):
+        not_here("asyncio's streams need an asyncio event loop")
+    handlers = {
+        "chunk": Echoing,
+        "socket": echo_socket,
+        "streams": echo_streams,
+        "Twisted protocol": Factory.forProtocol(Echo),
+    }
+    model = "thread-per-connection" if kind == "socket" else "reactor"
+    async with serve(
+        "close:message=^stop", way=way, model=model, handler=handlers[kind]
+    ) as server:
+        client = await server.connect()
+        for word in (b"one", b"two"):
+            client.send(word)
+            await client.receive(word)
+        client.send(b"stop")
+        assert await client.receive_all() == b""
+        assert server.factory.metrics.faults == {"close": 1}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_fault_after_the_handshake_needs_tls(serve: Any, way: str) -> None:
+    async with serve("close:after=handshake", way=way) as server:
+        client = await server.connect()
+        client.send(b"quit")
+        received = await client.receive_all()
+        assert received == (b"" if way == "TLS" else BANNER + b"bye")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_drain_does_not_wait_for_the_rest_of_a_message(serve: Any) -> None:
+    async with serve("reset:message=never", framing=Line(), handler=Echoing) as server:
+        client = await server.connect()
+        client.send(b"one\ntw")
+        await client.receive(b"one\n")
+        await server.factory.drain()
+        assert await client.receive_all() == b""
+        assert client.clean
 
 
 @pytest_twisted.ensureDeferred

@@ -162,6 +162,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         147: "A stream of 200 MB to a client that reads 1 MB/s",
     },
     "Faults on purpose": {
+        137: "A `--fault` begins with a message of the client",
         136: "A daemon has no `--fault`, or a fault hits other connections",
         156: "The faults on purpose change while connections are open",
         157: "A fault that holds bytes is taken away",
