@@ -320,6 +320,38 @@ def test_a_file_gives_settings_and_flags_win(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (
+            ["--fault=reset:after=handshake"],
+            "--fault reset: after=handshake needs a listener with TLS, as --listen tls:...",
+        ),
+        (
+            ["--fault=close:after=handshake,listener=1", "--listen=tcp:0", "--listen=tls:1"],
+            "--fault close: after=handshake needs a listener with TLS, as --listen tls:...",
+        ),
+        (
+            ["--fault=close:listener=2", "--listen=tcp:0"],
+            "--fault close: listener=2 is none of the listeners: tcp:0",
+        ),
+        (
+            ["--fault=close:listener=tcp:1", "--listen=tcp:0"],
+            "--fault close: listener=tcp:1 is none of the listeners: tcp:0",
+        ),
+    ],
+)
+def test_a_fault_that_can_hit_no_connection_is_refused(flags: list[str], why: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*flags)
+    assert str(caught.value) == f"echod: {why} (see: twistd echod --help)"
+
+
+def test_a_fault_after_the_handshake_may_be_of_any_listener_with_tls() -> None:
+    for endpoint in ("tls:0", "ssl:0", "starttls:0", "proxy:tls:0"):
+        parse("--fault=close:after=handshake", "--listen=tcp:0", f"--listen={endpoint}")
+
+
+@pytest.mark.parametrize(
     ("content", "flag", "settings"),
     [
         ("no-banner = true", "--banner=Hi", Settings(banner=b"Hi")),
