@@ -240,10 +240,14 @@ class StreamsProtocol(AsyncioProtocol):
 class _Given:
     """A context of the handler's."""
 
+    server_side = True
+
     def __init__(self, context: ssl.SSLContext) -> None:
         self._context = context
 
-    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
+    def wrap(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_name: str | None
+    ) -> ssl.SSLObject:
         return self._context.wrap_bio(incoming, outgoing, server_side=True)
 
 

@@ -421,7 +421,7 @@ class EchoService(Service):
     @property
     def certificates(self) -> list[ServedCertificate]:
         """The certificates in use, each once."""
-        return list(dict.fromkeys(context.served for context in self._contexts()))
+        return list(dict.fromkeys(one for context in self._contexts() for one in context.served))
 
     def _contexts(self) -> list[ServerContext]:
         """Return the TLS contexts."""

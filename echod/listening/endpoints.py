@@ -11,7 +11,8 @@ r"""Parse `--listen` into an endpoint, and the wrappers for the factory there.
     proxy:tcp:8888, proxy:tls:...           any of these, behind a PROXY header
 
 After `tls:` and `starttls:` these options belong to TLS, and all others to the endpoint:
-`certificate` (followed by its chain), `key`, `client-ca`, `client-certificates` (`required`,
+`certificate` (followed by its chain; a file, or a folder of files) and `key`, which may repeat,
+`client-ca`, `client-certificates` (`required`,
 `optional`), `alpn`. As in every endpoint string, a colon within a value is written `\:`.
 """
 
@@ -22,7 +23,7 @@ import os
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ from echod.listening.socket_activation import ActivatedEndpoint, InheritedSocket
 from echod.listening.unix import BACKLOG, MODE, UNIXEndpoint
 from echod.listening.validity import tell_validity
 from echod.text import did_you_mean, quoted
-from echod.tls import Files, ServerContext, TLSFactory
+from echod.tls import Files, Pair, ServerContext, TLSFactory
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
@@ -161,7 +162,8 @@ def parse_listen(
         _check_options(kind, words, (*TLS_OPTIONS[kind], *OPTIONS[within]))
     files = _ssl_files(words) if kind == "ssl" else _tls_files(kind, words)
     context = ServerContext(files)
-    tell_validity(context.served)
+    for certificate in context.served:
+        tell_validity(certificate)
     endpoint = _endpoint(reactor, words.endpoint, inherited)
     return Listening(endpoint, context, proxied, starts_clear=kind == "starttls")
 
@@ -332,6 +334,11 @@ class Words:
                 return re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
         return None
 
+    def pop_each(self, *names: str) -> list[tuple[str, str]]:
+        """Remove all options of these names; return each name and value, in their order."""
+        found = [(name, word) for word in self.words if (name := _option(word)[0]) in names]
+        return [(name, self.pop(name) or "") for name, _ in found]
+
     def expect_no_more(self) -> None:
         """Raise if an option was not recognised.
 
@@ -354,21 +361,41 @@ def _option(word: str) -> tuple[str, str]:
 
 
 def _tls_files(kind: str, words: Words) -> Files:
-    certificate = _path(words, "certificate")
-    if certificate is None:
-        raise ListenError(f"{kind}: needs certificate=FILE, a certificate in PEM")
+    first, *others = _pairs(kind, words.pop_each("certificate", "key"))
     client_ca, asked = _path(words, "client-ca"), words.pop("client-certificates")
     if asked not in (None, "required", "optional"):
         raise ListenError(f"client-certificates={asked} is neither required nor optional")
     if asked is not None and client_ca is None:
         raise ListenError("client-certificates needs client-ca=FILE, to verify them by")
     return Files(
-        certificate=certificate,
-        key=_path(words, "key"),
+        certificate=first.certificate,
+        key=first.key,
+        others=tuple(others),
         client_ca=client_ca,
         client_certificates_optional=asked == "optional",
         alpn=_protocols(words.pop("alpn")),
     )
+
+
+def _pairs(kind: str, named: Sequence[tuple[str, str]]) -> list[Pair]:
+    """Return the certificates, each with the key behind it; the key of a single one may lead."""
+    if [name for name, _ in named] == ["key", "certificate"]:
+        named = named[::-1]
+    pairs: list[Pair] = []
+    for name, path in named:
+        if not path:
+            continue
+        if name == "certificate":
+            pairs.append(Pair(_absolute(path)))
+        elif pairs and pairs[-1].key is None:
+            pairs[-1] = replace(pairs[-1], key=_absolute(path))
+        else:
+            raise ListenError(
+                f"key={path} belongs to no certificate: write each key= behind its certificate="
+            )
+    if not pairs:
+        raise ListenError(f"{kind}: needs certificate=FILE, a certificate in PEM")
+    return pairs
 
 
 def _protocols(text: str | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ Unlike `twisted.protocols.tls`, it has:
   sent, then our close_notify, then FIN. This holds for TLS 1.2, too, where RFC 5246, 7.2.1,
   demands to discard pending data: getting the rest of its replies harms no peer.
 * A close that never waits for the peer's close_notify.
+* Certificates that are chosen by the host that a client asks for.
 * Certificates that can be read again while connections are open (`ServerContext.reread`).
 * A low cost: see `echod.tls.connection`.
 
@@ -24,6 +25,7 @@ from echod.tls.context import (
     Context,
     Files,
     FilesError,
+    Pair,
     ServedCertificate,
     ServerContext,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "Context",
     "Files",
     "FilesError",
+    "Pair",
     "ServedCertificate",
     "ServerContext",
     "TLSConnection",

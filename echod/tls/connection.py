@@ -15,6 +15,7 @@ Guarantees:
   of one read waits. Output goes to the transport at once, which pauses the application's producer.
   Before the handshake is over output waits, and a producer is paused above `MOST`. OpenSSL's
   buffers never shrink, so they get at most `MOST` at a time.
+* A server's OpenSSL begins with a whole ClientHello: the host in it chooses the certificate.
 * Errors are not logged here: `connectionLost` gets them, as a `TLSError`. The peer gets OpenSSL's
   alert, and `LINGER` seconds to read it.
 * Plain bytes are never taken for encrypted ones, or the reverse: TLS begins with the connection,
@@ -152,6 +153,8 @@ class TLSConnection:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._context = context
+        # OpenSSL's part; a server's begins with the client's hello.
+        self._tls: ssl.SSLObject | None = None
         # The transport's `write`, or a faster function.
         self._pass_on: Callable[[bytes], None] | None = None
         self._hello: ClientHello | None = None
@@ -216,19 +219,25 @@ class TLSConnection:
             self._set_up()
 
     def _set_up(self) -> None:
-        """Make OpenSSL's part; only now, so that the application is notified if that fails."""
+        """Begin; only now, so that the application is notified if that fails."""
+        if self._context.server_side:
+            self._hello = ClientHello()
+        else:
+            self._start_openssl()
+
+    def _start_openssl(self) -> None:
+        """Make OpenSSL's part, which answers the input so far; a client's speaks first."""
         try:
-            self._tls = self._context.wrap(self._incoming, self._outgoing)
+            tls = self._context.wrap(self._incoming, self._outgoing, self._server_name)
         except Exception as error:  # a context that is of no use, or no memory
             self._fail(error)
             return
+        self._tls = tls
         # Bypassing `SSLObject`, which only forwards, saves two calls a message.
-        plain: Any = getattr(self._tls, "_sslobj", self._tls)
+        plain: Any = getattr(tls, "_sslobj", tls)
         self._read: Callable[[int], bytes] = plain.read
         self._write: Callable[[Any], int] = plain.write
-        if self._tls.server_side:
-            self._hello = ClientHello()
-        self._shake_hands(b"")  # a client speaks first
+        self._shake_hands()
 
     def dataReceived(self, data: bytes) -> None:
         if not self._direct or len(data) > MOST:
@@ -315,7 +324,12 @@ class TLSConnection:
             self._read_on()
         else:
             self._incoming.write(data)
-            self._shake_hands(data)
+            if self._tls is not None:
+                self._shake_hands()
+            elif self._hello is not None and self._hello.feed(data):
+                self._server_name = self._hello.server_name
+                self._hello = None
+                self._start_openssl()
 
     def _shorten_reads(self) -> None:
         """Bound the rest of a read, which may have to wait, to less than uvloop's 250 KiB.
@@ -432,10 +446,8 @@ class TLSConnection:
 
     # The handshake.
 
-    def _shake_hands(self, data: bytes) -> None:
-        if self._hello is not None and self._hello.feed(data):
-            self._server_name = self._hello.server_name
-            self._hello = None
+    def _shake_hands(self) -> None:
+        assert self._tls is not None
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -447,7 +459,6 @@ class TLSConnection:
 
     def _begin(self) -> None:
         """Begin the application's part: the handshake is over."""
-        self._hello = None
         self._open = self._writable = True
         self._collecting = True
         self._start_producer()
@@ -466,13 +477,17 @@ class TLSConnection:
         return not self._open
 
     @property
-    def ssl_object(self) -> ssl.SSLObject:
-        """OpenSSL's part, to look at: its `read` and `write` would disturb this one."""
+    def ssl_object(self) -> ssl.SSLObject | None:
+        """OpenSSL's part, to look at: its `read` and `write` would disturb this one.
+
+        None as long as a server has no hello.
+        """
         return self._tls
 
     @property
     def facts(self) -> TLSFacts:
         """The facts about the peer, once the handshake is over."""
+        assert self._tls is not None
         return facts_of(self._tls, self._server_name)
 
     # The application's transport: writing.
@@ -599,6 +614,7 @@ class TLSConnection:
         """Send close_notify, after everything written."""
         self._flush()
         self._writable = False
+        assert self._tls is not None
         # OpenSSL would then look for the peer's close_notify, and fail on data before it.
         unread = self._incoming.read()
         with contextlib.suppress(OSError):  # the peer's has not arrived, and may never do so
@@ -691,12 +707,12 @@ class TLSConnection:
 
     def getPeerCertificate(self) -> bytes | None:
         """Return the peer's certificate in DER; None if it has shown none, or not yet."""
-        return self._tls.getpeercert(binary_form=True) if self._open else None
+        return self._tls.getpeercert(binary_form=True) if self._tls and self._open else None
 
     @property
     def negotiatedProtocol(self) -> bytes | None:
         """The application protocol that both sides chose (RFC 7301); None before they did."""
-        chosen = self._tls.selected_alpn_protocol() if self._open else None
+        chosen = self._tls.selected_alpn_protocol() if self._tls and self._open else None
         return None if chosen is None else chosen.encode()
 
     def getTcpNoDelay(self) -> bool:

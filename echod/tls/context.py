@@ -1,4 +1,4 @@
-"""A server's certificate and rules, from files that may be read again at any time.
+"""A server's certificates and rules, from files that may be read again at any time.
 
 TLS 1.2 and 1.3, with neither renegotiation nor compression nor early data.
 """
@@ -9,17 +9,24 @@ import contextlib
 import datetime
 import functools
 import os
+import re
 import ssl
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 from echod.errors import UserError
-from echod.tls.der import not_after, serial_number
+from echod.tls.der import host_names, not_after, serial_number
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----"
+# The ends of the names of a folder's files that are certificates, and of their keys'.
+IN_FOLDERS = (".pem", ".crt")
+KEY = ".key"
+
+# A host's name, or all of a domain, as a certificate has it.
+HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 
 Read: TypeAlias = Callable[[str], str]
 
@@ -29,13 +36,58 @@ class FilesError(UserError):
 
 
 @dataclass(frozen=True)
+class Pair:
+    """The files of a certificate, all of them in PEM.
+
+    Attributes:
+        certificate: path of the certificate, followed by the intermediate certificates; or of a
+            folder of certificates. There each file counts that ends in `IN_FOLDERS`, and its key
+            is in it, or in the file that ends in `KEY` instead.
+        key: path of its private key; None if `certificate` also contains it.
+        chain: path of further intermediate certificates; None for none.
+    """
+
+    certificate: str
+    key: str | None = None
+    chain: str | None = None
+
+    def each(self) -> Iterator[Pair]:
+        """Return the files of each certificate: there may be several in a folder.
+
+        Raises:
+            FilesError: the folder cannot be read, or holds none.
+        """
+        folder = Path(self.certificate)
+        if not _is_folder(folder):
+            yield self
+            return
+        if self.key is not None:
+            raise FilesError(
+                f"{folder} is a folder, in which each certificate has a key of its own: "
+                "leave out the key"
+            )
+        try:
+            paths = sorted(path for path in folder.iterdir() if path.suffix in IN_FOLDERS)
+        except OSError as error:
+            raise FilesError(f"cannot read {folder}: {_why(error)}") from error
+        paths = [path for path in paths if not path.name.startswith(".")]
+        if not paths:
+            raise FilesError(
+                f"{folder} holds no certificate: no file there ends in {' or '.join(IN_FOLDERS)}"
+            )
+        for path in paths:
+            key = path.with_suffix(KEY)
+            yield Pair(str(path), str(key) if key.exists() else None)
+
+
+@dataclass(frozen=True)
 class Files:
     """The files of a server's TLS, all of them in PEM.
 
     Attributes:
-        certificate: path of the certificate, followed by the intermediate certificates.
-        key: path of its private key; None if `certificate` also contains it.
-        chain: path of further intermediate certificates; None for none.
+        certificate, key, chain: see `Pair`; this certificate is for clients that ask for no host,
+            or for one that no certificate names.
+        others: further certificates, for the hosts that they name.
         client_ca: path of the certificates that verify clients' certificates; None: clients are
             not asked for one.
         client_certificates_optional: with `client_ca`, whether a client without one is accepted.
@@ -46,13 +98,14 @@ class Files:
     certificate: str
     key: str | None = None
     chain: str | None = None
+    others: tuple[Pair, ...] = ()
     client_ca: str | None = None
     client_certificates_optional: bool = False
     dh_parameters: str | None = None
     alpn: tuple[str, ...] = ()
 
     def load(self) -> Loaded:
-        """Make a context from the current content of the files.
+        """Make a context for each certificate, from the current content of the files.
 
         Each file is read once: a certificate that is rewritten meanwhile is the old one, the new
         one, or damaged, but never a mixture that goes unnoticed.
@@ -61,61 +114,31 @@ class Files:
             FilesError: they cannot be used.
         """
         once = functools.cache(read)
+        pairs = (Pair(self.certificate, self.key, self.chain), *self.others)
+        found = [self._load(each, once) for pair in pairs for each in pair.each()]
+        return Loaded(found[0].context, _by_host(found), tuple(one.served for one in found))
+
+    def _load(self, pair: Pair, once: Read) -> _One:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
         # OpenSSL would send two, for a client that reconnects with two connections at once.
         context.num_tickets = 1
         try:
-            self._load_certificate(context, once)
+            _load_certificate(context, pair, once)
             if self.client_ca is not None:
                 self._load_client_ca(context, self.client_ca, once)
             if self.dh_parameters is not None:
                 self._load_dh_parameters(context, self.dh_parameters, once)
             if self.alpn:
                 context.set_alpn_protocols(list(self.alpn))
-            with _explained(f"the certificate in {self.certificate} is damaged"):
-                first = certificates_in(once(self.certificate))[0]
+            with _explained(f"the certificate in {pair.certificate} is damaged"):
+                first = certificates_in(once(pair.certificate))[0]
                 der = ssl.PEM_cert_to_DER_cert(first)
-                served = ServedCertificate(self.certificate, serial_number(der), not_after(der))
-                return Loaded(context, served)
+                served = ServedCertificate(pair.certificate, serial_number(der), not_after(der))
+                return _One(context, served, host_names(der))
         except OSError as error:
-            raise FilesError(f"{self.certificate} cannot be used: {_why(error)}") from error
-
-    def _load_certificate(self, context: ssl.SSLContext, once: Read) -> None:
-        key = self.key or self.certificate
-        certificates = self._chained(once)
-        if "PRIVATE KEY-----" not in once(key):
-            hint = "" if self.key else ": name the key's own file"
-            raise FilesError(f"{key} holds no private key in PEM{hint}")
-        with _file(certificates) as certificate_file, _file(once(key)) as key_file:
-            try:
-                context.load_cert_chain(certificate_file, key_file, _no_password)
-            except ssl.SSLError as error:
-                if error.reason == "KEY_VALUES_MISMATCH":
-                    raise FilesError(
-                        f"{key} is not the key of the certificate in {self.certificate}: "
-                        "name the two that were made together"
-                    ) from error
-                raise FilesError(
-                    f"the certificate in {self.certificate} or the key in {key} is damaged"
-                    f"{_reason(error)}: create them again"
-                ) from error
-            except _Encrypted:
-                raise FilesError(
-                    f"the key in {key} is encrypted, and the daemon cannot ask for its password: "
-                    "decrypt it, with openssl pkey"
-                ) from None
-
-    def _chained(self, once: Read) -> str:
-        """Return the certificate and its intermediate certificates."""
-        if CERTIFICATE not in (text := once(self.certificate)):
-            raise FilesError(f"{self.certificate} holds no certificate in PEM")
-        if self.chain is None:
-            return text
-        if CERTIFICATE not in (more := once(self.chain)):
-            raise FilesError(f"{self.chain} holds no certificate in PEM")
-        return "\n".join([*certificates_in(text), more])
+            raise FilesError(f"{pair.certificate} cannot be used: {_why(error)}") from error
 
     def _load_client_ca(self, context: ssl.SSLContext, path: str, once: Read) -> None:
         if CERTIFICATE not in once(path):
@@ -131,9 +154,69 @@ class Files:
             context.load_dh_params(file)
 
 
+def _load_certificate(context: ssl.SSLContext, pair: Pair, once: Read) -> None:
+    key = pair.key or pair.certificate
+    certificates = _chained(pair, once)
+    if "PRIVATE KEY-----" not in once(key):
+        hint = "" if pair.key else ": name the key's own file"
+        raise FilesError(f"{key} holds no private key in PEM{hint}")
+    with _file(certificates) as certificate_file, _file(once(key)) as key_file:
+        try:
+            context.load_cert_chain(certificate_file, key_file, _no_password)
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise FilesError(
+                    f"{key} is not the key of the certificate in {pair.certificate}: "
+                    "name the two that were made together"
+                ) from error
+            raise FilesError(
+                f"the certificate in {pair.certificate} or the key in {key} is damaged"
+                f"{_reason(error)}: create them again"
+            ) from error
+        except _Encrypted:
+            raise FilesError(
+                f"the key in {key} is encrypted, and the daemon cannot ask for its password: "
+                "decrypt it, with openssl pkey"
+            ) from None
+
+
+def _chained(pair: Pair, once: Read) -> str:
+    """Return the certificate and its intermediate certificates."""
+    if CERTIFICATE not in (text := once(pair.certificate)):
+        raise FilesError(f"{pair.certificate} holds no certificate in PEM")
+    if pair.chain is None:
+        return text
+    if CERTIFICATE not in (more := once(pair.chain)):
+        raise FilesError(f"{pair.chain} holds no certificate in PEM")
+    return "\n".join([*certificates_in(text), more])
+
+
+def _by_host(found: Iterable[_One]) -> Mapping[str, ssl.SSLContext]:
+    """Return the context for each host that a certificate names.
+
+    Raises:
+        FilesError: two name the same host, or one that is not the first names none.
+    """
+    contexts: dict[str, ssl.SSLContext] = {}
+    paths: dict[str, str] = {}
+    for number, one in enumerate(found):
+        path = one.served.path
+        hosts = {host.lower().removesuffix(".") for host in one.hosts if HOST.fullmatch(host)}
+        if not hosts and number:
+            raise FilesError(f"{path} names no host, so no client would get it: put it first")
+        for host in sorted(hosts):
+            if host in paths:
+                raise FilesError(
+                    f"{paths[host]} and {path} are both for {host}: leave out one of them"
+                )
+            paths[host] = path
+            contexts[host] = one.context
+    return contexts
+
+
 @dataclass(frozen=True)
 class ServedCertificate:
-    """The certificate that is sent to clients.
+    """A certificate that is sent to clients.
 
     Attributes:
         path: the file that it was read from.
@@ -147,23 +230,58 @@ class ServedCertificate:
 
 
 @dataclass(frozen=True)
+class _One:
+    """One loaded certificate, and the hosts that it names."""
+
+    context: ssl.SSLContext
+    served: ServedCertificate
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Loaded:
     """The loaded content of `Files`.
 
     Attributes:
-        context: makes OpenSSL's part of a connection.
-        served: the certificate.
+        context: makes OpenSSL's part of a connection, with the first certificate.
+        by_host: the contexts by the hosts that their certificates name, in lower case.
+        served: the certificates.
     """
 
     context: ssl.SSLContext
-    served: ServedCertificate
+    by_host: Mapping[str, ssl.SSLContext]
+    served: tuple[ServedCertificate, ...]
+
+    def context_for(self, server_name: str | None) -> ssl.SSLContext:
+        """Return the context whose certificate names this host, or else the first one.
+
+        "*" in a certificate stands for one whole label (RFC 6125, 6.4.3).
+        """
+        host = (server_name or "").lower().removesuffix(".")
+        wildcard = f"*.{host.partition('.')[2]}"
+        return self.by_host.get(host) or self.by_host.get(wildcard) or self.context
 
 
 class Context(Protocol):
-    """Makes one side of a TLS connection."""
+    """Makes one side of a TLS connection.
 
-    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
-        """Return a connection that reads `incoming` and writes `outgoing`."""
+    Attributes:
+        server_side: whether that is the server's.
+    """
+
+    @property
+    def server_side(self) -> bool: ...
+
+    def wrap(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_name: str | None
+    ) -> ssl.SSLObject:
+        """Return a connection that reads `incoming` and writes `outgoing`.
+
+        Args:
+            incoming: gets what comes from the network; on the server's side it holds the hello.
+            outgoing: gets what is for the network.
+            server_name: the host that the client asks for; None on the client's side.
+        """
 
 
 class ServerContext:
@@ -172,6 +290,8 @@ class ServerContext:
     Attributes:
         files: the files.
     """
+
+    server_side: ClassVar[bool] = True
 
     def __init__(self, files: Files) -> None:
         """Read the files.
@@ -183,8 +303,8 @@ class ServerContext:
         self._loaded = files.load()
 
     @property
-    def served(self) -> ServedCertificate:
-        """The certificate that new connections get."""
+    def served(self) -> tuple[ServedCertificate, ...]:
+        """The certificates that new connections get."""
         return self._loaded.served
 
     def reread(self) -> Callable[[], None]:
@@ -203,13 +323,18 @@ class ServerContext:
 
         return take_into_use
 
-    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
-        """Return a new connection's server side."""
-        return self._loaded.context.wrap_bio(incoming, outgoing, server_side=True)
+    def wrap(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_name: str | None
+    ) -> ssl.SSLObject:
+        """Return a new connection's server side, with the certificate for the host."""
+        context = self._loaded.context_for(server_name)
+        return context.wrap_bio(incoming, outgoing, server_side=True)
 
 
 class ClientContext:
     """The client side of TLS 1.2 and 1.3, for connections to one server."""
+
+    server_side: ClassVar[bool] = False
 
     def __init__(
         self, server_name: str, authorities: str | None = None, *, verify: bool = True
@@ -239,7 +364,9 @@ class ClientContext:
             self._context.check_hostname = False
             self._context.verify_mode = ssl.CERT_NONE
 
-    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
+    def wrap(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_name: str | None
+    ) -> ssl.SSLObject:
         """Return a new connection's client side."""
         return self._context.wrap_bio(incoming, outgoing, server_hostname=self._name)
 
@@ -255,6 +382,13 @@ def read(path: str) -> str:
         return Path(path).read_text("ascii", errors="replace")
     except (OSError, ValueError) as error:  # a path cannot contain NUL
         raise FilesError(f"cannot read {path}: {_why(error)}") from error
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # reading it will say why
+        return False
 
 
 def _why(error: Exception) -> str:

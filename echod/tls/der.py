@@ -1,4 +1,4 @@
-"""Parse DER (X.690), as far as needed here: the name, the validity and the number of certificates.
+"""Parse DER (X.690), as far as needed here: names, the validity and the number of certificates.
 
 Any invalid input raises a ValueError.
 """
@@ -23,6 +23,10 @@ CHARSETS = {
 }
 UTC_TIME = 0x17
 VERSION = 0xA0
+# The tag of a certificate's extensions; the OID of the alternative names; the tag of a host's.
+EXTENSIONS = 0xA3
+ALTERNATIVE_NAMES = b"\x55\x1d\x11"
+HOST_NAME = 0x82
 
 
 def not_after(certificate: bytes) -> datetime.datetime:
@@ -66,6 +70,34 @@ def subject(certificate: bytes) -> tuple[tuple[str, str], ...]:
         for pair in elements(element(relative)[1])
         for kind, value in [_two(element(pair)[1])]
     )
+
+
+def host_names(certificate: bytes) -> tuple[str, ...]:
+    """Return the hosts that a certificate names (RFC 6125): "*.example.com" is one, too.
+
+    Its common names count if it has no alternative names of hosts.
+
+    Raises:
+        ValueError: it is not a certificate.
+    """
+    names = [
+        body.decode("ascii", "replace")
+        for tag, body in _alternative_names(certificate)
+        if tag == HOST_NAME
+    ]
+    return tuple(names or [text for name, text in subject(certificate) if name == "commonName"])
+
+
+def _alternative_names(certificate: bytes) -> Iterator[tuple[int, bytes]]:
+    """Return the tag and the body of each name (RFC 5280, 4.2.1.6)."""
+    for field in _fields(certificate)[6:]:
+        if field[0] != EXTENSIONS:
+            continue
+        for extension in elements(element(element(field)[1])[1]):
+            kind, *_, value = elements(element(extension)[1])
+            if element(kind)[1] == ALTERNATIVE_NAMES:
+                names = element(element(value)[1])[1]
+                yield from (element(name)[:2] for name in elements(names))
 
 
 def element(der: bytes) -> tuple[int, bytes, bytes]:

@@ -83,6 +83,8 @@ def certificate_of(connection: ssl.SSLObject) -> Certificate | None:
 
 # The longest ClientHello that OpenSSL accepts, in bytes, with the header of the message.
 LARGEST = 131_396 + 4
+# ... and the longest record before there are keys (RFC 8446, 5.1).
+RECORD = 2**14
 HANDSHAKE, CLIENT_HELLO = 22, 1
 
 
@@ -121,8 +123,8 @@ class ClientHello:
 
     def _begin_record(self) -> None:
         if len(self._header) == 5:
-            self._alien = self._header[0] != HANDSHAKE
             self._left = int.from_bytes(self._header[3:], "big")
+            self._alien = self._header[0] != HANDSHAKE or self._left > RECORD
             self._header.clear()
 
     @property

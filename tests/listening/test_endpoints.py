@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from echod.listening.endpoints import Words, parse_listen
 from echod.listening.proxy import ProxyFactory
 from echod.listening.socket_activation import InheritedSockets
 from echod.listening.unix import BACKLOG, UNIXEndpoint
-from echod.tls import Files, TLSFactory
+from echod.tls import Files, Pair, TLSFactory
+from echod.tls.context import Loaded
 from tests.support.certificates import DAY, Authority
 from tests.support.log import Log
 from tests.support.reactor import reactor
@@ -80,6 +82,32 @@ def test_options_of_tls_are_told_from_the_endpoints(pem: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "pairs"),
+    [
+        ("certificate=A", [("A", None)]),
+        ("certificate=A:certificate=B", [("A", None), ("B", None)]),
+        ("certificate=A:key=K:certificate=B", [("A", "K"), ("B", None)]),
+        ("certificate=A:certificate=B:key=K", [("A", None), ("B", "K")]),
+        ("key=K:certificate=A", [("A", "K")]),
+    ],
+)
+def test_each_key_belongs_to_the_certificate_before_it(
+    monkeypatch: pytest.MonkeyPatch, options: str, pairs: list[tuple[str, str | None]]
+) -> None:
+    taken = []
+
+    def load(files: Files) -> Loaded:
+        taken.append(files)
+        return Loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), {}, ())
+
+    monkeypatch.setattr(Files, "load", load)
+    parse_listen(reactor, f"tls:0:{options}")
+    here = Path.cwd()
+    first, *others = (Pair(str(here / file), key and str(here / key)) for file, key in pairs)
+    assert taken == [Files(first.certificate, first.key, others=tuple(others))]
+
+
 def test_the_names_of_twisteds_own_ssl_endpoint_will_do(pem: str) -> None:
     path = written(pem)
     listening = parse_listen(
@@ -133,6 +161,10 @@ def test_the_names_of_twisteds_own_ssl_endpoint_will_do(pem: str) -> None:
         ("haproxy:tcp:0", "haproxy: believes every client's PROXY header: use proxy:"),
         ("tls:tls:0:certificate=PEM", "tls: may occur only once, before the endpoint"),
         ("tls:0", "tls: needs certificate=FILE"),
+        ("tls:0:certificate=:key=", "tls: needs certificate=FILE"),
+        ("tls:0:certificate=PEM:key=PEM:key=k", "key=k belongs to no certificate: write each ke"),
+        ("tls:0:key=k:certificate=PEM:certificate=PEM", "key=k belongs to no certificate"),
+        ("tls:0:certificate=PEM:certificate=PEM", "are both for 127.0.0.1: leave out one of"),
         ("starttls:0", "starttls: needs certificate=FILE"),
         ("starttls:0:cert=PEM", "starttls: takes no option 'cert'; did you mean certificate or"),
         ("starttls:tls:0:certificate=PEM", "tls: may occur only once, before the endpoint"),

@@ -42,6 +42,7 @@ from tests.support.serving import (
     server_context,
     turns,
 )
+from tests.support.tls_peer import hello_of
 
 TALKATIVE = [model for model in ConcurrencyModel if model is not ConcurrencyModel.SERIAL]
 
@@ -534,7 +535,7 @@ async def test_a_client_for_whom_tls_has_no_memory_is_counted_out() -> None:
     server = proxied_server(factory, TLSFactory(factory, ExhaustedContext(), reactor))
     try:
         client = await server.connect()
-        client.send(line())
+        client.send(line() + hello_of("host"))
         assert await client.receive_all() == b""
         await eventually(lambda: factory.metrics.ended["handshake error"] == 1)
         assert factory.admission.open == 0

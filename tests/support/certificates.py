@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,10 +47,18 @@ class Authority:
         """Certificate and key."""
         return self.certificate + self.key
 
-    def issue(self, name: str | x509.Name, valid: datetime.timedelta = DAY) -> bytes:
-        """Return a new certificate, valid for so long from now on, and its key."""
+    def issue(
+        self, name: str | x509.Name, valid: datetime.timedelta = DAY, *, hosts: Sequence[str] = ()
+    ) -> bytes:
+        """Return a new certificate, valid for so long from now on, and its key.
+
+        Args:
+            name: its owner.
+            valid: for how long.
+            hosts: the hosts that it names, beside 127.0.0.1.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        return self._sign(name, key.public_key(), valid) + _pem(key)
+        return self._sign(name, key.public_key(), valid, hosts) + _pem(key)
 
     def issue_changed(self, name: str, old: bytes, new: bytes) -> bytes:
         """Return a new certificate with other bytes in what is signed, and its key.
@@ -82,9 +91,10 @@ class Authority:
         name: str | x509.Name,
         key: ec.EllipticCurvePublicKey,
         valid: datetime.timedelta,
+        hosts: Sequence[str] = (),
     ) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *map(x509.DNSName, hosts)]
         own = name == self.name
         constraints = x509.BasicConstraints(ca=own, path_length=None)
         # Clients on Python 3.13 want to know what a key is for, and by which one is signed.
@@ -97,7 +107,7 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - 9 * DAY)
             .not_valid_after(now + valid)
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(constraints, critical=True)
             .add_extension(x509.KeyUsage(**usage), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)

@@ -238,11 +238,13 @@ def server_context(certificate: Path, **options: Any) -> ServerContext:
 class ClientContext:
     """The client's side of TLS, which trusts every server."""
 
+    server_side = False
+
     def __init__(self, version: TLSVersion = TLSVersion.TLSv1_3) -> None:
         self.context = client_context(version)
         self.server_name: str | None = None
 
-    def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO) -> SSLObject:
+    def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO, server_name: str | None) -> SSLObject:
         name = self.server_name
         return self.context.wrap_bio(incoming, outgoing, server_hostname=name)
 
@@ -250,7 +252,9 @@ class ClientContext:
 class ExhaustedContext:
     """A context for which there is no memory left."""
 
-    def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO) -> SSLObject:
+    server_side = True
+
+    def wrap(self, incoming: MemoryBIO, outgoing: MemoryBIO, server_name: str | None) -> SSLObject:
         raise MemoryError
 
 

@@ -37,6 +37,17 @@ def client_context(
     return context
 
 
+def hello_of(server_name: str | None, context: ssl.SSLContext | None = None) -> bytes:
+    """Return the first bytes of a client that asks for this host."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = (context or client_context()).wrap_bio(
+        incoming, outgoing, server_hostname=server_name
+    )
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
 def records(hello: bytes, *sizes: int) -> bytes:
     """Return the same hello in records of these sizes, in turns (RFC 8446, 5.1)."""
     message, turns = memoryview(hello)[5:], itertools.cycle(sizes)

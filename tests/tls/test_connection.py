@@ -33,7 +33,7 @@ from echod.tls.connection import BATCH, LINGER, MOST, RECORD
 from echod.turns import LONG, Turns
 from tests.support.log import Log
 from tests.support.looping import BOUND, Loop, Work
-from tests.support.tls_peer import VERSIONS, client_context
+from tests.support.tls_peer import VERSIONS, client_context, hello_of
 
 HERE, THERE = IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "127.0.0.1", 2)
 
@@ -741,10 +741,14 @@ def test_a_client_that_leaves_within_the_handshake_is_closed(certificate: Path) 
 class Useless:
     """A context that cannot make a connection."""
 
+    server_side = True
+
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
+    def wrap(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_name: str | None
+    ) -> ssl.SSLObject:
         raise self._error
 
 
@@ -765,8 +769,9 @@ def test_an_openssl_that_cannot_be_had_ends_the_connection(
     connection.makeConnection(lower)
     assert application.transport.negotiatedProtocol is None
     assert application.transport.getPeerCertificate() is None
-    connection.dataReceived(b"\x16\x03\x01")
+    connection.dataReceived(hello := hello_of("host"))
     assert lower.asked == ["fin"]
+    connection.dataReceived(hello)
     connection.readConnectionLost()
     assert lower.asked == ["fin", "close"]
     connection.connectionLost(Failure(ConnectionDone()))

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from echod.tls import Files, FilesError, ServerContext, context
+from echod.tls import Files, FilesError, Pair, ServerContext, context
 from echod.tls.context import read
+from echod.tls.der import subject
 from echod.tls.facts import facts_of
 from tests.support.certificates import DAY, Authority, encrypted_key
 from tests.support.tls_peer import VERSIONS, client_context
@@ -54,7 +55,7 @@ def handshake(
 ) -> tuple[ssl.SSLObject, ssl.SSLObject]:
     """Let both sides shake hands in memory."""
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    sides = [server.wrap(up, down), client.wrap_bio(down, up, session=session)]
+    sides = [server.wrap(up, down, None), client.wrap_bio(down, up, session=session)]
     for side in (sides[1], *sides, *sides):
         try:
             side.do_handshake()
@@ -105,6 +106,134 @@ def test_what_cannot_be_used_says_why_in_one_line(
         ServerContext(files(folder, certificate, **names))
     assert str(raised.value).startswith(why.format(folder))
     assert "\n" not in str(raised.value)
+
+
+def shown_to(server: ServerContext, host: str | None) -> str:
+    """Return the common name of the certificate that a client gets that asks for this host."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [server.wrap(up, down, host), client_context().wrap_bio(down, up)]
+    for side in (sides[1], *sides):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    der = sides[1].getpeercert(binary_form=True)
+    assert der is not None
+    return dict(subject(der))["commonName"]
+
+
+# The certificates of a folder, by their files: their names, and the hosts in them.
+HOSTS = {
+    "a.pem": ("first", ("first.example",)),
+    "b.crt": ("shop", ("shop.example", "WWW.shop.example")),
+    "c.pem": ("all", ("*.shop.example", "*.example")),
+    "d.pem": ("old.example", ()),
+}
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """A folder with a certificate for each of several hosts, and files that do not count."""
+    folder = tmp_path / "several"
+    folder.mkdir()
+    for name, (owner, hosts) in HOSTS.items():
+        pair = AUTHORITY.issue(owner, hosts=hosts)
+        certificate, _, key = pair.partition(b"-----BEGIN PRIVATE")
+        if name.endswith(".crt"):
+            (folder / name).write_bytes(certificate)
+            (folder / name).with_suffix(".key").write_bytes(b"-----BEGIN PRIVATE" + key)
+        else:
+            (folder / name).write_bytes(pair)
+    (folder / "README").write_text("These are renewed monthly.")
+    (folder / ".hidden.pem").write_text("A draft.")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("host", "owner"),
+    [
+        ("shop.example", "shop"),
+        ("SHOP.Example", "shop"),
+        ("www.shop.example", "shop"),
+        ("www.shop.example.", "shop"),
+        ("api.shop.example", "all"),
+        ("other.example", "all"),
+        ("old.example", "old.example"),  # by its common name: it names no other
+        ("a.b.shop.example", "first"),  # a star is one label
+        ("example", "first"),
+        ("elsewhere.test", "first"),
+        ("", "first"),
+        (None, "first"),
+    ],
+)
+def test_a_client_gets_the_certificate_for_the_host_that_it_asks_for(
+    several: Path, host: str | None, owner: str
+) -> None:
+    by_folder = ServerContext(Files(str(several)))
+    assert shown_to(by_folder, host) == owner
+    first, *others = (
+        Pair(
+            str(path := several / name),
+            str(key) if (key := path.with_suffix(".key")).exists() else None,
+        )
+        for name in HOSTS
+    )
+    by_name = ServerContext(Files(first.certificate, first.key, others=tuple(others)))
+    assert shown_to(by_name, host) == owner
+    assert [one.path for one in by_folder.served] == [str(several / name) for name in HOSTS]
+    assert by_folder.served == by_name.served
+
+
+@pytest.mark.parametrize(
+    ("file", "hosts", "why"),
+    [
+        ("e.pem", ["new.example", "Shop.example"], "{0}/b.crt and {0}/e.pem are both for shop.ex"),
+        ("e.pem", ["*.example"], "{0}/c.pem and {0}/e.pem are both for *.example: leave out one"),
+        ("e.pem", [], "{0}/e.pem names no host, so no client would get it: put it first"),
+        ("b.pem", ["b.example"], "{0}/b.key is not the key of the certificate in {0}/b.pem"),
+    ],
+)
+def test_a_certificate_that_does_not_go_with_the_others_is_refused(
+    several: Path, file: str, hosts: list[str], why: str
+) -> None:
+    server = ServerContext(Files(str(several)))
+    (several / file).write_bytes(AUTHORITY.issue("no host", hosts=hosts))
+    for load in (server.files.load, server.reread):
+        with pytest.raises(FilesError) as raised:
+            load()
+        assert str(raised.value).startswith(why.format(several))
+        assert "\n" not in str(raised.value)
+    assert shown_to(server, "shop.example") == "shop"
+
+
+def test_a_folder_without_certificates_is_refused(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(FilesError, match="/empty holds no certificate: no file there ends in"):
+        ServerContext(files(folder, "empty"))
+    with pytest.raises(FilesError, match="is a folder, in which each certificate has a key of"):
+        ServerContext(files(folder, "empty", key="key.pem"))
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied")])
+def test_a_folder_that_cannot_be_read_says_why(
+    several: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def iterdir(path: Path) -> Iterator[Path]:
+        raise error
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(FilesError, match=r"^cannot read .*/several: Permission denied$"):
+        ServerContext(Files(str(several)))
+
+
+def test_a_reload_takes_what_a_folder_holds_now(several: Path) -> None:
+    server = ServerContext(Files(str(several)))
+    (several / "e.pem").write_bytes(AUTHORITY.issue("new", hosts=["new.test"]))
+    (several / "b.crt").unlink()
+    take_into_use = server.reread()
+    assert shown_to(server, "new.test") == "first"
+    take_into_use()
+    assert shown_to(server, "new.test") == "new"
+    assert shown_to(server, "shop.example") == "all"
+    assert [Path(one.path).name for one in server.served] == ["a.pem", "c.pem", "d.pem", "e.pem"]
 
 
 @pytest.fixture(params=[OSError, AttributeError])
@@ -176,7 +305,7 @@ def test_the_end_of_validity_is_told(folder: Path, name: str, days: int) -> None
     key = "key.pem" if name == "certificate.pem" else name
     server = ServerContext(files(folder, name, key=key))
     expected = datetime.datetime.now(datetime.UTC) + days * DAY
-    assert abs(server.served.valid_until - expected) < datetime.timedelta(minutes=5)
+    assert abs(server.served[0].valid_until - expected) < datetime.timedelta(minutes=5)
 
 
 @pytest.mark.parametrize("content", [b"", b"AA==", b"MIIB", b"MAA="])
@@ -213,7 +342,7 @@ def test_a_file_that_changes_while_it_is_read_is_one_thing_or_the_other(
         shown = client.getpeercert()
         assert shown is not None
         said = ssl.cert_time_to_seconds(str(shown["notAfter"]))
-        assert said == server.served.valid_until.timestamp()
+        assert said == server.served[0].valid_until.timestamp()
 
 
 def test_client_certificates_are_required_or_optional(folder: Path) -> None:

@@ -10,7 +10,7 @@ from cryptography.x509.name import _ASN1Type
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.tls.der import element, elements, not_after, subject
+from echod.tls.der import element, elements, host_names, not_after, subject
 from tests.support.certificates import DAY, Authority
 
 AUTHORITY = Authority("an authority")
@@ -115,7 +115,7 @@ def test_elements_may_be_long() -> None:
 
 @given(st.binary(max_size=40))
 def test_no_bytes_make_it_fail_otherwise(data: bytes) -> None:
-    for read in (subject, not_after, lambda data: list(elements(data))):
+    for read in (subject, not_after, host_names, lambda data: list(elements(data))):
         with contextlib.suppress(ValueError):
             read(data)
 
@@ -128,6 +128,12 @@ def test_no_change_to_a_certificate_makes_it_fail_otherwise(data: st.DataObject)
     changed = bytearray(CERTIFICATE)
     for place in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=4)):
         changed[place] = data.draw(st.integers(0, 255))
-    for read in (subject, not_after):
+    for read in (subject, not_after, host_names):
         with contextlib.suppress(ValueError):
             read(bytes(changed[: data.draw(st.integers(0, len(changed)))]))
+
+
+@given(st.lists(st.from_regex(r"(\*\.)?[a-z0-9-]{1,20}(\.[a-z]{1,9}){0,3}", fullmatch=True)))
+def test_the_hosts_of_a_certificate_are_found(hosts: list[str]) -> None:
+    certificate = der_of(AUTHORITY.issue("owner", hosts=hosts))
+    assert host_names(certificate) == (tuple(hosts) or ("owner",))

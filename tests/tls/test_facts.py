@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import ssl
 import sys
 
 import pytest
@@ -10,16 +9,8 @@ from hypothesis import strategies as st
 
 from echod.tls import Certificate
 from echod.tls.facts import LARGEST, ClientHello
-from tests.support.tls_peer import client_context, records
-
-
-def hello(server_name: str | None) -> bytes:
-    """Return the first bytes of a client of Python's `ssl`."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = client_context().wrap_bio(incoming, outgoing, server_hostname=server_name)
-    with pytest.raises(ssl.SSLWantReadError):
-        client.do_handshake()
-    return outgoing.read()
+from tests.support.tls_peer import hello_of as hello
+from tests.support.tls_peer import records
 
 
 def name_in(*parts: bytes) -> str | None:
@@ -92,6 +83,12 @@ def test_a_hello_that_openssl_would_not_take_is_not_kept() -> None:
     assert parsed.feed(records(endless, 1 << 14))
     assert parsed.server_name is None
     assert sys.getsizeof(parsed._message) < 1 << 15
+
+
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1", b"\x16\x03\x01\xff\xff", b"\x80\x2e\1\0\2"])
+def test_a_client_that_is_none_of_tls_is_known_by_its_first_bytes(start: bytes) -> None:
+    parsed = ClientHello()
+    assert [parsed.feed(start[place : place + 1]) for place in range(5)] == [*[False] * 4, True]
 
 
 @pytest.mark.parametrize("kind", [20, 21, 23])
