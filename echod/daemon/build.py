@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ from echod.daemon.service import EchoService, Part
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler
-from echod.listening.endpoints import Listening
+from echod.listening.endpoints import Listening, is_badtls
 from echod.listening.listener import Listener
 from echod.listening.socket_activation import InheritedSockets, started_with
 from echod.metrics import Metrics
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from echod.faults import FaultPlan, Faults
     from echod.interfaces import Reactor
     from echod.journal import Journal
+    from echod.listening.badtls import SharedMistakes
     from echod.messages.framing import Framing
     from echod.status import HandlerTimer, StatusServer
 
@@ -186,11 +187,12 @@ def make_listeners(
         )
 
     def make_listener(description: str, faults: Faults | None) -> Listener[EchoFactory]:
-        wanted = resolve_listen(reactor, description, inherited)
+        wanted = resolve_listen(reactor, description, inherited, authority=authority)
         factory = make_factory(description, wanted, faults)
         return Listener(reactor, description, wanted, factory, settings.proxy_trust)
 
     endpoints = settings.endpoints
+    authority = make_authority(endpoints)
     faults = (plan.for_listener(*one) if plan else None for one in enumerate(endpoints, 1))
     return list(map(make_listener, endpoints, faults))
 
@@ -219,6 +221,15 @@ def make_journal(settings: Settings, reactor: Reactor) -> Journal[ConnectionProt
         now=time.time,
         seconds=reactor.seconds,
     )
+
+
+def make_authority(endpoints: Iterable[str]) -> SharedMistakes | None:
+    """Return the authority of the listeners `badtls:`; None if there are none."""
+    if not any(map(is_badtls, endpoints)):
+        return None
+    from echod.listening.badtls import SharedMistakes  # rarely needed
+
+    return SharedMistakes()
 
 
 def make_timer(model: Model) -> HandlerTimer:

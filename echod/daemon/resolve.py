@@ -14,13 +14,14 @@ from echod.handlers.framings import check_framing, resolve_framing
 from echod.handlers.kinds import KINDS, Defaults, Kind, defaults_of
 from echod.handlers.lookup import NAMES, ResolvedHandler, adopt, check_name, resolve
 from echod.handlers.service import ServiceDefinition
-from echod.listening.endpoints import Listening, parse_listen
+from echod.listening.endpoints import Listening, is_badtls, parse_listen
 from echod.listening.socket_activation import InheritedSockets
 from echod.settings.definitions import Settings
 from echod.text import clipped, escape
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
+    from echod.listening.badtls import SharedMistakes
     from echod.messages.framing import Framing
 
 
@@ -157,7 +158,11 @@ def find_framing(settings: Settings) -> Framing:
 
 
 def resolve_listen(
-    reactor: Reactor, description: str, inherited: InheritedSockets, flag: str = "--listen"
+    reactor: Reactor,
+    description: str,
+    inherited: InheritedSockets,
+    flag: str = "--listen",
+    authority: SharedMistakes | None = None,
 ) -> Listening:
     """Parse a `--listen`, or another `flag` of its kind.
 
@@ -165,7 +170,7 @@ def resolve_listen(
         StartError: it is not valid, or a file or socket that it names cannot be used.
     """
     with named(f"{flag} {clipped(description, 200)}"):
-        return parse_listen(reactor, description, inherited)
+        return parse_listen(reactor, description, inherited, authority)
 
 
 def resolve_status(reactor: Reactor, description: str, inherited: InheritedSockets) -> Listening:
@@ -174,6 +179,11 @@ def resolve_status(reactor: Reactor, description: str, inherited: InheritedSocke
     Raises:
         StartError: it is not valid, or a file or socket that it names cannot be used.
     """
+    if is_badtls(description):
+        raise StartError(
+            f"--status {escape(description)}: monitoring would not trust its certificates; "
+            "use tls:"
+        )
     wanted = resolve_listen(reactor, description, inherited, "--status")
     if wanted.proxied:
         raise StartError(f"--status {escape(description)}: no PROXY header is read here")

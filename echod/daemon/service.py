@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.journal import Journal
     from echod.status import StatusServer
-    from echod.tls import ServedCertificate, ServerContext
+    from echod.tls import ServedCertificate, ServerSide
 
 log = Logger("echod")
 
@@ -423,7 +423,7 @@ class EchoService(Service):
         """The certificates in use, each once."""
         return list(dict.fromkeys(one for context in self._contexts() for one in context.served))
 
-    def _contexts(self) -> list[ServerContext]:
+    def _contexts(self) -> list[ServerSide]:
         """Return the TLS contexts."""
         found = [listener.tls for listener in self.listeners]
         if self.status is not None:

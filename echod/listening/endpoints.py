@@ -8,12 +8,13 @@ r"""Parse `--listen` into an endpoint, and the wrappers for the factory there.
     tls:unix:/run/echod.sock:certificate=F  TLS, on any endpoint
     ssl:8443:privateKey=F:certKey=F         TLS, by the names of Twisted's `ssl:`
     starttls:8888:certificate=F:key=F       in clear, until the handler begins TLS
+    badtls:8443                             TLS with mistakes on purpose, for tests of clients
     proxy:tcp:8888, proxy:tls:...           any of these, behind a PROXY header
 
 After `tls:` and `starttls:` these options belong to TLS, and all others to the endpoint:
 `certificate` (followed by its chain; a file, or a folder of files) and `key`, which may repeat,
-`client-ca`, `client-certificates` (`required`,
-`optional`), `alpn`. As in every endpoint string, a colon within a value is written `\:`.
+`client-ca`, `client-certificates` (`required`, `optional`), `alpn`; after `badtls:` `ca`, `client`
+and `alpn` do. As in every endpoint string, a colon within a value is written `\:`.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ from echod.listening.socket_activation import ActivatedEndpoint, InheritedSocket
 from echod.listening.unix import BACKLOG, MODE, UNIXEndpoint
 from echod.listening.validity import tell_validity
 from echod.text import did_you_mean, quoted
-from echod.tls import Files, Pair, ServerContext, TLSFactory
+from echod.tls import Files, Pair, ServerContext, ServerSide, TLSFactory
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
+    from echod.listening.badtls import SharedMistakes
 
 EXAMPLE = "tcp:8888:interface=127.0.0.1"
 
@@ -77,6 +79,7 @@ NO_ENDPOINTS = {
     "proxy": "proxy: may occur only once, at the beginning",
     "tls": "tls: may occur only once, before the endpoint",
     "ssl": "ssl: may occur only once, before the endpoint",
+    "badtls": "badtls: may occur only once, before the endpoint, and not beside tls:",
     "starttls": "starttls: may occur only once, before the endpoint, and not beside tls:",
     "haproxy": "haproxy: believes every client's PROXY header: use proxy: instead",
     "stdio": "standard input is a single stream, not a listener",
@@ -95,7 +98,10 @@ TLS_OPTIONS = {
     "tls": _TLS_OPTIONS,
     "starttls": _TLS_OPTIONS,
     "ssl": ("privateKey", "certKey", "extraCertChain", "dhParameters", "sslmethod"),
+    "badtls": ("ca", "client", "alpn"),
 }
+# The address that `badtls:` listens on unless another one is asked for: this machine alone.
+LOOPBACK = {"tcp": "interface=127.0.0.1", "tcp6": r"interface=\:\:1"}
 
 
 class ListenError(UserError):
@@ -108,13 +114,13 @@ class Listening:
 
     Attributes:
         endpoint: where to listen.
-        tls: the certificate and the rules; None without TLS.
+        tls: the certificates and the rules; None without TLS.
         proxied: whether a PROXY header comes first.
         starts_clear: whether connections begin in clear, and the handler begins TLS.
     """
 
     endpoint: IStreamServerEndpoint
-    tls: ServerContext | None = None
+    tls: ServerSide | None = None
     proxied: bool = False
     starts_clear: bool = False
 
@@ -137,8 +143,16 @@ class Listening:
         return wrapped
 
 
+def is_badtls(text: str) -> bool:
+    """Return whether an endpoint string is one of `badtls:`."""
+    return text.removeprefix("proxy:").startswith("badtls:")
+
+
 def parse_listen(
-    reactor: Reactor, text: str, inherited: InheritedSockets | None = None
+    reactor: Reactor,
+    text: str,
+    inherited: InheritedSockets | None = None,
+    authority: SharedMistakes | None = None,
 ) -> Listening:
     """Return what `text` asks for.
 
@@ -146,6 +160,7 @@ def parse_listen(
         reactor: what the endpoint is for.
         text: see the module.
         inherited: the sockets that were passed to this process; None for none.
+        authority: makes the certificates of `badtls:`; None for a new one.
 
     Raises:
         UserError: it makes no sense, or something that it names cannot be used.
@@ -160,12 +175,38 @@ def parse_listen(
     within = "tcp" if words.words[0].isdigit() else words.words[0]
     if within in OPTIONS:
         _check_options(kind, words, (*TLS_OPTIONS[kind], *OPTIONS[within]))
+    if kind == "badtls":
+        listening = _bad_tls(reactor, words, within, inherited, authority)
+        return replace(listening, proxied=proxied)
     files = _ssl_files(words) if kind == "ssl" else _tls_files(kind, words)
     context = ServerContext(files)
     for certificate in context.served:
         tell_validity(certificate)
     endpoint = _endpoint(reactor, words.endpoint, inherited)
     return Listening(endpoint, context, proxied, starts_clear=kind == "starttls")
+
+
+def _bad_tls(
+    reactor: Reactor,
+    words: Words,
+    within: str,
+    inherited: InheritedSockets,
+    authority: SharedMistakes | None,
+) -> Listening:
+    """Return what the words after `badtls:` ask for."""
+    from echod.listening.badtls import SharedMistakes, TrustedEndpoint  # rarely needed
+
+    mistakes = (authority or SharedMistakes()).mistakes
+    from echod.tls.mistakes import MistakesContext  # by a package that is not always there
+
+    context = MistakesContext(mistakes, _protocols(words.pop("alpn")))
+    ca, client = _path(words, "ca"), _path(words, "client")
+    # Twisted takes the interface without its name, too: the second word after the kind.
+    positional = [word for word in words.words if not _option(word)[0] and word != within]
+    if within in LOOPBACK and "interface" not in words.names and len(positional) < 2:
+        words.words.append(LOOPBACK[within])
+    endpoint = _endpoint(reactor, words.endpoint, inherited)
+    return Listening(TrustedEndpoint(endpoint, mistakes, ca or None, client or None), context)
 
 
 def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:

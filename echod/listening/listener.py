@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.addresses import Network
+from echod.errors import UserError
 from echod.listening.endpoints import ListenError, Listening
 from echod.text import escape
 
@@ -126,7 +127,8 @@ class Listener(Generic[Served]):
     def _refused(self, failure: Failure) -> None:
         assert failure.value is not None
         listener = self.flag + escape(self.description)
-        why = bind_error(failure.value)
+        error = failure.value
+        why = escape(str(error)) if isinstance(error, UserError) else bind_error(error)
         log.critical("{listener}: {why}", listener=listener, why=why)
         raise ListenError(f"{listener}: {why}")
 

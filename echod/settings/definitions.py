@@ -137,7 +137,7 @@ def _is_proxied(endpoint: str) -> bool:
 
 
 def _is_secure(endpoint: str) -> bool:
-    return endpoint.removeprefix("proxy:").startswith(("tls:", "ssl:", "starttls:"))
+    return endpoint.removeprefix("proxy:").startswith(("tls:", "ssl:", "starttls:", "badtls:"))
 
 
 def _starts_clear(endpoint: str) -> bool:
@@ -146,7 +146,7 @@ def _starts_clear(endpoint: str) -> bool:
 
 def _has_addresses(endpoint: str) -> bool:
     # A PROXY header brings the address of the proxy's client.
-    return not re.match("(tls:|ssl:|starttls:)?unix:", endpoint)
+    return not re.match("((|bad|start)tls:|ssl:)?unix:", endpoint)
 
 
 @dataclass(frozen=True)

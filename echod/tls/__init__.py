@@ -28,6 +28,7 @@ from echod.tls.context import (
     Pair,
     ServedCertificate,
     ServerContext,
+    ServerSide,
 )
 from echod.tls.facts import Certificate, TLSFacts
 
@@ -40,6 +41,7 @@ __all__ = [
     "Pair",
     "ServedCertificate",
     "ServerContext",
+    "ServerSide",
     "TLSConnection",
     "TLSError",
     "TLSFactory",

@@ -12,7 +12,7 @@ import os
 import re
 import ssl
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
@@ -119,19 +119,13 @@ class Files:
         return Loaded(found[0].context, _by_host(found), tuple(one.served for one in found))
 
     def _load(self, pair: Pair, once: Read) -> _One:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-        # OpenSSL would send two, for a client that reconnects with two connections at once.
-        context.num_tickets = 1
+        context = new_server_context(self.alpn)
         try:
             _load_certificate(context, pair, once)
             if self.client_ca is not None:
                 self._load_client_ca(context, self.client_ca, once)
             if self.dh_parameters is not None:
                 self._load_dh_parameters(context, self.dh_parameters, once)
-            if self.alpn:
-                context.set_alpn_protocols(list(self.alpn))
             with _explained(f"the certificate in {pair.certificate} is damaged"):
                 first = certificates_in(once(pair.certificate))[0]
                 der = ssl.PEM_cert_to_DER_cert(first)
@@ -143,15 +137,31 @@ class Files:
     def _load_client_ca(self, context: ssl.SSLContext, path: str, once: Read) -> None:
         if CERTIFICATE not in once(path):
             raise FilesError(f"{path} holds no certificate in PEM to verify clients by")
-        with _explained(f"a certificate in {path} is damaged"), _file(once(path)) as file:
+        with _explained(f"a certificate in {path} is damaged"), as_file(once(path)) as file:
             context.load_verify_locations(file)
         optional = self.client_certificates_optional
         context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
 
     def _load_dh_parameters(self, context: ssl.SSLContext, path: str, once: Read) -> None:
         what = f"{path} holds no Diffie-Hellman parameters in PEM"
-        with _file(once(path)) as file, _explained(what):
+        with as_file(once(path)) as file, _explained(what):
             context.load_dh_params(file)
+
+
+def new_server_context(alpn: Sequence[str] = ()) -> ssl.SSLContext:
+    """Return a server's context, without a certificate.
+
+    Args:
+        alpn: the application protocols to offer, the preferred one first.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    # OpenSSL would send two, for a client that reconnects with two connections at once.
+    context.num_tickets = 1
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context
 
 
 def _load_certificate(context: ssl.SSLContext, pair: Pair, once: Read) -> None:
@@ -160,7 +170,7 @@ def _load_certificate(context: ssl.SSLContext, pair: Pair, once: Read) -> None:
     if "PRIVATE KEY-----" not in once(key):
         hint = "" if pair.key else ": name the key's own file"
         raise FilesError(f"{key} holds no private key in PEM{hint}")
-    with _file(certificates) as certificate_file, _file(once(key)) as key_file:
+    with as_file(certificates) as certificate_file, as_file(once(key)) as key_file:
         try:
             context.load_cert_chain(certificate_file, key_file, _no_password)
         except ssl.SSLError as error:
@@ -284,6 +294,21 @@ class Context(Protocol):
         """
 
 
+class ServerSide(Context, Protocol):
+    """Makes the server's side, for a listener."""
+
+    @property
+    def served(self) -> tuple[ServedCertificate, ...]:
+        """The certificates that new connections get, and whose expiry is watched."""
+
+    def reread(self) -> Callable[[], None]:
+        """Read files again, and return a function that applies them.
+
+        Raises:
+            FilesError: they cannot be used.
+        """
+
+
 class ServerContext:
     """The server side of TLS, from files that can be read again.
 
@@ -404,7 +429,7 @@ def certificates_in(text: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _file(text: str) -> Iterator[str]:
+def as_file(text: str) -> Iterator[str]:
     """Give the path of a file with the content `text`, because Python lets OpenSSL read only
     files.
 

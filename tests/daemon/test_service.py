@@ -39,6 +39,7 @@ from echod.limits import Limits
 from echod.listening.endpoints import Listening
 from echod.listening.socket_activation import InheritedSockets
 from echod.settings.definitions import SETTINGS, Settings
+from echod.tls import ServerContext
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER
 from tests.support.log import Log
@@ -639,7 +640,7 @@ async def test_whatever_goes_wrong_in_a_reload_changes_nothing(
 def state(service: EchoService) -> list[Any]:
     """Return all that a reload may change."""
     (listener,) = service.listeners
-    assert listener.tls is not None
+    assert isinstance(listener.tls, ServerContext)
     factory = listener.factory
     return [
         *(service._settings, listener.tls._loaded, service._watch),

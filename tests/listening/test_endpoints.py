@@ -17,7 +17,7 @@ from echod.listening.endpoints import Words, parse_listen
 from echod.listening.proxy import ProxyFactory
 from echod.listening.socket_activation import InheritedSockets
 from echod.listening.unix import BACKLOG, UNIXEndpoint
-from echod.tls import Files, Pair, TLSFactory
+from echod.tls import Files, Pair, ServerContext, TLSFactory
 from echod.tls.context import Loaded
 from tests.support.certificates import DAY, Authority
 from tests.support.log import Log
@@ -72,7 +72,7 @@ def test_options_of_tls_are_told_from_the_endpoints(pem: str) -> None:
     )
     endpoint: Any = listening.endpoint
     assert (endpoint._port, endpoint._interface, endpoint._backlog) == (8443, "127.0.0.1", 7)
-    assert listening.tls is not None
+    assert isinstance(listening.tls, ServerContext)
     assert listening.tls.files == Files(
         pem,
         key=pem,
@@ -113,10 +113,10 @@ def test_the_names_of_twisteds_own_ssl_endpoint_will_do(pem: str) -> None:
     listening = parse_listen(
         reactor, f"ssl:0:privateKey={path}:certKey={path}:extraCertChain={path}"
     )
-    assert listening.tls is not None
+    assert isinstance(listening.tls, ServerContext)
     assert listening.tls.files == Files(pem, key=pem, chain=pem)
     alone = parse_listen(reactor, f"ssl:0:privateKey={path}")
-    assert alone.tls is not None
+    assert isinstance(alone.tls, ServerContext)
     assert alone.tls.files == Files(pem, key=pem)
 
 
@@ -169,6 +169,7 @@ def test_the_names_of_twisteds_own_ssl_endpoint_will_do(pem: str) -> None:
         ("starttls:0:cert=PEM", "starttls: takes no option 'cert'; did you mean certificate or"),
         ("starttls:tls:0:certificate=PEM", "tls: may occur only once, before the endpoint"),
         ("tls:starttls:0:certificate=PEM", "starttls: may occur only once, before the endpoint"),
+        ("tls:badtls:0:certificate=PEM", "badtls: may occur only once, before the endpoint"),
         ("startls:0:certificate=PEM", "no kind of listener 'startls'; did you mean starttls?"),
         ("tls:", "tls: needs certificate=FILE"),
         ("tls:0:certificate=/none.pem", "cannot read /none.pem: No such file"),

@@ -1,0 +1,177 @@
+"""`badtls:`: certificates with mistakes on purpose, and the files by which clients trust them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from echod.errors import UserError
+from echod.text import escape
+
+if TYPE_CHECKING:
+    from echod.tls.mistakes import Mistakes
+
+log = Logger("echod")
+
+# The first line of each file: only such a file is written over. PEM allows text around it.
+HEAD = "# Of a badtls: listener of echod; good for nothing once that has ended.\n"
+# The modes of a certificate, and of a file with a key.
+READABLE, PRIVATE = 0o644, 0o600
+
+
+class BadTLSError(UserError):
+    """A listener `badtls:` cannot be made; the text says why, in one line."""
+
+
+class SharedMistakes:
+    """The daemon's authority for tests, made when it is first needed."""
+
+    @cached_property
+    def mistakes(self) -> Mistakes:
+        """The certificates.
+
+        Raises:
+            BadTLSError: the package that makes them is not installed.
+        """
+        try:
+            from echod.tls.mistakes import Mistakes
+        except ImportError as error:
+            raise BadTLSError(
+                "badtls: makes its certificates with the package cryptography, which cannot be "
+                f"imported ({error}): pip install 'txechod[badtls]'"
+            ) from None
+        return Mistakes()
+
+
+class TrustFile:
+    """A file in which clients find what they need while a listener listens."""
+
+    def __init__(self, option: str, path: str | None, mode: int) -> None:
+        """Set up, without writing.
+
+        Args:
+            option: the option that names it.
+            path: its path; None for a temporary file, which `remove` removes.
+            mode: its permissions.
+
+        Raises:
+            BadTLSError: it could not be written.
+        """
+        self._option = option
+        self._is_temporary = path is None
+        self._mode = mode
+        self.path = "" if path is None else path
+        self._check()
+
+    def _check(self) -> None:
+        if self._is_temporary:
+            return
+        path = Path(self.path)
+        try:
+            if not path.parent.is_dir():
+                raise BadTLSError(f"{self._option}={self.path}: there is no folder {path.parent}")
+            with path.open(encoding="utf-8", errors="replace") as file:
+                ours = file.readline() == HEAD
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise BadTLSError(f"{self._option}={self.path}: {why}") from None
+        if not ours:
+            raise BadTLSError(
+                f"{self._option}={self.path}: this file exists, and no badtls: listener has "
+                "written it: name another"
+            )
+
+    def write(self, content: bytes) -> None:
+        """Write it, all at once.
+
+        Raises:
+            BadTLSError: that fails.
+        """
+        self._check()
+        try:
+            folder = None if self._is_temporary else Path(self.path).parent
+            descriptor, made = tempfile.mkstemp(".pem", "echod-", folder)
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, self._mode)
+                file.write(HEAD.encode() + content)
+            if self._is_temporary:
+                self.path = made
+            else:
+                Path(made).replace(self.path)
+        except OSError as error:
+            raise BadTLSError(f"{self._option}={self.path}: {error.strerror}") from error
+
+    def remove(self) -> None:
+        """Remove a temporary file."""
+        if self._is_temporary and self.path:
+            with contextlib.suppress(OSError):
+                Path(self.path).unlink()
+
+
+@implementer(IStreamServerEndpoint)
+class TrustedEndpoint:
+    """Listens on another endpoint, and writes what its clients need to trust it."""
+
+    def __init__(
+        self,
+        endpoint: IStreamServerEndpoint,
+        mistakes: Mistakes,
+        ca: str | None = None,
+        client: str | None = None,
+    ) -> None:
+        """Set up, without listening.
+
+        Args:
+            endpoint: where to listen.
+            mistakes: the certificates that are served there.
+            ca: the path for the authority's certificate; None for a temporary file.
+            client: the path for a client's certificate and its key; None for none.
+
+        Raises:
+            BadTLSError: a path cannot be written.
+        """
+        self.endpoint = endpoint
+        self._mistakes = mistakes
+        self._ca = TrustFile("ca", ca, READABLE)
+        self._client = client and TrustFile("client", client, PRIVATE)
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        return self.endpoint.listen(factory).addCallback(self._listens)
+
+    def _listens(self, port: IListeningPort) -> IListeningPort:
+        try:
+            self._ca.write(self._mistakes.certificate)
+            if self._client:
+                self._client.write(self._mistakes.issue_for_client())
+        except BadTLSError:
+            self._ca.remove()
+            port.stopListening()
+            raise
+        log.info(
+            "badtls: the authority is in {path}; its certificates are {names}",
+            path=escape(self._ca.path),
+            names=", ".join(self._mistakes.hosts),
+        )
+        stop = port.stopListening
+
+        def stop_listening() -> Deferred[None] | None:
+            self._ca.remove()
+            return stop()
+
+        port.stopListening = stop_listening  # type: ignore[method-assign]
+        return port

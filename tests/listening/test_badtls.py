@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import fail
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+
+from echod.errors import UserError
+from echod.listening.badtls import HEAD, BadTLSError, SharedMistakes, TrustedEndpoint
+from echod.listening.endpoints import parse_listen
+from echod.listening.proxy import ProxyFactory
+from echod.listening.unix import UNIXEndpoint
+from echod.tls.mistakes import Mistakes, MistakesContext
+from tests.support.log import Log
+from tests.support.reactor import reactor
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "interface"),
+    [
+        ("badtls:0", TCP4ServerEndpoint, "127.0.0.1"),
+        ("badtls:tcp:0", TCP4ServerEndpoint, "127.0.0.1"),
+        ("badtls:tcp:port=0", TCP4ServerEndpoint, "127.0.0.1"),
+        ("badtls:0:alpn=h2:backlog=7", TCP4ServerEndpoint, "127.0.0.1"),
+        ("proxy:badtls:0", TCP4ServerEndpoint, "127.0.0.1"),
+        ("badtls:0:interface=0.0.0.0", TCP4ServerEndpoint, "0.0.0.0"),
+        ("badtls:tcp:0:127.0.0.2", TCP4ServerEndpoint, "127.0.0.2"),
+        ("badtls:tcp6:0", TCP6ServerEndpoint, "::1"),
+        ("badtls:tcp6:0:interface=\\:\\:", TCP6ServerEndpoint, "::"),
+        ("badtls:unix:/tmp/x", UNIXEndpoint, None),
+    ],
+)
+def test_it_listens_for_this_machine_unless_another_address_is_asked_for(
+    text: str, kind: type, interface: str | None
+) -> None:
+    listening = parse_listen(reactor, text)
+    assert isinstance(listening.endpoint, TrustedEndpoint)
+    endpoint: Any = listening.endpoint.endpoint
+    assert isinstance(endpoint, kind)
+    assert getattr(endpoint, "_interface", None) == interface
+    assert isinstance(listening.tls, MistakesContext)
+    assert listening.proxied is text.startswith("proxy:")
+    assert not listening.starts_clear
+
+
+def test_listeners_share_an_authority() -> None:
+    authority = SharedMistakes()
+    contexts = [parse_listen(reactor, "badtls:0", None, authority).tls for _ in range(2)]
+    made = {id(context._mistakes) for context in contexts if isinstance(context, MistakesContext)}
+    assert made == {id(authority.mistakes)}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("badtls:0:certificate=x", "badtls: takes no option 'certificate'; there are: ca, client"),
+        ("badtls:tls:0", "tls: may occur only once, before the endpoint"),
+        ("badtls:99999", "99999 is not a port"),
+        ("badtls:0:ca=none/ca.pem", "/none/ca.pem: there is no folder "),
+        ("badtls:0:ca=other.pem", "this file exists, and no badtls: listener has written it"),
+        ("badtls:0:client=other.pem", "this file exists, and no badtls: listener has written it"),
+        ("badtls:0:ca=folder", "/folder: Is a directory"),
+        ("badtls:0:ca=a\0b", "embedded null byte"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.pem").write_text("-----BEGIN PRIVATE KEY-----\n")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError) as raised:
+        parse_listen(reactor, text)
+    assert why in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert (tmp_path / "other.pem").read_text() == "-----BEGIN PRIVATE KEY-----\n"
+
+
+def test_without_the_package_that_makes_certificates_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "echod.tls.mistakes", None)
+    with pytest.raises(BadTLSError, match=r"pip install 'txechod\[badtls\]'$"):
+        parse_listen(reactor, "badtls:0")
+
+
+def endpoint(**options: str) -> TrustedEndpoint:
+    inner = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+    return TrustedEndpoint(inner, Mistakes(), **options)
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_a_name_the_authority_is_in_a_temporary_file_while_it_listens(
+    log: Log,
+) -> None:
+    for _ in range(2):
+        port = await endpoint().listen(Factory())
+        said = log.text.rpartition("the authority is in ")[2]
+        path = Path(said.partition(";")[0])
+        assert path.read_text().startswith(f"{HEAD}-----BEGIN CERTIFICATE-----\n")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        assert "good.localhost, expired.localhost" in said
+        await port.stopListening()
+        assert not path.exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_with_a_name_stays_and_the_next_start_writes_over_it(tmp_path: Path) -> None:
+    ca, client = tmp_path / "ca.pem", tmp_path / "client.pem"
+    before: set[str] = set()
+    for _ in range(2):
+        port = await endpoint(ca=str(ca), client=str(client)).listen(Factory())
+        await port.stopListening()
+        assert [stat.S_IMODE(each.stat().st_mode) for each in (ca, client)] == [0o644, 0o600]
+        assert "PRIVATE KEY" not in ca.read_text()
+        assert "PRIVATE KEY" in client.read_text()
+        assert not before & (before := {ca.read_text(), client.read_text()})
+    assert sorted(tmp_path.iterdir()) == [ca, client]
+
+
+@pytest_twisted.ensureDeferred
+async def test_if_a_file_cannot_be_written_it_does_not_listen(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    trusted = endpoint(ca=str(tmp_path / "folder/ca.pem"))
+    (tmp_path / "folder").rmdir()
+    with pytest.raises(BadTLSError, match="there is no folder"):
+        await trusted.listen(Factory())
+
+
+@pytest_twisted.ensureDeferred
+async def test_if_it_cannot_listen_it_writes_nothing(tmp_path: Path) -> None:
+    class Taken:
+        def listen(self, factory: object) -> Any:
+            return fail(Failure(OSError("taken")))
+
+    with pytest.raises(OSError, match="taken"):
+        await TrustedEndpoint(Taken(), Mistakes(), ca=str(tmp_path / "ca.pem")).listen(Factory())
+    assert not list(tmp_path.iterdir())
+
+
+def test_behind_a_proxy_the_header_comes_first() -> None:
+    listening = parse_listen(reactor, "proxy:badtls:0")
+    assert isinstance(listening.wrap(Factory(), reactor, ()), ProxyFactory)
