@@ -74,7 +74,9 @@ def test_a_comma_and_a_backslash_in_a_value_have_a_backslash_before_them() -> No
     ("text", "why"),
     [
         ("rest", "no fault is named 'rest'; did you mean reset?"),
-        ("endless", "no fault is named 'endless'; there are: reset"),
+        ("xyz", "no fault is named 'xyz'; there are: reset"),
+        ("endless:kind=word", "endless: kind=word is not line or length"),
+        ("endless:direction=in", "endless: direction=in is not out"),
         ("reset:aftr=1", "reset takes no key 'aftr'; did you mean after?"),
         ("reset:time=1", "reset takes no key 'time'; it takes: after, message, p"),
         ("reset:", "'' is not of the form key=value"),
@@ -278,6 +280,22 @@ def test_garbage_stands_at_its_place() -> None:
     assert end is None
     assert result[:3] + result[103:] == b"abcdef"
     assert len(set(result[3:103])) > 50
+
+
+def test_an_endless_line_has_an_end_only_once_it_is_stopped() -> None:
+    one = course("endless:after=2")
+    assert not one.generates
+    assert passed(one.take(b"abcd", 0.0)) == [b"ab"]
+    assert one.generates
+    assert one.end(0.0) == []
+    (piece,) = one.generate(1.0)
+    assert piece.data.startswith(b"endless ")
+    assert one.stop_generating(2.0) == [Item(2.0)]
+    assert not one.generates
+    lying = course("endless:kind=length")
+    assert passed(lying.start(0.0)) == [b"\x7f\xff\xff\xff"]
+    assert lying.stop_generating(0.0) == []
+    assert lying.end(1.0) == [Item(1.0)]
 
 
 def test_a_greeting_and_answers_are_told_apart_by_the_client_s_first_byte() -> None:

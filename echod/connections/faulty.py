@@ -215,6 +215,7 @@ class FaultyConnection(Layer):
         self._fin_given = False
         self._withheld = False
         self._gate: _Gate | None = None
+        self._in_vain = False
         self._timer: IDelayedCall | None = None
         self._held = 0.0
         self._held_since: float | None = None
@@ -442,10 +443,14 @@ class FaultyConnection(Layer):
             return
         self._out_turn = True
         try:
+            generated = 0
             while not (self._over or self._blocked or self._dropping):
                 item = self._out.next_due(self._owner.seconds())
                 if item is None:
-                    break
+                    if not self._generates or generated >= MOST:
+                        break
+                    generated += self._generate()
+                    continue
                 if item.data:
                     self.transport.write(item.data)
                 elif item.act is not None:
@@ -455,6 +460,23 @@ class FaultyConnection(Layer):
         finally:
             self._out_turn = False
             self._settle()
+
+    @property
+    def _generates(self) -> bool:
+        """Whether a fault has more to send at once."""
+        return self._out.course.generates and not (self._out.items or self._in_vain)
+
+    def _generate(self) -> int:
+        """Let a fault send data of its own; return how many bytes it is."""
+        now, course = self._owner.seconds(), self._out.course
+        if self._connection.is_draining:
+            items = course.stop_generating(now)
+            self._withheld = self._withheld and not items
+        else:
+            items = course.generate(now)
+            self._in_vain = not items  # another fault swallows it
+        self._out.add(items)
+        return sum(len(item.data) for item in items)
 
     def block(self, *, blocked: bool) -> None:
         """Note whether the transport below takes more."""
@@ -566,7 +588,10 @@ class FaultyConnection(Layer):
             return
         self._note()
         self._in.set_timer(self._gate_opens) if self._hears else self._in.stop()
-        self._out.set_timer() if not (self._blocked or self._dropping) else self._out.stop()
+        if self._blocked or self._dropping:
+            self._out.stop()
+        else:
+            self._out.set_timer(-math.inf if self._generates else math.inf)
         reads = self._dropping or not (self._paused or self._deaf or self.held_in >= MOST)
         if reads is not self._reading:
             self._reading = reads
@@ -578,7 +603,8 @@ class FaultyConnection(Layer):
         now = self._owner.seconds()
         holds = (
             self._deaf
-            or self._withheld
+            or (self._out.course.generates and not self._blocked)
+            or (self._withheld and not self._out.course.generates)
             or any(stream.items and stream.items[0].due > now for stream in (self._in, self._out))
         )
         if holds is not (self._held_since is not None):
@@ -669,7 +695,10 @@ class FaultyConnection(Layer):
 
     def _ask_to_end(self) -> None:
         if not self._dropping:
-            items = self._out.course.end(self._owner.seconds())
+            now, course = self._owner.seconds(), self._out.course
+            if self._connection.is_draining:
+                self._out.add(course.stop_generating(now))
+            items = course.end(now)
             self._withheld = not items and not self._fin_given
             self._out.add(items)
             self._pump_out()

@@ -239,6 +239,11 @@ class ConnectionProtocol(Protocol):
         return False
 
     @property
+    def is_draining(self) -> bool:
+        """Whether the daemon drains."""
+        return self._draining
+
+    @property
     def is_served(self) -> bool:
         """Whether the conversation has begun, and the connection does not close yet."""
         return self._entered and self._reason is None

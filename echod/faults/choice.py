@@ -113,6 +113,19 @@ class Course:
         """Note that this message of the client is passed to the handler, after this call."""
         return self._each(lambda stage: stage.heard(message, now))
 
+    @property
+    def generates(self) -> bool:
+        """Whether a fault sends data of its own, for as long as the other side takes it."""
+        return any(stage.generates for _, stage in self._named)
+
+    def generate(self, now: float) -> list[Item]:
+        """Return the next data of a fault's own."""
+        return self._each(lambda stage: stage.generate(now))
+
+    def stop_generating(self, now: float) -> list[Item]:
+        """Let the stream end, if it has: the daemon drains."""
+        return self._each(lambda stage: stage.stop_generating(now))
+
     def acted(self, act: Act) -> None:
         """Note that an act has taken place: until then another fault may hide it."""
         for _, stage in reversed(self._named):

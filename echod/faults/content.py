@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from echod.faults.items import Draws, Item
-from echod.faults.keys import key, parse_share, whole
+from echod.faults.items import Direction, Draws, Item
+from echod.faults.keys import key, one_of, parse_share, whole
 from echod.faults.stage import Cutter, Fault, Rule, Stage
 
 
@@ -118,3 +118,64 @@ class Garbage(Fault):
     name = "garbage"
     stage = _Inserting
     size: int = key(64, whole(1, 2**20), "how many")
+
+
+# The data of one turn, which all connections share.
+PIECE = b"endless " * 512
+# The length that lies: the greatest that a signed number of 32 bits can be.
+LENGTH = (2**31 - 1).to_bytes(4, "big")
+
+
+class _Endless(Stage):
+    """Sends the same bytes again and again, and drops what the handler sends.
+
+    An end of the handler's stream waits until the daemon drains.
+    """
+
+    fault: Endless
+    begins_alone = True
+
+    _stopped = False
+    _has_end = False
+
+    def begin(self, now: float) -> Iterator[Item]:
+        self.happened = True
+        if self.fault.kind == "length":
+            yield self.on_time(now, LENGTH)
+
+    def work(self, item: Item) -> Iterator[Item]:
+        return iter(())
+
+    def end(self, item: Item) -> Iterator[Item]:
+        if item.act is not None or self._stopped:
+            yield self.on_time(item.due, act=item.act)
+        else:
+            self._has_end = True
+
+    @property
+    def generates(self) -> bool:
+        return self.has_begun and not self._stopped
+
+    def generate(self, now: float) -> Iterator[Item]:
+        if self.generates:
+            yield self.on_time(now, PIECE)
+
+    def stop_generating(self, now: float) -> Iterator[Item]:
+        self._stopped = self.has_begun
+        if self._has_end:
+            self._has_end = False
+            yield self.on_time(now)
+
+
+@dataclass(frozen=True)
+class Endless(Fault):
+    """A line, or a message behind a length, has no end."""
+
+    name = "endless"
+    stage = _Endless
+    directions = (Direction.OUT,)
+    kind: str = key(
+        "line",
+        one_of("line", "length"),
+        "`line`: bytes without a line end; `length`: the same, behind the length 2147483647",
+    )

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from echod.errors import UserError
-from echod.faults.content import Corrupt, Drop, Duplicate, Garbage, Truncate
+from echod.faults.content import Corrupt, Drop, Duplicate, Endless, Garbage, Truncate
 from echod.faults.ends import Close, HalfClose, NeverClose, Reset
 from echod.faults.items import Direction
 from echod.faults.keys import key_of
@@ -39,6 +39,7 @@ FAULTS: Mapping[str, type[Fault]] = {
         Duplicate,
         Truncate,
         Garbage,
+        Endless,
         NeverRead,
         NeverAnswer,
         NoBanner,

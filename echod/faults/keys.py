@@ -102,6 +102,17 @@ def parse_pattern(text: str) -> re.Pattern[bytes]:
         raise ValueError(f"a regular expression ({error})") from None
 
 
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return a parser that takes these words alone."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(" or ".join(words))
+        return text
+
+    return parse
+
+
 def parse_network(text: str) -> Network:
     """Parse a network, or an address."""
     try:

@@ -251,6 +251,19 @@ class Stage:
         """Take an item without data, from where it begins on."""
         yield self.on_time(item.due, act=item.act)
 
+    @property
+    def generates(self) -> bool:
+        """Whether it sends data of its own, for as long as the other side takes it."""
+        return False
+
+    def generate(self, now: float) -> Iterator[Item]:
+        """Return the next data of its own."""
+        return iter(())
+
+    def stop_generating(self, now: float) -> Iterator[Item]:
+        """Let the stream end, if it has: the daemon drains."""
+        return iter(())
+
     def client_spoke(self) -> None:
         """Note that the client's first byte is passed to the handler."""
 

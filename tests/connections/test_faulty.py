@@ -363,6 +363,87 @@ async def test_a_server_that_never_reads_lets_its_client_fill_the_window(serve: 
         await client.receive_all()
 
 
+# A line, or a length, without end.
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest_twisted.ensureDeferred
+async def test_an_endless_line_goes_on_as_long_as_the_client_reads(
+    serve: Any, model: str, way: str
+) -> None:
+    """Fault 138: It goes on as long as the client reads, and memory stays bounded."""
+    options = {"model": model, "way": way, "handler": Echoing, "framing": Line()}
+    async with serve("endless:after=5", **options) as server:
+        client = await server.connect()
+        client.send(b"hello\n")
+        await client.until(lambda: len(client.data) > 1_000_000)
+        assert client.data[:5] == b"hello"
+        assert b"\n" not in client.data
+        client.transport.pauseProducing()
+        layer = (await server.accepted()).transport
+        await eventually(lambda: layer._blocked)
+        await turns(20)
+        assert layer.held_out < 10_000
+        assert queued(layer.transport) < 400_000
+        client.data.clear()
+        client.transport.resumeProducing()
+        await client.until(lambda: len(client.data) > 5_000_000)
+        assert server.factory.metrics.faults == {"endless": 1}
+        client.transport.abortConnection()
+        await ended(server)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fault", ["endless", "endless:kind=length", "endless:after=60"])
+@pytest_twisted.ensureDeferred
+async def test_a_drain_ends_an_endless_line_after_whole_pieces(
+    serve: Any, fault: str, way: str
+) -> None:
+    async with serve(fault, way=way) as server:
+        client = await server.connect()
+        client.send(b"quit")  # the handler closes: no end of the line
+        await client.until(lambda: len(client.data) > 1_000_000)
+        drained = server.factory.drain()
+        data = await client.receive_all()
+        await drained
+        assert client.clean
+        start = {"endless": 0, "endless:kind=length": 4, "endless:after=60": 60}[fault]
+        assert data[start : start + 8] == b"endless "
+        assert (len(data) - start) % 8 == 0
+        if start == 4:
+            assert data[:4] == b"\x7f\xff\xff\xff"
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endless_line_leaves_the_loop_to_others_and_may_be_slow(serve: Any) -> None:
+    async with serve("bandwidth:rate=8000,first=1", "endless:first=2") as server:
+        slow, fast = await server.connect(), await server.connect()
+        other = await server.connect()
+        await other.receive(BANNER)
+        for count in range(50):
+            other.send(b"%d" % count)
+            await other.receive(b"%d" % count)
+        await fast.until(lambda: len(fast.data) > 1_000_000)
+        assert len(slow.data) < 500_000
+        for client in (slow, fast, other):
+            client.transport.abortConnection()
+        await ended(server)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endless_line_that_is_cut_off_costs_no_turns(serve: Any) -> None:
+    async with serve("truncate:after=10", "endless") as server:
+        client = await server.connect()
+        await client.until(lambda: len(client.data) == 10)
+        layer = (await server.accepted()).transport
+        await turns(3)
+        assert not layer._generates
+        await server.factory.drain()
+        assert await client.receive_all() == b"endless en"
+        assert client.clean
+
+
 # Faults that begin with a message of the client.
 
 FRAMINGS: list[tuple[Any, list[bytes]]] = [
