@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
 from echod.connections.clients import log_failure
-from echod.connections.kernel import client_ended
+from echod.connections.kernel import client_ended, queued, unsent
 from echod.connections.layer import holds
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.daemon.build import build_service
@@ -33,6 +33,7 @@ from echod.daemon.resolve import find_framing
 from echod.handlers.client import Client
 from echod.handlers.framings import adopt_framing
 from echod.handlers.naming import Spec
+from echod.reasons import EndReason
 from echod.settings.definitions import SETTINGS, Settings
 from echod.settings.schema import SettingError
 from echod.testing.client import Connection
@@ -59,8 +60,9 @@ RECORDS: dict[str, Any] = {"journal": 10_000, "journal_bytes": 64 * 1024}
 
 # For how long `Server.connections` lets the server catch up with its clients, in seconds.
 PATIENCE = 5.0
-# The same before its end.
+# The same before its end; and how often, in seconds, it then cuts off those that are left.
 LAST_PATIENCE = 1.0
+HURRY = 0.05
 
 
 # By which address a client on this machine reaches a server on all addresses.
@@ -103,6 +105,19 @@ def serving(handler: object = "echo", *, direct: bool = False, **settings: Any) 
 def _ask(function: Callable[..., T], *arguments: object) -> T:
     """Call `function` in the reactor's thread, which may be this one."""
     return function(*arguments) if is_own_thread() else call(function, *arguments)
+
+
+def _connections_of(service: EchoService) -> list[ConnectionProtocol]:
+    owned = [one for listener in service.listeners for one in listener.factory.connections]
+    return [one for one in owned if isinstance(one, ConnectionProtocol)]
+
+
+def _cut_off_those_left(service: EchoService) -> None:
+    """End connections for which a drain would wait in vain."""
+    for one in _connections_of(service):
+        stream = one.transport
+        if holds(stream) or (one.is_closing and not unsent(stream) and not queued(stream)):
+            one.abort(EndReason.ABORTED)
 
 
 def make_settings(given: dict[str, object]) -> Settings:
@@ -191,7 +206,11 @@ class Server:
         call(self._drain)
 
     def stop(self) -> None:
-        """End, as at SIGTERM, and wait for the end; harmless if it has ended."""
+        """End, as at SIGTERM, and wait for the end; harmless if it has ended.
+
+        Unlike a daemon, it waits for no connection that a fault holds, nor for a client that has
+        everything and does not close.
+        """
         if self._journal is not None:  # clients that have closed before this are no drained ones
             self._catch_up(LAST_PATIENCE)
         self._close_clients()
@@ -446,8 +465,19 @@ class Server:
 
     def _stop(self) -> Deferred[None]:
         self._drain()
-        drained, self._drained, self.service = self._drained, None, None
-        return succeed(None) if drained is None else drained
+        service, drained = self.service, self._drained
+        self._drained = self.service = None
+        if service is None or drained is None:
+            return succeed(None)
+        hurry = LoopingCall(_cut_off_those_left, service)
+        hurry.clock = service.reactor
+        hurry.start(HURRY, now=False)
+
+        def end(result: T) -> T:
+            hurry.stop()
+            return result
+
+        return drained.addBoth(end)
 
     def _count_messages(self) -> int:
         ended = sum(one.factory.metrics.messages for one in self._running.listeners)
@@ -471,10 +501,7 @@ class Server:
         )
 
     def _connections_of_the_service(self) -> list[ConnectionProtocol]:
-        owned = [
-            one for listener in self._running.listeners for one in listener.factory.connections
-        ]
-        return [one for one in owned if isinstance(one, ConnectionProtocol)]
+        return _connections_of(self._running)
 
     def _failed(self, failure: Failure, client: Client) -> None:
         assert failure.value is not None

@@ -170,6 +170,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         156: "The faults on purpose change while connections are open",
         157: "A fault that holds bytes is taken away",
         158: "A test runs its client against a server that misbehaves",
+        159: "A client meets a server that resets, closes early, falls silent or is slow",
         160: "`--fault reset` ends a connection in the middle of a reply",
         161: "Several `--fault` hit the same connection",
         162: "`--fault` delays, slices or slows down a conversation",

@@ -228,6 +228,21 @@ def test_a_server_starts_in_less_than_fifty_milliseconds_once_the_process_has_se
 
 
 @blocking
+def test_the_end_waits_for_no_stall_and_for_no_client_that_stays() -> None:
+    # By the drain's deadline, the test would not end in time.
+    with serving("plain-echo", drain_timeout=1000).fault("stall:first=1") as server:
+        clients = [socket.create_connection(server.address) for _ in range(2)]
+        for client in clients:
+            client.sendall(b"hello")
+        assert clients[1].recv(100) == b"hello"
+        server.wait_until(lambda: [one.received for one in server.connections] == [b"hello"] * 2)
+    assert [one.reason for one in server.connections] == ["drained", "drained"]
+    assert clients[1].recv(100) == b""
+    for client in clients:
+        client.close()
+
+
+@blocking
 def test_a_running_server_may_be_used_by_with() -> None:
     with serving("plain-echo") as server:
         port = server.port

@@ -135,6 +135,15 @@ def test_to_import_the_plugin_takes_less_than_five_milliseconds() -> None:
     assert min(took) < 0.005
 
 
+def test_the_examples_of_clients_pass(tmp_path: Path) -> None:
+    """Fault 159: redis-py, urllib3 and psycopg do what the examples say of them."""
+    for name in ("testing", "scripts"):
+        shutil.copytree(ROOT / "examples" / name, tmp_path / name)
+    ran = run(tmp_path, "")
+    assert ran.returncode == 0, ran.stdout
+    assert "21 passed" in ran.stdout
+
+
 def test_the_tests_of_the_chat_pass(tmp_path: Path) -> None:
     for name in ("chat.py", "test_chat.py"):
         shutil.copy(ROOT / "examples" / "services" / name, tmp_path)
