@@ -24,6 +24,7 @@ class EndReason(enum.Enum):
     WRITE_TIMEOUT = "write-timeout"
     MAX_UNSENT = "max-unsent"
     FAULT = "fault"
+    DISCONNECTED = "disconnected"
     DRAINED = "drained"
     ABORTED = "aborted"
     LOST = "connection lost"

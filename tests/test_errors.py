@@ -18,6 +18,8 @@ OTHERS = {
     "MessageTooLong",
     "Mismatch",  # of a script, about its client
     "ProxyError",
+    "QueryError",  # of a request to the control, as below
+    "Refused",
     "TLSError",
     "TalkError",  # of a test, for its author
 }

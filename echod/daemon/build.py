@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -25,8 +26,10 @@ from echod.daemon.resolve import (
     find_defaults,
     find_framing,
     find_handler,
+    find_token,
     ignored_by,
     named,
+    resolve_control,
     resolve_listen,
     resolve_status,
 )
@@ -44,6 +47,7 @@ from echod.turns import Turns
 
 if TYPE_CHECKING:
     from echod.connections.lifecycle import ConnectionProtocol
+    from echod.control import ControlServer
     from echod.faults import FaultPlan, Faults
     from echod.interfaces import Reactor
     from echod.journal import Journal
@@ -87,7 +91,7 @@ def build_service(
     life = make_life(handler, model, reactor)
     journal = make_journal(settings, reactor)
     timed = timer.timed(handler) if timer and life is None else handler
-    plan = make_faults(settings, changeable=faults_change)
+    plan = make_faults(settings, changeable=faults_change or bool(settings.control))
     cut = framing or find_framing(settings)
     listeners = make_listeners(settings, reactor, timed, model, inherited, cut, plan, journal)
     service = EchoService(reactor, settings, listeners, model, Metrics(), life, plan)
@@ -101,9 +105,12 @@ def build_service(
     service.parts.append(lambda wanted: partial(model.reconfigure, wanted.make_limits()))
     if timer is not None:
         service.status = make_status(service, settings, inherited, timer)
+    if settings.control:
+        service.control = make_control(service, settings, inherited)
+        service.parts.append(partial(_reload_token, service.control))
     if unused := inherited.unused:
         log.warn(
-            "systemd passed sockets that neither --listen nor --status uses: {names}",
+            "systemd passed sockets that no --listen, --status or --control uses: {names}",
             names=escape(", ".join(unused)),
         )
     return service
@@ -208,8 +215,11 @@ def make_faults(settings: Settings, *, changeable: bool) -> FaultPlan | None:
 
 
 def make_journal(settings: Settings, reactor: Reactor) -> Journal[ConnectionProtocol] | None:
-    """Return the record of connections; None if it was not asked for."""
-    if not settings.journal:
+    """Return the record of connections; None if it was not asked for.
+
+    The control needs it for the numbers of the open connections, even if it keeps no others.
+    """
+    if not settings.journal and not settings.control:
         return None
     from echod.connections.recording import facts_of
     from echod.journal import Journal
@@ -259,6 +269,34 @@ def make_status(
         reactor_name=name_of(service.reactor),
         hosts=settings.status_host,
     )
+
+
+def make_control(
+    service: EchoService, settings: Settings, inherited: InheritedSockets
+) -> ControlServer:
+    """Return the control of `service`, not listening yet.
+
+    Raises:
+        StartError: the endpoint string is wrong, a file or socket that it names cannot be used, or
+            the token is missing.
+    """
+    from echod.control import ControlServer  # slow to import, and rarely needed
+    from echod.status.snapshot import state_of
+
+    wanted = resolve_control(service.reactor, settings.control, inherited)
+    return ControlServer(
+        service.reactor,
+        settings.control,
+        wanted,
+        service,
+        token=find_token(settings, os.environ),
+        state=partial(state_of, service),
+        hosts=settings.control_host,
+    )
+
+
+def _reload_token(control: ControlServer, wanted: Settings) -> Callable[[], None]:
+    return partial(control.use_token, find_token(wanted, os.environ))
 
 
 def make_model(settings: Settings, reactor: Reactor, kind: Kind = Kind.MESSAGE) -> Model:

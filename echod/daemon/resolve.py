@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from echod.handlers.framings import check_framing, resolve_framing
 from echod.handlers.kinds import KINDS, Defaults, Kind, defaults_of
 from echod.handlers.lookup import NAMES, ResolvedHandler, adopt, check_name, resolve
 from echod.handlers.service import ServiceDefinition
-from echod.listening.endpoints import Listening, is_badtls, parse_listen
+from echod.listening.endpoints import Listening, Words, is_badtls, parse_listen
 from echod.listening.socket_activation import InheritedSockets
 from echod.settings.definitions import Settings
 from echod.text import clipped, escape
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.listening.badtls import SharedMistakes
     from echod.messages.framing import Framing
+
+
+# A UNIX socket, in clear or with TLS.
+_UNIX = re.compile("(tls:|ssl:)?unix:")
 
 
 class StartError(UserError):
@@ -179,17 +184,58 @@ def resolve_status(reactor: Reactor, description: str, inherited: InheritedSocke
     Raises:
         StartError: it is not valid, or a file or socket that it names cannot be used.
     """
+    return _resolve_site(reactor, description, inherited, "--status")
+
+
+def _resolve_site(
+    reactor: Reactor, description: str, inherited: InheritedSockets, flag: str
+) -> Listening:
     if is_badtls(description):
         raise StartError(
-            f"--status {escape(description)}: monitoring would not trust its certificates; "
-            "use tls:"
+            f"{flag} {escape(description)}: its clients would not trust its certificates; use tls:"
         )
-    wanted = resolve_listen(reactor, description, inherited, "--status")
+    wanted = resolve_listen(reactor, description, inherited, flag)
     if wanted.proxied:
-        raise StartError(f"--status {escape(description)}: no PROXY header is read here")
+        raise StartError(f"{flag} {escape(description)}: no PROXY header is read here")
     if wanted.starts_clear:
-        raise StartError(f"--status {escape(description)}: HTTP has no STARTTLS; use tls:")
+        raise StartError(f"{flag} {escape(description)}: HTTP has no STARTTLS; use tls:")
     return wanted
+
+
+def resolve_control(reactor: Reactor, description: str, inherited: InheritedSockets) -> Listening:
+    """Parse `--control`; only its own user may use its UNIX socket, unless it says otherwise.
+
+    Raises:
+        StartError: it is not valid, or a file or socket that it names cannot be used.
+    """
+    is_unix = _UNIX.match(description)
+    if is_unix and "mode" not in Words.split(description[is_unix.end() :]).names:
+        description += ":mode=600"
+    return _resolve_site(reactor, description, inherited, "--control")
+
+
+def find_token(settings: Settings, environment: Mapping[str, str]) -> bytes | None:
+    """Return the token of the control; None if none is needed.
+
+    Raises:
+        StartError: it is needed and missing, or it cannot be used.
+    """
+    from echod.control import TokenError, read_token, token
+
+    if settings.control_token_file:
+        with named("--control-token-file"):
+            return read_token(settings.control_token_file)
+    if given := environment.get(token.VARIABLE):
+        try:
+            return token.check(given)
+        except TokenError as error:
+            raise StartError(f"{token.VARIABLE}: {error}") from None
+    if _UNIX.match(settings.control) or settings.control.startswith("systemd:"):
+        return None
+    raise StartError(
+        f"--control {escape(clipped(settings.control))} needs a token: give "
+        f"--control-token-file, or {token.VARIABLE} in the environment; or use unix:"
+    )
 
 
 def check_for_restart(running: Settings, wanted: Settings, reactor: Reactor) -> None:
@@ -213,3 +259,5 @@ def check_for_restart(running: Settings, wanted: Settings, reactor: Reactor) -> 
             resolve_listen(reactor, description, inherited)
     if wanted.status not in ("", running.status) and "systemd:" not in wanted.status:
         resolve_status(reactor, wanted.status, inherited)
+    if wanted.control not in ("", running.control) and "systemd:" not in wanted.control:
+        resolve_control(reactor, wanted.control, inherited)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from echod.connections.lifecycle import ConnectionProtocol
+    from echod.control import ControlServer
     from echod.faults import FaultPlan, Rule
     from echod.interfaces import Reactor
     from echod.journal import Journal
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
     from echod.tls import ServedCertificate, ServerSide
 
 log = Logger("echod")
+
+# Why a listener may let clients wait: the service is not open yet; the control has said so.
+_OPENING, _SUSPENDED = "opening", "suspended"
 
 
 # A part that can take new settings while the daemon runs. It raises if they cannot be used;
@@ -72,9 +76,11 @@ class EchoService(Service):
         signals: turns signals into drain and abort; None if another part does.
         ready: whether it takes new clients: it listens, and does not drain.
         draining: whether it drains, or has ended.
+        suspended: whether it accepts no clients, but serves the open connections: see `suspend`.
         log_observer: writes the log of the process; None if another part does.
         capture: redirects printed lines to the log; None if the log is not echod's.
         status: the status; None if it was not asked for.
+        control: the control; None if it was not asked for.
         journal: the record of connections; None if it was not asked for.
         parts: take new settings at a reload.
         life: the life of the service that it opens at the start; None without one.
@@ -118,9 +124,11 @@ class EchoService(Service):
         self.signals: Signals | None = None
         self.ready = False
         self.draining = False
+        self.suspended = False
         self.log_observer: LogObserver | None = None
         self.capture: Capture | None = None
         self.status: StatusServer | None = None
+        self.control: ControlServer | None = None
         self.journal: Journal[ConnectionProtocol] | None = None
         self.parts: list[Part] = [lambda wanted: partial(self._reconfigure, wanted)]
         self.reactor = reactor
@@ -161,12 +169,11 @@ class EchoService(Service):
             self.capture.publish()
         if not self._is_open:
             for listener in self.listeners:
-                listener.pause()
+                listener.pause(_OPENING)
         attempts = [
             self._listen(listener).addErrback(self._cannot_listen) for listener in self.listeners
         ]
-        if self.status is not None:
-            attempts.append(self.status.listen().addErrback(self._cannot_listen))
+        attempts += [one.listen().addErrback(self._cannot_listen) for one in self._sites]
         self._listening = DeferredList(attempts).addCallback(lambda _: None)
         if self._failures:
             self._undo_listening()
@@ -174,8 +181,13 @@ class EchoService(Service):
 
     def _undo_listening(self) -> None:
         self._stop_listening()
-        if self.status is not None:
-            self.status.stop()
+        for site in self._sites:
+            site.stop()
+
+    @property
+    def _sites(self) -> list[StatusServer | ControlServer]:
+        """The listeners that are not for clients."""
+        return [one for one in (self.status, self.control) if one is not None]
 
     @property
     def handler(self) -> ResolvedHandler:
@@ -274,7 +286,7 @@ class EchoService(Service):
         self.try_handler()
         self._is_open = True
         for listener in self.listeners:
-            listener.resume()
+            listener.resume(_OPENING)
         if self.running and self.reactor.running:
             self._when_listening()
 
@@ -342,17 +354,40 @@ class EchoService(Service):
         """Close every connection at once; this ends a running drain."""
         (self._drain or self._make_drain()).abort()
 
-    def change_faults(self, rules: Iterable[Rule]) -> None:
+    def suspend(self) -> None:
+        """Accept no client until `resume`; open connections are served on.
+
+        Clients that connect wait in the kernel's queue, and none that was accepted is lost.
+        """
+        if not self.suspended and not self.draining:
+            self.suspended = True
+            for listener in self.listeners:
+                listener.pause(_SUSPENDED)
+            log.info("Suspended: clients that come wait until it is resumed")
+
+    def resume(self) -> None:
+        """Accept clients again, those that wait first."""
+        if self.suspended:
+            self.suspended = False
+            for listener in self.listeners:
+                listener.resume(_SUSPENDED)
+            log.info("Resumed: accepting clients")
+
+    def change_faults(self, rules: Iterable[Rule], seed: int | None = None) -> None:
         """Use these faults on purpose from now on, for new connections and open ones.
 
         Rules of `faults.rules` that are among them go on as they are.
+
+        Args:
+            rules: the faults.
+            seed: the new seed, for rules that begin; None: as before.
 
         Raises:
             RuntimeError: the service was not built with `faults_change`.
         """
         if self.faults is None:
             raise RuntimeError("the faults of this service were not set up to change")
-        self.faults.change(rules)
+        self.faults.change(rules, seed)
         if not self.faults.rules:
             log.info("No faults on purpose")
         self._log_faults()
@@ -426,15 +461,15 @@ class EchoService(Service):
     def _contexts(self) -> list[ServerSide]:
         """Return the TLS contexts."""
         found = [listener.tls for listener in self.listeners]
-        if self.status is not None:
-            found.append(self.status.tls)
+        found += [site.tls for site in self._sites]
         return [each for each in found if each is not None]
 
     def describe(self) -> str:
         """Describe the current state in a few words, for the service manager."""
         count = sum(len(listener.factory.connections) for listener in self.listeners)
         refused = f"; the last reload was refused: {self._refused}" if self._refused else ""
-        return f"{'Draining' if self.draining else 'Serving'}; connections: {count}{refused}"
+        doing = "Suspended" if self.suspended else "Serving"
+        return f"{'Draining' if self.draining else doing}; connections: {count}{refused}"
 
     def _make_drain(self) -> Drain:
         return Drain(
@@ -464,5 +499,5 @@ class EchoService(Service):
         self._slow.stop()
         self.notifier.close()
         log.info("Stopped")
-        # The status stops last, so that it answers as long as possible.
-        return self.status.stop() if self.status is not None else None
+        # They stop last, so that they answer as long as possible.
+        return DeferredList([site.stop() for site in self._sites]).addCallback(lambda _: None)

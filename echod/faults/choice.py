@@ -217,6 +217,7 @@ class Faults:
     Attributes:
         changeable: whether they may change, for open connections too.
         open: the open connections, in the order in which they came, if the faults may change.
+        seed: on which all chance depends; a rule keeps, in a connection, the one that it began by.
     """
 
     def __init__(
@@ -239,7 +240,7 @@ class Faults:
         """
         self.changeable = changeable
         self.open: dict[Changing, Chosen] = {}
-        self._seed = seed
+        self.seed = seed
         self._listener = listener
         self._endpoint = endpoint
         self._armed: list[Armed] = []
@@ -284,7 +285,7 @@ class Faults:
     def stage(self, pick: Pick, direction: Direction, now: float, cutter: Cutter) -> Stage:
         """Return the stage of a rule in a connection, for one direction."""
         armed, connection = pick
-        key = (self._seed, armed.number, self._listener, connection, direction.value)
+        key = (self.seed, armed.number, self._listener, connection, direction.value)
         return armed.rule.fault.stage(armed.rule, Draws(*key), now, cutter)
 
     def _pick(self, rules: Iterable[Armed], host: str) -> tuple[Pick, ...]:
@@ -305,7 +306,7 @@ class Faults:
             return False
         if wanted.source is not None and not _is_within(host, wanted.source):
             return False
-        draws = Draws(self._seed, armed.number, self._listener, connection, "choice")
+        draws = Draws(self.seed, armed.number, self._listener, connection, "choice")
         return wanted.p >= 1 or draws.uniform(0) < wanted.p
 
 
@@ -342,7 +343,7 @@ class FaultPlan:
         self._listeners.append(faults)
         return faults
 
-    def change(self, rules: Iterable[Rule]) -> None:
+    def change(self, rules: Iterable[Rule], seed: int | None = None) -> None:
         """Use these rules from now on, for new connections and open ones.
 
         A rule that is here already (the same object) goes on as it is; any other one begins.
@@ -352,6 +353,10 @@ class FaultPlan:
         """
         if not self.changeable:
             raise RuntimeError("the faults of this service were not set up to change")
+        if seed is not None:
+            self.seed = seed
+            for faults in self._listeners:
+                faults.seed = seed
         wanted = list(rules)
         here = {id(rule): number for number, rule in self._numbered}
         numbers = [here.pop(id(rule), None) for rule in wanted]  # once each

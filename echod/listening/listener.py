@@ -64,7 +64,8 @@ class Listener(Generic[Served]):
         self._wanted = wanted
         self._trusted = trusted
         self._stopped = False
-        self._paused = False
+        # Why it does not accept, though it listens.
+        self._pauses: set[str] = set()
         self._port: IListeningPort | None = None
 
     def listen(self) -> Deferred[None]:
@@ -77,16 +78,20 @@ class Listener(Generic[Served]):
         factory = self._wanted.wrap(self.factory, self._reactor, self._trusted)
         return self._wanted.endpoint.listen(factory).addCallbacks(self._listens, self._refused)
 
-    def pause(self) -> None:
-        """Let clients wait in the kernel's queue until `resume`, from the next `listen` on."""
-        self._paused = True
+    def pause(self, why: str) -> None:
+        """Let clients wait in the kernel's queue until `resume`; no accepted one is lost."""
+        if not self._pauses and (stop := getattr(self._port, "stopReading", None)):
+            stop()
+        self._pauses.add(why)
 
-    def resume(self) -> None:
-        """Accept the clients that wait, and those that come."""
-        if self._paused:
-            self._paused = False
-            start = getattr(self._port, "startReading", None)
-            if start is not None:
+    def resume(self, why: str) -> None:
+        """Accept the clients that wait, and those that come, unless it pauses for another reason.
+
+        Calling it again is harmless.
+        """
+        if why in self._pauses:
+            self._pauses.remove(why)
+            if not self._pauses and (start := getattr(self._port, "startReading", None)):
                 start()
 
     def stop(self) -> Deferred[None]:
@@ -106,7 +111,7 @@ class Listener(Generic[Served]):
     def has_waiting_clients(self) -> bool:
         """Whether clients wait in the kernel's queue, and will be accepted."""
         listening = getattr(self._port, "socket", None)
-        if listening is None or self._paused:
+        if listening is None or self._pauses:
             return False
         poll = select.poll()
         poll.register(listening, select.POLLIN)
@@ -114,7 +119,7 @@ class Listener(Generic[Served]):
 
     def _listens(self, port: IListeningPort) -> Deferred[None] | None:
         self._port = port
-        if self._paused and (pause := getattr(port, "stopReading", None)):
+        if self._pauses and (pause := getattr(port, "stopReading", None)):
             pause()
         if self._stopped:  # it was stopped before the endpoint was ready
             return self.stop()

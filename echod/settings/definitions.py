@@ -128,7 +128,10 @@ NEEDS_LOOP_OR_POOL = Need(
 )
 NEEDS_PROGRAM = Need("--handler exec", lambda settings: settings.handler.name == "exec")
 NEEDS_FAULT = Need("--fault", lambda settings: bool(settings.fault))
-NEEDS_JOURNAL = Need("--journal", lambda settings: bool(settings.journal))
+NEEDS_CONTROL = Need("--control", lambda settings: bool(settings.control))
+NEEDS_JOURNAL = Need(
+    "--journal or --control", lambda settings: bool(settings.journal or settings.control)
+)
 NEEDS_STATUS = Need("--status", lambda settings: bool(settings.status))
 
 
@@ -324,13 +327,46 @@ class Settings:
             needs=NEEDS_FAULT,
         ),
     )
+    control: str = setting(
+        "",
+        Text(
+            "Where to serve the control over HTTP: it lists connections and ends them, changes "
+            "the faults on purpose, and suspends the listeners. An endpoint string as for "
+            "--listen, without proxy:. A UNIX socket is its user's alone (mode 600) unless it "
+            "says mode=; anything else needs a token.",
+            unset="nowhere",
+            section="Control and verification",
+            example="unix:/run/echod/control.sock",
+        ),
+    )
+    control_token_file: str = setting(
+        "",
+        Text(
+            "The file with the token that each request to --control has to have, except on UNIX "
+            "sockets; at least 16 characters. SIGHUP reads it again.",
+            unset="the environment's ECHOD_CONTROL_TOKEN",
+            example="/etc/echod/control-token",
+            needs=NEEDS_CONTROL,
+        ),
+    )
+    control_host: tuple[str, ...] = setting(
+        (),
+        Text(
+            "A host name, without the port, by which --control may be requested; * for any; "
+            "repeats. Addresses and localhost are always allowed.",
+            host_name,
+            unset="only addresses and localhost",
+            repeats=True,
+            example=("echod.example.org",),
+            needs=NEEDS_CONTROL,
+        ),
+    )
     journal: int = setting(
         0,
         Text(
             "How many connections that have ended are remembered, beside the open ones: who, "
             "when, by which listener, how many bytes, and why they ended; 0: none.",
             whole_number(0, 1_000_000),
-            section="Control and verification",
             example=1000,
         ),
     )

@@ -43,6 +43,7 @@ header p { margin: 0; color: var(--dim); }
 .state { font-weight: 600; padding: .1rem .7rem; border-radius: 1rem; color: var(--card); }
 .ready { background: var(--good); } .starting { background: var(--wait); }
 .draining { background: var(--bad); } .saturated { background: var(--wait); }
+.suspended { background: var(--wait); }
 .strains { color: var(--wait); font-weight: 600; margin: .6rem 0 0; padding-left: 1.2rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   padding: 1rem; margin-top: 1rem; overflow-x: auto; }

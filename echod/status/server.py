@@ -12,7 +12,6 @@ from twisted.internet.task import deferLater
 
 from echod.listening.endpoints import Listening
 from echod.listening.listener import Listener
-from echod.status.hosts import Hosts
 from echod.status.probes import Probes
 from echod.status.site import StatusSite, make_site
 from echod.status.snapshot import (
@@ -28,6 +27,7 @@ from echod.status.snapshot import (
     totals_of,
 )
 from echod.status.timing import HandlerTimer
+from echod.web.hosts import Hosts
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor

@@ -66,6 +66,8 @@ class Subject(Protocol):
     @property
     def draining(self) -> bool: ...
     @property
+    def suspended(self) -> bool: ...
+    @property
     def metrics(self) -> Metrics: ...
     @property
     def pool(self) -> WorkerPool | None: ...
@@ -209,7 +211,7 @@ class Snapshot:
         return min(ends, default=math.inf) - self.now
 
 
-STATES = ("starting", "ready", "draining")
+STATES = ("starting", "ready", "suspended", "draining")
 
 
 def totals_of(subject: Subject) -> Totals:
@@ -228,7 +230,9 @@ def state_of(subject: Subject) -> str:
     """Return one of `STATES`."""
     if subject.draining:
         return "draining"
-    return "ready" if subject.ready else "starting"
+    if not subject.ready:
+        return "starting"
+    return "suspended" if subject.suspended else "ready"
 
 
 async def figures_of(

@@ -180,6 +180,9 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
     },
     "Control and verification": {
         144: "Any number of connections end, with `--journal`",
+        145: "A stranger, or a web page in a browser, sends requests to `--control`",
+        148: "The listeners are suspended and resumed under load",
+        149: "Clients of `--control` are silent, many, or ask for much",
     },
 }
 

@@ -162,7 +162,7 @@ def test_without_names_a_number_will_do(manager: Manager) -> None:
     running = manager.start("systemd:index=1", names="")
     with connect(port) as connection:
         assert greeted(connection)
-    running.wait_for("systemd passed sockets that neither --listen nor --status uses")
+    running.wait_for("systemd passed sockets that no --listen, --status or --control uses")
 
 
 def test_without_a_manager_it_says_how_to_have_one(daemon: Start) -> None:

@@ -216,7 +216,7 @@ def test_it_is_refused_where_it_cannot_work(tmp_path: Path) -> None:
     """
     (tmp_path / "key.pem").write_text("a key")
     for arguments, why in (
-        (("--status", "badtls:0"), "monitoring would not trust its certificates; use tls:"),
+        (("--status", "badtls:0"), "its clients would not trust its certificates; use tls:"),
         (("--listen", "badtls:0:ca=key.pem"), "no badtls: listener has written it: name another"),
         (("--listen", "badtls:0:ca=none/ca.pem"), "there is no folder"),
     ):

@@ -14,7 +14,7 @@ from echod.listening.endpoints import ListenError, Listening, parse_listen
 from echod.listening.listener import Listener, bind_error
 from tests.support.log import Log
 from tests.support.reactor import reactor
-from tests.support.serving import LOOPBACK, SlowEndpoint
+from tests.support.serving import LOOPBACK, SlowEndpoint, eventually, turns
 
 
 def listener(endpoint: Any = None, description: str = LOOPBACK) -> Listener[Factory]:
@@ -86,3 +86,26 @@ def test_why_listening_failed_is_told_in_the_words_of_every_first_server(
 
 def test_an_error_with_words_of_its_own_gets_no_remedy_for_a_port() -> None:
     assert bind_error(OSError(98, "a file is there")).endswith("a file is there")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_paused_listener_lets_clients_wait_until_no_reason_is_left() -> None:
+    made: Any = listener()
+    accepted: list[object] = []
+    made.factory.buildProtocol = accepted.append
+    made.pause("one")
+    await made.listen()
+    made.pause("two")
+    address = made.address
+    with socket.create_connection(("127.0.0.1", address.port)):
+        made.resume("one")
+        made.resume("one")
+        await turns(20)
+        assert not accepted
+        made.resume("two")
+        await eventually(lambda: accepted)
+    made.pause("three")
+    with socket.create_connection(("127.0.0.1", address.port)):
+        await turns(20)
+        assert len(accepted) == 1
+    await made.stop()

@@ -44,6 +44,7 @@ class FakeSubject:
     listeners: list[FakeListener] = field(default_factory=lambda: [FakeListener()])
     ready: bool = True
     draining: bool = False
+    suspended: bool = False
     metrics: Metrics = field(default_factory=Metrics)
     pool: Any = None
     oldest_call: float = 0.0

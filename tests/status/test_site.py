@@ -17,10 +17,11 @@ from twisted.logger import LogEvent, globalLogPublisher
 
 from echod.metrics import Metrics
 from echod.status.exposition import expose
-from echod.status.hosts import Hosts
 from echod.status.shared import FRESH
-from echod.status.site import MOST_CLIENTS, REQUEST_SECONDS, StatusSite, make_site
+from echod.status.site import StatusSite, make_site
 from echod.status.snapshot import state_of
+from echod.web.hosts import Hosts
+from echod.web.site import MOST_CLIENTS, REQUEST_SECONDS
 from tests.status.fakes import FakeFactory, FakeListener, FakeSubject
 from tests.status.test_page import VALID_UNTIL, busy_subject, snapshot
 from tests.support.log import Log
@@ -419,7 +420,8 @@ def test_metrics_are_what_was_counted(get: Get) -> None:
     assert samples(found["echod_certificate_expiry_time_seconds"]) == {
         ("server.pem", "0A1B"): VALID_UNTIL.timestamp()
     }
-    assert samples(found["echod_state"]) == {("starting",): 0, ("ready",): 1, ("draining",): 0}
+    states = {("starting",): 0, ("ready",): 1, ("suspended",): 0, ("draining",): 0}
+    assert samples(found["echod_state"]) == states
     # The traffic of open connections counts while they are open.
     assert samples(found["echod_messages"])["tcp:8888",] == 4
     assert samples(found["echod_received_bytes"])["tcp:8888",] == 2048 + 1024

@@ -1,4 +1,4 @@
-"""The host names under which the status may be requested.
+"""The host names under which the status, or the control, may be requested.
 
 A web page in an operator's browser can request any address through a name of its author's that now
 resolves to it (DNS rebinding), and read the answer. Such a request always has that name in `Host`.

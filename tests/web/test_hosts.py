@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.status.hosts import Hosts
+from echod.web.hosts import Hosts
 
 
 @pytest.mark.parametrize(

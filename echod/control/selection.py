@@ -1,0 +1,137 @@
+"""A choice of connections, by the query of a request; pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from echod.journal import Record
+
+# The most connections in one answer, and how many there are by default.
+MOST, DEFAULT = 10_000, 1000
+
+_ADDRESS = re.compile(r"(?:\[([^\]]+)\]|([0-9.]+)):[0-9]+")
+
+
+class QueryError(ValueError):
+    """A query makes no sense; the text says why."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The connections that a request means: all conditions hold.
+
+    Attributes:
+        address: a network, an address, an address with its port, or the path of a UNIX socket.
+        listener: a listener's number, from 1, or its endpoint string.
+        state: "open" or "ended".
+        reason: why it ended.
+        fault: the name of a fault that has happened.
+        after: only connections with a higher number.
+        limit: how many there are in an answer.
+    """
+
+    address: str | None = None
+    listener: str | None = None
+    state: str | None = None
+    reason: str | None = None
+    fault: str | None = None
+    after: int = 0
+    limit: int = DEFAULT
+
+    def fits_client(self, peer: str, listener: str, listeners: Mapping[str, str]) -> bool:
+        """Return whether a client is meant, as far as its address and listener tell.
+
+        Args:
+            peer: the client's address.
+            listener: the endpoint string of its listener.
+            listeners: the endpoint strings by their numbers.
+        """
+        if self.listener is not None and listener != listeners.get(self.listener, self.listener):
+            return False
+        return self.address is None or is_at(peer, self.address)
+
+    def fits(self, record: Record, listeners: Mapping[str, str]) -> bool:
+        """Return whether a connection is meant."""
+        return (
+            self.fits_client(record.peer, record.listener, listeners)
+            and self.state in (None, "open" if record.is_open else "ended")
+            and self.reason in (None, record.reason)
+            and (self.fault is None or self.fault in record.faults)
+            and record.number > self.after
+        )
+
+
+def is_at(peer: str, wanted: str) -> bool:
+    """Return whether a client's address is the one that is wanted, or in that network."""
+    if peer == wanted:
+        return True
+    found = _ADDRESS.fullmatch(peer)
+    if found is None:
+        return False
+    try:
+        network = ipaddress.ip_network(wanted, strict=False)
+        address = ipaddress.ip_address((found[1] or found[2]).partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped in network or address in network
+    return address in network
+
+
+def arguments(query: bytes, known: tuple[str, ...]) -> dict[str, str]:
+    """Return the arguments of a query by name.
+
+    Raises:
+        QueryError: it has an argument that is not known, or twice, or one that is not UTF-8.
+    """
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=bool(query),
+            errors="strict",
+            max_num_fields=20,
+        )
+    except ValueError:
+        raise QueryError("the query is not of the form name=value&name=value, in UTF-8") from None
+    given: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in known:
+            raise QueryError(f"there is no argument of that name; there are: {', '.join(known)}")
+        if name in given:
+            raise QueryError(f"{name} is given twice")
+        given[name] = value
+    return given
+
+
+def selection(given: Mapping[str, str]) -> Selection:
+    """Return the selection that the arguments of a query describe.
+
+    Raises:
+        QueryError: a value is not valid.
+    """
+    state = given.get("state")
+    if state not in (None, "open", "ended"):
+        raise QueryError("state is open or ended")
+    return Selection(
+        address=given.get("address"),
+        listener=given.get("listener"),
+        state=state,
+        reason=given.get("reason"),
+        fault=given.get("fault"),
+        after=_number(given, "after", 0, 2**53),
+        limit=_number(given, "limit", 1, MOST, DEFAULT),
+    )
+
+
+def _number(given: Mapping[str, str], name: str, least: int, most: int, default: int = 0) -> int:
+    text = given.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"0|[1-9][0-9]{0,15}", text) or not least <= int(text) <= most:
+        raise QueryError(f"{name} is a whole number from {least} to {most}")
+    return int(text)

@@ -1,0 +1,55 @@
+"""Serve the control, from the daemon's start to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from twisted.internet.task import deferLater
+
+from echod.control.operations import Operations, Subject
+from echod.control.site import API, ControlSite
+from echod.listening.endpoints import Listening
+from echod.listening.listener import Listener
+from echod.web.hosts import Hosts
+
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
+
+__all__ = ["ControlServer", "Subject"]
+
+
+class ControlServer(Listener[ControlSite]):
+    """The listener of the control."""
+
+    flag = "--control "
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        description: str,
+        wanted: Listening,
+        subject: Subject,
+        *,
+        token: bytes | None,
+        state: Callable[[], str],
+        hosts: Sequence[str] = (),
+    ) -> None:
+        """Set up, without listening.
+
+        Args:
+            reactor: the reactor.
+            description: the endpoint, as the operator wrote it.
+            wanted: where to listen.
+            subject: the service that it controls.
+            token: the token of requests over a network; None: such requests are never answered.
+            state: returns the state of the service.
+            hosts: host names by which it may be requested, besides addresses and localhost.
+        """
+        operations = Operations(subject, lambda: deferLater(reactor, 0), state)
+        site = ControlSite(API(operations.routes, Hosts(hosts)), reactor, token)
+        super().__init__(reactor, description, wanted, site)
+
+    def use_token(self, token: bytes | None) -> None:
+        """Use another token from now on."""
+        self.factory.token = token

@@ -1,0 +1,49 @@
+"""schemathesis reads the description, and tries the API of the real daemon by it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import MODELS, Start
+from tests.support.needs import missing
+
+TOKEN = "0123456789abcdef"
+PROGRAM = Path(sys.executable).parent / "schemathesis"
+
+
+def schemathesis(port: int, folder: Path, *options: str) -> None:
+    """Run it on the control of a daemon; a failure shows its report."""
+    if not PROGRAM.exists():
+        missing("schemathesis is not installed (pip install schemathesis)")
+    done = subprocess.run(
+        [PROGRAM, "run", f"http://127.0.0.1:{port}/openapi.json", "--checks=all", "--no-color",
+         f"--header=Authorization: Bearer {TOKEN}", "--max-examples=15", *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("model", MODELS[:3])
+def test_schemathesis_finds_no_fault_in_the_api(model: str, daemon: Start, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    file.chmod(0o600)
+    here = daemon(
+        *("--control", "tcp:0:interface=127.0.0.1", "--control-token-file", str(file)),
+        *("--journal", "10", "--journal-bytes", "10", "--concurrency", model),
+    )
+    port = int(here.wait_for(r"ControlSite starting on (\d+)")[0])
+    schemathesis(port, tmp_path, "--exclude-path=/faults")
+    # No schema says which texts are faults, so some that fit it are refused.
+    schemathesis(
+        port, tmp_path, "--include-path=/faults", "--exclude-checks=positive_data_acceptance"
+    )
+    assert "Traceback" not in here.log
