@@ -31,6 +31,7 @@ from tests.support.certificates import self_signed_pem
 from tests.support.daemon import Start, starting
 from tests.support.interruption import Interruption
 from tests.support.log import Log
+from tests.support.matrices import Matrices
 from tests.support.reactor import reactor
 from tests.support.waiting import PATIENCE
 from tests.support.workers import Workers
@@ -53,6 +54,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Interruption())
     config.pluginmanager.register(Workers(config))
+    config.pluginmanager.register(Matrices(config))
 
 
 # Their daemons run the code in processes of their own, which nothing measures. In the tests' own

@@ -55,7 +55,7 @@ MODELS = [
     ConcurrencyModel.DEFER_TO_THREAD,
     ConcurrencyModel.THREAD_PER_CONNECTION,
 ]
-pytestmark = pytest.mark.parametrize("model", MODELS)
+pytestmark = [pytest.mark.parametrize("model", MODELS), pytest.mark.whole]
 
 SHORT_LENGTH = Length(bytes=2, order="little", inclusive=True)
 # Framings for messages of any length, where the network does not decide what a message is.

@@ -170,13 +170,10 @@ class Keeper:
 
 PASSED = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "echod"}
 
+# Of those in tests/listening/test_socket_activation.py, some that an operator brings about.
 REFUSED: dict[str, tuple[dict[str, str], str]] = {
-    "no sockets": ({"LISTEN_FDS": "0", "LISTEN_FDNAMES": ""}, "no socket echod was passed"),
     "no variables": ({"LISTEN_FDS": ""}, "LISTEN_FDS is not set"),
-    "no names": ({"LISTEN_FDNAMES": ""}, "without a name"),
     "another name": ({"LISTEN_FDNAMES": "other"}, "there is: other"),
-    "fewer names than sockets": ({"LISTEN_FDS": "2"}, "LISTEN_FDS says 2 sockets"),
-    "no number": ({"LISTEN_FDS": "many"}, "is not a number of sockets"),
 }
 
 
@@ -275,7 +272,7 @@ def test_no_restart_is_seen_by_a_client(daemon: Start, scale: Scale) -> None:
     load = Load(keeper.port)
     with keeper.socket, load.from_threads(4):
         running = keeper.start()
-        for _ in scale(ci=10, soak=100):
+        for _ in scale(ci=5, soak=100):
             running.wait_for("Socket now listening")
             seen = load.whole
             block_until(lambda seen=seen: load.whole > seen + 20 or load.wrong)

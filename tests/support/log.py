@@ -10,6 +10,7 @@ class Log:
 
     def __init__(self) -> None:
         self.events: list[LogEvent] = []
+        self._looked_at = 0  # the events before this one are no errors
 
     @property
     def text(self) -> str:
@@ -22,12 +23,15 @@ class Log:
     @property
     def errors(self) -> list[str]:
         """The events that are errors, as text."""
-        return [eventAsText(event) for event in self.events if _is_error(event)]
+        latest = self.events[self._looked_at :]
+        return [eventAsText(event) for event in latest if _is_error(event)]
 
     def take_errors(self) -> list[str]:
         """Return the errors, which the test has expected, and forget them."""
         errors = self.errors
-        self.events[:] = [event for event in self.events if not _is_error(event)]
+        if errors:
+            self.events[:] = [event for event in self.events if not _is_error(event)]
+        self._looked_at = len(self.events)
         return errors
 
 

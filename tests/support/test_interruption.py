@@ -99,7 +99,6 @@ def interrupted(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]
     ("waits_in", "number", "options"),
     [
         ("sleep", signal.SIGTERM, []),
-        ("reactor", signal.SIGTERM, []),
         ("reactor", signal.SIGINT, []),
         # One worker: a second would run the later test.
         ("thread", signal.SIGTERM, ["-n", "1"]),

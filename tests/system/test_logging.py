@@ -250,7 +250,8 @@ WITH_A_REACTOR = [("-n", "--reactor=epoll"), ("-n", "--reactor=uvloop"), ("--rea
 @pytest.mark.parametrize(
     ("flags", "closed"),
     [
-        *itertools.product([(), ("-n",)], CLOSINGS),
+        *itertools.product([()], CLOSINGS),
+        *itertools.product([("-n",)], CLOSINGS[-2:]),
         *itertools.product(WITH_A_REACTOR, CLOSINGS[-1:]),
     ],
 )
