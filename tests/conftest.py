@@ -57,17 +57,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Matrices(config))
 
 
-# Their daemons run the code in processes of their own, which nothing measures. In the tests' own
-# process, to measure coverage takes as much time again as all else.
-_IN_DAEMONS = ("documents", "faults", "system")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent.name in _IN_DAEMONS:
-            item.add_marker("no_cover")
-
-
 @pytest.fixture
 def log() -> Iterator[Log]:
     """The log of this test."""
@@ -137,8 +126,9 @@ def nothing_left_behind(request: pytest.FixtureRequest, log: Log) -> Iterator[No
     yield
     deadline, pause = reactor.seconds() + PATIENCE, 0.005
     while (left := _left(before)) and reactor.seconds() < deadline:
-        gc.collect()
         pytest_twisted.blockon(task.deferLater(reactor, pause))
-        pause = min(1.5 * pause, 0.2)  # to collect takes a while itself
+        pause = min(1.5 * pause, 0.2)
+        if pause > 0.02:  # most of what is left ends by itself, sooner than a collection
+            gc.collect()
     assert not left
     assert not log.errors

@@ -616,7 +616,7 @@ def test_in_a_thread_of_its_own_results_are_sent_in_order_up_to_the_last(
 # Over the network: every model and framing, without and with TLS.
 
 
-# What TLS does with the bytes does not depend on the framing: each model has it with one of them.
+# TLS knows nothing of the framing: each model has it with one framing.
 OVER = [
     *itertools.product(ConcurrencyModel, FRAMINGS, ["clear"]),
     *zip(ConcurrencyModel, itertools.cycle(FRAMINGS), itertools.repeat("TLS")),

@@ -44,7 +44,7 @@ class Matrices:
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
         if any("::" in argument for argument in config.args):
-            return  # somebody asks for this very test
+            return  # the command names this very test
         left_out = set(items) - set(self._chosen(items))
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
