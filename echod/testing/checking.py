@@ -29,7 +29,7 @@ def check(
     *,
     models: Iterable[str] = tuple(ConcurrencyModel),
     framing: str = "line",
-    **settings: object,
+    **settings: Any,
 ) -> None:
     """Check that a handler's replies do not depend on the network, nor on its model.
 
@@ -64,7 +64,7 @@ def check(
     replies: dict[str, bytes] = {}
     for model in left:
         serial = model == ConcurrencyModel.SERIAL  # it answers one message, and does not greet
-        given = {"framing": framing, "concurrency": model, **settings}
+        given: dict[str, Any] = {"framing": framing, "concurrency": model, **settings}
         case = _Case(handler, messages[:1] if serial else messages, model, given)
         for rule in _RULES:
             rule(case)
@@ -103,7 +103,7 @@ class _Case:
     handler: Any
     messages: Sequence[bytes]
     model: str
-    settings: dict[str, object]
+    settings: dict[str, Any]
     replies: bytes = b""
 
     def serving(self) -> Server:

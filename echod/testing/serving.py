@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -69,12 +70,23 @@ HURRY = 0.05
 _LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - no server listens by this
 
 
-def serving(handler: object = "echo", *, direct: bool = False, **settings: Any) -> Server:
+def serving(
+    handler: object = "echo",
+    *,
+    tls: bool = False,
+    unix: bool = False,
+    direct: bool = False,
+    **settings: Any,
+) -> Server:
     """Return a server for a handler; `with` starts it, and ends it with a drain.
 
     Args:
         handler: a handler of any kind, `functools.partial` of one for its arguments, or the text
             of `--handler`.
+        tls: whether it listens by `badtls:`, with a good certificate for localhost and 127.0.0.1,
+            and ones with mistakes for other names; `Server.ca` is the file of their authority. It
+            needs the package cryptography.
+        unix: whether it listens on a UNIX socket, of which `Server.address` is the path.
         direct: whether connections go the daemon's shortest way: `Server.connections` has nothing
             of what clients have sent, and the faults cannot change.
         **settings: the daemon's settings by their names, as in `framing="line"`,
@@ -86,10 +98,12 @@ def serving(handler: object = "echo", *, direct: bool = False, **settings: Any) 
         (pytest-twisted), where blocking calls would stop the server too.
 
     Raises:
-        SettingError: there is no such setting, or its value is not valid.
+        SettingError: there is no such setting, its value is not valid, or two contradict.
         StartError, UnusableFraming: the framing cannot be used.
     """
     framing = None
+    if (tls or unix) and (own := {"listen", "port"} & settings.keys()):
+        raise SettingError(f"{own.pop()}: tls=True and unix=True say where to listen")
     if not direct:
         settings = RECORDS | settings
     if not isinstance(settings.get("framing", ""), str | Spec):
@@ -98,8 +112,10 @@ def serving(handler: object = "echo", *, direct: bool = False, **settings: Any) 
             raise SettingError(f"{own.pop()}: give it to the framing itself")
     if isinstance(handler, str):
         made = make_settings({"handler": handler, **settings})
-        return Server(None, made, framing, direct=direct)
-    return Server(handler, make_settings(settings), framing, direct=direct)
+        handler = None
+    else:
+        made = make_settings(settings)
+    return Server(handler, made, framing, tls=tls, unix=unix, direct=direct)
 
 
 def _ask(function: Callable[..., T], *arguments: object) -> T:
@@ -161,6 +177,8 @@ class Server:
         settings: Settings,
         framing: Framing | None = None,
         *,
+        tls: bool = False,
+        unix: bool = False,
         direct: bool = False,
     ) -> None:
         """Set up, without listening; see `serving`."""
@@ -169,7 +187,11 @@ class Server:
         self.service: EchoService | None = None
         self._handler = handler
         self._settings = settings
+        self._tls = tls
+        self._unix = unix
         self._direct = direct
+        # For its socket, and the authority's certificate.
+        self._folder: TemporaryDirectory[str] | None = None
         self._rules: list[Rule] = list(settings.fault)
         self._journal: Journal[ConnectionProtocol] | None = None
         self._given_framing = framing
@@ -217,12 +239,17 @@ class Server:
         call(self._stop)
 
     def connect(
-        self, *, tls: ssl.SSLContext | None = None, server_name: str = "", timeout: float = 5.0
+        self,
+        *,
+        tls: ssl.SSLContext | bool | None = None,
+        server_name: str = "",
+        timeout: float = 5.0,
     ) -> Connection:
         """Connect a client, which closes with the server at the latest.
 
         Args:
-            tls: the client's TLS; None to connect in clear, and perhaps to `begin_tls` later.
+            tls: the client's TLS, or True for one that trusts `ca`; None to connect in clear, and
+                perhaps to `begin_tls` later.
             server_name: the name that the certificate has to be for; "localhost" by default, if
                 `tls` checks names.
             timeout: how long each wait of the client may take, in seconds.
@@ -245,8 +272,9 @@ class Server:
             connected = socket.create_connection(address, timeout)
         connection = Connection(connected, self.framing, self._last_error)
         self._connections.append(connection)
-        if tls is not None:
-            connection.begin_tls(tls, server_name=server_name)
+        if tls:
+            trusting = ssl.create_default_context(cafile=self.ca) if tls is True else tls
+            connection.begin_tls(trusting, server_name=server_name)
         return connection
 
     # In a test that the reactor runs.
@@ -352,6 +380,19 @@ class Server:
         return _LOOPBACKS.get(found.host, found.host), found.port
 
     @property
+    def ca(self) -> str:
+        """The path of the authority's certificate, for clients to trust, with `tls=True`."""
+        if not self._tls:
+            raise RuntimeError("the server has no authority: it was made without tls=True")
+        return f"{self._own_folder}/ca.pem"
+
+    @property
+    def _own_folder(self) -> str:
+        if self._folder is None:
+            raise RuntimeError("the server does not run: use `with serving(...) as server:`")
+        return self._folder.name
+
+    @property
     def host(self) -> str:
         """The host of the first listener."""
         address = self.address
@@ -433,13 +474,17 @@ class Server:
     def _start(self) -> Deferred[None]:
         reactor = installed_reactor()
         assert reactor is not None
-        service = build_service(
-            replace(self._settings, fault=tuple(self._rules)),
-            reactor,
-            self._handler,
-            self._given_framing,
-            faults_change=not self._direct,
-        )
+        try:
+            service = build_service(
+                replace(self._settings, fault=tuple(self._rules), **self._own_endpoint()),
+                reactor,
+                self._handler,
+                self._given_framing,
+                faults_change=not self._direct,
+            )
+        except BaseException:
+            self._remove_folder()
+            raise
         self._journal = service.journal
         for listener in service.listeners:
             listener.factory.report = self._failed
@@ -451,6 +496,15 @@ class Server:
         service.startService()
         ready.addCallback(self._is_ready).addErrback(self._cannot_start)
         return ready
+
+    def _own_endpoint(self) -> dict[str, Any]:
+        """Return the setting of the listener, if that is the server's own choice."""
+        if not (self._tls or self._unix):
+            return {}
+        self._folder = TemporaryDirectory(prefix="echod-")
+        folder = self._folder.name
+        place = f"unix:{folder}/socket" if self._unix else "tcp:0:interface=127.0.0.1"
+        return {"listen": (f"badtls:{place}:ca={folder}/ca.pem" if self._tls else place,)}
 
     def _is_ready(self, _: object) -> None:
         # A service's handler may ask for a framing.
@@ -468,6 +522,7 @@ class Server:
         service, drained = self.service, self._drained
         self._drained = self.service = None
         if service is None or drained is None:
+            self._remove_folder()
             return succeed(None)
         hurry = LoopingCall(_cut_off_those_left, service)
         hurry.clock = service.reactor
@@ -475,9 +530,15 @@ class Server:
 
         def end(result: T) -> T:
             hurry.stop()
+            self._remove_folder()
             return result
 
         return drained.addBoth(end)
+
+    def _remove_folder(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            folder.cleanup()
 
     def _count_messages(self) -> int:
         ended = sum(one.factory.metrics.messages for one in self._running.listeners)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.task import deferLater
 
 from echod import Handler, connection_handler, message_handler
+from echod.errors import UserError
 from echod.faults import FaultError
 from echod.journal import Record
 from echod.testing import Server, serving
@@ -253,3 +256,45 @@ def test_a_running_server_may_be_used_by_with() -> None:
         assert [one.reason for one in server.connections] == ["client closed"]
     record: Record = server.connections[0]
     assert record.peer.startswith("127.0.0.1:")
+
+
+@blocking
+@pytest.mark.parametrize("model", MODELS)
+def test_tls_and_unix_sockets_need_no_file_of_the_test(model: str) -> None:
+    for unix in (False, True):
+        for tls in (None, True):
+            folder = None
+            server = serving("plain-echo", tls=bool(tls), unix=unix, concurrency=model)
+            with server.fault("reset:after=3,first=1"):
+                folder = Path(server.address).parent if unix else None
+                with server.connect(tls=tls) as client:
+                    client.sendall(b"hello")
+                    with suppress(ConnectionError):  # a UNIX socket has no reset
+                        assert client.receive_all() == b"hel"
+                with server.connect(tls=tls, timeout=20) as client:
+                    client.sendall(b"hello")
+                    assert client.receive_exactly(5) == b"hello"
+                assert [bool(one.tls) for one in server.connections] == [bool(tls)] * 2
+            assert folder is None or not folder.exists()
+
+
+@blocking
+def test_a_client_meets_certificates_with_mistakes_by_their_names() -> None:
+    with serving("plain-echo", tls=True) as server:
+        with pytest.raises(ssl.SSLCertVerificationError, match="certificate has expired"):
+            server.connect(tls=True, server_name="expired.localhost")
+        with server.connect(tls=ssl.create_default_context(cafile=server.ca)) as client:
+            assert client.socket.getpeercert()["subject"]  # type: ignore[union-attr,index]
+        refused, accepted = server.connections
+        assert refused.reason == "handshake error"
+        assert accepted.reason == "client closed"
+    with pytest.raises(RuntimeError, match="does not run"):
+        _ = server.ca
+
+
+def test_where_a_server_listens_is_said_once() -> None:
+    for given in ({"port": 8888}, {"listen": "tcp:0"}):
+        with pytest.raises(UserError, match="tls=True and unix=True say where to listen"):
+            serving("echo", tls=True, **given)
+    with pytest.raises(RuntimeError, match="made without tls=True"):
+        _ = serving("echo").ca
