@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         serve(words[1:])
         return 0
+    if words[:1] == ["ctl"]:
+        from echod.cli.ctl import ctl  # rarely needed
+
+        return ctl(words[1:])
     with printing():
         parsed = _parser().parse_args(words)
     # The command itself reports broken plugins, so Twisted's log about them is not shown.
@@ -84,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser(
         "serve", help="run a handler as a service in the foreground: echod serve module:function"
+    )
+    commands.add_parser(
+        "ctl", help="control a running daemon: list connections, end them, change faults, ..."
     )
     handlers = commands.add_parser(
         "handlers",

@@ -1,0 +1,493 @@
+"""`echod ctl`: commands to a running daemon, by its control.
+
+The exit code is 0, or 1 if the daemon refuses the command, 2 if the command line makes no sense, 3
+if the daemon cannot be reached. An error is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import re
+import socket
+import ssl
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import quote, urlencode, urlsplit
+
+from echod.errors import UserError
+from echod.printing import printing
+from echod.text import clipped, escape, plural, quoted
+
+REFUSED, USAGE, UNREACHABLE = 1, 2, 3
+
+# The environment variables in place of options.
+CONTROL, TOKEN = "ECHOD_CONTROL", "ECHOD_CONTROL_TOKEN"
+
+# How long each wait for the daemon may take, in seconds.
+TIMEOUT = 30.0
+
+# How many connections are asked for at once.
+PAGE = 1000
+
+Values = dict[str, Any]
+
+
+class ControlError(UserError):
+    """The control cannot be used: the text is one line.
+
+    Attributes:
+        code: the exit code.
+    """
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def ctl(arguments: Sequence[str]) -> int:
+    """Run a command; return the exit code.
+
+    Args:
+        arguments: those after `echod ctl`.
+    """
+    with printing():
+        parsed = _parser().parse_args(arguments, argparse.Namespace(**_DEFAULTS))
+    try:
+        client = Client.of(parsed)
+        with printing():
+            for line in parsed.run(client, parsed):
+                print(line)
+    except ControlError as error:
+        print(f"echod ctl: {escape(str(error))}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+# The client.
+
+
+class _UNIXConnection(http.client.HTTPConnection):
+    """HTTP over a UNIX socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(TIMEOUT)
+        self.sock.connect(self._path)
+
+
+class Client:
+    """A client of one control."""
+
+    def __init__(self, place: str, token: str, ca: str | None) -> None:
+        """Set up, without connecting.
+
+        Args:
+            place: the endpoint.
+            token: the token; "" for none.
+            ca: a file with the certificates to trust; None for the system's.
+
+        Raises:
+            ControlError: the endpoint makes no sense.
+        """
+        self._place = place
+        self._connection = connection_to(place, ca)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    @classmethod
+    def of(cls, parsed: argparse.Namespace) -> Client:
+        """Return the client that the command line and the environment ask for.
+
+        Raises:
+            ControlError: they name no control, or a token that cannot be read.
+        """
+        place = parsed.control or os.environ.get(CONTROL, "")
+        if not place:
+            raise ControlError(
+                f"name the control, by --control ENDPOINT or {CONTROL} in the environment, as in "
+                "unix:/run/echod/control.sock or tcp:9465",
+                USAGE,
+            )
+        return cls(place, _token(parsed.control_token_file), parsed.ca)
+
+    def ask(self, method: str, path: str, body: object = None) -> Values:
+        """Send a request; return the value of the answer.
+
+        Raises:
+            ControlError: the daemon cannot be reached, or refuses.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            self._connection.request(method, path, data, self._headers)
+            response = self._connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ControlError(f"{self._place}: {_reason(error)}", UNREACHABLE) from None
+        finally:
+            self._connection.close()
+        try:
+            value = json.loads(content)
+            why = value.get("error", "")
+        except (ValueError, AttributeError):
+            raise ControlError(
+                f"{self._place}: this is not the control of echod (status {response.status})",
+                UNREACHABLE,
+            ) from None
+        if response.status == http.client.UNAUTHORIZED:
+            raise ControlError(
+                f"{self._place}: the token is missing or wrong: give --control-token-file, or "
+                f"{TOKEN} in the environment",
+                REFUSED,
+            )
+        if response.status != http.client.OK:
+            raise ControlError(why or f"status {response.status}", REFUSED)
+        answer: Values = value
+        return answer
+
+
+def connection_to(place: str, ca: str | None = None) -> http.client.HTTPConnection:
+    r"""Return an HTTP connection, not connected, to an endpoint.
+
+    Args:
+        place: `unix:PATH`, `tcp:PORT`, `tcp:HOST:PORT`, `tls:HOST:PORT` or a URL; the options of
+            the daemon's own endpoint string may follow, and `interface=` is used.
+        ca: a file with the certificates to trust; None for the system's.
+
+    Raises:
+        ControlError: it makes no sense.
+    """
+    if re.match("https?://", place):
+        return _connection_by_url(place, ca)
+    kind, *words = (
+        re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\\:])+", place)
+    )
+    options = dict(word.partition("=")[::2] for word in words if "=" in word)
+    words = [word for word in words if "=" not in word]
+    if kind == "unix" and words:
+        return _UNIXConnection(words[0])
+    host = options.get("interface") or (words[0] if len(words) == 2 else "127.0.0.1")
+    if kind not in ("tcp", "tcp6", "tls") or len(words) not in (1, 2) or not words[-1].isdigit():
+        raise ControlError(
+            f"{quoted(place)} is no endpoint of a control, as in unix:/run/echod/control.sock, "
+            "tcp:9465, tcp:HOST:PORT, tls:HOST:PORT or http://HOST:PORT",
+            USAGE,
+        )
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
+    return _connection(host, int(words[-1]), ca, secure=kind == "tls")
+
+
+def _connection_by_url(url: str, ca: str | None) -> http.client.HTTPConnection:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host:
+        raise ControlError(f"{quoted(url)} is no URL, as in http://HOST:PORT", USAGE)
+    secure = parts.scheme == "https"
+    return _connection(host, port or (443 if secure else 80), ca, secure=secure)
+
+
+def _connection(
+    host: str, port: int, ca: str | None, *, secure: bool
+) -> http.client.HTTPConnection:
+    if not secure:
+        return http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise ControlError(f"--ca {ca}: {_reason(error)}", USAGE) from None
+    return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=context)
+
+
+def _token(path: str | None) -> str:
+    if path is None:
+        token = os.environ.get(TOKEN, "")
+    else:
+        try:
+            token = Path(path).read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise ControlError(f"--control-token-file {path}: {_reason(error)}", USAGE) from None
+    token = token.strip()
+    if not token.isascii() or not token.isprintable():
+        raise ControlError("the token has characters that no token has", USAGE)
+    return token
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+# The commands: each yields lines.
+
+
+def connections(client: Client, parsed: argparse.Namespace) -> Iterator[str]:
+    """Show one connection, or list those that are selected."""
+    if parsed.id is not None:
+        one = client.ask("GET", f"/connections/{parsed.id}")
+        yield from [json.dumps(one)] if parsed.json else _in_full(one)
+        return
+    found = list(_pages(client, parsed))
+    if parsed.json:
+        yield json.dumps(found)
+    else:
+        yield from _table(_HEADS, map(_row, found))
+
+
+def _pages(client: Client, parsed: argparse.Namespace) -> Iterator[Values]:
+    query = {name: getattr(parsed, name) for name in ("address", "listener", "reason", "fault")}
+    query["state"] = parsed.state
+    query = {name: value for name, value in query.items() if value is not None}
+    left, after, more = parsed.limit, 0, True
+    found = 0
+    while more and left != 0:
+        limit = PAGE if left is None else min(PAGE, left)
+        page = client.ask(
+            "GET", f"/connections?{urlencode({**query, 'after': after, 'limit': limit})}"
+        )
+        yield from page["connections"]
+        found += len(page["connections"])
+        more = page["more"]
+        if more:
+            after = page["connections"][-1]["id"]
+        if left is not None:
+            left -= len(page["connections"])
+        if parsed.state == "ended" and not found and not page["journal"]["most"]:
+            raise ControlError(
+                "the daemon remembers no connection that has ended: start it with --journal N",
+                REFUSED,
+            )
+
+
+_HEADS = ("ID", "CLIENT", "LISTENER", "SECONDS", "IN", "OUT", "TLS", "FAULTS", "REASON")
+
+
+def _row(one: Values) -> tuple[str, ...]:
+    return (
+        str(one["id"]),
+        one["peer"] or "-",
+        one["listener"],
+        f"{one['seconds']:.3f}",
+        str(one["bytes_in"]),
+        str(one["bytes_out"]),
+        one["tls"]["version"] if one["tls"] else "-",
+        ",".join(one["faults"]) or "-",
+        one["reason"] or "(open)",
+    )
+
+
+def _in_full(one: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    for name, value in one.items():
+        if name == "received_base64" or value in (None, [], ""):
+            continue
+        if isinstance(value, dict):
+            yield f"{indent}{name}:"
+            yield from _in_full(value, f"{indent}  ")
+        elif value and isinstance(value, list) and isinstance(value[0], dict):
+            for item in value:
+                shown = ", ".join(f"{key} {part}" for key, part in item.items())
+                yield f"{indent}{name}: {escape(shown)}"
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield f"{indent}{name}: {escape(shown)}"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table whose columns are as wide as their longest word."""
+    lines = [heads, *([escape(clipped(word, 100)) for word in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        words = (f"{word:{width}}" for word, width in zip(line, widths, strict=True))
+        yield "  ".join(words).rstrip()
+
+
+def disconnect(client: Client, parsed: argparse.Namespace) -> Iterator[str]:
+    """End connections."""
+    selected = {"address": parsed.address, "listener": parsed.listener}
+    selected = {name: value for name, value in selected.items() if value is not None}
+    if (bool(parsed.ids) + bool(selected) + parsed.all) != 1:
+        raise ControlError(
+            "say which: numbers of connections, --address or --listener, or --all", USAGE
+        )
+    how = {"how": "drain"} if parsed.drain else {}
+    paths = [f"/connections/{number}" for number in parsed.ids] or ["/connections"]
+    count = 0
+    for path in paths:
+        query = urlencode({**selected, **how})
+        answer = client.ask("DELETE", f"{path}?{query}" if query else path)
+        count += answer["disconnected"]
+    if parsed.json:
+        yield json.dumps({"disconnected": count})
+    else:
+        yield f"disconnected {count} {plural(count, 'connection', 'connections')}"
+
+
+def faults(client: Client, parsed: argparse.Namespace) -> Iterator[str]:
+    """Show the faults on purpose."""
+    yield from _shown_faults(client.ask("GET", "/faults"), parsed)
+
+
+def fault(client: Client, parsed: argparse.Namespace) -> Iterator[str]:
+    """Change the faults on purpose, and show them."""
+    chosen = (parsed.add, parsed.remove, parsed.clear)
+    if sum(chosen) > 1 or bool(parsed.faults) is parsed.clear:
+        raise ControlError(
+            "name the faults, as in reset:after=10,first=2: they replace those that are there; "
+            "or --add or --remove them, or --clear all",
+            USAGE,
+        )
+    if parsed.seed is not None and any(chosen):
+        raise ControlError("--seed needs new faults in place of all", USAGE)
+    if parsed.clear:
+        answer = client.ask("DELETE", "/faults")
+    elif parsed.remove:
+        for text in parsed.faults:
+            answer = client.ask("DELETE", f"/faults?fault={quote(text, safe='')}")
+    elif parsed.add:
+        answer = client.ask("POST", "/faults", {"faults": parsed.faults})
+    else:
+        seed = {} if parsed.seed is None else {"seed": parsed.seed}
+        answer = client.ask("PUT", "/faults", {"faults": parsed.faults, **seed})
+    yield from _shown_faults(answer, parsed)
+
+
+def _shown_faults(answer: Values, parsed: argparse.Namespace) -> Iterator[str]:
+    if parsed.json:
+        yield json.dumps(answer)
+        return
+    yield f"seed: {answer['seed']}"
+    for text in answer["faults"] or ["no faults on purpose"]:
+        yield escape(text)
+    for name, count in answer["happened"].items():
+        if count:
+            noun = plural(count, "connection", "connections")
+            yield f"happened: {escape(name)}, in {count} {noun}"
+
+
+def suspend(client: Client, parsed: argparse.Namespace) -> Iterator[str]:
+    """Accept no more clients."""
+    yield _shown_state(client.ask("POST", "/suspend"), parsed)
+
+
+def resume(client: Client, parsed: argparse.Namespace) -> Iterator[str]:
+    """Accept clients again."""
+    yield _shown_state(client.ask("POST", "/resume"), parsed)
+
+
+def _shown_state(answer: Values, parsed: argparse.Namespace) -> str:
+    return json.dumps(answer) if parsed.json else str(answer["state"])
+
+
+# The command line.
+
+
+# The options of every command.
+_DEFAULTS = {"control": None, "control_token_file": None, "ca": None, "json": False}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"echod ctl: {escape(message)} (see: {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    # They may stand before the command, too.
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument(
+        "--control",
+        metavar="ENDPOINT",
+        help=f"the daemon's --control: unix:PATH, tcp:PORT, tcp:HOST:PORT, tls:HOST:PORT or a "
+        f"URL [default: {CONTROL} in the environment]",
+    )
+    common.add_argument(
+        "--control-token-file",
+        metavar="FILE",
+        help=f"the file with the token, for tcp: and tls: [default: {TOKEN} in the environment]",
+    )
+    common.add_argument("--ca", metavar="FILE", help="the certificates to trust, for tls:")
+    common.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, for programs"
+    )
+    parser = _Parser(
+        prog="echod ctl",
+        parents=[common],
+        description="Control a running daemon: one that was started with --control.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, parents=[common], help=text, description=f"{text}.")
+        made.set_defaults(run=run)
+        return made
+
+    selecting = _Parser(add_help=False)
+    selecting.add_argument(
+        "--address", help="only clients of this address, address with port, network, or path"
+    )
+    selecting.add_argument(
+        "--listener", help="only clients of this listener: its number, from 1, or its endpoint"
+    )
+    listing = commands.add_parser(
+        "connections",
+        parents=[common, selecting],
+        help="list connections, or show one",
+        description="List connections, the open ones and those that the daemon remembers "
+        "(--journal); or show one by its number.",
+    )
+    listing.set_defaults(run=connections)
+    listing.add_argument("id", nargs="?", type=_id, metavar="ID", help="show this connection")
+    listing.add_argument(
+        "--open", dest="state", action="store_const", const="open", help="only open ones"
+    )
+    listing.add_argument(
+        "--ended", dest="state", action="store_const", const="ended", help="only ended ones"
+    )
+    listing.add_argument("--reason", help="only those that ended for this reason")
+    listing.add_argument("--fault", help="only those in which this fault has happened")
+    listing.add_argument("--limit", type=_id, metavar="N", help="at most so many")
+    ending = commands.add_parser(
+        "disconnect",
+        parents=[common, selecting],
+        help="end connections",
+        description="End connections: those of these numbers, those that are selected, or all.",
+    )
+    ending.set_defaults(run=disconnect)
+    ending.add_argument("ids", nargs="*", type=_id, metavar="ID", help="end this connection")
+    ending.add_argument("--all", action="store_true", help="end every connection")
+    ending.add_argument(
+        "--drain",
+        action="store_true",
+        help="answer what was received, and close, instead of a reset at once",
+    )
+    add("faults", faults, "show the faults on purpose")
+    changing = add("fault", fault, "change the faults on purpose")
+    changing.add_argument(
+        "faults",
+        nargs="*",
+        metavar="FAULT",
+        help="a fault as for --fault, as in reset:after=10,first=2: they replace all, in this "
+        "order",
+    )
+    changing.add_argument("--add", action="store_true", help="add them to those that are there")
+    changing.add_argument("--remove", action="store_true", help="remove them")
+    changing.add_argument("--clear", action="store_true", help="remove all")
+    changing.add_argument("--seed", type=int, metavar="N", help="use this seed from now on")
+    add("suspend", suspend, "accept no more clients, which wait; serve the open connections on")
+    add("resume", resume, "accept clients again, those that wait first")
+    return parser
+
+
+def _id(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,14}", text):
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number from 1")
+    return int(text)
