@@ -23,6 +23,7 @@ from echod.faults import (
     Reads,
     parse_fault,
 )
+from echod.faults.arrival import ConnectTimeout, Refuse, SlowAccept, at_work, next_change
 
 IN, OUT = Direction.IN, Direction.OUT
 DATA = bytes(range(256)) * 8
@@ -75,6 +76,10 @@ def test_a_comma_and_a_backslash_in_a_value_have_a_backslash_before_them() -> No
     [
         ("rest", "no fault is named 'rest'; did you mean reset?"),
         ("xyz", "no fault is named 'xyz'; there are: reset"),
+        ("refuse:p=0.1", "refuse takes no key 'p'; it takes: for, after, listener"),
+        ("refuse:after=10", "refuse: after=10 is not a number of seconds with an s, as in 2s"),
+        ("refuse:direction=in", "refuse takes no key 'direction'; it takes: for, after, listener"),
+        ("slow-accept:first=1", "slow-accept takes no key 'first'; it takes: for, time, after"),
         ("endless:kind=word", "endless: kind=word is not line or length"),
         ("endless:direction=in", "endless: direction=in is not out"),
         ("reset:aftr=1", "reset takes no key 'aftr'; did you mean after?"),
@@ -164,6 +169,35 @@ def test_the_same_seed_selects_the_same_thousand_connections_and_another_others(
 def test_faults_are_chosen_independently_of_each_other() -> None:
     both = [names for names in chosen("reset:p=0.5", "close:p=0.5") if len(names) == 2]
     assert 180 < len(both) < 320
+
+
+# The faults of a listener.
+
+
+def test_the_first_fault_of_a_listener_that_is_at_work_counts() -> None:
+    texts = ("refuse:after=1s,for=2", "connect-timeout:after=2s,for=3", "slow-accept:for=1")
+    rules = [parse_fault(text) for text in texts]
+    barriers = [at_work(rules, elapsed, Refuse, ConnectTimeout) for elapsed in range(7)]
+    first, second = rules[:2]
+    assert barriers == [None, first, first, second, second, None, None]
+    slow = [at_work(rules, elapsed, SlowAccept) for elapsed in (0.0, 0.9, 1.0)]
+    assert slow == [rules[2], rules[2], None]
+    assert next_change(rules, 0.0) == 1.0
+    assert next_change(rules, 2.5) == 0.5
+    assert next_change(rules, 5.0) == math.inf
+    assert next_change([parse_fault("refuse")], 0.0) == math.inf
+
+
+def test_a_fault_of_a_listener_selects_no_connections_and_is_the_listeners() -> None:
+    faults = Faults([parse_fault("refuse"), parse_fault("refuse:listener=2")], 1, 1, "tcp:0")
+    assert faults.choose("") is None
+    assert [str(rule) for rule in faults.arrivals] == ["refuse"]
+    assert faults.names == ["refuse"]
+    changes: list[int] = []
+    faults.arrivals_changed = lambda: changes.append(len(faults.arrivals))
+    faults.change([(0, parse_fault("reset")), (1, parse_fault("slow-accept:time=2s"))])
+    assert changes == [1]
+    assert faults.names == ["reset", "slow-accept"]
 
 
 # Each fault.

@@ -196,7 +196,10 @@ def make_listeners(
     def make_listener(description: str, faults: Faults | None) -> Listener[EchoFactory]:
         wanted = resolve_listen(reactor, description, inherited, authority=authority)
         factory = make_factory(description, wanted, faults)
-        return Listener(reactor, description, wanted, factory, settings.proxy_trust)
+        listener = Listener(reactor, description, wanted, factory, settings.proxy_trust)
+        if faults is not None and (faults.arrivals or faults.changeable):
+            listener.add_faults(faults, factory.note_fault)
+        return listener
 
     endpoints = settings.endpoints
     authority = make_authority(endpoints)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from echod.faults.arrival import is_arrival
 from echod.faults.items import Act, Direction, Draws, Item
 from echod.faults.keys import Network
 from echod.faults.stage import Cutter, Reads, Rule, Stage
@@ -216,6 +217,8 @@ class Faults:
 
     Attributes:
         changeable: whether they may change, for open connections too.
+        arrivals: the faults of the listener itself.
+        arrivals_changed: is called when those have changed.
         open: the open connections, in the order in which they came, if the faults may change.
         seed: on which all chance depends; a rule keeps, in a connection, the one that it began by.
     """
@@ -244,12 +247,14 @@ class Faults:
         self._listener = listener
         self._endpoint = endpoint
         self._armed: list[Armed] = []
+        self.arrivals: list[Rule] = []
+        self.arrivals_changed: Callable[[], None] = lambda: None
         self.change(enumerate(rules))
 
     @property
     def names(self) -> list[str]:
         """The names of the faults that may happen here."""
-        return [one.rule.fault.name for one in self._armed]
+        return [rule.fault.name for rule in (*(one.rule for one in self._armed), *self.arrivals)]
 
     def choose(self, host: str) -> Chosen | None:
         """Return the faults of the next connection; None if it has none, and never will.
@@ -265,14 +270,21 @@ class Faults:
         before = {one.number: one for one in self._armed}
         self._armed = []
         fresh: list[Armed] = []
+        arrivals: list[Rule] = []
         for number, rule in numbered:
             if not rule.selection.covers(self._listener, self._endpoint):
+                continue
+            if is_arrival(rule):
+                arrivals.append(rule)
                 continue
             armed = before.get(number)
             if armed is None or armed.rule is not rule:
                 armed = Armed(rule, number)
                 fresh.append(armed)
             self._armed.append(armed)
+        if arrivals != self.arrivals:
+            self.arrivals = arrivals
+            self.arrivals_changed()
         for connection, chosen in list(self.open.items()):
             picks = {pick.armed: pick for pick in chosen.picks}
             picks.update((pick.armed, pick) for pick in self._pick(fresh, chosen.host))

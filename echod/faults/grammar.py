@@ -8,10 +8,11 @@ from dataclasses import fields
 from typing import Any
 
 from echod.errors import UserError
+from echod.faults.arrival import KEYS, Arrival, ConnectTimeout, Refuse, SlowAccept
 from echod.faults.content import Corrupt, Drop, Duplicate, Endless, Garbage, Truncate
 from echod.faults.ends import Close, HalfClose, NeverClose, Reset
 from echod.faults.items import Direction
-from echod.faults.keys import key_of
+from echod.faults.keys import key_of, parse_after_seconds
 from echod.faults.silence import NeverAnswer, NeverRead, NoBanner
 from echod.faults.stage import Fault, Rule, Selection
 from echod.faults.times import Bandwidth, Delay, Drip, Slice, Stall
@@ -43,6 +44,9 @@ FAULTS: Mapping[str, type[Fault]] = {
         NeverRead,
         NeverAnswer,
         NoBanner,
+        Refuse,
+        ConnectTimeout,
+        SlowAccept,
     )
 }
 
@@ -59,7 +63,10 @@ def parse_fault(text: str) -> Rule:
         hint = did_you_mean(name, FAULTS) or f"there are: {', '.join(FAULTS)}"
         raise FaultError(f"no fault is named {quoted(name)}; {hint}")
     own, common = keys_of(kind), keys_of(Selection)
-    directions = {"direction": kind.directions}
+    directions: dict[str, object] = {"direction": kind.directions}
+    if issubclass(kind, Arrival):
+        common, directions = {word: common[word] for word in KEYS}, {}
+        common["after"] = parse_after_seconds
     values: dict[str, object] = {}
     for word, value in _arguments(rest) if colon else ():
         if word in values:

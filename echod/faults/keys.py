@@ -34,6 +34,14 @@ class After:
     handshake: bool = False
 
 
+def parse_after_seconds(text: str) -> After:
+    """Parse the time at which a fault of a listener begins."""
+    try:
+        return After(seconds=parse_seconds(text if text.endswith("s") else "none"))
+    except ValueError:
+        raise ValueError("a number of seconds with an s, as in 2s") from None
+
+
 def parse_number(text: str) -> float:
     """Parse a number that is not negative."""
     if not re.fullmatch(r"(0|[1-9][0-9]{0,14})(\.[0-9]{1,9})?|\.[0-9]{1,9}", text):
@@ -133,7 +141,7 @@ def key(default: T, parse: Callable[[str], object], meaning: str) -> T:
 
 
 # A field's name, where it is not the key's.
-_KEYS = {"source": "from"}
+_KEYS = {"source": "from", "lasts": "for"}
 
 
 def key_of(name: str) -> str:

@@ -6,8 +6,8 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError
@@ -21,11 +21,16 @@ from echod.listening.endpoints import ListenError, Listening
 from echod.text import escape
 
 if TYPE_CHECKING:
+    from echod.faults import Faults
     from echod.interfaces import Reactor
+    from echod.listening.arrivals import Arrivals
 
 log = Logger("echod")
 
 Served = TypeVar("Served")
+
+# How often a batch of waiting clients is accepted at once.
+MOST_ROUNDS = 100
 
 
 class Listener(Generic[Served]):
@@ -67,6 +72,7 @@ class Listener(Generic[Served]):
         # Why it does not accept, though it listens.
         self._pauses: set[str] = set()
         self._port: IListeningPort | None = None
+        self._arrivals: Arrivals | None = None
 
     def listen(self) -> Deferred[None]:
         """Bind and listen.
@@ -76,12 +82,29 @@ class Listener(Generic[Served]):
         """
         self._stopped = False
         factory = self._wanted.wrap(self.factory, self._reactor, self._trusted)
+        if self._arrivals is not None:
+            from echod.listening.arrivals import HoldingFactory  # rarely needed
+
+            factory = HoldingFactory(factory, self._arrivals)
         return self._wanted.endpoint.listen(factory).addCallbacks(self._listens, self._refused)
+
+    def add_faults(self, faults: Faults, note: Callable[[str], None]) -> None:
+        """Use the faults on purpose that are the listener's.
+
+        Args:
+            faults: its faults, which may change.
+            note: counts one that happens, by name.
+        """
+        from echod.listening.arrivals import Arrivals  # rarely needed
+
+        self._arrivals = arrivals = Arrivals(self._reactor, self.description, note, self)
+        faults.arrivals_changed = lambda: arrivals.change(faults.arrivals)
+        arrivals.change(faults.arrivals)
 
     def pause(self, why: str) -> None:
         """Let clients wait in the kernel's queue until `resume`; no accepted one is lost."""
-        if not self._pauses and (stop := getattr(self._port, "stopReading", None)):
-            stop()
+        if not self._pauses:
+            self._stop_accepting()
         self._pauses.add(why)
 
     def resume(self, why: str) -> None:
@@ -91,12 +114,35 @@ class Listener(Generic[Served]):
         """
         if why in self._pauses:
             self._pauses.remove(why)
-            if not self._pauses and (start := getattr(self._port, "startReading", None)):
-                start()
+            if not self._pauses:
+                for port in self._ports:
+                    port.startReading()
+
+    def accept_waiting(self, why: str) -> None:
+        """Accept all that wait in the kernel's queue, if it does not pause for another reason."""
+        if self._pauses - {why} or not self._reactor.running:
+            return
+        for port in self._ports:
+            for _ in range(MOST_ROUNDS):
+                if not is_waited_for(port):
+                    break
+                port.doRead()
+
+    def _stop_accepting(self) -> None:
+        for port in self._ports:
+            port.stopReading()
+
+    @property
+    def _ports(self) -> list[Any]:
+        """The sockets that the reactor accepts from; other endpoints have none."""
+        ports = getattr(self._port, "ports", [self._port])
+        return [port for port in ports if hasattr(port, "socket")]
 
     def stop(self) -> Deferred[None]:
         """Stop accepting; the Deferred fires once that is done."""
         self._stopped = True
+        if self._arrivals is not None:
+            self._arrivals.stop()
         port, self._port = self._port, None
         if port is None:
             return succeed(None)
@@ -110,23 +156,20 @@ class Listener(Generic[Served]):
     @property
     def has_waiting_clients(self) -> bool:
         """Whether clients wait in the kernel's queue, and will be accepted."""
-        listening = getattr(self._port, "socket", None)
-        if listening is None or self._pauses:
-            return False
-        poll = select.poll()
-        poll.register(listening, select.POLLIN)
-        return bool(poll.poll(0))
+        return not self._pauses and any(map(is_waited_for, self._ports))
 
     def _listens(self, port: IListeningPort) -> Deferred[None] | None:
         self._port = port
-        if self._pauses and (pause := getattr(port, "stopReading", None)):
-            pause()
+        if self._pauses:
+            self._stop_accepting()
         if self._stopped:  # it was stopped before the endpoint was ready
             return self.stop()
         if "backlog=" not in self.description and hasattr(port, "socket"):
             # Twisted lets 50 clients wait. When the queue is full, the kernel reports some further
             # clients as connected, and these would wait for a greeting for ever.
             port.socket.listen(socket.SOMAXCONN)
+        if self._arrivals is not None:
+            self._arrivals.begin([each.socket for each in self._ports])
         return None
 
     def _refused(self, failure: Failure) -> None:
@@ -136,6 +179,13 @@ class Listener(Generic[Served]):
         why = escape(str(error)) if isinstance(error, UserError) else bind_error(error)
         log.critical("{listener}: {why}", listener=listener, why=why)
         raise ListenError(f"{listener}: {why}")
+
+
+def is_waited_for(port: Any) -> bool:
+    """Return whether a client waits in the kernel's queue of a port."""
+    poll = select.poll()
+    poll.register(port.socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 # The usual remedy for an error of `bind`, by its number.

@@ -185,21 +185,25 @@ class ActivatedEndpoint:
 
 @implementer(IListeningPort)
 class Ports:
-    """Several ports that are one listener."""
+    """Several ports that are one listener.
+
+    Attributes:
+        ports: each of them.
+    """
 
     def __init__(self, ports: Sequence[IListeningPort]) -> None:
-        self._ports = ports
+        self.ports = ports
 
     def startListening(self) -> None:
         """Do nothing, because they listen already."""
 
     def stopListening(self) -> Deferred[None]:
-        stopped = [maybeDeferred(port.stopListening) for port in self._ports]
+        stopped = [maybeDeferred(port.stopListening) for port in self.ports]
         return DeferredList(stopped).addCallback(lambda _: None)
 
     def getHost(self) -> IAddress:
         """Return the address of the first port."""
-        return self._ports[0].getHost()
+        return self.ports[0].getHost()
 
 
 def _missing(passed: Sequence[tuple[int, str]], name: str | None, index: int | None) -> str:

@@ -166,6 +166,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
     "Faults on purpose": {
         137: "A `--fault` begins with a message of the client",
         138: "`--fault endless`: a line or a length without end",
+        139: "`--fault refuse`, `connect-timeout` or `slow-accept` hits a listener",
         136: "A daemon has no `--fault`, or a fault hits other connections",
         156: "The faults on purpose change while connections are open",
         157: "A fault that holds bytes is taken away",
