@@ -344,6 +344,8 @@ def test_a_greeting_and_answers_are_told_apart_by_the_client_s_first_byte() -> N
 def test_an_end_may_never_come() -> None:
     assert passed(through(course("never-close"), b"abc")) == [b"abc"]
     assert passed(through(course("never-close", "reset:after=3"), b"abc")) == [b"abc", Act.RESET]
+    late = through(course("never-close:time=1.5"), b"abc", apart=1.0)
+    assert late == [Item(0.0, b"abc"), Item(2.5)]
 
 
 def test_the_first_fault_is_nearest_to_the_client() -> None:

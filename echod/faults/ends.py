@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from echod.faults.items import Act, Direction, Item
+from echod.faults.keys import key, parse_seconds
 from echod.faults.stage import Fault, Stage
 
 
@@ -68,17 +70,22 @@ class HalfClose(Fault):
 
 
 class _StayingOpen(Stage):
+    fault: NeverClose
+
     def end(self, item: Item) -> Iterator[Item]:
-        if item.act is None:
-            self.happened = True
-        else:
+        if item.act is not None:
             yield self.on_time(item.due, act=item.act)
+            return
+        self.happened = True
+        if self.fault.time < math.inf:
+            yield self.on_time(item.due + self.fault.time)
 
 
 @dataclass(frozen=True)
 class NeverClose(Fault):
-    """The end of the server's stream never comes."""
+    """The end of the server's stream never comes, or comes late."""
 
     name = "never-close"
     stage = _StayingOpen
     directions = (Direction.OUT,)
+    time: float = key(math.inf, parse_seconds, "how late, in seconds; without it, never")

@@ -157,6 +157,31 @@ async def test_an_end_comes_when_never_close_is_taken_away(
         assert client.clean
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_an_end_that_comes_late_comes_at_once_when_its_fault_is_taken_away(
+    serve: Any, way: str
+) -> None:
+    limits = Limits(write_timeout=0.5, idle_timeout=0.5)
+    plan, server = serve("never-close:time=1.5,first=1", way=way, limits=limits)
+    async with server:
+        client = await greeted(server)
+        client.send(b"quit")
+        await client.receive(b"bye")
+        layer = await only_layer(plan)
+        assert layer.holds
+        assert await client.receive_all() == b""
+        assert client.clean
+        plan.change(rules("never-close:time=1000"))
+        client = await greeted(server)
+        client.send(b"quit")
+        await client.receive(b"bye")
+        assert not client.ended
+        plan.change([])
+        assert await client.receive_all() == b""
+        await eventually(lambda: server.factory.metrics.ended == {"handler closed": 2})
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_fault_that_stays_goes_on_where_it_is(serve: Any) -> None:
     plan, server = serve("reset:after=106")

@@ -36,7 +36,10 @@ _CTRL_C = "^C"
 _INSTALLING = {"deploy.md"}
 
 # Programs that the commands of pages use, and that may be missing.
-_TOOLS = ("curl", "jq", "nc", "openssl", "promtool", "systemd-analyze", "systemd-socket-activate")
+_TOOLS = (
+    *("curl", "haproxy", "jq", "nc", "openssl"),
+    *("promtool", "systemd-analyze", "systemd-socket-activate"),
+)
 
 
 class Differs(Exception):
