@@ -11,7 +11,7 @@ Pure: the factory tells the journal of connections, and passes in the clocks. On
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
@@ -176,7 +176,7 @@ class Journal(Generic[Connection]):
         self._count = 0
         self._entries: dict[Connection, _Entry] = {}
         self._numbers: dict[int, Connection] = {}
-        self._ended: deque[Record] = deque(maxlen=most)
+        self._ended: OrderedDict[int, Record] = OrderedDict()
 
     # For connections.
 
@@ -204,9 +204,14 @@ class Journal(Generic[Connection]):
         if entry is not None:
             del self._numbers[entry.number]
             if self.most:
-                self._ended.append(self._record(connection, entry, reason))
+                self._ended[entry.number] = self._record(connection, entry, reason)
+                if len(self._ended) > self.most:
+                    self._ended.popitem(last=False)
 
     # For readers.
+
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._entries
 
     def open(self) -> list[int]:
         """Return the numbers of the open connections, the oldest first."""
@@ -218,29 +223,22 @@ class Journal(Generic[Connection]):
 
     def ended(self) -> list[Record]:
         """Return the ended connections that are kept, in the order in which they ended."""
-        return list(self._ended)
+        return list(self._ended.values())
 
     def find(self, number: int) -> Record | None:
         """Return the record of a number; None if it is not kept, or never was."""
         connection = self._numbers.get(number)
         if connection is None:
-            return next((one for one in self._ended if one.number == number), None)
+            return self._ended.get(number)
         return self._record(connection, self._entries[connection], None)
 
     def records(self) -> Iterator[Record]:
-        """Yield each record in the order of the numbers: of connections that ended, and of those
-        that were open at the call.
+        """Yield each record in the order of the numbers: of all connections that were open, or
+        remembered, at the call, without those that have been forgotten since.
         """
-        numbers, ended = self.open(), sorted(self._ended, key=lambda one: one.number)
-        place = 0
-        for number in numbers:
-            while place < len(ended) and ended[place].number < number:
-                yield ended[place]
-                place += 1
-            # It may have ended since, and be forgotten already.
+        for number in sorted([*self._ended, *self._numbers]):
             if (record := self.find(number)) is not None:
                 yield record
-        yield from ended[place:]
 
     def _record(self, connection: Connection, entry: _Entry, reason: str | None) -> Record:
         facts = self._facts_of(connection)

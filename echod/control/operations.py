@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import base64
 import datetime
+import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.logger import Logger
 
 from echod.control.description import describe
-from echod.control.selection import Selection, arguments, selection
-from echod.control.site import Call, Refused, Routes, told
+from echod.control.selection import arguments, selection
+from echod.control.site import JSON, Call, Refused, Routes, told
 from echod.errors import UserError
 from echod.faults import FaultPlan, Rule, parse_fault
 from echod.journal import Journal, Record
 from echod.reasons import EndReason
+from echod.web.site import Answer
 
 if TYPE_CHECKING:
     from echod.connections.factory import EchoFactory
     from echod.connections.lifecycle import ConnectionProtocol
+    from echod.connections.owner import Owned
     from echod.listening.listener import Listener
-    from echod.web.site import Answer
 
 log = Logger("echod")
 
 # How many connections are ended, or described, in one turn of the event loop.
-SHARE = 25
+SHARE = 20
 
 _FILTERS = ("address", "listener")
 _LIST = (*_FILTERS, "state", "reason", "fault", "after", "limit")
@@ -119,18 +121,20 @@ class Operations:
         """List connections."""
         wanted = selection(arguments(call.query, _LIST))
         journal, listeners = self._journal, self._listeners()
-        found: list[dict[str, object]] = []
+        found: list[str] = []  # JSON already: all at once would take long
         more = False
         for count, record in enumerate(journal.records(), 1):
             if wanted.fits(record, listeners):
                 if len(found) == wanted.limit:
                     more = True
                     break
-                found.append(shown(record))
+                found.append(json.dumps(shown(record)))
             if count % SHARE == 0:
                 await self._pause()
         kept = {"most": journal.most, "bytes": journal.most_bytes}
-        return told(200, {"connections": found, "more": more, "journal": kept})
+        rest = json.dumps({"more": more, "journal": kept})[1:]
+        text = f'{{"connections": [{", ".join(found)}], {rest}\n'
+        return Answer(200, JSON, text.encode())
 
     async def show(self, call: Call) -> Answer:
         """Show one connection."""
@@ -155,32 +159,30 @@ class Operations:
         given = arguments(call.query, (*_FILTERS, "how"))
         gently = _gently(given)
         wanted = selection({name: given[name] for name in _FILTERS if name in given})
-        meant = self._meant(wanted)
-        for start in range(0, len(meant), SHARE):
-            if start:
+        everything = wanted.address is None and wanted.listener is None
+        unnumbered = self._unnumbered() if everything else []
+        journal, listeners, count = self._journal, self._listeners(), 0
+        for looked, number in enumerate(journal.open(), 1):
+            connection = journal.connection(number)
+            if connection is not None:
+                client = connection.client
+                if wanted.fits_client(client.peer, client.listener, listeners):
+                    _end(connection, gently=gently)
+                    count += 1
+            if looked % SHARE == 0:
                 await self._pause()
-            for connection in meant[start : start + SHARE]:
-                _end(connection, gently=gently)
-        log.info("Control: disconnected {count} connections", count=len(meant))
-        return told(200, {"disconnected": len(meant)})
+        for looked, unnamed in enumerate(unnumbered, 1):
+            _end(unnamed, gently=gently)
+            if looked % SHARE == 0:
+                await self._pause()
+        count += len(unnumbered)
+        log.info("Control: disconnected {count} connections", count=count)
+        return told(200, {"disconnected": count})
 
-    def _meant(self, wanted: Selection) -> Sequence[Any]:
-        journal, listeners = self._journal, self._listeners()
-        connections = [journal.connection(number) for number in journal.open()]
-        known = [one for one in connections if one is not None]
-        meant: list[Any] = [
-            one
-            for one in known
-            if wanted.fits_client(one.client.peer, one.client.listener, listeners)
-        ]
-        if wanted.address is None and wanted.listener is None:
-            # Some have no number yet: their PROXY header has not come.
-            factories = [listener.factory for listener in self._subject.listeners]
-            seen = set(known)
-            meant += [
-                one for factory in factories for one in factory.connections if one not in seen
-            ]
-        return meant
+    def _unnumbered(self) -> Sequence[Owned]:
+        """Return the connections that have no number yet: their PROXY header has not come."""
+        factories = [listener.factory for listener in self._subject.listeners]
+        return [one for each in factories for one in each.connections if one not in self._journal]
 
     # Faults on purpose.
 
@@ -261,7 +263,7 @@ class Operations:
         return told(200, describe())
 
 
-def _end(connection: Any, *, gently: bool) -> None:
+def _end(connection: Owned, *, gently: bool) -> None:
     if gently:
         connection.drain()
     else:

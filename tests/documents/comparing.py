@@ -32,7 +32,13 @@ def _any(shown: str, printed: str) -> bool:
 # A piece of a line by its name, with its pattern and a comparison of both texts.
 VARYING: dict[str, tuple[str, Callable[[str, str], bool]]] = {
     # How long a client was connected; and how long a call has lasted when it was looked at.
-    "duration": (r"(?<=\()\d+\.\d{3}(?= s, messages)|(?<=client closed\t)\d+(\.\d+)?", _any),
+    "duration": (
+        (
+            r"(?<=\()\d+\.\d{3}(?= s, messages)|(?<=client closed\t)\d+(\.\d+)?"
+            r"|(?<=  tcp:8888  )\d+\.\d{3}(?=  )"  # a row of `echod ctl connections`
+        ),
+        _any,
+    ),
     "age": (r"(?<=has lasted )\d+\.\d(?= s)", _any),
     # A second is told from none and from two; a busy machine is forgiven the rest.
     "seconds": (r"\b\d+\.\d+(?= s\b)", _near(0.5)),
