@@ -102,6 +102,29 @@ def test_a_comma_and_a_backslash_in_a_value_have_a_backslash_before_them() -> No
         ("delay:time=1e9", "time=1e9 is not a number of seconds"),
         ("delay:jitter=1,sigma=1", "delay: jitter and sigma contradict each other"),
         ("delay:time=\x1b[1m", r"delay: time=\x1b[1m is not"),
+        (
+            "stall-handshake:after=2s",
+            "stall-handshake: it begins in the handshake: after= is a num",
+        ),
+        (
+            "cut-handshake:message=x",
+            "cut-handshake: it begins in the handshake: after= is a number",
+        ),
+        ("cut-handshake:end=bye", "cut-handshake: end=bye is not fin or rst"),
+        (
+            "wrong-certificate:after=1",
+            "wrong-certificate: it begins with the handshake, so it take",
+        ),
+        ("wrong-certificate:name=good", "wrong-certificate: name=good is not expired"),
+        ("alert:which=boo", "alert: which=boo is not an alert of TLS, as in handshake_failure"),
+        ("alert:which=unknown_ca,after=1", "alert: which=unknown_ca can be sent in the handshake"),
+        ("alert:which=unknown_ca,message=x", "alert: which=unknown_ca can be sent in the handsh"),
+        ("alert:direction=in", "alert: direction=in is not out"),
+        (
+            "delay:sni=",
+            "delay: sni= is not the name of a host, as in shop.localhost or *.localhost",
+        ),
+        ("delay:sni=a b", "delay: sni=a b is not the name of a host"),
     ],
 )
 def test_a_wrong_text_is_refused_in_one_line_with_a_remedy(text: str, why: str) -> None:
@@ -142,6 +165,30 @@ def test_counts_select_connections_by_their_numbers() -> None:
     assert numbers("reset:every=300") == [300, 600, 900]
     assert numbers("reset:every=100,at-most=2") == [100, 200]
     assert numbers("reset:every=100,first=250") == [100, 200]
+
+
+def test_a_host_selects_the_clients_that_ask_for_it() -> None:
+    for text, selected in (
+        ("shop.localhost", ["shop.localhost", "SHOP.localhost."]),
+        ("*.localhost", ["shop.localhost", "SHOP.localhost."]),
+        ("Shop.Localhost.", ["shop.localhost", "SHOP.localhost."]),
+        ("*.shop.localhost", ["www.shop.localhost"]),
+    ):
+        selection = parse_fault(f"delay:sni={text}").selection
+        asked = ["shop.localhost", "SHOP.localhost.", "www.shop.localhost", "localhost", "", None]
+        assert [host for host in asked if selection.is_for(host)] == selected
+    assert parse_fault("delay").selection.is_for(None)
+
+
+def test_a_fault_that_needs_a_host_is_counted_once_a_client_has_asked_for_it() -> None:
+    faults = Faults([parse_fault("delay:sni=shop.localhost,at-most=1")], 1, 1, "tls:0")
+    first, second, third = (faults.choose("") for _ in range(3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert not second.picks[0].armed.hit("other.localhost")
+    assert first.picks[0].armed.hit("shop.localhost")
+    assert not third.picks[0].armed.hit("shop.localhost")
 
 
 def test_a_network_selects_its_clients_alone() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ from echod.turns import Turns
 if TYPE_CHECKING:
     from echod.faults import Faults
     from echod.journal import Journal
+    from echod.tls.mistakes import Mistakes
 
 _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} ({why})")
 
@@ -115,6 +116,7 @@ class EchoFactory(Factory):
         starttls: TLSContext | None = None,
         faults: Faults | None = None,
         journal: Journal[Any] | None = None,
+        mistakes: Callable[[], Mistakes] | None = None,
     ) -> None:
         """Set up a factory; all arguments are optional.
 
@@ -134,6 +136,8 @@ class EchoFactory(Factory):
             starttls: the TLS that a handler may begin; None for none.
             faults: the faults on purpose, which choose their connections; None for none.
             journal: the record of connections; several factories may share it; None for none.
+            mistakes: returns the certificates for the fault `wrong-certificate`; None for some of
+                an authority that no client knows.
 
         Raises:
             HandlerError: `handler` cannot run in `model`, or is a service that is not open.
@@ -158,6 +162,7 @@ class EchoFactory(Factory):
             self.turns = turns
         self._faults = faults
         self.journal = journal
+        self._mistakes = mistakes
         if faults is not None:
             self.metrics.faults.update(dict.fromkeys(faults.names, 0))
         self._sweeper: Sweeper[Owned] = Sweeper(lambda: self.reactor, 0)
@@ -268,6 +273,14 @@ class EchoFactory(Factory):
 
             self._reactor = reactor
         return self._reactor
+
+    def mistakes(self) -> Mistakes:
+        """Return the certificates with mistakes, for a fault."""
+        if self._mistakes is None:
+            from echod.tls.mistakes import Mistakes  # slow to import, and rarely needed
+
+            self._mistakes = cache(Mistakes)
+        return self._mistakes()
 
     def seconds(self) -> float:
         """Return the reactor's time, in seconds."""

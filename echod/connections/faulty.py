@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,23 @@ from zope.interface import alsoProvides, implementer
 
 from echod.connections.kernel import client_ended, queued, unsent
 from echod.connections.layer import Layer, tls_of
-from echod.faults import Act, Chosen, Course, Cutter, Direction, Item, Reads
+from echod.connections.meddling import Meddling
+from echod.faults import (
+    Act,
+    Armed,
+    Chosen,
+    Course,
+    Cutter,
+    Direction,
+    Item,
+    Pick,
+    Reads,
+    Stage,
+)
 from echod.handlers.kinds import Kind
 from echod.messages.cutting import Cutter as MessageCutter
 from echod.reasons import EndReason
+from echod.tls import TLSConnection
 
 if TYPE_CHECKING:
     from echod.connections.lifecycle import ConnectionProtocol
@@ -186,6 +200,11 @@ class FaultyConnection(Layer):
         self._owner = owner
         # The names of all that it has had, in their order, and whether they have happened.
         self._names: dict[str, bool] = dict.fromkeys(chosen.names, False)
+        self.meddler = Meddling(self, owner)
+        # The host that the client asks for, once it has, and the faults that depend on it.
+        self._server_name: str | None = None
+        self._has_asked = False
+        self._by_name: dict[Armed, bool] = {}
         # Bytes pass: it is connected, and the handshake is over.
         self._ready = False
         self._over = False
@@ -225,7 +244,7 @@ class FaultyConnection(Layer):
     def makeConnection(self, transport: Any) -> None:
         self.transport = transport
         now = self._owner.seconds()
-        chosen, owner = self._chosen, self._owner
+        chosen, owner = self._applicable(self._chosen), self._owner
         incoming = chosen.course(Direction.IN, now, cutter=self._cutter_maker())
         self._in = _Stream(incoming, owner, self._pump_in)
         self._out = _Stream(chosen.course(Direction.OUT, now), owner, self._pump_out)
@@ -237,7 +256,7 @@ class FaultyConnection(Layer):
         if encrypted:
             alsoProvides(self, ISSLTransport, INegotiated)
         if chosen.faults.changeable:
-            chosen.faults.open[self] = chosen
+            chosen.faults.open[self] = self._chosen
         self._registered = True
         transport.registerProducer(_Output(self), True)
         self.protocol.makeConnection(self)
@@ -258,6 +277,7 @@ class FaultyConnection(Layer):
         self._note()
         now, self._chosen = self._owner.seconds(), chosen
         self._names = dict.fromkeys([*self._names, *chosen.names], False) | self._names
+        chosen = self._applicable(chosen)
         for stream, direction in ((self._in, Direction.IN), (self._out, Direction.OUT)):
             course = chosen.course(direction, now, stream.course, self._cutter_maker())
             stream.change(course, now)
@@ -274,8 +294,45 @@ class FaultyConnection(Layer):
             self._deaf = any(one.act is Act.STOP_READING and one.happened for one in left)
         if self._withheld:
             self._ask_to_end()
+        self.meddler.changed()
         self._pump_out()
         self._pump_in()
+        self._settle()
+
+    def _applicable(self, chosen: Chosen) -> Chosen:
+        """Leave out faults for clients that ask for another host than this one."""
+        if not any(pick.armed.rule.selection.sni for pick in chosen.picks):
+            return chosen
+        return replace(chosen, picks=tuple(filter(self._applies, chosen.picks)))
+
+    def _applies(self, pick: Pick) -> bool:
+        armed = pick.armed
+        if not armed.rule.selection.sni:
+            return True
+        if not self._has_asked:
+            return False
+        if armed not in self._by_name:
+            self._by_name[armed] = armed.hit(self._server_name)
+        return self._by_name[armed]
+
+    def asked_for(self, server_name: str | None) -> None:
+        self._server_name, self._has_asked = server_name, True
+        if self._applicable(self._chosen) is not self._chosen:
+            self.change(self._chosen)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of the course out, the client's nearest first."""
+        return list(self._out.course.stages.values())[::-1]
+
+    def reset(self) -> None:
+        self._drop_all()
+        # Not in this turn: TLS may not have encrypted yet what comes before.
+        begun = self._owner.seconds()
+        self._set_timer(self._owner.reactor.callLater(LOOK, self._reset_when_sent, begun))
+
+    def note_faults(self) -> None:
+        self._note()
         self._settle()
 
     def _begin(self) -> None:
@@ -332,6 +389,7 @@ class FaultyConnection(Layer):
     def _stop(self) -> None:
         self._over = True
         self._set_timer(None)
+        self.meddler.stop()
         for stream in (self._in, self._out):
             stream.clear()
         self._gate = None
@@ -503,20 +561,27 @@ class FaultyConnection(Layer):
     # Acts.
 
     def _act(self, act: Act, course: Course) -> None:
+        if act is Act.ALERT:
+            self._alert()
+            return
         course.acted(act)
         self._note()
         match act:
             case Act.RESET:
-                self._drop_all()
-                # Not in this turn: TLS may not have encrypted yet what comes before.
-                begun = self._owner.seconds()
-                self._set_timer(self._owner.reactor.callLater(LOOK, self._reset_when_sent, begun))
+                self.reset()
             case Act.CLOSE:
                 self._close()
             case Act.HALF_CLOSE:
                 self._give_fin()
             case Act.STOP_READING:
                 self._deaf = True
+
+    def _alert(self) -> None:
+        """Let TLS end by an alert; in clear there is none."""
+        above = isinstance(self.protocol, TLSConnection)
+        tls = self.protocol if above else tls_of(self)
+        if tls is not None:
+            self.meddler.alert(tls)
 
     def _drop_all(self) -> None:
         self._dropping = self.ended = True
@@ -603,6 +668,7 @@ class FaultyConnection(Layer):
         now = self._owner.seconds()
         holds = (
             self._deaf
+            or self.meddler.holds
             or (self._out.course.generates and not self._blocked)
             or (self._withheld and not self._out.course.generates)
             or any(stream.items and stream.items[0].due > now for stream in (self._in, self._out))
@@ -647,6 +713,7 @@ class FaultyConnection(Layer):
         """Whether something is held for ever, and the client, as far as can be seen, is gone."""
         forever = (
             self._deaf
+            or self.meddler.holds_for_ever
             or self._withheld
             or any(
                 stream.items and stream.items[0].due == math.inf

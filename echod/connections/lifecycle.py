@@ -381,7 +381,7 @@ class ConnectionProtocol(Protocol):
         messages, received, sent = self.figures
         tls = self.client.tls.version if self.client.tls else None
         proxy = shown_address(self.transport.getPeer()) if self.client.proxy else None
-        error = self._note_of_end(lost)
+        error = None if reason is EndReason.FAULT else self._note_of_end(lost)
         facts = [*([tls] if tls else []), *([f"through {proxy}"] if proxy else [])]
         faults = ", ".join(self.faults)
         if faults:
@@ -417,7 +417,8 @@ class ConnectionProtocol(Protocol):
         """Begin TLS, as the server: from here on, no byte in clear is read or written."""
         stream: Any = self.transport
         stream.unregisterProducer()
-        tls = TLSConnection(self, context, self._owner.reactor, self._owner.turns)
+        meddler = getattr(stream, "meddler", None)
+        tls = TLSConnection(self, context, self._owner.reactor, self._owner.turns, meddler)
         stream.protocol = self.transport = tls  # type: ignore[assignment]
         if hasattr(stream, "receiveBy"):
             stream.receiveBy(tls.dataReceived)

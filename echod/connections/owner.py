@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from echod.limits import Limits
     from echod.messages.framing import Framing
     from echod.reasons import EndReason, Refusal
+    from echod.tls.mistakes import Mistakes
     from echod.turns import Turns
 
 
@@ -109,6 +110,9 @@ class Owner(Protocol):
     @property
     def urgent(self) -> set[Owned]:
         """The connections that have a deadline soon."""
+
+    def mistakes(self) -> Mistakes:
+        """Return the certificates with mistakes, for a fault."""
 
     def seconds(self) -> float:
         """Return the reactor's time, in seconds."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -190,11 +191,16 @@ def make_listeners(
             listener=description,
             starttls=wanted.tls if wanted.starts_clear else None,
             faults=faults,
+            mistakes=authority.get_mistakes if authority else None,
             journal=journal,
         )
 
     def make_listener(description: str, faults: Faults | None) -> Listener[EchoFactory]:
         wanted = resolve_listen(reactor, description, inherited, authority=authority)
+        if paths := trust.pop(description, None):
+            assert authority is not None
+            with named("--fault wrong-certificate"):
+                wanted = replace(wanted, endpoint=authority.trusted(wanted.endpoint, paths))
         factory = make_factory(description, wanted, faults)
         listener = Listener(reactor, description, wanted, factory, settings.proxy_trust)
         if faults is not None and (faults.arrivals or faults.changeable):
@@ -202,7 +208,8 @@ def make_listeners(
         return listener
 
     endpoints = settings.endpoints
-    authority = make_authority(endpoints)
+    authority = make_authority(settings, changeable=plan is not None and plan.changeable)
+    trust = settings.trust_files
     faults = (plan.for_listener(*one) if plan else None for one in enumerate(endpoints, 1))
     return list(map(make_listener, endpoints, faults))
 
@@ -236,13 +243,18 @@ def make_journal(settings: Settings, reactor: Reactor) -> Journal[ConnectionProt
     )
 
 
-def make_authority(endpoints: Iterable[str]) -> SharedMistakes | None:
-    """Return the authority of the listeners `badtls:`; None if there are none."""
-    if not any(map(is_badtls, endpoints)):
+def make_authority(settings: Settings, *, changeable: bool) -> SharedMistakes | None:
+    """Return the authority of `badtls:` and of wrong certificates; None if there are none."""
+    listens = any(map(is_badtls, settings.endpoints))
+    if not (listens or changeable or settings.trust_files):
         return None
     from echod.listening.badtls import SharedMistakes  # rarely needed
 
-    return SharedMistakes()
+    authority = SharedMistakes()
+    if settings.trust_files:
+        with named("--fault wrong-certificate"):
+            authority.get_mistakes()
+    return authority
 
 
 def make_timer(model: Model) -> HandlerTimer:

@@ -15,14 +15,15 @@ Guarantees:
 Pure: `echod.connections.faulty` waits, reads and writes.
 """
 
-from echod.faults.choice import Chosen, Course, FaultPlan, Faults
+from echod.faults.choice import Armed, Chosen, Course, FaultPlan, Faults, Pick
 from echod.faults.grammar import FAULTS, FaultError, parse_fault
 from echod.faults.items import Act, Direction, Item
-from echod.faults.stage import Cutter, Reads, Rule
+from echod.faults.stage import Cutter, Reads, Rule, Stage
 
 __all__ = [
     "FAULTS",
     "Act",
+    "Armed",
     "Chosen",
     "Course",
     "Cutter",
@@ -31,7 +32,9 @@ __all__ = [
     "FaultPlan",
     "Faults",
     "Item",
+    "Pick",
     "Reads",
     "Rule",
+    "Stage",
     "parse_fault",
 ]

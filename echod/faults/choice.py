@@ -36,6 +36,17 @@ class Armed:
     connections: int = 0
     hits: int = 0
 
+    def hit(self, server_name: str | None) -> bool:
+        """Return whether it hits a connection that it has selected, and count that.
+
+        Args:
+            server_name: the host that the client has asked for in TLS; None for none, or not yet.
+        """
+        wanted = self.rule.selection
+        hits = wanted.is_for(server_name) and not 0 < wanted.at_most <= self.hits
+        self.hits += hits
+        return hits
+
 
 class Pick(NamedTuple):
     """A rule that has selected a connection.
@@ -305,16 +316,14 @@ class Faults:
         picks = []
         for armed in rules:
             armed.connections += 1
-            if self._selects(armed, host):
-                armed.hits += 1
+            # Without `sni`; with it the hit is counted once the client has asked for a host.
+            if self._selects(armed, host) and (armed.rule.selection.sni or armed.hit(None)):
                 picks.append(Pick(armed, armed.connections))
         return tuple(picks)
 
     def _selects(self, armed: Armed, host: str) -> bool:
         wanted, connection = armed.rule.selection, armed.connections
         if connection % wanted.every or (wanted.first and connection > wanted.first):
-            return False
-        if wanted.at_most and armed.hits >= wanted.at_most:
             return False
         if wanted.source is not None and not _is_within(host, wanted.source):
             return False

@@ -16,6 +16,7 @@ from echod.faults.keys import key_of, parse_after_seconds
 from echod.faults.silence import NeverAnswer, NeverRead, NoBanner
 from echod.faults.stage import Fault, Rule, Selection
 from echod.faults.times import Bandwidth, Delay, Drip, Slice, Stall
+from echod.faults.tls import Alert, CutHandshake, NoCloseNotify, StallHandshake, WrongCertificate
 from echod.text import clipped, did_you_mean, escape, quoted
 
 
@@ -47,6 +48,11 @@ FAULTS: Mapping[str, type[Fault]] = {
         Refuse,
         ConnectTimeout,
         SlowAccept,
+        StallHandshake,
+        CutHandshake,
+        WrongCertificate,
+        NoCloseNotify,
+        Alert,
     )
 }
 
@@ -81,12 +87,12 @@ def parse_fault(text: str) -> Rule:
         except ValueError as error:
             raise FaultError(f"{name}: {word}={escape(clipped(value))} is not {error}") from None
     _check(name, values)
-    return Rule(
-        text,
-        kind(**_by_field(kind, values)),
-        Direction(str(values.get("direction", kind.directions[0]))),
-        Selection(**_by_field(Selection, values)),
-    )
+    fault = kind(**_by_field(kind, values))
+    selection = Selection(**_by_field(Selection, values))
+    if objection := fault.objection(selection):
+        raise FaultError(f"{name}: {objection}")
+    direction = Direction(str(values.get("direction", kind.directions[0])))
+    return Rule(text, fault, direction, selection)
 
 
 def keys_of(kind: type[Fault] | type[Selection]) -> dict[str, Callable[[str], object]]:

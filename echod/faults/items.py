@@ -21,6 +21,7 @@ class Act(Enum):
     CLOSE = "close"
     HALF_CLOSE = "half-close"
     STOP_READING = "stop reading"
+    ALERT = "alert"
 
 
 class Item(NamedTuple):

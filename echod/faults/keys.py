@@ -129,6 +129,14 @@ def parse_network(text: str) -> Network:
         raise ValueError("a network, as in 10.0.0.0/8 or fd00::/8, or an address") from None
 
 
+def parse_host(text: str) -> str:
+    """Parse the name of a host, or `*.` and a domain."""
+    name = text.lower().removesuffix(".")
+    if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", name):
+        raise ValueError("the name of a host, as in shop.localhost or *.localhost")
+    return name
+
+
 def key(default: T, parse: Callable[[str], object], meaning: str) -> T:
     """Return a dataclass field that is a key of a fault.
 
@@ -141,7 +149,7 @@ def key(default: T, parse: Callable[[str], object], meaning: str) -> T:
 
 
 # A field's name, where it is not the key's.
-_KEYS = {"source": "from", "lasts": "for"}
+_KEYS = {"source": "from", "mistake": "name", "lasts": "for"}
 
 
 def key_of(name: str) -> str:

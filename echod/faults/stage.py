@@ -14,6 +14,7 @@ from echod.faults.keys import (
     Network,
     key,
     parse_after,
+    parse_host,
     parse_network,
     parse_pattern,
     parse_share,
@@ -40,10 +41,16 @@ class Selection:
     at_most: int = key(0, whole(1), "at most so many connections of a listener")
     source: Network | None = key(None, parse_network, "only clients of this network")
     listener: str = key("", str, "only this listener: its number, from 1, or its endpoint")
+    sni: str = key("", parse_host, "only clients that ask for this host in TLS, or for `*.DOMAIN`")
 
     def covers(self, number: int, endpoint: str) -> bool:
         """Return whether it selects connections of a listener."""
         return self.listener in ("", str(number), endpoint)
+
+    def is_for(self, host: str | None) -> bool:
+        """Return whether it selects a client that has asked for this host in TLS (SNI)."""
+        name = (host or "").lower().removesuffix(".")
+        return self.sni in ("", name, f"*.{name.partition('.')[2]}")
 
 
 class Cutter(Protocol):
@@ -279,6 +286,12 @@ class Fault:
     stage: ClassVar[type[Stage]]
     # The directions in which it can work, the default first.
     directions: ClassVar[tuple[Direction, ...]] = OUT_FIRST
+    # Whether it is a fault of TLS.
+    needs_tls: ClassVar[bool] = False
+
+    def objection(self, selection: Selection) -> str:
+        """Return why it cannot begin where `selection` says; "" if it can."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -296,6 +309,13 @@ class Rule:
     fault: Fault
     direction: Direction
     selection: Selection
+
+    @property
+    def tls_needed_by(self) -> str:
+        """The key that needs a listener with TLS, or the fault's name; "" if none does."""
+        if self.selection.after.handshake:
+            return "after=handshake"
+        return "sni=" if self.selection.sni else self.fault.name if self.fault.needs_tls else ""
 
     def __str__(self) -> str:
         return self.text

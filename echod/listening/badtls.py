@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,27 @@ class BadTLSError(UserError):
 
 class SharedMistakes:
     """The daemon's authority for tests, made when it is first needed."""
+
+    def get_mistakes(self) -> Mistakes:
+        """Return `mistakes`."""
+        return self.mistakes
+
+    def trusted(
+        self, endpoint: IStreamServerEndpoint, paths: Iterable[str]
+    ) -> IStreamServerEndpoint:
+        """Have an endpoint write the authority's certificate, for clients of wrong certificates.
+
+        Args:
+            endpoint: the endpoint.
+            paths: of the files; "" for a temporary one.
+
+        Raises:
+            BadTLSError: a path cannot be written.
+        """
+        for path in paths:
+            ca = str(Path.cwd() / path) if path else None
+            endpoint = TrustedEndpoint(endpoint, self.mistakes, ca, served=False)
+        return endpoint
 
     @cached_property
     def mistakes(self) -> Mistakes:
@@ -133,6 +155,8 @@ class TrustedEndpoint:
         mistakes: Mistakes,
         ca: str | None = None,
         client: str | None = None,
+        *,
+        served: bool = True,
     ) -> None:
         """Set up, without listening.
 
@@ -141,12 +165,14 @@ class TrustedEndpoint:
             mistakes: the certificates that are served there.
             ca: the path for the authority's certificate; None for a temporary file.
             client: the path for a client's certificate and its key; None for none.
+            served: whether clients get the certificates by the names of their hosts.
 
         Raises:
             BadTLSError: a path cannot be written.
         """
         self.endpoint = endpoint
         self._mistakes = mistakes
+        self._served = served
         self._ca = TrustFile("ca", ca, READABLE)
         self._client = client and TrustFile("client", client, PRIVATE)
 
@@ -162,11 +188,16 @@ class TrustedEndpoint:
             self._ca.remove()
             port.stopListening()
             raise
-        log.info(
-            "badtls: the authority is in {path}; its certificates are {names}",
-            path=escape(self._ca.path),
-            names=", ".join(self._mistakes.hosts),
-        )
+        path = escape(self._ca.path)
+        if self._served:
+            names = ", ".join(self._mistakes.hosts)
+            log.info(
+                "badtls: the authority is in {path}; its certificates are {names}",
+                path=path,
+                names=names,
+            )
+        else:
+            log.info("wrong-certificate: the authority is in {path}", path=path)
         stop = port.stopListening
 
         def stop_listening() -> Deferred[None] | None:

@@ -695,9 +695,11 @@ class Settings:
                     f"--fault {rule.fault.name}: listener={wanted} is none of the listeners: "
                     f"{escape(', '.join(self.endpoints))}"
                 )
-            if rule.selection.after.handshake and not any(map(_is_secure, listeners)):
+            needing = rule.tls_needed_by
+            if needing and not any(map(_is_secure, listeners)):
+                named = "" if needing == rule.fault.name else f": {needing}"
                 raise SettingError(
-                    f"--fault {rule.fault.name}: after=handshake needs a listener with TLS, as "
+                    f"--fault {rule.fault.name}{named} needs a listener with TLS, as "
                     "--listen tls:..."
                 )
 
@@ -759,6 +761,23 @@ class Settings:
         """The endpoint strings to listen on."""
         ports = (f"tcp:{number}" for number in self.port)
         return (*ports, *self.listen) or (f"tcp:{DEFAULT_PORT}",)
+
+    @property
+    def trust_files(self) -> dict[str, list[str]]:
+        """The files for the authority of wrong certificates, by the endpoint that writes them.
+
+        That is the first one where such a fault may happen; "" is a temporary file.
+        """
+        found: dict[str, list[str]] = {}
+        for rule in self.fault:
+            path = getattr(rule.fault, "ca", None)
+            if path is None or any(path in paths for paths in found.values()):
+                continue
+            for number, endpoint in enumerate(self.endpoints, 1):
+                if _is_secure(endpoint) and rule.selection.covers(number, endpoint):
+                    found.setdefault(endpoint, []).append(path)
+                    break
+        return found
 
     @property
     def clear_until_starttls(self) -> list[str]:

@@ -19,7 +19,7 @@ Of echod it imports only `contexts`, `errors`, `interfaces` and `turns`, which i
 of it: it could be published on its own.
 """
 
-from echod.tls.connection import TLSConnection, TLSError, TLSFactory
+from echod.tls.connection import Meddler, TLSConnection, TLSError, TLSFactory
 from echod.tls.context import (
     ClientContext,
     Context,
@@ -38,6 +38,7 @@ __all__ = [
     "Context",
     "Files",
     "FilesError",
+    "Meddler",
     "Pair",
     "ServedCertificate",
     "ServerContext",

@@ -34,9 +34,9 @@ import contextlib
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context as CallContext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableProtocol,
@@ -77,6 +77,32 @@ OVERHEAD = 32
 NOTHING = memoryview(b"")
 
 
+class Meddler(Protocol):
+    """Meddles on purpose with the server's side of a connection, to test clients by."""
+
+    def hello(
+        self, tls: TLSConnection, context: Context, server_name: str | None
+    ) -> Context | None:
+        """Return the context that is used; None if the meddler has ended TLS (`abandon`).
+
+        Args:
+            tls: the connection.
+            context: the listener's.
+            server_name: the host that the client asks for.
+        """
+
+    def handshake(self, data: bytes) -> bytes:
+        """Return what of the handshake's next bytes leaves now; `go_on` sends what is held."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the handshake waits for `go_on`."""
+
+    @property
+    def notifies(self) -> bool:
+        """Whether the end of the stream is told by close_notify."""
+
+
 class TLSError(ConnectionLost):
     """TLS has failed, in the handshake or at a record; the text is OpenSSL's."""
 
@@ -109,6 +135,7 @@ class TLSConnection:
         "_incoming",
         "_input_over",
         "_lost",
+        "_meddler",
         "_open",
         "_outgoing",
         "_parts",
@@ -138,6 +165,7 @@ class TLSConnection:
         context: Context,
         clock: IReactorTime,
         turns: Turns | None = None,
+        meddler: Meddler | None = None,
     ) -> None:
         """Set up, unconnected.
 
@@ -146,6 +174,7 @@ class TLSConnection:
             context: makes OpenSSL's part.
             clock: an `IReactorTime`, for timers.
             turns: shares the turns of that event loop among connections.
+            meddler: meddles with the server's side; None for none.
         """
         self.protocol: Any = protocol
         self._clock = clock
@@ -153,6 +182,7 @@ class TLSConnection:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._context = context
+        self._meddler = meddler
         # OpenSSL's part; a server's begins with the client's hello.
         self._tls: ssl.SSLObject | None = None
         # The transport's `write`, or a faster function.
@@ -227,8 +257,13 @@ class TLSConnection:
 
     def _start_openssl(self) -> None:
         """Make OpenSSL's part, which answers the input so far; a client's speaks first."""
+        context: Context | None = self._context
         try:
-            tls = self._context.wrap(self._incoming, self._outgoing, self._server_name)
+            if self._meddler is not None:
+                context = self._meddler.hello(self, self._context, self._server_name)
+            if context is None:
+                return
+            tls = context.wrap(self._incoming, self._outgoing, self._server_name)
         except Exception as error:  # a context that is of no use, or no memory
             self._fail(error)
             return
@@ -326,6 +361,8 @@ class TLSConnection:
             self._incoming.write(data)
             if self._tls is not None:
                 self._shake_hands()
+                if self._incoming.pending > MOST:  # nothing reads that while a meddler holds
+                    self.transport.pauseProducing()
             elif self._hello is not None and self._hello.feed(data):
                 self._server_name = self._hello.server_name
                 self._hello = None
@@ -426,7 +463,30 @@ class TLSConnection:
         """End TLS: send OpenSSL's alert, and close when the peer has had time to read it."""
         reason = getattr(error, "verify_message", None) or getattr(error, "reason", None) or error
         words = "no memory" if isinstance(error, MemoryError) else str(reason)
-        self._failure = Failure(TLSError(words.lower().replace("_", " ")))
+        self._end_by(Failure(TLSError(words.lower().replace("_", " "))))
+
+    def abandon(self, last: bytes) -> None:
+        """End TLS without an end of its own: send these bytes as they are, and FIN."""
+        self._outgoing.read()
+        self._end_by(Failure(ConnectionDone()), last)
+
+    def provoke(self, data: bytes) -> None:
+        """Take these bytes for the peer's next record, which is an error, and end TLS by its
+        alert.
+        """
+        self._flush()
+        self._rest = NOTHING
+        self._incoming.read()
+        self._incoming.write(data)
+        try:
+            while True:
+                self._read(RECORD)
+        except OSError as error:
+            self._fail(error)
+
+    def _end_by(self, failure: Failure, last: bytes = b"") -> None:
+        """Send what OpenSSL has left, and `last`; close when the peer has had time to read it."""
+        self._failure = failure
         self._input_over = True
         self._stop()
         if self._producer is not None:
@@ -435,6 +495,8 @@ class TLSConnection:
             self._producer.stopProducing()
             self._producer = None
         self._flush()
+        if last:
+            self.transport.write(last)
         self.transport.resumeProducing()
         self.transport.loseWriteConnection()
         self._set_timer(self._clock.callLater(LINGER, self.transport.abortConnection))
@@ -455,7 +517,21 @@ class TLSConnection:
         except OSError as error:
             self._fail(error)
         else:
-            self._begin()
+            if self._meddler is not None:
+                self._send()
+                if self._meddler.holds:
+                    return
+            if self._failure is None:
+                self._begin()
+
+    def go_on(self, data: bytes) -> None:
+        """Send what a meddler has held of the handshake, and continue."""
+        if self._lost or self._failure is not None:
+            return
+        if data:
+            self.transport.write(data)
+        self.transport.resumeProducing()
+        self._shake_hands()
 
     def _begin(self) -> None:
         """Begin the application's part: the handshake is over."""
@@ -536,6 +612,8 @@ class TLSConnection:
         if self._records:
             data = b"".join((*self._records, data))
             self._records.clear()
+        if data and self._meddler is not None and not self._open:
+            data = self._meddler.handshake(data)
         if data:
             self.transport.write(data)
 
@@ -617,8 +695,9 @@ class TLSConnection:
         assert self._tls is not None
         # OpenSSL would then look for the peer's close_notify, and fail on data before it.
         unread = self._incoming.read()
-        with contextlib.suppress(OSError):  # the peer's has not arrived, and may never do so
-            self._tls.unwrap()
+        if self._meddler is None or self._meddler.notifies:
+            with contextlib.suppress(OSError):  # the peer's has not arrived, and may never do so
+                self._tls.unwrap()
         self._incoming.write(unread)
         self._flush()
 
@@ -766,7 +845,8 @@ class TLSFactory(Factory):
         protocol = self.wrapped.buildProtocol(addr)
         if protocol is None:
             return None
-        return TLSConnection(protocol, self._context, self._clock, self._turns)
+        meddler = getattr(protocol, "meddler", None)
+        return TLSConnection(protocol, self._context, self._clock, self._turns, meddler)
 
     def logPrefix(self) -> str:
         return f"{_prefix(self.wrapped)} (TLS)"

@@ -328,6 +328,11 @@ class ServerContext:
         self._loaded = files.load()
 
     @property
+    def alpn(self) -> tuple[str, ...]:
+        """The application protocols that are offered."""
+        return self.files.alpn
+
+    @property
     def served(self) -> tuple[ServedCertificate, ...]:
         """The certificates that new connections get."""
         return self._loaded.served

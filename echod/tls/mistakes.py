@@ -86,6 +86,10 @@ class Mistakes:
         """The authority's own certificate, by which clients verify the others, in PEM."""
         return _pem([self._root.certificate])
 
+    def serving(self, mistake: str, host: str | None, alpn: tuple[str, ...] = ()) -> OneMistake:
+        """Return the server's side with this mistake, for a client that asks for this host."""
+        return OneMistake(self.context_for(Mistake(mistake), (host or DOMAIN).lower(), alpn))
+
     def issue_for_client(self) -> bytes:
         """Return a certificate for a client, and its key, in PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -155,6 +159,21 @@ class Mistakes:
         return [_sign(host, key, signer, _of_one(hosts), valid), *above]
 
 
+class OneMistake:
+    """The server side of TLS, by one certificate with a mistake."""
+
+    server_side: ClassVar[bool] = True
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+
+    def wrap(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_name: str | None
+    ) -> ssl.SSLObject:
+        """Return a new connection's server side."""
+        return self._context.wrap_bio(incoming, outgoing, server_side=True)
+
+
 class MistakesContext:
     """The server side of TLS, by `Mistakes`: a client gets the mistake that its host names."""
 
@@ -170,7 +189,7 @@ class MistakesContext:
             alpn: the application protocols to offer.
         """
         self._mistakes = mistakes
-        self._alpn = alpn
+        self.alpn = alpn
 
     def reread(self) -> Callable[[], None]:
         """Return a function that does nothing: there are no files."""
@@ -183,7 +202,7 @@ class MistakesContext:
         name, _, domain = (server_name or "").lower().removesuffix(".").partition(".")
         known = domain == DOMAIN and name in list(Mistake)
         mistake = Mistake(name) if known else Mistake.GOOD
-        context = self._mistakes.context_for(mistake, f"{mistake}.{DOMAIN}", self._alpn)
+        context = self._mistakes.context_for(mistake, f"{mistake}.{DOMAIN}", self.alpn)
         return context.wrap_bio(incoming, outgoing, server_side=True)
 
 

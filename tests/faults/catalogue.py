@@ -154,6 +154,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         135: "A handler begins TLS, by a listener of any kind",
         141: "A listener has certificates for several hosts",
         142: "A client meets a certificate with a mistake (`badtls:`)",
+        143: "`--fault` in the handshake, the certificate or the end of TLS",
         150: "`forward`: one side ends its stream, and the other goes on",
         151: "`forward`: the upstream is gone, or answers neither a connect nor a handshake",
         152: "`forward`: one side resets the connection",

@@ -331,6 +331,18 @@ def test_a_file_gives_settings_and_flags_win(file: Path) -> None:
             "--fault close: after=handshake needs a listener with TLS, as --listen tls:...",
         ),
         (
+            ["--fault=alert", "--listen=unix:x"],
+            "--fault alert needs a listener with TLS, as --listen tls:...",
+        ),
+        (
+            ["--fault=wrong-certificate:listener=1", "--listen=tcp:0", "--listen=badtls:1"],
+            "--fault wrong-certificate needs a listener with TLS, as --listen tls:...",
+        ),
+        (
+            ["--fault=delay:sni=shop.localhost"],
+            "--fault delay: sni= needs a listener with TLS, as --listen tls:...",
+        ),
+        (
             ["--fault=close:listener=2", "--listen=tcp:0"],
             "--fault close: listener=2 is none of the listeners: tcp:0",
         ),
