@@ -16,6 +16,7 @@ import pytest
 
 from echod.concurrency import thread_socket
 from echod.concurrency.thread_socket import ConnectionSocket, RelayedSocket
+from tests.support.waiting import PATIENCE
 
 PEER, LOCAL = ("127.0.0.1", 60225), ("127.0.0.1", 8888)
 
@@ -24,7 +25,7 @@ PEER, LOCAL = ("127.0.0.1", 60225), ("127.0.0.1", 8888)
 def pair() -> Iterator[tuple[ConnectionSocket, socket.socket]]:
     ours, theirs = socket.socketpair()
     conn = ConnectionSocket(ours.detach(), peer=PEER, local=LOCAL)
-    theirs.settimeout(10)
+    theirs.settimeout(PATIENCE)
     yield conn, theirs
     theirs.close()
     conn.release()
@@ -224,7 +225,7 @@ def test_a_thread_that_waits_with_a_time_out_or_is_nobodys_is_not_interrupted(
     conn.drain(0)
     assert not conn.interrupt()
     conn.thread = threading.get_ident()
-    conn.settimeout(10)
+    conn.settimeout(PATIENCE)
     assert not conn.interrupt()
 
 

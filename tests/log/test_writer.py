@@ -123,7 +123,7 @@ def test_what_the_sink_refuses_is_counted_and_told_once_it_takes_lines(
 def test_the_last_lines_are_waited_for_but_not_for_ever(
     writer: LogWriter, sink: ListSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logwriter, "LAST_WAIT", 0.05)
+    monkeypatch.setattr(logwriter, "LAST_WAIT", 0.5)
     writer.start()
     writer.finish()
     writer.add(Line("the last but one", "info"))
@@ -133,7 +133,7 @@ def test_the_last_lines_are_waited_for_but_not_for_ever(
     for _ in range(100):
         writer.add(Line("who would wait for this?", "info"))
     writer.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 25  # not half a second for each line
 
 
 def test_a_forked_child_writes_what_is_its_own_at_once() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from echod.reactor import port as port_module
+from tests.support.waiting import PATIENCE
 
 from .harness import Echo, Harness, dial
 from .test_port import echoes, logged
@@ -49,7 +50,7 @@ def test_out_of_descriptors(harness: Harness) -> None:
         waiting = [socket.socket() for _ in range(10)]
         with no_descriptors():
             for connection in waiting:
-                connection.settimeout(5)
+                connection.settimeout(PATIENCE)
                 connection.connect(("127.0.0.1", number))
                 assert connection.recv(1) == b""
             assert echoes(before)
@@ -107,7 +108,7 @@ def test_out_of_descriptors_without_a_reserve(
             started = time.process_time()
             time.sleep(1)
             spent.append(time.process_time() - started)
-        waiting.settimeout(5)
+        waiting.settimeout(PATIENCE)
         assert echoes(waiting)
         waiting.close()
 

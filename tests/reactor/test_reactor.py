@@ -32,7 +32,7 @@ from zope.interface.verify import verifyObject
 from echod.reactor import UvloopReactor, install
 from echod.reactor import reactor as reactor_module
 from tests.support.paths import ROOT
-from tests.support.waiting import block_until
+from tests.support.waiting import PATIENCE, block_until
 
 from .harness import Echo, Harness, dial, program
 
@@ -72,7 +72,7 @@ def test_a_clock_step_fires_nothing(harness: Harness, monkeypatch: pytest.Monkey
     before = reactor.seconds()
     harness.run_until_stopped()
     assert fired == ["on time"]
-    assert 0.2 <= reactor.seconds() - before < 5
+    assert 0.2 <= reactor.seconds() - before < 60
     # Still near the time of day, for callers that format it as a date.
     assert abs(reactor.seconds() - real()) < 60
 
@@ -188,7 +188,7 @@ def test_udp_beside_streams(harness: Harness) -> None:
 
     def client() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, dial(stream_port) as s:
-            datagrams.settimeout(5)
+            datagrams.settimeout(PATIENCE)
             for number in range(100):
                 message = b"%d" % number
                 datagrams.sendto(message, ("127.0.0.1", datagram_port))
@@ -331,7 +331,7 @@ def test_under_twistd_as_a_daemon(tmp_path: Path) -> None:
     pid = int((tmp_path / "pid").read_text())
     try:
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(5)
+            client.settimeout(PATIENCE)
             client.connect(str(tmp_path / "socket"))
             client.sendall(b"hello")
             assert client.recv(100) == b"hello", (tmp_path / "log").read_text()

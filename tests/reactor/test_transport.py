@@ -427,7 +427,7 @@ def test_own_producer_bounds_memory(harness: Harness) -> None:
         except TimeoutError:
             pass
         buffered.append(transports[0]._uv.get_write_buffer_size())
-        connection.settimeout(10)
+        connection.settimeout(PATIENCE)
         got = 0
         while got < sent:
             got += len(connection.recv(1_000_000))

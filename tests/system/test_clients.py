@@ -183,7 +183,7 @@ def test_a_silent_client_keeps_serial_waiting_no_longer_than_serial_timeout(
         second.sendall(b"second\n")
         third.sendall(b"third\n")
         assert receive_all(second) == b"OK...second\n"
-        assert 0.5 < time.monotonic() - began < 2.5
+        assert 0.5 < time.monotonic() - began < PATIENCE
         assert receive_all(third) == b"OK...third\n"
         assert receive_all(silent) == b""
 

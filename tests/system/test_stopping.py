@@ -110,7 +110,8 @@ def open_gate(directory: Path) -> None:
 
 
 def test_sigint_stops_it_as_sigterm_does(daemon: Start, tmp_path: Path) -> None:
-    running = daemon("--concurrency", "defer-to-thread", "--handler", "served:gated")
+    flags = ("--concurrency", "defer-to-thread", "--drain-timeout", "600")
+    running = daemon(*flags, "--handler", "served:gated")
     with connect(running) as idle, connect(running) as busy:
         busy.sendall(b"happy")
         running.wait_for("a handler is at work")
@@ -118,14 +119,14 @@ def test_sigint_stops_it_as_sigterm_does(daemon: Start, tmp_path: Path) -> None:
         assert receive_all(idle) == b""
         open_gate(tmp_path)
         assert receive_all(busy) == b"done: happy"
-    assert running.wait() < 5
+    running.wait()
     assert running.process.returncode in INTERRUPTED
 
 
 def test_a_handler_that_blocks_the_event_loop_is_named_while_the_daemon_stops(
     daemon: Start,
 ) -> None:
-    running = daemon("--handler", "served:blocked", "--drain-timeout", "30")
+    running = daemon("--handler", "served:blocked", "--drain-timeout", "600")
     with connect(running) as connection:
         connection.sendall(b"happy")
         running.wait_for("The event loop has been blocked for", 3)
@@ -135,7 +136,7 @@ def test_a_handler_that_blocks_the_event_loop_is_named_while_the_daemon_stops(
             "a second signal ends the process at once"
         )
         running.signal(signal.SIGINT)
-        assert running.wait() < 5
+        running.wait()
     assert running.process.returncode in INTERRUPTED
     running.wait_for(r"Not stopped in time: ending the process; .* is at: .* in blocked, ")
 
@@ -164,7 +165,8 @@ def test_messages_in_flight_are_answered_while_the_idle_see_the_end_and_no_one_i
     daemon: Start, tmp_path: Path, model: str
 ) -> None:
     handler = f"served:{GATED[model]}"
-    running = daemon("--concurrency", model, "--handler", handler, "--framing", "line")
+    flags = ("--concurrency", model, "--framing", "line", "--drain-timeout", "600")
+    running = daemon(*flags, "--handler", handler)
     with contextlib.ExitStack() as stack:
         idle, *busy = [stack.enter_context(connect(running)) for _ in range(4)]
         if model == "serial":  # there, the others only wait for their turn
@@ -185,7 +187,7 @@ def test_messages_in_flight_are_answered_while_the_idle_see_the_end_and_no_one_i
             expected += b"" if model == "serial" else b"done: another\n"
             assert receive_all(connection) == expected
         assert receive_all(idle) == b""
-    assert running.wait() < 5
+    running.wait()
     assert running.process.returncode in TERMINATED
     assert "Server Shut Down" in running.log
     assert "Traceback" not in running.log
