@@ -269,7 +269,7 @@ def test_an_end_by_time_comes_although_nothing_moves() -> None:
     one = course("reset:after=2s", at=10.0)
     assert one.wake_at == 12.0
     assert one.wake(11.9) == []
-    assert one.wake(12.0) == [Item(12.0, act=Act.RESET)]
+    assert one.wake(12.0) == [Item(12.0, act=Act.RESET_NOW)]
     assert one.wake_at == math.inf
     assert one.take(DATA, 13.0) == []
 

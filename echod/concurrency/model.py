@@ -103,6 +103,9 @@ class Model(Protocol):
             now: the reactor's time, in seconds.
         """
 
+    def put_off(self, connection: object, seconds: float) -> None:
+        """Let a connection keep its place for so many seconds longer: a fault has held it."""
+
     def call(self, done: Done, function: Callable[..., object], *arguments: object) -> object:
         """Run handler code: see the module's guarantees.
 

@@ -69,6 +69,9 @@ class _OpenHouse:
     def overdue(self, connection: object, now: float) -> bool:
         return False
 
+    def put_off(self, connection: object, seconds: float) -> None:
+        pass
+
     def reconfigure(self, limits: Limits) -> None:
         pass
 
@@ -386,6 +389,11 @@ class Serial(InReactor):
             and connection is self._holder
             and now - self._contended_since >= self.patience
         )
+
+    def put_off(self, connection: object, seconds: float) -> None:
+        if connection is self._holder:
+            # Another client may have come within this time.
+            self._contended_since = min(self._seconds(), self._contended_since + seconds)
 
 
 class InPool(_OpenHouse):

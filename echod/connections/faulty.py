@@ -97,6 +97,8 @@ class _Stream:
         self.course = course
         self.items: deque[Item] = deque()
         self.held = 0
+        # When the last item left.
+        self._left = -math.inf
         self._owner = owner
         self._pump = pump
         self._timer: IDelayedCall | None = None
@@ -110,19 +112,40 @@ class _Stream:
         """Remove and return the next item, if it is due."""
         if self.course.wake_at <= now:
             self.add(self.course.wake(now))
-        if not self.items or self.items[0].due > now:
+        if self.due > now:
             return None
         item = self.items.popleft()
         self.held -= len(item.data)
+        self._left = now
         return item
+
+    @property
+    def due(self) -> float:
+        """When the next item is due, in seconds; inf: there is none."""
+        return max(self.items[0].due, self._left + self.items[0].gap) if self.items else math.inf
 
     def set_timer(self, latest: float = math.inf) -> None:
         """Wait for the next item, for the next fault that begins by time, or until `latest`."""
         self.stop()
-        due = min(latest, self.course.wake_at, self.items[0].due if self.items else math.inf)
+        due = min(latest, self.course.wake_at, self.due)
         if due < math.inf:
             wait = max(0.0, due - self._owner.seconds())
             self._timer = self._owner.reactor.callLater(wait, self._fired)
+
+    def wait_for_reset(self) -> None:
+        """Wait for a reset that waits for no byte, while the other side takes nothing."""
+        self.stop()
+        resets = [item.due for item in self.items if item.act is Act.RESET_NOW]
+        due = min([self.course.wake_at, *resets])
+        if due < math.inf:
+            wait = max(0.0, due - self._owner.seconds())
+            self._timer = self._owner.reactor.callLater(wait, self._fired)
+
+    def is_reset(self, now: float) -> bool:
+        """Return whether such a reset is due."""
+        if self.course.wake_at <= now:
+            self.add(self.course.wake(now))
+        return any(item.act is Act.RESET_NOW and item.due <= now for item in self.items)
 
     def _fired(self) -> None:
         self._timer = None
@@ -409,6 +432,8 @@ class FaultyConnection(Layer):
             return
         self._in_turn = True
         try:
+            if self._paused and self._in.is_reset(self._owner.seconds()):
+                self._act(Act.RESET_NOW, self._in.course)
             while not self._over and not self._paused and not self._dropping:
                 if self._gate is not None and self._gate.pieces:
                     if not self._pass_gate(self._gate):
@@ -501,6 +526,8 @@ class FaultyConnection(Layer):
             return
         self._out_turn = True
         try:
+            if self._blocked and self._out.is_reset(self._owner.seconds()):
+                self._act(Act.RESET_NOW, self._out.course)
             generated = 0
             while not (self._over or self._blocked or self._dropping):
                 item = self._out.next_due(self._owner.seconds())
@@ -569,6 +596,9 @@ class FaultyConnection(Layer):
         match act:
             case Act.RESET:
                 self.reset()
+            case Act.RESET_NOW:
+                self._drop_all()
+                self._set_timer(self._owner.reactor.callLater(0, self._reset_now))
             case Act.CLOSE:
                 self._close()
             case Act.HALF_CLOSE:
@@ -597,8 +627,12 @@ class FaultyConnection(Layer):
         if waits and self._owner.seconds() - begun < timeout:
             self._set_timer(self._owner.reactor.callLater(LOOK, self._reset_when_sent, begun))
         else:
-            self._connection.abort(EndReason.FAULT)
-            self.abortConnection()  # the protocol may be closing already
+            self._reset_now()
+
+    def _reset_now(self) -> None:
+        self._timer = None
+        self._connection.abort(EndReason.FAULT)
+        self.abortConnection()  # the protocol may be closing already
 
     def _close(self) -> None:
         """Send FIN after what is written; the client has `linger` seconds for its own."""
@@ -652,11 +686,7 @@ class FaultyConnection(Layer):
         if self._over:
             return
         self._note()
-        self._in.set_timer(self._gate_opens) if self._hears else self._in.stop()
-        if self._blocked or self._dropping:
-            self._out.stop()
-        else:
-            self._out.set_timer(-math.inf if self._generates else math.inf)
+        self._set_timers()
         reads = self._dropping or not (self._paused or self._deaf or self.held_in >= MOST)
         if reads is not self._reading:
             self._reading = reads
@@ -671,17 +701,26 @@ class FaultyConnection(Layer):
             or self.meddler.holds
             or (self._out.course.generates and not self._blocked)
             or (self._withheld and not self._out.course.generates)
-            or any(stream.items and stream.items[0].due > now for stream in (self._in, self._out))
+            or any(stream.items and stream.due > now for stream in (self._in, self._out))
         )
         if holds is not (self._held_since is not None):
             if self._held_since is not None:
                 self._held += now - self._held_since
             self._held_since = now if holds else None
 
-    @property
-    def _hears(self) -> bool:
-        """Whether the protocol takes input."""
-        return not (self._paused or self._dropping)
+    def _set_timers(self) -> None:
+        if self._dropping:
+            self._in.stop()
+            self._out.stop()
+            return
+        if self._paused:
+            self._in.wait_for_reset()
+        else:
+            self._in.set_timer(self._gate_opens)
+        if self._blocked:
+            self._out.wait_for_reset()
+        else:
+            self._out.set_timer(-math.inf if self._generates else math.inf)
 
     @property
     def _gate_opens(self) -> float:

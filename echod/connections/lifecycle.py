@@ -552,6 +552,7 @@ class ConnectionProtocol(Protocol):
     def _put_off(self, seconds: float) -> None:
         """Let all deadlines come later: for so long a fault has held what the client waits for."""
         if seconds:
+            self._owner.model.put_off(self, seconds)
             self._deadline += seconds
             self._idle_since += seconds
             if self._same_since is not None:

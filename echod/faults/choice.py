@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -164,9 +164,17 @@ class Course:
 
     def _pass_on(self, items: list[Item], start: int) -> list[Item]:
         for _, stage in self._named[start:]:
-            items = [one for item in items for one in stage.take(item)]
+            items = [one for item in items for one in _with_gap(item, stage.take(item))]
         self.wake_at = min((stage.wake_at for _, stage in self._named), default=math.inf)
         return items
+
+
+def _with_gap(item: Item, results: Iterable[Item]) -> Iterator[Item]:
+    """Let the first that follows from an item keep its distance to the one ahead."""
+    gap = item.gap
+    for one in results:
+        yield one._replace(gap=max(gap, one.gap)) if gap else one
+        gap = 0.0
 
 
 class Changing(Protocol):

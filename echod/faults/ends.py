@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from echod.faults.items import Act, Direction, Item
+from echod.faults.items import Act, Direction, Draws, Item
 from echod.faults.keys import key, parse_seconds
-from echod.faults.stage import Fault, Stage
+from echod.faults.stage import Cutter, Fault, Rule, Stage
 
 
 class _Acting(Stage):
@@ -27,7 +27,14 @@ class _Acting(Stage):
 
 
 class _Resetting(_Acting):
+    """Resets behind all that comes before; by time, at once, whether the client reads or not."""
+
     act = Act.RESET
+
+    def __init__(self, rule: Rule, draws: Draws, now: float, cutter: Cutter) -> None:
+        super().__init__(rule, draws, now, cutter)
+        if self._after.seconds is not None and not self.begins_with_message:
+            self.act = Act.RESET_NOW
 
 
 @dataclass(frozen=True)

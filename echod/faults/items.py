@@ -18,6 +18,7 @@ class Act(Enum):
     """An action on the whole connection."""
 
     RESET = "reset"
+    RESET_NOW = "reset at once"
     CLOSE = "close"
     HALF_CLOSE = "half-close"
     STOP_READING = "stop reading"
@@ -31,11 +32,13 @@ class Item(NamedTuple):
         due: when it is due, in seconds, by the clock of the caller.
         data: bytes; b"" for the others.
         act: the act.
+        gap: how long after the item ahead of it, in seconds, whenever that has left.
     """
 
     due: float
     data: bytes = b""
     act: Act | None = None
+    gap: float = 0.0
 
 
 class Draws:

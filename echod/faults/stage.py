@@ -93,7 +93,7 @@ class Stage:
     # Whether the fault begins by itself, also while nothing comes.
     begins_alone: ClassVar[bool] = False
     # The act of a fault that acts on the whole connection: it has happened once that is done.
-    act: ClassVar[Act | None] = None
+    act: Act | None = None
 
     def __init__(self, rule: Rule, draws: Draws, now: float, cutter: Cutter) -> None:
         """Set up, at the start of a connection.

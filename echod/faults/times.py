@@ -122,13 +122,15 @@ class _Slicing(Stage):
     def work(self, item: Item) -> Iterator[Item]:
         data = item.data
         while data:
-            due = item.due
+            due, gap = item.due, 0.0
             if self._is_new:
                 self.happened = True
-                due = max(due, self._last + self.fault.pause)
+                # A piece that leaves late makes the pause behind it no shorter.
+                gap = self.fault.pause
+                due = max(due, self._last + gap)
                 self._is_new = False
             part, data = data[: self._left], data[self._left :]
-            yield self.on_time(due, part)
+            yield self.on_time(due, part)._replace(gap=gap)
             self._left -= len(part)
             if not self._left:
                 self._slice += 1

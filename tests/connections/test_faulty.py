@@ -16,21 +16,36 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
+from echod.connections import faulty
 from echod.connections.factory import EchoFactory
+from echod.connections.faulty import FaultyConnection
 from echod.connections.kernel import queued, unread
 from echod.connections.layer import Layer
 from echod.faults import Faults, parse_fault
 from echod.handlers.contract import Close
 from echod.handlers.contract import Handler as EchodHandler
+from echod.handlers.forward import Forward
 from echod.limits import Limits
 from echod.messages.framing import Fixed, Line
 from echod.messages.prefixed import Length
+from tests.support.clients import receive
 from tests.support.daemon import CONCURRENT, MODELS
 from tests.support.log import Log
 from tests.support.needs import not_here
 from tests.support.proxy_headers import line
 from tests.support.reactor import reactor
-from tests.support.serving import Server, Talker, eventually, make_model, server_by, turns
+from tests.support.serving import (
+    Server,
+    Talker,
+    eventually,
+    in_thread,
+    make_model,
+    server_by,
+    server_context,
+    turns,
+)
+from tests.support.tls_peer import client_context
+from tests.support.waiting import PATIENCE
 
 WAYS = ["clear", "TLS", "PROXY", "UNIX"]
 BANNER = b"0123456789" * 10
@@ -624,3 +639,180 @@ async def test_what_waits_is_bounded_and_arrives_when_the_client_reads(
         client.transport.resumeProducing()
         assert len(await client.receive_all()) == 8 * 4_000_000
         assert client.clean
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_reset_by_time_comes_although_the_client_does_not_read(
+    serve: Any, way: str
+) -> None:
+    """Fault 160: A reset by time does not wait for a client that reads nothing."""
+
+    class Big(Handler):
+        def received(self, message: bytes) -> bytes:
+            return bytes(8_000_000)
+
+    async with serve("reset:after=0.3s", way=way, handler=Big) as server:
+        client = await server.connect()
+        client.transport.pauseProducing()
+        client.send(b"x")
+        await eventually(lambda: server.factory.metrics.ended)
+        assert await ended(server) == {"fault": 1}
+        assert server.factory.metrics.faults == {"reset": 1}
+        client.transport.resumeProducing()
+        await client.receive_all()
+        if way != "UNIX":
+            assert not client.clean
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_of_the_serial_model_keeps_its_turn_while_a_fault_holds_its_message(
+    serve: Any,
+) -> None:
+    """Fault 165: The turn of a client in the serial model stands still, too."""
+    limits = Limits(serial_timeout=0.5)
+    fault = "stall:direction=in,time=2,first=1"
+    async with serve(fault, model="serial", handler=Echoing, limits=limits) as server:
+        server.factory.model.patience = 0.5
+        first = await server.connect()
+        first.send(b"first")
+        await server.accepted()
+        second = await server.connect()
+        second.send(b"second")
+        assert await second.receive_all() == b"second"
+        assert await first.receive_all() == b"first"
+        assert await ended(server) == {"served": 2}
+
+
+# TLS that begins within the conversation, and a handler that passes everything on.
+
+
+class Upgrading(EchodHandler):
+    framing = "line"
+
+    def opened(self, client: Any) -> None:
+        self.client = client
+
+    def received(self, message: bytes) -> bytes:
+        if message == b"STARTTLS":
+            self.client.start_tls()
+            return b"go ahead"
+        return message
+
+
+def upgraded(port: int, *words: bytes) -> tuple[bytes, str]:
+    """Return what a client gets that begins TLS and then sends each word, and its error."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.sendall(b"STARTTLS\n")
+        assert receive(client, 9) == b"go ahead\n"
+        try:
+            with client_context().wrap_socket(client) as encrypted:
+                for word in words:
+                    encrypted.sendall(word + b"\n")
+                    received += receive(encrypted, len(word) + 1)
+        except OSError as error:
+            return received, type(error).__name__
+    return received, ""
+
+
+@pytest.mark.parametrize("model", ["reactor", "defer-to-thread"])
+@pytest.mark.parametrize(
+    ("faults", "received", "errors"),
+    [
+        (["delay:time=0.02", "slice:size=50,pause=0.002"], b"one\ntwo\n", {""}),
+        (["close:after=handshake"], b"", {"", "SSLEOFError", "ConnectionResetError"}),
+        (["reset:after=handshake"], b"", {"ConnectionResetError", "SSLEOFError"}),
+        (["corrupt:rate=1,after=9"], b"", {"SSLError"}),
+        (["reset:message=never", "close:after=900msg"], b"one\ntwo\n", {""}),
+        (["truncate:message=^two"], b"one\ntwo\n", {""}),  # encrypted, it is no message
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_faults_work_around_tls_that_begins_within_the_conversation(
+    serve: Any,
+    certificate: Path,
+    model: str,
+    faults: list[str],
+    received: bytes,
+    errors: set[str],
+    log: Log,
+) -> None:
+    options = {"framing": Line(), "handler": Upgrading, "model": model}
+    async with serve(*faults, starttls=server_context(certificate), **options) as server:
+        results: list[tuple[bytes, str]] = []
+        await in_thread(lambda: results.append(upgraded(server.number, b"one", b"two")))
+        ((data, error),) = results
+        assert data == received
+        assert error in errors
+        await ended(server)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("fault", "clean"),
+    [("delay:time=0.02", True), ("reset:after=20000", False), ("slice:size=3000", True)],
+)
+@pytest_twisted.ensureDeferred
+async def test_forward_with_faults_is_a_bad_way_to_another_server(
+    serve: Any, way: str, fault: str, clean: bool
+) -> None:
+    data = bytes(range(256)) * 200
+    async with serve(handler=Echoing) as upstream:
+        forward = Forward(to=f"127.0.0.1:{upstream.number}")
+        async with serve(fault, way=way, handler=forward) as server:
+            client = await server.connect()
+            client.send(data)
+            client.finish()
+            received = await client.receive_all()
+            assert received == (data if clean else data[:20000])
+            assert client.clean is (clean or way == "UNIX")
+            assert server.factory.metrics.faults == {fault.partition(":")[0]: 1}
+            await ended(server)
+        await eventually(lambda: not upstream.factory.connections)
+
+
+async def pauses(serve: Any, fault: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the seconds between the start of a connection and each piece of its greeting."""
+    written: list[tuple[float, bytes]] = []
+
+    class Watching(FaultyConnection):
+        def makeConnection(self, transport: Any) -> None:
+            written.append((reactor.seconds(), b""))
+            write = transport.write
+
+            def watch(data: bytes) -> None:
+                written.append((reactor.seconds(), data))
+                write(data)
+
+            transport.write = watch
+            super().makeConnection(transport)
+
+    monkeypatch.setattr(faulty, "FaultyConnection", Watching)
+    async with serve(fault) as server:
+        client = await server.connect()
+        await client.receive(BANNER)
+    assert b"".join(data for _, data in written) == BANNER
+    times = [time for time, _ in written]
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "asked"),
+    [
+        ("delay:time=0.05", [0.05]),
+        ("stall:time=0.05", [0.05]),
+        ("slice:size=20,pause=0.01", [0.0, 0.01, 0.01, 0.01, 0.01]),
+        ("drip:size=50,pause=0.02", [0.0, 0.02]),
+        ("bandwidth:rate=2000", [0.05]),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_no_pause_is_shorter_than_asked_by_the_clock_of_the_loop(
+    serve: Any, fault: str, asked: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 162: Each piece leaves in its order, and not before its time."""
+    found = await pauses(serve, fault, monkeypatch)
+    assert len(found) == len(asked)
+    # A clock counts in steps: a sum of differences may lack some billionths of a second.
+    assert all(pause >= least - 1e-6 for pause, least in zip(found, asked, strict=True))
