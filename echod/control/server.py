@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.logger import Logger
 
 from echod.control.operations import Operations, Subject
 from echod.control.site import API, ControlSite
 from echod.listening.endpoints import Listening
 from echod.listening.listener import Listener
+from echod.text import escape
 from echod.web.hosts import Hosts
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
 
 __all__ = ["ControlServer", "Subject"]
+
+log = Logger("echod")
 
 
 class ControlServer(Listener[ControlSite]):
@@ -49,6 +55,19 @@ class ControlServer(Listener[ControlSite]):
         operations = Operations(subject, lambda: deferLater(reactor, 0), state)
         site = ControlSite(API(operations.routes, Hosts(hosts)), reactor, token)
         super().__init__(reactor, description, wanted, site)
+
+    def listen(self) -> Deferred[None]:
+        return super().listen().addCallback(self._check_token)
+
+    def _check_token(self, _: object) -> None:
+        # Of a socket that systemd passes, this is not known before.
+        on_network = self.address is not None and not isinstance(self.address, UNIXAddress)
+        if on_network and self.factory.token is None:
+            log.warn(
+                "--control {where} refuses every request: there is no token; give "
+                "--control-token-file, or ECHOD_CONTROL_TOKEN in the environment",
+                where=escape(self.description),
+            )
 
     def use_token(self, token: bytes | None) -> None:
         """Use another token from now on."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IReactorFromThreads
@@ -108,7 +109,8 @@ def build_service(
         service.status = make_status(service, settings, inherited, timer)
     if settings.control:
         service.control = make_control(service, settings, inherited)
-        service.parts.append(partial(_reload_token, service.control))
+        # twistd may change to another folder after this.
+        service.parts.append(partial(_reload_token, service.control, Path.cwd()))
     if unused := inherited.unused:
         log.warn(
             "systemd passed sockets that no --listen, --status or --control uses: {names}",
@@ -304,14 +306,14 @@ def make_control(
         settings.control,
         wanted,
         service,
-        token=find_token(settings, os.environ),
+        token=find_token(settings, os.environ, Path.cwd()),
         state=partial(state_of, service),
         hosts=settings.control_host,
     )
 
 
-def _reload_token(control: ControlServer, wanted: Settings) -> Callable[[], None]:
-    return partial(control.use_token, find_token(wanted, os.environ))
+def _reload_token(control: ControlServer, folder: Path, wanted: Settings) -> Callable[[], None]:
+    return partial(control.use_token, find_token(wanted, os.environ, folder))
 
 
 def make_model(settings: Settings, reactor: Reactor, kind: Kind = Kind.MESSAGE) -> Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from echod.connections.asyncio_protocol import loop_of
@@ -214,8 +215,13 @@ def resolve_control(reactor: Reactor, description: str, inherited: InheritedSock
     return _resolve_site(reactor, description, inherited, "--control")
 
 
-def find_token(settings: Settings, environment: Mapping[str, str]) -> bytes | None:
+def find_token(settings: Settings, environment: Mapping[str, str], folder: Path) -> bytes | None:
     """Return the token of the control; None if none is needed.
+
+    Args:
+        settings: the settings.
+        environment: of the process.
+        folder: in which the daemon was started, for a relative path.
 
     Raises:
         StartError: it is needed and missing, or it cannot be used.
@@ -224,7 +230,7 @@ def find_token(settings: Settings, environment: Mapping[str, str]) -> bytes | No
 
     if settings.control_token_file:
         with named("--control-token-file"):
-            return read_token(settings.control_token_file)
+            return read_token(str(folder / settings.control_token_file))
     if given := environment.get(token.VARIABLE):
         try:
             return token.check(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 from collections.abc import AsyncIterator
@@ -13,19 +14,26 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.endpoints import clientFromString, connectProtocol
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, Protocol
 
+from echod.connections.asyncio_protocol import loop_of
+from echod.control import ControlServer
 from echod.control.description import describe
 from echod.control.operations import SHARE, Operations
 from echod.daemon.build import build_service
 from echod.daemon.resolve import StartError
 from echod.daemon.service import EchoService
+from echod.handlers.command import Command
+from echod.handlers.lookup import parse
+from echod.handlers.script import Script
+from echod.listening.endpoints import parse_listen
 from echod.reasons import EndReason
 from echod.settings.definitions import Settings
 from echod.status.snapshot import state_of
 from echod.tls import TLSFactory
 from tests.support.daemon import MODELS
 from tests.support.log import Log
+from tests.support.needs import not_here
 from tests.support.proxy_headers import SOURCE, line
 from tests.support.reactor import reactor
 from tests.support.serving import LOOPBACK, ClientContext, Talker, eventually, turns
@@ -91,7 +99,9 @@ async def connected(address: Any, talker: Talker) -> Talker:
 
 
 @asynccontextmanager
-async def running(folder: Path, **settings: Any) -> AsyncIterator[Controlled]:
+async def running(
+    folder: Path, given: object = None, **settings: Any
+) -> AsyncIterator[Controlled]:
     """Run a service with a control on a UNIX socket."""
     wanted = Settings(
         **{
@@ -102,7 +112,7 @@ async def running(folder: Path, **settings: Any) -> AsyncIterator[Controlled]:
             **settings,
         }
     )
-    service = build_service(wanted, reactor)
+    service = build_service(wanted, reactor, given)
     service.startService()
     controlled = Controlled(service)
     try:
@@ -206,6 +216,62 @@ async def test_a_connection_is_ended(
         assert (await controlled.ask("DELETE", "/connections/1"))[0] == 404
         assert (await controlled.ask("DELETE", "/connections/2?how=x"))[0] == 400
         assert controlled.open == 1
+
+
+class Upper(Protocol):
+    """A Twisted protocol."""
+
+    def connectionMade(self) -> None:
+        self.transport.write(HELLO)
+
+
+class AsyncioUpper(asyncio.Protocol):
+    """The same for asyncio."""
+
+    def connection_made(self, transport: Any) -> None:
+        transport.write(HELLO)
+
+
+async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(HELLO)
+    await reader.read()
+
+
+@pytest.mark.parametrize("how", ["reset", "drain"])
+@pytest.mark.parametrize("kind", ["protocol", "asyncio", "stream", "exec", "script"])
+@pytest_twisted.ensureDeferred
+async def test_connections_of_handlers_of_each_kind_are_ended(
+    kind: str, how: str, certificate: Path, tmp_path: Path
+) -> None:
+    if kind in ("asyncio", "stream") and loop_of(reactor) is None:
+        not_here("this reactor has no asyncio loop, so such a handler is refused at the start")
+    (tmp_path / "talk").write_text("> Hello\\n\nwait 60\n")
+    (tmp_path / "run").write_text("#!/bin/sh\necho Hello\nexec cat\n")
+    (tmp_path / "run").chmod(0o700)
+    given = {
+        "protocol": Factory.forProtocol(Upper),
+        "asyncio": AsyncioUpper,
+        "stream": stream,
+        "exec": Command(command=str(tmp_path / "run")),
+        "script": Script(file=str(tmp_path / "talk")),
+    }[kind]
+    listen = every_way(certificate, tmp_path)
+    settings = {"listen": listen, "banner": None, "handler": parse("exec")}
+    if kind != "exec":
+        del settings["handler"]
+    async with running(tmp_path, given, **settings) as controlled:
+        clients = []
+        for listener in range(4):
+            clients.append(await controlled.knock(listener))
+            await clients[-1].until(lambda client=clients[-1]: client.data.startswith(b"Hello"))
+        answer = await controlled.ask("DELETE", f"/connections?how={how}")
+        assert answer == (200, {"disconnected": 4})
+        for client in clients:
+            await client.receive_all()
+        await eventually(lambda: controlled.open == 0)
+        _, listed = await controlled.ask("GET", "/connections")
+        reasons = {one["reason"] for one in listed["connections"]}
+        assert reasons == {"drained" if how == "drain" else "disconnected"}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -413,6 +479,22 @@ async def test_over_tcp_it_needs_the_token_which_a_reload_exchanges(
     monkeypatch.setenv("ECHOD_CONTROL_TOKEN", "short")
     with pytest.raises(StartError, match=r"^ECHOD_CONTROL_TOKEN: the token has 5 characters"):
         build_service(Settings(listen=(LOOPBACK,), control=LOOPBACK), reactor)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_passed_socket_of_tcp_without_a_token_is_told_of(log: Log) -> None:
+    service = build_service(Settings(listen=(LOOPBACK,)), reactor)
+    control = ControlServer(
+        reactor,
+        "systemd:name=control",
+        parse_listen(reactor, LOOPBACK),
+        service,
+        token=None,
+        state=lambda: "ready",
+    )
+    await control.listen()
+    await control.stop()
+    assert "--control systemd:name=control refuses every request: there is no token" in log.text
 
 
 @pytest.mark.parametrize("control", ["nosuch:1", "proxy:tcp:1", "starttls:1"])

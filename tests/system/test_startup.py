@@ -294,6 +294,37 @@ def test_a_check_is_one_for_the_user_that_runs_it(tmp_path: Path) -> None:
     assert "is good for root, who can read every file" in run(tmp_path, *command).stdout
 
 
+def test_a_control_is_checked_before_the_start_and_served_by_a_file(
+    daemon: Start, tmp_path: Path
+) -> None:
+    """Fault 145: A control that any program could use does not start."""
+    checked = run(tmp_path, SCRIPTS / "twistd", "echod", "--control", "tcp:0", "--check-config")
+    assert checked.returncode == 1
+    assert "--control tcp:0 needs a token: give --control-token-file" in checked.stderr
+    file = tmp_path / "echod.toml"
+    file.write_text('port = 0\ncontrol = "tcp:0"\ncontrol-token-file = "token"\n')
+    command = (SCRIPTS / "twistd", "echod", "--config=echod.toml", "--check-config")
+    for token, why in ((None, "No such file"), ("short", "the token has 5 characters")):
+        if token:
+            (tmp_path / "token").write_text(token)
+        checked = run(tmp_path, *command)
+        assert checked.returncode == 1
+        assert f"--control-token-file: {tmp_path}/token: {why}" in checked.stderr
+    (tmp_path / "token").write_text("0123456789abcdef")
+    assert run(tmp_path, *command).returncode == 0
+    (tmp_path / "elsewhere").mkdir()
+    running = daemon("--config", str(file), listening=True, options=("--rundir", "elsewhere"))
+    port = running.wait_for(r"ControlSite starting on (\d+)")[0]
+    asked = (tool("curl"), "--silent", f"http://127.0.0.1:{port}/faults", "--header")
+    right = run(tmp_path, *asked, "Authorization: Bearer 0123456789abcdef")
+    assert '"faults": []' in right.stdout
+    (tmp_path / "token").write_text("fedcba9876543210")
+    running.signal(signal.SIGHUP)
+    running.wait_for("Reloaded")
+    for word, text in (("0123456789abcdef", "Bearer TOKEN"), ("fedcba9876543210", '"faults": []')):
+        assert text in run(tmp_path, *asked, f"Authorization: Bearer {word}").stdout
+
+
 # The error that prevents the start.
 
 
