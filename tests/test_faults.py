@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from echod.faults import (
     FAULTS,
     Act,
+    Chosen,
     Course,
     Direction,
     FaultError,
@@ -272,6 +273,23 @@ def test_an_end_by_time_comes_although_nothing_moves() -> None:
     assert one.wake(12.0) == [Item(12.0, act=Act.RESET_NOW)]
     assert one.wake_at == math.inf
     assert one.take(DATA, 13.0) == []
+
+
+def test_a_close_by_time_does_not_wait_for_what_a_stall_behind_it_holds() -> None:
+    one = course("close:after=1s", "stall")
+    assert one.start(0.0) + one.take(b"abc", 0.5) == [Item(1.0, act=Act.CLOSE)]
+
+
+def test_a_close_by_time_stays_in_time_when_the_stall_behind_it_is_taken_away() -> None:
+    both, alone = [parse_fault("close:after=1s"), parse_fault("stall")], Faults([], 1, 1, "")
+    alone.change(enumerate(both))
+    chosen = alone.choose("")
+    assert chosen is not None
+    before = chosen.course(OUT, 0.0)
+    items = before.start(0.0) + before.take(b"abc", 0.5)
+    (pick, _) = chosen.picks
+    left = Chosen((pick,), alone, "").course(OUT, 0.7, before)
+    assert left.release(items, 0.7) == [Item(1.0, act=Act.CLOSE)]
 
 
 def test_an_input_stops_after_exactly_so_many_bytes() -> None:

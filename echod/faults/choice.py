@@ -88,12 +88,16 @@ class Course:
         stages = self.stages.values()
         for stage in stages:
             stage.release(now)
-        acts: set[Act | None] = {stage.act for stage in stages}
+        # An act by time does not happen before its own.
+        acts: dict[Act | None, float] = {stage.act: stage.begins_at for stage in stages}
+        acts[None] = now
         holds = [stage.holds_until for stage in stages]
         return [
-            item._replace(due=max([now, *(until for until in holds if until <= item.due)]))
+            item._replace(
+                due=max([now, acts[item.act], *(until for until in holds if until <= item.due)])
+            )
             for item in items
-            if item.act is None or item.act in acts
+            if item.act in acts
         ]
 
     def take(self, data: bytes, now: float) -> list[Item]:

@@ -131,6 +131,11 @@ class Stage:
             self.wake_at = self._begins
 
     @property
+    def begins_at(self) -> float:
+        """The time at which it begins, in seconds; 0 if it does not begin by time."""
+        return self._begins if self._begins < math.inf else 0.0
+
+    @property
     def has_begun(self) -> bool:
         """Whether it is at work."""
         return self._working
@@ -175,7 +180,7 @@ class Stage:
     def take(self, item: Item) -> Iterator[Item]:
         """Take the next item, and pass on others."""
         if not (self._working or self.begins_with_message) and item.due >= self._begins:
-            yield from self._begin_at(item.due)
+            yield from self._begin_at(self._begins)
         if self._finds_messages and not self._working:
             yield from self._find(item)
         elif not item.data:
