@@ -95,8 +95,12 @@ def build_service(
     timed = timer.timed(handler) if timer and life is None else handler
     plan = make_faults(settings, changeable=faults_change or bool(settings.control))
     cut = framing or find_framing(settings)
-    listeners = make_listeners(settings, reactor, timed, model, inherited, cut, plan, journal)
+    authority = make_authority(settings, changeable=plan is not None and plan.changeable)
+    listeners = make_listeners(
+        settings, reactor, timed, model, inherited, cut, plan, journal, authority
+    )
     service = EchoService(reactor, settings, listeners, model, Metrics(), life, plan)
+    service.authority = authority
     service.journal = journal
     if life is None:
         _log_handler(handler, model, settings)
@@ -169,6 +173,7 @@ def make_listeners(
     framing: Framing,
     plan: FaultPlan | None,
     journal: Journal[ConnectionProtocol] | None,
+    authority: SharedMistakes | None,
 ) -> list[Listener[EchoFactory]]:
     """Return the listeners that `settings` ask for, with limits over all of them together.
 
@@ -210,7 +215,6 @@ def make_listeners(
         return listener
 
     endpoints = settings.endpoints
-    authority = make_authority(settings, changeable=plan is not None and plan.changeable)
     trust = settings.trust_files
     faults = (plan.for_listener(*one) if plan else None for one in enumerate(endpoints, 1))
     return list(map(make_listener, endpoints, faults))
@@ -252,7 +256,7 @@ def make_authority(settings: Settings, *, changeable: bool) -> SharedMistakes | 
         return None
     from echod.listening.badtls import SharedMistakes  # rarely needed
 
-    authority = SharedMistakes()
+    authority = SharedMistakes(announced=listens or bool(settings.trust_files))
     if settings.trust_files:
         with named("--fault wrong-certificate"):
             authority.get_mistakes()

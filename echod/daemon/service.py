@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from echod.faults import FaultPlan, Rule
     from echod.interfaces import Reactor
     from echod.journal import Journal
+    from echod.listening.badtls import SharedMistakes
     from echod.status import StatusServer
     from echod.tls import ServedCertificate, ServerSide
 
@@ -82,6 +84,7 @@ class EchoService(Service):
         status: the status; None if it was not asked for.
         control: the control; None if it was not asked for.
         journal: the record of connections; None if it was not asked for.
+        authority: of certificates with mistakes; None if there are none, and never will be.
         parts: take new settings at a reload.
         life: the life of the service that it opens at the start; None without one.
         faults: the faults on purpose, see `change_faults`; None if it has none, and never will.
@@ -130,6 +133,7 @@ class EchoService(Service):
         self.status: StatusServer | None = None
         self.control: ControlServer | None = None
         self.journal: Journal[ConnectionProtocol] | None = None
+        self.authority: SharedMistakes | None = None
         self.parts: list[Part] = [lambda wanted: partial(self._reconfigure, wanted)]
         self.reactor = reactor
         self._settings = settings
@@ -384,13 +388,30 @@ class EchoService(Service):
 
         Raises:
             RuntimeError: the service was not built with `faults_change`.
+            UserError: a fault can hit no connection, or what it needs is not there; nothing has
+                changed.
         """
         if self.faults is None:
             raise RuntimeError("the faults of this service were not set up to change")
-        self.faults.change(rules, seed)
+        wanted, before = tuple(rules), self.faults.rules
+        replace(self._settings, fault=wanted)  # this checks them
+        self._announce(rule for rule in wanted if rule not in before)
+        self.faults.change(wanted, seed)
         if not self.faults.rules:
             log.info("No faults on purpose")
         self._log_faults()
+
+    def _announce(self, rules: Iterable[Rule]) -> None:
+        """Write what clients need for new faults, for which no listener has written it."""
+        for rule in rules:
+            path = getattr(rule.fault, "ca", None)
+            if path:
+                raise StartError(
+                    f"--fault {rule.fault.name}: ca= is for the start; leave it out: the log "
+                    "names the file"
+                )
+            if path is not None and self.authority is not None:
+                self.authority.announce()
 
     def _log_faults(self) -> None:
         if self.faults is not None and self.faults.rules:
@@ -493,6 +514,8 @@ class EchoService(Service):
 
     def _stopped(self, _: object) -> Deferred[None] | None:
         self._model.stop()
+        if self.authority is not None:
+            self.authority.withdraw()
         self._validity.stop()
         if self._watch is not None:
             self._watch.stop()

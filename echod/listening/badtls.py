@@ -38,7 +38,37 @@ class BadTLSError(UserError):
 
 
 class SharedMistakes:
-    """The daemon's authority for tests, made when it is first needed."""
+    """The daemon's authority for tests, made when it is first needed.
+
+    Attributes:
+        announced: whether clients find its certificate in a file.
+    """
+
+    def __init__(self, *, announced: bool = False) -> None:
+        """Set up.
+
+        Args:
+            announced: whether a listener writes its certificate.
+        """
+        self.announced = announced
+        self._file: TrustFile | None = None
+
+    def announce(self) -> None:
+        """Write its certificate into a temporary file, if it is in no file yet.
+
+        Raises:
+            BadTLSError: that fails.
+        """
+        if not self.announced:
+            self._file = TrustFile("ca", None, READABLE)
+            self._file.write(self.mistakes.certificate)
+            self.announced = True
+            log.info("wrong-certificate: the authority is in {path}", path=escape(self._file.path))
+
+    def withdraw(self) -> None:
+        """Remove that file."""
+        if self._file is not None:
+            self._file.remove()
 
     def get_mistakes(self) -> Mistakes:
         """Return `mistakes`."""
@@ -72,8 +102,8 @@ class SharedMistakes:
             from echod.tls.mistakes import Mistakes
         except ImportError as error:
             raise BadTLSError(
-                "badtls: makes its certificates with the package cryptography, which cannot be "
-                f"imported ({error}): pip install 'txechod[badtls]'"
+                "the package cryptography makes these certificates, and cannot be imported "
+                f"({error}): pip install 'txechod[badtls]'"
             ) from None
         return Mistakes()
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from echod.errors import UserError
 from echod.faults.tls import ALERTS, MISTAKES, PROVOCATIONS
 from echod.testing import Server, serving
 from echod.tls.mistakes import Mistake
 from tests.support.daemon import CONCURRENT, MODELS
+from tests.support.log import Log
 from tests.support.proxy_headers import line
 from tests.support.tls_peer import VERSIONS, client_context, hello_of
 from tests.support.waiting import PATIENCE
@@ -347,6 +349,29 @@ def test_a_fault_of_the_stream_depends_on_the_host_too(serve: Any, way: str) -> 
                 answer = client.recv(100)
             assert answer.endswith(b"\n") is not is_reset
         assert [one == ("reset",) for _, one in here.ended()] == [False, True, False, True, False]
+
+
+@blocking
+def test_a_fault_that_is_added_later_has_the_authority_in_a_file(serve: Any, log: Log) -> None:
+    """Fault 143: For a wrong certificate that is added while the daemon runs, the log names the
+    file of the authority; a fault that can hit no connection is refused.
+    """
+    with serve("tls", "reactor") as here:
+        here.server.fault("wrong-certificate:name=not-yet")
+        path = Path(log.text.rpartition("the authority is in ")[2].split()[0])
+        context = ssl.create_default_context(cafile=str(path))
+        with (
+            pytest.raises(ssl.SSLError, match="certificate is not yet valid"),
+            here.secure(context),
+        ):
+            pass
+        with pytest.raises(UserError, match="ca= is for the start; leave it out"):
+            here.server.fault("wrong-certificate:ca=x.pem")
+    assert not path.exists()
+    with serving(shout, listen="tcp:0:interface=127.0.0.1") as server:
+        with pytest.raises(UserError, match="alert needs a listener with TLS"):
+            server.fault("alert")
+        assert server.faults == []
 
 
 # The end.
