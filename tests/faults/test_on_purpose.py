@@ -7,6 +7,8 @@ import socket
 import urllib.request
 from typing import Any
 
+import pytest
+
 from tests.support.waiting import PATIENCE
 
 
@@ -49,3 +51,56 @@ def test_a_seeded_daemon_gives_the_same_faults_again_and_counts_them(daemon: Any
         runs.append(ends)
         here.stop()
     assert runs[0] == runs[1]
+
+
+# The same faults for each of a thousand connections.
+
+CONNECTIONS = 1000
+CHOICES = (
+    *("--fault", "close:p=0.2,after=30"),
+    *("--fault", "reset:p=0.2,after=20"),
+    *("--fault", "corrupt:p=0.3,rate=0.1"),
+    *("--fault", "duplicate:p=0.3,rate=0.1"),
+    *("--fault", "truncate:p=0.1,after=2msg"),
+    *("--fault", "drop:every=7,at-most=90,rate=0.2,direction=in"),
+)
+LINES = b"the first line\nthe second line\nthe third line\n"
+
+
+def talk(port: int, size: int) -> tuple[bytes, str]:
+    """Return the bytes and the error of a client that sends pieces of this size."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            for start in range(0, len(LINES), size):
+                client.sendall(LINES[start : start + size])
+            client.shutdown(socket.SHUT_WR)
+            while data := client.recv(4096):
+                received += data
+        except OSError:
+            # Whether it is an error of `send` or of `recv`, and after which bytes, depends on when
+            # the reset comes.
+            return b"", "reset"
+    return received, ""
+
+
+@pytest.mark.long
+def test_a_thousand_connections_have_the_same_faults_again_however_reads_fall(
+    daemon: Any,
+) -> None:
+    """Fault 163: The same seed gives each of 1,000 connections the same fault in two runs."""
+    runs = []
+    for seed, size in (("7", 1000), ("7", 11), ("8", 1000)):
+        here = daemon(
+            *("--port", "0", "--handler", "plain-echo", "--framing", "line"),
+            *("--fault-seed", seed, *CHOICES),
+        )
+        port = here.port
+        runs.append([talk(port, size) for _ in range(CONNECTIONS)])
+        here.stop()
+    first, again, other = runs
+    assert first == again
+    assert first != other
+    assert 100 < sum(error == "reset" for _, error in first) < 300
+    assert len({received for received, _ in first}) > 300
