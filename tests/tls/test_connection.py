@@ -28,12 +28,13 @@ from zope.interface.verify import verifyObject
 
 from echod import Chunk, EchoFactory, Handler, Line
 from echod.messages.framing import Framing
-from echod.tls import Files, ServerContext, TLSConnection, TLSError, TLSFactory, TLSFacts
+from echod.tls import Files, Pair, ServerContext, TLSConnection, TLSError, TLSFactory, TLSFacts
 from echod.tls.connection import BATCH, LINGER, MOST, RECORD
 from echod.turns import LONG, Turns
+from tests.support.certificates import Authority
 from tests.support.log import Log
 from tests.support.looping import BOUND, Loop, Work
-from tests.support.tls_peer import VERSIONS, client_context, hello_of
+from tests.support.tls_peer import VERSIONS, client_context, hello_of, records
 
 HERE, THERE = IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "127.0.0.1", 2)
 
@@ -736,6 +737,36 @@ def test_a_client_that_leaves_within_the_handshake_is_closed(certificate: Path) 
     assert wire.lower.asked == ["close"]
     wire.connection.connectionLost(Failure(ConnectionDone()))
     assert wire.application.reason.check(ConnectionDone)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3,), (100,), (1, 60, 7), (RECORD,)])
+@pytest.mark.parametrize("read", [1, 7, 1 << 20])
+@pytest.mark.parametrize("host", ["shop.example", "other.example"])
+def test_the_certificate_is_that_of_the_host_however_the_hello_comes(
+    tmp_path: Path, certificate: Path, host: str, read: int, sizes: tuple[int, ...]
+) -> None:
+    pair = Authority("an authority").issue("shop", hosts=["shop.example"])
+    (tmp_path / "shop.pem").write_bytes(pair)
+    files = Files(str(certificate), others=(Pair(str(tmp_path / "shop.pem")),))
+    connection = TLSConnection(Application(), ServerContext(files), Loop())
+    lower = Lower()
+    connection.makeConnection(lower)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context().wrap_bio(incoming, outgoing, server_hostname=host)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    stream = records(outgoing.read(), *sizes)
+    for start in range(0, len(stream), read):
+        assert not lower.sent
+        assert connection.ssl_object is None
+        connection.dataReceived(stream[start : start + read])
+    incoming.write(b"".join(lower.sent))
+    client.do_handshake()
+    shown = client.getpeercert(binary_form=True)
+    assert (shown == ssl.PEM_cert_to_DER_cert(pair.decode().partition("-----BEGIN PR")[0])) is (
+        host == "shop.example"
+    )
+    connection.abortConnection()
 
 
 class Useless:
