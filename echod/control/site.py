@@ -46,6 +46,7 @@ class ControlSite(WebSite):
     headers: ClassVar = {b"Content-Security-Policy": b"default-src 'none'"}
     methods = b"GET, HEAD, PUT, POST, DELETE"
     most_body = 64 * 1024
+    works_long = True
     not_allowed = told(
         401,
         {"error": "this needs the header Authorization: Bearer TOKEN"},

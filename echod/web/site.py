@@ -100,6 +100,8 @@ class WebRequest(Request):
         channel: WebChannel = self.channel  # type: ignore[assignment]
         site = channel.site
         site.has_asked(channel)
+        if site.works_long:
+            channel.stop_deadline()
         if not site.allows(self):
             self._set_headers()
             self.respond(site.not_allowed)
@@ -113,6 +115,8 @@ class WebRequest(Request):
 
     def respond(self, answer: Answer) -> None:
         """Send the whole answer."""
+        channel: WebChannel = self.channel  # type: ignore[assignment]
+        channel.start_deadline()
         self.setResponseCode(answer.status)
         for name, value in answer.headers.items():
             self.setHeader(name, value)
@@ -170,9 +174,20 @@ class WebChannel(HTTPChannel):
     def connectionMade(self) -> None:
         super().connectionMade()
         self.site.came(self)
-        self._deadline = self.site.reactor.callLater(
-            REQUEST_SECONDS, self.transport.abortConnection
-        )
+        self.start_deadline()
+
+    def start_deadline(self) -> None:
+        """Give the client this long from now on, unless its time runs already."""
+        if self._deadline is None:
+            self._deadline = self.site.reactor.callLater(
+                REQUEST_SECONDS, self.transport.abortConnection
+            )
+
+    def stop_deadline(self) -> None:
+        """Give the client any time, until `start_deadline`."""
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None and deadline.active():
+            deadline.cancel()
 
     def dataReceived(self, data: bytes) -> None:
         try:
@@ -196,8 +211,7 @@ class WebChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.left(self)
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
+        self.stop_deadline()
         super().connectionLost(reason)
 
 
@@ -209,6 +223,7 @@ class WebSite(Site):
         headers: the headers of each answer, beside those of every site.
         methods: the methods that it knows.
         most_body: how many bytes the body of a request may have.
+        works_long: whether the work for an answer may take long: the client's time stands still.
         not_allowed: the answer to a request that `allows` refuses.
     """
 
@@ -219,6 +234,7 @@ class WebSite(Site):
     headers: ClassVar[Mapping[bytes, bytes]] = {}
     methods = b"GET, HEAD"
     most_body = 0
+    works_long = False
     not_allowed = Answer(403, PLAIN, b"")
 
     def __init__(self, resource: Resource, reactor: IReactorTime) -> None:

@@ -383,6 +383,8 @@ async def test_faults_are_added_and_removed_one_by_one(tmp_path: Path) -> None:
         {"faults": [1]},
         {"faults": ["nosuch"]},
         {"faults": ["reset:p=2"]},
+        {"faults": ["no-close-notify"]},  # no listener has TLS
+        {"faults": ["reset:listener=2"]},
         {"faults": ["drip"] * 101},
         {"faults": [], "seed": -1},
         {"faults": [], "seed": True},

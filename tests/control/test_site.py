@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -32,7 +33,23 @@ async def take(call: Call) -> Answer:
     return told(200, call.body())
 
 
-ROUTES = {"/a": {"GET": echo, "PUT": take, "POST": take}, "/a/{id}": {"GET": echo}}
+working: list[Deferred[None]] = []
+
+
+async def work(call: Call) -> Answer:
+    working.append(Deferred())
+    try:
+        await working[-1]
+    finally:
+        working.clear()
+    return told(200, {})
+
+
+ROUTES = {
+    "/work": {"GET": work},
+    "/a": {"GET": echo, "PUT": take, "POST": take},
+    "/a/{id}": {"GET": echo},
+}
 
 
 def make_site(token: bytes | None = TOKEN) -> tuple[ControlSite, Clock]:
@@ -195,4 +212,26 @@ def test_clients_are_few_and_have_little_time() -> None:
     clock.advance(REQUEST_SECONDS)
     assert all(one.lost for one in visitors)
     assert site.clients == 0
+    assert not clock.getDelayedCalls()
+
+
+def test_long_work_is_not_the_clients_time() -> None:
+    site, clock = make_site()
+    visitor = Visitor(site)
+    visitor.channel.dataReceived(b"GET /work HTTP/1.1\r\n" + RIGHT + b"\r\n")
+    clock.advance(10 * REQUEST_SECONDS)
+    assert not visitor.lost
+    working[0].callback(None)
+    assert visitor.transport.value().startswith(b"HTTP/1.1 200 ")
+    clock.advance(REQUEST_SECONDS)  # it does not read the answer
+    assert visitor.lost
+    assert not clock.getDelayedCalls()
+
+
+def test_work_for_a_client_that_is_gone_ends() -> None:
+    site, clock = make_site()
+    visitor = Visitor(site)
+    visitor.channel.dataReceived(b"GET /work HTTP/1.1\r\n" + RIGHT + b"\r\n")
+    visitor.lose()
+    assert not working
     assert not clock.getDelayedCalls()
