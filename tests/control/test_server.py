@@ -7,19 +7,22 @@ import json
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 
 from echod.connections.asyncio_protocol import loop_of
 from echod.control import ControlServer
 from echod.control.description import describe
 from echod.control.operations import SHARE, Operations
+from echod.control.site import Call
 from echod.daemon.build import build_service
 from echod.daemon.resolve import StartError
 from echod.daemon.service import EchoService
@@ -310,27 +313,42 @@ async def test_connections_are_ended_by_address_and_all(
 @pytest_twisted.ensureDeferred
 async def test_many_connections_are_ended_in_shares(tmp_path: Path) -> None:
     """Fault 149: Others are served while many connections are ended: each turn ends a few."""
+    count = 4 * SHARE + 1
     async with running(tmp_path) as controlled:
-        for _ in range(4 * SHARE + 1):
+        for _ in range(count):
             await controlled.connect()
-        ended = controlled.service.listeners[0].factory.metrics.ended
-        per_turn: list[int] = []
+        connections: list[Any] = list(controlled.service.listeners[0].factory.connections)
+        ended: list[int] = []
 
-        def count(_: object = None) -> None:
-            per_turn.append(ended.total())
-            if ended.total() < 4 * SHARE + 1:
-                reactor.callLater(0, count)
+        def pause() -> Deferred[None]:
+            ended.append(sum(one.is_closing for one in connections))
+            return deferLater(reactor, 0)
 
-        count()
-        assert await controlled.ask("DELETE", "/connections") == (
-            200,
-            {"disconnected": 4 * SHARE + 1},
-        )
-        await eventually(lambda: ended.total() == 4 * SHARE + 1)
-        await turns(2)
-        grown = [now - before for before, now in pairwise(per_turn)]
-        # The loop may learn of two shares' ends in one of its turns, never of all.
-        assert max(grown) <= 2 * SHARE
+        operations = Operations(controlled.service, pause, lambda: "ready")
+        request: Any = SimpleNamespace(query=b"")
+        answer = await operations.disconnect_all(Call(request, 0))
+        assert json.loads(answer.body) == {"disconnected": count}
+        assert ended == [SHARE, 2 * SHARE, 3 * SHARE, 4 * SHARE]
+        await eventually(lambda: not controlled.open)
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_connections_are_listed_in_shares(tmp_path: Path) -> None:
+    """Fault 149: Others are served while many connections are listed: each turn lists a few."""
+    async with running(tmp_path) as controlled:
+        for _ in range(2 * SHARE):
+            await controlled.connect()
+        pauses: list[None] = []
+
+        def pause() -> Deferred[None]:
+            pauses.append(None)
+            return deferLater(reactor, 0)
+
+        operations = Operations(controlled.service, pause, lambda: "ready")
+        request: Any = SimpleNamespace(query=b"")
+        answer = await operations.list(Call(request, 0))
+        assert len(json.loads(answer.body)["connections"]) == 2 * SHARE
+        assert len(pauses) == 2
 
 
 @in_models
