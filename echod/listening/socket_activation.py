@@ -31,6 +31,7 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from echod.errors import UserError
+from echod.listening.backlog import backlog_of
 from echod.text import escape, plural
 
 if TYPE_CHECKING:
@@ -150,6 +151,11 @@ def check(descriptor: int) -> socket.AddressFamily:
         return passed.family
 
 
+def _backlog(descriptor: int) -> int:
+    with socket.socket(fileno=os.dup(descriptor)) as passed:
+        return backlog_of(passed)
+
+
 @implementer(IStreamServerEndpoint)
 class ActivatedEndpoint:
     """Listens on passed sockets: on all of one name, as one listener."""
@@ -164,16 +170,17 @@ class ActivatedEndpoint:
         # By its types, Twisted's method takes subclasses of Twisted's `ServerFactory` alone.
         self._reactor: Any = IReactorSocket(reactor)
         self._descriptors = descriptors
+        self._backlogs = {each: _backlog(each) for each in descriptors}
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         return execute(lambda: Ports([self._adopt(each, factory) for each in self._descriptors]))
 
     def _adopt(self, descriptor: int, factory: IProtocolFactory) -> IListeningPort:
         os.set_blocking(descriptor, False)
-        port: IListeningPort = self._reactor.adoptStreamPort(
-            descriptor, check(descriptor), factory
-        )
-        os.close(descriptor)
+        family = check(descriptor)
+        port: IListeningPort = self._reactor.adoptStreamPort(descriptor, family, factory)
+        with socket.socket(family, socket.SOCK_STREAM, fileno=descriptor) as passed:
+            passed.listen(self._backlogs[descriptor])  # Twisted gives a UNIX socket a short one
         if isinstance(port, unix.Port):
             # Twisted would shut the socket down, for all processes that have it, and remove its
             # file.
