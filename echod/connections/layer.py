@@ -75,3 +75,14 @@ def below(transport: Any) -> Any:
     while isinstance(transport, ProtocolWrapper | TLSConnection | Layer):
         transport = transport.transport
     return transport
+
+
+def note_before(transport: Any, fault: str) -> None:
+    """Note that a fault on purpose has hit a connection before its protocol was made."""
+    below(transport).faults_before = (fault,)
+
+
+def faults_before(transport: Any) -> tuple[str, ...]:
+    """Return the names of such faults."""
+    names: tuple[str, ...] = getattr(below(transport), "faults_before", ())
+    return names

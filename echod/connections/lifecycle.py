@@ -40,7 +40,7 @@ from echod.addresses import shown_address
 from echod.concurrency.model import Busy
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, traffic, unread, unsent
-from echod.connections.layer import layer_of, tls_of
+from echod.connections.layer import faults_before, layer_of, tls_of
 from echod.handlers.client import encrypt, link
 from echod.log.event import LogLine
 from echod.messages.closing import Event, State, after
@@ -206,7 +206,7 @@ class ConnectionProtocol(Protocol):
     def faults(self) -> tuple[str, ...]:
         """The names of the faults on purpose that have happened."""
         layer = layer_of(self.transport)
-        return layer.faults if layer is not None else ()
+        return (*faults_before(self.transport), *(layer.faults if layer is not None else ()))
 
     @property
     def _has_spoken(self) -> bool:

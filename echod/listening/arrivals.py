@@ -38,6 +38,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from echod.connections.layer import note_before
 from echod.faults.arrival import ConnectTimeout, Refuse, SlowAccept, at_work, next_change
 from echod.listening.backlog import backlog_of
 from echod.text import escape
@@ -384,6 +385,7 @@ class Held(Protocol):
         """Serve it."""
         self._let_go()
         transport = self.transport
+        note_before(transport, SlowAccept.name)
         protocol = self._factory.buildProtocol(self._address)
         if protocol is None:
             transport.abortConnection()

@@ -213,7 +213,9 @@ async def test_no_syn_is_answered_on_the_wire(certificate: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_a_client_is_accepted_late(kind: str, certificate: Path, tmp_path: Path) -> None:
+async def test_a_client_is_accepted_late(
+    kind: str, certificate: Path, tmp_path: Path, log: Log
+) -> None:
     """Fault 139: The client connects at once, and is served not before the time."""
     async with serving(kind, certificate, tmp_path) as made:
         made.change("slow-accept:time=0.2")
@@ -221,6 +223,7 @@ async def test_a_client_is_accepted_late(kind: str, certificate: Path, tmp_path:
         assert await made.is_served()
         assert reactor.seconds() - began >= 0.2
         assert made.factory.metrics.faults["slow-accept"] == 1
+        await eventually(lambda: "faults: slow-accept)" in log.text)
         made.change("slow-accept:time=1000")
         waiting = await made.by_client(made.connect)
         gone = await made.by_client(made.connect)
