@@ -178,7 +178,8 @@ class Settings:
             "Where to listen: any Twisted server endpoint string, as in "
             "tcp:8888:interface=127.0.0.1, tcp6:8888, unix:/run/echod/echod.sock or "
             "systemd:name=echod. Put tls: before it for TLS, as in "
-            "tls:8443:certificate=cert.pem:key=key.pem, or starttls: if the handler begins it, "
+            "tls:8443:certificate=cert.pem:key=key.pem, starttls: if the handler begins it, or "
+            "badtls: for certificates with mistakes, by which clients are tested; "
             "and proxy: first behind a proxy that sends PROXY headers, as in proxy:tcp:8888; "
             "repeats.",
             unset="where --port says",
