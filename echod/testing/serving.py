@@ -64,6 +64,8 @@ PATIENCE = 5.0
 # The same before its end; and how often, in seconds, it then cuts off those that are left.
 LAST_PATIENCE = 1.0
 HURRY = 0.05
+# After so many turns of the loop, uvloop has made the connection of each accepted client.
+TURNS = 10
 
 
 # By which address a client on this machine reaches a server on all addresses.
@@ -546,10 +548,9 @@ class Server:
 
     async def _has_caught_up(self) -> bool:
         """Return whether the server has noticed all clients that have come, and all ends."""
-        for _ in range(2):
+        for _ in range(TURNS):
             if self._is_behind():
                 return False
-            # uvloop makes the connection of an accepted client in the next turn.
             await deferLater(self._running.reactor, 0)
         return not self._is_behind()
 

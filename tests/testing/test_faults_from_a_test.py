@@ -118,6 +118,10 @@ def test_what_is_no_fault_is_refused_and_changes_nothing() -> None:
             server.fault("reset", "rest")
         with pytest.raises(ValueError, match=r"no fault .stall.; it has: delay:time=0\.001"):
             server.unfault("stall")
+        with pytest.raises(UserError, match="listener=2 is none of the listeners"):
+            server.fault("reset:listener=2")
+        with pytest.raises(UserError, match="alert needs a listener with TLS"):
+            server.fault("alert")
         assert server.faults == ["delay:time=0.001"]
         assert fetch(server) == b"hello"
 
@@ -228,6 +232,25 @@ def test_a_server_starts_in_less_than_fifty_milliseconds_once_the_process_has_se
         with serving("echo").fault("delay"):
             took.append(time.perf_counter() - began)
     assert min(took) < 0.05  # the others may have waited for the machine
+
+
+@blocking
+@pytest.mark.parametrize("unix", [False, True])
+def test_a_server_that_lets_no_client_in_does_again_later(unix: bool) -> None:
+    family = socket.AF_UNIX if unix else socket.AF_INET
+    with serving("plain-echo", unix=unix) as server:
+        server.fault("refuse")
+        with socket.socket(family) as client, pytest.raises(ConnectionRefusedError):
+            client.connect(server.address)
+        server.unfault("refuse").fault("connect-timeout")
+        with socket.socket(family) as client:
+            client.settimeout(0.2)
+            with pytest.raises((TimeoutError, BlockingIOError)):
+                client.connect(server.address)
+        assert server.connections == []
+        server.unfault()
+        assert fetch(server) == b"hello"
+        assert [one.reason for one in server.connections] == ["client closed"]
 
 
 @blocking
