@@ -62,8 +62,10 @@ def test_without_descriptors_clients_are_turned_away_and_it_recovers(
     assert "Traceback" not in running.log
 
 
-@pytest.mark.parametrize("limits", [[], ["--max-connections=0"]])
-@pytest.mark.parametrize("model", CONCURRENT)
+@pytest.mark.parametrize(
+    ("model", "limits"),
+    [*((model, []) for model in CONCURRENT), (CONCURRENT[0], ["--max-connections=0"])],
+)
 def test_limits_are_lowered_to_the_descriptors_that_there_are(
     daemon: Start, model: str, limits: list[str]
 ) -> None:

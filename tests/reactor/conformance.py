@@ -1,8 +1,8 @@
-"""Run one of Twisted's own reactor test suites against this reactor alone.
+"""Run some of Twisted's own reactor test suites against this reactor alone.
 
-Usage: ``python conformance.py SUITE``. Prints one JSON object: the number of tests, and the
-outcome of each that did not pass. Kept out of the test process, as these tests handle signals,
-exhaust descriptors and swap the global reactor.
+Usage: ``python conformance.py SUITE...``. Prints one JSON object for each: the number of tests,
+and the outcome of each that did not pass. Kept out of the test process, as these tests handle
+signals, exhaust descriptors and swap the global reactor.
 """
 
 from __future__ import annotations
@@ -103,9 +103,10 @@ def main(name: str) -> None:
         for test, details in tests
         for how in [f"{kind}: {details}"]
     }
-    print(json.dumps({"ran": result.testsRun, "unhappy": unhappy}))
+    print(json.dumps({"ran": result.testsRun, "unhappy": unhappy}), flush=True)
 
 
 if __name__ == "__main__":
     sys.modules["conformance"] = sys.modules["__main__"]
-    main(sys.argv[1])
+    for name in sys.argv[1:]:
+        main(name)

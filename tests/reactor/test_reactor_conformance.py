@@ -50,10 +50,15 @@ def measured() -> list[str]:
     return ["-m", "coverage", "run", "--parallel-mode", f"--rcfile={ROOT}/pyproject.toml", file]
 
 
-@pytest.mark.parametrize("name", SUITES)
-def test_suite(name: str, tmp_path: Path) -> None:
+# Together in a process: the import of Twisted takes longer than most suites.
+SMALL = ("core", "fdset", "newtls", "socket", "threads", "time")
+PROCESSES = [SMALL, *((name,) for name in SUITES if name not in SMALL)]
+
+
+@pytest.mark.parametrize("names", PROCESSES, ids=" ".join)
+def test_suites(names: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", *measured(), str(HERE / "conformance.py"), name],
+        [sys.executable, "-W", "ignore", *measured(), str(HERE / "conformance.py"), *names],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
@@ -62,7 +67,8 @@ def test_suite(name: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    outcome = json.loads(done.stdout.splitlines()[-1])
-    assert outcome["ran"] >= SUITES[name]
-    unexpected = {test: how for test, how in outcome["unhappy"].items() if test not in EXCEPTIONS}
-    assert unexpected == {}
+    outcomes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"ran"')]
+    for name, outcome in zip(names, outcomes, strict=True):
+        assert outcome["ran"] >= SUITES[name]
+        unhappy = outcome["unhappy"].items()
+        assert {test: how for test, how in unhappy if test not in EXCEPTIONS} == {}
