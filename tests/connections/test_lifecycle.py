@@ -48,6 +48,7 @@ from tests.support.serving import (
     server_context,
     serving,
 )
+from tests.support.tls_peer import hello_of
 from tests.tls.test_connection import Wire
 
 
@@ -160,6 +161,7 @@ async def test_a_client_for_whom_tls_has_no_memory_is_closed_logged_and_counted_
     factory = EchoFactory(reactor)
     server = SecureServer(factory, ExhaustedContext())
     client = await connect_in_clear(server)
+    client.send(hello_of(None))
     assert await client.receive_all() == b""
     await eventually(lambda: factory.metrics.ended["handshake error"] == 1)
     assert factory.admission.open == 0

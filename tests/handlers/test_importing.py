@@ -3,11 +3,13 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from echod.handlers import importing
 from echod.handlers.importing import import_watched
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -16,12 +18,21 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "users_slow.py").write_text(
         "import threading\n"
         "def wait():\n"
+        "    threading.reached.set()\n"
         "    [one.join() for one in threading.enumerate() if one.name == 'echod-import']\n"
-        "\n"
         "wait()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(importing, "PATIENCE", 0.01)
+    reached, tell = threading.Event(), importing._tell
+    monkeypatch.setattr(threading, "reached", reached, raising=False)
+
+    def tell_there(*place: Any) -> None:
+        """On a busy machine the time may be over before the import has reached its line."""
+        reached.wait(PATIENCE)
+        tell(*place)
+
+    monkeypatch.setattr(importing, "_tell", tell_there)
     name = "users_slow"
     monkeypatch.delitem(sys.modules, name, raising=False)
     return name
