@@ -68,6 +68,7 @@ class Pair:
             )
         try:
             paths = sorted(path for path in folder.iterdir() if path.suffix in IN_FOLDERS)
+            keys = {path: key for path in paths if (key := path.with_suffix(KEY)).exists()}
         except OSError as error:
             raise FilesError(f"cannot read {folder}: {_why(error)}") from error
         paths = [path for path in paths if not path.name.startswith(".")]
@@ -76,8 +77,7 @@ class Pair:
                 f"{folder} holds no certificate: no file there ends in {' or '.join(IN_FOLDERS)}"
             )
         for path in paths:
-            key = path.with_suffix(KEY)
-            yield Pair(str(path), str(key) if key.exists() else None)
+            yield Pair(str(path), str(keys[path]) if path in keys else None)
 
 
 @dataclass(frozen=True)

@@ -212,14 +212,14 @@ def test_a_folder_without_certificates_is_refused(folder: Path) -> None:
         ServerContext(files(folder, "empty", key="key.pem"))
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied")])
+@pytest.mark.parametrize("method", ["iterdir", "exists"])
 def test_a_folder_that_cannot_be_read_says_why(
-    several: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+    several: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    def iterdir(path: Path) -> Iterator[Path]:
-        raise error
+    def refuse(path: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(Path, method, refuse)
     with pytest.raises(FilesError, match=r"^cannot read .*/several: Permission denied$"):
         ServerContext(Files(str(several)))
 
