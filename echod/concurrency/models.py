@@ -447,7 +447,7 @@ class InPool(_OpenHouse):
         return self.pool.submit(done, function, arguments)
 
     def finish(self, done: Done, function: Callable[..., object], *arguments: object) -> object:
-        return Pending(self.pool.submit(done, function, arguments, lost=True))
+        return Pending(self.pool.submit(done, function, arguments, lost=True, kept=True))
 
     def abandon(self, handle: object) -> None:
         assert isinstance(handle, list)

@@ -358,6 +358,22 @@ def test_above_its_queue_the_pool_model_takes_no_message_but_ends_what_has_begun
     model.stop()
 
 
+def test_a_stopped_pool_model_drops_messages_but_still_calls_what_ends_a_handler(
+    loop: Loop,
+) -> None:
+    model = InPool(WorkerPool(1, loop.call_from_thread))
+    gate, results = Gate(), []  # type: ignore[var-annotated]
+    model.call(results.append, gate)
+    loop.until(gate.entered.is_set)
+    model.call(results.append, lambda: "message")
+    model.finish(results.append, lambda: "closed")
+    model.stop()
+    model.finish(results.append, lambda: "closed later")
+    gate.leave.set()
+    loop.until(lambda: len(results) == 3)
+    assert results == [None, "closed", "closed later"]
+
+
 # The tasks that lost connections leave.
 
 
