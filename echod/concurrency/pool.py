@@ -9,9 +9,8 @@ Guarantees:
   end of open ones, one such task runs for each `OPEN_IN_A_ROW` others. A message is dropped, and
   counted, only when `MOST_LOST` such tasks wait; a handler's `closed` is never dropped, and when
   more of those wait, every second task is one of them.
-* `stop` drops messages only. A handler's `closed` is called, and a stream's generator is closed, in
-  a thread, as long as the process lives. Otherwise the garbage collector would close the
-  generator, anywhere.
+* `stop` drops messages only. A thread calls a handler's `closed`, and closes a stream's generator,
+  as long as the process lives. Otherwise the garbage collector would close that, anywhere.
 
 The pool is cheap, and keeps its promises without a lock, as follows:
 

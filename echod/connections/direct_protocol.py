@@ -1,11 +1,11 @@
-"""The fast path: with chunk framing, the data of a read can be answered without a session."""
+"""The fast paths: a read that holds whole messages can be answered without a session."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import get_ident
 from types import CoroutineType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from twisted.python.failure import Failure
 
@@ -20,6 +20,7 @@ from echod.turns import LONG, PACE, Share, Turns
 
 if TYPE_CHECKING:
     from echod.interfaces import Stream
+    from echod.messages.framing import DirectFraming
 
 
 class DirectProtocol(EchoProtocol):
@@ -37,6 +38,11 @@ class DirectProtocol(EchoProtocol):
         super().__init__(owner)
         self._send: Callable[[bytes], None] = self._write
         self._kernel_counts = False
+
+    @property
+    def _encode(self) -> Callable[[bytes], bytes] | None:
+        """Frames a reply; None if the framing changes nothing."""
+        return None
 
     def connect_directly(
         self, transport: Stream, write: Callable[[bytes], None]
@@ -88,42 +94,60 @@ class DirectProtocol(EchoProtocol):
         else:
             self._receive(data)
 
-    def _answer_pieces(self, data: bytes) -> None:  # noqa: C901 - calls for each piece would cost
-        """Answer a long read; small replies leave together."""
+    def _answer_pieces(self, data: bytes) -> None:
+        size = self._owner.framing.max_message
+        count = -(-len(data) // size)
+        self._answer_all(
+            (data[start : start + size] for start in range(0, len(data), size)),
+            *(len(data), count),
+            lambda answered: data[answered * size :],
+        )
+
+    def _answer_all(  # noqa: C901 - calls for each message would cost
+        self, messages: Iterable[bytes], length: int, count: int, rest: Callable[[int], bytes]
+    ) -> None:
+        """Answer the messages of a read; small replies leave together.
+
+        Args:
+            messages: the messages.
+            length: of the read, in bytes.
+            count: how many messages it has.
+            rest: returns what of the read follows that many of them.
+        """
         # The same as `ReplyBatch`, in a list: its calls would be a third of the cost of this.
         if self._outbox is not None:
-            self._hold().receive(data)
-            self._answer_more(after_long_read=len(data) >= LONG)
+            self._hold().receive(rest(0))
+            self._answer_more(after_long_read=length >= LONG)
             return
-        owner, received = self._owner, self._received
-        size, turns = owner.framing.max_message, owner.turns
+        received, encode = self._received, self._encode
         replies: list[bytes] = []
         outer, self._batch = self._batch, replies
         held, answered, failure, share = 0, 0, None, None
-        look_at = end = len(data)
-        if end > PACE * size or end >= LONG or turns.shares:
-            share, look_at = self._share_of_read(turns, end, size)
+        look_at = count
+        if count > PACE or length >= LONG or self._owner.turns.shares:
+            turns = self._owner.turns
+            share, look_at = self._share_of_read(turns, length, count)
             seconds = turns.seconds
         try:
-            for start in range(0, end, size):
+            for message in messages:
                 if not self._direct:
                     # A result is pending, or the handler has closed: the session takes the rest.
                     self._send_batch(replies)
                     if share is not None:
                         share.used_up()  # it counts, if the result comes in this turn
-                    self._hold().receive(data[start:])
+                    self._hold().receive(rest(answered))
                     self._answer_more()
                     return
-                if start >= look_at and share is not None:
-                    look_at += PACE * size
+                if answered >= look_at and share is not None:
+                    look_at += PACE
                     if seconds() >= share.until and share.used_up():
                         self._send_batch(replies)
-                        self._rest_with(data[start:])
+                        self._rest_with(rest(answered))
                         return
                 answered += 1
-                reply = received(data[start : start + size])
+                reply = received(message)
                 if type(reply) is bytes:
-                    replies.append(reply)
+                    replies.append(reply if encode is None else encode(reply))
                     held += len(reply) + OVERHEAD
                     if held >= MOST_BATCHED:
                         self._send_batch(replies)
@@ -150,23 +174,23 @@ class DirectProtocol(EchoProtocol):
                     outbox.flush()
         if failure:
             self.fail(failure)
-        elif share is not None and end >= LONG:
+        elif share is not None and length >= LONG:
             self._rest_before_reading(share)
 
-    def _share_of_read(self, turns: Turns, length: int, size: int) -> tuple[Share | None, int]:
-        """Return the share for a read of `length` bytes, and where in it to look at it first.
+    def _share_of_read(self, turns: Turns, length: int, count: int) -> tuple[Share | None, int]:
+        """Return the share for a read, and after how many of its messages to look at it first.
 
-        It is None for a few messages of `size` bytes: those are answered at once.
+        It is None for a few messages: those are answered at once.
         """
         share = turns.shares.get(self.transport)
         if share is not None:
             return share, 0
-        if length > PACE * size or length >= LONG:
+        if count > PACE or length >= LONG:
             share = Share(turns, self.transport)
             if length >= LONG:
                 turns.keep(share)
-            return share, size
-        return None, length
+            return share, 1
+        return None, count
 
     def _rest_with(self, data: bytes) -> None:
         """Leave the rest of a read to the next turn of the loop."""
@@ -184,8 +208,8 @@ class DirectProtocol(EchoProtocol):
             else:
                 settled = model.settle(self._answered, result)
             if settled.__class__ is bytes:
-                send = self._send
-                send(settled)
+                send, encode = self._send, self._encode
+                send(settled if encode is None else encode(settled))
             elif not self._has_replied(settled):
                 self._hold().in_flight = True
             elif (session := self._session) is not None and session.in_flight:
@@ -247,6 +271,61 @@ class DirectProtocol(EchoProtocol):
         if self._kernel_counts:
             received, sent = self._counted_by_kernel() or (received, sent)
         return messages, received, sent
+
+
+class DirectFramedProtocol(DirectProtocol):
+    """The fast path of the framings that take the messages from a read at once.
+
+    Input needs a framer and a session only if a read does not end with a message, or is long.
+    """
+
+    __slots__ = ()
+
+    @property
+    def _encode(self) -> Callable[[bytes], bytes]:
+        return self._owner.framing.encode
+
+    @property
+    def _longest_direct(self) -> int:
+        # A longer read may hold more messages than should exist at once.
+        return MOST_BATCHED
+
+    def _answer(self, data: bytes) -> None:
+        if len(data) > self._direct:
+            if self._direct:
+                self._hold().receive(data)
+                self._answer_more(after_long_read=len(data) >= LONG)
+            else:
+                self._receive(data)
+            return
+        framing = cast("DirectFraming", self._owner.framing)
+        messages = framing.whole(data)
+        if messages is None:
+            self._hold().receive(data)
+            self._answer_messages()
+        elif len(messages) == 1:
+            self._direct_messages += 1
+            received = self._received
+            try:
+                reply = received(messages[0])
+                framed = framing.encode(reply) if type(reply) is bytes else None
+            except BaseException:
+                self.fail(Failure())
+                return
+            if framed is not None:
+                send = self._send
+                send(framed)
+            elif reply is not None:
+                self._process_directly(reply)
+        else:
+            self._answer_all(
+                messages,
+                *(len(data), len(messages)),
+                lambda answered: b"".join(map(framing.encode, messages[answered:])),
+            )
+
+    # The direct one of chunk framing sends what is pushed as it is.
+    push = EchoProtocol.push
 
 
 def _discard(data: bytes) -> None:

@@ -29,7 +29,7 @@ from echod.concurrency.processes import Processes
 from echod.connections.admission import Admission
 from echod.connections.asyncio_protocol import AsyncioProtocol, loop_of
 from echod.connections.clients import ProxiedAddress, log_failure, shown
-from echod.connections.direct_protocol import DirectProtocol
+from echod.connections.direct_protocol import DirectFramedProtocol, DirectProtocol
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.message_protocol import EchoProtocol
 from echod.connections.outbox import Errands
@@ -55,8 +55,9 @@ from echod.handlers.remedies import add_remedy
 from echod.handlers.standin import StandInServer
 from echod.limits import Limits
 from echod.log.event import LogLine
-from echod.messages.framing import Chunk, Framing
+from echod.messages.framing import Chunk, Fixed, Framing, Line
 from echod.messages.guarded import guarded
+from echod.messages.prefixed import Length
 from echod.metrics import Metrics
 from echod.reasons import EndReason, Refusal
 from echod.tls import Context as TLSContext
@@ -76,6 +77,14 @@ _PROTOCOLS: Mapping[Kind, type[ConnectionProtocol]] = {
     Kind.STREAMS: StreamsProtocol,
     Kind.TWISTED_PROTOCOL: TwistedProtocol,
     Kind.PROGRAM: ProgramProtocol,
+}
+# The faster ones, by the model and the framing; not for subclasses, which may frame differently.
+_FASTER: Mapping[tuple[ConcurrencyModel, type[Framing]], type[EchoProtocol]] = {
+    (ConcurrencyModel.REACTOR, Chunk): DirectProtocol,
+    (ConcurrencyModel.REACTOR, Fixed): DirectFramedProtocol,
+    (ConcurrencyModel.REACTOR, Length): DirectFramedProtocol,
+    (ConcurrencyModel.REACTOR, Line): DirectFramedProtocol,
+    (ConcurrencyModel.DEFER_TO_THREAD, Chunk): PooledProtocol,
 }
 
 
@@ -222,12 +231,9 @@ class EchoFactory(Factory):
             return _PROTOCOLS[self.handler.kind]
         if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
             return SocketProtocol
-        # The faster ones answer without a session, and it is the session that ends for TLS.
-        if type(self.framing) is Chunk and self.starts_tls is None:
-            if self.model.name is ConcurrencyModel.REACTOR:
-                return DirectProtocol
-            if self.model.name is ConcurrencyModel.DEFER_TO_THREAD:
-                return PooledProtocol
+        # Those answer without a session, and it is the session that ends for TLS.
+        if self.starts_tls is None:
+            return _FASTER.get((self.model.name, type(self.framing)), EchoProtocol)
         return EchoProtocol
 
     @property

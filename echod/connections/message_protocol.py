@@ -186,8 +186,13 @@ class EchoProtocol(ConnectionProtocol):
         """Do without the session until there is something to hold or to wait for."""
         self._direct_messages += session.messages
         self._session = None
+        self._direct = self._longest_direct
+
+    @property
+    def _longest_direct(self) -> int:
+        """The length of the longest read that is answered without a session."""
         # After a long read another one may follow at once, so its share of the turn is looked at.
-        self._direct = min(self._owner.framing.max_message, LONG - 1)
+        return min(self._owner.framing.max_message, LONG - 1)
 
     # The conversation's context.
 

@@ -102,6 +102,17 @@ class Framing(Protocol):
         """
 
 
+class DirectFraming(Framing, Protocol):
+    """A framing that takes the messages from a read at once, without a framer."""
+
+    def whole(self, data: bytes) -> list[bytes] | None:
+        """Return the messages of `data`, which is not empty, in order.
+
+        None means that a framer has to look: the data does not end with a message, or one is too
+        long. `encode` of each message gives the data back.
+        """
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A message is the data of one read, cut into pieces of at most `max_message` bytes.
@@ -145,6 +156,14 @@ class Line:
     def framer(self) -> LineFramer:
         return LineFramer(self.delimiter, self.max_message)
 
+    def whole(self, data: bytes) -> list[bytes] | None:
+        messages = data.split(self.delimiter)
+        if messages.pop():
+            return None
+        if len(data) > self.max_message and max(map(len, messages)) > self.max_message:
+            return None
+        return messages
+
     def encode(self, reply: bytes) -> bytes:
         return reply if reply.endswith(self.delimiter) else reply + self.delimiter
 
@@ -170,6 +189,12 @@ class Fixed:
 
     def framer(self) -> FixedFramer:
         return FixedFramer(self.size)
+
+    def whole(self, data: bytes) -> list[bytes] | None:
+        size = self.size
+        if len(data) % size:
+            return None
+        return [data[start : start + size] for start in range(0, len(data), size)]
 
     def encode(self, reply: bytes) -> bytes:
         if len(reply) != self.size:

@@ -36,7 +36,7 @@ class Header(Protocol):
 
     def pack(self, length: int, /) -> bytes: ...
 
-    def unpack_from(self, buffer: bytearray, /) -> tuple[int, ...]: ...
+    def unpack_from(self, buffer: Data | bytearray, offset: int = 0, /) -> tuple[int, ...]: ...
 
 
 class _OwnHeader:
@@ -52,8 +52,8 @@ class _OwnHeader:
     def pack(self, length: int, /) -> bytes:
         return (length + self._counted).to_bytes(self.size, self._order)
 
-    def unpack_from(self, buffer: bytearray, /) -> tuple[int, ...]:
-        length = int.from_bytes(buffer[: self.size], self._order) - self._counted
+    def unpack_from(self, buffer: Data | bytearray, offset: int = 0, /) -> tuple[int, ...]:
+        length = int.from_bytes(buffer[offset : offset + self.size], self._order) - self._counted
         if length < 0:
             raise FramingError(
                 f"Bad length: it counts its own {self._counted} "
@@ -106,6 +106,23 @@ class Length:
 
     def framer(self) -> LengthFramer:
         return LengthFramer(self.header, self.max_message)
+
+    def whole(self, data: Data) -> list[Data] | None:
+        header, size, end = self.header, self.header.size, len(data)
+        messages, start = [], 0
+        while start < end:
+            begin = start + size
+            if begin > end:
+                return None
+            try:
+                (length,) = header.unpack_from(data, start)
+            except FramingError:
+                return None
+            start = begin + length
+            if start > end or length > self.max_message:
+                return None
+            messages.append(data[begin:start])
+        return messages
 
     def encode(self, reply: Data) -> Data:
         try:

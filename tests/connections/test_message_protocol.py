@@ -737,7 +737,6 @@ async def test_a_handler_is_not_closed_whose_opening_is_dropped(
 @pytest.mark.parametrize(
     ("framing", "name"),
     [
-        (Line(), ConcurrencyModel.REACTOR),
         (Line(), ConcurrencyModel.DEFER_TO_THREAD),
         (Chunk(), ConcurrencyModel.DEFER_TO_THREAD),
         (Chunk(max_message=6), ConcurrencyModel.DEFER_TO_THREAD),

@@ -37,6 +37,7 @@ from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.message_protocol import EchoProtocol
 from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
+from echod.messages.prefixed import Netstring
 from echod.turns import PACE, Turns
 from tests.support.log import Log
 from tests.support.looping import Loop
@@ -445,7 +446,8 @@ WAYS = {
         "chunk, from uvloop": Way(Chunk(max_message=1), directly=True),
         "chunk": Way(Chunk(max_message=1)),
         "line": Way(Line()),
-        "length": Way(Length()),
+        "length, from uvloop": Way(Length(), directly=True),
+        "netstring": Way(Netstring()),
         "serial, chunk": Way(Chunk(max_message=1), serial=True),
         "serial, line": Way(Line(), serial=True),
         "serial, length": Way(Length(), serial=True),
