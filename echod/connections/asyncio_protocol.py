@@ -82,7 +82,7 @@ class AsyncioProtocol(ForeignProtocol):
     def dataReceived(self, data: bytes) -> None:
         receive = self._receive
         if receive is None:
-            super().dataReceived(data)
+            self._receive_slowly(data)
             return
         self._bytes_received += len(data)
         self._owes = True
@@ -90,6 +90,9 @@ class AsyncioProtocol(ForeignProtocol):
             receive(data)
         except BaseException:
             self._fail_by_user(Failure())
+
+    def _receive_slowly(self, data: bytes) -> None:
+        super().dataReceived(data)
 
     def _tell_end(self, reason: EndReason) -> None:
         self._receive = None
@@ -102,7 +105,7 @@ class AsyncioProtocol(ForeignProtocol):
         if isinstance(user, asyncio.BufferedProtocol):
             stream.receiveInto(user.get_buffer, user.buffer_updated)  # type: ignore[attr-defined]
         else:
-            stream.receiveBy(user.data_received)  # type: ignore[attr-defined]
+            stream.receiveBy(self._receiver())  # type: ignore[attr-defined]
 
     def exchange(self, protocol: asyncio.BaseProtocol) -> None:
         """Pass what is read to another protocol from now on."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, cast
 
@@ -75,6 +75,12 @@ class StreamsProtocol(AsyncioProtocol):
         # more there that this would be a fifth dearer than `asyncio.start_server`.
         self._task = asyncio.Task(self._talk(self._reader, writer), loop=loop)
         self._task.add_done_callback(self._over)
+
+    def _receiver(self) -> Callable[[bytes], object]:
+        if type(self._user) is _ReaderProtocol:
+            assert self._reader is not None
+            return self._reader.feed_data  # which is all that it does with what is read
+        return super()._receiver()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: Writer) -> None:
         # Without this, a `SystemExit` would end the event loop.
@@ -183,6 +189,7 @@ class StreamsProtocol(AsyncioProtocol):
 
     def _cut_input(self) -> None:
         self._take_back()
+        self._receive = None
         self._drain_left = unread(self.transport)
         self._drain_on()
 
@@ -190,8 +197,8 @@ class StreamsProtocol(AsyncioProtocol):
         if self._drain_left <= 0 or not unread(self.transport):
             self._tell_end(EndReason.DRAINED)
 
-    def dataReceived(self, data: bytes) -> None:
-        super().dataReceived(data)
+    def _receive_slowly(self, data: bytes) -> None:
+        super()._receive_slowly(data)
         if self._draining and not self._told_end:
             self._drain_left -= len(data)
             self._from_transport(self._drain_on)

@@ -292,7 +292,7 @@ class TLSConnection:
                     self._pass_on(self._outgoing.read())  # type: ignore[misc]
                 except OSError as error:
                     self._fail(error)
-            else:
+            elif parts or self._records or self._outgoing.pending:
                 self._flush()
         if self._resting:
             self._direct = False
