@@ -103,6 +103,7 @@ class EchoFactory(Factory):
             there is none.
         traffic_watch: detects traffic on connections whose bytes the kernel does not count.
         journal: the record of connections; None if there is none.
+        draining: whether a drain has begun; a connection that comes late is drained, too.
         protocol: the class of the protocols that it makes; may be replaced by a subclass.
     """
 
@@ -165,6 +166,7 @@ class EchoFactory(Factory):
         self.banner = banner
         self.metrics = Metrics() if metrics is None else metrics
         self.listener = listener
+        self.draining = False
         self.starts_tls = None if starttls is None else StartTLS(starttls)
         self._admission = admission
         if turns is not None:
@@ -401,6 +403,7 @@ class EchoFactory(Factory):
             Fires when no connection is left, and no handler code waits in the event loop, such as
             an `async def closed`; it has no deadline (see `abort`, and the model's `stop`).
         """
+        self.draining = True
         for connection in list(self.connections):
             connection.drain()
         if not self.connections:

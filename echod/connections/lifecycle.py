@@ -283,6 +283,8 @@ class ConnectionProtocol(Protocol):
             self._expect_by(self._owner.limits.handshake_timeout)
         else:
             self._admit()
+        if self._owner.draining:  # it was accepted as the drain began
+            self.drain()
 
     def handshakeCompleted(self) -> None:
         """Note that the stream is ready; the TLS layer calls this."""

@@ -108,6 +108,9 @@ class Owner(Protocol):
         """The record of connections; None if there is none."""
 
     @property
+    def draining(self) -> bool: ...
+
+    @property
     def urgent(self) -> set[Owned]:
         """The connections that have a deadline soon."""
 

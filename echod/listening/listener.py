@@ -9,9 +9,10 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -139,14 +140,26 @@ class Listener(Generic[Served]):
         return [port for port in ports if hasattr(port, "socket")]
 
     def stop(self) -> Deferred[None]:
-        """Stop accepting; the Deferred fires once that is done."""
+        """Accept the clients that wait, then stop; the Deferred fires once that is done."""
         self._stopped = True
         if self._arrivals is not None:
             self._arrivals.stop()
         port, self._port = self._port, None
         if port is None:
             return succeed(None)
-        return succeed(None).addCallback(lambda _: port.stopListening())
+        waiting = succeed(None) if self._pauses else ensureDeferred(self._take_waiting(port))
+        return waiting.addCallback(lambda _: port.stopListening())
+
+    async def _take_waiting(self, port: IListeningPort) -> None:
+        """Accept those in the kernel's queue, which would reset them; some in each turn.
+
+        The queue of sockets that systemd has passed stays: it is the next process's.
+        """
+        for _ in range(MOST_ROUNDS):
+            if not hasattr(port, "socket") or not is_waited_for(port):
+                return
+            port.doRead()  # type: ignore[attr-defined] # as the reactor does
+            await deferLater(self._reactor, 0)
 
     @property
     def address(self) -> IAddress | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import selectors
+import signal
+import socket
 import threading
 from pathlib import Path
 
@@ -154,3 +156,37 @@ def stop_under_load(running: Daemon, least_answered: int) -> list[Loader]:
         assert echoed == STREAM[: len(echoed)]
         assert len(echoed) >= least
     return loaders
+
+
+@pytest.mark.parametrize("listen", ["tcp:0", "unix:echod.sock"])
+@pytest.mark.parametrize("model", CONCURRENT)
+def test_clients_that_the_daemon_has_not_accepted_yet_are_served(
+    daemon: Start, tmp_path: Path, model: str, listen: str
+) -> None:
+    """Fault 166: A client that has connected before SIGTERM is greeted, its messages are answered,
+    and it sees no reset, though the daemon has yet to accept it.
+    """
+    count = 300  # of which the daemon takes 64 in a turn of the loop
+    limits = ("--threads", str(2 * count), "--max-connections-per-address", "0")
+    running = daemon("--listen", listen, "--concurrency", model, *limits)
+
+    def dial() -> socket.socket:
+        if listen == "tcp:0":
+            return connect(running)
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(PATIENCE)
+        client.connect(str(tmp_path / "echod.sock"))
+        return client
+
+    with contextlib.ExitStack() as stack:
+        running.wait_for("Socket now listening")
+        running.signal(signal.SIGSTOP)
+        clients = [stack.enter_context(dial()) for _ in range(count)]
+        for client in clients:
+            client.sendall(b"happy\n")
+        running.signal(signal.SIGTERM)
+        running.signal(signal.SIGCONT)
+        for client in clients:
+            assert receive_all(client) == BANNER + PREFIX + b"happy\n"
+        running.wait()
+    assert "Traceback" not in running.log
