@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from types import CoroutineType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from twisted.python.failure import Failure
 
@@ -31,6 +31,8 @@ class DirectProtocol(EchoProtocol):
     """
 
     _lets_go = True
+    # Whether the framing leaves replies as they are.
+    _replies_are_plain: ClassVar[bool] = True
 
     __slots__ = ("_kernel_counts", "_send")
 
@@ -38,11 +40,6 @@ class DirectProtocol(EchoProtocol):
         super().__init__(owner)
         self._send: Callable[[bytes], None] = self._write
         self._kernel_counts = False
-
-    @property
-    def _encode(self) -> Callable[[bytes], bytes] | None:
-        """Frames a reply; None if the framing changes nothing."""
-        return None
 
     def connect_directly(
         self, transport: Stream, write: Callable[[bytes], None]
@@ -90,43 +87,37 @@ class DirectProtocol(EchoProtocol):
             elif reply is not None:
                 self._process_directly(reply)
         elif self._direct:
-            self._answer_pieces(data)
+            size = self._owner.framing.max_message
+            if size < len(data) <= 2 * size:
+                self._answer_all(data, (data[:size], data[size:]))
+            else:
+                starts = range(0, len(data), size)
+                self._answer_all(data, [data[start : start + size] for start in starts])
         else:
             self._receive(data)
 
-    def _answer_pieces(self, data: bytes) -> None:
-        size = self._owner.framing.max_message
-        count = -(-len(data) // size)
-        self._answer_all(
-            (data[start : start + size] for start in range(0, len(data), size)),
-            *(len(data), count),
-            lambda answered: data[answered * size :],
-        )
-
-    def _answer_all(  # noqa: C901 - calls for each message would cost
-        self, messages: Iterable[bytes], length: int, count: int, rest: Callable[[int], bytes]
-    ) -> None:
+    def _answer_all(self, data: bytes, messages: Sequence[bytes]) -> None:  # noqa: C901 - see below
         """Answer the messages of a read; small replies leave together.
 
+        Calls for each message would cost.
+
         Args:
-            messages: the messages.
-            length: of the read, in bytes.
-            count: how many messages it has.
-            rest: returns what of the read follows that many of them.
+            data: the read.
+            messages: its messages.
         """
         # The same as `ReplyBatch`, in a list: its calls would be a third of the cost of this.
         if self._outbox is not None:
-            self._hold().receive(rest(0))
-            self._answer_more(after_long_read=length >= LONG)
+            self._hold().receive(data)
+            self._answer_more(after_long_read=len(data) >= LONG)
             return
-        received, encode = self._received, self._encode
+        owner, received, plain = self._owner, self._received, self._replies_are_plain
+        encode, turns = owner.framing.encode, owner.turns
         replies: list[bytes] = []
         outer, self._batch = self._batch, replies
         held, answered, failure, share = 0, 0, None, None
-        look_at = count
-        if count > PACE or length >= LONG or self._owner.turns.shares:
-            turns = self._owner.turns
-            share, look_at = self._share_of_read(turns, length, count)
+        look_at, length = len(messages), len(data)
+        if look_at > PACE or length >= LONG or turns.shares:
+            share, look_at = self._share_of_read(turns, length, look_at)
             seconds = turns.seconds
         try:
             for message in messages:
@@ -135,19 +126,19 @@ class DirectProtocol(EchoProtocol):
                     self._send_batch(replies)
                     if share is not None:
                         share.used_up()  # it counts, if the result comes in this turn
-                    self._hold().receive(rest(answered))
+                    self._hold().receive(self._rest_of(messages, answered))
                     self._answer_more()
                     return
                 if answered >= look_at and share is not None:
                     look_at += PACE
                     if seconds() >= share.until and share.used_up():
                         self._send_batch(replies)
-                        self._rest_with(rest(answered))
+                        self._rest_with(self._rest_of(messages, answered))
                         return
                 answered += 1
                 reply = received(message)
                 if type(reply) is bytes:
-                    replies.append(reply if encode is None else encode(reply))
+                    replies.append(reply if plain else encode(reply))
                     held += len(reply) + OVERHEAD
                     if held >= MOST_BATCHED:
                         self._send_batch(replies)
@@ -192,6 +183,11 @@ class DirectProtocol(EchoProtocol):
             return share, 1
         return None, count
 
+    def _rest_of(self, messages: Sequence[bytes], answered: int) -> bytes:
+        """Return what of a read follows so many of its messages."""
+        rest = messages[answered:]
+        return b"".join(rest if self._replies_are_plain else map(self._owner.framing.encode, rest))
+
     def _rest_with(self, data: bytes) -> None:
         """Leave the rest of a read to the next turn of the loop."""
         session = self._hold()
@@ -208,8 +204,8 @@ class DirectProtocol(EchoProtocol):
             else:
                 settled = model.settle(self._answered, result)
             if settled.__class__ is bytes:
-                send, encode = self._send, self._encode
-                send(settled if encode is None else encode(settled))
+                send = self._send
+                send(settled if self._replies_are_plain else self._owner.framing.encode(settled))
             elif not self._has_replied(settled):
                 self._hold().in_flight = True
             elif (session := self._session) is not None and session.in_flight:
@@ -279,11 +275,9 @@ class DirectFramedProtocol(DirectProtocol):
     Input needs a framer and a session only if a read does not end with a message, or is long.
     """
 
-    __slots__ = ()
+    _replies_are_plain = False
 
-    @property
-    def _encode(self) -> Callable[[bytes], bytes]:
-        return self._owner.framing.encode
+    __slots__ = ()
 
     @property
     def _longest_direct(self) -> int:
@@ -318,11 +312,7 @@ class DirectFramedProtocol(DirectProtocol):
             elif reply is not None:
                 self._process_directly(reply)
         else:
-            self._answer_all(
-                messages,
-                *(len(data), len(messages)),
-                lambda answered: b"".join(map(framing.encode, messages[answered:])),
-            )
+            self._answer_all(data, messages)
 
     # The direct one of chunk framing sends what is pushed as it is.
     push = EchoProtocol.push

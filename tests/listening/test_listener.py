@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.error import CannotListenError
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, Protocol
 
 from echod.listening.endpoints import ListenError, Listening, parse_listen
 from echod.listening.listener import Listener, bind_error
@@ -19,7 +19,7 @@ from tests.support.serving import LOOPBACK, SlowEndpoint, eventually, turns
 
 def listener(endpoint: Any = None, description: str = LOOPBACK) -> Listener[Factory]:
     wanted = Listening(endpoint) if endpoint else parse_listen(reactor, description)
-    return Listener(reactor, description, wanted, Factory())
+    return Listener(reactor, description, wanted, Factory.forProtocol(Protocol))
 
 
 @pytest_twisted.ensureDeferred
