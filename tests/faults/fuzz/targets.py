@@ -170,7 +170,8 @@ def framing(data: bytes) -> None:
 
 def listen(data: bytes) -> None:
     """A listener is understood, or refused by a UserError."""
-    start = ("", "tls:", "ssl:8443:", "tcp:8888:", "unix:")[data[0] % 5 if data else 0]
+    starts = ("", "tls:", "ssl:8443:", "tcp:8888:", "unix:", "badtls:", "tls:1:certificate=")
+    start = starts[data[0] % len(starts) if data else 0]
     with contextlib.suppress(UserError):
         parse_listen(MemoryReactorClock(), start + data[1:].decode("utf-8", "surrogateescape"))
 
