@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from echod.connections.factory import EchoFactory
 from echod.faults import FaultPlan, Rule, parse_fault
+from echod.faults.choice import Course
 from echod.limits import Limits
 from echod.testing.in_memory import PEER, MemoryTransport, VirtualReactor
 from tests.connections.test_faulty import BANNER, WAYS, Handler, UNIXServer
@@ -339,3 +340,22 @@ def test_no_byte_is_lost_or_moved_by_any_changes_of_faults_of_time(steps: list[A
     assert bytes(transport.written) == BANNER + sent
     clock.run_for(100)
     assert not factory.connections
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", CONCURRENT)
+@pytest_twisted.ensureDeferred
+async def test_until_a_fault_comes_bytes_pass_by_its_machinery(
+    serve: Any, model: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, server = serve(model=model, way=way)
+    async with server:
+        client = await greeted(server)
+        with monkeypatch.context() as patch:
+            patch.delattr(Course, "take")
+            client.send(b"first")
+            await client.receive(b"first")
+        plan.change(rules("truncate"))
+        client.send(b"second")
+        await eventually(lambda: server.factory.metrics.faults["truncate"])
+        assert not client.data
