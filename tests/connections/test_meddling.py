@@ -169,7 +169,6 @@ def test_a_handshake_stalls_for_a_time(serve: Any, way: str, model: str) -> None
             came = b""
             while len(came) < 90:
                 came += client.recv(90 - len(came))
-            assert is_silent(client, 0.05)
             assert client.recv(1)
             assert time.monotonic() - begun > 0.29
         with here.secure() as client:
