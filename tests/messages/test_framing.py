@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 
 from echod.messages.framing import (
     Chunk,
+    DirectFraming,
     Fixed,
     Framing,
+    FramingError,
     Line,
     MessageCutShort,
     MessageTooLong,
     encode_greeting,
 )
+from echod.messages.prefixed import Length
 from tests.support.framers import cut, fed, messages, outcome
 
 
@@ -263,3 +266,35 @@ def test_fixed_messages_come_whole_however_the_stream_was_segmented(
 def test_a_fixed_reply_of_another_size_is_refused(reply: bytes) -> None:
     with pytest.raises(ValueError, match=f"a fixed reply has 4 bytes, not {len(reply)}"):
         Fixed(4).encode(reply)
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        Line(max_message=6),
+        Line(b"\r\n", max_message=6),
+        Line(b"aa", max_message=6),
+        Fixed(3),
+        Length(max_message=6, bytes=1),
+        Length(max_message=6, bytes=2, order="little"),
+        Length(max_message=6, bytes=3),
+        Length(max_message=6, bytes=1, inclusive=True),
+    ],
+)
+def test_a_read_is_taken_at_once_only_as_a_framer_would_take_it(framing: DirectFraming) -> None:
+    @given(st.lists(st.sampled_from([*b"\0\1\3\7a\r\n"]), min_size=1, max_size=24).map(bytes))
+    def take(data: bytes) -> None:
+        framer, found, refused = framing.framer(), list[bytes](), False
+        framer.feed(data)
+        try:
+            found = messages(framer)
+        except FramingError:
+            refused = True
+        whole = framing.whole(data)
+        if refused or framer.buffered:
+            assert whole is None
+        else:
+            assert whole == found
+            assert b"".join(map(framing.encode, found)) == data
+
+    take()
