@@ -308,6 +308,8 @@ def test_a_client_meets_certificates_with_mistakes_by_their_names() -> None:
             server.connect(tls=True, server_name="expired.localhost")
         with server.connect(tls=ssl.create_default_context(cafile=server.ca)) as client:
             assert client.socket.getpeercert()["subject"]  # type: ignore[union-attr,index]
+            # A client that closes with unread bytes, as tickets of TLS are, resets.
+            assert client.ask(b"hello") == b"hello"
         refused, accepted = server.connections
         assert refused.reason == "handshake error"
         assert accepted.reason == "client closed"
