@@ -298,3 +298,10 @@ def test_a_read_is_taken_at_once_only_as_a_framer_would_take_it(framing: DirectF
             assert b"".join(map(framing.encode, found)) == data
 
     take()
+
+
+@pytest.mark.parametrize("framing", [Line(max_message=6), Length(max_message=6)])
+def test_a_message_beyond_the_limit_is_not_taken_at_once(framing: DirectFraming) -> None:
+    most, more = framing.encode(b"123456"), framing.encode(b"1234567")
+    assert framing.whole(most + most) == [b"123456"] * 2
+    assert framing.whole(most + more) is None
