@@ -163,6 +163,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         155: "SIGTERM while `chargen` generates, or `forward` waits for its upstream",
         146: "One member of a chat of 1,000 never reads",
         147: "A stream of 200 MB to a client that reads 1 MB/s",
+        166: "SIGTERM while clients wait to be accepted",
     },
     "Faults on purpose": {
         137: "A `--fault` begins with a message of the client",
