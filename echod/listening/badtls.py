@@ -207,13 +207,17 @@ class TrustedEndpoint:
         self._client = client and TrustFile("client", client, PRIVATE)
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        return self.endpoint.listen(factory).addCallback(self._listens)
+        # Made before: a client that waits for the port looks for the files at once. Written after,
+        # since a second daemon on this port must not spoil those of the first.
+        authority = self._mistakes.certificate
+        client = self._mistakes.issue_for_client() if self._client else b""
+        return self.endpoint.listen(factory).addCallback(self._listens, authority, client)
 
-    def _listens(self, port: IListeningPort) -> IListeningPort:
+    def _listens(self, port: IListeningPort, authority: bytes, client: bytes) -> IListeningPort:
         try:
-            self._ca.write(self._mistakes.certificate)
+            self._ca.write(authority)
             if self._client:
-                self._client.write(self._mistakes.issue_for_client())
+                self._client.write(client)
         except BadTLSError:
             self._ca.remove()
             port.stopListening()
