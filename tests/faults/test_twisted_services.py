@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.scale import Scale, number
 from tests.support.certificates import self_signed_pem
-from tests.support.clients import connect, receive, receive_all
+from tests.support.clients import connect, end_while_idle, receive, receive_all
 from tests.support.daemon import TERMINATED, Daemon, Start, nothing_kept
 from tests.support.proxy_headers import line
 from tests.support.tls_peer import client_context
@@ -288,16 +288,8 @@ def test_sigterm_ends_every_idle_conversation_and_resets_no_client(
     running = start("twisted.protocols.wire:Echo", "--drain-timeout", "200", way=way)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(reached(running, way)) for _ in range(count)]
-        for each in clients:
-            each.sendall(b"happy")
-        assert all(receive(each, 5) == b"happy" for each in clients)
-        running.signal()
-        assert all(receive_all(each) == b"" for each in clients)
-        for each in clients:
-            each.close()
-        scale.note(f"{way}: {count} conversations ended in {running.wait():.2f} s")
-    assert running.process.returncode in TERMINATED
-    assert "Drain time-out" not in running.log
+        seconds = end_while_idle(running, clients)
+    scale.note(f"{way}: {count} conversations ended in {seconds:.2f} s")
 
 
 def test_a_service_may_yield_a_factory_which_starts_before_the_first_client(

@@ -7,9 +7,9 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from tests.support.daemon import Daemon
+from tests.support.daemon import TERMINATED, Daemon
 from tests.support.waiting import PATIENCE
 
 # The echo begins with the one, and puts the other before each message.
@@ -21,6 +21,25 @@ def connect(to: Daemon | int, **options: object) -> socket.socket:
     """Connect to a daemon, or a port; each call on the socket fails after `PATIENCE`."""
     port = to if isinstance(to, int) else to.port
     return socket.create_connection(("127.0.0.1", port), PATIENCE, **options)  # type: ignore[arg-type]
+
+
+def end_while_idle(running: Daemon, clients: Sequence[socket.socket]) -> float:
+    """Let clients of an echo speak, then end the daemon: each sees the end, and no reset.
+
+    Returns:
+        How many seconds the daemon took to end, once the clients had closed.
+    """
+    for each in clients:
+        each.sendall(b"happy")
+    assert all(receive(each, 5) == b"happy" for each in clients)
+    running.signal()
+    assert all(receive_all(each) == b"" for each in clients)
+    for each in clients:
+        each.close()
+    seconds = running.wait()
+    assert running.process.returncode in TERMINATED
+    assert "Drain time-out" not in running.log
+    return seconds
 
 
 def connect_narrow(running: Daemon) -> socket.socket:
