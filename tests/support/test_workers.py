@@ -49,3 +49,28 @@ def test_a_test_that_is_alone_runs_while_no_other_does(tmp_path: Path) -> None:
     for name, worker, began, ended in alone:
         beside = [other for other in spans if other[2] < ended and other[3] > began]
         assert beside == [[name, worker, began, ended]]
+
+
+NESTED = """
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.alone
+def test_that_starts_a_pytest():
+    subprocess.run([*sys.orig_argv, "-k", "test_within"], check=True)
+
+
+def test_within():
+    pass
+"""
+
+
+def test_a_pytest_that_a_test_starts_in_the_same_folder_does_not_wait_for_it(
+    tmp_path: Path,
+) -> None:
+    process = own_pytest(tmp_path, {"nested": NESTED})
+    said, _ = process.communicate(timeout=2 * PATIENCE)
+    assert "2 passed" in said, said

@@ -4,8 +4,9 @@
 and others have the processors meanwhile. Each worker takes a part of the tests, file by file; one
 that has done its own takes from another. Without `-n` all tests run in one process. A test that is
 marked `alone` waits until no other runs, in any worker or any other pytest of this folder, and
-holds up those that come after it. One that is marked `long` is among the first, so that short ones
-fill up the end.
+holds up those that come after it. A pytest that a test of this folder starts waits for none: that
+test waits for it. A test that is marked `long` is among the first, so that short ones fill up the
+end.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from contextlib import contextmanager
 
 import pytest
 
+# The folder whose test runs, for the children of that test.
+_WITHIN_A_TEST_OF = "ECHOD_WITHIN_A_TEST_OF"
+
 
 class Workers:
     """The plugin."""
 
     def __init__(self, config: pytest.Config) -> None:
+        self._root = str(config.rootpath)
+        self._is_within_a_test = os.environ.get(_WITHIN_A_TEST_OF) == self._root
         # Two folders to lock: the project's, and that of its tests.
         self._door = os.open(config.rootpath, os.O_RDONLY)
         self._room = os.open(config.rootpath / config.getini("testpaths")[0], os.O_RDONLY)
@@ -37,9 +43,15 @@ class Workers:
     # Outside of the timer of pytest-timeout: to wait is no fault of the test's.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        if self._is_within_a_test:
+            return (yield)
         alone = item.get_closest_marker("alone") is not None
         with self._alone() if alone else self._with_others():
-            return (yield)
+            os.environ[_WITHIN_A_TEST_OF] = self._root
+            try:
+                return (yield)
+            finally:
+                os.environ.pop(_WITHIN_A_TEST_OF, None)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
