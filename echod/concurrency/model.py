@@ -146,8 +146,15 @@ class Model(Protocol):
         belongs to them.
         """
 
+    def drop(self) -> None:
+        """Give up the messages: cancel those that wait in the event loop, and begin no more.
+
+        Threads call `closed`, and close generators; the Deferred of `drain` waits for those, and
+        for the code that runs, until `stop`.
+        """
+
     def stop(self) -> None:
-        """Stop running handler code."""
+        """Stop running handler code, and wait for none."""
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,9 @@ class InReactor(_OpenHouse):
         close_objects_of_this_thread()
         return succeed(None)
 
+    def drop(self) -> None:
+        self.stop()
+
     def stop(self) -> None:
         self._stopped = True
         for awaited in list(self._awaited):
@@ -465,6 +468,9 @@ class InPool(_OpenHouse):
 
     def end(self) -> Deferred[None]:
         return self.pool.end()
+
+    def drop(self) -> None:
+        self.pool.drop()
 
     def stop(self) -> None:
         self.pool.stop()

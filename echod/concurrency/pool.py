@@ -9,8 +9,10 @@ Guarantees:
   end of open ones, one such task runs for each `OPEN_IN_A_ROW` others. A message is dropped, and
   counted, only when `MOST_LOST` such tasks wait; a handler's `closed` is never dropped, and when
   more of those wait, every second task is one of them.
-* `stop` drops messages only. A thread calls a handler's `closed`, and closes a stream's generator,
-  as long as the process lives. Otherwise the garbage collector would close that, anywhere.
+* `drop` and `stop` drop messages only. A thread calls a handler's `closed`, and closes a stream's
+  generator, as long as the process lives. Otherwise the garbage collector would close that,
+  anywhere. After `drop` the drain waits for these, and for the running calls; after `stop` it does
+  not.
 
 The pool is cheap, and keeps its promises without a lock, as follows:
 
@@ -301,7 +303,7 @@ class WorkerPool:
         self.submit(done, partial(function, *args, **kwargs), ())
 
     def drain(self) -> Deferred[None]:
-        """Return a Deferred that fires once no task runs or waits, or at `stop`."""
+        """Return a Deferred that fires once no task runs, or waits, or at `stop`."""
         if self._drained is None:
             self._drained = Deferred()
         drained = self._drained
@@ -311,7 +313,7 @@ class WorkerPool:
     def end(self) -> Deferred[None]:
         """Stop; the Deferred fires when every thread has closed what is its own, or at `stop`."""
         ended = self._ended = Deferred()
-        self._stop_threads()
+        self.drop()
         self._tell_if_ended()
         return ended
 
@@ -329,29 +331,38 @@ class WorkerPool:
         if (self._backlog or self._lost) and not self._turn_is_due:
             self._ask_for_a_turn()
 
-    def stop(self) -> None:
+    def drop(self) -> None:
         """Drop the tasks that have not begun, but not those to be kept.
 
         Idle threads end now, busy ones after their task.
         """
-        self._let_go = True
-        self._stop_threads()
-        self._tell_if_ended()
-
-    def _stop_threads(self) -> None:
         self._stopped = True
         for line in (self._backlog, self._lost):
-            # A task that a worker takes meanwhile is put back without its arguments.
             tasks = line.copy()
             line.clear()
-            line.extend(task for task in tasks if isinstance(task, _KeptTask))
+            line.extend(task for task in tasks if not self._dropped(task))
         self._look_after_kept()
         while self._idle:
             self._idle.pop().release()
         self._tell_if_drained()
 
+    def _dropped(self, task: Task) -> bool:
+        """Drop a task, unless it is to be kept; return whether it is of no use any more."""
+        if isinstance(task, _KeptTask):
+            return False
+        with contextlib.suppress(IndexError):  # a worker has it, or it is empty
+            task.pop(2)
+            self._unfinished -= 1
+        return True
+
+    def stop(self) -> None:
+        """Do the same as `drop`, and let nothing wait for the threads any longer."""
+        self._let_go = True
+        self.drop()
+        self._tell_if_ended()
+
     def _tell_if_drained(self) -> None:
-        if self._drained is not None and (self._stopped or not self._unfinished):
+        if self._drained is not None and (self._let_go or not self._unfinished):
             drained, self._drained = self._drained, None
             drained.callback(None)
 

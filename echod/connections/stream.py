@@ -12,7 +12,7 @@ Guarantees:
 * In the pool no thread is held while the client is slow. Pieces are taken for up to `HOP_SIZE`
   bytes or `HOP_SECONDS` at a time, then the thread is free; so a generator may go on in another.
 * If the client leaves, the generator is closed, where it runs and in the conversation's context;
-  the same if the daemon gives up, as long as the process lives.
+  the same if the daemon gives up, as long as the process lives: threads have a moment for it.
 * A stream that is cut off, by any cause, ends with RST: it must not look complete.
 """
 

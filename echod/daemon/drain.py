@@ -4,6 +4,9 @@ If a service is to be closed, the last share of the time is its own: the connect
 are aborted before, so that no client uses up the time for the rest of the service. It has half a
 second even if clients have less, such as none.
 
+At the deadline the connections are aborted. Threads then have a moment to close their generators,
+as coroutines have a few turns of the event loop to end.
+
 A drain may be gradual. It then tells connections to finish a few at a time, idle ones too, so that
 thousands of clients do not all reconnect in the same second. Until its turn comes, a connection is
 served as before.
@@ -37,6 +40,11 @@ MOST_OF_SERVICE = 1.0
 # Its least, in seconds, from the beginning of the drain: the drain's time may be shorter, or 0. It
 # has to be below `echod.daemon.signals.GRACE`.
 LEAST_OF_SERVICE = 0.5
+
+# Seconds after the deadline in which threads may do what the end of a connection asks for: close
+# a generator, and return from a call that its lost connection ends. If a service is to be closed,
+# it is at most half of the service's share. It has to be below `echod.daemon.signals.GRACE`.
+LAST_CALLS = 0.2
 
 
 class Drain:
@@ -73,6 +81,7 @@ class Drain:
         self._life = life
         self._began = 0.0
         self._count = 0
+        self._last_calls: IDelayedCall | None = None
         self._untold: list[Owned] = []
         self._telling = LoopingCall(self._tell_some)
         self._telling.clock = reactor
@@ -97,8 +106,8 @@ class Drain:
         rest = max(self._timeout, LEAST_OF_SERVICE)
         deadline = self._reactor.callLater(rest, self._leave_service)
 
-        def in_time(timer: IDelayedCall) -> None:
-            if timer.active():
+        def in_time(timer: IDelayedCall | None) -> None:
+            if timer is not None and timer.active():
                 timer.cancel()
 
         # The deadline also covers the work of handlers after their connections are gone.
@@ -108,6 +117,7 @@ class Drain:
             .addCallback(lambda _: self._model.drain())
             .addCallback(lambda _: self._model.end())
             .addCallback(lambda _: in_time(give_up))
+            .addCallback(lambda _: in_time(self._last_calls))
             .addCallback(lambda _: None if self._life is None else self._life.close())
             .addCallback(lambda _: in_time(deadline))
         )
@@ -122,11 +132,11 @@ class Drain:
         """Close every connection at once, and wait for no handler, nor for the service."""
         self._leave_service()
         self._abort_connections()
+        self._model.stop()
 
     def _abort_connections(self) -> None:
         for factory in self._factories:
             factory.abort()
-        self._model.stop()
         if self._telling.running:
             self._telling.stop()
 
@@ -181,4 +191,13 @@ class Drain:
             _waiting=self._waiting(),
             _lines="".join(f"\n  {line}" for line in left),
         )
+        # First, because the last connection may end the drain at once.
+        self._last_calls = self._reactor.callLater(self._for_last_calls(), self._model.stop)
         self._abort_connections()
+        self._model.drop()
+
+    def _for_last_calls(self) -> float:
+        """Return how many seconds threads have after the connections are aborted."""
+        if self._life is None or not self._life.is_open:
+            return LAST_CALLS
+        return min(LAST_CALLS, self._reserved() / 2)

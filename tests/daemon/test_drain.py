@@ -7,7 +7,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from echod.daemon.drain import LEAST_OF_SERVICE, STEP, Drain
+from echod.daemon.drain import LAST_CALLS, LEAST_OF_SERVICE, STEP, Drain
 from echod.daemon.signals import GRACE
 from tests.support.log import Log
 
@@ -51,7 +51,7 @@ class FakeModel:
     """A model in which a number of calls wait; they never run."""
 
     def __init__(self, waiting: int = 0) -> None:
-        self.stopped = False
+        self.stopped = self.dropped = False
         self.lost_waiting = waiting
         self._drained: Deferred[None] = Deferred()
 
@@ -60,6 +60,9 @@ class FakeModel:
 
     def end(self) -> Deferred[None]:
         return succeed(None)
+
+    def drop(self) -> None:
+        self.dropped = True
 
     def stop(self) -> None:
         self.stopped = True
@@ -130,7 +133,8 @@ def test_the_deadline_aborts_those_who_stay(log: Log) -> None:
     assert not draining.finished
     draining.clock.advance(3.0)
     assert draining.finished
-    assert draining.model.stopped
+    assert draining.model.dropped
+    assert not draining.clock.getDelayedCalls()
     assert "Drain time-out: aborting all; open connections: 3" in log.text
 
 
@@ -145,7 +149,11 @@ def test_the_work_that_waits_for_lost_clients_has_the_drains_time_and_is_told(
     assert not draining.finished
     draining.model.lost_waiting = 4
     draining.clock.advance(1.0)
+    assert draining.model.dropped
+    assert not draining.finished  # a call of a handler runs
+    draining.clock.advance(LAST_CALLS)
     assert draining.finished
+    assert draining.model.stopped
     told = "Drain time-out: aborting all; open connections: 0; calls for lost clients: 4"
     assert told in log.text
 
@@ -157,5 +165,5 @@ def test_an_abort_ends_a_gradual_drain() -> None:
     assert draining.finished
 
 
-def test_the_process_outlives_the_least_time_of_a_service() -> None:
-    assert LEAST_OF_SERVICE < GRACE
+def test_the_process_outlives_the_least_time_of_a_service_and_the_last_calls() -> None:
+    assert max(LEAST_OF_SERVICE, LAST_CALLS) < GRACE

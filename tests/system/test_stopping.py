@@ -72,6 +72,18 @@ def blocked_with_the_socket(conn):
 
 
 @message_handler
+def endless(message):
+    print("a handler is at work")
+    try:
+        while True:
+            yield bytes(65536)
+            time.sleep(0.001)  # it may be within here at the deadline
+    finally:
+        time.sleep(0.02)
+        print("the generator is closed")
+
+
+@message_handler
 def bulk(message):
     print("a handler is at work")
     return b"x" * int(message) if message.isdigit() else None
@@ -415,3 +427,19 @@ def test_it_ends_within_drain_timeout_and_at_once_at_a_second_signal_although(
     for ended in (patient, hurried):
         assert ended.process.returncode in TERMINATED
         assert "Traceback" not in ended.log
+
+
+@pytest.mark.parametrize("model", ["defer-to-thread", "thread-per-connection"])
+def test_a_generator_in_a_thread_is_closed_at_the_drains_deadline(
+    daemon: Start, model: str
+) -> None:
+    flags = ("--handler", "served:endless", "--concurrency", model, "--drain-timeout", "0.3")
+    running = daemon(*flags, *(["--threads", "2"] if model == "defer-to-thread" else []))
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            client = stack.enter_context(connect(running.port))
+            client.sendall(b"go")
+            client.recv(1)
+        running.signal()
+        running.wait()
+    assert running.log.count("the generator is closed") == 4
