@@ -193,7 +193,7 @@ class SocketProtocol(ConnectionProtocol):
         """Note that the handler writes no more, and everything it wrote is relayed."""
         if self._verdict is not None:
             self.close(self._verdict)
-        else:  # it may read on
+        elif not self._lost:  # the handler may read on
             self._ended_early = True
             self.transport.unregisterProducer()
             super()._end_writing()
