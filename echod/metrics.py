@@ -33,6 +33,8 @@ class Metrics:
     """Counters since the start, over all connections; sizes in bytes."""
 
     accepted: int = 0
+    # Connections of a load balancer's own, by `reasons.Check`; else only their traffic counts.
+    checks: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
     # The connections in which a fault on purpose has happened, by fault.
@@ -61,6 +63,23 @@ class Metrics:
             sent: bytes to the client.
         """
         self.ended[reason] += 1
+        self._pass(messages, received, sent)
+
+    def end_check(
+        self, check: str, *, messages: int = 0, received: int = 0, sent: int = 0
+    ) -> None:
+        """Count a health check that has ended, and its traffic.
+
+        Args:
+            check: its kind, one of a fixed few.
+            messages: how many messages its handler got.
+            received: bytes from the load balancer.
+            sent: bytes to it.
+        """
+        self.checks[check] += 1
+        self._pass(messages, received, sent)
+
+    def _pass(self, messages: int, received: int, sent: int) -> None:
         self.messages += messages
         self.bytes_received += received
         self.bytes_sent += sent

@@ -1,4 +1,4 @@
-"""The reasons for the end of a connection, and for a refusal, as users see them."""
+"""The reasons for a connection's end, for a refusal, and for a check, as users see them."""
 
 from __future__ import annotations
 
@@ -56,3 +56,19 @@ class Refusal(enum.Enum):
     DESCRIPTORS = "descriptors"
     THREADS = "threads"
     PROCESSES = "processes"
+
+
+class Check(enum.Enum):
+    """How a load balancer has checked that the daemon serves, for metrics."""
+
+    # By a listener behind a proxy: it connects, and leaves without a byte; or its header says so.
+    CONNECT = "connect"
+    LOCAL = "local"
+    # By the status.
+    HEALTHZ = "healthz"
+    READYZ = "readyz"
+
+    @property
+    def by_listener(self) -> bool:
+        """Whether a listener for clients counts it, and not the status."""
+        return self in (Check.CONNECT, Check.LOCAL)

@@ -30,10 +30,11 @@ from echod.connections.admission import Admission
 from echod.connections.asyncio_protocol import AsyncioProtocol, loop_of
 from echod.connections.clients import ProxiedAddress, log_failure, shown
 from echod.connections.direct_protocol import DirectFramedProtocol, DirectProtocol
+from echod.connections.health_check import health_check
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.message_protocol import EchoProtocol
 from echod.connections.outbox import Errands
-from echod.connections.owner import Finished, Owned
+from echod.connections.owner import Counted, Finished, Owned
 from echod.connections.pooled_protocol import PooledProtocol
 from echod.connections.program_protocol import ProgramProtocol
 from echod.connections.refused import RefusedProtocol
@@ -59,7 +60,8 @@ from echod.messages.framing import Chunk, Fixed, Framing, Line
 from echod.messages.guarded import guarded
 from echod.messages.prefixed import Length
 from echod.metrics import Metrics
-from echod.reasons import EndReason, Refusal
+from echod.proxy_header import Command as ProxyCommand
+from echod.reasons import Check, EndReason, Refusal
 from echod.tls import Context as TLSContext
 from echod.turns import Turns
 
@@ -314,7 +316,10 @@ class EchoFactory(Factory):
             self.admission.release()
             return self.refused(peer, refusal)
         try:
-            protocol = self.protocol(self)
+            kind = self.protocol
+            if isinstance(addr, ProxiedAddress) and addr.header.command is ProxyCommand.LOCAL:
+                kind = health_check(kind)
+            protocol = kind(self)
         except BaseException:
             self.admission.release(network)
             raise
@@ -345,6 +350,10 @@ class EchoFactory(Factory):
                 peer=shown(client), why=why, limit=refusal.value, listener=self.listener
             )
 
+    def note_check(self, check: Check) -> None:
+        """Count a health check that was no conversation."""
+        self.metrics.end_check(check.value)
+
     def note_fault(self, name: str) -> None:
         """Count that a fault on purpose has happened in a connection."""
         self.metrics.faults[name] += 1
@@ -369,9 +378,10 @@ class EchoFactory(Factory):
         if self.handler.kind is Kind.TWISTED_PROTOCOL:
             stop(self.handler.target)
 
-    def register(self, connection: Owned) -> None:
+    def register(self, connection: Counted) -> None:
         """Register a connection: it is counted from here to `forget`."""
-        self.metrics.accepted += 1
+        if not connection.is_check:
+            self.metrics.accepted += 1
         self.watch(connection)
         if self.journal is not None:
             self.journal.begin(connection)
@@ -383,7 +393,12 @@ class EchoFactory(Factory):
     def forget(self, connection: Finished, reason: EndReason) -> None:
         """Count the end of a connection."""
         messages, received, sent = connection.figures
-        self.metrics.end(reason.value, messages=messages, received=received, sent=sent)
+        if connection.is_check:
+            self.metrics.end_check(
+                Check.LOCAL.value, messages=messages, received=received, sent=sent
+            )
+        else:
+            self.metrics.end(reason.value, messages=messages, received=received, sent=sent)
         if self.journal is not None:
             self.journal.end(connection, reason.value)
         self.admission.release(connection.network)

@@ -109,6 +109,8 @@ class ConnectionProtocol(Protocol):
     counts_messages: ClassVar[bool] = True
     # Whether the input has to pass through `dataReceived`, and no thread gets the socket itself.
     sees_input: ClassVar[bool] = False
+    # Whether it is a load balancer's own: see `health_check`.
+    is_check: ClassVar[bool] = False
 
     transport: Stream
 
@@ -276,7 +278,7 @@ class ConnectionProtocol(Protocol):
         if self.client.proxy is None:  # otherwise the proxy's header has named it already
             self.client = client_of(self.transport, self._owner.listener)
         link(self.client, self)
-        if _connected.wanted(self.client.peer):
+        if not self.is_check and _connected.wanted(self.client.peer):
             _connected.write(peer=shown(self.client), listener=self.client.listener)
         if ISSLTransport.providedBy(self.transport):
             # Until its handshake is over, a client occupies none of the model's places.
@@ -369,7 +371,7 @@ class ConnectionProtocol(Protocol):
         self._finish()
         link(self.client, None)
         line = _disconnected if self.counts_messages else _disconnected_unseen
-        if line.wanted(self.client.peer):
+        if not self.is_check and line.wanted(self.client.peer):
             self._log_end(line, self._reason, reason)
         self._forget()
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from echod.journal import Journal
     from echod.limits import Limits
     from echod.messages.framing import Framing
-    from echod.reasons import EndReason, Refusal
+    from echod.reasons import Check, EndReason, Refusal
     from echod.tls.mistakes import Mistakes
     from echod.turns import Turns
 
@@ -42,7 +42,15 @@ class Owned(Protocol):
         """Close at once."""
 
 
-class Finished(Owned, Protocol):
+class Counted(Owned, Protocol):
+    """A connection that counts, as its owner sees it."""
+
+    @property
+    def is_check(self) -> bool:
+        """Whether it is a load balancer's own, and no client's."""
+
+
+class Finished(Counted, Protocol):
     """A connection that has ended, as its owner sees it."""
 
     @property
@@ -120,7 +128,7 @@ class Owner(Protocol):
     def seconds(self) -> float:
         """Return the reactor's time, in seconds."""
 
-    def register(self, connection: Owned) -> None:
+    def register(self, connection: Counted) -> None:
         """Register a connection: it is counted from here to `forget`."""
 
     def forget(self, connection: Finished, reason: EndReason) -> None:
@@ -137,6 +145,9 @@ class Owner(Protocol):
 
     def note_refusal(self, refusal: Refusal, client: Client, why: str) -> None:
         """Count and log the refusal of a client; the caller tells the client."""
+
+    def note_check(self, check: Check) -> None:
+        """Count a health check that was no conversation."""
 
     def note_fault(self, name: str) -> None:
         """Count that a fault on purpose has happened in a connection."""

@@ -27,7 +27,7 @@ from echod.connections.clients import ProxiedAddress
 from echod.connections.kernel import unread
 from echod.handlers.client import Client
 from echod.proxy_header import HeaderParser, ProxyError, ProxyHeader
-from echod.reasons import EndReason, Refusal
+from echod.reasons import Check, EndReason, Refusal
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
@@ -97,11 +97,13 @@ class HeaderProtocol(Protocol):
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        # Some balancers only check that the port is open, and send nothing: that is not an error.
-        if not self._over and self._parser.received:
-            self._factory.refuse(
-                self.transport.getPeer(), Refusal.PROXY_HEADER, "it ends within the header"
-            )
+        if not self._over:
+            if self._parser.received:
+                self._factory.refuse(
+                    self.transport.getPeer(), Refusal.PROXY_HEADER, "it ends within the header"
+                )
+            else:  # some balancers only check that the port is open, and send nothing
+                self._owner.note_check(Check.CONNECT)
         self._over = True
         if not self._handed_over:
             self._owner.admission.release()

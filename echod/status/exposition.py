@@ -162,6 +162,17 @@ def _connections(now: Snapshot) -> Iterator[Metric]:
         "Connections in which a fault of --fault has happened, by fault.",
         labels=["listener", "fault"],
     )
+    checks = CounterMetricFamily(
+        "echod_checks",
+        "Health checks of load balancers, which count as no client's connections, by kind.",
+        labels=["listener", "check"],
+    )
+    for name, counts in [
+        *((one.name, one.checks) for one in now.listeners),
+        (now.status, now.checks),
+    ]:
+        for check, count in counts.items():
+            checks.add_metric([name, check], count)
     for listener in now.listeners:
         for fault, count in listener.faults.items():
             faults.add_metric([listener.name, fault], count)
@@ -171,6 +182,7 @@ def _connections(now: Snapshot) -> Iterator[Metric]:
             refused.add_metric([listener.name, limit], count)
     yield ended
     yield refused
+    yield checks
     if faults.samples:
         yield faults
 

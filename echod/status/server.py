@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 
 from echod.listening.endpoints import Listening
 from echod.listening.listener import Listener
+from echod.reasons import Check
 from echod.status.probes import Probes
 from echod.status.site import StatusSite, make_site
 from echod.status.snapshot import (
@@ -27,6 +28,7 @@ from echod.status.snapshot import (
     totals_of,
 )
 from echod.status.timing import HandlerTimer
+from echod.text import escape
 from echod.web.hosts import Hosts
 
 if TYPE_CHECKING:
@@ -72,12 +74,15 @@ class StatusServer(Listener[StatusSite]):
             reactor_name: the reactor's name for `--reactor`.
             hosts: host names by which it may be requested, besides addresses and localhost.
         """
+        # Each is there from the beginning, so that `increase` sees the first one.
+        self._checks = Counter({kind.value: 0 for kind in Check if not kind.by_listener})
         site = make_site(
             reactor,
             look=self.look,
             state=lambda: state_of(subject),
             hosts=Hosts(hosts),
             own=lambda: subject.own_metrics,
+            checks=self._checks,
         )
         super().__init__(reactor, description, wanted, site)
         self._subject = subject
@@ -122,6 +127,8 @@ class StatusServer(Listener[StatusSite]):
             rates=self._rates(listeners),
             certificates=tuple(subject.certificates),
             now=time.time(),
+            checks=dict(self._checks),
+            status=escape(self.description),
         )
 
     def _rates(self, listeners: Sequence[ListenerFigures]) -> Rates | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from twisted.internet.interfaces import IReactorTime
 
+from echod.reasons import Check
 from echod.status.exposition import expose
 from echod.status.page import CONTENT_SECURITY_POLICY, page
 from echod.status.shared import SharedLook
@@ -61,6 +63,7 @@ def make_site(
     state: Callable[[], str],
     hosts: Hosts | None = None,
     own: Callable[[], CollectorRegistry | None] = lambda: None,
+    checks: Counter[str] | None = None,
 ) -> StatusSite:
     """Return the site.
 
@@ -70,7 +73,9 @@ def make_site(
         state: returns the daemon's state: "ready" if it takes new clients.
         hosts: the host names by which it may be requested; by default addresses and localhost.
         own: returns the registry of the handler's own metrics; None if it has none.
+        checks: counts the requests for health and readiness, by `reasons.Check`.
     """
+    counted: Counter[str] = Counter() if checks is None else checks
     shared = SharedLook(reactor.seconds, look=look, state=state)
 
     async def overview(_: str) -> tuple[int, str, bytes]:
@@ -78,9 +83,11 @@ def make_site(
         return 200, "text/html; charset=utf-8", html
 
     async def healthy(_: str) -> tuple[int, str, bytes]:
+        counted[Check.HEALTHZ.value] += 1
         return 200, PLAIN, b"ok\n"
 
     async def ready(_: str) -> tuple[int, str, bytes]:
+        counted[Check.READYZ.value] += 1
         now = state()
         return 200 if now == "ready" else 503, PLAIN, f"{now}\n".encode()
 

@@ -16,7 +16,7 @@ from echod.concurrency.pool import WorkerPool
 from echod.connections.sweeper import SLICE
 from echod.limits import Level
 from echod.metrics import Histogram, Metrics, Totals
-from echod.reasons import EndReason, Refusal
+from echod.reasons import Check, EndReason, Refusal
 from echod.text import escape
 from echod.tls import ServedCertificate
 
@@ -111,6 +111,7 @@ class ListenerFigures:
         ended: ended connections by reason; every reason is present.
         refused: refused clients by limit; every limit is present.
         faults: connections in which a fault on purpose has happened, by fault.
+        checks: health checks of load balancers by kind; every kind of a listener is present.
     """
 
     name: str
@@ -124,6 +125,7 @@ class ListenerFigures:
     ended: Mapping[str, int]
     refused: Mapping[str, int]
     faults: Mapping[str, int] = field(default_factory=dict)
+    checks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ class Snapshot:
         rates: the rates of messages and bytes; None in the first snapshot.
         certificates: those in use.
         now: the Unix time.
+        checks: health checks that the status has answered, by kind.
+        status: the endpoint of the status, escaped.
     """
 
     build: Build
@@ -198,6 +202,8 @@ class Snapshot:
     rates: Rates | None
     certificates: Sequence[ServedCertificate]
     now: float
+    checks: Mapping[str, int] = field(default_factory=dict)
+    status: str = ""
 
     @property
     def pool_wait(self) -> float:
@@ -291,4 +297,5 @@ def _counted(name: str, listener: ObservedListener) -> ListenerFigures:
         ended={reason.value: metrics.ended[reason.value] for reason in EndReason},
         refused={one.value: metrics.refused[one.value] for one in Refusal},
         faults=dict(metrics.faults),
+        checks={kind.value: metrics.checks[kind.value] for kind in Check if kind.by_listener},
     )

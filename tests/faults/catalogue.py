@@ -80,6 +80,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         44: "A PROXY header never ends",
         45: "A PROXY header comes from an untrusted address",
         46: "haproxy itself: `send-proxy`, `send-proxy-v2`, LOCAL, TLVs",
+        198: "A load balancer checks the daemon every few seconds",
         47: "TLS below 1.2, renegotiation, early data",
         48: "Plain bytes before the TLS handshake",
         49: "Handlers run as root",

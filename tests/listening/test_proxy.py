@@ -160,6 +160,77 @@ async def test_a_header_that_names_nobody_leaves_the_sockets_addresses(header: b
         await client.receive(f"127.0.0.1:{ours.port} at 127.0.0.1:{theirs.port}\n".encode())
 
 
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(
+    ("sent", "answer", "kind"),
+    [
+        (binary(None), BANNER, "local"),
+        (binary(None) + b"happy\n", BANNER + b"OK...happy\n", "local"),
+        (b"", b"", "connect"),
+    ],
+)
+@pytest.mark.parametrize("model", ConcurrencyModel)
+@pytest_twisted.ensureDeferred
+async def test_a_health_check_is_no_client_and_no_line_tells_of_it(
+    model: str, sent: bytes, answer: bytes, kind: str, resets: bool, log: Log
+) -> None:
+    if model == "serial" and not sent.endswith(b"happy\n"):
+        answer = b""  # there is no greeting
+    elif model == "serial":
+        answer = b"OK...happy\n"
+    async with proxied(model) as server:
+        metrics = server.factory.metrics
+        for number in (1, 2):
+            check = await server.connect()
+            await server.accepted()
+            check.send(sent)
+            await check.receive(answer)
+            if resets:
+                check.reset()
+            else:
+                check.finish()
+                await check.receive_all()
+            await eventually(lambda number=number: metrics.checks.total() == number)
+        assert metrics.checks == {kind: 2}
+        assert (metrics.accepted, metrics.open, metrics.ended.total()) == (0, 0, 0)
+        assert not metrics.refused.total()
+        assert metrics.bytes_received == 2 * len(sent.removeprefix(binary(None)))
+    assert "onnected" not in log.text
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_health_check_over_tls_is_one_too(
+    certificate: Path, log: Log, answered: bool
+) -> None:
+    factory = EchoFactory(reactor)
+    server = proxied_server(factory, TLSFactory(factory, server_context(certificate), reactor))
+    try:
+        check = await server.connect()
+        check.send(binary(None) + (b"" if answered else b"no handshake"))
+        check.finish()
+        await check.receive_all()
+        await eventually(lambda: factory.metrics.checks == {"local": 1})
+        assert factory.metrics.accepted == 0
+    finally:
+        await server.stop()
+    assert "onnected" not in log.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_health_check_on_which_the_handler_fails_is_logged(log: Log) -> None:
+    def fail(message: bytes) -> None:
+        raise ValueError("odd")
+
+    async with proxied(handler=fail) as server:
+        check = await server.connect()
+        check.send(binary(None) + b"happy\n")
+        await check.receive_all()
+        await eventually(lambda: server.factory.metrics.checks == {"local": 1})
+        (error,) = log.take_errors()
+        assert "odd" in error
+
+
 @pytest_twisted.ensureDeferred
 async def test_handlers_see_what_the_proxy_said_besides() -> None:
     tls = tls_field(1, 0, (FieldType.SSL_CN, b"Ada"))

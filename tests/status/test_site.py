@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,10 +68,13 @@ def subject() -> FakeSubject:
 
 @pytest.fixture
 def site(clock: Clock, subject: FakeSubject) -> StatusSite:
-    async def look() -> Any:
-        return snapshot(subject, clock)
+    checks = Counter(healthz=0, readyz=0)
 
-    return make_site(clock, look=look, state=lambda: state_of(subject))
+    async def look() -> Any:
+        now = snapshot(subject, clock)
+        return replace(now, checks=checks, status="tcp:9464")
+
+    return make_site(clock, look=look, state=lambda: state_of(subject), checks=checks)
 
 
 Get = Callable[..., tuple[int, dict[str, str], bytes]]
@@ -427,6 +432,16 @@ def test_metrics_are_what_was_counted(get: Get) -> None:
     assert samples(found["echod_received_bytes"])["tcp:8888",] == 2048 + 1024
     assert samples(found["echod_connections_open"])["tcp:8888",] == 10
     assert "process_open_fds" in found
+
+
+def test_requests_for_health_count_as_checks(get: Get) -> None:
+    for path in ("/healthz", "/readyz", "/readyz", "/readyz?", "/", "/nothing"):
+        get(path)
+    found = samples(families(get)["echod_checks"])
+    assert found["healthz", "tcp:9464"] == 1
+    assert found["readyz", "tcp:9464"] == 3
+    # Those of the listeners are there from the beginning.
+    assert found["connect", "tcp:8888"] == found["local", "tcp:8888"] == 0
 
 
 def test_a_histogram_is_cumulative(get: Get) -> None:
