@@ -10,6 +10,7 @@ from typing import NoReturn
 from twisted.logger import globalLogBeginner
 
 from echod import __version__
+from echod.collector import importing
 from echod.handlers.framings import installed_framings
 from echod.handlers.lookup import installed
 from echod.handlers.naming import Installed
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == ["serve"]:  # its options are the daemon's, which reads them
-        from echod.cli.serve import serve  # it imports the daemon
+        with importing():
+            from echod.cli.serve import serve  # it imports the daemon
 
         serve(words[1:])
         return 0

@@ -71,6 +71,7 @@ def flush_files() -> None:
     Python flushes a file when it deletes it. At the interpreter's end it deletes the files that
     modules hold, but not those that an event loop holds, such as a handler's and its module's.
     """
+    gc.unfreeze()  # `get_objects` leaves out those
     for each in gc.get_objects():
         if issubclass(type(each), _File):
             with contextlib.suppress(Exception):  # it is closed, or of a foreign class

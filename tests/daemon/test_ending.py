@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import io
 import signal
 import subprocess
@@ -93,12 +94,17 @@ class Difficult(io.StringIO):
         raise ValueError("not now")
 
 
-def test_what_files_hold_back_is_written_whatever_another_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "of the collector's permanent ones"])
+def test_what_files_hold_back_is_written_whatever_another_one_does(
+    tmp_path: Path, frozen: bool
+) -> None:
     difficult, closed = Difficult(), (tmp_path / "closed").open("w")
     closed.close()
     with (tmp_path / "text").open("w") as text, (tmp_path / "binary").open("wb") as binary:
         text.write("text")
         binary.write(b"binary")
+        if frozen:
+            gc.freeze()
         ending.flush_files()
         assert (tmp_path / "text").read_text() == "text"
         assert (tmp_path / "binary").read_bytes() == b"binary"

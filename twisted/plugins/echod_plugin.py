@@ -14,6 +14,8 @@ from typing import Any
 from twisted.application.service import ServiceMaker
 from twisted.logger import globalLogBeginner
 
+from echod.collector import importing
+
 
 def take_signals() -> None:
     """Let a signal end the process at once, until the daemon handles signals itself."""
@@ -43,7 +45,8 @@ class EchodMaker(ServiceMaker):
     def options(self):  # type: ignore[no-untyped-def]
         take_signals()
         _end_if_interrupted()
-        return super().options
+        with importing():
+            return super().options
 
 
 # Do it already now if echod is the command of twistd or twist: they import other plugins next.
