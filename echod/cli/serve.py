@@ -54,6 +54,10 @@ class ServeOptions(Options):
         "`echod serve HANDLER ...` is `twistd -n --pidfile= echod --handler HANDLER ...`."
     )
 
+    @property
+    def other_user(self) -> str:
+        return f"Give {COMMAND} --uid, or run it as another user"
+
     def getSynopsis(self) -> str:
         return f"Usage: {COMMAND} HANDLER [options]"
 

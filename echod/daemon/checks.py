@@ -139,18 +139,16 @@ def warnings(twistd: Mapping[str, Any], folders: Iterable[str | Path], *, uid: i
     return said
 
 
-def warning_once_started(uid: int) -> str | None:
+def warning_once_started(uid: int, remedy: str) -> str | None:
     """Return the warning for the log once privileges have been dropped.
 
     Args:
         uid: the effective user.
+        remedy: how this program is run as another user.
     """
     if uid != ROOT:
         return None
-    return (
-        "Handlers run as root: a mistake in one of them affects the whole machine. "
-        "Start twistd with --uid, or from a unit with User= or DynamicUser="
-    )
+    return f"Handlers run as root: a mistake in one of them affects the whole machine. {remedy}"
 
 
 def exchanged() -> list[str]:

@@ -59,6 +59,13 @@ class Options(SettingsOptions):
         super().postOptions()
         _settle_pidfile(self.parent)
 
+    @property
+    def other_user(self) -> str:
+        """How this program is run as another user."""
+        if "uid" in twistd_options(self):
+            return "Start twistd with --uid, or from a unit with User= or DynamicUser="
+        return "Run it as another user, or from a unit with User= or DynamicUser="  # twist
+
     def check(self) -> list[str]:
         """Look up the handler, and read the endpoint strings and the files that they name."""
         service = prepare_service(self, starting=False)
@@ -91,6 +98,7 @@ def makeService(options: Options) -> EchoService:
         reactor.addSystemEventTrigger("after", "shutdown", capture.withdraw)
     service.configure = options.configure
     service.placed = options.placed
+    service.other_user = options.other_user
     service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
     service.signals = Signals(
         reactor,

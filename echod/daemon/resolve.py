@@ -149,7 +149,7 @@ def check_reactor(handler: ResolvedHandler, reactor: Reactor) -> None:
     if traits.needs_asyncio and loop_of(reactor) is None:
         raise StartError(
             f"--handler: {escape(handler.name)} is {traits.words}, which needs an asyncio event "
-            f"loop: run twistd without --reactor={name_of(reactor)}"
+            f"loop: leave out --reactor={name_of(reactor)}"
         )
 
 

@@ -86,6 +86,7 @@ class EchoService(Service):
         journal: the record of connections; None if it was not asked for.
         authority: of certificates with mistakes; None if there are none, and never will be.
         parts: take new settings at a reload.
+        other_user: how this program is run as another user, for the log.
         life: the life of the service that it opens at the start; None without one.
         faults: the faults on purpose, see `change_faults`; None if it has none, and never will.
         serve: takes the handler that the service has yielded.
@@ -135,6 +136,7 @@ class EchoService(Service):
         self.journal: Journal[ConnectionProtocol] | None = None
         self.authority: SharedMistakes | None = None
         self.parts: list[Part] = [lambda wanted: partial(self._reconfigure, wanted)]
+        self.other_user = "Run the program as another user"
         self.reactor = reactor
         self._settings = settings
         self._model = model
@@ -313,7 +315,7 @@ class EchoService(Service):
         self.reactor.stop()
 
     def _when_running(self) -> None:
-        if danger := checks.warning_once_started(os.geteuid()):
+        if danger := checks.warning_once_started(os.geteuid(), self.other_user):
             log.warn("{danger}", danger=danger)
         if self.running:
             self._watch_for_stalls()

@@ -317,7 +317,7 @@ def _unix_endpoint(reactor: Reactor, words: Words) -> UNIXEndpoint:
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise ListenError(
             f"this path has {len(os.fsencode(path))} bytes, and a socket's has {LONGEST_PATH} at "
-            "most: name it relative to the folder that twistd is started in"
+            "most: name it relative to the folder that the daemon is started in"
         )
     absolute = _absolute(path)
     # A path that is too long when absolute stays relative, and moves if the daemon changes its

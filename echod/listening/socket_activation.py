@@ -102,7 +102,7 @@ class InheritedSockets:
         if pid != str(os.getpid()):
             raise ActivationError(
                 f"the sockets are for process {escape(pid) or '(LISTEN_PID is not set)'}, and "
-                f"this is {os.getpid()}: no other program may run between systemd and twistd, "
+                f"this is {os.getpid()}: no other program may run between systemd and it, "
                 "unless it uses exec"
             )
         called = names.split(":") if names else [""] * int(count)

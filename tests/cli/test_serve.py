@@ -68,6 +68,35 @@ def ask(port: int, words: bytes) -> bytes:
         return receive_all(connection)
 
 
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        (["echod", "serve", "greeting:greet"], "Give echod serve --uid"),
+        (["twist", "echod", "--handler=greeting:greet"], "Run it as another user"),
+        (["twistd", "-n", "--pidfile=", "echod", "--handler=greeting:greet"], "twistd with --uid"),
+    ],
+)
+def test_each_program_says_how_it_is_run_as_another_user(
+    folder: Path, command: list[str], remedy: str
+) -> None:
+    needs_root("serve as root")
+    with Program(
+        [SCRIPTS / command[0], *command[1:], "--port=0"],
+        cwd=folder,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            said = next(line for line in process.stdout if "Handlers run as root" in line)
+        finally:
+            process.terminate()
+            process.stdout.read()
+    assert remedy in said
+
+
 # Ctrl-C is SIGINT. For a process that a signal has ended, a shell reports 128 and its number.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_handler_of_the_folder_is_served_until_a_signal_and_leaves_nothing_behind(

@@ -115,8 +115,9 @@ def test_to_keep_the_way_back_to_root_is_named() -> None:
 
 
 def test_handlers_as_root_are_named() -> None:
-    assert "Handlers run as root" in str(warning_once_started(ROOT))
-    assert warning_once_started(SOMEBODY) is None
+    assert str(warning_once_started(ROOT, "Do this")).startswith("Handlers run as root: ")
+    assert str(warning_once_started(ROOT, "Do this")).endswith(" machine. Do this")
+    assert warning_once_started(SOMEBODY, "Do this") is None
 
 
 def test_what_is_good_for_root_may_not_be_for_others() -> None:

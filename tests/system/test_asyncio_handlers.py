@@ -313,7 +313,7 @@ def test_what_needs_a_loop_is_refused_on_a_reactor_without_one(
 ) -> None:
     line = check(tmp_path, "--handler", f"served:{handler}", reactor=("--reactor=epoll",))
     assert line.startswith(f"echod: --handler: served:{handler} is ")
-    assert line.endswith("which needs an asyncio event loop: run twistd without --reactor=epoll")
+    assert line.endswith("which needs an asyncio event loop: leave out --reactor=epoll")
 
 
 def test_twisteds_own_asyncio_reactor_will_do(tmp_path: Path) -> None:
