@@ -363,7 +363,7 @@ class EchoFactory(Factory):
         if self._process not in (None, os.getpid()):
             end_child(failure)
         self.metrics.handler_errors += 1
-        add_remedy(failure.value, self.handler.name)
+        add_remedy(failure.value, self.handler.name, self.handler.target)
         self.report(failure, client)
 
     def doStart(self) -> None:

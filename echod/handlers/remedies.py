@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import traceback
 from types import MappingProxyType
 
-from echod.handlers.kinds import Kind
+from echod.handlers.calling import greeting_of
+from echod.handlers.kinds import Kind, class_of, within
+from echod.places import definition_of
 
 # Methods of sockets that handlers call first.
 SOCKET_METHODS = ("recv", "recv_into", "sendall", "send", "makefile", "fileno")
 
 
-def add_remedy(error: BaseException | None, name: str) -> None:
+def add_remedy(error: BaseException | None, name: str, target: object = None) -> None:
     """Add a note to an error of a handler, which its traceback shows in the last line.
 
     No code of the handler runs here: an error of a class of its own, or about an object of its
@@ -20,6 +23,7 @@ def add_remedy(error: BaseException | None, name: str) -> None:
     Args:
         error: the error.
         name: the handler's name.
+        target: the handler; its place is named where no line of it is in the traceback.
     """
     if type(error) is NotImplementedError and _comes_from_sendfile(error):
         error.add_note(
@@ -32,12 +36,12 @@ def add_remedy(error: BaseException | None, name: str) -> None:
     if (
         type(said) is str
         and not hasattr(error, "__notes__")
-        and (remedy := _remedy(error, said, name))
+        and (remedy := _remedy(error, said, name, target))
     ):
         error.add_note(remedy)
 
 
-def _remedy(error: BaseException, said: str, name: str) -> str:
+def _remedy(error: BaseException, said: str, name: str, target: object) -> str:
     if isinstance(error, RuntimeError) and said in NO_LOOP:
         return (
             f"The handler {name} awaits an asyncio object, and this reactor runs no asyncio loop: "
@@ -64,13 +68,29 @@ def _remedy(error: BaseException, said: str, name: str) -> str:
             "--concurrency thread-per-connection, or mark it with @connection_handler"
         )
     if isinstance(error, TypeError) and (wrong := _WRONG_REPLY.fullmatch(said)):
-        return f"The handler {name} returned {_about_reply(wrong[1])}"
+        place = _place_of(target, _method_that_returned(error))
+        return f"The handler {name}{place} returned {_about_reply(wrong[1])}"
+    if isinstance(error, TypeError) and (misused := _MISUSED.match(said)):
+        return f"This is the handler {name}{_place_of(target, misused[1])}"
     if _uses_connection_as_message(error, said):
         return (
             f"The handler {name} uses its {Kind.CONNECTION} as a message: annotate it as bytes, "
             "or mark the handler with @message_handler"
         )
     return ""
+
+
+def _place_of(target: object, method: str | None) -> str:
+    """Return where a handler, or its method, is defined; "" if it is not known."""
+    owner = class_of(target) or within(target)
+    return definition_of(getattr(owner, method, owner) if method else owner)
+
+
+def _method_that_returned(error: BaseException) -> str:
+    """Return the method whose result is no reply, and no greeting."""
+    steps = traceback.walk_tb(error.__traceback__)
+    greeting = any(frame.f_code is greeting_of.__code__ for frame, _ in steps)
+    return "opened" if greeting else "received"
 
 
 def _about_reply(kind: str) -> str:
@@ -116,6 +136,8 @@ _REPLIES = MappingProxyType(
         "async_generator": "only the models reactor and serial read it",
     }
 )
+# Other errors that echod raises once a handler has returned: the method, if it is one.
+_MISUSED = re.compile("in a thread, `(closed)`|a connection handler sends by itself")
 # The class of connections in threads, `echod.concurrency.thread_socket.ConnectionSocket`.
 _CONNECTION = "ConnectionSocket"
 _NO_MESSAGE = re.compile(rf"'{_CONNECTION}' object has no attribute '(\w+)'")

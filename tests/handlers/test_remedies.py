@@ -3,14 +3,18 @@ from __future__ import annotations
 import inspect
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
 
 from echod.concurrency.thread_socket import ConnectionSocket
-from echod.handlers.contract import checked
+from echod.handlers.calling import greeting_of
+from echod.handlers.client import Client
+from echod.handlers.contract import Handler, checked
 from echod.handlers.remedies import add_remedy
+from echod.messages.framing import Chunk
 
 
 def notes_of(error: BaseException) -> list[str]:
@@ -136,3 +140,39 @@ class HostileError(RuntimeError):
 @pytest.mark.parametrize("error", [HostileError(), RuntimeError(Hostile()), TypeError()])
 def test_no_code_of_an_error_is_called(error: BaseException) -> None:
     add_remedy(error, "served:mine")
+
+
+class Mine(Handler):
+    def opened(self, client: Client) -> bytes:
+        return checked_greeting("text")
+
+    def received(self, message: bytes) -> bytes:
+        return checked("text")
+
+
+def checked_greeting(result: object) -> bytes:
+    return greeting_of(result, Chunk(), None)
+
+
+def takes(message: bytes, *, times: int = 1) -> bytes:
+    return checked("text")
+
+
+@pytest.mark.parametrize(
+    ("target", "call", "defined"),
+    [
+        (Mine, lambda: Mine().received(b""), Mine.received),
+        (Mine(), lambda: Mine().received(b""), Mine.received),
+        (Mine, lambda: Mine().opened(Client("peer")), Mine.opened),
+        (partial(takes, times=2), lambda: takes(b""), takes),
+    ],
+)
+def test_a_reply_of_a_wrong_type_names_the_line_where_its_method_is_defined(
+    target: object, call: Callable[[], object], defined: Callable[..., object]
+) -> None:
+    with pytest.raises(TypeError) as raised:
+        call()
+    add_remedy(raised.value, "served:mine", target)
+    (note,) = raised.value.__notes__
+    line = defined.__code__.co_firstlineno
+    assert note.startswith(f"The handler served:mine ({__file__}, line {line}) returned a str: ")

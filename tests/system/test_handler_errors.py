@@ -143,6 +143,10 @@ def test_a_handler_that_returns_no_bytes_ends_its_own_connection(faulty: Faulty)
         connection.sendall(b"return text")
         assert is_over(connection)
     assert any("a handler returns bytes" in line for line in faulty.running.lines)
+    # The handler has returned, so the traceback has no line of it.
+    defined = 1 + HANDLERS.splitlines().index("    def received(self, message):")
+    said = rf"The handler served:Faulty \(.*/served\.py, line {defined}\) returned a str: "
+    faulty.running.wait_for(said)
 
 
 @pytest.mark.parametrize("place", ["constructor", "opened", "closed"])
@@ -242,7 +246,7 @@ def text(message):
     [
         ("waits", "The handler served:waits awaits an asyncio object, and this reactor runs no"),
         ("converses", "The handler served:converses uses its message as a socket: run it with"),
-        ("text", "The handler served:text returned a str"),
+        ("text", "The handler served:text \\(.*\\) returned a str"),
     ],
 )
 def test_an_error_by_a_usual_mistake_names_handler_and_remedy(
