@@ -22,6 +22,7 @@ import echod
 PRIVATES = {
     "os:_exit": "end the process in the thread that insists",
     "sys:_current_frames": "show where a thread is",
+    "subprocess:_args_from_interpreter_flags": "start workers with the same flags of Python",
     "ssl:_ASN1Object": "name the object identifiers in a certificate",
     "socket:socket._accept": "accept without a socket object for each client",
     "socket:socket._real_close": "know when a handler's thread has let go of its socket",
@@ -42,6 +43,7 @@ PRIVATES = {
     "twisted.internet.base:BaseConnector._makeTransport": "connect by uvloop's transports",
     "twisted.internet.tcp:BaseClient._connectDone": "hand a connected socket to uvloop",
     "twisted.internet.tcp:Port._fromListeningDescriptor": "adopt sockets that systemd passes",
+    "twisted.internet.tcp:_reservedFD": "listen on a passed UNIX socket as Twisted does",
     "twisted.internet._newtls:ConnectionMixin": "Twisted's own TLS over uvloop's transports",
     "twisted.internet.abstract:FileDescriptor._getLogPrefix": "name connections in the log",
     "twisted.internet.endpoints:_TCPServerEndpoint": "read port, backlog and interface of tcp6:",
@@ -67,6 +69,7 @@ SET = {
         "see how much waits to be sent on Twisted's own reactors",
     ),
     "_realPortNumber": ("twisted.internet.tcp:Port", "say which port a connection came to"),
+    "_bindPath": ("twisted.internet.unix:Port", "log where a passed UNIX socket is"),
     "_shouldShutdown": ("twisted.internet.tcp:Port", "leave a passed UNIX socket to others"),
 }
 

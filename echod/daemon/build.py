@@ -44,7 +44,7 @@ from echod.listening.listener import Listener
 from echod.listening.socket_activation import InheritedSockets, started_with
 from echod.metrics import Metrics
 from echod.settings.definitions import Settings
-from echod.text import escape
+from echod.text import clipped, escape
 from echod.turns import Turns
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.journal import Journal
     from echod.listening.badtls import SharedMistakes
+    from echod.listening.shared import PassedSockets, SharedSockets
     from echod.messages.framing import Framing
     from echod.status import HandlerTimer, StatusServer
 
@@ -67,6 +68,7 @@ def build_service(
     framing: Framing | None = None,
     *,
     faults_change: bool = False,
+    passed: PassedSockets | None = None,
 ) -> EchoService:
     """Return the service for `settings`, not started.
 
@@ -76,6 +78,7 @@ def build_service(
         given: a handler that is used instead of the one that they name; None: no other.
         framing: the same for the framing.
         faults_change: whether `EchoService.change_faults` may be called.
+        passed: the sockets to listen on, in a worker; None if this process has its own.
 
     Raises:
         StartError: the handler or the framing cannot be loaded, or an endpoint string is wrong.
@@ -89,7 +92,7 @@ def build_service(
     check_reactor(handler, reactor)
     model = make_model(settings, reactor, handler.kind)
     timer = make_timer(model) if settings.status else None
-    inherited = InheritedSockets(started_with())
+    inherited = InheritedSockets(started_with()) if passed is None else passed
     life = make_life(handler, model, reactor)
     journal = make_journal(settings, reactor)
     timed = timer.timed(handler) if timer and life is None else handler
@@ -218,6 +221,23 @@ def make_listeners(
     trust = settings.trust_files
     faults = (plan.for_listener(*one) if plan else None for one in enumerate(endpoints, 1))
     return list(map(make_listener, endpoints, faults))
+
+
+def make_shared(settings: Settings, reactor: Reactor) -> list[tuple[str, SharedSockets]]:
+    """Return the endpoint strings to listen on, each with the sockets for all workers.
+
+    Raises:
+        StartError: an endpoint string is wrong, or workers cannot share its kind.
+    """
+    from echod.listening.shared import SharedSockets  # only some daemons need it
+
+    inherited = InheritedSockets(started_with())
+    shared = []
+    for description in settings.endpoints:
+        wanted = resolve_listen(reactor, description, inherited)
+        with named(f"--listen {clipped(description, 200)}"):
+            shared.append((description, SharedSockets(wanted.endpoint, settings.worker_count)))
+    return shared
 
 
 def make_faults(settings: Settings, *, changeable: bool) -> FaultPlan | None:

@@ -15,13 +15,14 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from twisted.application.app import ServerOptions
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from echod.daemon import checks, choose_reactor, ending, file_limit
-from echod.daemon.build import build_service
+from echod.daemon.build import build_service, make_shared
 from echod.daemon.capture import Capture, capturing
 from echod.daemon.file_limit import fit_limits
 from echod.daemon.notify import Notifier
@@ -36,6 +37,10 @@ from echod.log.sinks import DescriptorSink, FileSink, Sink, SyslogSink
 from echod.settings.definitions import Settings
 from echod.settings.flags import Options as SettingsOptions
 from echod.text import escape
+
+if TYPE_CHECKING:
+    from echod.daemon.workers import Workers
+    from echod.listening.shared import PassedSockets
 
 log = Logger("echod")
 
@@ -80,11 +85,13 @@ class Options(SettingsOptions):
         return checks.proviso(os.geteuid())
 
 
-def makeService(options: Options) -> EchoService:
+def makeService(options: Options) -> EchoService | Workers:
     """Return the service that `options` ask for; an error is one line, with exit code 1."""
     # Registered first, so called last: the handler's functions may write, too.
     atexit.register(ending.flush_files)
     log_observer = make_log_observer(options)
+    if options.settings.workers:
+        return make_workers(options, log_observer)
     capture = None if log_observer is None else Capture(log_observer.write_now)
     with capturing(capture):
         for useless in options.settings.without_effect:
@@ -115,6 +122,52 @@ def makeService(options: Options) -> EchoService:
     return service
 
 
+def make_workers(options: Options, log_observer: LogObserver | None) -> Workers:
+    """Return the supervisor of the workers; an error is one line, with exit code 1."""
+    from twisted.internet import reactor
+
+    from echod.daemon.workers import Workers, patience_for  # only some daemons need it
+
+    twistd = twistd_options(options)
+    if log_observer is None:
+        raise SystemExit("echod: --workers needs twistd without --logger, or echod serve")
+    if twistd.get("chroot"):
+        raise SystemExit("echod: --chroot and --workers: no worker could be started from there")
+    _take_precautions(twistd)
+    _show_start_errors_in_one_line()
+    choose_reactor.follow_the_monotonic_clock(reactor)
+    for useless in options.settings.without_effect:
+        log.warn("{useless}", useless=escape(options.placed(useless)))
+    log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
+    try:
+        listeners = make_shared(options.settings, reactor)
+    except UserError as error:
+        raise SystemExit(f"echod: {options.placed(str(error))}") from None
+    supervisor = Workers(reactor, options, listeners, log_observer)
+    supervisor.other_user = options.other_user
+    supervisor.notifier = Notifier.from_environment(reactor, supervisor.describe, os.environ)
+    supervisor.signals = Signals(
+        reactor,
+        abort=supervisor.abort,
+        reload=supervisor.reload,
+        patience=patience_for(options.settings),
+        pidfile=twistd.get("pidfile") or "",
+        flush=log_observer.writer.flush,
+    )
+    supervisor.signals.install()
+    _renew_on_sigusr2(supervisor)
+    return supervisor
+
+
+def _renew_on_sigusr2(supervisor: Workers) -> None:
+    call = IReactorFromThreads(supervisor.reactor).callFromThread
+
+    def renew(*_: object) -> None:
+        call(supervisor.renew)
+
+    signal.signal(signal.SIGUSR2, renew)
+
+
 def reload_of_signals(signals: Signals) -> Part:
     """Return the part that gives `signals` the drain's time at a reload."""
     return lambda wanted: partial(signals.reconfigure, wanted.drain_timeout + GRACE)
@@ -130,12 +183,15 @@ def reload_of_log(observer: LogObserver) -> Part:
     )
 
 
-def prepare_service(options: Options, *, starting: bool = True) -> EchoService:
+def prepare_service(
+    options: Options, *, starting: bool = True, passed: PassedSockets | None = None
+) -> EchoService:
     """Return the service before it takes over log, signals and the service manager.
 
     Args:
         options: the options.
         starting: whether the daemon starts; otherwise only a named pidfile is checked.
+        passed: the sockets to listen on, in a worker.
     """
     from twisted.internet import reactor
 
@@ -148,7 +204,7 @@ def prepare_service(options: Options, *, starting: bool = True) -> EchoService:
     choose_reactor.follow_the_monotonic_clock(reactor)
     log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
     try:
-        service = build_service(options.settings, reactor)
+        service = build_service(options.settings, reactor, passed=passed)
     except UserError as error:
         raise SystemExit(f"echod: {options.placed(str(error))}") from None
     danger = checks.refusal_of_programs(twistd, uid=os.geteuid())
@@ -179,7 +235,7 @@ def make_log_observer(options: Options) -> LogObserver | None:
     observer = LogObserver(
         sink, format=settings.log_format, level=settings.log_level, rate=settings.log_rate
     )
-    _log_through(observer)
+    log_through(observer)
     return observer
 
 
@@ -267,7 +323,7 @@ def _show_start_errors_in_one_line() -> None:
     sys.excepthook = show
 
 
-def _log_through(observer: LogObserver) -> None:
+def log_through(observer: LogObserver) -> None:
     """Write the log to its last line at any end of the process; rotate its file on SIGUSR1."""
     from twisted.internet import reactor
 

@@ -39,6 +39,7 @@ from echod.listening.validity import ValidityWatch, tell_validity
 from echod.log.observer import LogObserver
 from echod.metrics import Metrics
 from echod.settings.definitions import Settings, differences, reloaded
+from echod.settings.schema import Setting
 from echod.text import clipped, escape
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class EchoService(Service):
         life: the life of the service that it opens at the start; None without one.
         faults: the faults on purpose, see `change_faults`; None if it has none, and never will.
         serve: takes the handler that the service has yielded.
+        is_worker: whether it is a worker: its supervisor has logged what holds for all.
         when_ready: is called once, when it takes clients.
         when_not_opened: gets the error of a service that cannot be opened while the reactor runs;
             by default it ends the process.
@@ -125,6 +127,7 @@ class EchoService(Service):
         self.adapt: Callable[[Settings], Settings] = lambda wanted: wanted
         self.placed: Callable[[str, Settings], str] = lambda error, _: error
         self.notifier = Notifier(reactor, self.describe)
+        self.is_worker = False
         self.signals: Signals | None = None
         self.ready = False
         self.draining = False
@@ -213,6 +216,8 @@ class EchoService(Service):
 
     def _listen(self, listener: Listener[EchoFactory]) -> Deferred[None]:
         """Start one listener, and log the three classic lines."""
+        if self.is_worker:
+            return listener.listen()
 
         def tell(_: object) -> None:
             if listener.address is not None:
@@ -315,7 +320,8 @@ class EchoService(Service):
         self.reactor.stop()
 
     def _when_running(self) -> None:
-        if danger := checks.warning_once_started(os.geteuid(), self.other_user):
+        danger = checks.warning_once_started(os.geteuid(), self.other_user)
+        if danger and not self.is_worker:
             log.warn("{danger}", danger=danger)
         if self.running:
             self._watch_for_stalls()
@@ -451,6 +457,15 @@ class EchoService(Service):
                 fail on them; nothing has changed.
             Exception: a program has a fault; nothing has changed.
         """
+        self.prepare(wanted)()
+
+    def prepare(self, wanted: Settings) -> Callable[[], None]:
+        """Make new settings ready; return the function that applies them, which does not fail.
+
+        Raises:
+            UserError: as `_apply`.
+            Exception: as `_apply`.
+        """
         wanted = fit_limits(wanted)
         try:
             check_for_restart(self._settings, wanted, self.reactor)
@@ -458,12 +473,19 @@ class EchoService(Service):
             raise StartError(self.placed(str(error), wanted)) from error
         changed = differences(self._settings, wanted)
         settings = reloaded(self._settings, wanted)
-        before = self.certificates
         ready: list[Callable[[], object]] = [context.reread() for context in self._contexts()]
         ready += [part(settings) for part in self.parts]
-        # From here on nothing fails.
-        for take_into_use in ready:
-            take_into_use()
+
+        def apply() -> None:
+            before = self.certificates
+            for take_into_use in ready:
+                take_into_use()
+            self._tell_changes(changed, before)
+
+        return apply
+
+    def _tell_changes(self, changed: list[Setting], before: list[ServedCertificate]) -> None:
+        """Log what a reload has changed."""
         exchanged = [each for each in self.certificates if each not in before]
         taken = ", ".join(
             [one.key for one in changed if one.text.reload]

@@ -88,6 +88,7 @@ class Signals:
         patience: float,
         pidfile: str = "",
         flush: Callable[[float], object] = lambda _: None,
+        supervised: bool = False,
     ) -> None:
         """Set up, without touching signal handlers.
 
@@ -98,7 +99,11 @@ class Signals:
             patience: see above.
             pidfile: a file to remove if the process cannot end in an orderly way; "" for none.
             flush: writes the log's pending lines, within so many seconds.
+            supervised: whether a supervisor says when to hurry. A terminal, or systemd, sends a
+                signal to each process of the service: then SIGINT is left to the supervisor, and
+                a SIGTERM beside its order does not hurry.
         """
+        self._supervised = supervised
         self.patience = patience
         self.code = 0
         self.starting: Callable[[int], object] | None = None
@@ -134,10 +139,14 @@ class Signals:
             signal.SIGINT: self._reactor.sigInt,
         }
         # A reactor that begins to run installs the functions under these names.
-        self._reactor.sigTerm = self._reactor.sigInt = self._on_stop
-        for number in self._stop:
+        self._reactor.sigTerm = self._on_stop
+        self._reactor.sigInt = _do_nothing if self._supervised else self._on_stop
+        for number, handler in (
+            (signal.SIGTERM, self._reactor.sigTerm),
+            (signal.SIGINT, self._reactor.sigInt),
+        ):
             if signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._on_stop)
+                self._previous[number] = signal.signal(number, handler)
         self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
         if signal.getsignal(INTERRUPT) is signal.SIG_DFL:
             self._previous[INTERRUPT] = signal.signal(INTERRUPT, _do_nothing)
@@ -199,11 +208,8 @@ class Signals:
 
     def _on_stop(self, number: int, frame: FrameType | None = None) -> None:
         if self._signalled:
-            self._deadline = min(self._deadline, time.monotonic() + GRACE)
-            self._hurry.put(None)
-            if self._threadless:
-                signal.setitimer(signal.ITIMER_REAL, GRACE)
-            self._reactor.callFromThread(self._abort)
+            if not self._supervised:
+                self.hurry()
             return
         self._signalled = True
         # A shell reports 128 + the signal's number for a process that a signal has ended.
@@ -213,6 +219,24 @@ class Signals:
             self.starting(number)
         else:
             self._stop[number](number, frame)
+
+    def stop(self) -> None:
+        """Begin the end as SIGTERM does, unless it has begun; any thread may call this."""
+        self.code = self.code or 128 + signal.SIGTERM
+        self.insist()
+        self._reactor.callFromThread(self._stop_once)
+
+    def _stop_once(self) -> None:
+        if not self._signalled:
+            self._on_stop(signal.SIGTERM)
+
+    def hurry(self) -> None:
+        """End at once, after `stop`; any thread may call this."""
+        self._deadline = min(self._deadline, time.monotonic() + GRACE)
+        self._hurry.put(None)
+        if self._threadless:
+            signal.setitimer(signal.ITIMER_REAL, GRACE)
+        self._reactor.callFromThread(self._abort)
 
     def _begin_shutdown(self) -> None:
         self._answered = True

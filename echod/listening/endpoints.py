@@ -179,6 +179,9 @@ def parse_listen(
         listening = _bad_tls(reactor, words, within, inherited, authority)
         return replace(listening, proxied=proxied)
     files = _ssl_files(words) if kind == "ssl" else _tls_files(kind, words)
+    if inherited.shared:
+        # Each process has keys of its own: a ticket of one means nothing to the others.
+        files = replace(files, tickets=False)
     context = ServerContext(files)
     for certificate in context.served:
         tell_validity(certificate)
@@ -210,6 +213,8 @@ def _bad_tls(
 
 
 def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:
+    if passed := inherited.endpoint(reactor):
+        return passed
     kind, _, rest = text.partition(":")
     if kind.isdigit():
         kind, text = "tcp", f"tcp:{text}"

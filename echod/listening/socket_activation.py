@@ -28,6 +28,7 @@ from twisted.internet.interfaces import (
     IReactorSocket,
     IStreamServerEndpoint,
 )
+from twisted.python import log
 from zope.interface import implementer
 
 from echod.errors import UserError
@@ -45,7 +46,13 @@ class ActivationError(UserError):
 
 
 class InheritedSockets:
-    """The sockets passed to this process; each serves one listener."""
+    """The sockets passed to this process; each serves one listener.
+
+    Attributes:
+        shared: whether other processes accept from the same listeners.
+    """
+
+    shared = False
 
     def __init__(self, environment: Mapping[str, str], first: int = FIRST) -> None:
         """Set up, without reading anything.
@@ -77,6 +84,10 @@ class InheritedSockets:
             check(descriptor)
         self._taken.update(descriptor for descriptor, _ in found)
         return [descriptor for descriptor, _ in found]
+
+    def endpoint(self, reactor: Reactor) -> ActivatedEndpoint | None:
+        """Return the endpoint that takes the place of the next listener's own; None: none does."""
+        return None
 
     @property
     def unused(self) -> list[str]:
@@ -158,7 +169,11 @@ def _backlog(descriptor: int) -> int:
 
 @implementer(IStreamServerEndpoint)
 class ActivatedEndpoint:
-    """Listens on passed sockets: on all of one name, as one listener."""
+    """Listens on passed sockets: on all of one name, as one listener.
+
+    Attributes:
+        descriptors: those sockets.
+    """
 
     def __init__(self, reactor: Reactor, descriptors: Sequence[int]) -> None:
         """Set up.
@@ -169,16 +184,16 @@ class ActivatedEndpoint:
         """
         # By its types, Twisted's method takes subclasses of Twisted's `ServerFactory` alone.
         self._reactor: Any = IReactorSocket(reactor)
-        self._descriptors = descriptors
+        self.descriptors = descriptors
         self._backlogs = {each: _backlog(each) for each in descriptors}
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        return execute(lambda: Ports([self._adopt(each, factory) for each in self._descriptors]))
+        return execute(lambda: Ports([self._adopt(each, factory) for each in self.descriptors]))
 
     def _adopt(self, descriptor: int, factory: IProtocolFactory) -> IListeningPort:
         os.set_blocking(descriptor, False)
         family = check(descriptor)
-        port: IListeningPort = self._reactor.adoptStreamPort(descriptor, family, factory)
+        port = self._adopted(descriptor, family, factory)
         with socket.socket(family, socket.SOCK_STREAM, fileno=descriptor) as passed:
             passed.listen(self._backlogs[descriptor])  # Twisted gives a UNIX socket a short one
         if isinstance(port, unix.Port):
@@ -188,6 +203,34 @@ class ActivatedEndpoint:
             end = partial(tcp.Port.connectionLost, port)
             port.connectionLost = end  # type: ignore[method-assign]
         return port
+
+    def _adopted(self, descriptor: int, family: int, factory: IProtocolFactory) -> IListeningPort:
+        if family == socket.AF_UNIX and type(self._reactor).__module__.startswith("twisted."):
+            passed = PassedUNIXPort._fromListeningDescriptor(self._reactor, descriptor, factory)
+            passed.startListening()
+            return passed  # type: ignore[no-any-return]
+        port: IListeningPort = self._reactor.adoptStreamPort(descriptor, family, factory)
+        return port
+
+
+class PassedUNIXPort(unix.Port):
+    """A passed UNIX socket on a reactor of Twisted's, whose file keeps its mode.
+
+    Twisted would make it writable for all users, or fail if another one owns it.
+    """
+
+    def startListening(self) -> None:
+        passed, self._preexistingSocket = self._preexistingSocket, None
+        assert passed is not None
+        assert self.factory is not None
+        tcp._reservedFD.reserve()
+        log.msg(f"{self._getLogPrefix(self.factory)} starting on {self._bindPath!r}")
+        self.factory.doStart()
+        self.socket = passed
+        self.fileno = passed.fileno  # type: ignore[method-assign]
+        self.numberAccepts = 100
+        self.connected = True
+        self.startReading()
 
 
 @implementer(IListeningPort)

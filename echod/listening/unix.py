@@ -72,9 +72,37 @@ class UNIXEndpoint:
         self._path = Path(path)
         self._mode = mode
         self._backlog = backlog
+        self._bound: tuple[int, int] | None = None
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         return execute(self._listen, factory)
+
+    def bind(self) -> socket.socket:
+        """Return a listening socket, for several processes; the file stays until `remove`.
+
+        Raises:
+            OSError: that failed.
+        """
+        check_directory(self._path.parent)
+        with _locked(self._path.parent):
+            remove_stale(self._path)
+            made = socket.socket(socket.AF_UNIX)
+            try:
+                made.setblocking(False)
+                made.bind(str(self._path))
+                self._path.chmod(self._mode)  # before any client can connect
+                made.listen(self._backlog)
+            except BaseException:
+                made.close()
+                raise
+            self._bound = _identity(self._path)
+        return made
+
+    def remove(self) -> None:
+        """Remove the file of `bind`, if it is still there."""
+        with contextlib.suppress(OSError):  # the next start removes it
+            if self._bound is not None and _identity(self._path) == self._bound:
+                self._path.unlink()
 
     def _listen(self, factory: IProtocolFactory) -> IListeningPort:
         check_directory(self._path.parent)

@@ -48,9 +48,9 @@ def unstamped_line(event: LogEvent) -> str:
 def json_line(event: LogEvent) -> str:
     """Return `event` as an object of JSON, in one line.
 
-    It has `time`, `level`, `logger` and `message`, `traceback` if there is one, and the values of
-    the message, except those whose names begin with `_`, which are only parts of its wording. All
-    text in it is escaped, also after decoding.
+    It has `time`, `level`, `logger` and `message`, `worker` in a worker, `traceback` if there is
+    one, and the values of the message, except those whose names begin with `_`, which are only
+    parts of its wording. All text in it is escaped, also after decoding.
     """
     message = _message(event)
     traceback = event.get("traceback", "")
@@ -67,6 +67,8 @@ def json_line(event: LogEvent) -> str:
         "logger": escape(str(event.get("log_namespace", "-"))),
         "message": escape_lines(shortened(message)),
     }
+    if "log_worker" in event:
+        record["worker"] = event["log_worker"]
     for name, value in event.items():
         if not name.startswith(("log_", "_")) and name not in _NOT_FIELDS:
             shown = _field(value)
@@ -100,7 +102,8 @@ def _system(event: LogEvent) -> str:
     system = event.get("log_system")
     if system is None:
         system = f"{event.get('log_namespace', '-')}#{level_of(event)}"
-    return escape(str(system))
+    worker = f", worker {event['log_worker']}" if "log_worker" in event else ""
+    return escape(f"{system}{worker}")
 
 
 def _message(event: LogEvent) -> str:

@@ -49,6 +49,7 @@ class LogObserver:
         level: str = "info",
         rate: float = 0,
         clock: Callable[[], float] = time.monotonic,
+        worker: int = 0,
     ) -> None:
         """Set up.
 
@@ -58,10 +59,9 @@ class LogObserver:
             level: the lowest level that is written, one of `LEVELS`.
             rate: how many events of one kind may be written a second; 0: all.
             clock: the time, in seconds, for `rate`.
+            worker: the number of the worker that this process is; 0 if it is none.
         """
-        self._render = json_line if format == "json" else text_line
-        if sink.stamps and format == "text":
-            self._render = unstamped_line
+        self._render = _renderer(format, stamps=sink.stamps, worker=worker)
         self._lowest = LEVELS.index(level)
         self._limiter = Limiter(rate)
         self._clock = clock
@@ -191,6 +191,11 @@ class LogObserver:
         return Line(text, "error")
 
     @property
+    def stamps(self) -> bool:
+        """Whether the receiver of the lines adds the time to them."""
+        return self._sink.stamps
+
+    @property
     def written(self) -> int:
         """The number of lines written."""
         return self.writer.written
@@ -204,6 +209,14 @@ class LogObserver:
     def suppressed(self) -> int:
         """The number of events that were counted instead of written."""
         return self._limiter.suppressed
+
+
+def _renderer(form: str, *, stamps: bool, worker: int) -> Callable[[LogEvent], str]:
+    """Return the function that makes a line of an event."""
+    render = json_line if form == "json" else unstamped_line if stamps else text_line
+    if not worker:
+        return render
+    return lambda event: render({**event, "log_worker": worker})
 
 
 def _kind(event: LogEvent) -> EventKind:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.logger import Logger
+from twisted.python import log
 
 from echod.reactor.server import (
     ServerTransport,
@@ -251,6 +252,21 @@ class TCPPort(AcceptingPort):
 
 class UNIXPort(AcceptingPort, unix.Port):
     """A UNIX port whose connections are uvloop's."""
+
+    def startListening(self) -> None:
+        passed, self._preexistingSocket = self._preexistingSocket, None
+        if passed is None:
+            super().startListening()
+            return
+        # Twisted would make its file writable for all users, or fail if another one owns it.
+        _reserve.take()
+        log.msg(f"{self._getLogPrefix(self.factory)} starting on {self._bindPath!r}")
+        assert self.factory is not None
+        self.factory.doStart()
+        self.socket = passed
+        self.fileno = passed.fileno  # type: ignore[method-assign]
+        self.connected = True
+        self.startReading()
 
     def _transport(self, skt: StreamSocket, address: _RetAddress) -> UNIXServerTransport:
         assert self.factory is not None

@@ -8,6 +8,7 @@ the key in a file (`max-message`). Its `Text` holds the help, and the function t
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -50,6 +51,11 @@ else:
     Rule = object  # `describe` looks the name up; the faults are imported once one is given
 
 DEFAULT_PORT = 8888
+
+# As many workers as there are processors that the daemon may use.
+AUTO = "auto"
+
+MOST_WORKERS = 256
 
 # Trust only a proxy on the same machine by default: no other host can send from these addresses.
 LOOPBACK: tuple[Network, ...] = (
@@ -97,6 +103,14 @@ def network(text: str) -> Network:
     return meant
 
 
+def worker_count(text: str) -> int | str:
+    """Parse the number of workers, or `auto`."""
+    try:
+        return text if text == AUTO else whole_number(0, MOST_WORKERS)(text)
+    except ValueError as error:
+        raise ValueError(f"{AUTO}, or {error}") from None
+
+
 def host_name(text: str) -> str:
     """Parse the name of a host, or `*`."""
     if not re.fullmatch(r"\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", text):
@@ -133,6 +147,7 @@ NEEDS_JOURNAL = Need(
     "--journal or --control", lambda settings: bool(settings.journal or settings.control)
 )
 NEEDS_STATUS = Need("--status", lambda settings: bool(settings.status))
+NEEDS_WORKERS = Need("--workers", lambda settings: bool(settings.workers))
 
 
 def _is_proxied(endpoint: str) -> bool:
@@ -141,6 +156,10 @@ def _is_proxied(endpoint: str) -> bool:
 
 def _is_secure(endpoint: str) -> bool:
     return endpoint.removeprefix("proxy:").startswith(("tls:", "ssl:", "starttls:", "badtls:"))
+
+
+def _is_bad_tls(endpoint: str) -> bool:
+    return endpoint.removeprefix("proxy:").startswith("badtls:")
 
 
 def _starts_clear(endpoint: str) -> bool:
@@ -215,6 +234,27 @@ class Settings:
             "in a pool thread), thread-per-connection (the handler owns the socket) or serial "
             "(one client at a time, one message each).",
             concurrency_model,
+        ),
+    )
+    workers: int | str = setting(
+        0,
+        Text(
+            "How many processes serve the listeners, each with an event loop of its own, under "
+            "one supervisor: a number, or auto for one on each processor; 0: the daemon's own "
+            "process does it alone.",
+            worker_count,
+            words=(AUTO,),
+        ),
+    )
+    worker_timeout: float = setting(
+        30.0,
+        Text(
+            "How long the event loop of a worker may be blocked: then the log shows where, and "
+            "the worker is killed and replaced; 0: any time.",
+            seconds_from(1),
+            unit="seconds",
+            needs=NEEDS_WORKERS,
+            reload=True,
         ),
     )
     threads: int = setting(
@@ -661,9 +701,32 @@ class Settings:
                     f"{self.concurrency.value}: a handler can begin TLS there only by itself; use "
                     "another model, or tls:"
                 )
+        if self.workers:
+            self._check_workers()
         self._check_framing()
         self._check_faults()
         self._refuse_to_listen_twice()
+
+    def _check_workers(self) -> None:
+        """Refuse with workers what only one process can do."""
+        if self.concurrency is ConcurrencyModel.SERIAL:
+            raise SettingError(
+                "--workers contradicts --concurrency serial, which serves one client at a time: "
+                "leave out --workers"
+            )
+        if self.fault:
+            raise SettingError(
+                "--fault and --workers: its seed and counts hold for one process: leave out "
+                "--workers"
+            )
+        if self.control or self.status or self.journal:
+            name = "control" if self.control else "status" if self.status else "journal"
+            raise SettingError(f"--{name} and --workers: it would be of one worker alone")
+        for endpoint in filter(_is_bad_tls, self.endpoints):
+            raise SettingError(
+                f"--listen {escape(clipped(endpoint))} and --workers: each worker would have an "
+                "authority of its own: leave out --workers"
+            )
 
     def _check_framing(self) -> None:
         """Refuse settings about the framing that it does not take, or that are given twice."""
@@ -779,6 +842,15 @@ class Settings:
                     found.setdefault(endpoint, []).append(path)
                     break
         return found
+
+    @property
+    def worker_count(self) -> int:
+        """The number of workers; 0 for none."""
+        if self.workers != AUTO:
+            return int(self.workers)
+        if hasattr(os, "sched_getaffinity"):  # not on macOS
+            return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        return os.cpu_count() or 1
 
     @property
     def clear_until_starttls(self) -> list[str]:

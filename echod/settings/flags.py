@@ -33,6 +33,7 @@ class Options(usage.Options):
         settings: the settings from flags and file.
         flags: the values that were given as flags, by name.
         file: the absolute path of the file; None if none was given.
+        arguments: all words of the command line, to hand on to a worker.
         command: the command whose `--help` shows the flags.
     """
 
@@ -47,10 +48,12 @@ class Options(usage.Options):
         super().__init__()
         self.flags: dict[str, Any] = {}
         self.file: Path | None = None
+        self.arguments: Sequence[str] = ()
         self._only: set[str] = set()
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Read the command line; report an error in one line, with exit code 1."""
+        self.arguments = list(sys.argv[1:] if options is None else options)
         try:
             super().parseOptions(options)
         except (usage.UsageError, UserError) as error:
@@ -108,17 +111,32 @@ class Options(usage.Options):
         Raises:
             SettingError: the file cannot be read, or something in it is wrong.
         """
+        return self.configure_from(self.read_file())
+
+    def configure_from(self, text: str) -> Settings:
+        """Return the settings from the flags, and from this text of the file.
+
+        Raises:
+            SettingError: something in it is wrong.
+        """
+        return configure(self.flags, text, str(self.file) if self.file else "")
+
+    def read_file(self) -> str:
+        """Return the content of the file; "" if none was given.
+
+        Raises:
+            SettingError: the file cannot be read.
+        """
         if self.file is None:
-            return configure(self.flags)
+            return ""
         try:
-            text = self.file.read_text("utf-8-sig")  # some editors begin with a byte order mark
+            return self.file.read_text("utf-8-sig")  # some editors begin with a byte order mark
         except OSError as error:
             raise SettingError(f"--config {self.file}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise SettingError(f"{self.file}: this is not UTF-8") from None
         except ValueError as error:  # no path can hold NUL
             raise SettingError(f"--config {self.file}: {error}") from None
-        return configure(self.flags, text, str(self.file))
 
     def placed(self, error: str, settings: Settings | None = None) -> str:
         """Add to an error where each setting that it names was given.

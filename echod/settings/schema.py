@@ -60,6 +60,7 @@ class Text:
         replaces: the name of another setting that contradicts this one: if this one is given as a
             flag, a file's value of the other is ignored.
         needs: the choice without which this setting has no effect; None if it always has one.
+        words: what a number may be instead, in words.
     """
 
     help: str
@@ -72,6 +73,7 @@ class Text:
     reload: bool = False
     replaces: str = ""
     needs: Need | None = None
+    words: tuple[str, ...] = ()
 
 
 def setting(default: T, text: Text) -> T:
@@ -153,7 +155,7 @@ class Setting:
         return tuple(self._from_native(item) for item in items)
 
     def _from_native(self, value: object) -> object:
-        if type(value) not in _ACCEPTED[self.native]:
+        if type(value) not in _ACCEPTED[self.native] and value not in self.text.words:
             wanted, given = _KINDS[self.native], _KINDS.get(type(value), "something else")
             raise SettingError(f"{quoted(value)} is {given}, but this takes {wanted}")
         if self.native is bool:
@@ -177,7 +179,7 @@ class Setting:
     def _as_toml(self, value: Any) -> str:
         if self.native is bool:
             return str(value).lower()
-        if self.native in (int, float):
+        if self.native in (int, float) and value not in self.text.words:
             return repr(int(value) if value == int(value) else value)
         text = unescaped(value) if isinstance(value, bytes) else str(value)
         # JSON's strings are valid in TOML with two exceptions: a raw DEL, and surrogates.

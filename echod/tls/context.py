@@ -93,6 +93,7 @@ class Files:
         client_certificates_optional: with `client_ca`, whether a client without one is accepted.
         dh_parameters: path of Diffie-Hellman parameters, for old clients; None for none.
         alpn: the application protocols offered (RFC 7301), the preferred one first.
+        tickets: whether clients get session tickets, by which they resume a session.
     """
 
     certificate: str
@@ -103,6 +104,7 @@ class Files:
     client_certificates_optional: bool = False
     dh_parameters: str | None = None
     alpn: tuple[str, ...] = ()
+    tickets: bool = True
 
     def load(self) -> Loaded:
         """Make a context for each certificate, from the current content of the files.
@@ -120,6 +122,9 @@ class Files:
 
     def _load(self, pair: Pair, once: Read) -> _One:
         context = new_server_context(self.alpn)
+        if not self.tickets:
+            context.num_tickets = 0
+            context.options |= ssl.OP_NO_TICKET  # in TLS 1.2
         try:
             _load_certificate(context, pair, once)
             if self.client_ca is not None:

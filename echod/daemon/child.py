@@ -1,0 +1,228 @@
+"""A worker's process as its supervisor sees it: its orders, its news, its lines for the log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from echod.daemon.worker_link import (
+    FIRST_SOCKET,
+    LOG,
+    NEWS,
+    ORDERS,
+    STDERR,
+    STDOUT,
+    LogLines,
+    Message,
+    Messages,
+    encode,
+)
+from echod.log.sinks import Line
+from echod.text import LONGEST, escape
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
+# The child runs this: it imports what this process would, and nothing from the current folder.
+_PROGRAM = (
+    "import os, sys; sys.path[:] = os.environ.pop('ECHOD_WORKER_PATH').split(os.pathsep); "
+    "from echod.daemon.worker_process import main; main()"
+)
+
+# How long the last lines of a process that has ended may take, in seconds.
+LAST_LINES = 0.5
+
+
+class Owner(Protocol):
+    """Takes the news of a child."""
+
+    def child_told(self, child: Child, news: Message) -> None:
+        """Take news."""
+
+    def child_printed(self, child: Child, text: str) -> None:
+        """Take a line from its standard output or error."""
+
+    def child_logged(self, line: Line) -> None:
+        """Take a line of its log."""
+
+    def child_exited(self, child: Child) -> None:
+        """Take note that the process has ended."""
+
+    def child_is_over(self, child: Child) -> None:
+        """Take note that its last lines have come."""
+
+
+class Child(ProcessProtocol):
+    """One process.
+
+    Attributes:
+        number: the worker's.
+        pid: the process id.
+        text: the content of the file of settings that it uses.
+        state: "starting", "ready", "draining" or "ended".
+        told: whether it was told to stop.
+        why: why it could not start; "" if it did not say.
+        ending: how it ended, in words.
+        heard: when it told something last, in seconds.
+        since: when it became ready.
+    """
+
+    def __init__(self, owner: Owner, reactor: Any, number: int, text: str) -> None:
+        """Set up, without starting it.
+
+        Args:
+            owner: is told.
+            reactor: starts it.
+            number: see above.
+            text: see above.
+        """
+        self.number = number
+        self.pid = 0
+        self.text = text
+        self.state = "starting"
+        self.told = False
+        self.why = ""
+        self.ending = ""
+        self.heard = self.since = reactor.seconds()
+        self.warned = 0.0
+        self._owner = owner
+        self._reactor = reactor
+        self._news = Messages()
+        self._log = LogLines()
+        self._printed = {STDOUT: b"", STDERR: b""}
+        self._over = False
+        self._last_lines: IDelayedCall | None = None
+
+    def __repr__(self) -> str:
+        return f"worker {self.number} (process {self.pid})"
+
+    def start(self, order: Mapping[str, object], sockets: Sequence[Sequence[int]]) -> None:
+        """Start the process.
+
+        Args:
+            order: its first order.
+            sockets: the descriptors to listen on, for each listener.
+
+        Raises:
+            OSError: the system has no room for it.
+        """
+        numbered, next_one = [], FIRST_SOCKET
+        descriptors: dict[int, int | str] = {STDOUT: "r", STDERR: "r"}
+        descriptors |= {LOG: "r", ORDERS: "w", NEWS: "r"}
+        for each in sockets:
+            numbered.append(list(range(next_one, next_one + len(each))))
+            descriptors.update(zip(numbered[-1], each, strict=True))
+            next_one += len(each)
+        folders = [one for one in sys.path if type(one) is str and os.pathsep not in one]
+        environment = {**os.environ, "ECHOD_WORKER_PATH": os.pathsep.join(folders)}
+        command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-P"]  # type: ignore[attr-defined]
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._reactor.spawnProcess(
+                self,
+                sys.executable,
+                [*command, "-c", _PROGRAM, f"worker {self.number}"],
+                env=environment,
+                childFDs={0: nothing, **descriptors},
+            )
+        finally:
+            os.close(nothing)
+        self.order(**order, number=self.number, text=self.text, sockets=numbered)
+
+    def makeConnection(self, process: Any) -> None:
+        self.pid = process.pid
+        super().makeConnection(process)
+
+    def order(self, **message: object) -> None:
+        """Send it an order."""
+        if self.state != "ended" and self.transport is not None:
+            self.transport.writeToChild(ORDERS, encode(message))
+
+    def stop(self) -> None:
+        """Tell it to drain, once."""
+        if not self.told:
+            self.told = True
+            self.order(do="stop")
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.transport is not None:
+            with contextlib.suppress(ProcessExitedAlready):
+                self.transport.signalProcess(number)
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        if childFD == NEWS:
+            for news in self._news.feed(data):
+                self.heard = self._reactor.seconds()
+                self._take(news)
+        elif childFD == LOG:
+            for line in self._log.feed(data):
+                self._owner.child_logged(line)
+        else:
+            self._print(childFD, data)
+
+    def _take(self, news: Message) -> None:
+        match news["news"]:
+            case "ready" if self.state == "starting":
+                self.state = "ready"
+                self.since = self._reactor.seconds()
+            case "draining":
+                self.state = "draining"
+            case "failed":
+                self.why = str(news["why"])
+        self._owner.child_told(self, news)
+
+    def _print(self, descriptor: int, data: bytes) -> None:
+        *lines, rest = (self._printed[descriptor] + data).split(b"\n")
+        if len(rest) > LONGEST:
+            lines.append(rest)
+            rest = b""
+        self._printed[descriptor] = rest
+        for line in lines:
+            self._owner.child_printed(self, line.decode("utf-8", "backslashreplace"))
+
+    def processExited(self, reason: Failure) -> None:
+        self.state = "ended"
+        self.ending = _in_words(reason.value)
+        self._last_lines = self._reactor.callLater(LAST_LINES, self._is_over)
+        self._owner.child_exited(self)
+
+    def childConnectionLost(self, childFD: int) -> None:
+        if childFD == LOG and self.state == "ended":
+            self._is_over()
+
+    def processEnded(self, reason: Failure) -> None:
+        self._is_over()
+
+    def _is_over(self) -> None:
+        """Tell the owner, once, that no more lines are expected."""
+        if self._over or self.state != "ended":
+            return
+        self._over = True
+        if self._last_lines is not None and self._last_lines.active():
+            self._last_lines.cancel()
+        for descriptor, rest in self._printed.items():
+            if rest:
+                self._print(descriptor, b"\n")
+        self._owner.child_is_over(self)
+
+
+def _in_words(end: Any) -> str:
+    number = getattr(end, "signal", None)
+    if number is not None:
+        return f"ended by {signal.Signals(number).name}"
+    return f"ended with exit code {escape(str(getattr(end, 'exitCode', 0)))}"
+
+
+def backoff(failures: int) -> float:
+    """Return how long the next start waits after so many failures in a row, in seconds."""
+    return 0.0 if failures <= 1 else min(30.0, 0.1 * 2 ** min(failures - 2, 10))

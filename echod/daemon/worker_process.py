@@ -1,0 +1,285 @@
+"""A worker: one of several processes that serve the same listeners, below a supervisor.
+
+It is the daemon as it is without workers, except that its listening sockets, its settings and its
+orders come from the supervisor (`workers.py`), and its log and its state go there. It ends if the
+supervisor ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import faulthandler
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger, globalLogBeginner
+
+from echod.daemon import choose_reactor, ending
+from echod.daemon.capture import Capture, capturing
+from echod.daemon.file_limit import fit_limits
+from echod.daemon.notify import Notifier
+from echod.daemon.process import (
+    Options,
+    log_through,
+    prepare_service,
+    reload_of_log,
+    reload_of_signals,
+)
+from echod.daemon.signals import GRACE, Signals
+from echod.daemon.worker_link import SHOW_STACKS, STDERR, Link, LinkSink, Message
+from echod.errors import UserError
+from echod.listening.shared import PassedSockets, close_on_exec
+from echod.log.observer import LogObserver
+from echod.text import escape
+
+if TYPE_CHECKING:
+    from echod.daemon.service import EchoService
+    from echod.settings.definitions import Settings
+
+log = Logger("echod")
+
+# How often the event loop tells the supervisor that it runs, in seconds.
+HEARTBEAT = 0.5
+
+# How long the end waits for its last words to the supervisor, in seconds.
+LAST_WORDS = 0.5
+
+# The settings whose value is for the whole service: each worker has an even share, rounded up.
+DIVIDED = (
+    "max_connections",
+    "max_connections_per_address",
+    "max_accept_rate",
+    "threads",
+    "max_queue",
+    "max_threads",
+    "max_processes",
+)
+
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerOptions(Options):
+    """The flags of the daemon, and the file's text as the supervisor has read it."""
+
+    text = ""
+    # How many workers there are: at a reload the file may say another number.
+    count = 1
+
+    def read_file(self) -> str:
+        return self.text
+
+    def configure_from(self, text: str) -> Settings:
+        """Return the settings, with this worker's share of what is for the whole service."""
+        settings = super().configure_from(text)
+        shares = {name: _share(getattr(settings, name), self.count) for name in DIVIDED}
+        return replace(settings, **shares)
+
+
+class LinkNotifier(Notifier):
+    """Tells the supervisor what a daemon without workers tells the service manager."""
+
+    def __init__(self, reactor: Any, service: EchoService, link: Link) -> None:
+        """Set up.
+
+        Args:
+            reactor: for timers.
+            service: the service.
+            link: to the supervisor.
+        """
+        super().__init__(reactor, service.describe)
+        self._link = link
+        self._service = service
+
+    def starting(self, text: str, seconds: float) -> None:
+        pass
+
+    def reloading(self) -> None:
+        pass
+
+    def ready(self) -> None:
+        self._link.send(news="ready")
+
+    def stopping(self) -> None:
+        self._link.send(news="draining")
+
+
+class Worker:
+    """The process, once it has its first order."""
+
+    def __init__(self, link: Link, order: Message) -> None:
+        """Set up.
+
+        Args:
+            link: to the supervisor.
+            order: the first one.
+        """
+        self._link = link
+        self._order = order
+        self._commit: Callable[[], None] | None = None
+        self._options = WorkerOptions()
+        self._reactor: Any = None
+        self._service: EchoService | None = None
+        self._signals: Signals | None = None
+        self._stopping = False
+
+    def run(self) -> None:
+        """Serve until the end.
+
+        Raises:
+            UserError: it cannot start.
+            SystemExit: the same.
+        """
+        order = self._order
+        _follow_the_supervisor(order["pid"])
+        os.chdir(order["folder"])
+        self._options.text = order["text"]
+        self._options.count = order["count"]
+        _install_reactor(order["reactor"])
+        self._options.parseOptions(order["arguments"])
+        service = self._make(order)
+        os.chdir(order["rundir"])
+        service.startService()
+        # As twistd does: first of all the service stops.
+        self._reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+        beats = LoopingCall(self._link.send, news="alive")
+        self._reactor.callWhenRunning(beats.start, HEARTBEAT)
+        self._reactor.run()
+
+    def _make(self, order: Message) -> EchoService:
+        from twisted.internet import reactor
+
+        self._reactor = reactor
+        options = self._options
+        settings = options.settings
+        atexit.register(ending.flush_files)
+        sink = LinkSink(stamps=order["stamps"])
+        observer = LogObserver(
+            sink,
+            format=settings.log_format,
+            level=settings.log_level,
+            rate=settings.log_rate,
+            worker=order["number"],
+        )
+        log_through(observer)
+        capture = Capture(observer.write_now)
+        passed = PassedSockets(order["number"], order["sockets"])
+        close_on_exec(order["sockets"])
+        with capturing(capture):
+            options.settings = fit_limits(settings)
+            service = prepare_service(options, passed=passed)
+        globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+        reactor.addSystemEventTrigger("after", "shutdown", capture.withdraw)
+        service.is_worker = True
+        service.log_observer = observer
+        service.capture = capture
+        service.placed = options.placed
+        service.notifier = LinkNotifier(reactor, service, self._link)
+        self._signals = service.signals = Signals(
+            reactor,
+            abort=service.abort,
+            reload=lambda: None,
+            patience=options.settings.drain_timeout + GRACE,
+            flush=observer.writer.flush,
+            supervised=True,
+        )
+        service.signals.install()
+        service.parts.append(reload_of_signals(service.signals))
+        service.parts.append(reload_of_log(observer))
+        self._service = service
+        atexit.register(self._link.finish, LAST_WORDS)
+        self._link.start(self._obey, self._left_alone)
+        return service
+
+    # In the thread that reads orders.
+
+    def _obey(self, order: Message) -> None:
+        assert self._signals is not None
+        match order["do"]:
+            case "stop":
+                self._signals.stop()
+            case "hurry":
+                self._signals.stop()
+                self._signals.hurry()
+            case _:
+                self._reactor.callFromThread(self._obey_in_turn, order)
+
+    def _left_alone(self) -> None:
+        """End, because the supervisor has."""
+        assert self._signals is not None
+        self._signals.stop()
+
+    # In the event loop.
+
+    def _obey_in_turn(self, order: Message) -> None:
+        match order["do"]:
+            case "prepare":
+                self._prepare(order)
+            case "commit":
+                commit, self._commit = self._commit, None
+                if commit is not None:
+                    commit()
+            case "forget":
+                self._commit = None
+
+    def _prepare(self, order: Message) -> None:
+        """Make new settings ready, and tell whether they can be used."""
+        assert self._service is not None
+        before, self._options.text = self._options.text, order["text"]
+        why = ""
+        try:
+            wanted = self._service.adapt(self._options.configure())
+            self._commit = self._service.prepare(wanted)
+        except UserError as error:
+            why = str(error)
+        except Exception as error:  # a fault in a program: the service goes on as it was
+            why = f"{type(error).__name__}: {error}"
+        if why:
+            self._options.text = before
+        self._link.send(news="prepared", number=order["number"], why=escape(why))
+
+
+def _share(value: int, count: int) -> Any:
+    return math.ceil(value / count)
+
+
+def _follow_the_supervisor(supervisor: int) -> None:
+    """Let the kernel send SIGTERM once the supervisor has ended: also to a blocked event loop."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):  # not on macOS; there the end of the pipe has to do
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != supervisor:  # it has ended before
+        raise SystemExit(1)
+
+
+def _install_reactor(name: str) -> None:
+    """Use the reactor of the supervisor."""
+    if name != "uvloop":
+        from twisted.application.reactors import installReactor
+
+        installReactor(name)
+    else:
+        choose_reactor.choose()
+
+
+def main() -> None:
+    """Run a worker: what the supervisor executes."""
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    faulthandler.register(SHOW_STACKS, file=STDERR, all_threads=False)
+    link = Link()
+    try:
+        Worker(link, link.first()).run()
+    except (UserError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.code, str):
+            raise
+        said = str(error).removeprefix("echod: ")
+        link.send(news="failed", why=said)
+        link.finish(LAST_WORDS)
+        sys.exit(1)

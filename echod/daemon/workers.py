@@ -1,0 +1,622 @@
+"""The supervisor: starts the workers, replaces those that end, and stands for all of them.
+
+It runs in the process of twistd, which runs no handler. It binds the sockets, once and before
+privileges are dropped, and gives each worker its own: see `echod.listening.shared`. Guarantees:
+
+* A worker that ends is replaced at once; one that ends again and again, or cannot start, after
+  a time that doubles up to `child.backoff`'s longest. If none of the first can start, the daemon
+  ends with the reason.
+* A worker that has begun to drain has its successor while it drains.
+* SIGTERM drains all workers, and kills those that are left a little after the drain's deadline.
+* New settings are used by every worker or by none: each makes them ready before any applies them.
+* SIGUSR2 replaces the workers by new processes with the code that is on disk then, one at a time:
+  each drains once its successor serves. If a successor cannot start, the old ones stay.
+* Every line that a worker has written to its log before it ended is in the log, in the order of
+  their arrival.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twisted.application.service import IServiceCollection, Service
+from twisted.internet import process
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+
+from echod.daemon import checks, ending
+from echod.daemon.child import Child, backoff
+from echod.daemon.choose_reactor import name_of
+from echod.daemon.notify import Notifier
+from echod.daemon.resolve import StartError
+from echod.daemon.signals import GRACE, Signals
+from echod.daemon.worker_link import SHOW_STACKS, Message
+from echod.errors import UserError
+from echod.listening.listener import bind_error
+from echod.listening.shared import SharedSockets
+from echod.log.observer import LogObserver
+from echod.log.sinks import Line
+from echod.settings.definitions import Settings, differences, reloaded
+from echod.text import clipped, escape, plural
+
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
+    from echod.settings.flags import Options
+
+log = Logger("echod")
+
+# How long one turn of the event loop may wait before it runs, in seconds.
+TURN = 0.02
+
+# A worker that has served for this long, in seconds, has not failed to start.
+PROVEN = 1.0
+
+# How often the heartbeats are looked at, in seconds.
+LOOK = 0.5
+
+# How long a worker that stands still has to show where, in seconds, before it is killed.
+LAST_STACK = 0.5
+
+# How long workers may take to make new settings ready, in seconds.
+READY_IN = 10.0
+
+# How long the kill waits after the deadline by which a worker ends by itself, in seconds.
+SPARE = 0.3
+
+
+class Workers(Service):
+    """The supervisor.
+
+    Attributes:
+        log_observer: writes the log of all.
+        notifier: notifies the service manager.
+        signals: turns signals into drain and abort.
+        draining: whether it drains, or has ended.
+        other_user: how this program is run as another user, for the log.
+    """
+
+    name = "echod"
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        options: Options,
+        listeners: Sequence[tuple[str, SharedSockets]],
+        log_observer: LogObserver,
+    ) -> None:
+        """Set up, without listening.
+
+        Args:
+            reactor: for processes and timers.
+            options: the flags and the file.
+            listeners: each with its endpoint string.
+            log_observer: see above.
+        """
+        self.reactor = reactor
+        self.log_observer = log_observer
+        self.notifier = Notifier(reactor, self.describe)
+        self.signals: Signals | None = None
+        self.draining = False
+        self.other_user = "Run the program as another user"
+        self._options = options
+        self._settings = options.settings
+        self._text = options.read_file()
+        self._listeners = listeners
+        self._folder = Path.cwd()
+        self._seats = [Seat(number) for number in range(1, self._settings.worker_count + 1)]
+        # Every process that has not ended, or whose last lines have not come.
+        self._children: set[Child] = set()
+        self._failed: list[str] = []
+        self._serving = False
+        self._is_ready = False
+        self._refused = ""
+        self._looks = LoopingCall(self._look)
+        self._looks.clock = reactor
+        self._looked = 0.0
+        self._stopped: Deferred[None] | None = None
+        self._kill: IDelayedCall | None = None
+        self._reload: Reload | None = None
+        self._reload_again = False
+        self._renewing: Iterator[Seat] | None = None
+        self._renew_again = False
+
+    def setServiceParent(self, parent: IServiceCollection | None) -> None:
+        """Join an application; twistd gets the log observer from the application."""
+        super().setServiceParent(parent)
+        if isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self.log_observer)
+
+    # The start.
+
+    def privilegedStartService(self) -> None:
+        """Bind, while low ports and protected paths are still allowed.
+
+        Raises:
+            StartError: a listener cannot.
+        """
+        super().privilegedStartService()
+        if self.signals is not None:
+            self.signals.serve()
+        self.log_observer.writer.start()
+        for description, sockets in self._listeners:
+            log.info("Socket created")
+            try:
+                sockets.bind()
+            except OSError as error:
+                self._close()
+                why = f"{escape(description)}: {bind_error(error)}"
+                log.critical("{why}", why=why)
+                raise StartError(why) from error
+            log.info("Socket bind complete")
+            log.info("Socket now listening")
+
+    def startService(self) -> None:
+        """Start the workers; return once they serve.
+
+        Raises:
+            StartError: none of them can, or a signal ends the start.
+        """
+        super().startService()
+        count = len(self._seats)
+        log.info("Starting {count} {noun}", count=count, noun=plural(count, "worker", "workers"))
+        stopped: list[int] = []
+        if self.signals is not None:
+            self.signals.starting = stopped.append
+        for seat in self._seats:
+            self._start(seat)
+        while not (stopped or all(seat.decided for seat in self._seats)):
+            self.reactor.iterate(TURN)
+            process.reapAllProcesses()  # Twisted's own reactors do it only once they run
+        if self.signals is not None:
+            self.signals.starting = None
+        if stopped:
+            self._end_start()
+            ending.end_by_signal(stopped[0])
+            raise StartError(f"{signal.Signals(stopped[0]).name} came while the workers started")
+        if not any(seat.child for seat in self._seats):
+            self._end_start()
+            raise StartError(self._failed[0])
+        self._serving = True
+        for seat in self._seats:
+            if seat.child is None:
+                self._start_later(seat)
+        self.reactor.callWhenRunning(self._when_running)
+
+    def _end_start(self) -> None:
+        """Kill what has been started; a service of a worker is over by its drain's time."""
+        self.draining = True
+        deadline = time.monotonic() + self._settings.drain_timeout + GRACE
+        for child in list(self._children):
+            child.stop()
+        while self._children:
+            if time.monotonic() > deadline:
+                for child in self._children:
+                    child.signal(signal.SIGKILL)
+            self.reactor.iterate(TURN)
+            process.reapAllProcesses()
+        self._close()
+
+    def _when_running(self) -> None:
+        if danger := checks.warning_once_started(os.geteuid(), self.other_user):
+            log.warn("{danger}", danger=danger)
+        if self.running:
+            self._looked = self.reactor.seconds()
+            for child in self._children:
+                child.heard = self._looked
+            self._looks.start(LOOK, now=False)
+            self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Notify the service manager once all serve."""
+        if self._is_ready or self.draining or not self.reactor.running:
+            return
+        if all(seat.child and seat.child.state == "ready" for seat in self._seats):
+            self._is_ready = True
+            self.notifier.ready()
+
+    def _start(self, seat: Seat) -> None:
+        """Start the process of a seat, or its successor."""
+        seat.later = None
+        child = Child(self, self.reactor, seat.number, self._text)
+        order = {
+            "pid": os.getpid(),
+            "count": len(self._seats),
+            "arguments": list(self._options.arguments),
+            "folder": str(self._folder),
+            "rundir": os.getcwd(),
+            "reactor": name_of(self.reactor),
+            "stamps": self.log_observer.stamps,
+        }
+        sockets = [one.descriptors_of(seat.number) for _, one in self._listeners]
+        seat.next = child
+        self._children.add(child)
+        try:
+            child.start(order, sockets)
+        except OSError as error:  # no more processes, or descriptors, are allowed
+            self._children.discard(child)
+            child.state, child.why = "ended", f"worker {seat.number}: {error.strerror}"
+            self._not_started(seat, child)
+
+    # News of workers.
+
+    def child_told(self, child: Child, news: Message) -> None:
+        """Take news of a worker."""
+        seat = self._seats[child.number - 1]
+        match news["news"]:
+            case "ready" if child is seat.next:
+                self._serves(seat, child)
+            case "draining" if child is seat.child and not self.draining:
+                # It got SIGTERM itself: its successor takes new clients meanwhile.
+                seat.child = None
+                if not seat.next:
+                    log.info("{child} drains; its successor starts", child=str(child))
+                    self._start(seat)
+            case "prepared" if self._reload is not None:
+                self._reload.answered(child, str(news["why"]), int(news["number"]))
+
+    def child_logged(self, line: Line) -> None:
+        """Write a line of a worker's log."""
+        self.log_observer.writer.add(line)
+
+    def child_printed(self, child: Child, text: str) -> None:
+        """Log a line that a worker, or a program that it has started, has printed."""
+        if text:
+            log.info(
+                "{text}",
+                text=escape(text),
+                log_worker=child.number,
+                log_kind=f"printed by worker {child.number}",
+            )
+
+    def child_exited(self, child: Child) -> None:
+        """Replace a worker that has ended."""
+        seat = self._seats[child.number - 1]
+        if self._reload is not None:
+            self._reload.gone(child)
+        if child is seat.next:
+            self._not_started(seat, child)
+        elif child is seat.child:
+            seat.child = None
+            if not self.draining and seat.next is None:
+                self._died(seat, child)
+        elif not self.draining:
+            log.info("{child} has {ending}", child=str(child), ending=child.ending)
+        if child is seat.leaving:
+            seat.leaving = None
+            self._renew_next()
+
+    def child_is_over(self, child: Child) -> None:
+        """Take note that all a worker said has come."""
+        self._children.discard(child)
+        if self._stopped is not None and not self._children:
+            self._all_ended()
+
+    def _serves(self, seat: Seat, child: Child) -> None:
+        """Let a worker take the place of its predecessor."""
+        before, seat.child, seat.next = seat.child, child, None
+        log.info("{child} serves", child=str(child))
+        if self.draining:
+            child.stop()
+        elif child.text != self._text:
+            self._catch_up(child)
+        if before is not None:
+            seat.leaving = before
+            before.stop()
+        self._tell_ready()
+
+    def _not_started(self, seat: Seat, child: Child) -> None:
+        """Take note that a worker has ended before it served."""
+        seat.next = None
+        seat.failures += 1
+        why = child.why or f"worker {seat.number} was {child.ending} before it served"
+        self._failed.append(why)
+        if self.draining or not self._serving:
+            return
+        if seat.child is not None:  # it stays
+            log.error("{why}: the workers that serve go on, with their code", why=escape(why))
+            self._renewing, self._renew_again = None, False
+            return
+        self._start_later(seat, why)
+
+    def _died(self, seat: Seat, child: Child) -> None:
+        """Replace a worker that has ended without being told to."""
+        served = self.reactor.seconds() - child.since
+        seat.failures = 1 if served >= PROVEN else seat.failures + 1
+        self._start_later(seat, f"{child} was {child.ending}")
+
+    def _start_later(self, seat: Seat, why: str = "") -> None:
+        delay = backoff(seat.failures)
+        if why:
+            when = f"in {delay:g} s" if delay else "now"
+            log.error("{why}; its successor starts {when}", why=escape(why), when=when)
+        if delay:
+            seat.later = self.reactor.callLater(delay, self._start, seat)
+        else:
+            self._start(seat)
+
+    # Heartbeats.
+
+    def _look(self) -> None:
+        """Kill a worker whose event loop stands still."""
+        now = self.reactor.seconds()
+        slept, self._looked = now - self._looked - LOOK, now
+        for child in self._children:
+            if slept > LOOK:
+                child.heard += slept  # the supervisor, too, did not run: nothing is known
+            still = now - child.heard
+            limit = self._settings.worker_timeout
+            if child.state != "ready" or not limit or still < limit:
+                child.warned = 0.0
+            elif not child.warned:
+                child.warned = now
+                log.error(
+                    "{child} has stood still for {seconds:.0f} s; it is killed, and was at:",
+                    child=str(child),
+                    seconds=still,
+                )
+                child.signal(SHOW_STACKS)
+            elif now - child.warned >= LAST_STACK:
+                child.signal(signal.SIGKILL)
+
+    # New settings.
+
+    def reload(self) -> None:
+        """Let every worker use the new settings, or none."""
+        if self.draining:
+            return
+        if self._reload is not None:
+            self._reload_again = True
+            return
+        if self._is_ready:
+            self.notifier.reloading()
+        try:
+            text = self._options.read_file()
+            wanted = self._options.configure_from(text)
+        except UserError as error:
+            self._reload_ends(str(error))
+            return
+        serving = [seat.child for seat in self._seats if seat.child is not None]
+        self._reload = Reload(
+            self.reactor, serving, text, lambda why: self._decided(why, text, wanted)
+        )
+        self._reload.begin()
+
+    def _decided(self, why: str, text: str, wanted: Settings) -> None:
+        assert self._reload is not None
+        reload, self._reload = self._reload, None
+        if not why:
+            self._text = text
+            changed = differences(self._settings, wanted)
+            self._settings = reloaded(self._settings, wanted)
+            self._reconfigure()
+            taken = ", ".join(one.key for one in changed if one.text.reload)
+            log.info(
+                "Reloaded in every worker; changed: {taken}",
+                taken=taken or "nothing",
+                log_always=True,
+            )
+        reload.finish(apply=not why)
+        self._reload_ends(why)
+
+    def _reconfigure(self) -> None:
+        settings = self._settings
+        if self.signals is not None:
+            self.signals.reconfigure(patience_for(settings))
+        self.log_observer.reconfigure(
+            level=settings.log_level, rate=settings.log_rate, files=settings.log_files
+        )
+
+    def _reload_ends(self, why: str) -> None:
+        self._refused = escape(clipped(why, 500))
+        if why:
+            log.error("Reload refused, nothing has changed: {why}", why=self._refused)
+        if self._is_ready:
+            self.notifier.ready()
+        if self._reload_again:
+            self._reload_again = False
+            self.reload()
+
+    def _catch_up(self, child: Child) -> None:
+        """Give the settings in force to a worker that was started with others."""
+        child.text = self._text
+        child.order(do="prepare", number=0, text=self._text)
+        child.order(do="commit")
+
+    # New code.
+
+    def renew(self) -> None:
+        """Replace the workers by new processes, one at a time."""
+        if self.draining:
+            return
+        if self._renewing is not None:
+            self._renew_again = True
+            return
+        log.info("Replacing the workers, one at a time")
+        self._renewing = iter(self._seats)
+        self._renew_next()
+
+    def _renew_next(self) -> None:
+        if self._renewing is None or self.draining:
+            return
+        for seat in self._renewing:
+            if seat.child is not None and seat.next is None:
+                self._start(seat)
+                return
+        log.info("The workers have been replaced")
+        self._renewing = None
+        if self._renew_again:
+            self._renew_again = False
+            self.renew()
+
+    # The end.
+
+    def stopService(self) -> Deferred[None]:
+        """Drain.
+
+        Returns:
+            Fires when every worker has ended, a little after the drain's deadline at the latest.
+        """
+        super().stopService()
+        self.draining = True
+        self.notifier.stopping()
+        for seat in self._seats:
+            if seat.later is not None:
+                seat.later.cancel()
+                seat.later = None
+        self._close()
+        if self._reload is not None:
+            self._reload.cancel()
+        stopped = self._stopped = Deferred()
+        for child in list(self._children):
+            child.stop()
+        if not self._children:
+            self._all_ended()
+        else:
+            patience = self._settings.drain_timeout + GRACE + SPARE
+            self._kill = self.reactor.callLater(patience, self._kill_all)
+        return stopped
+
+    def abort(self) -> None:
+        """End every worker at once."""
+        for child in self._children:
+            child.told = True
+            child.order(do="hurry")
+        if self._kill is not None and self._kill.active():
+            self._kill.reset(GRACE)
+
+    def _kill_all(self) -> None:
+        for child in self._children:
+            if child.state != "ended":
+                log.error("{child} has not ended in time: it is killed", child=str(child))
+                child.signal(signal.SIGKILL)
+
+    def _all_ended(self) -> None:
+        stopped, self._stopped = self._stopped, None
+        if self._kill is not None and self._kill.active():
+            self._kill.cancel()
+        if self._looks.running:
+            self._looks.stop()
+        self.notifier.close()
+        log.info("Stopped")
+        if stopped is not None:
+            stopped.callback(None)
+
+    def _close(self) -> None:
+        for _, sockets in self._listeners:
+            sockets.close()
+
+    def describe(self) -> str:
+        """Describe the current state in a few words, for the service manager."""
+        serving = sum(
+            seat.child is not None and seat.child.state == "ready" for seat in self._seats
+        )
+        refused = f"; the last reload was refused: {self._refused}" if self._refused else ""
+        doing = "Draining" if self.draining else "Serving"
+        return f"{doing}; workers: {serving} of {len(self._seats)}{refused}"
+
+
+class Seat:
+    """The place of one worker.
+
+    Attributes:
+        number: of the worker, from 1 on.
+        child: the process that serves; None if there is none now.
+        next: its successor, which starts.
+        leaving: the predecessor that a renewal waits for.
+        later: the start that waits.
+        failures: how many processes in a row have failed.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.child: Child | None = None
+        self.next: Child | None = None
+        self.leaving: Child | None = None
+        self.later: IDelayedCall | None = None
+        self.failures = 0
+
+    @property
+    def decided(self) -> bool:
+        """Whether its first process serves, or has ended."""
+        return self.next is None
+
+
+class Reload:
+    """One reload: the workers make the settings ready, then all apply them, or none."""
+
+    _last = 0
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        children: Sequence[Child],
+        text: str,
+        decided: Callable[[str], object],
+    ) -> None:
+        """Set up.
+
+        Args:
+            reactor: for the deadline.
+            children: the workers.
+            text: the content of the file of settings.
+            decided: is called with the reason against it; "" if all are ready.
+        """
+        Reload._last += 1
+        self._number = Reload._last
+        self._children = list(children)
+        self._waiting = set(children)
+        self._text = text
+        self._decided = decided
+        self._late = reactor.callLater(READY_IN, self._end, "a worker does not answer")
+
+    def begin(self) -> None:
+        """Ask the workers."""
+        for child in self._children:
+            child.order(do="prepare", number=self._number, text=self._text)
+        if not self._waiting:
+            self._end("")
+
+    def answered(self, child: Child, why: str, number: int) -> None:
+        """Take a worker's answer: why it cannot; "" if it is ready."""
+        if number == self._number:
+            if why:
+                self._end(why)
+            else:
+                self.gone(child)
+
+    def gone(self, child: Child) -> None:
+        """Wait no longer for this worker: its successor gets the settings in force."""
+        if child in self._waiting:
+            self._waiting.discard(child)
+            if not self._waiting:
+                self._end("")
+
+    def cancel(self) -> None:
+        """End it, without a decision."""
+        self._waiting.clear()
+        if self._late.active():
+            self._late.cancel()
+
+    def _end(self, why: str) -> None:
+        self.cancel()
+        self._decided(why)
+
+    def finish(self, *, apply: bool) -> None:
+        """Let the workers apply the settings, or forget them."""
+        for child in self._children:
+            child.order(do="commit" if apply else "forget")
+            if apply:
+                child.text = self._text
+
+
+def patience_for(settings: Settings) -> float:
+    """Return how long the supervisor has for its end: longer than its workers, in seconds."""
+    return settings.drain_timeout + 2 * (GRACE + SPARE)

@@ -1,0 +1,164 @@
+"""Listening sockets that several processes accept from.
+
+The supervisor binds them once, keeps them for life, and gives each worker its own:
+
+* A TCP port has a socket for each worker (SO_REUSEPORT): the kernel draws one for each client. The
+  first is bound without that option, so that a port of another daemon, even of the same user's, is
+  an error, and is not shared in silence.
+* A UNIX socket, or a socket from systemd, has one queue: all workers accept from it.
+
+A worker that dies leaves its socket, with the clients that wait there, to its successor. The
+processes that accept do so through duplicates: no client is reset before the last is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from twisted.internet.abstract import isIPv6Address
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
+from twisted.internet.interfaces import IStreamServerEndpoint
+
+from echod.listening.endpoints import ListenError
+from echod.listening.socket_activation import ActivatedEndpoint, InheritedSockets
+from echod.listening.unix import UNIXEndpoint
+
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
+
+
+class SharedSockets:
+    """The sockets of one listener, for all workers."""
+
+    def __init__(self, endpoint: IStreamServerEndpoint, count: int) -> None:
+        """Set up, without binding.
+
+        Args:
+            endpoint: where to listen.
+            count: how many workers there are.
+
+        Raises:
+            ListenError: workers cannot share this kind of endpoint.
+        """
+        if not isinstance(
+            endpoint, TCP4ServerEndpoint | TCP6ServerEndpoint | UNIXEndpoint | ActivatedEndpoint
+        ):
+            raise ListenError("workers can share tcp:, tcp6:, unix: and systemd: only")
+        self._endpoint = endpoint
+        self._count = count
+        self._sockets: list[socket.socket] = []
+        # For each worker.
+        self._shares: list[list[int]] = []
+
+    def bind(self) -> None:
+        """Bind and listen.
+
+        Raises:
+            OSError: that failed.
+        """
+        endpoint = self._endpoint
+        if isinstance(endpoint, ActivatedEndpoint):
+            self._sockets = [socket.socket(fileno=each) for each in endpoint.descriptors]
+        elif isinstance(endpoint, UNIXEndpoint):
+            self._sockets = [endpoint.bind()]
+        else:
+            self._sockets = _reusing(endpoint, self._count)
+            self._shares = [[each.fileno()] for each in self._sockets]
+            return
+        self._shares = [[each.fileno() for each in self._sockets]] * self._count
+
+    def descriptors_of(self, number: int) -> Sequence[int]:
+        """Return the descriptors for the worker with this number, from 1 on."""
+        return self._shares[number - 1]
+
+    @property
+    def address(self) -> object:
+        """The address, as `socket.getsockname` returns it."""
+        return self._sockets[0].getsockname()
+
+    def close(self) -> None:
+        """Close the sockets here; the workers still have theirs. Calling it again is harmless."""
+        if isinstance(self._endpoint, UNIXEndpoint):
+            self._endpoint.remove()
+        while self._sockets:
+            self._sockets.pop().close()
+
+
+def _reusing(endpoint: TCP4ServerEndpoint | TCP6ServerEndpoint, count: int) -> list[socket.socket]:
+    """Return a listening socket for each worker, all on one port."""
+    family = socket.AF_INET6 if isinstance(endpoint, TCP6ServerEndpoint) else socket.AF_INET
+    if isIPv6Address(endpoint._interface):
+        family = socket.AF_INET6
+    found = socket.getaddrinfo(
+        endpoint._interface or None,
+        endpoint._port,
+        family,
+        socket.SOCK_STREAM,
+        flags=socket.AI_PASSIVE,
+    )
+    address = found[0][4]
+    with contextlib.ExitStack() as undo:
+        made = []
+        for number in range(count):
+            one = socket.socket(family, socket.SOCK_STREAM)
+            undo.callback(one.close)
+            one.setblocking(False)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if number:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            one.bind(address)
+            # Not before: the first must not share the port of another daemon.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            address = (address[0], one.getsockname()[1], *address[2:])
+            made.append(one)
+        for one in made:
+            one.listen(_backlog_of(endpoint))
+        undo.pop_all()
+    return made
+
+
+# The length of the queue if none is given, in Twisted's endpoints: too short for bursts.
+_TWISTEDS = 50
+
+
+def _backlog_of(endpoint: TCP4ServerEndpoint | TCP6ServerEndpoint) -> int:
+    given: int = endpoint._backlog
+    return socket.SOMAXCONN if given == _TWISTEDS else given
+
+
+class PassedSockets(InheritedSockets):
+    """The sockets that a worker got from its supervisor: some for each listener, in their order.
+
+    Attributes:
+        number: the worker's.
+    """
+
+    shared = True
+
+    def __init__(self, number: int, descriptors: Sequence[Sequence[int]]) -> None:
+        """Set up.
+
+        Args:
+            number: see above.
+            descriptors: for each listener.
+        """
+        super().__init__({})
+        self.number = number
+        self._left = [list(each) for each in descriptors]
+
+    def endpoint(self, reactor: Reactor) -> ActivatedEndpoint | None:
+        """Return the endpoint of the next listener; None if there is no further one."""
+        return ActivatedEndpoint(reactor, self._left.pop(0)) if self._left else None
+
+
+def close_on_exec(descriptors: Sequence[Sequence[int]]) -> None:
+    """Keep the sockets from the programs that a worker starts."""
+    for each in descriptors:
+        for descriptor in each:
+            os.set_inheritable(descriptor, False)

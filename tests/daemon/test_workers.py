@@ -1,0 +1,546 @@
+"""The daemon with `--workers`: real processes, sockets and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from echod.daemon.child import backoff
+from tests.support.clients import connect, receive, receive_all
+from tests.support.daemon import REACTOR, TERMINATED, Daemon, Start
+from tests.support.needs import needs_root, tool
+from tests.support.programs import SCRIPTS, run
+from tests.support.waiting import PATIENCE, block_until
+
+# A worker is executed, not forked: on a busy machine that takes a while.
+START = 3 * PATIENCE
+
+HANDLER = """
+import os
+import sys
+import time
+from pathlib import Path
+
+from echod import message_handler
+
+if Path("broken").exists():
+    raise RuntimeError("this module is broken")
+if Path("dies").exists():
+    os._exit(7)
+
+
+@message_handler(banner=b"")
+def who(message):
+    if message == b"block\\n":
+        while True:
+            time.sleep(0.01)
+    if message == b"print\\n":
+        print("a line of print")
+        os.write(1, b"a raw line\\n")
+    if message == b"wait\\n":
+        Path("waits").touch()
+        while not Path("gate").exists():
+            time.sleep(0.01)
+    return b"%d %s" % (os.getpid(), message)
+"""
+
+
+def write_handler(folder: Path, text: str = HANDLER) -> None:
+    (folder / "answers.py").write_text(text)
+
+
+def served_by(running: Daemon) -> dict[int, int]:
+    """Return the process of each worker that serves, by its number."""
+    found = {}
+    for line in running.lines:
+        if match := re.search(r"worker (\d+) \(process (\d+)\) serves", line):
+            found[int(match[1])] = int(match[2])
+    return found
+
+
+def wait_until_served(running: Daemon, count: int) -> dict[int, int]:
+    running.wait_for(r"worker \d+ \(process \d+\) serves", count, START)
+    return served_by(running)
+
+
+def ask(connection: socket.socket, message: bytes = b"hello\n") -> int:
+    """Send a message; return the process that answered it."""
+    connection.sendall(message)
+    with connection.makefile("rb") as replies:
+        pid, _, rest = replies.readline().partition(b" ")
+    assert rest == message
+    return int(pid)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def two(daemon: Start, tmp_path: Path) -> Daemon:
+    """Two workers, whose handler says in which process it runs."""
+    write_handler(tmp_path)
+    running = daemon("--handler", "answers:who", "--workers", "2", "--drain-timeout", "10")
+    wait_until_served(running, 2)
+    return running
+
+
+def test_each_worker_serves_its_share_of_the_clients(two: Daemon) -> None:
+    seen: Counter[int] = Counter()
+    for _ in range(100):
+        with connect(two) as client:
+            seen[ask(client)] += 1
+    assert set(seen) == set(served_by(two).values())
+    assert two.process.pid not in seen
+    # A fair draw of 100 has less than 20 for one of two once in 10^10 runs.
+    assert min(seen.values()) >= 20
+
+
+def test_what_a_killed_worker_had_not_accepted_goes_to_its_successor(two: Daemon) -> None:
+    first = served_by(two)
+    for pid in first.values():
+        os.kill(pid, signal.SIGSTOP)  # from now on every client waits in a queue
+    waiting = [connect(two) for _ in range(20)]
+    try:
+        for client in waiting:
+            client.sendall(b"hello\n")
+        for pid in first.values():
+            os.kill(pid, signal.SIGKILL)
+        two.wait_for(r"was ended by SIGKILL; its successor starts now", 2)
+        later = wait_until_served(two, 4)
+        answers = {receive(client, len(b"%d hello\n" % later[1])) for client in waiting}
+    finally:
+        for client in waiting:
+            client.close()
+    assert answers <= {b"%d hello\n" % pid for pid in later.values()}
+    assert not set(later.values()) & set(first.values())
+
+
+def test_a_worker_that_gets_sigterm_drains_beside_its_successor(two: Daemon) -> None:
+    with connect(two) as client:
+        pid = ask(client)
+        client.sendall(b"wait\n")
+        block_until(Path(two.directory, "waits").exists)
+        os.kill(pid, signal.SIGTERM)
+        # The handler blocks the loop, so that it drains only once the gate is open.
+        Path(two.directory, "gate").touch()
+        assert receive_all(client) == b"%d wait\n" % pid
+    two.wait_for(r"drains; its successor starts")
+    later = wait_until_served(two, 3)
+    assert pid not in later.values()
+    block_until(lambda: not is_alive(pid))
+
+
+def test_sigterm_drains_all(two: Daemon) -> None:
+    pids = served_by(two).values()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(two)) for _ in range(8)]
+        for client in clients:
+            ask(client)
+        for client in clients:
+            client.sendall(b"wait\n")
+        block_until(Path(two.directory, "waits").exists)
+        two.signal(signal.SIGTERM)
+        two.wait_for("Received SIGTERM")
+        Path(two.directory, "gate").touch()
+        for client in clients:
+            assert receive_all(client).endswith(b" wait\n")
+    two.wait()
+    assert two.process.returncode in TERMINATED
+    assert not any(map(is_alive, pids))
+    assert "Stopped" in two.lines[-3] + two.lines[-2] + two.lines[-1]
+
+
+def test_a_second_signal_ends_all_at_once(two: Daemon) -> None:
+    with connect(two) as client:
+        ask(client)
+        client.sendall(b"wait\n")
+        block_until(Path(two.directory, "waits").exists)
+        two.signal(signal.SIGTERM)
+        two.wait_for("Received SIGTERM")
+        two.signal(signal.SIGTERM)
+        # Not after the drain's ten seconds, nor ever: the handler does not return.
+        two.wait(8)
+    assert not any(map(is_alive, served_by(two).values()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_drains_once(
+    daemon: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    write_handler(tmp_path)
+    running = daemon("--handler", "answers:who", "--workers", "2", "--drain-timeout", "10")
+    pids = wait_until_served(running, 2)
+    with connect(running) as client:
+        ask(client)
+        client.sendall(b"wait\n")
+        block_until(Path(tmp_path, "waits").exists)
+        for pid in (running.process.pid, *pids.values()):
+            os.kill(pid, number)
+        running.wait_for(f"Received {number.name}")
+        Path(tmp_path, "gate").touch()
+        assert receive_all(client).endswith(b" wait\n")
+    running.wait()
+
+
+def test_workers_end_with_their_supervisor(two: Daemon) -> None:
+    pids = served_by(two)
+    two.process.kill()
+    block_until(lambda: not any(map(is_alive, pids.values())))
+    two.wait()
+
+
+def test_a_service_whose_workers_cannot_start_says_why(tmp_path: Path) -> None:
+    write_handler(tmp_path)
+    (tmp_path / "broken").touch()
+    command = [SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, "echod", "--port", "0"]
+    ended = run(tmp_path, *command, "--handler", "answers:who", "--workers", "2")
+    assert ended.returncode == 1
+    said = [line for line in ended.stderr.splitlines() if line.startswith("echod: ")]
+    assert len(said) == 1
+    assert "this module is broken" in said[0]
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_first_worker_that_just_dies_is_named(tmp_path: Path) -> None:
+    write_handler(tmp_path)
+    (tmp_path / "dies").touch()
+    command = [SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, "echod", "--port", "0"]
+    ended = run(tmp_path, *command, "--handler", "answers:who", "--workers", "2")
+    assert ended.returncode == 1
+    assert re.search(r"echod: worker \d was ended with exit code 7 before it served", ended.stderr)
+
+
+def test_a_worker_that_cannot_start_again_is_tried_less_and_less_often(two: Daemon) -> None:
+    Path(two.directory, "dies").touch()
+    os.kill(served_by(two)[2], signal.SIGKILL)
+    two.wait_for(r"worker 2 was ended with exit code 7 before it served; .* starts in 0\.2 s")
+    Path(two.directory, "dies").unlink()
+    wait_until_served(two, 3)
+    assert [backoff(failures) for failures in range(6)] == [0, 0, 0.1, 0.2, 0.4, 0.8]
+    assert backoff(1000) == 30.0
+
+
+def test_a_worker_that_stands_still_is_shown_killed_and_replaced(
+    daemon: Start, tmp_path: Path
+) -> None:
+    write_handler(tmp_path)
+    running = daemon("--handler", "answers:who", "--workers", "2", "--worker-timeout", "2")
+    wait_until_served(running, 2)
+    with connect(running) as client:
+        pid = ask(client)
+        client.sendall(b"block\n")
+        running.wait_for(rf"\(process {pid}\) has stood still for 2 s")
+        running.wait_for(r'File ".*answers\.py", line \d+ in who')
+        running.wait_for(rf"\(process {pid}\) was ended by SIGKILL")
+        assert receive_all(client) == b""
+    wait_until_served(running, 3)
+
+
+def test_a_worker_that_is_stopped_is_killed_and_replaced(daemon: Start) -> None:
+    running = daemon("--workers", "2", "--worker-timeout", "1")
+    pid = wait_until_served(running, 2)[1]
+    os.kill(pid, signal.SIGSTOP)
+    running.wait_for(rf"worker 1 \(process {pid}\) was ended by SIGKILL")
+    wait_until_served(running, 3)
+
+
+def test_new_settings_are_used_by_every_worker_or_by_none(daemon: Start, tmp_path: Path) -> None:
+    write_handler(tmp_path)
+    file = tmp_path / "echod.toml"
+    file.write_text('banner = "one"\nworkers = 2\n')
+    running = daemon("--config", "echod.toml")
+    first = wait_until_served(running, 2)
+
+    def banners() -> set[bytes]:
+        seen = set()
+        for _ in range(20):
+            with connect(running) as client:
+                seen.add(receive(client, 4))
+        return seen
+
+    assert banners() == {b"one\n"}
+    file.write_text('banner = "two"\n')
+    running.signal(signal.SIGHUP)
+    running.wait_for("Reloaded in every worker; changed: banner")
+    running.wait_for(r"worker \d\] Reloaded; changed: banner", 2)
+    assert banners() == {b"two\n"}
+    file.write_text('banner = "six"\nidle-timeout = "x"\n')
+    running.signal(signal.SIGHUP)
+    running.wait_for("Reload refused, nothing has changed: .*idle-timeout")
+    # A worker that comes later has the settings in force, not those in the file.
+    os.kill(first[1], signal.SIGKILL)
+    wait_until_served(running, 3)
+    assert banners() == {b"two\n"}
+
+
+def test_settings_that_one_worker_cannot_use_are_used_by_none(
+    daemon: Start, tmp_path: Path, certificate: Path
+) -> None:
+    mine = tmp_path / "mine.pem"
+    mine.write_bytes(certificate.read_bytes())
+    running = daemon("--workers", "2", "--listen", f"tls:0:certificate={mine}")
+    wait_until_served(running, 2)
+    mine.write_text("damaged")
+    running.signal(signal.SIGHUP)
+    running.wait_for("Reload refused, nothing has changed: .*mine.pem")
+    assert "Reloaded" not in running.log
+
+
+def test_sighup_to_every_process_is_one_reload(daemon: Start, tmp_path: Path) -> None:
+    (tmp_path / "echod.toml").write_text("")
+    running = daemon("--workers", "2", "--config", "echod.toml")
+    pids = wait_until_served(running, 2)
+    for pid in (*pids.values(), running.process.pid):
+        os.kill(pid, signal.SIGHUP)
+    running.wait_for("Reloaded in every worker; changed: nothing")
+    assert all(map(is_alive, pids.values()))
+
+
+class Load:
+    """Clients that connect, send, and check every reply; a connection after another.
+
+    Attributes:
+        served: connections in which every message was answered.
+        closed: connections that were closed, in good order, before their next message.
+        broken: connections that ended otherwise.
+        refused: the errors of those that could not connect.
+    """
+
+    def __init__(self, running: Daemon, threads: int = 4) -> None:
+        self.port = running.port
+        self.served = self.closed = self.broken = 0
+        self.refused: list[OSError] = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                client = socket.create_connection(("127.0.0.1", self.port), PATIENCE)
+            except OSError as error:
+                self.refused.append(error)
+                continue
+            with client:
+                end = self._talk(client)
+            with self._lock:
+                setattr(self, end, getattr(self, end) + 1)
+
+    def _talk(self, client: socket.socket) -> str:
+        try:
+            for number in range(3):
+                message = b"%d\n" % number
+                client.sendall(message)
+                reply = b""
+                while not reply.endswith(b"\n"):
+                    if not (data := client.recv(100)):
+                        return "broken" if reply else "closed"
+                    reply += data
+                if not reply.endswith(b" " + message):
+                    return "broken"
+        except OSError:
+            return "broken"
+        return "served"
+
+
+@pytest.mark.long
+def test_workers_may_be_killed_under_load(two: Daemon) -> None:
+    """Each kill loses at most what that worker had accepted: one connection of each thread."""
+    threads, kills = 4, 10
+    with Load(two, threads) as load:
+        for done in range(kills):
+            before = load.served
+            os.kill(random.choice(list(served_by(two).values())), signal.SIGKILL)
+            wait_until_served(two, 3 + done)
+            block_until(lambda before=before: load.served > before + 20)
+    assert not load.refused
+    assert load.broken + load.closed <= threads * kills
+
+
+@pytest.mark.long
+def test_workers_may_be_ended_under_load(two: Daemon) -> None:
+    """SIGTERM breaks no connection, and closes those alone that the worker had accepted."""
+    with Load(two, 4) as load:
+        for done in range(10):
+            before = load.served
+            os.kill(random.choice(list(served_by(two).values())), signal.SIGTERM)
+            wait_until_served(two, 3 + done)
+            block_until(lambda before=before: load.served > before + 20)
+    assert not load.refused
+    assert load.broken == 0
+    assert load.closed <= 4 * 10
+
+
+def test_sigusr2_replaces_the_workers_under_load(two: Daemon) -> None:
+    first = served_by(two)
+    write_handler(two.directory, HANDLER.replace('b"%d %s" %', 'b"%d  %s" %'))
+    with Load(two) as load:
+        two.signal(signal.SIGUSR2)
+        two.wait_for("The workers have been replaced", patience=START)
+        before = load.served
+        block_until(lambda: load.served > before + 20)
+    assert not load.refused
+    assert load.broken == 0
+    assert load.closed <= 4 * 2
+    later = served_by(two)
+    assert set(later) == set(first)
+    assert not set(later.values()) & set(first.values())
+    with connect(two) as client:
+        client.sendall(b"new\n")
+        assert client.recv(100).endswith(b"  new\n")
+
+
+def test_new_code_that_cannot_start_leaves_the_old_one_serving(two: Daemon) -> None:
+    first = served_by(two)
+    Path(two.directory, "broken").touch()
+    two.signal(signal.SIGUSR2)
+    two.wait_for("this module is broken.*: the workers that serve go on", patience=START)
+    with connect(two) as client:
+        assert ask(client) in first.values()
+    assert served_by(two) == first
+    Path(two.directory, "broken").unlink()
+    two.signal(signal.SIGUSR2)
+    two.wait_for("The workers have been replaced", patience=START)
+
+
+def test_the_log_has_whole_lines_with_the_number_of_the_worker(two: Daemon) -> None:
+    with connect(two) as client:
+        pid = ask(client, b"print\n")
+    number = next(number for number, each in served_by(two).items() if each == pid)
+    two.wait_for(rf"\[stdout#info, worker {number}\] a line of print$")
+    two.wait_for(rf"\[echod#info, worker {number}\] a raw line$")
+
+
+def test_a_line_of_json_has_the_number_of_the_worker(daemon: Start) -> None:
+    running = daemon("--workers", "2", "--log-format", "json")
+    wait_until_served(running, 2)
+    lines = [json.loads(line) for line in running.lines]
+    assert {1, 2} <= {line.get("worker") for line in lines}
+    assert all(line["message"] for line in lines)
+
+
+def test_a_second_daemon_does_not_share_the_port(two: Daemon, tmp_path: Path) -> None:
+    command = [SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, "echod"]
+    ended = run(tmp_path, *command, "--port", str(two.port), "--workers", "2")
+    assert ended.returncode == 1
+    assert re.search(r"echod: tcp:\d+: Bind failed\. Error Code : 98", ended.stderr)
+
+
+def test_workers_share_a_unix_socket(daemon: Start, tmp_path: Path) -> None:
+    write_handler(tmp_path)
+    path = tmp_path / "echod.sock"
+    running = daemon("--handler", "answers:who", "--listen", f"unix:{path}", "--workers", "2")
+    pids = wait_until_served(running, 2)
+    assert path.stat().st_mode & 0o777 == 0o660
+    for pid in (pids[1], None):
+        for _ in range(5):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(START)
+                client.connect(str(path))
+                assert ask(client) in served_by(running).values()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            wait_until_served(running, 3)
+    running.signal(signal.SIGTERM)
+    running.wait()
+    assert not path.exists()
+
+
+def test_workers_share_a_socket_of_systemd(daemon: Start, tmp_path: Path) -> None:
+    write_handler(tmp_path)
+    activate = tool("systemd-socket-activate")
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    running = daemon(
+        *("--handler", "answers:who", "--listen", "systemd:name=here", "--workers", "2"),
+        under=(activate, f"--listen=127.0.0.1:{port}", "--fdname=here"),
+    )
+    running.wait_for("Listening on")
+    with connect(port) as client:
+        client.settimeout(START)
+        assert ask(client) in wait_until_served(running, 2).values()
+
+
+def test_tls_with_workers_gives_no_tickets(daemon: Start, certificate: Path) -> None:
+    running = daemon("--workers", "2", "--listen", f"tls:0:certificate={certificate}")
+    wait_until_served(running, 2)
+    (port,) = set(running.wait_for(r"starting on (\d+)", 2))
+    for version in ("-tls1_2", "-tls1_3"):
+        told = subprocess.run(
+            [tool("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", version, "-msg"],
+            input=b"hello\n",
+            capture_output=True,
+            timeout=PATIENCE,
+        ).stdout
+        assert b"Finished" in told
+        assert b"NewSessionTicket" not in told
+
+
+@needs_root
+def test_workers_run_as_the_user_that_the_daemon_becomes(daemon: Start, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    running = daemon("--workers", "2", options=("--uid", "65534", "--gid", "65534"))
+    for pid in wait_until_served(running, 2).values():
+        assert Path(f"/proc/{pid}").stat().st_uid == 65534
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--concurrency", "serial"), "--workers contradicts --concurrency serial"),
+        (("--fault", "delay"), "--fault and --workers"),
+        (("--listen", "badtls:0"), "--listen badtls:0 and --workers"),
+        (("--workers", "257"), "--workers: '257' is not auto, or a whole number from 0 to 256"),
+    ],
+)
+def test_what_workers_cannot_do_is_refused(
+    tmp_path: Path, flags: tuple[str, ...], why: str
+) -> None:
+    command = [SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, "echod", "--workers", "2"]
+    ended = run(tmp_path, *command, *flags)
+    assert ended.returncode == 1
+    assert why in ended.stderr + ended.stdout
+
+
+def test_a_backlog_of_lines_is_written_before_the_end(daemon: Start, tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(
+        "import sys\n"
+        "def talks(message):\n"
+        "    for number in range(2000):\n"
+        "        print('line', number)\n"
+        "    return b'done\\n'\n"
+    )
+    running = daemon("--handler", "talks:talks", "--workers", "2", "--log-rate", "0")
+    wait_until_served(running, 2)
+    with connect(running) as client:
+        client.sendall(b"talk\n")
+        assert receive(client, 5) == b"done\n"
+        running.signal(signal.SIGTERM)
+        running.wait()
+    numbers = [re.search(r"line (\d+)$", line) for line in running.lines]
+    assert [int(match[1]) for match in numbers if match] == list(range(2000))
