@@ -126,7 +126,7 @@ def make_workers(options: Options, log_observer: LogObserver | None) -> Workers:
     """Return the supervisor of the workers; an error is one line, with exit code 1."""
     from twisted.internet import reactor
 
-    from echod.daemon.workers import Workers, patience_for  # only some daemons need it
+    from echod.daemon.workers import SPARE, Workers, patience_for  # only some daemons need it
 
     twistd = twistd_options(options)
     if log_observer is None:
@@ -153,6 +153,7 @@ def make_workers(options: Options, log_observer: LogObserver | None) -> Workers:
         patience=patience_for(options.settings),
         pidfile=twistd.get("pidfile") or "",
         flush=log_observer.writer.flush,
+        grace=GRACE + 2 * SPARE,
     )
     supervisor.signals.install()
     _renew_on_sigusr2(supervisor)

@@ -89,6 +89,7 @@ class Signals:
         pidfile: str = "",
         flush: Callable[[float], object] = lambda _: None,
         supervised: bool = False,
+        grace: float = GRACE,
     ) -> None:
         """Set up, without touching signal handlers.
 
@@ -102,7 +103,9 @@ class Signals:
             supervised: whether a supervisor says when to hurry. A terminal, or systemd, sends a
                 signal to each process of the service: then SIGINT is left to the supervisor, and
                 a SIGTERM beside its order does not hurry.
+            grace: how long the process may take after a second signal, in seconds.
         """
+        self._grace = grace
         self._supervised = supervised
         self.patience = patience
         self.code = 0
@@ -232,10 +235,10 @@ class Signals:
 
     def hurry(self) -> None:
         """End at once, after `stop`; any thread may call this."""
-        self._deadline = min(self._deadline, time.monotonic() + GRACE)
+        self._deadline = min(self._deadline, time.monotonic() + self._grace)
         self._hurry.put(None)
         if self._threadless:
-            signal.setitimer(signal.ITIMER_REAL, GRACE)
+            signal.setitimer(signal.ITIMER_REAL, self._grace)
         self._reactor.callFromThread(self._abort)
 
     def _begin_shutdown(self) -> None:
@@ -266,7 +269,7 @@ class Signals:
                 self._say(_unanswered)
             hurried = self._hurried(self.patience - notice - LAST_WORDS)
         if hurried:
-            time.sleep(max(0.0, GRACE - LAST_WORDS))
+            time.sleep(max(0.0, self._grace - LAST_WORDS))
         self._say(_not_stopped)
         remove_pidfile(self._pidfile)
         os._exit(self.code)

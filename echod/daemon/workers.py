@@ -490,7 +490,7 @@ class Workers(Service):
             child.told = True
             child.order(do="hurry")
         if self._kill is not None and self._kill.active():
-            self._kill.reset(GRACE)
+            self._kill.reset(GRACE + SPARE)
 
     def _kill_all(self) -> None:
         for child in self._children:
