@@ -20,6 +20,9 @@ from twisted.application.reactors import installReactor
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Programs say what they say in English, in whichever language the tests were begun.
+os.environ["LC_ALL"] = "C.UTF-8"
+
 # The whole suite runs on any reactor: TEST_REACTOR=epoll make test.
 installReactor(os.environ.get("TEST_REACTOR", "uvloop"))
 

@@ -21,9 +21,10 @@ from echod.settings.definitions import configure
 from echod.settings.schema import SettingError
 from tests.documents.comparing import difference, match, match_unordered
 from tests.documents.markdown import Block, Mistake, blocks, commands
-from tests.documents.terminal import Command, Terminal, terminal
+from tests.documents.terminal import Command, Terminal, terminal, write_programs
 from tests.support.needs import not_here, tool
 from tests.support.paths import ROOT
+from tests.support.programs import SCRIPTS
 
 # These commands belong in the terminal of the server, where one ends the one before.
 _SERVES = re.compile(
@@ -34,6 +35,10 @@ _CTRL_C = "^C"
 
 # These pages change the machine: they get folders such as /etc of their own.
 _INSTALLING = {"deploy.md"}
+
+# All programs of these pages are executed: a reader's first page, one with figures of processes,
+# and one whose daemon reads the command line of another.
+_EXECUTING = {"README.md", "ladder.md", "errors.md"}
 
 # Programs that the commands of pages use, and that may be missing.
 _TOOLS = (
@@ -63,8 +68,15 @@ def copy_of_the_project(directory: Path) -> None:
     environment = directory / ".venv"
     environment.mkdir()
     for entry in Path(sys.prefix).iterdir():
-        if entry.suffix != ".stamp":
+        if entry.suffix != ".stamp" and entry != SCRIPTS:
             (environment / entry.name).symlink_to(entry)
+    programs = environment / "bin"
+    programs.mkdir()
+    for entry in SCRIPTS.iterdir():
+        (programs / entry.name).symlink_to(entry)
+    activate = programs / "activate"
+    activate.unlink()
+    activate.write_text((SCRIPTS / "activate").read_text().replace(sys.prefix, str(environment)))
     # The tests run in it, so it has all that the daemon needs.
     for name in ("made", "run", "develop"):
         (environment / f"{name}.stamp").touch()
@@ -318,7 +330,10 @@ def check_page(path: Path, scratch: Path) -> None:
     if path.name in _INSTALLING:
         layer = scratch / "layer"
         layer.mkdir()
-    with terminal(directory, scratch, layer=layer) as here:
+    programs = directory / ".venv" / "bin"
+    if path.name not in _EXECUTING:
+        write_programs(programs)
+    with terminal(directory, scratch, layer=layer, programs=programs) as here:
         page = Page(path, here)
         page.run()
     if page.differences:

@@ -2,6 +2,13 @@
 
 Each page has a network of its own, where port 8888 is free even if a server runs on this machine.
 Where no network can be made, other ports are put into the commands, and taken out of the output.
+
+`twistd` and `echod` spend half a second of processor time on their imports, and pages run them a
+hundred times. So a command that is nothing but such a program is forked from a process that has
+imported all that (`tests.support.programs`). Its shell executes `_WAITS` in place of the program:
+this stops, with the arguments, the environment and the folder that the shell has given it. The
+forked process gets these, and enters the page's network. As part of a longer command, as in
+`twistd ... | jq`, the program is executed.
 """
 
 from __future__ import annotations
@@ -16,11 +23,12 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from tests.support.needs import missing, needs_root
-from tests.support.programs import SCRIPTS
+from tests.support.programs import SCRIPTS, Program, can_be_forked
 from tests.support.waiting import PATIENCE
 
 # The ports that pages name.
@@ -32,10 +40,27 @@ FOLDERS = ("/etc", "/opt", "/run", "/usr/local", "/var")
 # Where a page's reader is.
 HOME = "/home/me"
 
+# A network that is made within this one has a table of connections that is read in no time: else
+# it is that of the machine, with room for a million.
+_SMALL_TABLES = "(echo 256 > /proc/sys/net/ipv4/tcp_child_ehash_entries) 2> /dev/null;"
+
 # Commands that say no port have to, where it is to be another one.
 _PORT_OF_MAKE = re.compile(r"\bmake run\b")
 _PORT_OF_ECHOD = re.compile(r"\b(twistd( -\S+)* echod\b|echod serve \S+)")
 _PLACES = re.compile(r"--(listen|port|(check|print)-config)\b")
+
+# A command that is one program, which can be forked; it may set variables before.
+_ALONE = re.compile(r"((?:\w+=\S* )*)((?:\S*/)?(?:twistd|echod)(?: [^|&;<>()`\n]*)?)")
+
+# It says to a program that it is to wait.
+_FORKED = "ECHOD_PAGE_FORKED"
+
+# In place of a program: it waits until the program is forked, or else executes it.
+_WAITS = f"""\
+#!/bin/sh
+if [ "${_FORKED}" ]; then unset {_FORKED}; kill -STOP $$; fi
+exec {{program}} "$@"
+"""
 
 # These change the shell itself, so they come again before each later command.
 _OF_THE_SHELL = re.compile(r"(cd|\.|source|export|alias) |[A-Z_]+=('[^']*'|\S*)$|\w+\(\) ")
@@ -47,12 +72,28 @@ class Network:
     Attributes:
         within: the command that runs a command in this network.
         ports: the ports that stand for those of the pages.
+        namespaces: what makes the network, by its files in /proc; in the order to enter them.
     """
 
-    def __init__(self, keeper: int | None, within: list[str], ports: dict[str, str]) -> None:
+    def __init__(
+        self,
+        keeper: int | None,
+        within: list[str],
+        ports: dict[str, str],
+        namespaces: Sequence[str] = (),
+    ) -> None:
         self.within = within
         self.ports = ports
+        self.namespaces = namespaces
+        self._keeper = keeper
         self._tables = Path(f"/proc/{keeper or 'self'}/net")
+
+    def has(self, process: Path) -> bool:
+        """Return whether a process, given by its folder in /proc, is in this network."""
+        if self._keeper is None or process.name == str(self._keeper):
+            return False
+        kept = Path(f"/proc/{self._keeper}/ns/net")
+        return process.joinpath("ns", "net").readlink() == kept.readlink()
 
     def listening(self, directory: Path) -> set[str]:
         """Return the TCP ports and the UNIX sockets on which programs listen.
@@ -85,19 +126,19 @@ def network(layer: Path | None = None) -> Iterator[Network]:
     """
     up = "PATH=$PATH:/usr/sbin:/sbin; ip link set lo up && echo up && exec sleep infinity"
     ways = [
-        (["--net"], ["--net"]),
-        (["--user", "--map-root-user", "--net"], ["--preserve-credentials", "--user", "--net"]),
+        (["--net"], {"net": "--net"}),
+        (["--user", "--map-root-user", "--net"], {"user": "--user", "net": "--net"}),
     ]
     if layer is not None:
         needs_root("give a page folders of its own, such as /etc")
         up = f"{_layers(layer)} && {up}"
-        ways = [(["--net", "--mount"], ["--net", "--mount"])]
+        ways = [(["--net", "--mount"], {"net": "--net", "mnt": "--mount"})]
     said = "unshare or nsenter is not installed"
     if not shutil.which("unshare") or not shutil.which("nsenter"):
         ways = []
-    for unshare, enter in ways:
+    for unshare, kinds in ways:
         with subprocess.Popen(
-            ["unshare", *unshare, "sh", "-c", up],
+            ["unshare", *unshare, "sh", "-c", f"{_SMALL_TABLES} exec unshare --net sh -c '{up}'"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -106,8 +147,13 @@ def network(layer: Path | None = None) -> Iterator[Network]:
             try:
                 said = keeper.stdout.readline()
                 if said == "up\n":
-                    within = ["nsenter", f"--target={keeper.pid}", *enter, "--"]
-                    yield Network(keeper.pid, within, {port: port for port in PORTS})
+                    enter = [f"--target={keeper.pid}", "--preserve-credentials", *kinds.values()]
+                    yield Network(
+                        keeper.pid,
+                        ["nsenter", *enter, "--"],
+                        {port: port for port in PORTS},
+                        [f"/proc/{keeper.pid}/ns/{kind}" for kind in kinds],
+                    )
                     return
             finally:
                 keeper.kill()
@@ -177,7 +223,14 @@ class Terminal:
         server: the command that serves, if one does.
     """
 
-    def __init__(self, directory: Path, scratch: Path, among: Network, patience: float) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        scratch: Path,
+        among: Network,
+        patience: float,
+        programs: Path = SCRIPTS,
+    ) -> None:
         self.directory = directory
         self.patience = patience
         self.server: Command | None = None
@@ -193,7 +246,7 @@ class Terminal:
         } | {
             "HOME": str(scratch),
             "LC_ALL": "C.UTF-8",
-            "PATH": f"{SCRIPTS}:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "PATH": f"{programs}:{os.environ['PATH']}:/usr/sbin:/sbin",
             "PYTHONUNBUFFERED": "1",
         }
         # curl shows how far it is where its output is no terminal.
@@ -217,7 +270,7 @@ class Terminal:
             TimeoutError: it does neither.
         """
         before = self._network.listening(self.directory)
-        command = self.start(text)
+        command = self._start_alone(text) or self.start(text)
         if not self.until(
             lambda: command.ended or self._network.listening(self.directory) - before
         ):
@@ -231,19 +284,72 @@ class Terminal:
 
     def start(self, text: str, stdin: int = subprocess.DEVNULL) -> Command:
         """Start a command, in a shell in which those that change a shell have run."""
-        output = self._scratch / f"output-{len(self._started)}"
-        name, _, value = self._mark.partition("=")
-        with output.open("wb") as file:
-            process = subprocess.Popen(
-                [*self._network.within, "bash", "-c", self.real("\n".join([*self._shell, text]))],
-                cwd=self.directory,
-                env={**self._environment, name: value},
-                stdin=stdin,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+        with self._output().open("wb") as output:
+            return self._started_one(text, self._in_shell(text, stdin, output), output)
+
+    def _start_alone(self, text: str) -> Command | None:
+        """Fork a command that is one program; return None where it is to be executed."""
+        alone = _ALONE.fullmatch(text)
+        if alone is None or not self._network.within:
+            return None
+        variables, program = alone.groups()
+        with self._output().open("wb") as output:
+            waiting = self._in_shell(
+                f"{variables} {_FORKED}=1 exec {program}", subprocess.DEVNULL, output
             )
-        self._started.append(Command(text, process, output, self._shown))
+            process: subprocess.Popen[bytes] = waiting
+            if self.until(lambda: _has_begun(waiting)):
+                process = self._forked(waiting, output) or waiting
+            return self._started_one(text, process, output)
+
+    def _forked(
+        self, waiting: subprocess.Popen[bytes], output: IO[bytes]
+    ) -> Program[bytes] | None:
+        """Fork the program that waits to be executed; if it can only be executed, let it be."""
+        if _state(waiting) != "T":
+            return None
+        process = Path(f"/proc/{waiting.pid}")
+        _shell, path, *arguments = _words(process / "cmdline")
+        environment = dict(word.split("=", 1) for word in _words(process / "environ"))
+        del environment[_FORKED]
+        command = [str(SCRIPTS / Path(path).name), *arguments]
+        if not can_be_forked(command, environment):
+            waiting.send_signal(signal.SIGCONT)
+            return None
+        program: Program[bytes] = Program(
+            command,
+            cwd=process.joinpath("cwd").readlink(),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            namespaces=self._network.namespaces,
+        )
+        waiting.kill()
+        waiting.wait()
+        return program
+
+    def _in_shell(self, text: str, stdin: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+        name, _, value = self._mark.partition("=")
+        return subprocess.Popen(
+            [*self._network.within, "bash", "-c", self.real("\n".join([*self._shell, text]))],
+            cwd=self.directory,
+            env={**self._environment, name: value},
+            stdin=stdin,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _output(self) -> Path:
+        """Return the file for the output of the next command."""
+        return self._scratch / f"output-{len(self._started)}"
+
+    def _started_one(
+        self, text: str, process: subprocess.Popen[bytes], output: IO[bytes]
+    ) -> Command:
+        self._started.append(Command(text, process, Path(output.name), self._shown))
         return self._started[-1]
 
     def real(self, text: str) -> str:
@@ -295,18 +401,56 @@ class Terminal:
             command.process.wait()
 
     def _left(self) -> list[int]:
-        """Return the processes that have this page's mark in their environment."""
+        """Return this page's processes: they have its mark in their environment, or its network.
+
+        A process that was forked shows the environment in which the one that forks was executed.
+        """
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if self._mark.encode() in process.joinpath("environ").read_bytes():
+                if self._mark.encode() in process.joinpath(
+                    "environ"
+                ).read_bytes() or self._network.has(process):
                     found.append(int(process.name))
         return found
 
 
+def write_programs(directory: Path) -> None:
+    """Put programs into a folder, each of which waits to be forked where it is alone."""
+    for name in ("twistd", "echod"):
+        path = directory / name
+        path.unlink(missing_ok=True)  # it may be a link
+        path.write_text(_WAITS.format(program=shlex.quote(str(SCRIPTS / name))))
+        path.chmod(0o755)
+
+
+def _has_begun(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether a shell has executed its program, which may wait or may have ended."""
+    if _state(process) in ("T", "Z"):
+        return True
+    words = _words(Path(f"/proc/{process.pid}/cmdline"))
+    return bool(words) and "python" in words[0]  # there are none for a moment
+
+
+def _state(process: subprocess.Popen[bytes]) -> str:
+    """Return the letter of the state of a process: T if it has stopped, Z if it has ended."""
+    if process.poll() is not None:
+        return "Z"
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _words(path: Path) -> list[str]:
+    """Return what a file of /proc has, each ended by a zero."""
+    return os.fsdecode(path.read_bytes()).split("\0")[:-1]
+
+
 @contextlib.contextmanager
 def terminal(
-    directory: Path, scratch: Path, patience: float = PATIENCE, layer: Path | None = None
+    directory: Path,
+    scratch: Path,
+    patience: float = PATIENCE,
+    layer: Path | None = None,
+    programs: Path = SCRIPTS,
 ) -> Iterator[Terminal]:
     """Give a terminal for as long as this lasts.
 
@@ -315,9 +459,10 @@ def terminal(
         scratch: a folder for what is needed beside.
         patience: how long its reader waits for anything, in seconds.
         layer: see `network`.
+        programs: the folder of the programs that come first.
     """
     with network(layer) as among:
-        made = Terminal(directory, scratch, among, patience)
+        made = Terminal(directory, scratch, among, patience, programs)
         try:
             yield made
         finally:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.documents.page import Page, ask_for_tools, verify_unit
-from tests.documents.terminal import Network, Terminal, network, terminal
+from tests.documents.terminal import Network, Terminal, network, terminal, write_programs
 from tests.support.needs import tool
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, block_until
 
 Run = Callable[..., list[str]]
 
@@ -219,3 +220,107 @@ def test_systemd_checks_what_is_added_to_a_unit(tmp_path: Path) -> None:
     verify_unit("echod.socket", "[Socket]\nListenStream=443\n", tmp_path)
     with pytest.raises(Exception, match="Unknown key"):
         verify_unit("echod.socket", "[Socket]\nListenStraem=443\n", tmp_path)
+
+
+# A handler that tells how its process was begun, and ends it.
+PROBE = """
+import json, os, sys
+facts = {
+    "arguments": sys.argv[1:],
+    "environment": {name: os.environ.get(name) for name in ("A", "B", "PATH", "PWD", "HOME")},
+    "added": sorted(name for name in os.environ if "FORK" in name),
+    "folder": os.getcwd(),
+    "leads": (os.getsid(0), os.getpgid(0)) == (os.getpid(), os.getpid()),
+    "network": os.readlink("/proc/self/ns/net"),
+    "parent": os.getppid(),
+    "streams": [os.fstat(number).st_ino for number in range(3)][1:],
+}
+with open("/proc/self/cmdline") as file:
+    forked = "fork_server" in file.read()
+with open(os.environ["FACTS"], "a") as file:
+    file.write(json.dumps([forked, facts]) + "\\n")
+raise SystemExit(7)
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """The folder of programs that wait to be forked."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    write_programs(folder)
+    return folder
+
+
+@pytest.fixture
+def forking(tmp_path: Path, programs: Path) -> Iterator[Terminal]:
+    """A terminal that forks programs; in its folder is the probe."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "probe.py").write_text(PROBE)
+    with terminal(tmp_path, tmp_path, programs=programs) as here:
+        here.run(f"export FACTS={tmp_path}/facts")
+        yield here
+
+
+def facts(folder: Path) -> list[tuple[bool, dict[str, object]]]:
+    return [json.loads(line) for line in (folder / "facts").read_text().splitlines()]
+
+
+def test_a_program_that_is_forked_finds_what_an_executed_one_finds(
+    tmp_path: Path, forking: Terminal
+) -> None:
+    forking.run("cd a")
+    forking.run("export A='1 2'")
+    program = "twistd -n echod --handler probe:handler --banner 'a  b' --port \"8888\""
+    ended = [forking.run(command) for command in (f"B=$A {program}", f"B=$A exec {program}")]
+    assert [command.process.poll() for command in ended] == [1, 1]
+    assert all("SystemExit: 7" in command.printed[-1] for command in ended)
+    (was_forked, forked), (was_not, executed) = facts(tmp_path)
+    assert (was_forked, was_not) == (True, False)
+    for each in (forked, executed):
+        streams = each.pop("streams")
+        assert isinstance(streams, list) and len(set(streams)) == 1
+    assert forked == executed
+    assert forked["folder"] == str(tmp_path / "a")
+    assert forked["parent"] == os.getpid()
+
+
+def test_the_exit_code_and_the_output_of_a_forked_program_are_its_own(forking: Terminal) -> None:
+    right, wrong = forking.run("echod --version"), forking.run("echod --nonesuch")
+    assert right.process.returncode == 0
+    assert right.printed[0].startswith("echod ")
+    assert wrong.process.returncode == 2
+    assert wrong.printed[-1].startswith("echod: error: ")
+
+
+@pytest.mark.parametrize(
+    "command", ["echod --version | cat", "echod --version && true", "(echod --version)"]
+)
+def test_a_program_in_a_longer_command_is_executed(forking: Terminal, command: str) -> None:
+    assert forking.run(command).printed == forking.run("echod --version").printed
+
+
+def test_a_forked_server_ends_at_ctrl_c(forking: Terminal) -> None:
+    server = forking.run("twistd -n echod")
+    assert server is forking.server
+    assert forking.run("echo happy | nc -N localhost 8888").printed[-1] == "OK...happy"
+    forking.stop_server()
+    assert "Server Shut Down." in server.printed[-1]
+
+
+def test_nothing_of_a_forked_program_is_left_running(tmp_path: Path, forking: Terminal) -> None:
+    forking.run("twistd echod --port 8888")  # it goes into the background
+    pid = tmp_path / "twistd.pid"
+    block_until(lambda: pid.exists() and pid.read_text())
+    forking.close()
+    block_until(lambda: not Path("/proc", pid.read_text()).exists())
+
+
+def test_where_no_network_can_be_made_programs_are_executed(
+    tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    (tmp_path / "probe.py").write_text(PROBE)
+    with terminal(tmp_path, tmp_path, programs=programs) as here:
+        here.run(f"FACTS={tmp_path}/facts twistd -n --pidfile= echod --handler probe:x")
+    assert [forked for forked, _ in facts(tmp_path)] == [False]

@@ -11,6 +11,7 @@ child's descriptors. The answer is the child's process id.
 from __future__ import annotations
 
 import array
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -47,6 +48,8 @@ _IMPORTS = (
 
 # Descriptors from here on are for moving others about.
 _SPARE = 256
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(listening: socket.socket, parent: int) -> dict[str, Any] | None:
@@ -117,6 +120,7 @@ def _fork(ignores_interrupt: bool) -> int:
 
 def _become(request: dict[str, Any]) -> None:
     """Give this process the descriptors, the environment and the folder of its request."""
+    _enter(request["namespaces"])
     _take_descriptors(request["descriptors"])
     if request["session"]:
         os.setsid()
@@ -132,6 +136,16 @@ def _become(request: dict[str, Any]) -> None:
         stream = _stream(number, getattr(sys, f"__{name}__"), buffered)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+
+
+def _enter(namespaces: list[str]) -> None:
+    """Enter namespaces, given by their files in /proc."""
+    # All at first: within the first of them these files may be out of reach.
+    opened = [os.open(path, os.O_RDONLY) for path in namespaces]
+    for descriptor in opened:
+        if _libc.setns(descriptor, 0):
+            raise OSError(ctypes.get_errno(), "cannot enter a namespace")
+        os.close(descriptor)
 
 
 def _take_descriptors(wanted: dict[int, int]) -> None:

@@ -29,7 +29,8 @@ def own_pytest(folder: Path, tests: dict[str, str], *options: str) -> subprocess
         "--rootdir",
         folder,
     ]
-    plain = ["-p", "no:randomly", "-p", "no:cacheprovider", "-o", "addopts="]
+    without = ("randomly", "cacheprovider", "schemathesis", "pytest_cov", "anyio")
+    plain = [*(f"-pno:{name}" for name in without), "-o", "addopts="]
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", *within, *plain, *options],
         cwd=folder,

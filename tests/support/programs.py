@@ -66,22 +66,32 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Program(subprocess.Popen[AnyStr]):
     """A program that runs."""
 
-    def __init__(self, *arguments: Any, executed: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        executed: bool = False,
+        namespaces: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         """Start it.
 
         Args:
             arguments: as of `subprocess.Popen`.
             executed: whether it is executed in any case.
+            namespaces: those that it enters first, by their files in /proc; only a program that
+                can be forked does that.
             options: as of `subprocess.Popen`.
         """
         self._executed = executed
+        self._namespaces = namespaces
         super().__init__(*arguments, **options)
 
     def _execute_child(self, *arguments: Any) -> None:  # type: ignore[misc] # a private method
         given = _BEGINS.bind(self, *arguments).arguments
         command = [os.fspath(word) for word in given["args"]]
         environment = dict(os.environ if given["env"] is None else given["env"])
-        if self._executed or not _can_be_forked(command, environment, given):
+        if self._executed or not can_be_forked(command, environment, given):
+            assert not self._namespaces
             return super()._execute_child(*arguments)  # type: ignore[misc]
         pipes = [
             given[name]
@@ -95,18 +105,28 @@ class Program(subprocess.Popen[AnyStr]):
             cwd=os.path.abspath(given["cwd"] or "."),  # noqa: PTH100 - as given
             descriptors=streams | {number: number for number in given["pass_fds"]},
             session=given["start_new_session"],
+            namespaces=self._namespaces,
         )
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
         return None
 
 
+_NONE: Mapping[str, Any] = {}
+
 _BEGINS = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
 
 
-def _can_be_forked(
-    command: Sequence[str], environment: Mapping[str, str], given: Mapping[str, Any]
+def can_be_forked(
+    command: Sequence[str], environment: Mapping[str, str], given: Mapping[str, Any] = _NONE
 ) -> bool:
+    """Return whether a program can be forked.
+
+    Args:
+        command: the program, and its arguments.
+        environment: its environment.
+        given: those options of `subprocess.Popen` that are given.
+    """
     return (
         sys.platform == "linux"
         and command[0] in _FORKED
@@ -174,6 +194,7 @@ class _Server:
         cwd: str,
         descriptors: Mapping[int, int],
         session: bool,
+        namespaces: Sequence[str],
     ) -> int:
         """Return the process id of a new child of this process that runs a script.
 
@@ -183,6 +204,7 @@ class _Server:
             cwd: the folder that it runs in.
             descriptors: those of this process that it has, by the numbers that they have there.
             session: whether it leads a session of its own.
+            namespaces: those that it enters, by their files in /proc.
         """
         request = {
             "script": command[0],
@@ -191,6 +213,7 @@ class _Server:
             "cwd": cwd,
             "umask": _umask(),
             "session": session,
+            "namespaces": list(namespaces),
             "ignores_interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
             "descriptors": list(descriptors),
         }
