@@ -672,6 +672,6 @@ def test_every_setting_that_is_said_to_reload_is_known_to_the_reload() -> None:
     limits = {one.name for one in fields(Limits)}
     assert {one.name for one in SETTINGS if one.text.reload} - limits == {
         *("banner", "no_banner", "drain_timeout", "drain_spread"),
-        *("stall_threshold", "slow_handler"),
+        *("stall_threshold", "slow_handler", "worker_timeout"),
         *("log_level", "log_rate", "log_files"),
     }
