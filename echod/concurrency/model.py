@@ -167,6 +167,7 @@ class UnderWay:
         age: how long it is known to have lasted, in seconds.
         thread: the `threading.get_ident` of its thread; None if it only waits.
         coroutine: the waiting coroutine, if there is one.
+        gone: whether the connection is lost, though it still counts.
     """
 
     key: object
@@ -174,6 +175,7 @@ class UnderWay:
     age: float = 0.0
     thread: int | None = None
     coroutine: Coroutine[object, Any, object] | None = None
+    gone: bool = False
 
 
 def owner_of(done: object) -> object:

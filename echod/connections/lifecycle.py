@@ -49,6 +49,7 @@ from echod.text import escape
 from echod.tls import TLSConnection, TLSError
 
 if TYPE_CHECKING:
+    from echod.concurrency.model import UnderWay
     from echod.connections.owner import Owner
     from echod.handlers.contract import BytesLike
     from echod.interfaces import Stream
@@ -663,6 +664,11 @@ class ConnectionProtocol(Protocol):
 
     def _time_out(self, reason: EndReason) -> None:
         self.close(reason)
+
+    @property
+    def call(self) -> UnderWay | None:
+        """The call of a handler that no model runs, but its connection; None without one."""
+        return None
 
     def end_slow_handler(self, allowed: float) -> None:
         """Close, because the handler has made no progress for `allowed` seconds."""

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from twisted.python.failure import Failure
 
+from echod.concurrency.model import UnderWay
 from echod.concurrency.models import TURNS_TO_END
 from echod.connections.asyncio_protocol import AsyncioProtocol
-from echod.connections.kernel import unread
+from echod.connections.foreign_protocol import QUIET
+from echod.connections.kernel import has_answered, unread
 from echod.reasons import EndReason
 
 if TYPE_CHECKING:
@@ -110,16 +112,16 @@ class StreamsProtocol(AsyncioProtocol):
             self._forget()
 
     @property
-    def coroutine(self) -> Coroutine[object, Any, object] | None:
-        """The coroutine of its task; None if that has ended."""
-        if self._task is None:
-            return None
-        return cast("Coroutine[object, Any, object]", self._task.get_coro())
+    def call(self) -> UnderWay | None:
+        """The call of its handler; None if that has ended, or it does not keep its client waiting.
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether the client is gone."""
-        return self._lost
+        It does not while it reads or waits for room, and when it has spoken last: then it may wait
+        for something to tell its client.
+        """
+        if self._task is None or not (self._lost or self._owes_an_answer()):
+            return None
+        coroutine = cast("Coroutine[object, Any, object]", self._task.get_coro())
+        return UnderWay(self, self, coroutine=coroutine, gone=self._lost)
 
     # The end of the connection, and of the task.
 
@@ -168,6 +170,16 @@ class StreamsProtocol(AsyncioProtocol):
         _, received, sent = self.figures
         unread_bytes = unread(self.transport) if self._kernel_counts else 0
         return received - unread_bytes - len(reader._buffer), sent  # type: ignore[attr-defined]
+
+    def _owes_an_answer(self) -> bool:
+        """Return whether the handler has input that it has not read, or not answered."""
+        if self.progress() is None or self._reader is None:
+            return False
+        if self._reader._buffer or unread(self.transport):  # type: ignore[attr-defined]
+            return True
+        if self._kernel_counts:
+            return not has_answered(self.transport, self.figures, QUIET)
+        return self._owes
 
     def end_slow_handler(self, allowed: float) -> None:
         # Its output may be a part of an answer, which must not look complete.

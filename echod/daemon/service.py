@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from echod.daemon.slow import SlowCalls
 from echod.daemon.stalls import StallWatch
 from echod.errors import UserError
 from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler
 from echod.limits import Level
 from echod.listening.listener import Listener
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from echod.connections.lifecycle import ConnectionProtocol
+    from echod.connections.owner import Owned
     from echod.control import ControlServer
     from echod.faults import FaultPlan, Rule
     from echod.interfaces import Reactor
@@ -150,7 +152,9 @@ class EchoService(Service):
         self.when_not_opened: Callable[[Failure], object] = self._cannot_open
         self._validity = ValidityWatch(reactor, lambda: self.certificates)
         self._watch: StallWatch | None = None
-        self._slow = SlowCalls(reactor, model, settings.slow_handler)
+        self._slow = SlowCalls(
+            reactor, model, settings.slow_handler, conversing=self._with_streams
+        )
         self._drain: Drain | None = None
         self._listening: Deferred[None] | None = None
         self._failures: list[Failure] = []
@@ -248,6 +252,12 @@ class EchoService(Service):
     def oldest_call(self) -> float:
         """The age of the handler's oldest call, in seconds."""
         return self._slow.oldest()
+
+    def _with_streams(self) -> Iterator[Owned]:
+        """Yield the connections whose handlers have asyncio streams."""
+        for listener in self.listeners:
+            if listener.factory.handler.kind is Kind.STREAMS:
+                yield from listener.factory.connections
 
     def _cannot_listen(self, failure: Failure) -> None:
         self._failures.append(failure)

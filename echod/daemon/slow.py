@@ -3,7 +3,8 @@
 Calls in threads are checked a few times in each `threshold`. A call that is still the same has
 lasted since it was first seen, so this costs a message nothing. When a coroutine or a Deferred
 begins to wait in the event loop, the time is noted. (`stalls.py` detects calls that block the
-event loop itself.)
+event loop itself.) A handler of asyncio streams is checked as a call in a thread: its time counts
+while the client waits for it.
 
 A connection handler's call lasts as long as its connection. Only the time counts during which
 there is input that it does not read. Time during which a handler waits for its client to send or
@@ -12,8 +13,9 @@ to read does not count. A stream's time begins again with each piece.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -21,6 +23,7 @@ from twisted.logger import Logger
 
 from echod.concurrency.model import Model, UnderWay
 from echod.connections.clients import shown
+from echod.connections.lifecycle import ConnectionProtocol
 from echod.daemon.stacks import (
     Frames,
     frames_of_coroutine,
@@ -74,16 +77,25 @@ class SlowCalls:
         threshold: how long a call may last before it is logged, in seconds; 0: any time.
     """
 
-    def __init__(self, reactor: IReactorTime, model: Model, threshold: float) -> None:
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        model: Model,
+        threshold: float,
+        *,
+        conversing: Callable[[], Iterable[object]] = tuple,
+    ) -> None:
         """Set up; nothing is checked yet.
 
         Args:
             reactor: for its clock and a timer.
             model: knows the running calls.
             threshold: how long a call may last before it is logged, in seconds; 0: any time.
+            conversing: returns the open connections that run their handlers' calls themselves.
         """
         self._reactor = reactor
         self._model = model
+        self._conversing = conversing
         self.threshold = threshold
         self._seen: dict[object, _Seen] = {}
         self._looking = LoopingCall(self._look_again)
@@ -120,7 +132,7 @@ class SlowCalls:
         """Check which calls are still running, and log those that last too long."""
         now = self._reactor.seconds()
         before, self._seen = self._seen, {}
-        for call in self._model.under_way():
+        for call in chain(self._model.under_way(), _calls_of(self._conversing())):
             self._seen[call.key] = self._see(before.pop(call.key, None), call, now)
         for over in before.values():
             self._tell_end(over, now)
@@ -157,7 +169,8 @@ class SlowCalls:
         Args:
             connections: the open ones; running calls for others are named too.
         """
-        lines = list(_left_behind(set(connections), self._model.under_way()))
+        left = set(connections)
+        lines = list(_left_behind(left, [*self._model.under_way(), *_calls_of(left)]))
         more = len(lines) - MOST_NAMED
         if more > 0:
             lines[MOST_NAMED:] = [f"and {more} more"]
@@ -167,16 +180,23 @@ class SlowCalls:
 def _left_behind(open_ones: set[object], calls: Iterable[UnderWay]) -> Iterator[str]:
     """Yield a line for each remaining client; those with a handler at work come first."""
     for call in calls:
-        gone = "" if call.owner in open_ones else ", which is gone"
+        gone = "" if call.owner in open_ones and not call.gone else ", which is gone"
         open_ones.discard(call.owner)
         yield f"{_peer(call.owner)}{gone}: the handler is at {_place_of(call)}"
     for connection in open_ones:
-        coroutine = getattr(connection, "coroutine", None)
-        if coroutine is not None and getattr(connection, "is_lost", False):
-            place = _place_of(UnderWay(connection, connection, coroutine=coroutine))
-            yield f"{_peer(connection)}, which is gone: the handler is at {place}"
-        else:
-            yield f"{_peer(connection)}: {getattr(connection, 'waits_for', 'it is open')}"
+        yield f"{_peer(connection)}: {_waits_for(connection)}"
+
+
+def _waits_for(connection: object) -> str:
+    return connection.waits_for if isinstance(connection, ConnectionProtocol) else "it is open"
+
+
+def _calls_of(connections: Iterable[object]) -> Iterator[UnderWay]:
+    """Yield the calls that connections run themselves."""
+    for connection in connections:
+        call = connection.call if isinstance(connection, ConnectionProtocol) else None
+        if call is not None:
+            yield call
 
 
 def _progress_of(call: UnderWay) -> object:

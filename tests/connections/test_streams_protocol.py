@@ -15,7 +15,7 @@ import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 
 from echod.daemon.slow import SlowCalls
 from echod.limits import Limits
@@ -497,3 +497,57 @@ def test_nothing_is_lost_or_reordered(pieces: list[bytes], way: str, certificate
             assert await client.receive_all() == b"".join(pieces)
 
     yield Deferred.fromCoroutine(talk())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_keeps_its_client_waiting_is_in_the_log(
+    way: str, certificate: Path, log: Log
+) -> None:
+    """Fault 76: The log also shows a handler of asyncio streams that takes as long."""
+    may_go_on = asyncio.Event()
+
+    async def upstream() -> None:
+        await may_go_on.wait()
+
+    async def talks(reader: Reader, writer: Writer) -> None:
+        while line := await reader.readline():
+            if line == b"slow\n":
+                await upstream()
+            writer.write(line)
+            if line == b"subscribe\n":
+                await upstream()
+
+    async with serving(talks, way, certificate) as server:
+        connections: Any = server.factory.connections
+        clock = Clock()
+        slow = SlowCalls(clock, server.factory.model, 4.0, conversing=lambda: connections)
+        slow.start()
+        for line in (b"happy\n", b"subscribe\n"):
+            client = await server.connect()
+            client.send(line)
+            await client.receive(line)
+        others = set(connections)
+        waiting = await server.connect()
+        waiting.send(b"happy\n")
+        await waiting.receive(b"happy\n")
+        await deferLater(reactor, 0.02)  # a tick of the kernel's clock, which tells who spoke last
+        waiting.send(b"slow\n")
+        await eventually(lambda: any(getattr(one, "call", None) for one in connections - others))
+        # The kernel's clock may not yet tell that the subscriber's handler has spoken last.
+        await eventually(lambda: not any(one.call for one in others))
+        clock.pump([1] * 6)
+        (peer,) = [one.client.peer for one in connections - others]
+        assert log.text.count("has lasted") == 1
+        assert f"A call of the handler for {peer} has lasted" in log.text
+        assert "in upstream" in log.text
+        lines = slow.left_behind(connections)
+        assert [line for line in lines if "in upstream" in line] == [lines[0]]
+        assert lines[0].startswith(f"{peer}: the handler is at ")
+        assert len(lines) == 3
+        may_go_on.set()
+        await waiting.receive(b"slow\n")
+        clock.advance(1)
+        assert f"The call of the handler for {peer} is over" in log.text
+        assert slow.oldest() == 0
+        slow.stop()
