@@ -338,91 +338,111 @@ class LoopOfThreads(Loop):
         self._asked.put(function)
 
 
+class Server:
+    """A factory in memory, and the loops that it runs in; its clients come one after another."""
+
+    def __init__(self, way: Way, tasks: Turned) -> None:
+        self.way = way
+        self._waiting: list[Callable[[], object]] = []
+        self._results: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._loop = LoopOfThreads(self._results)
+        self._pool = WorkerPool(1, self._loop.callFromThread)
+        self._tasks = tasks
+        self._script = Script(self._waiting.append)
+        self._factory = self._script.factory = EchoFactory(
+            self._loop,
+            handler=self._script.handler(),
+            framing=way.framing,
+            model=way.model(self._pool),
+            banner=b"",
+            turns=way.turns(self._loop),
+        )
+        if WITH_ASYNCIO and isinstance(self._factory.model, InReactor):
+            self._factory.model._lender = Lender(self._tasks)
+
+    def stop(self) -> None:
+        """End the model and its threads."""
+        self._factory.model.stop()
+        while not self._loop.at_rest:
+            self._loop.turn()  # idle tasks end
+        self._pool.stop()
+        assert not self._loop.calls
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[tuple[EchoProtocol, Narrow, Callable[[bytes], None]]]:
+        """Connect a protocol; the last that is given is what takes a read."""
+        protocol = self._factory.buildProtocol(None)
+        assert isinstance(protocol, EchoProtocol)
+        # The kernel counts for a socket that is connected to nothing, too.
+        with socket.socket() as handle:
+            transport = Narrow(handle)
+            read: Callable[[bytes], None] = protocol.dataReceived
+            if self.way.directly:
+                assert isinstance(protocol, DirectProtocol)
+                read = protocol.connect_directly(transport, transport.write)
+                assert read != protocol.dataReceived
+            protocol.makeConnection(transport)
+            yield protocol, transport, read
+            assert not self._factory.connections
+
+    def converse(
+        self, kinds: list[bytes], cuts: list[int], *, finish: bool = True
+    ) -> tuple[Ending, Script]:
+        """Send these messages, in reads that end after each of `cuts`; return the outcome.
+
+        Args:
+            kinds: the messages.
+            cuts: where a read ends.
+            finish: whether the client ends its stream by itself.
+        """
+        self._script.received.clear()
+        self._script.closed.clear()
+        metrics = self._factory.metrics
+        metrics.ended.clear()
+        before = metrics.messages
+        with self._connected() as (protocol, wire, read):
+            parts = [framed(kind, self.way.framing) for kind in kinds]
+            for start, end in itertools.pairwise(sorted({0, len(kinds), *cuts})):
+                if self.way.patient or wire.producerState != "producing":
+                    self._go_on(wire)
+                wire.context.run(read, b"".join(parts[start:end]))
+            if finish:
+                protocol.readConnectionLost()
+            self._go_on(wire)
+            end_streams(protocol, wire, finish=finish)
+            sent = wire.value()
+            wire.full = False
+            self._go_on(wire)  # in the pool, `closed` is due
+        assert not self._loop.calls
+        (reason,) = metrics.ended
+        assert metrics.ended.total() == 1
+        return Ending(sent, metrics.messages - before, reason), self._script
+
+    def _go_on(self, wire: Narrow) -> None:
+        """Fire the pending results."""
+        loop, tasks, pool = self._loop, self._tasks, self._pool
+        while self._waiting or wire.full or pool.busy or not (loop.at_rest and tasks.at_rest):
+            if not tasks.at_rest:
+                tasks.turn()
+            elif wire.full:
+                wire.make_room()
+            elif pool.busy:
+                self._results.get(timeout=PATIENCE)()
+            elif self._waiting:
+                self._waiting.pop(0)()
+            else:
+                loop.turn()
+
+
 @contextlib.contextmanager
-def in_memory(
-    way: Way, script: Script, loop: Loop, pool: WorkerPool, tasks: Turned
-) -> Iterator[tuple[EchoFactory, EchoProtocol, Narrow, Callable[[bytes], None]]]:
-    """Connect a protocol; the last that is given is what takes a read."""
-    factory = EchoFactory(
-        loop,
-        handler=script.handler(),
-        framing=way.framing,
-        model=way.model(pool),
-        banner=b"",
-        turns=way.turns(loop),
-    )
-    if WITH_ASYNCIO and isinstance(factory.model, InReactor):
-        factory.model._lender = Lender(tasks)
-    protocol = factory.buildProtocol(None)
-    assert isinstance(protocol, EchoProtocol)
-    # The kernel counts for a socket that is connected to nothing, too.
-    with socket.socket() as handle:
-        transport = Narrow(handle)
-        read: Callable[[bytes], None] = protocol.dataReceived
-        if way.directly:
-            assert isinstance(protocol, DirectProtocol)
-            read = protocol.connect_directly(transport, transport.write)
-            assert read != protocol.dataReceived
-        protocol.makeConnection(transport)
-        yield factory, protocol, transport, read
-        assert not factory.connections
-
-
-def converse(
-    kinds: list[bytes], cuts: list[int], way: Way, *, finish: bool = True
-) -> tuple[Ending, Script]:
-    """Send these messages, in reads that end after each of `cuts`; return the outcome.
-
-    Args:
-        kinds: the messages.
-        cuts: where a read ends.
-        way: how they come.
-        finish: whether the client ends its stream by itself.
-    """
-    waiting: list[Callable[[], object]] = []
-    results: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-    script, loop = Script(waiting.append), LoopOfThreads(results)
-    pool = WorkerPool(1, loop.callFromThread)
-    with (
-        contextlib.closing(Turned()) as tasks,
-        in_memory(way, script, loop, pool, tasks) as (factory, protocol, wire, read),
-    ):
-        script.factory = factory
-
-        def go_on() -> None:
-            """Fire the pending results."""
-            while waiting or wire.full or pool.busy or not (loop.at_rest and tasks.at_rest):
-                if not tasks.at_rest:
-                    tasks.turn()
-                elif wire.full:
-                    wire.make_room()
-                elif pool.busy:
-                    results.get(timeout=PATIENCE)()
-                elif waiting:
-                    waiting.pop(0)()
-                else:
-                    loop.turn()
-
-        parts = [framed(kind, way.framing) for kind in kinds]
-        for start, end in itertools.pairwise(sorted({0, len(kinds), *cuts})):
-            if way.patient or wire.producerState != "producing":
-                go_on()
-            wire.context.run(read, b"".join(parts[start:end]))
-        if finish:
-            protocol.readConnectionLost()
-        go_on()
-        end_streams(protocol, wire, finish=finish)
-        sent = wire.value()
-        wire.full = False
-        go_on()  # in the pool, `closed` is due
-        factory.model.stop()
-        go_on()  # idle tasks end
-    pool.stop()
-    assert not loop.calls
-    metrics = factory.metrics
-    (reason,) = metrics.ended
-    assert metrics.ended.total() == 1
-    return Ending(sent, metrics.messages, reason), script
+def in_memory(way: Way) -> Iterator[Server]:
+    """Give a server, and stop it."""
+    with contextlib.closing(Turned()) as tasks:
+        server = Server(way, tasks)
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def end_streams(protocol: EchoProtocol, wire: Narrow, *, finish: bool) -> None:
@@ -456,27 +476,27 @@ WAYS = {
 }
 
 
-def check(kinds: list[bytes], cuts: list[int], way: Way, log: Log) -> None:
-    due = expected(kinds, way.framing, served=1 if way.serial else None)
-    ending, script = converse(kinds, cuts, way)
+def check(server: Server, kinds: list[bytes], cuts: list[int], log: Log) -> None:
+    due = expected(kinds, server.way.framing, served=1 if server.way.serial else None)
+    ending, script = server.converse(kinds, cuts)
     errors = log.take_errors()
-    assert all(error.count("Traceback") == 1 for error in errors)
+    assert all(error.count("Traceback") == 1 for error in errors), kinds
     ending.errors = len(errors)
-    assert ending == due
+    assert ending == due, kinds
     assert script.received == kinds[: due.messages]
-    assert script.closed == [due.reason]
+    assert script.closed == [due.reason], kinds
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ANY)
-def test_a_result_of_any_kind_takes_its_place_among_those_of_one_read(
-    kind: bytes, way: str, log: Log
-) -> None:
+def test_a_result_of_any_kind_takes_its_place_among_those_of_one_read(way: str, log: Log) -> None:
     """Fault 68: Replies come in order, up to the `Close` or the error, and none after it."""
-    for before, after in itertools.product((0, 1, PACE - 1, PACE, PACE + 2), (0, 2)):
-        check([REPLY] * before + [kind] + [REPLY] * after, [], WAYS[way], log)
-    for other in others(kind, way):
-        check([REPLY, NOTHING, kind, other, REPLY], [], WAYS[way], log)
+    with in_memory(WAYS[way]) as server:
+        places = itertools.product(ANY, (0, 1, PACE - 1, PACE, PACE + 2), (0, 2))
+        for kind, before, after in places:
+            check(server, [REPLY] * before + [kind] + [REPLY] * after, [], log)
+        for kind in ANY:
+            for other in others(kind, way):
+                check(server, [REPLY, NOTHING, kind, other, REPLY], [], log)
 
 
 def others(kind: bytes, way: str) -> tuple[bytes, ...]:
@@ -493,9 +513,10 @@ def test_results_are_sent_in_order_up_to_the_last_however_the_input_comes(
         cuts=st.lists(st.integers(1, 20), max_size=4),
     )
     def talk(kinds: list[bytes], cuts: list[int]) -> None:
-        check(kinds, [place for place in cuts if place < len(kinds)], WAYS[way], log)
+        check(server, kinds, [place for place in cuts if place < len(kinds)], log)
 
-    talk()
+    with in_memory(WAYS[way]) as server:
+        talk()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -509,7 +530,8 @@ def test_a_handler_may_let_its_own_factory_drain(way: str) -> None:
         due = expected(kinds, WAYS[way].framing, served=served)
         if served is None:
             due.reason = "drained"
-        ending, script = converse(kinds, [], WAYS[way], finish=False)
+        with in_memory(WAYS[way]) as server:
+            ending, script = server.converse(kinds, [], finish=False)
         assert ending == due
         assert script.closed == [due.reason]
 
@@ -521,7 +543,8 @@ def test_a_handler_may_let_its_own_factory_abort(way: str) -> None:
     """
     for before, after in itertools.product((0,) if WAYS[way].serial else range(PACE + 3), (0, 2)):
         kinds = [REPLY] * before + [ABORT] + [REPLY] * after
-        ending, script = converse(kinds, [], WAYS[way], finish=False)
+        with in_memory(WAYS[way]) as server:
+            ending, script = server.converse(kinds, [], finish=False)
         assert (ending.messages, ending.reason) == (before + 1, "aborted")
         assert script.received == kinds[: before + 1]
         assert script.closed == ["aborted"]
@@ -542,13 +565,12 @@ POOLED = {
 
 
 @pytest.mark.parametrize("way", POOLED)
-@pytest.mark.parametrize("kind", AT_ONCE)
-def test_in_the_pool_a_result_of_any_kind_takes_its_place_in_each_read(
-    kind: bytes, way: str, log: Log
-) -> None:
-    for kinds in ([kind], [REPLY, kind], [kind, REPLY], [REPLY, NOTHING, kind, REPLY]):
-        check(kinds, [], POOLED[way], log)
-        check(kinds, list(range(1, len(kinds))), POOLED[way], log)
+def test_in_the_pool_a_result_of_any_kind_takes_its_place_in_each_read(way: str, log: Log) -> None:
+    with in_memory(POOLED[way]) as server:
+        for kind in AT_ONCE:
+            for kinds in ([kind], [REPLY, kind], [kind, REPLY], [REPLY, NOTHING, kind, REPLY]):
+                check(server, kinds, [], log)
+                check(server, kinds, list(range(1, len(kinds))), log)
 
 
 @pytest.mark.parametrize("way", POOLED)
@@ -558,9 +580,10 @@ def test_in_the_pool_results_are_sent_in_order_however_the_input_comes(way: str,
         cuts=st.lists(st.integers(1, 20), max_size=4),
     )
     def talk(kinds: list[bytes], cuts: list[int]) -> None:
-        check(kinds, [place for place in cuts if place < len(kinds)], POOLED[way], log)
+        check(server, kinds, [place for place in cuts if place < len(kinds)], log)
 
-    talk()
+    with in_memory(POOLED[way]) as server:
+        talk()
 
 
 def by_thread(kinds: list[bytes], framing: Framing, *, draining: bool) -> tuple[Ending, Script]:
