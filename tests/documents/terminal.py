@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO
 
 from tests.support.needs import missing, needs_root
-from tests.support.programs import SCRIPTS, Program, can_be_forked
+from tests.support.programs import SCRIPTS, Program, can_be_forked, enter
 from tests.support.waiting import PATIENCE
 
 # The ports that pages name.
@@ -324,7 +324,7 @@ class Terminal:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            namespaces=self._network.namespaces,
+            steps=[enter(*self._network.namespaces)],
         )
         waiting.kill()
         waiting.wait()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.support.daemon import Daemon
 from tests.support.needs import missing, tool
+from tests.support.programs import Step, enter
 from tests.support.waiting import PATIENCE
 
 _CLONE_NEWNET = 0x40000000
@@ -21,12 +22,17 @@ class Network:
     """A network namespace, kept by a process that sleeps in it."""
 
     def __init__(self, keeper: int) -> None:
-        self._keeper = keeper
+        self._namespace = Path(f"/proc/{keeper}/ns/net")
+
+    @property
+    def step(self) -> Step:
+        """The step of a program into this network."""
+        return enter(self._namespace)
 
     @property
     def within(self) -> list[str]:
         """The command that runs a command in this network."""
-        return [tool("nsenter"), f"--net=/proc/{self._keeper}/ns/net"]
+        return [tool("nsenter"), f"--net={self._namespace}"]
 
     def run(self, *command: str) -> str:
         """Run a command in this network; where the kernel lacks what it needs, it is missing."""
@@ -47,7 +53,7 @@ class Network:
 
         def make() -> None:
             # A thread enters the namespace alone, and its sockets stay there.
-            with Path(f"/proc/{self._keeper}/ns/net").open() as namespace:
+            with self._namespace.open() as namespace:
                 libc = ctypes.CDLL(None, use_errno=True)
                 if libc.setns(namespace.fileno(), _CLONE_NEWNET):
                     made.append(OSError(ctypes.get_errno(), "setns"))

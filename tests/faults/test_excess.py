@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import socket
 import ssl
 import struct
@@ -30,7 +31,7 @@ from tests.support.clients import (
     warm_up,
 )
 from tests.support.daemon import CONCURRENT, Daemon, Start, nothing_kept
-from tests.support.needs import tool
+from tests.support.programs import limit
 from tests.support.waiting import PATIENCE, block_until
 
 # So much may the memory of the daemon grow because of one client, in bytes.
@@ -358,8 +359,8 @@ def test_as_many_descriptors_are_asked_for_as_there_may_be_connections(daemon: S
     """Fault 17: The daemon asks for the descriptors that its connections need, and logs it if the
     system gives it fewer.
     """
-    small = daemon(under=[tool("prlimit"), "--nofile=64"])
-    able = daemon("--max-connections=1000", under=[tool("prlimit"), "--nofile=64:4096"])
+    small = daemon(steps=[limit(resource.RLIMIT_NOFILE, 64)])
+    able = daemon("--max-connections=1000", steps=[limit(resource.RLIMIT_NOFILE, 64, 4096)])
     small.wait_for(
         r"may open 64 files and sockets, too few for 16384 connections: raise its limit"
     )

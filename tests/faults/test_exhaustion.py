@@ -15,7 +15,8 @@ import pytest
 
 from tests.support.clients import BANNER, connect, greeted, is_served, receive, receive_all, serves
 from tests.support.daemon import CONCURRENT, Daemon, Start
-from tests.support.needs import missing, not_here, tool
+from tests.support.needs import missing, not_here
+from tests.support.programs import limit
 from tests.support.waiting import PATIENCE, block_until
 
 
@@ -72,9 +73,9 @@ def test_limits_are_lowered_to_the_descriptors_that_there_are(
     """Fault 17: If the process may open fewer files than the limits need, the daemon lowers the
     limits and logs it; it tells and counts the clients above them, and the status answers.
     """
-    under = [tool("prlimit"), "--nofile=256"]
+    steps = [limit(resource.RLIMIT_NOFILE, 256)]
     status = ["--status=unix:status", "--max-connections-per-address=0"]
-    running = daemon("--concurrency", model, *status, *limits, under=under)
+    running = daemon("--concurrency", model, *status, *limits, steps=steps)
     if not running.on_uvloop:
         not_here("Twisted's own ports count nobody whom they turn away")
     port = running.port
@@ -116,7 +117,7 @@ def many_descriptors(count: int) -> Iterator[None]:
 @pytest.mark.timeout(120)
 def test_thousands_of_clients_at_once_are_all_served(daemon: Start) -> None:
     """Fault 33: All of them are greeted and answered."""
-    running = daemon(under=[tool("prlimit"), "--nofile=8192"])
+    running = daemon(steps=[limit(resource.RLIMIT_NOFILE, 8192)])
     with many_descriptors(8192), contextlib.ExitStack() as stack:
         address = ("127.0.0.1", running.port)
         clients = [stack.enter_context(socket.socket()) for _ in range(5000)]

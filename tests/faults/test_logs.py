@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import struct
@@ -22,8 +23,7 @@ import echod
 from tests.faults.scale import Scale
 from tests.support.clients import BANNER, connect, receive, receive_all
 from tests.support.daemon import REACTOR, Start
-from tests.support.needs import tool
-from tests.support.programs import SCRIPTS, Program
+from tests.support.programs import SCRIPTS, Program, Step, limit
 from tests.support.waiting import PATIENCE, block_until
 
 CHATTY = """
@@ -56,15 +56,16 @@ def serving(
     directory: Path,
     *arguments: str,
     twistd: Sequence[str] = (),
-    under: Sequence[str] = (),
+    steps: Sequence[Step] = (),
     stdout: int | None = None,
 ) -> Iterator[Path]:
     """A daemon whose output is not read; yields the UNIX socket that it listens on."""
     path = directory / "socket"
     process: Program[str] = Program(
-        [*under, SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, *twistd, "echod",
+        [SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, *twistd, "echod",
          "--listen", f"unix:{path}", "--log-rate", "0", *arguments],
         cwd=directory,
+        steps=steps,
         stdout=stdout,
     )  # fmt: skip
     try:
@@ -147,8 +148,8 @@ def test_a_log_file_that_may_not_grow(tmp_path: Path) -> None:
     how many.
     """
     log = tmp_path / "log"
-    under = (tool("prlimit"), "--fsize=20000")
-    with chatty(tmp_path, twistd=("--logfile", str(log)), under=under) as path:
+    steps = [limit(resource.RLIMIT_FSIZE, 20_000)]
+    with chatty(tmp_path, twistd=("--logfile", str(log)), steps=steps) as path:
         for _ in range(5):
             chat(path, 1)
         with connect_to(path) as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import time
@@ -14,11 +15,13 @@ import pytest
 
 from tests.support.clients import connect, receive, receive_all, warm_up
 from tests.support.daemon import CONCURRENT, MODELS, Daemon, Start, nothing_kept, starting
-from tests.support.needs import missing, tool
+from tests.support.needs import missing
+from tests.support.programs import Step, join, limit
 from tests.support.waiting import block_until
 
 HANDLERS = """
 import os
+import resource
 import subprocess
 import time
 
@@ -63,6 +66,7 @@ def misbehave(message):
 
 FORKING = """
 import os
+import resource
 import sys
 
 from echod import message_handler
@@ -156,8 +160,8 @@ def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daem
     yield from in_each_model(tmp_path_factory.mktemp("forking"), FORKING, "forking:fork")
 
 
-def start(daemon: Start, model: str, *under: str) -> Daemon:
-    return daemon("--handler", "served:misbehave", "--concurrency", model, under=under)
+def start(daemon: Start, model: str, *steps: Step) -> Daemon:
+    return daemon("--handler", "served:misbehave", "--concurrency", model, steps=steps)
 
 
 def is_served(running: Daemon) -> bool:
@@ -189,7 +193,7 @@ def test_a_handler_that_eats_memory_ends_its_own_connection(daemon: Start, model
     """Fault 31: If memory is limited, a handler that asks for more ends its own connection, and no
     other.
     """
-    running = start(daemon, model, tool("prlimit"), "--as=1000000000")
+    running = start(daemon, model, limit(resource.RLIMIT_AS, 1_000_000_000))
     with bystander(running):
         assert ask(running, b"eat") == b""
         running.wait_for("MemoryError")
@@ -206,7 +210,7 @@ def test_a_handler_that_leaks_descriptors_ends_its_own_connection(
     """Fault 31: A handler that gets no descriptor ends its own connection; connected clients are
     still served, and new ones are served once descriptors are free.
     """
-    running = start(daemon, model, tool("prlimit"), "--nofile=64")
+    running = start(daemon, model, limit(resource.RLIMIT_NOFILE, 64))
     with connect(running) as connection, bystander(running):
         connection.sendall(b"ready?")
         assert receive(connection, 6) == b"ready?"
@@ -227,10 +231,8 @@ def test_the_units_limit_memory_and_processes(unit: Path) -> None:
 
 
 @contextlib.contextmanager
-def few_processes(count: int) -> Iterator[list[str]]:
-    """A control group that allows this many processes and threads; yields the command to run in
-    it.
-    """
+def few_processes(count: int) -> Iterator[Step]:
+    """Make a control group that allows this many processes and threads; yield the step into it."""
     for parent in CONTROL_GROUPS:
         group = parent / f"echod-test-{os.getpid()}"
         try:
@@ -240,7 +242,7 @@ def few_processes(count: int) -> Iterator[list[str]]:
         try:
             if (group / "pids.max").exists():
                 (group / "pids.max").write_text(f"{count}")
-                yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+                yield join(group)
                 return
         finally:
             while (group / "cgroup.procs").read_text():
@@ -260,7 +262,7 @@ def test_a_handler_that_forks_without_end_ends_its_own_connection(
     own connection, and no other.
     """
     with few_processes(60) as within, starting(tmp_path) as daemon:
-        running = start(daemon, model, *within)
+        running = start(daemon, model, within)
         with connect(running) as connection, bystander(running):
             connection.sendall(b"ready?")
             assert receive(connection, 6) == b"ready?"
@@ -307,7 +309,7 @@ def test_without_threads_for_them_clients_are_told_so_and_others_served(tmp_path
     connected clients are still served, and new ones are served once a thread is free.
     """
     with few_processes(30) as within, starting(tmp_path) as daemon:
-        running = start(daemon, "thread-per-connection", *within)
+        running = start(daemon, "thread-per-connection", within)
         with contextlib.ExitStack() as stack:
             served = []
             for _ in range(40):

@@ -54,7 +54,7 @@ def test_with_buffers_of_a_page_nothing_is_lost(
     """Fault 21: However little the kernel takes at a time, nothing is lost."""
     own_network.set("tcp_wmem", "'4096 4096 4096'")
     own_network.set("tcp_rmem", "'4096 4096 4096'")
-    running = daemon("--concurrency", model, under=own_network.within)
+    running = daemon("--concurrency", model, steps=[own_network.step])
     data = stream(300_000)
     with own_network.connect(running) as connection:
         assert exchange(connection, data) == data
@@ -69,7 +69,7 @@ def test_a_network_that_loses_packets_loses_no_byte(
     own_network.run(tool("nft"), "add table ip bad")
     own_network.run(tool("nft"), "add chain ip bad input { type filter hook input priority 0; }")
     own_network.run(tool("nft"), "add rule ip bad input numgen random mod 100 < 5 counter drop")
-    running = daemon("--concurrency", model, under=own_network.within)
+    running = daemon("--concurrency", model, steps=[own_network.step])
     data = stream(20_000)
     wrong: list[object] = []
 
@@ -98,7 +98,7 @@ def test_a_narrow_link_is_slow_and_that_is_all(daemon: Start, own_network: Netwo
     """Fault 35: A client that reads slowly gets everything, even if that takes longer than
     `--write-timeout`.
     """
-    running = daemon("--write-timeout", "1", under=own_network.within)
+    running = daemon("--write-timeout", "1", steps=[own_network.step])
     own_network.run(tool("ip"), "link", "set", "lo", "mtu", "1500")
     shape = ["root", "tbf", "rate", "4mbit", "burst", "16kb", "limit", "64kb"]
     own_network.run(tool("tc"), "qdisc", "add", "dev", "lo", *shape)

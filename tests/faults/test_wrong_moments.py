@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.support.certificates import Authority
 from tests.support.clients import BANNER, connect, greeted, is_served, receive, receive_all, serves
 from tests.support.daemon import REACTOR, TERMINATED, TWISTD, Daemon, Start
 from tests.support.needs import needs_root
-from tests.support.programs import SCRIPTS
+from tests.support.programs import SCRIPTS, Program, Step, block
 from tests.support.waiting import PATIENCE, block_until
 
 HANDLERS = """
@@ -242,13 +242,17 @@ class Starting:
         *arguments: str,
         command: Sequence[str | Path] = (),
         port: Sequence[str] = ("--port=0",),
+        executed: bool = False,
+        steps: Sequence[Step] = (),
     ) -> None:
         self.pidfile = directory / "twistd.pid"
         self.log = directory / "log"
         twistd = command or [SCRIPTS / "twistd"]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process: Program[bytes] = Program(
                 [*twistd, "-n", *REACTOR, "echod", *arguments, *port],
+                executed=executed,
+                steps=steps,
                 cwd=directory,
                 stdout=log,
                 stderr=log,
@@ -289,12 +293,12 @@ def test_two_signals_at_any_moment_of_the_start_end_it(tmp_path: Path, scale: Sc
     or a pidfile.
     """
     began = time.monotonic()
-    starting = Starting(tmp_path)
+    starting = Starting(tmp_path, executed=True)
     block_until(lambda: starting.has_said("Socket now listening"))
     needed = time.monotonic() - began
     ended_in_good_order(starting)
-    for _ in scale(ci=6, soak=500):
-        starting = Starting(tmp_path)
+    for _ in scale(ci=4, soak=500):
+        starting = Starting(tmp_path, executed=True)
         time.sleep(random.uniform(0.0, 1.2 * needed))  # the moment
         ended_in_good_order(starting)
 
@@ -389,7 +393,7 @@ def test_sighup_that_is_ignored_before_python_starts_kills_at_no_time(
     the daemon serves, SIGHUP reloads.
     """
     command = ["sh", "-c", "trap '' HUP; echo trapped; exec \"$@\"", "sh", SCRIPTS / "twistd"]
-    for _ in scale(ci=2, soak=150):
+    for _ in scale(ci=1, soak=150):
         with Starting(tmp_path, command=command) as starting:
             block_until(lambda: starting.has_said("trapped"))
             while not starting.has_said("Socket now listening"):
@@ -400,19 +404,12 @@ def test_sighup_that_is_ignored_before_python_starts_kills_at_no_time(
             block_until(lambda: starting.has_said("Reloaded; changed: nothing"))
 
 
-BLOCKED = """
-import os, signal, sys
-signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_that_the_parent_had_blocked_arrive(
     daemon: Start, tmp_path: Path, number: int
 ) -> None:
     """Fault 84: Signals that the daemon handles reach it even if its parent had blocked them."""
-    running = daemon("--concurrency=thread-per-connection", under=[sys.executable, "-c", BLOCKED])
+    running = daemon("--concurrency=thread-per-connection", steps=[block()])
     with connect(running) as connection:  # SIGURG wakes its thread
         assert receive(connection, len(BANNER)) == BANNER
         running.signal(signal.SIGHUP)
@@ -429,8 +426,7 @@ def test_a_signal_that_the_parent_had_blocked_ends_the_start(tmp_path: Path) -> 
     (tmp_path / "slow.py").write_text(
         "print('importing', flush=True)\nimport time\ntime.sleep(60)"
     )
-    command = [sys.executable, "-c", BLOCKED, str(SCRIPTS / "twistd")]
-    with Starting(tmp_path, "--handler", "slow:handler", command=command) as starting:
+    with Starting(tmp_path, "--handler", "slow:handler", steps=[block()]) as starting:
         block_until(lambda: starting.has_said("importing"))
         starting.process.terminate()
         assert starting.process.wait(PATIENCE) == -signal.SIGTERM
@@ -480,11 +476,9 @@ def test_ctrl_c_that_twisted_swallows_with_an_earlier_plugin_ends_the_start_too(
 # Set-ups that are dangerous without showing it.
 
 
-def run(directory: Path, *options: str, under: tuple[str, ...] = ()) -> str:
+def run(directory: Path, *options: str) -> str:
     """Run twistd with these options, which it has to refuse; return its output."""
-    ended = programs.run(
-        directory, *under, SCRIPTS / "twistd", "-n", *options, "echod", "--port=0"
-    )
+    ended = programs.run(directory, SCRIPTS / "twistd", "-n", *options, "echod", "--port=0")
     assert ended.returncode == 1, ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
     return ended.stderr
@@ -505,33 +499,12 @@ def test_a_group_alone_is_refused(tmp_path: Path) -> None:
     assert "--gid without --uid" in run(tmp_path, "--gid=65534")
 
 
-@contextlib.contextmanager
-def twistd(directory: Path, *options: str) -> Iterator[Daemon]:
-    """A daemon with certain options of twistd."""
-    wrapper = directory / "twistd-with-options"
-    wrapper.write_text(
-        f'#!/bin/sh\nshift 2\nexec {SCRIPTS / "twistd"} -n --pidfile= {" ".join(options)} "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    running = Daemon(
-        "--port=0",
-        cwd=directory,
-        twistd=wrapper,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        yield running
-    finally:
-        running.stop()
-
-
-def test_root_is_named_in_the_log_and_somebody_else_is_not(tmp_path: Path) -> None:
+def test_root_is_named_in_the_log_and_somebody_else_is_not(daemon: Start) -> None:
     """Fault 49: The log says it if handlers run as root."""
     needs_root("start a daemon as root")
-    with twistd(tmp_path) as running:
-        running.wait_for("Handlers run as root")
-    with twistd(tmp_path, "--uid=65534") as running:
-        assert serves(running)
+    daemon().wait_for("Handlers run as root")
+    running = daemon(options=["--uid=65534"])
+    assert serves(running)
     assert "Handlers run as root" not in running.log
     assert "set uid/gid 65534/65534" in running.log
 
@@ -614,8 +587,9 @@ def test_a_pidfile_of_a_process_that_is_not_twistd_is_stale(tmp_path: Path, cont
 def test_of_two_daemons_with_one_pidfile_the_second_does_not_start(tmp_path: Path) -> None:
     """Fault 86: Of two daemons with one pidfile the second does not start, from any folder."""
     (tmp_path / "run").mkdir()
-    command = [str(SCRIPTS / "twistd"), "--rundir=run"]
-    with Starting(tmp_path, command=command) as starting:
+    command = [SCRIPTS / "twistd", "--rundir=run"]
+    # The second knows the first by its command line, which a forked process has not.
+    with Starting(tmp_path, command=command, executed=True) as starting:
         block_until(lambda: starting.has_said("Socket now listening"))
         assert (tmp_path / "run" / "twistd.pid").read_text() == str(starting.process.pid)
         assert "Another twistd server is running" in run(tmp_path, "--rundir=run")
@@ -638,7 +612,7 @@ def test_paths_are_of_the_folder_in_which_twistd_was_started(
     (tmp_path / "echod.toml").write_text(
         'listen = ["tcp:0:interface=127.0.0.1", "unix:s", "tls:unix:t:certificate=pem"]\n'
     )
-    command = [str(SCRIPTS / "twistd"), "--rundir=run", "--logfile=kept"]
+    command = [SCRIPTS / "twistd", "--rundir=run", "--logfile=kept"]
     with Starting(tmp_path, "--config=echod.toml", command=command, port=()) as starting:
         kept = tmp_path / "kept"
         block_until(lambda: kept.exists() and kept.read_text().count("now listening") == 3)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import SCRIPTS, Program
+from tests.support.programs import SCRIPTS, Program, Step
 from tests.support.waiting import PATIENCE, block_until
 
 # The reactor that the tests themselves run on is the daemon's too.
@@ -45,6 +45,7 @@ class Daemon:
         under: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
         executed: bool = False,
+        steps: Sequence[Step] = (),
     ) -> None:
         """Start it.
 
@@ -57,6 +58,7 @@ class Daemon:
             under: the command that runs the command, as `prlimit` does.
             pass_fds: descriptors that it inherits.
             executed: whether it is executed in any case: see `Program`.
+            steps: the steps that the process takes before, such as to a limit.
         """
         self.directory = cwd
         self.process: Program[str] = Program(
@@ -65,6 +67,7 @@ class Daemon:
             env=env,
             pass_fds=pass_fds,
             executed=executed,
+            steps=steps,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -19,12 +19,14 @@ import io
 import json
 import os
 import pkgutil
+import resource
 import select
 import signal
 import socket
 import sys
 import time
 import types
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 # They are what a daemon has imported once it serves: except the reactor, whose import makes it,
@@ -118,10 +120,42 @@ def _fork(ignores_interrupt: bool) -> int:
     return number
 
 
+def prepare(steps: Iterable[Sequence[Any]]) -> None:
+    """Do what a process has to do before it becomes a program, each step with its arguments."""
+    for name, *arguments in steps:
+        _STEPS[name](*arguments)
+
+
+def _join(group: str) -> None:
+    """Join a control group, which is a folder."""
+    with open(f"{group}/cgroup.procs", "w", encoding="ascii") as file:  # noqa: PTH123 - as above
+        file.write("0")
+
+
+def _enter(*namespaces: str) -> None:
+    """Enter namespaces, given by their files in /proc."""
+    # All at first: within the first of them these files may be out of reach.
+    opened = [os.open(path, os.O_RDONLY) for path in namespaces]
+    for descriptor in opened:
+        if _libc.setns(descriptor, 0):
+            raise OSError(ctypes.get_errno(), "cannot enter a namespace")
+        os.close(descriptor)
+
+
+# `limit`: a resource, and its two limits. `close`: a descriptor. `block`: all signals.
+_STEPS: dict[str, Callable[..., object]] = {
+    "limit": lambda what, *limits: resource.setrlimit(what, limits),
+    "join": _join,
+    "enter": _enter,
+    "close": os.close,
+    "block": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()),
+}
+
+
 def _become(request: dict[str, Any]) -> None:
     """Give this process the descriptors, the environment and the folder of its request."""
-    _enter(request["namespaces"])
     _take_descriptors(request["descriptors"])
+    prepare(request["steps"])
     if request["session"]:
         os.setsid()
     os.umask(request["umask"])
@@ -138,16 +172,6 @@ def _become(request: dict[str, Any]) -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-def _enter(namespaces: list[str]) -> None:
-    """Enter namespaces, given by their files in /proc."""
-    # All at first: within the first of them these files may be out of reach.
-    opened = [os.open(path, os.O_RDONLY) for path in namespaces]
-    for descriptor in opened:
-        if _libc.setns(descriptor, 0):
-            raise OSError(ctypes.get_errno(), "cannot enter a namespace")
-        os.close(descriptor)
-
-
 def _take_descriptors(wanted: dict[int, int]) -> None:
     """Let these numbers be these descriptors, and close all others."""
     moved = {
@@ -160,15 +184,18 @@ def _take_descriptors(wanted: dict[int, int]) -> None:
     os.closerange(_SPARE, _SPARE + len(moved))
 
 
-def _stream(descriptor: int, like: io.TextIOWrapper, buffered: bool) -> io.TextIOWrapper:
-    """Return a standard stream such as Python opens.
+def _stream(descriptor: int, like: io.TextIOWrapper, buffered: bool) -> io.TextIOWrapper | None:
+    """Return a standard stream such as Python opens: None if its descriptor is closed.
 
     Args:
         descriptor: its number.
         like: the one that Python has opened here.
         buffered: whether it is to be buffered, if it is for writing.
     """
-    raw = io.FileIO(descriptor, "r" if descriptor == 0 else "w", closefd=False)
+    try:
+        raw = io.FileIO(descriptor, "r" if descriptor == 0 else "w", closefd=False)
+    except OSError:
+        return None
     raw.name = like.name  # type: ignore[misc]
     binary: Any = raw
     if descriptor == 0:

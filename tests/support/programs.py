@@ -5,9 +5,10 @@ forks them from a process that has imported what they import (`tests/support/for
 else is as if the system had executed them: the arguments, the environment, the folder, the
 descriptors, the signals, the exit code. They are children of the tests' own process.
 
-`Program` executes a command that differs before Python runs: below another program, with another
-`PYTHON...` or `LC_...` in its environment, or with another limit of descriptors. Pass `executed`
-for a test that is about the imports, or about a signal during them.
+`Program` executes a command that differs before Python runs: below another program, or with
+another `PYTHON...` or `LC_...` in its environment. Pass `executed` for a test that is about the
+imports, or about a signal during them; and `steps` instead of a program such as prlimit, which
+does them and then becomes the command.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, AnyStr
 
+from tests.support.fork_server import prepare
 from tests.support.waiting import PATIENCE
 
 SCRIPTS = Path(sys.executable).parent
@@ -63,27 +66,51 @@ _PLAIN = {
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+# The name of a step, and its arguments; `fork_server` takes it.
+Step = tuple[str | int, ...]
+
+
+def limit(what: int, soft: int, hard: int | None = None) -> Step:
+    """The step that sets a limit, as prlimit does: `what` is one of `resource.RLIMIT_...`."""
+    return "limit", what, soft, soft if hard is None else hard
+
+
+def join(group: Path) -> Step:
+    """The step into a control group."""
+    return "join", str(group)
+
+
+def enter(*namespaces: Path | str) -> Step:
+    """The step into namespaces, by their files in /proc, as nsenter takes it."""
+    return "enter", *map(str, namespaces)
+
+
+def close(descriptor: int) -> Step:
+    """The step that closes a descriptor, such as a standard stream."""
+    return "close", descriptor
+
+
+def block() -> Step:
+    """The step that blocks all signals."""
+    return ("block",)
+
+
 class Program(subprocess.Popen[AnyStr]):
     """A program that runs."""
 
     def __init__(
-        self,
-        *arguments: Any,
-        executed: bool = False,
-        namespaces: Sequence[str] = (),
-        **options: Any,
+        self, *arguments: Any, executed: bool = False, steps: Sequence[Step] = (), **options: Any
     ) -> None:
         """Start it.
 
         Args:
             arguments: as of `subprocess.Popen`.
             executed: whether it is executed in any case.
-            namespaces: those that it enters first, by their files in /proc; only a program that
-                can be forked does that.
+            steps: the steps that the process takes before: see `limit` and those below.
             options: as of `subprocess.Popen`.
         """
         self._executed = executed
-        self._namespaces = namespaces
+        self._steps = steps
         super().__init__(*arguments, **options)
 
     def _execute_child(self, *arguments: Any) -> None:  # type: ignore[misc] # a private method
@@ -91,7 +118,10 @@ class Program(subprocess.Popen[AnyStr]):
         command = [os.fspath(word) for word in given["args"]]
         environment = dict(os.environ if given["env"] is None else given["env"])
         if self._executed or not can_be_forked(command, environment, given):
-            assert not self._namespaces
+            if self._steps:
+                assert given["preexec_fn"] is None
+                given["preexec_fn"] = partial(prepare, self._steps)
+                arguments = tuple(given.values())[1:]
             return super()._execute_child(*arguments)  # type: ignore[misc]
         pipes = [
             given[name]
@@ -105,7 +135,7 @@ class Program(subprocess.Popen[AnyStr]):
             cwd=os.path.abspath(given["cwd"] or "."),  # noqa: PTH100 - as given
             descriptors=streams | {number: number for number in given["pass_fds"]},
             session=given["start_new_session"],
-            namespaces=self._namespaces,
+            steps=[*self._steps, *_other_limit()],
         )
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
@@ -132,7 +162,6 @@ def can_be_forked(
         and command[0] in _FORKED
         and all(given.get(name, plain) == plain for name, plain in _PLAIN.items())
         and _early(environment) == _early(_ENVIRONMENT)
-        and resource.getrlimit(resource.RLIMIT_NOFILE) == _DESCRIPTORS
         and all(_is_open(number) for number in range(3))
     )
 
@@ -146,6 +175,12 @@ def _early(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 _DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def _other_limit() -> list[Step]:
+    """Return the step to the limit of descriptors of this process, if that has changed."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return [] if limits == _DESCRIPTORS else [limit(resource.RLIMIT_NOFILE, *limits)]
 
 
 def _is_open(descriptor: int) -> bool:
@@ -194,7 +229,7 @@ class _Server:
         cwd: str,
         descriptors: Mapping[int, int],
         session: bool,
-        namespaces: Sequence[str],
+        steps: Sequence[Step],
     ) -> int:
         """Return the process id of a new child of this process that runs a script.
 
@@ -204,7 +239,7 @@ class _Server:
             cwd: the folder that it runs in.
             descriptors: those of this process that it has, by the numbers that they have there.
             session: whether it leads a session of its own.
-            namespaces: those that it enters, by their files in /proc.
+            steps: the steps that it takes before.
         """
         request = {
             "script": command[0],
@@ -213,7 +248,7 @@ class _Server:
             "cwd": cwd,
             "umask": _umask(),
             "session": session,
-            "namespaces": list(namespaces),
+            "steps": steps,
             "ignores_interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
             "descriptors": list(descriptors),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.programs import SCRIPTS, Program, children, run
+from tests.support.programs import SCRIPTS, Program, block, children, close, limit, run
 from tests.support.waiting import PATIENCE, block_until
 
 # A handler that says, when it is imported, in which process it is.
@@ -40,8 +41,8 @@ facts = {
     "path": sys.path,
     "reactor": type(sys.modules["twisted.internet.reactor"]).__name__,
     "session": os.getsid(0) == os.getpid(),
-    "streams": [[s.fileno(), s.encoding, s.errors, s.line_buffering, s.write_through, s.mode,
-                 s.name] for s in streams],
+    "streams": [s and [s.fileno(), s.encoding, s.errors, s.line_buffering, s.write_through,
+                       s.mode, s.name] for s in streams],
     "threads": threading.active_count(),
     "umask": os.umask(0o22),
 }
@@ -86,8 +87,16 @@ def facts(folder: Path, *, executed: bool, **options: Any) -> dict[str, Any]:
         {"env": {**os.environ, "PYTHONPATH": "/nonesuch"}},
         {"start_new_session": True},
         {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT},
+        {
+            "steps": [
+                limit(resource.RLIMIT_NOFILE, 100),
+                limit(resource.RLIMIT_CORE, 0),
+                close(0),
+                block(),
+            ]
+        },
     ],
-    ids=["plain", "unbuffered", "without bytecode", "another path", "session", "streams"],
+    ids=["plain", "unbuffered", "without bytecode", "another path", "session", "streams", "steps"],
 )
 def test_a_forked_program_finds_what_an_executed_one_finds(
     tmp_path: Path, options: dict[str, Any]

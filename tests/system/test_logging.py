@@ -16,7 +16,7 @@ from tests.faults.test_logs import connect_to, daemon_of, is_listening
 from tests.support.clients import BANNER, connect, receive
 from tests.support.daemon import REACTOR, TWISTD, Start
 from tests.support.needs import tool
-from tests.support.programs import SCRIPTS, Program, run
+from tests.support.programs import SCRIPTS, Program, close, run
 from tests.support.waiting import PATIENCE, block_until
 
 
@@ -243,7 +243,7 @@ def test_the_error_of_a_start_is_written_at_once(tmp_path: Path) -> None:
     assert "take another port\\n" in writes[0]
 
 
-CLOSINGS = ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
+CLOSINGS = [(0,), (1,), (2,), (1, 2), (0, 1, 2)]
 WITH_A_REACTOR = [("-n", "--reactor=epoll"), ("-n", "--reactor=uvloop"), ("--reactor=uvloop",)]
 
 
@@ -256,7 +256,7 @@ WITH_A_REACTOR = [("-n", "--reactor=epoll"), ("-n", "--reactor=uvloop"), ("--rea
     ],
 )
 def test_it_runs_with_standard_streams_closed(
-    tmp_path: Path, flags: tuple[str, ...], closed: str
+    tmp_path: Path, flags: tuple[str, ...], closed: tuple[int, ...]
 ) -> None:
     """Fault 82: The daemon starts, serves and ends as usual with any standard stream closed."""
     path, log = tmp_path / "socket", tmp_path / "log"
@@ -269,8 +269,7 @@ def test_it_runs_with_standard_streams_closed(
         "--listen",
         f"unix:{path}",
     ]
-    shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
-    with subprocess.Popen([*shell, *command], cwd=tmp_path) as ran:
+    with Program(command, cwd=tmp_path, steps=[close(number) for number in closed]) as ran:
         try:
             block_until(lambda: is_listening(path))
             with connect_to(path) as client:
@@ -287,14 +286,7 @@ def test_it_runs_with_standard_streams_closed(
 def test_a_reactor_that_sits_where_a_stream_is_closed_cannot_go_into_the_background(
     tmp_path: Path,
 ) -> None:
-    ran = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "sh", SCRIPTS / "twistd", "--reactor=epoll", "echod"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    ran = run(tmp_path, SCRIPTS / "twistd", "--reactor=epoll", "echod", steps=[close(1)])
     assert ran.returncode == 1
     (line,) = ran.stderr.splitlines()
     assert line.startswith("echod: stdout is closed, and --reactor has opened a file in its place")
