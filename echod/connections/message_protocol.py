@@ -66,6 +66,13 @@ MOST_BATCHED = 16 * 1024
 OVERHEAD = 64
 
 
+# The end of the error of a handler that asks for TLS where the listener has none.
+NO_STARTTLS = (
+    "offers no TLS to begin: listen by starttls:, as in "
+    "starttls:8888:certificate=cert.pem:key=key.pem"
+)
+
+
 class ReplyBatch:
     """Collects small replies for one write: the transport keeps a list of its writes, and an entry
     there costs more than a small reply.
@@ -730,10 +737,7 @@ class EchoProtocol(ConnectionProtocol):
         if self.client.tls is not None or tls_of(self.transport) is not None:
             raise RuntimeError("this connection is encrypted already")
         if starts_tls is None:
-            raise RuntimeError(
-                f"{self.client.listener or 'this listener'} offers no TLS to begin: listen by "
-                "starttls:, as in starttls:8888:certificate=cert.pem:key=key.pem"
-            )
+            raise RuntimeError(f"{self.client.listener or 'this listener'} {NO_STARTTLS}")
         if self in starts_tls.asked:
             raise RuntimeError("this connection begins TLS already")
         if self.is_closing:

@@ -51,11 +51,16 @@ def check(
 
     Raises:
         AssertionError: a rule does not hold; the text says which, and what came.
-        ValueError: the handler is for no messages, the framing has no messages of its own, or no
-            model is left.
+        ValueError: the handler is for no messages, the framing has no messages of its own, the
+            settings say where to listen, or no model is left.
     """
     if kind_of(handler) not in (None, Kind.MESSAGE):
         raise ValueError(f"check is for handlers of messages, and this is {_words(handler)}")
+    if {"tls", "unix", "listen"} & settings.keys():
+        raise ValueError(
+            "check connects by TCP, in clear: a handler gets the same over TLS and by a UNIX "
+            "socket; to see one there, use serving(handler, tls=True)"
+        )
     if framing.partition(":")[0] == "chunk":
         raise ValueError("with chunk framing, how the input is cut is part of the input")
     left = [model for model in models if _can_run(handler, ConcurrencyModel(model))]

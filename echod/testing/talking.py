@@ -17,6 +17,7 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from echod.connections.factory import EchoFactory
+from echod.connections.message_protocol import NO_STARTTLS
 from echod.handlers.client import Client
 from echod.handlers.kinds import KINDS, Kind, kind_of
 from echod.limits import Limits
@@ -47,7 +48,7 @@ def talk(
 
     Raises:
         HandlerError: it is no handler.
-        TalkError: it needs a real connection, the global reactor or asyncio's loop: use
+        TalkError: it needs a real connection, TLS, the global reactor or asyncio's loop: use
             `serving`.
     """
     conversation = Conversation(handler, limits)
@@ -81,6 +82,7 @@ class Conversation:
         self._seen = 0
         self._replies: list[bytes] = []
         self._needs_loop = False
+        self._wants_tls = False
         self._protocol: Any = factory.buildProtocol(PEER)
         self._transport = MemoryTransport(self._clock, self._protocol)
         self._do(self._transport.connect)
@@ -153,6 +155,12 @@ class Conversation:
                 "the handler waits for asyncio, and here no event loop runs: "
                 "use echod.testing.serving"
             )
+        if self._wants_tls:
+            raise TalkError(
+                "the handler begins TLS, and here is no network: use "
+                'echod.testing.serving(handler, listen="starttls:0:certificate=...:key=...") and '
+                "begin_tls"
+            )
 
     def _read(self) -> None:
         written = self._transport.written
@@ -166,6 +174,8 @@ class Conversation:
         assert failure.value is not None
         if isinstance(failure.value, RuntimeError) and "event loop" in str(failure.value):
             self._needs_loop = True
+        elif str(failure.value).endswith(NO_STARTTLS):
+            self._wants_tls = True
         elif not isinstance(failure.value, TalkError):  # which the test gets itself
             self.errors.append(failure.value)
 

@@ -109,3 +109,9 @@ def test_a_handler_of_no_messages_is_refused() -> None:
 
     with pytest.raises(ValueError, match="check is for handlers of messages"):
         check(copy)
+
+
+@pytest.mark.parametrize("setting", [{"tls": True}, {"unix": True}, {"listen": "tcp:0"}])
+def test_another_way_to_connect_is_refused_at_once(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="check connects by TCP, in clear"):
+        check(upper, **setting)

@@ -261,3 +261,19 @@ def test_a_client_of_a_conversation_may_be_cut_off() -> None:
 
     conversation = talk(Aborts, [b"x"])
     assert conversation.aborted
+
+
+class BeginsTLS(Handler):
+    def opened(self, client: Client) -> None:
+        self.client = client
+
+    def received(self, message: bytes) -> bytes:
+        self.client.start_tls()
+        return b"begin"
+
+
+def test_a_handler_that_begins_tls_needs_a_network() -> None:
+    conversation = talk(BeginsTLS)
+    with pytest.raises(TalkError, match=r"begins TLS.*serving\(handler, listen=\"starttls:0"):
+        conversation.send(b"STARTTLS")
+    assert conversation.errors == []
