@@ -390,13 +390,13 @@ class Held(Protocol):
         if protocol is None:
             transport.abortConnection()
             return
+        transport.resumeProducing()  # first: the protocol may pause it, and let a thread read
         hand_over = getattr(transport, "handOver", None)
         if hand_over is not None:
             hand_over(protocol)
         else:
             transport.protocol = protocol
             protocol.makeConnection(transport)
-        transport.resumeProducing()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._let_go()

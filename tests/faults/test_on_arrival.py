@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import BANNER, connect, receive
-from tests.support.daemon import TERMINATED
+from tests.support.clients import BANNER, connect, receive, receive_all
+from tests.support.daemon import CONCURRENT, TERMINATED
 from tests.support.waiting import PATIENCE, block_until
 
 STATUS = ("--status", "tcp:0:interface=127.0.0.1")
@@ -54,8 +54,11 @@ def test_a_fault_of_a_listener_ends_by_its_time(daemon: Any, fault: str) -> None
         assert receive(client, len(BANNER)) == BANNER
 
 
-def test_a_client_that_waits_is_served_when_the_daemon_drains(daemon: Any) -> None:
-    here = daemon("--port", "0", "--fault", "slow-accept:time=1000", *STATUS)
+@pytest.mark.parametrize("model", CONCURRENT)
+def test_a_client_that_waits_is_served_when_the_daemon_drains(daemon: Any, model: str) -> None:
+    """Fault 139: What a client sends while `slow-accept` holds it is answered, in every model."""
+    options = ("--concurrency", model, "--fault", "slow-accept:time=1000")
+    here = daemon("--port", "0", *options, *STATUS)
     with connect(here) as client:
         client.sendall(b"hello")
         block_until(
@@ -67,6 +70,15 @@ def test_a_client_that_waits_is_served_when_the_daemon_drains(daemon: Any) -> No
         here.signal()
         assert receive(client, len(BANNER) + 10) == BANNER + b"OK...hello"
     here.wait()
+
+
+@pytest.mark.parametrize("model", CONCURRENT)
+def test_a_client_that_is_accepted_late_is_served(daemon: Any, model: str) -> None:
+    here = daemon("--port", "0", "--concurrency", model, "--fault", "slow-accept:time=0.1")
+    with connect(here) as client:
+        client.sendall(b"hello")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == BANNER + b"OK...hello"
 
 
 def test_a_fault_of_a_listener_takes_no_other_keys(daemon: Any) -> None:
