@@ -167,6 +167,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         166: "SIGTERM while clients wait to be accepted",
     },
     "Faults on purpose": {
+        180: "Any `--fault`, in any model, in clear, over TLS, behind a proxy, on UNIX sockets",
         137: "A `--fault` begins with a message of the client",
         138: "`--fault endless`: a line or a length without end",
         139: "`--fault refuse`, `connect-timeout` or `slow-accept` hits a listener",

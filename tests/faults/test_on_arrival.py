@@ -56,7 +56,8 @@ def test_a_fault_of_a_listener_ends_by_its_time(daemon: Any, fault: str) -> None
 
 @pytest.mark.parametrize("model", CONCURRENT)
 def test_a_client_that_waits_is_served_when_the_daemon_drains(daemon: Any, model: str) -> None:
-    """Fault 139: What a client sends while `slow-accept` holds it is answered, in every model."""
+    """Fault 139: The daemon answers all that a client sends while `slow-accept` holds it, in every
+    model."""
     options = ("--concurrency", model, "--fault", "slow-accept:time=1000")
     here = daemon("--port", "0", *options, *STATUS)
     with connect(here) as client:

@@ -1,4 +1,4 @@
-"""Real clients and the faults of TLS: the words of each are in docs/faults.md."""
+"""The faults of TLS in the real daemon: the file of the authority, and the packets."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from tests.support.needs import tool
 from tests.support.programs import run
 from tests.support.waiting import PATIENCE
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "faults.md"
 AUTHORITY = Authority("an authority")
 
 HELLO = """
@@ -28,20 +25,6 @@ def hello(message):
     return Close(b"HTTP/1.0 200 OK\\r\\n\\r\\nhello\\n")
 """
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
-
-
-def table() -> dict[str, tuple[str, ...]]:
-    """Return the words of curl, openssl and Python, by the text of the fault, from the page."""
-    text = PAGE.read_text().partition("## Faults of TLS\n")[2].partition("\n## ")[0]
-    rows = [
-        [cell.strip().strip("`") for cell in row.strip("|").split("|")]
-        for row in text.splitlines()
-        if row.startswith("| `")
-    ]
-    return {fault: tuple(said) for fault, _, *said in rows}
-
-
-FAULTS = table()
 
 
 @pytest.fixture
@@ -62,29 +45,6 @@ def with_curl(folder: Path, port: int, patience: float = PATIENCE) -> str:
     return done.stderr.splitlines()[0].removeprefix("curl: ")
 
 
-def with_openssl(folder: Path, port: int) -> str:
-    done = subprocess.run(
-        [
-            *(tool("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-quiet"),
-            *("-servername", "shop.localhost", "-verify_hostname", "shop.localhost"),
-            *("-CAfile", "ca.pem", "-verify_return_error"),
-        ],
-        cwd=folder,
-        input=REQUEST,
-        capture_output=True,
-        timeout=PATIENCE,
-    )
-    said = done.stderr.decode()
-    for pattern in (
-        r"verify error:num=\d+:(.*)",
-        r":error:\w+:[^:]*:[^:]*:(.*?):",
-        r"(\w+:errno=.*)",
-    ):
-        if found := re.search(pattern, said):
-            return found[1]
-    return "no error"
-
-
 def with_python(folder: Path, port: int, patience: float = PATIENCE) -> str:
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as plain:
@@ -97,36 +57,6 @@ def with_python(folder: Path, port: int, patience: float = PATIENCE) -> str:
         except OSError as error:
             return re.sub(r"(\[SSL: \w+\] | \(_ssl\.c:\d+\)|_ssl\.c:\d+: )", "", str(error))
     return "no error"
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_clients_say_what_the_page_says(daemon: Start, folder: Path, fault: str) -> None:
-    """Fault 143: curl and Python say of each fault of TLS what docs/faults.md says."""
-    listen = "tls:0:interface=127.0.0.1:certificate=cert.pem"
-    running = daemon(
-        "--listen", listen, "--handler", "hello:hello", "--no-banner", "--fault", fault
-    )
-    if fault.startswith("wrong"):  # curl and Python know the authority of the listener alone
-        path = Path(running.wait_for(r"wrong-certificate: the authority is in (\S+)")[0])
-        (folder / "ca.pem").write_bytes(path.read_bytes())
-    stalls = fault == "stall-handshake"
-    patience = 1 if stalls else PATIENCE
-    said = [
-        with_curl(folder, running.port, patience),
-        "no end" if stalls else with_openssl(folder, running.port),
-        with_python(folder, running.port, patience),
-    ]
-    for words, came in zip(FAULTS[fault], said, strict=True):
-        assert re.fullmatch(re.escape(words).replace(r"\.\.\.", ".*"), came), (words, came)
-    name = fault.partition(":")[0]
-    running.wait_for(rf"faults: {name}\)", 2)
-
-
-def test_the_page_has_every_fault_of_tls() -> None:
-    names = {fault.partition(":")[0] for fault in FAULTS}
-    assert names == {
-        *("stall-handshake", "cut-handshake", "wrong-certificate", "no-close-notify", "alert")
-    }
 
 
 def test_the_authority_of_a_wrong_certificate_is_in_its_file(daemon: Start, folder: Path) -> None:
@@ -162,55 +92,3 @@ def test_a_file_that_cannot_be_written_is_an_error_of_the_start(folder: Path) ->
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
         assert "--fault wrong-certificate: ca=" in done.stderr
         assert (folder / "key.pem").read_text() == "a key"
-
-
-FIELDS = ("tcp.flags.fin", "tcp.flags.reset", "tls.record.content_type", "tls.alert_message.desc")
-
-
-@pytest.mark.parametrize(
-    ("fault", "alert", "ends_by"),
-    [("alert:which=access_denied", "49", "fin"), ("cut-handshake:end=rst", "", "reset")],
-)
-def test_the_wire_shows_the_fault(
-    daemon: Start, folder: Path, fault: str, alert: str, ends_by: str
-) -> None:
-    """Fault 143: tshark sees the alert, the FIN and the reset in the packets of the server."""
-    listen = "tls:0:interface=127.0.0.1:certificate=cert.pem"
-    running = daemon("--listen", listen, "--fault", fault)
-    options = [option for field in FIELDS for option in ("-e", field)]
-    over = threading.Event()
-
-    def connect() -> None:
-        while not over.wait(0.1):  # tshark takes a while to begin
-            with_python(folder, running.port)
-
-    connecting = threading.Thread(target=connect)
-    with subprocess.Popen(
-        [
-            *(tool("tshark"), "-i", "lo", "-l", "-T", "fields", *options),
-            *("-f", f"tcp src port {running.port}", "-E", "separator=;"),
-            *("-d", f"tcp.port=={running.port},tls"),  # a port that it knows nothing of
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as tshark:
-        assert tshark.stdout is not None
-        assert tshark.stderr is not None
-        connecting.start()
-        try:
-            packets: list[list[str]] = []
-            for row in tshark.stdout:
-                packets.append(row.strip("\n").split(";"))
-                # From the packet that accepts a client on.
-                if "1" in packets[-1][:2] and len(packets) > 2:
-                    break
-        finally:
-            over.set()
-            connecting.join()
-            tshark.terminate()
-            said = tshark.stderr.read()
-    assert packets, said
-    fin, reset, *_ = packets[-1]
-    assert (fin == "1", reset == "1") == (ends_by == "fin", ends_by == "reset")
-    assert any(one[3] == alert for one in packets)

@@ -73,6 +73,7 @@ class Peer:
         *,
         narrow: bool = False,
         server_name: str | None = None,
+        over: socket.socket | None = None,
     ) -> None:
         """Connect.
 
@@ -81,12 +82,14 @@ class Peer:
             context: how to shake hands.
             narrow: whether the server's kernel shall not be able to send much ahead.
             server_name: the host that it asks for.
+            over: what is connected already.
         """
-        self.socket = socket.socket()
+        self.socket = over or socket.socket()
         if narrow:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.socket.settimeout(PATIENCE)
-        self.socket.connect(("127.0.0.1", port))
+        if over is None:
+            self.socket.connect(("127.0.0.1", port))
         self.notified = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = (context or client_context()).wrap_bio(
