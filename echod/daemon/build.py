@@ -50,13 +50,14 @@ from echod.turns import Turns
 if TYPE_CHECKING:
     from echod.connections.lifecycle import ConnectionProtocol
     from echod.control import ControlServer
+    from echod.daemon.workers import Workers
     from echod.faults import FaultPlan, Faults
     from echod.interfaces import Reactor
     from echod.journal import Journal
     from echod.listening.badtls import SharedMistakes
     from echod.listening.shared import PassedSockets, SharedSockets
     from echod.messages.framing import Framing
-    from echod.status import HandlerTimer, StatusServer
+    from echod.status import HandlerTimer, Look, StatusServer
 
 log = Logger("echod")
 
@@ -112,7 +113,9 @@ def build_service(
     service.adapt = lambda wanted: wanted.with_defaults(defaults)[0]
     service.parts += [_reload_of(listener.factory) for listener in listeners]
     service.parts.append(lambda wanted: partial(model.reconfigure, wanted.make_limits()))
-    if timer is not None:
+    if timer is not None and passed is not None:
+        service.look = make_look(service, timer)  # for the supervisor, which has the status
+    elif timer is not None:
         service.status = make_status(service, settings, inherited, timer)
     if settings.control:
         service.control = make_control(service, settings, inherited)
@@ -223,7 +226,9 @@ def make_listeners(
     return list(map(make_listener, endpoints, faults))
 
 
-def make_shared(settings: Settings, reactor: Reactor) -> list[tuple[str, SharedSockets]]:
+def make_shared(
+    settings: Settings, reactor: Reactor, inherited: InheritedSockets
+) -> list[tuple[str, SharedSockets]]:
     """Return the endpoint strings to listen on, each with the sockets for all workers.
 
     Raises:
@@ -231,7 +236,6 @@ def make_shared(settings: Settings, reactor: Reactor) -> list[tuple[str, SharedS
     """
     from echod.listening.shared import SharedSockets  # only some daemons need it
 
-    inherited = InheritedSockets(started_with())
     shared = []
     for description in settings.endpoints:
         wanted = resolve_listen(reactor, description, inherited)
@@ -301,15 +305,38 @@ def make_status(
     from echod.status import StatusServer
 
     wanted = resolve_status(service.reactor, settings.status, inherited)
-    return StatusServer(
-        service.reactor,
-        settings.status,
-        wanted,
-        service,
-        timer,
-        reactor_name=name_of(service.reactor),
-        hosts=settings.status_host,
+    look = make_look(service, timer)
+    return StatusServer(service.reactor, settings.status, wanted, look, hosts=settings.status_host)
+
+
+def add_status(supervisor: Workers, settings: Settings, inherited: InheritedSockets) -> None:
+    """Give the supervisor of workers the status of all.
+
+    Raises:
+        StartError: the endpoint string is wrong, or a file or socket that it names cannot be used.
+    """
+    from echod.daemon.workers_look import WorkersLook
+    from echod.status import StatusServer
+
+    reactor = supervisor.reactor
+    wanted = resolve_status(reactor, settings.status, inherited)
+    look = supervisor.figures = WorkersLook(
+        reactor,
+        lambda: supervisor.children,
+        lambda: supervisor.state,
+        supervisor.log_observer,
+        name_of(reactor),
     )
+    supervisor.status = StatusServer(
+        reactor, settings.status, wanted, look, hosts=settings.status_host
+    )
+
+
+def make_look(service: EchoService, timer: HandlerTimer) -> Look:
+    """Return the source of the figures of `service`."""
+    from echod.status import Look
+
+    return Look(service.reactor, service, timer, reactor_name=name_of(service.reactor))
 
 
 def make_control(

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from echod.daemon import checks, choose_reactor, ending, file_limit
-from echod.daemon.build import build_service, make_shared
+from echod.daemon.build import add_status, build_service, make_shared
 from echod.daemon.capture import Capture, capturing
 from echod.daemon.file_limit import fit_limits
 from echod.daemon.notify import Notifier
@@ -32,6 +32,7 @@ from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.handlers.kinds import Kind
 from echod.handlers.plugins import ModulesOnly
+from echod.listening.socket_activation import InheritedSockets, started_with
 from echod.log.observer import LogObserver
 from echod.log.sinks import DescriptorSink, FileSink, Sink, SyslogSink
 from echod.settings.definitions import Settings
@@ -139,11 +140,14 @@ def make_workers(options: Options, log_observer: LogObserver | None) -> Workers:
     for useless in options.settings.without_effect:
         log.warn("{useless}", useless=escape(options.placed(useless)))
     log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
+    inherited = InheritedSockets(started_with())
     try:
-        listeners = make_shared(options.settings, reactor)
+        listeners = make_shared(options.settings, reactor, inherited)
+        supervisor = Workers(reactor, options, listeners, log_observer)
+        if options.settings.status:
+            add_status(supervisor, options.settings, inherited)
     except UserError as error:
         raise SystemExit(f"echod: {options.placed(str(error))}") from None
-    supervisor = Workers(reactor, options, listeners, log_observer)
     supervisor.other_user = options.other_user
     supervisor.notifier = Notifier.from_environment(reactor, supervisor.describe, os.environ)
     supervisor.signals = Signals(

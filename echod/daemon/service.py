@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.journal import Journal
     from echod.listening.badtls import SharedMistakes
-    from echod.status import StatusServer
+    from echod.status import Look, StatusServer
     from echod.tls import ServedCertificate, ServerSide
 
 log = Logger("echod")
@@ -85,6 +85,7 @@ class EchoService(Service):
         log_observer: writes the log of the process; None if another part does.
         capture: redirects printed lines to the log; None if the log is not echod's.
         status: the status; None if it was not asked for.
+        look: the source of the figures that a worker's supervisor asks for; None if there is none.
         control: the control; None if it was not asked for.
         journal: the record of connections; None if it was not asked for.
         authority: of certificates with mistakes; None if there are none, and never will be.
@@ -137,6 +138,7 @@ class EchoService(Service):
         self.log_observer: LogObserver | None = None
         self.capture: Capture | None = None
         self.status: StatusServer | None = None
+        self.look: Look | None = None
         self.control: ControlServer | None = None
         self.journal: Journal[ConnectionProtocol] | None = None
         self.authority: SharedMistakes | None = None

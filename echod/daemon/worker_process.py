@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, globalLogBeginner
 
@@ -42,6 +43,7 @@ from echod.text import escape
 if TYPE_CHECKING:
     from echod.daemon.service import EchoService
     from echod.settings.definitions import Settings
+    from echod.status import Look
 
 log = Logger("echod")
 
@@ -109,6 +111,30 @@ class LinkNotifier(Notifier):
     def stopping(self) -> None:
         self._link.send(news="draining")
 
+    def close(self) -> None:
+        super().close()
+        if (look := self._service.look) is not None:
+            look.stop()
+            tell_figures(look, self._link, 0)  # no connection is open any more: at once
+
+
+def tell_figures(look: Look, link: Link, number: int) -> None:
+    """Tell the supervisor this worker's figures.
+
+    Args:
+        look: their source.
+        link: to the supervisor.
+        number: of its question; 0 if it has not asked.
+    """
+    from echod.status.several import figures_of  # only with --status
+
+    def tell(figures: dict[str, Any]) -> None:
+        link.send(news="figures", number=number, figures=figures)
+
+    asked = Deferred.fromCoroutine(figures_of(look))
+    asked.addCallback(tell)
+    asked.addErrback(lambda failure: log.failure("Collecting the figures failed", failure))
+
 
 class Worker:
     """The process, once it has its first order."""
@@ -150,6 +176,8 @@ class Worker:
         self._reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
         beats = LoopingCall(self._link.send, news="alive")
         self._reactor.callWhenRunning(beats.start, HEARTBEAT)
+        if service.look is not None:
+            self._reactor.callWhenRunning(service.look.start)
         self._reactor.run()
 
     def _make(self, order: Message) -> EchoService:
@@ -227,6 +255,8 @@ class Worker:
                     commit()
             case "forget":
                 self._commit = None
+            case "figures" if self._service is not None and self._service.look is not None:
+                tell_figures(self._service.look, self._link, order["number"])
 
     def _prepare(self, order: Message) -> None:
         """Make new settings ready, and tell whether they can be used."""

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING
 
 from twisted.application.service import IServiceCollection, Service
 from twisted.internet import process
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
+from twisted.python.failure import Failure
 
 from echod.daemon import checks, ending
 from echod.daemon.child import Child, backoff
@@ -48,13 +49,18 @@ from echod.settings.definitions import Settings, differences, reloaded
 from echod.text import clipped, escape, plural
 
 if TYPE_CHECKING:
+    from echod.daemon.workers_look import WorkersLook
     from echod.interfaces import Reactor
     from echod.settings.flags import Options
+    from echod.status import StatusServer
 
 log = Logger("echod")
 
 # How long one turn of the event loop may wait before it runs, in seconds.
 TURN = 0.02
+
+# How long a signal to the whole process group may take to arrive everywhere, in seconds.
+MOMENT = 0.1
 
 # A worker that has served for this long, in seconds, has not failed to start.
 PROVEN = 1.0
@@ -81,6 +87,8 @@ class Workers(Service):
         signals: turns signals into drain and abort.
         draining: whether it drains, or has ended.
         other_user: how this program is run as another user, for the log.
+        status: the status of the service; None if it was not asked for.
+        figures: its source.
     """
 
     name = "echod"
@@ -106,6 +114,8 @@ class Workers(Service):
         self.signals: Signals | None = None
         self.draining = False
         self.other_user = "Run the program as another user"
+        self.status: StatusServer | None = None
+        self.figures: WorkersLook | None = None
         self._options = options
         self._settings = options.settings
         self._text = options.read_file()
@@ -157,6 +167,26 @@ class Workers(Service):
                 raise StartError(why) from error
             log.info("Socket bind complete")
             log.info("Socket now listening")
+        if self.status is not None:
+            self.status.listen().addErrback(self._no_status)
+            if self._failed:
+                self._close()
+                raise StartError(self._failed[0])
+
+    def _no_status(self, failure: Failure) -> None:
+        self._failed.append(str(failure.value))
+
+    @property
+    def state(self) -> str:
+        """The state of the service, as the status has it."""
+        if self.draining:
+            return "draining"
+        return "ready" if self._is_ready else "starting"
+
+    @property
+    def children(self) -> list[Child]:
+        """The processes of workers that have not ended."""
+        return [child for child in self._children if child.state != "ended"]
 
     def startService(self) -> None:
         """Start the workers; return once they serve.
@@ -195,7 +225,7 @@ class Workers(Service):
         self.draining = True
         deadline = time.monotonic() + self._settings.drain_timeout + GRACE
         for child in list(self._children):
-            child.stop()
+            _stop(child)
         while self._children:
             if time.monotonic() > deadline:
                 for child in self._children:
@@ -254,11 +284,14 @@ class Workers(Service):
             case "ready" if child is seat.next:
                 self._serves(seat, child)
             case "draining" if child is seat.child and not self.draining:
-                # It got SIGTERM itself: its successor takes new clients meanwhile.
+                # It got SIGTERM itself: its successor takes new clients meanwhile. The whole
+                # group may have got it: this process will then know in a moment.
                 seat.child = None
                 if not seat.next:
                     log.info("{child} drains; its successor starts", child=str(child))
-                    self._start(seat)
+                    seat.later = self.reactor.callLater(MOMENT, self._start, seat)
+            case "figures" if self.figures is not None:
+                self.figures.told(child, news["figures"], news["number"])
             case "prepared" if self._reload is not None:
                 self._reload.answered(child, str(news["why"]), int(news["number"]))
 
@@ -279,6 +312,8 @@ class Workers(Service):
     def child_exited(self, child: Child) -> None:
         """Replace a worker that has ended."""
         seat = self._seats[child.number - 1]
+        if self.figures is not None:
+            self.figures.ended(child)
         if self._reload is not None:
             self._reload.gone(child)
         if child is seat.next:
@@ -377,19 +412,24 @@ class Workers(Service):
             return
         if self._is_ready:
             self.notifier.reloading()
+        own: list[Callable[[], object]] = []
         try:
             text = self._options.read_file()
             wanted = self._options.configure_from(text)
+            if self.status is not None and self.status.tls is not None:
+                own.append(self.status.tls.reread())
         except UserError as error:
             self._reload_ends(str(error))
             return
         serving = [seat.child for seat in self._seats if seat.child is not None]
         self._reload = Reload(
-            self.reactor, serving, text, lambda why: self._decided(why, text, wanted)
+            self.reactor, serving, text, lambda why: self._decided(why, text, wanted, own)
         )
         self._reload.begin()
 
-    def _decided(self, why: str, text: str, wanted: Settings) -> None:
+    def _decided(
+        self, why: str, text: str, wanted: Settings, own: Sequence[Callable[[], object]]
+    ) -> None:
         assert self._reload is not None
         reload, self._reload = self._reload, None
         if not why:
@@ -397,6 +437,8 @@ class Workers(Service):
             changed = differences(self._settings, wanted)
             self._settings = reloaded(self._settings, wanted)
             self._reconfigure()
+            for take_into_use in own:
+                take_into_use()
             taken = ", ".join(one.key for one in changed if one.text.reload)
             log.info(
                 "Reloaded in every worker; changed: {taken}",
@@ -476,7 +518,7 @@ class Workers(Service):
             self._reload.cancel()
         stopped = self._stopped = Deferred()
         for child in list(self._children):
-            child.stop()
+            _stop(child)
         if not self._children:
             self._all_ended()
         else:
@@ -507,7 +549,9 @@ class Workers(Service):
         self.notifier.close()
         log.info("Stopped")
         if stopped is not None:
-            stopped.callback(None)
+            # It stops last, so that it answers as long as possible.
+            over = succeed(None) if self.status is None else self.status.stop()
+            over.chainDeferred(stopped)
 
     def _close(self) -> None:
         for _, sockets in self._listeners:
@@ -615,6 +659,12 @@ class Reload:
             child.order(do="commit" if apply else "forget")
             if apply:
                 child.text = self._text
+
+
+def _stop(child: Child) -> None:
+    child.stop()
+    if child.state == "starting":
+        child.signal(signal.SIGTERM)  # it reads no orders yet, and has accepted no client
 
 
 def patience_for(settings: Settings) -> float:

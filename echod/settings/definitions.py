@@ -719,8 +719,8 @@ class Settings:
                 "--fault and --workers: its seed and counts hold for one process: leave out "
                 "--workers"
             )
-        if self.control or self.status or self.journal:
-            name = "control" if self.control else "status" if self.status else "journal"
+        if self.control or self.journal:
+            name = "control" if self.control else "journal"
             raise SettingError(f"--{name} and --workers: it would be of one worker alone")
         for endpoint in filter(_is_bad_tls, self.endpoints):
             raise SettingError(

@@ -6,8 +6,9 @@ the clients' listeners, and the event loop makes all of it, so it answers while 
 blocked.
 """
 
+from echod.status.look import Look
 from echod.status.server import StatusServer
 from echod.status.snapshot import Subject
 from echod.status.timing import HandlerTimer
 
-__all__ = ["HandlerTimer", "StatusServer", "Subject"]
+__all__ = ["HandlerTimer", "Look", "StatusServer", "Subject"]

@@ -25,7 +25,7 @@ from twisted.logger import Logger
 
 from echod.log.event import LogLine
 from echod.metrics import Histogram
-from echod.status.snapshot import STATES, ListenerFigures, Snapshot
+from echod.status.snapshot import STATES, ListenerFigures, Snapshot, WorkerFigures
 from echod.status.strain import strains
 from echod.text import clipped, escape
 
@@ -75,6 +75,60 @@ class EchodCollector(Collector):
         )
         yield from _pool(now)
         yield from _log(now)
+        if now.workers:
+            yield from _workers(now)
+
+
+def _workers(now: Snapshot) -> Iterator[Metric]:
+    """Yield the figures of each worker; its counters begin anew when it is replaced."""
+    for name, what, figure, grows in _BY_WORKER:
+        family = (CounterMetricFamily if grows else GaugeMetricFamily)(
+            name, what, labels=["worker"]
+        )
+        for one in now.workers:
+            family.add_metric([str(one.number)], figure(one))
+        yield family
+
+
+# As `_BY_LISTENER`, of a worker.
+_BY_WORKER: tuple[tuple[str, str, Callable[[WorkerFigures], float], bool], ...] = (
+    (
+        "echod_worker_ready",
+        "1 while the worker takes new clients.",
+        lambda one: float(one.state == "ready"),
+        False,
+    ),
+    (
+        "echod_worker_connections_open",
+        "Open connections of the worker.",
+        lambda one: one.open,
+        False,
+    ),
+    (
+        "echod_worker_connections_accepted",
+        "Connections that the worker has accepted.",
+        lambda one: one.accepted,
+        True,
+    ),
+    (
+        "echod_worker_messages",
+        "Messages that the worker has passed to the handler.",
+        lambda one: one.messages,
+        True,
+    ),
+    (
+        "echod_worker_cpu_seconds",
+        "Processor time that the worker has used.",
+        lambda one: one.cpu,
+        True,
+    ),
+    (
+        "echod_worker_resident_memory_bytes",
+        "Memory of the worker.",
+        lambda one: one.resident,
+        False,
+    ),
+)
 
 
 def _daemon(now: Snapshot) -> Iterator[Metric]:
@@ -271,18 +325,18 @@ class OwnCollector(Collector):
             _left_out.write(names=escape(clipped(", ".join(left_out), 200)), most=MOST_SAMPLES)
 
 
-def expose(now: Snapshot, accept: str, own: CollectorRegistry | None = None) -> tuple[str, bytes]:
+def expose(now: Snapshot, accept: str, own: Collector | None = None) -> tuple[str, bytes]:
     """Return a media type and the metrics in that format.
 
     Args:
         now: the snapshot.
         accept: the request's Accept header, which lists the formats that the client understands.
-        own: the registry of the handler's own metrics; None if it has none.
+        own: the metrics of the handler's own; None if it has none.
     """
     registry = CollectorRegistry()
     registry.register(EchodCollector(now))
     if own is not None:
-        registry.register(OwnCollector(own))
+        registry.register(own)
     ProcessCollector(registry=registry)  # memory, descriptors, processor time
     try:
         return _expose_as(accept, registry)

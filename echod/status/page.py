@@ -11,7 +11,7 @@ from html import escape
 
 from echod.limits import Level
 from echod.metrics import Histogram
-from echod.status.snapshot import ListenerFigures, PoolFigures, Snapshot
+from echod.status.snapshot import ListenerFigures, PoolFigures, Snapshot, WorkerFigures
 from echod.status.strain import NEARLY, SOON, strains
 from echod.text import plural
 
@@ -96,6 +96,7 @@ def page(now: Snapshot) -> str:
 {_header(now, strained)}
 {_tiles(now)}
 {_listeners(now.listeners)}
+{_workers(now.workers)}
 {_levels(now.levels)}
 <div class="pair">
 {_by_listener("Ends by reason", "reason", ended, "No connection has ended yet.")}
@@ -193,6 +194,23 @@ def _listeners(listeners: Iterable[ListenerFigures]) -> str:
     return f"""<section><h2>Listeners</h2>
 <table><thead><tr><th>listener</th><th>open</th><th>accepted</th><th>messages</th>
 <th>received</th><th>sent</th><th>address</th></tr></thead><tbody>
+{rows}</tbody></table></section>"""
+
+
+def _workers(workers: Sequence[WorkerFigures]) -> str:
+    if not workers:
+        return ""
+    rows = "".join(
+        f"<tr><td>{one.number}</td><td>{one.pid}</td>"
+        f"<td{' class=alarm' if one.state != 'ready' else ''}>{escape(one.state)}</td>"
+        f"<td>{duration(one.uptime)}</td><td>{one.open:,}</td><td>{one.accepted:,}</td>"
+        f"<td>{one.messages:,}</td><td>{duration(one.worst_lag)}</td><td>{duration(one.cpu)}</td>"
+        f"<td>{size(one.resident)}</td></tr>\n"
+        for one in workers
+    )
+    return f"""<section><h2>Workers</h2>
+<table><thead><tr><th>worker</th><th>process</th><th>state</th><th>up for</th><th>open</th>
+<th>accepted</th><th>messages</th><th>lag</th><th>processor</th><th>memory</th></tr></thead><tbody>
 {rows}</tbody></table></section>"""
 
 

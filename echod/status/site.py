@@ -17,7 +17,7 @@ from echod.web.hosts import Hosts
 from echod.web.site import PLAIN, Answer, Responder, WebRequest, WebSite, header
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
 
 NOT_HERE = Answer(
     421, PLAIN, b"there is nothing here under that name: list it in the setting status-host\n"
@@ -62,7 +62,7 @@ def make_site(
     look: Callable[[], Awaitable[Snapshot]],
     state: Callable[[], str],
     hosts: Hosts | None = None,
-    own: Callable[[], CollectorRegistry | None] = lambda: None,
+    own: Callable[[], Collector | None] = lambda: None,
     checks: Counter[str] | None = None,
 ) -> StatusSite:
     """Return the site.
@@ -72,7 +72,7 @@ def make_site(
         look: returns all figures.
         state: returns the daemon's state: "ready" if it takes new clients.
         hosts: the host names by which it may be requested; by default addresses and localhost.
-        own: returns the registry of the handler's own metrics; None if it has none.
+        own: returns the metrics of the handler's own; None if it has none.
         checks: counts the requests for health and readiness, by `reasons.Check`.
     """
     counted: Counter[str] = Counter() if checks is None else checks

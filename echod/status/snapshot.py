@@ -171,6 +171,33 @@ class Rates:
 
 
 @dataclass(frozen=True)
+class WorkerFigures:
+    """The figures of one worker, since its start; times in seconds.
+
+    Attributes:
+        number, pid: the worker's number, and its process id.
+        state: as of a daemon.
+        uptime: how long it has been running.
+        open, accepted: connections.
+        messages: passed to the handler.
+        worst_lag: of its event loop, in the last minute.
+        cpu: the processor time that it has used.
+        resident: its memory, in bytes.
+    """
+
+    number: int
+    pid: int
+    state: str
+    uptime: float
+    open: int
+    accepted: int
+    messages: int
+    worst_lag: float
+    cpu: float
+    resident: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """All figures of one moment; times in seconds.
 
@@ -182,6 +209,7 @@ class Snapshot:
         now: the Unix time.
         checks: health checks that the status has answered, by kind.
         status: the endpoint of the status, escaped.
+        workers: each worker; none if this is a single process.
     """
 
     build: Build
@@ -204,6 +232,7 @@ class Snapshot:
     now: float
     checks: Mapping[str, int] = field(default_factory=dict)
     status: str = ""
+    workers: Sequence[WorkerFigures] = ()
 
     @property
     def pool_wait(self) -> float:

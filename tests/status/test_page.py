@@ -12,15 +12,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from echod.limits import Level
-from echod.listening.endpoints import parse_listen
 from echod.metrics import Metrics, Totals
+from echod.status.look import Look
 from echod.status.page import duration, number, page, size
-from echod.status.server import StatusServer
 from echod.status.snapshot import Snapshot
 from echod.status.timing import HandlerTimer
 from echod.tls import ServedCertificate
 from tests.status.fakes import FakeConnection, FakeFactory, FakeListener, FakeLog, FakeSubject
-from tests.support.reactor import reactor
 
 VALID_UNTIL = datetime.now(UTC) + timedelta(days=90)
 
@@ -29,12 +27,10 @@ class FakePool:
     size, busy, waiting, lost_waiting, dropped = 4, 4, 9, 6, 5
 
 
-def server_of(subject: FakeSubject, clock: Clock) -> StatusServer:
+def server_of(subject: FakeSubject, clock: Clock) -> Look:
     timer = HandlerTimer(in_threads=False)
     timer.histogram.observe(0.002)
-    return StatusServer(
-        clock, "tcp:0", parse_listen(reactor, "tcp:0"), subject, timer, reactor_name="none"
-    )
+    return Look(clock, subject, timer, reactor_name="none")
 
 
 def snapshot(subject: FakeSubject, clock: Clock | None = None) -> Snapshot:
@@ -195,7 +191,7 @@ def test_what_the_last_minute_has_brought_is_beside_what_there_has_been_in_all()
     clock, subject = Clock(), busy_subject()
     subject.pool = None
     server = server_of(subject, clock)
-    server._probes.start()
+    server.start()
     immediate(Deferred.fromCoroutine(server.look()))
     metrics = subject.listeners[0].factory.metrics
     metrics.accepted += 30
@@ -216,4 +212,4 @@ def test_what_the_last_minute_has_brought_is_beside_what_there_has_been_in_all()
     now = immediate(Deferred.fromCoroutine(server.look()))
     assert now.last_minute == Totals()
     assert now.rates is None  # the last look is longer ago than that
-    server._probes.stop()
+    server.stop()

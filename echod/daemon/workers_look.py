@@ -1,0 +1,153 @@
+"""The status of a daemon with workers: the supervisor asks each, and adds their figures."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+
+from echod.daemon.child import Child
+from echod.status.look import RateMeter
+from echod.status.several import Ended, Figures, OwnOfWorkers, merge, rated
+from echod.status.snapshot import Build, LogFigures, Snapshot
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+    from twisted.internet.interfaces import IDelayedCall
+
+    from echod.interfaces import Reactor
+    from echod.log.observer import LogObserver
+
+# How long workers may take to tell their figures, in seconds.
+ANSWER_IN = 1.0
+
+
+class WorkersLook:
+    """Looks at all workers."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        children: Callable[[], Collection[Child]],
+        state: Callable[[], str],
+        log: LogObserver,
+        reactor_name: str,
+    ) -> None:
+        """Set up.
+
+        Args:
+            reactor: for the clock.
+            children: returns the processes that have not ended.
+            state: returns the state of the service.
+            log: the log of all.
+            reactor_name: the reactor's name for `--reactor`.
+        """
+        self._reactor = reactor
+        self._children = children
+        self._state = state
+        self._log = log
+        self._build = Build.of(reactor_name)
+        self._began = reactor.seconds()
+        self._started = time.time()
+        self._rates = RateMeter()
+        self._ended = Ended()
+        self._told: dict[Child, Figures] = {}
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, Question] = {}
+
+    @property
+    def state(self) -> str:
+        """The state of the service."""
+        return self._state()
+
+    def own(self) -> Collector | None:
+        """Return the metrics of the handlers' own, as of the last look."""
+        return OwnOfWorkers(self._live())
+
+    def start(self) -> None:
+        """Do nothing: the workers measure."""
+
+    def stop(self) -> None:
+        """Wait for no worker any more."""
+        for question in list(self._asked.values()):
+            question.end()
+
+    async def look(self) -> Snapshot:
+        """Ask the workers, and return the figures of the service."""
+        ready = [each for each in self._children() if each.state in ("ready", "draining")]
+        number = next(self._numbers)
+        question = self._asked[number] = Question(self._reactor, ready)
+        try:
+            for child in ready:
+                child.order(do="figures", number=number)
+            await question.answered
+        finally:
+            self._asked.pop(number).end()
+        log = self._log
+        now = merge(
+            self._build,
+            self._started,
+            self._reactor.seconds() - self._began,
+            self.state,
+            LogFigures(log.written, log.lost, log.suppressed),
+            self._live(),
+            self._ended,
+            time.time(),
+        )
+        return rated(now, self._rates.measure(self._reactor.seconds(), now.listeners))
+
+    def _live(self) -> list[Figures]:
+        live = sorted(self._children(), key=lambda each: (each.number, each.pid))
+        return [self._told.get(each, Figures(each.number, each.pid)) for each in live]
+
+    def told(self, child: Child, figures: dict[str, Any], number: int) -> None:
+        """Take a worker's figures."""
+        self._told[child] = Figures(child.number, child.pid, figures)
+        if question := self._asked.get(number):
+            question.told(child)
+
+    def ended(self, child: Child) -> None:
+        """Keep the counters of a worker that has ended."""
+        for question in list(self._asked.values()):
+            question.told(child)
+        if figures := self._told.pop(child, None):
+            self._ended.add(figures.told)
+
+
+class Question:
+    """A question to some workers.
+
+    Attributes:
+        answered: fires once all have answered, or the time is over.
+    """
+
+    def __init__(self, reactor: Reactor, children: Collection[Child]) -> None:
+        """Set up.
+
+        Args:
+            reactor: for the deadline.
+            children: the workers.
+        """
+        self.answered: Deferred[None] = Deferred()
+        self._waiting = set(children)
+        self._late: IDelayedCall | None = reactor.callLater(ANSWER_IN, self.end)
+        if not self._waiting:
+            self.end()
+
+    def told(self, child: Child) -> None:
+        """Note that a worker has answered, or has ended."""
+        self._waiting.discard(child)
+        if not self._waiting:
+            self.end()
+
+    def end(self) -> None:
+        """Wait no longer. Calling it again is harmless."""
+        late, self._late = self._late, None
+        if late is not None:
+            if late.active():
+                late.cancel()
+            if not self.answered.called:
+                self.answered.callback(None)
