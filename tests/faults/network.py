@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import re
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.daemon import Daemon
+from tests.support.namespaces import within
 from tests.support.needs import missing, tool
 from tests.support.programs import Step, enter
 from tests.support.waiting import PATIENCE
 
-_CLONE_NEWNET = 0x40000000
-
 
 class Network:
-    """A network namespace, kept by a process that sleeps in it."""
+    """A network namespace, kept by a process that sleeps in it.
+
+    Attributes:
+        keeper: the id of that process.
+    """
 
     def __init__(self, keeper: int) -> None:
-        self._namespace = Path(f"/proc/{keeper}/ns/net")
+        self.keeper = keeper
+
+    @property
+    def namespace(self) -> Path:
+        """The file of this network's namespace."""
+        return Path(f"/proc/{self.keeper}/ns/net")
 
     @property
     def step(self) -> Step:
         """The step of a program into this network."""
-        return enter(self._namespace)
+        return enter(self.namespace)
 
     @property
     def within(self) -> list[str]:
         """The command that runs a command in this network."""
-        return [tool("nsenter"), f"--net={self._namespace}"]
+        return [tool("nsenter"), f"--net={self.namespace}"]
 
     def run(self, *command: str) -> str:
         """Run a command in this network; where the kernel lacks what it needs, it is missing."""
@@ -49,24 +56,9 @@ class Network:
 
     def socket(self) -> socket.socket:
         """Return a TCP socket in this network, for clients."""
-        made: list[socket.socket | OSError] = []
-
-        def make() -> None:
-            # A thread enters the namespace alone, and its sockets stay there.
-            with self._namespace.open() as namespace:
-                libc = ctypes.CDLL(None, use_errno=True)
-                if libc.setns(namespace.fileno(), _CLONE_NEWNET):
-                    made.append(OSError(ctypes.get_errno(), "setns"))
-                else:
-                    made.append(socket.socket())
-
-        thread = threading.Thread(target=make)
-        thread.start()
-        thread.join()
-        if isinstance(made[0], OSError):
-            raise made[0]
-        made[0].settimeout(PATIENCE)
-        return made[0]
+        made = within(self.namespace, socket.socket)
+        made.settimeout(PATIENCE)
+        return made
 
     def connect(self, running: Daemon) -> socket.socket:  # type: ignore[name-defined]
         """Connect to a daemon in this network."""
@@ -97,3 +89,65 @@ def network() -> Iterator[Network]:
             yield Network(keeper.pid)
         finally:
             keeper.kill()
+
+
+class LAN:
+    """Networks of one host each, on a switch: a balancer's, and those of the hosts behind it.
+
+    Attributes:
+        balancer: the network of the balancer, which has the switch.
+        hosts: the networks of the others, by their addresses.
+    """
+
+    def __init__(self, balancer: Network, hosts: dict[str, Network]) -> None:
+        self.balancer = balancer
+        self.hosts = hosts
+
+    def cut(self, address: str, until: str = "") -> None:
+        """Let no packet reach a host.
+
+        Args:
+            address: the host's.
+            until: when it ends by itself, as nftables has it: `quota until 2 kbytes`.
+        """
+        self.hosts[address].run(tool("nft"), f"add rule inet cut input {until} counter drop")
+
+    def dropped(self, address: str) -> int:
+        """Return how many packets have not reached a host that is cut off."""
+        rules = self.hosts[address].run(tool("nft"), "list ruleset")
+        return sum(map(int, re.findall(r"counter packets (\d+)", rules)))
+
+    def heal(self, address: str) -> None:
+        """Let packets reach a host again."""
+        self.hosts[address].run(tool("nft"), "flush chain inet cut input")
+
+
+# Addresses for examples: RFC 5737.
+BALANCER = "192.0.2.1"
+
+
+@contextlib.contextmanager
+def lan(addresses: list[str]) -> Iterator[LAN]:
+    """Make a network for a balancer, and one for each of these addresses, on one switch."""
+    with contextlib.ExitStack() as stack:
+        balancer = stack.enter_context(network())
+        hosts = {address: stack.enter_context(network()) for address in addresses}
+        ip = tool("ip")
+        balancer.run(
+            "sh", "-ec",
+            f"{ip} link add switch type bridge; {ip} address add {BALANCER}/24 dev switch; "
+            f"{ip} link set switch up",
+        )  # fmt: skip
+        for number, (address, host) in enumerate(hosts.items()):
+            balancer.run(
+                "sh", "-ec",
+                f"{ip} link add port{number} type veth peer name eth0 netns {host.keeper}; "
+                f"{ip} link set port{number} master switch up",
+            )  # fmt: skip
+            host.run(
+                "sh", "-ec",
+                f"{ip} address add {address}/24 dev eth0; {ip} link set eth0 up; "
+                f"{tool('nft')} 'add table inet cut; "
+                "add chain inet cut input { type filter hook input priority 0; }'",
+            )  # fmt: skip
+        yield LAN(balancer, hosts)

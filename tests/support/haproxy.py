@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.namespaces import within
 from tests.support.needs import tool
 from tests.support.waiting import PATIENCE
 
@@ -30,38 +31,50 @@ class HAProxy:
         port: where it accepts clients.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, log: Path) -> None:
         self.port = port
+        self._log = log
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), PATIENCE)
 
+    @property
+    def log(self) -> str:
+        """The lines that it has logged."""
+        return self._log.read_text()
+
 
 @contextlib.contextmanager
-def haproxy(directory: Path, text: str) -> Iterator[HAProxy]:
+def haproxy(
+    directory: Path, text: str, network: Path = Path("/proc/self/ns/net")
+) -> Iterator[HAProxy]:
     """Run haproxy.
 
     Args:
         directory: where its configuration is kept.
-        text: the configuration; {bind} is where it listens.
+        text: the configuration; {bind} is where it listens, on any port of 127.0.0.1.
+        network: the file of the network namespace that it runs in.
     """
     command = tool("haproxy")
     file = directory / "haproxy.cfg"
     with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
+        within(network, lambda: socket.create_server(("127.0.0.1", 0))) as listener,
         (directory / "haproxy.log").open("w") as log,
     ):
         descriptor = listener.fileno()
         file.write_text(text.replace("{bind}", f"fd@{descriptor}"))
-        process = subprocess.Popen(
-            [command, "-db", "-f", file],
-            pass_fds=[descriptor],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
+        process = within(
+            network,
+            lambda: subprocess.Popen(
+                [command, "-db", "-f", file],
+                pass_fds=[descriptor],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+            ),
         )
         try:
-            yield HAProxy(listener.getsockname()[1])
+            yield HAProxy(listener.getsockname()[1], directory / "haproxy.log")
             assert process.poll() is None, (directory / "haproxy.log").read_text()
         finally:
             process.terminate()
