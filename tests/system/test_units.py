@@ -12,9 +12,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-import yaml
 
-from echod.settings.definitions import configure
 from tests.support.certificates import self_signed_pem
 from tests.support.clients import greeted, is_served, receive_all
 from tests.support.daemon import Daemon, Start
@@ -103,16 +101,6 @@ def test_settings_that_are_there_already_are_kept(tmp_path: Path) -> None:
     settings.write_text("port = 7\n")
     install(tmp_path)
     assert settings.read_text() == "port = 7\n"
-
-
-def test_the_settings_for_kubernetes_are_good() -> None:
-    manifest = list(yaml.safe_load_all((ROOT / "etc" / "kubernetes.yaml").read_text()))
-    (settings,) = (each["data"]["echod.toml"] for each in manifest if each["kind"] == "ConfigMap")
-    (pod,) = (each["spec"]["template"] for each in manifest if each["kind"] == "Deployment")
-    drain = configure({}, settings, "kubernetes.yaml").drain_timeout
-    (container,) = pod["spec"]["containers"]
-    delay = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod["spec"]["terminationGracePeriodSeconds"] > delay + drain
 
 
 # The daemon does not need the privileges that the units remove.
