@@ -60,6 +60,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Matrices(config))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Keep the garbage collector from looking again and again at thousands of tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 @pytest.fixture
 def log() -> Iterator[Log]:
     """The log of this test."""

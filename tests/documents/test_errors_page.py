@@ -6,6 +6,7 @@ Those of the start are caused. Of the others the words are looked up in the code
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import re
 import shutil
@@ -181,7 +182,10 @@ def literals() -> Iterator[str]:
                 yield node.value
 
 
-LITERALS = "\n".join(literals())
+@functools.cache
+def code() -> str:
+    """Return all texts in the code."""
+    return "\n".join(literals())
 
 
 def is_said(text: str) -> bool:
@@ -198,7 +202,7 @@ def _covered(words: list[str], single: int = 1) -> bool:
         single: how many of the phrases may have one word.
     """
     return not words or any(
-        " ".join(words[:end]) in LITERALS and _covered(words[end:], single - (end == 1))
+        " ".join(words[:end]) in code() and _covered(words[end:], single - (end == 1))
         for end in range(len(words), 0 if single else 1, -1)
     )
 

@@ -45,21 +45,26 @@ def test_the_page_keeps_what_stands_around_the_table() -> None:
     assert "what was there" not in written
 
 
-def test_no_test_proves_a_fault_that_is_not_there() -> None:
+@pytest.fixture(scope="module")
+def proofs() -> list[catalogue.Proof]:
+    return catalogue.proofs()
+
+
+def test_no_test_proves_a_fault_that_is_not_there(proofs: list[catalogue.Proof]) -> None:
     numbers = {number for faults in catalogue.CATALOGUE.values() for number in faults}
-    for proof in catalogue.proofs():
+    for proof in proofs:
         assert set(proof.faults) <= numbers, proof
 
 
-def test_every_fault_has_a_test_or_a_reason_to_have_none() -> None:
-    proved = {number for proof in catalogue.proofs() for number in proof.faults}
+def test_every_fault_has_a_test_or_a_reason_to_have_none(proofs: list[catalogue.Proof]) -> None:
+    proved = {number for proof in proofs for number in proof.faults}
     numbers = {number for faults in catalogue.CATALOGUE.values() for number in faults}
     assert numbers - proved == set(catalogue.NOT_APPLICABLE)
 
 
-def test_the_page_is_as_the_tests_have_it() -> None:
+def test_the_page_is_as_the_tests_have_it(proofs: list[catalogue.Proof]) -> None:
     written = catalogue.PAGE.read_text()
-    assert written == catalogue.page(written, catalogue.proofs()), "run `make docs`"
+    assert written == catalogue.page(written, proofs), "run `make docs`"
 
 
 def test_each_promise_stands_beside_the_tests_that_hold_it() -> None:

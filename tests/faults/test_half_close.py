@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.scale import Scale
-from tests.support.clients import BANNER, PREFIX, connect, receive, receive_all, warm_up
+from tests.support.clients import BANNER, PREFIX, connect, numbered, receive, receive_all, warm_up
 from tests.support.daemon import MODELS, Daemon, nothing_kept, starting
 from tests.support.needs import tool
 from tests.support.waiting import PATIENCE
@@ -23,8 +23,6 @@ PIECE = 1024
 LARGE = 1_000_000
 
 # Eight bytes a number: no two windows of it are alike, and none holds a prefix.
-STREAM = b"".join(b"%07d\n" % number for number in range(160_000))
-
 CLIENTS = 4
 
 HANDLERS = """
@@ -71,7 +69,7 @@ def talker(daemons: dict[str, Daemon], model: str) -> Iterator[Daemon]:
 
 def stream(size: int, start: int) -> bytes:
     """Return `size` bytes that each show their place."""
-    return STREAM[start : start + size]
+    return numbered(1_280_000)[start : start + size]
 
 
 def exchange(port: int, sent: bytes) -> bytes:
@@ -188,10 +186,10 @@ def test_a_last_reply_is_whole_although_input_is_left_unread(talker: Daemon) -> 
     for repetition in range(60):
         with connect(talker) as connection:
             connection.sendall(b"200000\n")
-            connection.sendall(STREAM[: 20_000 + 1000 * repetition])
+            connection.sendall(numbered(20_000 + 1000 * repetition))
             assert receive_all(connection) == expected
             # Nor is the connection reset as soon as the reply is through.
-            connection.sendall(STREAM[:20_000])
+            connection.sendall(numbered(20_000))
             assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
@@ -201,7 +199,7 @@ def test_a_last_reply_is_whole_while_input_goes_on_and_on(talker: Daemon) -> Non
     def go_on() -> None:
         while not over.is_set():
             try:
-                connection.sendall(STREAM[:20_000])
+                connection.sendall(numbered(20_000))
             except OSError:  # the daemon's patience with it has ended
                 return
 

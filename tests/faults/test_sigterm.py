@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.scale import Scale
 from tests.support.certificates import self_signed_pem
-from tests.support.clients import BANNER, PREFIX, connect, receive_all, unacknowledged
+from tests.support.clients import BANNER, PREFIX, connect, numbered, receive_all, unacknowledged
 from tests.support.daemon import CONCURRENT, TERMINATED, Daemon, Start, starting
 from tests.support.tls_peer import client_context
 from tests.support.waiting import PATIENCE, block_until
@@ -60,9 +60,6 @@ def test_all_that_is_queued_is_delivered(
     assert running.process.returncode in TERMINATED
 
 
-# The input of each client: eight bytes for each number, so that no two places are equal.
-STREAM = b"".join(b"%07d\n" % number for number in range(500_000))
-
 # How much a client sends ahead of the replies, in bytes.
 AHEAD = 20_000
 
@@ -95,7 +92,9 @@ class Loader(threading.Thread):
             if events[0][1] & selectors.EVENT_WRITE and self.sent - len(self.came) < AHEAD:
                 try:
                     # A message at a time, so that none is cut where another begins.
-                    self.sent += self.connection.send(STREAM[self.sent : self.sent + 1000])
+                    self.sent += self.connection.send(
+                        numbered(4_000_000)[self.sent : self.sent + 1000]
+                    )
                 except ConnectionError:
                     self.cut_off = True
                     selector.modify(self.connection, selectors.EVENT_READ)
@@ -153,7 +152,7 @@ def stop_under_load(running: Daemon, least_answered: int) -> list[Loader]:
         assert loader.error is None, loader.error
         assert loader.came.startswith(BANNER)
         echoed = bytes(loader.came[len(BANNER) :]).replace(PREFIX, b"")
-        assert echoed == STREAM[: len(echoed)]
+        assert echoed == numbered(4_000_000)[: len(echoed)]
         assert len(echoed) >= least
     return loaders
 

@@ -18,14 +18,13 @@ import pytest
 
 from tests.faults.scale import Scale
 from tests.support.certificates import Authority, self_signed_pem
-from tests.support.clients import PREFIX, connect, is_over, receive_all, unacknowledged
+from tests.support.clients import PREFIX, connect, is_over, numbered, receive_all, unacknowledged
 from tests.support.daemon import CONCURRENT, MODELS, Daemon, Start, nothing_kept, starting
 from tests.support.needs import tool
 from tests.support.tls_peer import ENDS, VERSIONS, End, Peer, client_context
 from tests.support.waiting import PATIENCE, block_until
 
 # Eight bytes a number: no two windows of it are alike, and none holds a prefix.
-STREAM = b"".join(b"%07d\n" % number for number in range(125_001))
 # The sizes of what a client sends, in turns.
 SIZES = (10, 100, 1000, 1024, 5000, 20_000)
 CLIENTS = 3
@@ -110,7 +109,7 @@ def test_no_reply_is_lost_however_the_client_ends_its_stream(
 
     def talk() -> None:
         for number in rounds:
-            sent = STREAM[8 * (number % 10_000) :][: SIZES[number % len(SIZES)]]
+            sent = numbered(1_000_000)[8 * (number % 10_000) :][: SIZES[number % len(SIZES)]]
             with Peer(port, context) as peer:
                 if wrong := fault(model, sent, peer.exchange(sent, end)):
                     faults.append(wrong)
@@ -127,7 +126,7 @@ def test_no_reply_is_lost_however_the_client_ends_its_stream(
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_megabyte_is_answered_in_full(running: Daemon, model: str, end: End) -> None:
-    sent = STREAM[:1_000_000]
+    sent = numbered(1_000_000)
     with Peer(running.port) as peer:
         assert not fault(model, sent, peer.exchange(sent, end))
         assert peer.notified
@@ -145,14 +144,17 @@ def test_what_came_before_a_damaged_record_is_answered(
     running = daemons[model]
     for damage in (b"GET / ", b""):
         with nothing_kept(running), Peer(running.port, client_context(version)) as peer:
-            intact, behind = peer.encrypted(STREAM[:size]), bytearray(peer.encrypted(b"damaged"))
+            intact, behind = (
+                peer.encrypted(numbered(1_000_000)[:size]),
+                bytearray(peer.encrypted(b"damaged")),
+            )
             behind[-1] ^= 1
             peer.socket.sendall(intact + damage + behind)
             came = b""
             with contextlib.suppress(ssl.SSLError):  # the alert
                 while data := peer.receive(1):
                     came += data
-            assert not fault(model, STREAM[:size], came)
+            assert not fault(model, numbered(1_000_000)[:size], came)
     assert "Traceback" not in running.log
 
 
@@ -456,7 +458,7 @@ def test_a_daemon_without_a_usable_key_does_not_start(
 def test_at_sigterm_what_had_come_is_answered(secure: Callable[..., Daemon], model: str) -> None:
     """Fault 4: Over TLS, too, every message that arrived before SIGTERM is answered."""
     running = secure("--concurrency", model, "--drain-timeout", "600")
-    sent = STREAM[:60_000]
+    sent = numbered(60_000)
     with Peer(running.port) as peer, Peer(running.port) as halfway:
         # Half a record is no message: the drain does not wait for the rest.
         halfway.socket.sendall(halfway.encrypted(b"happy\n")[:-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import socket
 import struct
 import termios
@@ -15,6 +16,12 @@ from tests.support.waiting import PATIENCE
 # The echo begins with the one, and puts the other before each message.
 BANNER = b"Welcome to the server. Type something and hit enter\n"
 PREFIX = b"OK..."
+
+
+@functools.cache
+def numbered(size: int) -> bytes:
+    """Return bytes of which no two places are equal: eight for each number."""
+    return b"".join(b"%07d\n" % number for number in range(-(-size // 8)))[:size]
 
 
 def connect(to: Daemon | int, **options: object) -> socket.socket:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import BANNER, connect, receive, receive_all, unacknowledged
+from tests.support.clients import BANNER, connect, numbered, receive, receive_all, unacknowledged
 from tests.support.daemon import CONCURRENT, MODELS, TERMINATED, Daemon, Start
 
 HANDLERS = """
@@ -105,8 +105,6 @@ def flooding(message):
 
 # The exit status of a process that a signal has ended, directly or through a shell.
 INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
-
-STREAM = b"".join(b"%07d\n" % number for number in range(1_000_000))
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +253,7 @@ def test_messages_that_wait_for_a_pool_thread_are_answered(daemon: Start, tmp_pa
 def test_a_slow_reader_gets_the_answer_to_all_that_was_received(daemon: Start, model: str) -> None:
     running = daemon("--concurrency", model, "--drain-timeout", "20")
     with connect(running) as connection:
-        sent = send_all_it_takes(connection, STREAM)
+        sent = send_all_it_takes(connection, numbered(8_000_000))
         assert sent > 1_000_000
         received = sent - unacknowledged(connection)
         running.signal()
@@ -263,7 +261,7 @@ def test_a_slow_reader_gets_the_answer_to_all_that_was_received(daemon: Start, m
         came = read_slowly(connection, seconds=1)
         assert came.startswith(BANNER)
         answered = came[len(BANNER) :].replace(b"OK...", b"")
-        assert answered == STREAM[: len(answered)]
+        assert answered == numbered(8_000_000)[: len(answered)]
         assert len(answered) >= received
     running.wait()
     assert running.process.returncode in TERMINATED
@@ -289,11 +287,11 @@ def test_who_goes_on_sending_loses_nothing_of_the_answer_to_what_was_received(
 def test_a_very_slow_reader_gets_it_too(daemon: Start) -> None:
     running = daemon("--drain-timeout", "20")
     with connect(running) as connection:
-        sent = send_all_it_takes(connection, STREAM)
+        sent = send_all_it_takes(connection, numbered(8_000_000))
         received = sent - unacknowledged(connection)
         running.signal()
         answered = read_slowly(connection, seconds=4)[len(BANNER) :].replace(b"OK...", b"")
-        assert answered == STREAM[: len(answered)]
+        assert answered == numbered(8_000_000)[: len(answered)]
         assert len(answered) >= received
 
 
@@ -334,7 +332,7 @@ def endless(running: Daemon) -> Iterator[socket.socket]:
     def send() -> None:
         with contextlib.suppress(OSError):
             while True:
-                connection.sendall(STREAM[:65536])
+                connection.sendall(numbered(65536))
 
     with connect(running) as connection:
         sender = threading.Thread(target=send)
