@@ -55,6 +55,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # pytest keeps all the tests that it finds; `_warm` enables it
     config.pluginmanager.register(Interruption())
     config.pluginmanager.register(Workers(config))
     config.pluginmanager.register(Matrices(config))
@@ -130,6 +131,7 @@ def _warm() -> None:
     # No collection looks again at the thousands of tests that pytest has found, and all modules.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
