@@ -68,6 +68,8 @@ def test_a_suite_is_run_on_the_reactor_asked_for(
     (package / "__init__.py").touch()
     (package / "test_it.py").write_text(TESTS.format(base=base, imports=imports))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    # Their imports would take longer than all else.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     suite = Suite("example_tests", runner)
     outcomes = run(suite, "epoll", tmp_path / "first")
     short = {name.rpartition("test_")[2]: outcome for name, outcome in outcomes.items()}

@@ -51,8 +51,14 @@ def measured() -> list[str]:
 
 
 # Together in a process: the import of Twisted takes longer than most suites.
-SMALL = ("core", "fdset", "newtls", "socket", "threads", "time")
-PROCESSES = [SMALL, *((name,) for name in SUITES if name not in SMALL)]
+PROCESSES = [
+    ("core", "fdset", "newtls", "socket", "stdio", "threads", "time"),
+    ("tcp", "tls"),
+    ("udp",),
+    ("unix",),
+    ("process",),
+]
+assert sorted(name for names in PROCESSES for name in names) == sorted(SUITES)
 
 
 @pytest.mark.parametrize("names", PROCESSES, ids=" ".join)

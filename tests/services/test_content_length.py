@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,6 @@ from echod.messages.framing import Framing, FramingError, encode_greeting
 from tests.support.clients import connect, receive_all
 from tests.support.daemon import CONCURRENT, Start
 from tests.support.framers import cut, fed, outcome
-from tests.support.needs import not_here
 from tests.support.paths import ROOT
 
 EXAMPLE = ROOT / "examples" / "services" / "echod-content-length"
@@ -80,14 +77,11 @@ def test_a_greeting_and_a_line_of_the_daemons_own_have_a_header() -> None:
 
 
 @pytest.mark.parametrize("model", CONCURRENT)
-def test_it_serves(daemon: Start, model: str) -> None:
+def test_it_serves(daemon: Start, tmp_path: Path, model: str) -> None:
+    shutil.copy(EXAMPLE / "content_length.py", tmp_path)
     framing = content_length()
     named = ("--framing", "content_length:ContentLength:max_message=10")
-    running = daemon(
-        *named,
-        *("--concurrency", model, "--handler", "upper"),
-        env={"PYTHONPATH": str(EXAMPLE), "PYTHONDONTWRITEBYTECODE": "1"},
-    )
+    running = daemon(*named, *("--concurrency", model, "--handler", "upper"))
     sent = framing.encode(b"happy") + framing.encode(b"to") + framing.encode(b"x" * 11)
     with connect(running) as client:
         client.sendall(sent)
@@ -100,38 +94,3 @@ def test_it_serves(daemon: Start, model: str) -> None:
         ]
     )
     running.wait_for(r"Disconnected from .*: framing error \(.* messages: 2, ")
-
-
-USER = """
-from content_length import ContentLength
-
-from echod import EchoFactory, Framing
-
-
-class Lacking(ContentLength):
-    encode_line = None
-
-
-def choose(short: bool) -> Framing:
-    return ContentLength(max_message=5) if short else ContentLength()
-
-
-EchoFactory(framing=choose(short=True))
-EchoFactory(framing=Lacking())
-"""
-
-
-def test_mypy_checks_a_framing_strictly(tmp_path: Path) -> None:
-    if importlib.util.find_spec("mypy") is None:
-        not_here("mypy is not in this environment: `make check` has it in .venv")
-    (tmp_path / "user.py").write_text(USER)
-    checked = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={tmp_path}/cache", "user.py"],
-        env={**os.environ, "MYPYPATH": str(EXAMPLE)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    errors = [line for line in checked.stdout.splitlines() if ": error: " in line]
-    assert [line.partition(": error: ")[0] for line in errors] == ["user.py:8", "user.py:16"]
-    assert '"Lacking"; expected "Framing' in errors[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sqlite3
 import threading
@@ -19,9 +20,10 @@ from tests.support.waiting import PATIENCE, block_until
 
 
 @pytest.fixture
-def service(daemon: Start, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Start an example of examples/services."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "examples" / "services"))
+def service(daemon: Start, tmp_path: Path) -> Start:
+    """Start an example of examples/services, from the folder of the daemon."""
+    for path in (ROOT / "examples" / "services").glob("*.py"):
+        shutil.copy(path, tmp_path)
 
     def start(*arguments: str) -> Daemon:
         return daemon(*arguments, env={**os.environ, "PYTHONUNBUFFERED": "1"})
