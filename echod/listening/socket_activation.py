@@ -224,7 +224,7 @@ class PassedUNIXPort(unix.Port):
         assert passed is not None
         assert self.factory is not None
         tcp._reservedFD.reserve()
-        log.msg(f"{self._getLogPrefix(self.factory)} starting on {self._bindPath!r}")
+        log.msg(f"{self._getLogPrefix(self.factory)} starting on {os.fsdecode(self._bindPath)!r}")
         self.factory.doStart()
         self.socket = passed
         self.fileno = passed.fileno  # type: ignore[method-assign]

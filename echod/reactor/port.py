@@ -260,7 +260,7 @@ class UNIXPort(AcceptingPort, unix.Port):
             return
         # Twisted would make its file writable for all users, or fail if another one owns it.
         _reserve.take()
-        log.msg(f"{self._getLogPrefix(self.factory)} starting on {self._bindPath!r}")
+        log.msg(f"{self._getLogPrefix(self.factory)} starting on {os.fsdecode(self._bindPath)!r}")
         assert self.factory is not None
         self.factory.doStart()
         self.socket = passed
