@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from echod.control.description import describe
 from echod.control.selection import arguments, selection
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 log = Logger("echod")
 
-# How many connections are ended, or described, in one turn of the event loop.
+# How many connections are ended, described or changed in one turn of the event loop.
 SHARE = 20
 
 _FILTERS = ("address", "listener")
@@ -56,8 +58,10 @@ class Subject(Protocol):
     @property
     def draining(self) -> bool: ...
 
-    def change_faults(self, rules: Iterable[Rule], seed: int | None = None) -> None:
-        """Use these faults from now on."""
+    def begin_to_change_faults(
+        self, rules: Iterable[Rule], seed: int | None = None
+    ) -> Iterator[None]:
+        """Use these faults from now on: in one more open connection at each step."""
 
     def suspend(self) -> None:
         """Accept no client until `resume`."""
@@ -210,7 +214,7 @@ class Operations:
         """Replace all faults; each begins anew."""
         arguments(call.query, ())
         body = call.body()
-        self._change(_rules(body), _seed(body))
+        await self._change(_rules(body), _seed(body))
         return self._shown_faults()
 
     async def add_faults(self, call: Call) -> Answer:
@@ -219,7 +223,7 @@ class Operations:
         body = call.body()
         if "seed" in body:
             raise Refused(400, "seed is for PUT, which begins all faults anew")
-        self._change([*self._faults.rules, *_rules(body)], None)
+        await self._change([*self._faults.rules, *_rules(body)], None)
         return self._shown_faults()
 
     async def clear_faults(self, call: Call) -> Answer:
@@ -229,16 +233,22 @@ class Operations:
         left = [rule for rule in rules if str(rule) != given.get("fault")]
         if "fault" in given and len(left) == len(rules):
             raise Refused(404, "no fault is written so")
-        self._change(left, None)
+        await self._change(left, None)
         return self._shown_faults()
 
-    def _change(self, rules: Sequence[Rule], seed: int | None) -> None:
+    async def _change(self, rules: Sequence[Rule], seed: int | None) -> None:
         if len(rules) > MOST_FAULTS:
             raise Refused(400, f"there may be {MOST_FAULTS} faults at most")
         try:
-            self._subject.change_faults(rules, seed)
+            steps = self._subject.begin_to_change_faults(rules, seed)
         except UserError as error:
             raise Refused(400, str(error)) from None
+        await _to_its_end(self._go_through(steps))
+
+    async def _go_through(self, steps: Iterator[None]) -> None:
+        for count, _ in enumerate(steps, 1):
+            if count % SHARE == 0:
+                await self._pause()
 
     # The listeners.
 
@@ -261,6 +271,20 @@ class Operations:
         """Describe the API, as OpenAPI."""
         arguments(call.query, ())
         return told(200, describe())
+
+
+def _to_its_end(work: Coroutine[Any, Any, None]) -> Deferred[None]:
+    """Do work that goes on if the client of the control leaves: half of it would be odd."""
+    awaited: Deferred[None] = Deferred()
+
+    def tell(result: Any) -> None:
+        if not awaited.called:  # otherwise it is cancelled
+            awaited.callback(result)
+        elif isinstance(result, Failure):
+            log.failure("Changing the faults on purpose failed", result)
+
+    Deferred.fromCoroutine(work).addBoth(tell)
+    return awaited
 
 
 def _end(connection: Owned, *, gently: bool) -> None:

@@ -400,11 +400,24 @@ class EchoService(Service):
     def change_faults(self, rules: Iterable[Rule], seed: int | None = None) -> None:
         """Use these faults on purpose from now on, for new connections and open ones.
 
+        See `begin_to_change_faults`.
+        """
+        for _ in self.begin_to_change_faults(rules, seed):
+            pass
+
+    def begin_to_change_faults(
+        self, rules: Iterable[Rule], seed: int | None = None
+    ) -> Iterator[None]:
+        """Use these faults on purpose for new connections.
+
         Rules of `faults.rules` that are among them go on as they are.
 
         Args:
             rules: the faults.
             seed: the new seed, for rules that begin; None: as before.
+
+        Returns:
+            Uses them in one more open connection at each step.
 
         Raises:
             RuntimeError: the service was not built with `faults_change`.
@@ -416,10 +429,11 @@ class EchoService(Service):
         wanted, before = tuple(rules), self.faults.rules
         replace(self._settings, fault=wanted)  # this checks them
         self._announce(rule for rule in wanted if rule not in before)
-        self.faults.change(wanted, seed)
+        steps = self.faults.begin_change(wanted, seed)
         if not self.faults.rules:
             log.info("No faults on purpose")
         self._log_faults()
+        return steps
 
     def _announce(self, rules: Iterable[Rule]) -> None:
         """Write what clients need for new faults, for which no listener has written it."""

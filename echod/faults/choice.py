@@ -27,13 +27,18 @@ class Armed:
     Attributes:
         rule: the rule.
         number: its number among all; chance depends on it.
-        connections: how many connections it has been asked about.
+        change: the change of the faults that has brought it; 0 for the start.
+        connections: the number of the last connection that has come, as it counts them: those that
+            were open at the change are the first.
+        asked: how many of those it has been asked about.
         hits: how many of them it has selected.
     """
 
     rule: Rule
     number: int
+    change: int = 0
     connections: int = 0
+    asked: int = 0
     hits: int = 0
 
     def hit(self, server_name: str | None) -> bool:
@@ -196,11 +201,13 @@ class Chosen:
         picks: the rules that have selected it.
         faults: the listener's faults, which have chosen them.
         host: the client's address; "" if it has none.
+        change: the last change of the faults that it takes in.
     """
 
     picks: tuple[Pick, ...]
     faults: Faults
     host: str
+    change: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -270,6 +277,8 @@ class Faults:
         self._listener = listener
         self._endpoint = endpoint
         self._armed: list[Armed] = []
+        # The number of the last change.
+        self._change = -1
         self.arrivals: list[Rule] = []
         self.arrivals_changed: Callable[[], None] = lambda: None
         self.change(enumerate(rules))
@@ -285,14 +294,24 @@ class Faults:
         Args:
             host: the client's address; "" if it has none.
         """
-        picks = self._pick(self._armed, host)
-        return Chosen(picks, self, host) if picks or self.changeable else None
+        picks = []
+        for armed in self._armed:
+            armed.connections += 1
+            if self._picks(armed, armed.connections, host):
+                picks.append(Pick(armed, armed.connections))
+        if not picks and not self.changeable:
+            return None
+        return Chosen(tuple(picks), self, host, self._change)
 
-    def change(self, numbered: Iterable[tuple[int, Rule]]) -> None:
-        """Use these rules, each with its number among all, from now on."""
+    def change(self, numbered: Iterable[tuple[int, Rule]]) -> Iterator[None]:
+        """Use these rules, each with its number among all, for new connections from now on.
+
+        Returns:
+            Uses them in one more open connection at each step.
+        """
         before = {one.number: one for one in self._armed}
         self._armed = []
-        fresh: list[Armed] = []
+        self._change += 1
         arrivals: list[Rule] = []
         for number, rule in numbered:
             if not rule.selection.covers(self._listener, self._endpoint):
@@ -302,20 +321,31 @@ class Faults:
                 continue
             armed = before.get(number)
             if armed is None or armed.rule is not rule:
-                armed = Armed(rule, number)
-                fresh.append(armed)
+                armed = Armed(rule, number, self._change, len(self.open))
             self._armed.append(armed)
         if arrivals != self.arrivals:
             self.arrivals = arrivals
             self.arrivals_changed()
-        for connection, chosen in list(self.open.items()):
-            picks = {pick.armed: pick for pick in chosen.picks}
-            picks.update((pick.armed, pick) for pick in self._pick(fresh, chosen.host))
-            left = tuple(picks[armed] for armed in self._armed if armed in picks)
-            if left != chosen.picks:
-                self.open[connection] = Chosen(left, self, chosen.host)
-        for connection, chosen in list(self.open.items()):
-            connection.change(chosen)
+        return self._change_open()
+
+    def _change_open(self) -> Iterator[None]:
+        for connection in list(self.open):
+            chosen = self.open.get(connection)
+            # It may have ended; or a later change was quicker.
+            if chosen is not None and chosen.change < self._change:
+                self._change_one(connection, chosen)
+            yield
+
+    def _change_one(self, connection: Changing, chosen: Chosen) -> None:
+        picks = {pick.armed: pick for pick in chosen.picks}
+        for armed in self._armed:
+            if armed.change > chosen.change:
+                armed.asked += 1
+                if self._picks(armed, armed.asked, chosen.host):
+                    picks[armed] = Pick(armed, armed.asked)
+        left = tuple(picks[armed] for armed in self._armed if armed in picks)
+        changed = self.open[connection] = Chosen(left, self, chosen.host, self._change)
+        connection.change(changed)
 
     def stage(self, pick: Pick, direction: Direction, now: float, cutter: Cutter) -> Stage:
         """Return the stage of a rule in a connection, for one direction."""
@@ -323,18 +353,15 @@ class Faults:
         key = (self.seed, armed.number, self._listener, connection, direction.value)
         return armed.rule.fault.stage(armed.rule, Draws(*key), now, cutter)
 
-    def _pick(self, rules: Iterable[Armed], host: str) -> tuple[Pick, ...]:
-        """Ask rules about a connection that is new to them."""
-        picks = []
-        for armed in rules:
-            armed.connections += 1
-            # Without `sni`; with it the hit is counted once the client has asked for a host.
-            if self._selects(armed, host) and (armed.rule.selection.sni or armed.hit(None)):
-                picks.append(Pick(armed, armed.connections))
-        return tuple(picks)
+    def _picks(self, armed: Armed, connection: int, host: str) -> bool:
+        """Return whether a rule picks a connection of this number that is new to it."""
+        # Without `sni`; with it the hit is counted once the client has asked for a host.
+        return self._selects(armed, connection, host) and (
+            bool(armed.rule.selection.sni) or armed.hit(None)
+        )
 
-    def _selects(self, armed: Armed, host: str) -> bool:
-        wanted, connection = armed.rule.selection, armed.connections
+    def _selects(self, armed: Armed, connection: int, host: str) -> bool:
+        wanted = armed.rule.selection
         if connection % wanted.every or (wanted.first and connection > wanted.first):
             return False
         if wanted.source is not None and not _is_within(host, wanted.source):
@@ -384,6 +411,15 @@ class FaultPlan:
         Raises:
             RuntimeError: the faults may not change.
         """
+        for _ in self.begin_change(rules, seed):
+            pass
+
+    def begin_change(self, rules: Iterable[Rule], seed: int | None = None) -> Iterator[None]:
+        """Use these rules for new connections; as `change`.
+
+        Returns:
+            Uses them in one more open connection at each step.
+        """
         if not self.changeable:
             raise RuntimeError("the faults of this service were not set up to change")
         if seed is not None:
@@ -399,8 +435,9 @@ class FaultPlan:
             (next(fresh) if number is None else number, rule)
             for number, rule in zip(numbers, wanted, strict=True)
         ]
-        for faults in self._listeners:
-            faults.change(self._numbered)
+        return itertools.chain.from_iterable(
+            [faults.change(self._numbered) for faults in self._listeners]
+        )
 
 
 def _is_within(host: str, network: Network) -> bool:

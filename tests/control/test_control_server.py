@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
@@ -349,6 +349,44 @@ async def test_many_connections_are_listed_in_shares(tmp_path: Path) -> None:
         answer = await operations.list(Call(request, 0))
         assert len(json.loads(answer.body)["connections"]) == 2 * SHARE
         assert len(pauses) == 2
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_the_faults_of_many_connections_change_in_shares(
+    tmp_path: Path, leaves: bool
+) -> None:
+    """Fault 149: Others are served while the faults of many connections change: each turn changes
+    a few; all of them change, even if the client of the control leaves.
+    """
+    count = 3 * SHARE + 1
+    async with running(tmp_path) as controlled:
+        for _ in range(count):
+            await controlled.connect()
+        plan = controlled.service.faults
+        assert plan is not None
+        (faults,) = plan._listeners
+        changed: list[int] = []
+
+        def pause() -> Deferred[None]:
+            changed.append(sum(bool(one.picks) for one in faults.open.values()))
+            return deferLater(reactor, 0)
+
+        operations = Operations(controlled.service, pause, lambda: "ready")
+        body = {"faults": [f"truncate:first={count}"]}
+        request: Any = SimpleNamespace(query=b"")
+        call: Any = SimpleNamespace(query=b"", request=request, body=lambda: body)
+        asked = Deferred.fromCoroutine(operations.set_faults(call))
+        new = await controlled.connect()  # it comes behind those that are open, and is one too many
+        if leaves:
+            asked.addErrback(lambda failure: failure.trap(CancelledError))
+            asked.cancel()
+        await asked
+        await eventually(lambda: len(changed) == 3)
+        assert changed == [SHARE, 2 * SHARE, 3 * SHARE]
+        await eventually(lambda: sum(bool(one.picks) for one in faults.open.values()) == count)
+        new.send(b"x")
+        await new.receive(b"OK...x")
 
 
 @in_models
