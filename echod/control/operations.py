@@ -125,20 +125,20 @@ class Operations:
         """List connections."""
         wanted = selection(arguments(call.query, _LIST))
         journal, listeners = self._journal, self._listeners()
-        found: list[str] = []  # JSON already: all at once would take long
+        found: list[bytes] = []  # JSON already: all at once would take long
         more = False
         for count, record in enumerate(journal.records(), 1):
             if wanted.fits(record, listeners):
                 if len(found) == wanted.limit:
                     more = True
                     break
-                found.append(json.dumps(shown(record)))
+                found.append(json.dumps(shown(record)).encode())
             if count % SHARE == 0:
                 await self._pause()
         kept = {"most": journal.most, "bytes": journal.most_bytes}
         rest = json.dumps({"more": more, "journal": kept})[1:]
-        text = f'{{"connections": [{", ".join(found)}], {rest}\n'
-        return Answer(200, JSON, text.encode())
+        parts = (b'{"connections": [', b", ".join(found), f"], {rest}\n".encode())
+        return Answer(200, JSON, b"".join(parts))
 
     async def show(self, call: Call) -> Answer:
         """Show one connection."""

@@ -377,7 +377,9 @@ async def test_the_faults_of_many_connections_change_in_shares(
         request: Any = SimpleNamespace(query=b"")
         call: Any = SimpleNamespace(query=b"", request=request, body=lambda: body)
         asked = Deferred.fromCoroutine(operations.set_faults(call))
-        new = await controlled.connect()  # it comes behind those that are open, and is one too many
+        new = (
+            await controlled.connect()
+        )  # it comes behind those that are open, and is one too many
         if leaves:
             asked.addErrback(lambda failure: failure.trap(CancelledError))
             asked.cancel()
