@@ -127,3 +127,14 @@ class TokenBucket:
             return False
         self._tokens -= 1
         return True
+
+    def spend(self, count: int, now: float) -> None:
+        """Count events that happened elsewhere; there may be none left, but no debt."""
+        self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._rate)
+        self._updated = now
+        self._tokens = max(0.0, self._tokens - count)
+
+    @property
+    def tokens(self) -> float:
+        """How many events were allowed at once, when it was last asked."""
+        return self._tokens

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from echod.faults import FaultPlan, Faults
     from echod.interfaces import Reactor
     from echod.journal import Journal
+    from echod.limits import Limits
     from echod.listening.badtls import SharedMistakes
     from echod.listening.shared import PassedSockets, SharedSockets
     from echod.messages.framing import Framing
@@ -70,6 +71,7 @@ def build_service(
     *,
     faults_change: bool = False,
     passed: PassedSockets | None = None,
+    admit: Callable[[Limits, Callable[[], float]], Admission] = Admission,
 ) -> EchoService:
     """Return the service for `settings`, not started.
 
@@ -80,6 +82,7 @@ def build_service(
         framing: the same for the framing.
         faults_change: whether `EchoService.change_faults` may be called.
         passed: the sockets to listen on, in a worker; None if this process has its own.
+        admit: makes the admission, of the limits and the clock.
 
     Raises:
         StartError: the handler or the framing cannot be loaded, or an endpoint string is wrong.
@@ -101,7 +104,7 @@ def build_service(
     cut = framing or find_framing(settings)
     authority = make_authority(settings, changeable=plan is not None and plan.changeable)
     listeners = make_listeners(
-        settings, reactor, timed, model, inherited, cut, plan, journal, authority
+        settings, reactor, timed, model, inherited, cut, plan, journal, authority, admit
     )
     service = EchoService(reactor, settings, listeners, model, Metrics(), life, plan)
     service.authority = authority
@@ -180,6 +183,7 @@ def make_listeners(
     plan: FaultPlan | None,
     journal: Journal[ConnectionProtocol] | None,
     authority: SharedMistakes | None,
+    admit: Callable[[Limits, Callable[[], float]], Admission],
 ) -> list[Listener[EchoFactory]]:
     """Return the listeners that `settings` ask for, with limits over all of them together.
 
@@ -187,7 +191,7 @@ def make_listeners(
         StartError: an endpoint string is wrong, or a file or socket that it names cannot be used.
     """
     limits = settings.make_limits()
-    admission = Admission(limits, reactor.seconds)
+    admission = admit(limits, reactor.seconds)
     turns = Turns(reactor, time.monotonic)
 
     def make_factory(description: str, wanted: Listening, faults: Faults | None) -> EchoFactory:

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from echod.daemon.worker_link import (
     FIRST_SOCKET,
+    LIMITS,
     LOG,
     NEWS,
     ORDERS,
@@ -70,6 +71,7 @@ class Child(ProcessProtocol):
         text: the content of the file of settings that it uses.
         state: "starting", "ready", "draining" or "ended".
         told: whether it was told to stop.
+        block: the number of its block in the table of the limits.
         why: why it could not start; "" if it did not say.
         ending: how it ended, in words.
         heard: when it told something last, in seconds.
@@ -90,6 +92,7 @@ class Child(ProcessProtocol):
         self.text = text
         self.state = "starting"
         self.told = False
+        self.block = 0
         self.why = ""
         self.ending = ""
         self.heard = self.since = reactor.seconds()
@@ -105,11 +108,14 @@ class Child(ProcessProtocol):
     def __repr__(self) -> str:
         return f"worker {self.number} (process {self.pid})"
 
-    def start(self, order: Mapping[str, object], sockets: Sequence[Sequence[int]]) -> None:
+    def start(
+        self, order: Mapping[str, object], sockets: Sequence[Sequence[int]], limits: int
+    ) -> None:
         """Start the process.
 
         Args:
             order: its first order.
+            limits: the descriptor of the table of the limits.
             sockets: the descriptors to listen on, for each listener.
 
         Raises:
@@ -117,7 +123,7 @@ class Child(ProcessProtocol):
         """
         numbered, next_one = [], FIRST_SOCKET
         descriptors: dict[int, int | str] = {STDOUT: "r", STDERR: "r"}
-        descriptors |= {LOG: "r", ORDERS: "w", NEWS: "r"}
+        descriptors |= {LOG: "r", ORDERS: "w", NEWS: "r", LIMITS: limits}
         for each in sockets:
             numbered.append(list(range(next_one, next_one + len(each))))
             descriptors.update(zip(numbered[-1], each, strict=True))

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from twisted.application.app import ServerOptions
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
+from echod.connections.admission import Admission
 from echod.daemon import checks, choose_reactor, ending, file_limit
 from echod.daemon.build import add_status, build_service, make_shared
 from echod.daemon.capture import Capture, capturing
@@ -41,6 +42,7 @@ from echod.text import escape
 
 if TYPE_CHECKING:
     from echod.daemon.workers import Workers
+    from echod.limits import Limits
     from echod.listening.shared import PassedSockets
 
 log = Logger("echod")
@@ -189,7 +191,11 @@ def reload_of_log(observer: LogObserver) -> Part:
 
 
 def prepare_service(
-    options: Options, *, starting: bool = True, passed: PassedSockets | None = None
+    options: Options,
+    *,
+    starting: bool = True,
+    passed: PassedSockets | None = None,
+    admit: Callable[[Limits, Callable[[], float]], Admission] = Admission,
 ) -> EchoService:
     """Return the service before it takes over log, signals and the service manager.
 
@@ -197,6 +203,7 @@ def prepare_service(
         options: the options.
         starting: whether the daemon starts; otherwise only a named pidfile is checked.
         passed: the sockets to listen on, in a worker.
+        admit: makes the admission, of the limits and the clock.
     """
     from twisted.internet import reactor
 
@@ -209,7 +216,7 @@ def prepare_service(
     choose_reactor.follow_the_monotonic_clock(reactor)
     log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
     try:
-        service = build_service(options.settings, reactor, passed=passed)
+        service = build_service(options.settings, reactor, passed=passed, admit=admit)
     except UserError as error:
         raise SystemExit(f"echod: {options.placed(str(error))}") from None
     danger = checks.refusal_of_programs(twistd, uid=os.geteuid())

@@ -16,12 +16,14 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, globalLogBeginner
 
+from echod.connections.shared_admission import AdmissionTable, SharedAdmission
 from echod.daemon import choose_reactor, ending
 from echod.daemon.capture import Capture, capturing
 from echod.daemon.file_limit import fit_limits
@@ -34,7 +36,7 @@ from echod.daemon.process import (
     reload_of_signals,
 )
 from echod.daemon.signals import GRACE, Signals
-from echod.daemon.worker_link import SHOW_STACKS, STDERR, Link, LinkSink, Message
+from echod.daemon.worker_link import LIMITS, SHOW_STACKS, STDERR, Link, LinkSink, Message
 from echod.errors import UserError
 from echod.listening.shared import PassedSockets, close_on_exec
 from echod.log.observer import LogObserver
@@ -53,11 +55,9 @@ HEARTBEAT = 0.5
 # How long the end waits for its last words to the supervisor, in seconds.
 LAST_WORDS = 0.5
 
-# The settings whose value is for the whole service: each worker has an even share, rounded up.
+# The settings of which each worker has an even share, rounded up. The limits on connections hold
+# over all: see `echod.connections.shared_admission`.
 DIVIDED = (
-    "max_connections",
-    "max_connections_per_address",
-    "max_accept_rate",
     "threads",
     "max_queue",
     "max_threads",
@@ -201,7 +201,8 @@ class Worker:
         close_on_exec(order["sockets"])
         with capturing(capture):
             options.settings = fit_limits(settings)
-            service = prepare_service(options, passed=passed)
+            admit = self._admission(settings, options.settings)
+            service = prepare_service(options, passed=passed, admit=admit)
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
         reactor.addSystemEventTrigger("after", "shutdown", capture.withdraw)
         service.is_worker = True
@@ -224,6 +225,22 @@ class Worker:
         atexit.register(self._link.finish, LAST_WORDS)
         self._link.start(self._obey, self._left_alone)
         return service
+
+    def _admission(self, wanted: Settings, fitting: Settings) -> Callable[..., SharedAdmission]:
+        """Return the maker of the admission.
+
+        Args:
+            wanted: the settings for the whole service.
+            fitting: those for which this process has the descriptors.
+        """
+        order = self._order
+        factor = float(order["count"])
+        if wanted.max_connections:
+            factor = min(factor, wanted.max_connections / fitting.max_connections)
+        table = AdmissionTable(LIMITS, order["blocks"])
+        os.set_inheritable(LIMITS, False)
+        key = bytes.fromhex(order["key"])
+        return partial(SharedAdmission, table=table, block=order["block"], key=key, factor=factor)
 
     # In the thread that reads orders.
 

@@ -17,9 +17,12 @@ privileges are dropped, and gives each worker its own: see `echod.listening.shar
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +36,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
+from echod.connections.shared_admission import AdmissionTable
 from echod.daemon import checks, ending
 from echod.daemon.child import Child, backoff
 from echod.daemon.choose_reactor import name_of
@@ -121,6 +125,11 @@ class Workers(Service):
         self._text = options.read_file()
         self._listeners = listeners
         self._folder = Path.cwd()
+        # Several processes of a worker may drain beside the one that serves.
+        self._blocks = 4 * self._settings.worker_count + 16
+        self._free_blocks = deque(range(self._blocks))
+        self._table: AdmissionTable | None = None
+        self._key = secrets.token_hex(16)
         self._seats = [Seat(number) for number in range(1, self._settings.worker_count + 1)]
         # Every process that has not ended, or whose last lines have not come.
         self._children: set[Child] = set()
@@ -256,9 +265,11 @@ class Workers(Service):
         """Start the process of a seat, or its successor."""
         seat.later = None
         child = Child(self, self.reactor, seat.number, self._text)
-        order = {
+        order: dict[str, object] = {
             "pid": os.getpid(),
             "count": len(self._seats),
+            "blocks": self._blocks,
+            "key": self._key,
             "arguments": list(self._options.arguments),
             "folder": str(self._folder),
             "rundir": os.getcwd(),
@@ -269,7 +280,12 @@ class Workers(Service):
         seat.next = child
         self._children.add(child)
         try:
-            child.start(order, sockets)
+            if self._table is None:
+                self._table = AdmissionTable.create(self._blocks)
+            if not self._free_blocks:
+                raise OSError(errno.EAGAIN, "too many of its predecessors drain")
+            child.block = order["block"] = self._free_blocks.popleft()
+            child.start(order, sockets, self._table.descriptor)
         except OSError as error:  # no more processes, or descriptors, are allowed
             self._children.discard(child)
             child.state, child.why = "ended", f"worker {seat.number}: {error.strerror}"
@@ -312,6 +328,9 @@ class Workers(Service):
     def child_exited(self, child: Child) -> None:
         """Replace a worker that has ended."""
         seat = self._seats[child.number - 1]
+        if self._table is not None:
+            self._table.clear(child.block)
+            self._free_blocks.append(child.block)
         if self.figures is not None:
             self.figures.ended(child)
         if self._reload is not None:

@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 
 from echod.limits import Level
 from echod.metrics import Histogram, Totals
+from echod.reasons import Refusal
 from echod.status.probes import LAG_BOUNDS
 from echod.status.snapshot import (
     Build,
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 # Of the figures of listeners, those that are sums since the start.
 _COUNTED = ("accepted", "messages", "received", "sent", "handler_errors")
 _COUNTED_BY_NAME = ("ended", "refused", "faults", "checks")
+
+
+# The limits that each worker gives for all.
+_OVER_ALL = (Refusal.MAX_CONNECTIONS.value, Refusal.PER_ADDRESS.value)
 
 
 def encode(now: Snapshot, own: Collector | None) -> dict[str, Any]:
@@ -238,8 +243,11 @@ def _levels(told: Sequence[Mapping[str, Any]]) -> tuple[Level, ...]:
     most: Counter[str] = Counter()
     for each in told:
         for name, some, highest in each["levels"]:
-            used[name] += some
-            most[name] += highest
+            if name in _OVER_ALL:
+                used[name], most[name] = max(used[name], some), max(most[name], highest)
+            else:
+                used[name] += some
+                most[name] += highest
     return tuple(Level(name, used[name], most[name]) for name in most)
 
 

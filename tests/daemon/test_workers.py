@@ -444,6 +444,36 @@ def test_a_line_of_json_has_the_number_of_the_worker(daemon: Start) -> None:
     assert all(line["message"] for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("--max-connections", b"Server busy: too many connections, try again later"),
+        ("--max-connections-per-address", b"Server busy: too many connections from your address"),
+    ],
+)
+def test_a_limit_holds_over_all_workers(
+    daemon: Start, tmp_path: Path, limit: str, said: bytes
+) -> None:
+    """Clients that come one after another: so it is exact."""
+    write_handler(tmp_path)
+    running = daemon("--handler", "answers:who", "--workers", "2", limit, "9")
+    first = wait_until_served(running, 2)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(running)) for _ in range(9)]
+        answered = [ask(client) for client in clients]
+        assert set(answered) <= set(first.values())
+        with connect(running) as refused:
+            assert receive_all(refused).startswith(said)
+        # With a worker go the connections that it had.
+        pid, count = Counter(answered).most_common(1)[0]
+        os.kill(pid, signal.SIGKILL)
+        wait_until_served(running, 3)
+        for _ in range(count):
+            ask(stack.enter_context(connect(running)))
+        with connect(running) as refused:
+            assert receive_all(refused).startswith(said)
+
+
 def test_a_second_daemon_does_not_share_the_port(two: Daemon, tmp_path: Path) -> None:
     command = [SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, "echod"]
     ended = run(tmp_path, *command, "--port", str(two.port), "--workers", "2")

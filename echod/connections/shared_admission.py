@@ -1,0 +1,192 @@
+"""Admission whose limits hold over several processes: each counts in memory that all can read.
+
+Each process has a block of the table, and writes only there; it reads those of the others without
+a lock. So of connections that several processes accept in the same moment, as many as there are
+processes may be one too many. Addresses are counted by a keyed hash: two that share a place count
+as one, which may refuse a client that is near its limit a little early. The supervisor clears the
+block of a process that has ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import mmap
+import os
+from collections.abc import Callable, Sequence
+
+from echod.connections.admission import Admission, TokenBucket
+from echod.limits import Level, Limits
+from echod.reasons import Refusal
+
+# The counters of a block, in 32 bits each: open connections; all that were accepted, which is not
+# cleared; the tokens of the rate, one more than there are, because 0 says nothing; addresses.
+_OPEN, _ACCEPTED, _TOKENS, _ADDRESSES = range(4)
+
+# How many places there are for addresses.
+_PLACES = 1 << 15
+
+_BLOCK = _ADDRESSES + _PLACES
+_WRAP = 1 << 32
+
+# How many of the busiest addresses are asked for in the others' blocks.
+_BUSIEST = 8
+
+
+class AdmissionTable:
+    """The memory that the processes share.
+
+    Attributes:
+        descriptor: of the file that is this memory, for the processes to inherit.
+    """
+
+    def __init__(self, descriptor: int, blocks: int) -> None:
+        """Map the table.
+
+        Args:
+            descriptor: see above.
+            blocks: how many processes there may be at a time.
+        """
+        self.descriptor = descriptor
+        self._map = mmap.mmap(descriptor, 4 * blocks * _BLOCK)
+        self.counters = memoryview(self._map).cast("I")
+
+    @classmethod
+    def create(cls, blocks: int) -> AdmissionTable:
+        """Make a new one, with nothing counted."""
+        descriptor = os.memfd_create("echod-limits")
+        os.ftruncate(descriptor, 4 * blocks * _BLOCK)
+        return cls(descriptor, blocks)
+
+    def clear(self, block: int) -> None:
+        """Count nothing more for a process that has ended."""
+        counters, start = self.counters, block * _BLOCK
+        counters[start + _OPEN] = counters[start + _TOKENS] = 0
+        places = start + _ADDRESSES
+        counters[places : places + _PLACES] = memoryview(bytes(4 * _PLACES)).cast("I")
+
+    def close(self) -> None:
+        """Unmap it, and close the file."""
+        self.counters.release()
+        self._map.close()
+        os.close(self.descriptor)
+
+
+class SharedAdmission(Admission):
+    """Counts in the block of this process, and refuses by the sums of all."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        seconds: Callable[[], float],
+        *,
+        table: AdmissionTable,
+        block: int,
+        key: bytes,
+        factor: float = 1.0,
+    ) -> None:
+        """Set up, without any connection.
+
+        Args:
+            limits: how many connections, and how fast; the first of these for this process.
+            seconds: the clock.
+            table: the memory.
+            block: the number of this process's block.
+            key: of the hash of addresses; the same in all processes.
+            factor: how many times the limits on numbers hold for all processes together.
+        """
+        self._counters = table.counters
+        self._start = block * _BLOCK
+        self._key = key
+        self._factor = factor
+        self._seen = 0
+        super().__init__(limits, seconds)
+        self._seen = self._accepted_by_others()
+        self._begin_with_the_others_tokens()
+
+    @property
+    def limits(self) -> Limits:
+        """The limits; new ones apply to new connections."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        self._most = round(limits.max_connections * self._factor)
+        self._most_of_address = round(limits.max_connections_per_address * self._factor)
+        rate = limits.max_accept_rate
+        self._bucket = TokenBucket(rate, max(rate, self._most), self._seconds())
+
+    @property
+    def levels(self) -> Sequence[Level]:  # type: ignore[override]
+        """The numbers of connections in all processes, in total and from one address."""
+        busiest = heapq.nlargest(_BUSIEST, self.by_address, key=self.by_address.__getitem__)
+        highest = max(map(self._from_address, busiest), default=0)
+        return (
+            Level(Refusal.MAX_CONNECTIONS.value, self._sum(_OPEN), self._most),
+            Level(Refusal.PER_ADDRESS.value, highest, self._most_of_address),
+        )
+
+    def accept(self) -> Refusal | None:
+        """Count a connection, or return why it is refused."""
+        here = self._limits.max_connections
+        if here and (self.open >= here or self._sum(_OPEN) >= self._most):
+            return Refusal.MAX_CONNECTIONS
+        if self._limits.max_accept_rate and not self._take():
+            return Refusal.ACCEPT_RATE
+        self.open += 1
+        self._counters[self._start + _OPEN] = self.open
+        return None
+
+    def identify(self, network: str) -> Refusal | None:
+        """Count the address of an accepted connection, or return why it is refused."""
+        place = self._place(network)
+        if (most := self._most_of_address) and self._from_address(network) >= most:
+            return Refusal.PER_ADDRESS
+        self.by_address[network] += 1
+        self._counters[self._start + place] += 1
+        return None
+
+    def release(self, network: str = "") -> None:
+        """Stop counting an accepted connection, and its address, if that was counted."""
+        super().release(network)
+        self._counters[self._start + _OPEN] = self.open
+        if network:
+            self._counters[self._start + self._place(network)] -= 1
+
+    def _sum(self, counter: int) -> int:
+        """Return the sum of a counter over all processes."""
+        return sum(self._counters[counter::_BLOCK])
+
+    def _from_address(self, network: str) -> int:
+        """Return how many connections an address has: here exactly, elsewhere by its place."""
+        place = self._place(network)
+        elsewhere = self._sum(place) - self._counters[self._start + place]
+        return self.by_address[network] + elsewhere
+
+    def _place(self, network: str) -> int:
+        digest = hashlib.blake2b(network.encode(), digest_size=4, key=self._key).digest()
+        return _ADDRESSES + int.from_bytes(digest, "big") % _PLACES
+
+    def _take(self) -> bool:
+        """Take a token, after those that the other processes have taken since."""
+        others = self._accepted_by_others()
+        taken, self._seen = (others - self._seen) % _WRAP, others
+        now = self._seconds()
+        self._bucket.spend(taken, now)
+        is_allowed = self._bucket.take(now)
+        if is_allowed:
+            accepted = self._start + _ACCEPTED
+            self._counters[accepted] = (self._counters[accepted] + 1) % _WRAP
+        self._counters[self._start + _TOKENS] = int(self._bucket.tokens) + 1
+        return is_allowed
+
+    def _accepted_by_others(self) -> int:
+        return self._sum(_ACCEPTED) - self._counters[self._start + _ACCEPTED]
+
+    def _begin_with_the_others_tokens(self) -> None:
+        """Let a successor have no more tokens than the others have left."""
+        tokens = [each - 1 for each in self._counters[_TOKENS::_BLOCK] if each]
+        if tokens:
+            now = self._seconds()
+            self._bucket.spend(max(0, int(self._bucket.tokens) - min(tokens)), now)

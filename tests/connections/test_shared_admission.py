@@ -1,0 +1,101 @@
+"""The limits over several processes; here each of them is an object of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+
+from echod.connections.shared_admission import AdmissionTable, SharedAdmission
+from echod.limits import Limits
+from echod.reasons import Refusal
+
+KEY = b"sixteen bytes..."
+
+
+@pytest.fixture
+def table() -> Iterator[AdmissionTable]:
+    made = AdmissionTable.create(8)
+    yield made
+    made.close()
+
+
+def workers(table: AdmissionTable, count: int, limits: Limits, clock: Clock) -> list:
+    return [
+        SharedAdmission(limits, clock.seconds, table=table, block=number, key=KEY)
+        for number in range(count)
+    ]
+
+
+@given(st.lists(st.integers(0, 3), min_size=40, max_size=60))
+def test_all_together_accept_as_many_as_one_would(draws: list[int]) -> None:
+    table = AdmissionTable.create(4)
+    four = workers(table, 4, Limits(max_connections=30, max_accept_rate=0), Clock())
+    refused = [four[draw].accept() for draw in draws]
+    assert refused[:30] == [None] * 30
+    assert set(refused[30:]) == {Refusal.MAX_CONNECTIONS}
+    four[draws[0]].release()
+    assert four[(draws[0] + 1) % 4].accept() is None
+    table.close()
+
+
+def test_an_address_has_its_share_of_all(table: AdmissionTable) -> None:
+    one, other = workers(table, 2, Limits(max_connections_per_address=3), Clock())
+    assert [each.identify("a") for each in (one, other, one)] == [None] * 3
+    assert one.identify("a") is Refusal.PER_ADDRESS
+    assert other.identify("a") is Refusal.PER_ADDRESS
+    assert other.identify("b") is None
+    assert one.levels[1].used == other.levels[1].used == 3
+    one.open += 1
+    one.release("a")
+    assert other.identify("a") is None
+
+
+def test_a_rate_holds_over_all(table: AdmissionTable) -> None:
+    clock = Clock()
+    limits = Limits(max_connections=10, max_accept_rate=10)
+    one, other = workers(table, 2, limits, clock)
+    assert [one.accept() for _ in range(5)] == [None] * 5
+    for _ in range(5):
+        one.release()
+    assert [other.accept() for _ in range(6)] == [None] * 5 + [Refusal.ACCEPT_RATE]
+    clock.advance(0.5)
+    accepted = [each.accept() for each in (one, other) * 5]
+    assert accepted.count(None) == 5
+
+
+def test_a_successor_has_no_more_tokens_than_the_others(table: AdmissionTable) -> None:
+    limits = Limits(max_connections=10, max_accept_rate=10)
+    (one,) = workers(table, 1, limits, Clock())
+    assert [one.accept() for _ in range(9)] == [None] * 9
+    for _ in range(9):
+        one.release()
+    late = SharedAdmission(limits, Clock().seconds, table=table, block=5, key=KEY)
+    assert [late.accept() for _ in range(2)] == [None, Refusal.ACCEPT_RATE]
+
+
+def test_what_an_ended_process_had_counts_no_more(table: AdmissionTable) -> None:
+    limits = Limits(max_connections=2, max_connections_per_address=2, max_accept_rate=0)
+    one, other = workers(table, 2, limits, Clock())
+    for _ in range(2):
+        assert one.accept() is None
+        assert one.identify("a") is None
+    assert other.accept() is Refusal.MAX_CONNECTIONS
+    assert other.identify("a") is Refusal.PER_ADDRESS
+    table.clear(0)
+    assert other.accept() is None
+    assert other.identify("a") is None
+
+
+def test_a_process_that_has_room_for_fewer_is_bounded_by_that_too(table: AdmissionTable) -> None:
+    limits = Limits(max_connections=2, max_accept_rate=0)
+    one, other = (
+        SharedAdmission(limits, Clock().seconds, table=table, block=number, key=KEY, factor=1.5)
+        for number in range(2)
+    )
+    assert [one.accept() for _ in range(3)] == [None, None, Refusal.MAX_CONNECTIONS]
+    assert [other.accept() for _ in range(2)] == [None, Refusal.MAX_CONNECTIONS]
+    assert other.levels[0][1:] == (3, 3)
