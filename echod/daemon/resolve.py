@@ -115,7 +115,8 @@ def _refuse_useless(settings: Settings, handler: ResolvedHandler) -> None:
     if useless:
         raise StartError(
             f"{useless[0]} has no effect: {escape(handler.name)} is {traits.words}, "
-            f"which reads {'the socket itself' if traits.is_own else 'and writes by itself'}"
+            f"which reads {'the socket itself' if traits.is_own else 'and writes by itself'}: "
+            "leave it out"
         )
 
 

@@ -687,7 +687,8 @@ class Settings:
             raise SettingError("--banner and --no-banner contradict each other")
         if self.concurrency is ConcurrencyModel.SERIAL and self.banner is not None:
             raise SettingError(
-                "--banner has no effect with --concurrency serial: it sends no greeting"
+                "--banner has no effect with --concurrency serial, which sends no greeting: "
+                "leave it out, or use another model"
             )
         if self.drain_spread and self.drain_spread >= self.drain_timeout:
             raise SettingError(

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from echod.handlers.contract import ConcurrencyModel, HandlerError
-from echod.handlers.kinds import KINDS, Kind, kind_of
+from echod.handlers.kinds import KINDS, Kind, kind_of, message_handler
 from echod.handlers.lookup import adopt
 from echod.testing.client import Connection
 from echod.testing.serving import Server, serving
@@ -63,6 +63,8 @@ def check(
         )
     if framing.partition(":")[0] == "chunk":
         raise ValueError("with chunk framing, how the input is cut is part of the input")
+    if kind_of(handler) is None:  # under thread-per-connection it would get the socket
+        handler = _message_handler(handler)
     left = [model for model in models if _can_run(handler, ConcurrencyModel(model))]
     if not left:
         raise ValueError(f"{handler!r} can run in none of these models")
@@ -77,6 +79,17 @@ def check(
             replies[model] = case.replies
     if len(set(replies.values())) > 1:
         raise AssertionError(f"the models give different replies: {replies}")
+
+
+def _message_handler(function: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a function that does the same, and is a message handler in every model."""
+
+    @message_handler
+    @wraps(function)
+    def received(message: bytes) -> Any:
+        return function(message)
+
+    return received
 
 
 def _words(handler: object) -> str:

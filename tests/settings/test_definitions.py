@@ -144,7 +144,7 @@ def test_limits_on_clients_are_settings() -> None:
         ),
         (
             ["--concurrency=serial", "--banner=a"],
-            "--banner has no effect with --concurrency serial",
+            "--concurrency serial, which sends no greeting: leave it out",
         ),
         (["--delimiter=x"], "--delimiter needs --framing line, not chunk"),
         (

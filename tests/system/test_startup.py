@@ -381,7 +381,8 @@ REFUSED = {
     "--handler raising:handler": "raising:handler cannot be imported: RuntimeError",
     "--handler served:talk": "it runs with --concurrency thread-per-connection",
     "--concurrency thread-per-connection --handler served:talk --framing line": (
-        "--framing has no effect: served:talk is a connection handler"
+        "--framing has no effect: served:talk is a connection handler, which reads the socket "
+        "itself: leave it out"
     ),
     "--framing lien": "--framing: no framing is named 'lien'; installed: chunk, fixed, length,",
     "--framing length:bites=2": "takes no argument 'bites'; it takes: max_message, bytes, order,",

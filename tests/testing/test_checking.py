@@ -17,6 +17,8 @@ from tests.support.serving import in_thread
 # Handlers that keep the rules.
 GOOD: dict[str, tuple[Any, dict[str, Any]]] = {
     "a function": (upper, {}),
+    "a function without annotations": (lambda message: message[::-1], {}),
+    "a part of one": (partial(lambda message, times: message * times, times=2), {}),
     "a class": (Count, {}),
     "a class with arguments": (partial(Echo, prefix=b"> "), {}),
     "with a last reply": (Count, {"messages": [b"one", b"quit", b"late"]}),
