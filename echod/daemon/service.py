@@ -372,6 +372,8 @@ class EchoService(Service):
         self.ready = False
         self.draining = True
         self.notifier.stopping()
+        for listener in self.listeners:  # the clients that wait are served, as at every stop
+            listener.resume(_SUSPENDED)
         return self._stop_listening().addCallback(self._begin_drain).addCallback(self._stopped)
 
     def abort(self) -> None:

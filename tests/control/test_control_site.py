@@ -184,7 +184,8 @@ def test_a_path_or_method_that_is_not_there_is_refused(
 )
 def test_a_body_that_is_no_object_is_refused(ask: Ask, body: bytes, log: Log) -> None:
     assert ask("PUT /a", RIGHT, body)[0] == 400
-    assert not log.events
+    # Twisted may still tell of the clients of the test before.
+    assert not [one for one in log.events if str(one["log_namespace"]).startswith("echod")]
 
 
 def test_a_body_is_taken_whatever_its_media_type(ask: Ask) -> None:

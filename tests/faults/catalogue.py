@@ -187,6 +187,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         165: "`--fault stall` lasts longer than a deadline",
     },
     "Control and verification": {
+        181: "SIGTERM while the daemon is suspended, and clients wait",
         144: "Any number of connections end, with `--journal`",
         145: "A stranger, or a web page in a browser, sends requests to `--control`",
         148: "The listeners are suspended and resumed under load",

@@ -95,6 +95,22 @@ def test_suspend_and_resume_under_load_lose_no_connection(
     assert not failures
 
 
+@pytest.mark.parametrize("model", CONCURRENT)
+def test_clients_that_wait_are_served_when_a_suspended_daemon_stops(
+    model: str, controlled: Any
+) -> None:
+    """Fault 181: The drain serves the clients that wait, as it does without `suspend`."""
+    here = controlled("--concurrency", model)
+    here.curl("POST", "/suspend")
+    with connect(here.running) as first, connect(here.running) as second:
+        for client in (first, second):
+            client.sendall(b"happy\n")
+        here.running.signal()
+        for client in (first, second):
+            assert receive_all(client) == BANNER + b"OK...happy\n"
+    here.running.wait()
+
+
 def test_a_suspended_daemon_is_not_ready(controlled: Any) -> None:
     """Fault 148: While it is suspended, /readyz says so with 503."""
     here = controlled("--status", "tcp:0:interface=127.0.0.1")
