@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -96,22 +97,35 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _descriptors() -> dict[int, str]:
-    found = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            found[int(entry.name)] = os.readlink(entry)  # noqa: PTH115 - of a socket, not a path
-        except OSError:
-            continue
-    return found
+_DESCRIPTORS = "/proc/self/fd"
 
 
-def _left(before: tuple[dict[int, str], set[threading.Thread], set[object]]) -> list[str]:
+def _descriptors() -> set[int]:
+    listed = os.listdir(_DESCRIPTORS)  # noqa: PTH208 - each test does it twice
+    return {number for number in map(int, listed) if _is_open(number)}
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:  # it was that of the list itself
+        return False
+    return True
+
+
+def _what(descriptor: int) -> str:
+    """Return what a descriptor is open to."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"{_DESCRIPTORS}/{descriptor}")  # noqa: PTH115 - of a socket
+    return "/proc: it was closed meanwhile"
+
+
+def _left(before: tuple[set[int], set[threading.Thread], set[object]]) -> list[str]:
     descriptors, threads, calls = before
     left = [
         f"descriptor {number}: {what}"
-        for number, what in _descriptors().items()
-        if number not in descriptors and not what.startswith("/proc")
+        for number in _descriptors() - descriptors
+        if not (what := _what(number)).startswith("/proc")
     ]
     left += [f"thread {thread.name}" for thread in threading.enumerate() if thread not in threads]
     left += [f"delayed call {call}" for call in reactor.getDelayedCalls() if call not in calls]
