@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from functools import lru_cache
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
@@ -22,11 +23,16 @@ def network_of(host: str) -> str:
         host: an IPv4 or IPv6 address as text; a scope is ignored, as in `fe80::1%eth0`.
     """
     if ":" in host:
-        address = ipaddress.IPv6Address(host.partition("%")[0])
-        mapped = address.ipv4_mapped
-        host = str(mapped) if mapped else f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
+        host = _network_of_ipv6(host.partition("%")[0])
     # Interned: each connection keeps it, and many connections come from the same one.
     return sys.intern(host)
+
+
+@lru_cache(maxsize=1024)  # most clients come again, and `ipaddress` is slow
+def _network_of_ipv6(host: str) -> str:
+    address = ipaddress.IPv6Address(host)
+    mapped = address.ipv4_mapped
+    return str(mapped) if mapped else f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
 
 
 def twisted_address(address: Address | None) -> IPv4Address | IPv6Address | UNIXAddress | None:
@@ -41,7 +47,7 @@ def twisted_address(address: Address | None) -> IPv4Address | IPv6Address | UNIX
 
 def network_at(address: object) -> str:
     """Return the network that a client's Twisted address belongs to; "" if it has no host."""
-    if isinstance(address, IPv4Address | IPv6Address):
+    if isinstance(address, (IPv4Address, IPv6Address)):  # not a union: it costs more
         return network_of(address.host)
     return ""
 

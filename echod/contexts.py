@@ -51,6 +51,11 @@ def context_of(transport: object) -> Context | None:
     return context if isinstance(context, Context) else None
 
 
+def has_context(transport: object) -> bool:
+    """Return whether `context_of` has one, with less work where the transport says so."""
+    return getattr(transport, "has_context", False) or context_of(transport) is not None
+
+
 def take_over(changed: Context) -> None:
     """Set each variable of the current context to its value in `changed`."""
     if changed != copy_context():  # comparing a mapping with itself does not look at its items

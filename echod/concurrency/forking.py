@@ -18,6 +18,23 @@ from echod.log.tracebacks import traceback_of
 log = Logger("echod.concurrency")
 
 
+class _Forks:
+    """Whether this process has forked: a child may hold the descriptors of its connections.
+
+    A child that begins another program at once, as those of `subprocess` do, does not hold them.
+    """
+
+    seen = False
+
+    def note(self) -> None:
+        """Note a fork, in the parent."""
+        self.seen = True
+
+
+forks = _Forks()
+os.register_at_fork(after_in_parent=forks.note)
+
+
 def end_child(result: object) -> NoReturn:
     """End this process, a handler's child, as a script would with `result`.
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from types import CoroutineType
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from twisted.python.failure import Failure
 
+from echod.concurrency.forking import forks
 from echod.concurrency.models import InReactor
-from echod.connections.kernel import traffic
+from echod.connections.kernel import counts_traffic
 from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening, taken
 from echod.connections.outbox import Outbox
 from echod.connections.owner import Owner
-from echod.contexts import context_of
+from echod.contexts import has_context
 from echod.handlers.contract import BytesLike
 from echod.turns import LONG, PACE, Share, Turns
 
@@ -55,8 +56,7 @@ class DirectProtocol(EchoProtocol):
             write: the fastest way to write, as long as the connection is open.
         """
         own = type(self).dataReceived is DirectProtocol.dataReceived
-        countless = traffic(transport, input_ended=False) is None
-        if not own or countless or context_of(transport) is None:
+        if not own or not counts_traffic(transport) or not has_context(transport):
             return self.dataReceived
         self._kernel_counts = True
         self._send = write
@@ -253,6 +253,14 @@ class DirectProtocol(EchoProtocol):
         # The fastest way is only for open connections, and keeps the transport alive.
         self._send = self._write
         super()._stop()
+
+    def _close_at_once(self) -> bool:
+        # A child that this process has forked may keep the descriptor open: then only shutdown(2)
+        # ends the stream.
+        if not self._kernel_counts or forks.seen:
+            return False
+        stream: Any = self.transport  # of the uvloop reactor: see `connect_directly`
+        return bool(stream.closeIfSent())
 
     def _finish(self) -> None:
         _, self._bytes_received, self._bytes_sent = self.figures

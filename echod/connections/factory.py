@@ -170,7 +170,8 @@ class EchoFactory(Factory):
         self.listener = listener
         self.draining = False
         self.starts_tls = None if starttls is None else StartTLS(starttls)
-        self._admission = admission
+        if admission is not None:
+            self.admission = admission
         if turns is not None:
             self.turns = turns
         self._faults = faults
@@ -263,12 +264,10 @@ class EchoFactory(Factory):
         self.admission.limits = limits
         self.banner = banner
 
-    @property
+    @cached_property
     def admission(self) -> Admission:
         """Decides which connections are accepted."""
-        if self._admission is None:
-            self._admission = Admission(self.limits, self.seconds)
-        return self._admission
+        return Admission(self.limits, self.seconds)
 
     @cached_property  # each read of several messages looks at it: no call for that
     def turns(self) -> Turns:
@@ -292,9 +291,10 @@ class EchoFactory(Factory):
             self._mistakes = cache(Mistakes)
         return self._mistakes()
 
-    def seconds(self) -> float:
-        """Return the reactor's time, in seconds."""
-        return self.reactor.seconds()
+    @cached_property
+    def seconds(self) -> Callable[[], float]:
+        """Returns the reactor's time, in seconds."""
+        return self.reactor.seconds
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         # An exception would leave the accepted socket open; None closes it.
@@ -398,7 +398,8 @@ class EchoFactory(Factory):
                 Check.LOCAL.value, messages=messages, received=received, sent=sent
             )
         else:
-            self.metrics.end(reason.value, messages=messages, received=received, sent=sent)
+            # `value` is a call in Python.
+            self.metrics.end(reason._value_, messages=messages, received=received, sent=sent)
         if self.journal is not None:
             self.journal.end(connection, reason.value)
         self.admission.release(connection.network)

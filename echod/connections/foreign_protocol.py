@@ -39,7 +39,14 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.connections.kernel import has_answered, is_reset, queued, traffic, unread, unsent
+from echod.connections.kernel import (
+    counts_traffic,
+    has_answered,
+    is_reset,
+    queued,
+    unread,
+    unsent,
+)
 from echod.connections.layer import tls_of
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.contexts import call_in, context_of
@@ -197,7 +204,7 @@ class ForeignProtocol(ConnectionProtocol):
             transport: the transport that `makeConnection` will get.
             write: the fastest way to write, as long as the connection is open.
         """
-        if traffic(transport, input_ended=False) is None or context_of(transport) is None:
+        if not counts_traffic(transport) or context_of(transport) is None:
             return self.dataReceived
         self._kernel_counts = True
         self._write_directly = write

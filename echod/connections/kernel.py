@@ -10,12 +10,16 @@ import socket
 import struct
 import termios
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.protocols.policies import ProtocolWrapper
 
 from echod.connections.layer import Layer, below, layer_of, tls_of
+
+# Making the union would cost more than the question.
+_ABOVE = (ProtocolWrapper, Layer)
 
 
 def unread(transport: object) -> int:
@@ -205,9 +209,30 @@ _TRAFFIC = struct.Struct("=B127xQ8xI52xQQ")
 _FIN_HAS_COME = {6, 8, 9, 11}
 # The state in which it may have received one.
 _CLOSED = 7
+# The families whose bytes the kernel counts. As numbers: members of the enum are slow to compare.
+_COUNTED = (int(socket.AF_INET), int(socket.AF_INET6))
 # The states in which our own FIN may still wait to be sent, and counts as a byte: FIN_WAIT1,
 # LAST_ACK, CLOSING.
 _FIN_GOES = {4, 9, 11}
+
+
+@cache
+def _kernel_counts() -> bool:
+    """Return whether this kernel counts the bytes of TCP connections."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TRAFFIC.size)
+    return len(info) >= _TRAFFIC.size
+
+
+def counts_traffic(transport: object) -> bool:
+    """Return whether `traffic` has figures for an open connection."""
+    handle = _handle(transport)
+    return (
+        handle is not None
+        and handle.family in _COUNTED
+        and layer_of(transport) is None  # it may drop some, or invent some
+        and _kernel_counts()
+    )
 
 
 def traffic(transport: object, *, input_ended: bool) -> tuple[int, int] | None:
@@ -221,7 +246,7 @@ def traffic(transport: object, *, input_ended: bool) -> tuple[int, int] | None:
         Bytes received and sent; None if the kernel does not count them.
     """
     handle = _handle(transport)
-    if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):
+    if handle is None or handle.family not in _COUNTED:
         return None
     if layer_of(transport) is not None:  # it may drop some, or invent some
         return None
@@ -260,7 +285,7 @@ def held_in(handle: socket.socket, request: int = termios.FIONREAD) -> int:
 
 def _handle(transport: Any) -> socket.socket | None:
     """Return the open socket under `transport`, if there is one."""
-    while isinstance(transport, ProtocolWrapper | Layer):
+    while isinstance(transport, _ABOVE):
         transport = transport.transport
     try:
         handle = transport.getHandle()

@@ -43,7 +43,7 @@ from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, traffic, un
 from echod.connections.layer import faults_before, layer_of, tls_of
 from echod.handlers.client import encrypt, link
 from echod.log.event import LogLine
-from echod.messages.closing import Event, State, after
+from echod.messages.closing import TRANSITIONS, Event, State
 from echod.reasons import EndReason
 from echod.text import escape
 from echod.tls import TLSConnection, TLSError
@@ -268,7 +268,9 @@ class ConnectionProtocol(Protocol):
 
     def makeConnection(self, transport: ITransport) -> None:
         try:
-            super().makeConnection(transport)
+            # As in Twisted, without two calls.
+            self.transport = transport  # type: ignore[assignment]
+            self.connectionMade()
         except Exception:  # otherwise the socket would stay open, without an owner
             self._owner.handler_failed(Failure(), self.client)
             self.abort(EndReason.HANDLER_ERROR)
@@ -434,7 +436,7 @@ class ConnectionProtocol(Protocol):
 
     def _step(self, event: Event) -> State | None:
         """Enter the state that follows by `event`, and return it; None: the event is refused."""
-        state = after(self._state, event)
+        state = TRANSITIONS.get((self._state, event))
         if state is not None:
             self._state = state
         return state
@@ -450,11 +452,18 @@ class ConnectionProtocol(Protocol):
         self._reason = reason
         self._stop()
         self._leave()
+        if self._input_ended and self._close_at_once():
+            self._step(_OUTPUT_ENDS)
+            return
         self._expect_to_be_read()
         # A close alone sends no FIN while a child that a handler has forked has the descriptor.
         self._end_writing()
         if not self._input_ended:
             self.transport.resumeProducing()
+
+    def _close_at_once(self) -> bool:
+        """Close the transport now, if the kernel has all that was written; return whether."""
+        return False
 
     def _end_writing(self) -> None:
         """Let the client see the end of our stream, after all that was written."""

@@ -35,12 +35,12 @@ from echod.connections.stream import (
     ReplyStream,
     stream_of,
 )
-from echod.contexts import call_in, context_of, is_entered, take_over
+from echod.contexts import call_in, context_of, has_context, is_entered, take_over
 from echod.handlers.calling import close_in_thread, greeting_of, overridden
 from echod.handlers.contract import BytesLike, answer_of, reply_from
 from echod.log.event import LogLine
 from echod.messages.framing import FramingError
-from echod.messages.session import Session
+from echod.messages.session import CLOSED, Session
 from echod.reasons import EndReason
 from echod.tls import Context as TLSContext
 from echod.turns import LONG, PACE, Share
@@ -162,13 +162,16 @@ class EchoProtocol(ConnectionProtocol):
         self._batch: list[bytes] | None = None
         # It is made when something has to wait.
         self._outbox: Outbox | None = None
+        # While it is 0, with no session: the handler is not open yet, and nothing has come.
         self._direct = 0
         # How many messages were passed on without a session, or by one that was let go.
         self._direct_messages = 0
         self._session: Session | None = None
         # Input is kept until the handler is open: after a PROXY header, or after the end of a
-        # handshake, a message may arrive before the connection's turn.
-        self._hold().in_flight = True
+        # handshake, a message may arrive before the connection's turn. Where the session is let
+        # go, the first input makes one.
+        if not self._lets_go:
+            self._hold().in_flight = True
         self._reading = True
         self._handler_open = False
         self._bytes_received = 0
@@ -185,9 +188,14 @@ class EchoProtocol(ConnectionProtocol):
                 max_messages=owner.model.max_messages,
                 read_ahead=owner.limits.max_pending,
             )
-            session.in_flight = self._pending is not None
+            session.in_flight = self._pending is not None or self._is_opening
             self._direct = 0
         return session
+
+    @property
+    def _is_opening(self) -> bool:
+        """Whether there is no session because the handler is not open yet."""
+        return self._lets_go and not self._direct and self._session is None
 
     def _let_go(self, session: Session) -> None:
         """Do without the session until there is something to hold or to wait for."""
@@ -242,21 +250,31 @@ class EchoProtocol(ConnectionProtocol):
     # From Twisted.
 
     def connectionMade(self) -> None:
-        if not isinstance(self._owner.model, InPool) and context_of(self.transport) is not None:
+        if not isinstance(self._owner.model, InPool) and has_context(self.transport):
             constructors, self._context = self._context, None
             assert constructors is not None
             take_over(constructors)
-        self._from_transport(super().connectionMade)
+            super().connectionMade()
+        else:
+            self._inside(super().connectionMade)
 
     def handshakeCompleted(self) -> None:
         done = self._encrypted if self._entered else super().handshakeCompleted
         self._from_transport(done)
 
+    # As `_from_transport`, without its call.
+
     def readConnectionLost(self) -> None:
-        self._from_transport(super().readConnectionLost)
+        if self._context is None:
+            super().readConnectionLost()
+        else:
+            self._inside(super().readConnectionLost)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._from_transport(super().connectionLost, reason)
+        if self._context is None:
+            super().connectionLost(reason)
+        else:
+            self._inside(super().connectionLost, reason)
 
     def dataReceived(self, data: bytes) -> None:
         if self._context is None:
@@ -330,8 +348,15 @@ class EchoProtocol(ConnectionProtocol):
     def _after_opened(self, greeting: object) -> None:
         """Process the result of the handler's `opened`: a greeting, or a Failure."""
         self._waited()
-        self._hold().in_flight = False
         self._handler_open = not isinstance(greeting, Failure)
+        if self._is_opening and self._handler_open and not self._draining:
+            self._direct = self._longest_direct
+            try:
+                self._greet(greeting)
+            except BaseException:
+                self.fail(Failure())
+            return
+        self._hold().in_flight = False
         try:
             if isinstance(greeting, Failure):
                 self._handler_failed(greeting)
@@ -790,7 +815,10 @@ class EchoProtocol(ConnectionProtocol):
     def _stop(self) -> None:
         if self._owner.starts_tls is not None:
             self._owner.starts_tls.asked.discard(self)
-        self._hold().close()
+        if self._session is None and self._direct and self._pending is None:
+            self._session, self._direct = CLOSED, 0
+        else:
+            self._hold().close()
         with opening:  # another thread may be opening it
             outbox = self._outbox
         if outbox is not None:
@@ -806,7 +834,8 @@ class EchoProtocol(ConnectionProtocol):
                 self._hold().in_flight = False
         elif self._pending is not None:
             self._owner.model.abandon(self._pending)
-        if not self._hold().in_flight:
+        session = self._session
+        if session is None or not session.in_flight:
             self._close_handler()
 
     def _close_handler(self) -> None:
@@ -905,5 +934,5 @@ class EchoProtocol(ConnectionProtocol):
         # A client that does not read has a deadline of its own.
         session = self._session
         if session is None:
-            return self._pending is not None
+            return self._pending is not None or self._is_opening
         return session.in_flight or session.resting or session.blocked

@@ -37,7 +37,7 @@ from zope.interface import alsoProvides, implementer, implementer_only
 
 from echod.connections.clients import addresses_of
 from echod.connections.foreign_protocol import ForeignProtocol, drop
-from echod.connections.kernel import queued, traffic
+from echod.connections.kernel import counts_traffic, queued, traffic
 from echod.connections.layer import tls_of
 from echod.contexts import context_of
 from echod.handlers.factories import IClosedByDrain, IEndless, IRelay
@@ -89,7 +89,7 @@ class TwistedProtocol(ForeignProtocol):
     def connect_directly(
         self, transport: Stream, write: Callable[[bytes], None]
     ) -> Callable[[bytes], object]:
-        if traffic(transport, input_ended=False) is None or context_of(transport) is None:
+        if not counts_traffic(transport) or context_of(transport) is None:
             return self.dataReceived
         # The user's protocol is made later, when the client's address is known.
         self._kernel_counts = self._is_direct = True

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from echod.handlers.builtin import HANDLERS
 from echod.handlers.command import Command
@@ -68,11 +68,17 @@ class ResolvedHandler:
         Raises:
             Exception: any exception of the class's constructor.
         """
-        if class_of(self.target) is not None:
-            return cast("Handler", self.target(**self.arguments))
-        if hasattr(self.target, "received"):  # an instance that serves every connection
-            return cast("Handler", self.target)
-        return _FunctionHandler(self.target, self.arguments)
+        make = self._make
+        return make()
+
+    @functools.cached_property
+    def _make(self) -> Callable[[], Handler]:
+        target: Any = self.target
+        if class_of(target) is not None:
+            return functools.partial(target, **self.arguments) if self.arguments else target
+        if hasattr(target, "received"):  # an instance that serves every connection
+            return lambda: target
+        return functools.partial(_FunctionHandler, target, self.arguments)
 
     def try_constructor(self) -> None:
         """Make the handler of one connection, if it is a class or a maker of asyncio protocols,

@@ -30,6 +30,7 @@ from echod.log.writer import LogWriter
 from echod.text import escape, plural
 
 LEVELS: tuple[str, ...] = tuple(level.name for level in LogLevel.iterconstants())
+_RANK_BY_NAME = {name: rank for rank, name in enumerate(LEVELS)}
 _RANKS = {level: rank for rank, level in enumerate(LogLevel.iterconstants())}
 
 
@@ -92,7 +93,7 @@ class LogObserver:
         level = event.get("log_level") or LogLevel.info
         if _RANKS.get(level, 0) < self._lowest and not event.get("log_always"):
             return
-        if not self._ask(self._limiter.admits, _kind(event), str(event.get("peer", ""))):
+        if not self._admits(_kind(event), str(event.get("peer", ""))):
             return
         if text := self._render(event):
             self.writer.add(Line(text, level.name))
@@ -102,19 +103,24 @@ class LogObserver:
 
         An event above the rate is counted here, and need not be made.
         """
-        if LEVELS.index(kind.level) < self._lowest:
+        if _RANK_BY_NAME[kind.level] < self._lowest:
             return False
-        return not self._ask(self._limiter.refuses, kind, peer)
-
-    def _ask(
-        self, question: Callable[[EventKind, float, str], bool], kind: EventKind, peer: str
-    ) -> bool:
+        limiter = self._limiter
         with self._lock:
-            held = self._limiter.holding
-            answer = question(kind, self._clock(), peer)
-        if self._limiter.holding and not held:
+            refused = limiter.refuses(kind, self._clock(), peer)
+            first = refused and limiter.unreported == 1
+        if first:
             self.writer.wake()  # from now on it has to write the summary in time
-        return answer
+        return not refused
+
+    def _admits(self, kind: EventKind, peer: str) -> bool:
+        limiter = self._limiter
+        with self._lock:
+            admitted = limiter.admits(kind, self._clock(), peer)
+            first = not admitted and limiter.unreported == 1
+        if first:
+            self.writer.wake()  # as above
+        return admitted
 
     def _summarize(self) -> float | None:
         """In the writer's thread: report the suppressed events; return when to do so again."""

@@ -91,6 +91,7 @@ class Limiter:
     Attributes:
         rate: how many events of one kind may be written a second, over `WINDOW` seconds; 0: all.
         suppressed: how many events were above the rate.
+        unreported: how many of them `report` has not returned yet.
     """
 
     def __init__(self, rate: float) -> None:
@@ -98,7 +99,7 @@ class Limiter:
         self.rate = rate
         self.suppressed = 0
         self._windows: dict[EventKind, _Window] = {}
-        self._unreported = 0
+        self.unreported = 0
 
     def admits(self, kind: EventKind, now: float, peer: str = "") -> bool:
         """Count an event; return whether it may be written.
@@ -127,7 +128,8 @@ class Limiter:
         Otherwise `admits` counts it when it is written; the arguments are the same.
         """
         window = self._windows.get(kind)
-        if window is None or self._has_room(window):
+        # As in `_has_room`, without its call: each connection asks this twice.
+        if window is None or not self.rate or window.admitted < self.rate * WINDOW:
             return False
         if now - window.began >= WINDOW and not window.excess:
             return False  # `admits` begins another window
@@ -140,7 +142,7 @@ class Limiter:
     def _exceed(self, window: _Window, peer: str) -> None:
         window.excess += 1
         self.suppressed += 1
-        self._unreported += 1
+        self.unreported += 1
         if source := _source(peer):
             window.sources.add(source)
 
@@ -153,7 +155,7 @@ class Limiter:
     @property
     def holding(self) -> bool:
         """Whether there are suppressed events to report, now or later."""
-        return self._unreported > 0
+        return self.unreported > 0
 
     def report(self, now: float, *, everything: bool = False) -> list[Excess]:
         """Return the suppressed events, and forget them.
@@ -166,7 +168,7 @@ class Limiter:
         for kind, window in list(self._windows.items()):
             lasted = now - window.began
             if window.excess and (everything or lasted >= WINDOW):
-                self._unreported -= window.excess
+                self.unreported -= window.excess
                 del self._windows[kind]
                 seconds, top = max(1, round(lasted)), window.sources.top(NAMED)
                 reports.append(Excess(kind, window.excess, seconds, top))
@@ -175,7 +177,10 @@ class Limiter:
 
 def _source(peer: str) -> str:
     """Return the network under which to count `ADDRESS:PORT`; "" if it has another form."""
+    host = peer.rpartition(":")[0]
+    if ":" not in host:
+        return host
     try:
-        return network_of(peer.rpartition(":")[0].strip("[]"))
+        return network_of(host.strip("[]"))
     except ValueError:
         return ""

@@ -233,3 +233,33 @@ class Session:
         return not (self.input_ended or self.closed or self.blocked or self.resting) and (
             self._starved or not self.full or not self._framer.buffered
         )
+
+
+class ClosedSession(Session):
+    """A session that is closed from the beginning and holds nothing, for all connections.
+
+    Setting an attribute has no effect.
+    """
+
+    __slots__ = ()
+
+    _framer = NOTHING
+    _max_messages = None
+    _read_ahead = READ_AHEAD
+    _starved = True
+    full = False
+    blocked = False
+    closed = True
+    in_flight = False
+    input_ended = False
+    messages = 0
+    resting = False
+
+    def __init__(self) -> None:
+        super().__init__(NOTHING)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Stay closed."""
+
+
+CLOSED = ClosedSession()

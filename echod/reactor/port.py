@@ -137,11 +137,11 @@ class AcceptingPort(tcp.Port):
             self._rest()
 
     def _accepted(self, descriptor: int, address: _RetAddress) -> None:
-        skt = StreamSocket(self.addressFamily, socket.SOCK_STREAM, 0, descriptor)
+        # uvloop makes it non-blocking, but the socket object has to know: a duplicate of it would
+        # make the connection blocking. The flag tells it, without a system call.
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        skt = StreamSocket(self.addressFamily, kind, 0, descriptor)
         try:
-            # uvloop does the same, but the socket object has to know: a duplicate of it would make
-            # the connection blocking.
-            skt.setblocking(False)
             self._transport(skt, address).attach()
         except Exception:
             _log.failure("cannot take the connection from {address}", address=address)

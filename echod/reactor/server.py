@@ -80,6 +80,7 @@ class TCPServerTransport(ServerTransport):
     """A TCP connection that a client opened."""
 
     server: TCPAddressed | None
+    _peer: IPv4Address | IPv6Address | None = None
 
     @classmethod
     def adopted(cls, skt: StreamSocket, factory: IProtocolFactory, reactor: LoopReactor) -> Self:
@@ -95,7 +96,13 @@ class TCPServerTransport(ServerTransport):
         return tcp_address(with_scope(self.socket.getsockname()))
 
     def getPeer(self) -> IPv4Address | IPv6Address:
-        return tcp_address(self.client)
+        return self._peer or tcp_address(self.client)
+
+    def _open(self) -> None:
+        # The factory and the protocol both ask for it; an idle connection does not keep it.
+        self._peer = tcp_address(self.client)
+        super()._open()
+        self._peer = None
 
 
 class UNIXServerTransport(DescriptorSender, ServerTransport):
@@ -137,7 +144,11 @@ def tcp_address(address: tuple[Any, ...]) -> IPv4Address | IPv6Address:
     """Convert an address to Twisted's form."""
     if len(address) == 4:
         return IPv6Address("TCP", *address)
-    return IPv4Address("TCP", *address)
+    # Its constructor would take a third of a connection's time here to see that TCP is a protocol.
+    made = IPv4Address.__new__(IPv4Address)
+    made.type = "TCP"
+    made.host, made.port = address
+    return made
 
 
 def with_scope(address: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -132,6 +132,7 @@ class StreamTransport:
     """
 
     socket: StreamSocket
+    has_context = True
 
     # Defaults live in the class: an idle connection stores only what differs.
     connected = 0
@@ -201,8 +202,10 @@ class StreamTransport:
     def context(self) -> Context | None:
         """The context in which uvloop calls this stream, which no other stream has."""
         # uvloop does not expose it, but the garbage collector has to know it.
-        referred = gc.get_referents(self._uv)
-        return next((one for one in referred if type(one) is Context), None)
+        for one in gc.get_referents(self._uv):
+            if type(one) is Context:
+                return one
+        return None
 
     def _open(self) -> None:
         try:
@@ -246,8 +249,7 @@ class StreamTransport:
             if self._reads_are_short:
                 self.get_buffer, self.buffer_updated = self._buffer, self._take_from_buffer
             else:
-                for name in ("get_buffer", "buffer_updated"):
-                    self.__dict__.pop(name, None)
+                self._forget_buffer()
             self._announce()
 
     def receiveInto(
@@ -266,6 +268,20 @@ class StreamTransport:
             self.get_buffer = get_buffer_or_keep_error
             self.buffer_updated = buffer_updated  # type: ignore[assignment]
             self._announce()
+
+    def _forget_readers(self) -> None:
+        """Drop what uvloop calls for a read, which keeps other objects alive."""
+        # Not by `__dict__`, which would be made for that.
+        try:  # noqa: SIM105 - each connection comes here, and `suppress` would double the cost
+            del self.data_received
+        except AttributeError:
+            pass
+        if hasattr(self, "get_buffer"):
+            self._forget_buffer()
+
+    def _forget_buffer(self) -> None:
+        for name in ("get_buffer", "buffer_updated"):
+            self.__dict__.pop(name, None)
 
     def _announce(self) -> None:
         """Make uvloop look up the methods again that it calls, because it keeps them."""
@@ -357,8 +373,7 @@ class StreamTransport:
             self._flush_timer.cancel()
         self._protocol_name = _name(self.protocol)
         self.producer = self.protocol = None
-        for name in ("data_received", "get_buffer", "buffer_updated"):
-            self.__dict__.pop(name, None)
+        self._forget_readers()
 
     def _release(self) -> None:
         """Drop the connection without any callback; a duplicate of the socket stays connected."""
@@ -400,6 +415,23 @@ class StreamTransport:
                 self.protocol.loseConnection()
         else:
             self._lose_connection()
+
+    def closeIfSent(self) -> bool:
+        """Close now, if the peer has ended its stream and the kernel has all that was written.
+
+        It takes neither a turn of the loop nor shutdown(2) then. So the peer sees the end only if
+        no duplicate of the descriptor is open elsewhere: the caller has to know that.
+
+        :return: whether it is closed.
+        """
+        uv = self._uv
+        if self.TLS or not self._read_ended or self._writes_are_watched():
+            return False
+        if uv.get_write_buffer_size():
+            return False
+        self.disconnecting = 1
+        uv.close()
+        return True
 
     def _lose_connection(self) -> None:
         if self.connected and not self.disconnecting:

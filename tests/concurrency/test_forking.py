@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from twisted.python.failure import Failure
 
-from echod.concurrency.forking import end_child
+from echod.concurrency.forking import end_child, forks
 from tests.support.log import Log
 
 
@@ -40,3 +40,9 @@ def test_a_child_that_exits_has_the_status_that_a_script_has(
 def test_a_child_ends_well_by_a_return_and_badly_by_an_exception(log: Log) -> None:
     assert status_of_child(lambda: b"anything") == 0
     assert status_of_child(lambda: 1 // 0) == 1
+
+
+def test_a_fork_is_noted_in_the_parent_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "seen", False)
+    assert status_of_child(lambda: 1 / forks.seen) == 1  # the child has not forked
+    assert forks.seen

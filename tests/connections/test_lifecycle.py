@@ -23,6 +23,7 @@ from twisted.internet.testing import StringTransport
 from zope.interface import implementer
 
 from echod import Client, EchoFactory, EchoProtocol, EndReason, Handler, Limits, Line, Serial
+from echod.concurrency.forking import forks
 from echod.concurrency.model import Model
 from echod.concurrency.models import InReactor
 from echod.connections import lifecycle
@@ -67,6 +68,28 @@ async def secure(
 async def connect_in_clear(server: Server) -> Talker:
     """A client that does not speak TLS."""
     return await Server.connect(server)
+
+
+@pytest.mark.parametrize("framing", [None, Line()], ids=["chunk", "line"])
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_has_ended_sees_the_end_though_a_forked_child_has_its_socket(
+    framing: Line | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "seen", True)
+    async with serving(framing=framing) as server:
+        client = await server.connect()
+        connection = await server.accepted()
+        held = connection.transport.getHandle().dup()  # as a child would
+        try:
+            await client.receive(BANNER)
+            client.send(b"happy\n")
+            client.finish()
+            await client.until(lambda: client.ended)
+            assert bytes(client.data) == b"OK...happy\n"
+        finally:
+            held.close()
+        await eventually(lambda: not server.factory.connections)
+    assert server.factory.metrics.ended == {EndReason.CLIENT.value: 1}
 
 
 @pytest.mark.parametrize("model", ConcurrencyModel)

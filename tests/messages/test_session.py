@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from echod.messages.framing import Chunk, Line, LineFramer, MessageCutShort, MessageTooLong
 from echod.messages.prefixed import Length
-from echod.messages.session import NO_WHILE, SETS, Session
+from echod.messages.session import CLOSED, NO_WHILE, SETS, Session
 from tests.support.paths import ROOT
 
 
@@ -25,6 +25,21 @@ def answer_all(session: Session) -> list[bytes]:
         answered.append(message)
         session.answered()
     return answered
+
+
+def test_the_session_of_all_closed_connections_keeps_nothing_of_any() -> None:
+    ended = Session(Chunk().framer())
+    ended.close()
+    before = {name.strip("_"): getattr(CLOSED, name) for name in FLAGS}
+    assert before == {name.strip("_"): getattr(ended, name) for name in FLAGS}
+    for event in EVENTS.values():
+        event(CLOSED)
+    CLOSED.blocked = CLOSED.resting = True
+    CLOSED.uncount()
+    assert {name.strip("_"): getattr(CLOSED, name) for name in FLAGS} == before
+    assert (CLOSED.messages, CLOSED.incomplete, CLOSED.idle) == (0, 0, False)
+    assert CLOSED.next_message() is None
+    assert not CLOSED.wants_input
 
 
 def test_no_message_is_handed_out_while_one_is_in_flight() -> None:

@@ -104,6 +104,44 @@ def test_half_close_loses_nothing(harness: Harness, protocol: type[Echo], size: 
     harness.run(client)
 
 
+@pytest.mark.parametrize("size", [10, 30_000_000])
+def test_only_a_stream_that_has_sent_all_is_closed_at_once(harness: Harness, size: int) -> None:
+    closed: list[bool] = []
+
+    @implementer(IHalfCloseableProtocol)
+    class ClosesAtOnce(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+
+        def dataReceived(self, data: bytes) -> None:
+            closed.append(self.transport.closeIfSent())
+            self.transport.write(b"x" * size)
+
+        def readConnectionLost(self) -> None:
+            if self.transport.closeIfSent():
+                closed.append(True)
+            else:
+                self.transport.loseConnection()
+
+        def writeConnectionLost(self) -> None:
+            """Go on closing."""
+
+    port = harness.listen(ClosesAtOnce)
+
+    def client() -> None:
+        connection = dial(port)
+        connection.sendall(b"go")
+        if size == 10:
+            assert connection.recv(size)
+        connection.shutdown(socket.SHUT_WR)
+        assert len(read_all(connection)) == (0 if size == 10 else size)
+        connection.close()
+
+    harness.run(client)
+    # Not before the peer's end; and not while something waits.
+    assert closed == ([False, True] if size == 10 else [False])
+    assert ClosesAtOnce.events == ["ConnectionDone"]
+
+
 def test_write_side_half_close(harness: Harness) -> None:
     @implementer(IHalfCloseableProtocol)
     class SendsThenListens(Remembers):
