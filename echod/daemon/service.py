@@ -25,6 +25,7 @@ from echod.daemon import checks, ending, file_limit, opening
 from echod.daemon.capture import Capture
 from echod.daemon.drain import Drain
 from echod.daemon.file_limit import fit_limits
+from echod.daemon.freezing import Freezer
 from echod.daemon.notify import Notifier
 from echod.daemon.resolve import StartError, check_for_restart, check_yielded, named
 from echod.daemon.signals import Signals
@@ -156,6 +157,9 @@ class EchoService(Service):
         self._watch: StallWatch | None = None
         self._slow = SlowCalls(
             reactor, model, settings.slow_handler, conversing=self._with_streams
+        )
+        self._freezer = Freezer(
+            reactor, lambda: [listener.factory.metrics for listener in self.listeners]
         )
         self._drain: Drain | None = None
         self._listening: Deferred[None] | None = None
@@ -339,6 +343,7 @@ class EchoService(Service):
             self._watch_for_stalls()
             self._slow.start()
             self._validity.start()
+            self._freezer.start()
         if self._listening is not None:
             self._listening.addCallback(lambda _: self._when_listening())
 
@@ -572,6 +577,7 @@ class EchoService(Service):
         if self._watch is not None:
             self._watch.stop()
         self._slow.stop()
+        self._freezer.stop()
         self.notifier.close()
         log.info("Stopped")
         # They stop last, so that they answer as long as possible.
