@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.tools import Tools
-from bench.workloads import SILENT, Mode, Workload
+from bench.workloads import LINE, LINES_AT_ONCE, SILENT, Mode, Workload
 
 # The name for `--reactor` of echod's own choice.
 DEFAULT_REACTOR = "default"
@@ -28,6 +28,7 @@ class Group(enum.StrEnum):
     PROTOCOL = "An asyncio protocol"
     PROTOCOL_TLS = "An asyncio protocol, over TLS"
     TWISTED = "A Twisted protocol, on echod's reactor"
+    LINES = "Lines"
     ASYNC = "An async def that does not wait"
 
     @property
@@ -89,6 +90,8 @@ class Peer:
 
     def takes(self, workload: Workload) -> bool:
         """Whether it does this work."""
+        if self.group is Group.LINES or workload in (LINE, LINES_AT_ONCE):
+            return self.group is Group.LINES and workload in (LINE, LINES_AT_ONCE)
         if self.group.is_foreign or self.group is Group.ASYNC:
             return not workload.work and workload.mode is not Mode.IDLE
         return not workload.work or (self.is_echod and self.group is Group.REACTOR)
@@ -139,6 +142,7 @@ PEERS = (
         *("uvloop-protocol-tls", Group.PROTOCOL_TLS, _python("uvloop_echo", tls=True)),
         needs=("uvloop", "certificate"),
     ),
+    Peer("uvloop-line", Group.LINES, _python("uvloop_line"), ("uvloop",)),
     Peer("twisted-protocol", Group.TWISTED, _python("twisted_uvloop_echo"), ("uvloop",)),
 )
 
@@ -152,6 +156,7 @@ _ECHOD_MODELS = {
     "echod-protocol": (Group.PROTOCOL, "reactor"),
     "echod-protocol-tls": (Group.PROTOCOL_TLS, "reactor"),
     "echod-twisted": (Group.TWISTED, "reactor"),
+    "echod-line": (Group.LINES, "reactor"),
     "plain-def": (Group.ASYNC, "reactor"),
     "echod-async": (Group.ASYNC, "reactor"),
 }
@@ -192,6 +197,8 @@ def _echod(name: str, reactor: str) -> Peer:
             asked += ["--handler", f"{_FOREIGN[group]}:read_size={place.read_size}"]
         elif place.read_size != 1024:  # the default
             asked += ["--max-message", str(place.read_size)]
+        if group is Group.LINES:
+            asked += ["--framing", "line"]
         if name in _HANDLERS:
             asked += ["--handler", _HANDLERS[name], "--banner", _GREETING]
         if place.work:

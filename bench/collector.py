@@ -82,7 +82,8 @@ def main() -> None:
         figures(asking)
         longest, open_ones = 0.0, []
         while len(open_ones) < count:
-            open_ones += [connect(port, len(open_ones)) for _ in range(min(500, count))]
+            here = len(open_ones)
+            open_ones += [connect(port, here + number) for number in range(min(500, count))]
             longest = max(longest, figures(asking)[0])
         print(f"0 to {count} connections: the longest pause by the collector: {longest:.1f} ms")
         for each in open_ones:

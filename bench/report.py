@@ -13,7 +13,9 @@ from bench.workloads import (
     CONNECTIONS,
     GREEDY,
     LARGE,
+    LINE,
     LINES,
+    LINES_AT_ONCE,
     MESSAGES,
     PIPELINED,
     SILENT,
@@ -75,6 +77,8 @@ COLUMNS = (
     Column("p99 µs", _median(MESSAGES.name, P99)),
     Column("16x100 B µs", _median(PIPELINED.name, CPU), "{:.2f}"),
     Column("64 KiB µs", _median(LARGE.name, CPU), "{:.1f}"),
+    Column("line µs", _median(LINE.name, CPU), "{:.2f}"),
+    Column("16 lines µs", _median(LINES_AT_ONCE.name, CPU), "{:.2f}"),
     Column("conn/s", _median(CONNECT.name, RATE)),
     Column("µs/conn", _median(CONNECT.name, CPU), "{:.1f}"),
     Column("KiB/idle", _median(SILENT.name, BYTES, 1024), "{:.2f}"),
@@ -195,6 +199,7 @@ LEGEND = f"""\
 - x ...: ratio to that server's CPU time a message, the median of the ratios within each round.
 - 16x100 B: {PIPELINED.title}, so at least two pieces come back; µs a message.
 - 64 KiB: {LARGE.title}, read in pieces of that size.
+- line, 16 lines: {LINE.title}; {LINES_AT_ONCE.title}; µs a line.
 - conn/s: {CONNECT.title}, {CONNECT.connections} at once.
 - start: from the command to the first accepted connection."""
 

@@ -64,6 +64,8 @@ class Server:
     def __enter__(self) -> Server:
         self._log.unlink(missing_ok=True)
         environment = {**os.environ, **self._peer.environment}
+        # With it, each start would compile all modules that no cache has yet.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         if not self._peer.is_echod:  # which is installed, as it would be anywhere
             environment["PYTHONPATH"] = str(HERE.parent)
         started = time.monotonic()

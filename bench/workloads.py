@@ -56,6 +56,10 @@ PIPELINED = Workload(
 LARGE = Workload(
     "large", "64 KiB messages, one at a time", Mode.MESSAGES, size=65536, read_size=65536
 )
+LINE = Workload("line", "lines of 1000 bytes, one at a time", Mode.LINES, size=1000)
+LINES_AT_ONCE = Workload(
+    "line-pipelined", "lines of 100 bytes, 16 in one write", Mode.LINES, size=100, depth=16
+)
 CONNECT = Workload("connect", "connect, read the banner, close", Mode.CONNECT, CONNECTORS)
 SILENT = Workload("idle", "connections that stay silent", Mode.IDLE, IDLE)
 
@@ -76,7 +80,7 @@ GREEDY = {work: _lines(Mode.GREEDY, work) for work in WORK}
 WORKLOADS = {
     each.name: each
     for each in (
-        *(MESSAGES, PIPELINED, LARGE, CONNECT, SILENT),
+        *(MESSAGES, PIPELINED, LARGE, LINE, LINES_AT_ONCE, CONNECT, SILENT),
         *(pair[work] for work in WORK for pair in (LINES, GREEDY)),
     )
 }
