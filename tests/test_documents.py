@@ -7,8 +7,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from twisted.scripts import twistd
 
 from echod import EndReason
+from echod.cli.serve import ServeOptions
 from echod.settings.definitions import SETTINGS
 from tests.support.paths import ROOT
 
@@ -149,6 +151,19 @@ def test_the_page_on_observing_explains_each_reason_for_which_a_connection_ends(
     assert named <= {one.key for one in SETTINGS}
     limits = {each.value for each in EndReason} & {one.key for one in SETTINGS}
     assert all(f"`{reason}`" in settings for reason, _, settings in rows if reason in limits)
+
+
+# Flags of other programs, which pages name.
+OTHERS_FLAGS = {"--now": "systemctl", "--fdname": "systemd-socket-activate"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_each_flag_that_a_page_names_is_there(document: Path) -> None:
+    flags = set(re.findall("`(--[a-z][a-z-]+)", document.read_text()))
+    commands = [ServeOptions(), twistd.ServerOptions()]  # type: ignore[attr-defined]
+    known = {f"--{option.rstrip('=')}" for each in commands for option in each.longOpt}
+    ctl = set(re.findall(r'"(--[a-z-]+)"', (ROOT / "echod" / "cli" / "ctl.py").read_text()))
+    assert flags <= known | ctl | OTHERS_FLAGS.keys()
 
 
 def test_the_index_lists_each_page() -> None:

@@ -6,7 +6,7 @@ The handler runs in a task of its own, in its connection's context. Guarantees, 
 * The connection is the handler's until its task ends; then it is closed.
 * When the client has ended its stream, the handler may still write, over TLS, too.
 * When the daemon drains, the reader gets the bytes that had arrived, and then the end.
-* When the connection is lost, reads and `drain` say so. A task that has not ended `--linger`
+* When the connection is lost, reads and `drain` say so. A task that has not ended `linger`
   later is cancelled, at the drain's deadline at once. The connection counts until its task has
   ended, but does not hold up the end of the daemon: after the drain's deadline, a few turns of
   the event loop later at most.
@@ -305,7 +305,7 @@ class Writer(asyncio.StreamWriter):
             sslcontext: the context, with a certificate; None for that of a `starttls:` listener.
             server_hostname: has no meaning for a server.
             ssl_handshake_timeout: seconds; None for `--handshake-timeout`.
-            ssl_shutdown_timeout: has no meaning here: `--write-timeout` and `--linger` apply.
+            ssl_shutdown_timeout: has no meaning here: `--write-timeout` and `linger` apply.
         """
         await self.drain()
         self._connection.begin_tls(sslcontext)
