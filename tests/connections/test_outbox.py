@@ -12,6 +12,7 @@ import pytest_twisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 
 import echod
@@ -190,7 +191,7 @@ async def push_and_reply(
 async def test_what_waits_for_a_client_that_does_not_read_is_bounded_and_it_is_disconnected(
     model: ConcurrencyModel, over: Any
 ) -> None:
-    most, piece = 100_000, b"x" * 10_000
+    most, piece = 100_000, b"x" * 50_000
     limits = Limits(max_unsent=most, write_timeout=0.3)
     async with serving(model, handler=Room, over=over, banner=b"", limits=limits) as server:
         deaf = await server.connect()
@@ -382,7 +383,7 @@ async def test_a_client_that_only_listens_is_not_idle(model: ConcurrencyModel) -
         (to,) = (one for one in Room.clients if ports[one.port] is listening)
         while silent.reason is None:
             assert to.send(b"tick")
-            await turns(1)
+            await deferLater(reactor, 0.02)  # its pace
         for _ in range(3):
             assert to.send(b"tock")
         await listening.until(lambda: listening.data.endswith(b"tock" * 3))

@@ -272,7 +272,7 @@ def test_no_restart_is_seen_by_a_client(daemon: Start, scale: Scale) -> None:
     load = Load(keeper.port)
     with keeper.socket, load.from_threads(4):
         running = keeper.start()
-        for _ in scale(ci=5, soak=100):
+        for _ in scale(ci=3, soak=100):
             running.wait_for("Socket now listening")
             seen = load.whole
             block_until(lambda seen=seen: load.whole > seen + 20 or load.wrong)
