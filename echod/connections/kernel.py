@@ -29,6 +29,17 @@ def unread(transport: object) -> int:
     return _held_by_kernel(transport, termios.FIONREAD) + undelivered
 
 
+def has_read(transport: object, left: int) -> bool:
+    """Return whether all is read that a drain has found unread.
+
+    Args:
+        transport: the connection.
+        left: how many of those bytes have not been read so far. Bytes that come meanwhile are
+            counted as some of them, so it is the most.
+    """
+    return left <= 0 or not unread(transport)
+
+
 def is_reset(transport: object) -> bool:
     """Return whether the client has reset the connection, which may not be read from."""
     handle = _handle(transport)

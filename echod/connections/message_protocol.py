@@ -23,7 +23,7 @@ from zope.interface import implementer
 from echod.concurrency.model import Abandoned, Busy, Dropped, Pending
 from echod.concurrency.models import Awaited, InPool
 from echod.connections.clients import shown
-from echod.connections.kernel import is_reset, shorten_reads, unread
+from echod.connections.kernel import has_read, is_reset, shorten_reads, unread
 from echod.connections.layer import tls_of
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.outbox import Errands, Outbox, sendable
@@ -873,7 +873,7 @@ class EchoProtocol(ConnectionProtocol):
     def _cut_input_when_read(self) -> None:
         if self._is_shaking_hands:
             self._drain_handshake()
-        elif not self._input_ended and (self._drain_left <= 0 or not unread(self.transport)):
+        elif not self._input_ended and has_read(self.transport, self._drain_left):
             self._hold().end_input(cut_off=True)
             self._answer_more()
 

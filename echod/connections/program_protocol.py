@@ -27,7 +27,7 @@ from zope.interface import implementer
 from echod.concurrency.process import Process
 from echod.concurrency.processes import Processes
 from echod.connections.clients import addresses_of, is_twisted_tls, shown
-from echod.connections.kernel import is_reset, shorten_reads, taken, unread
+from echod.connections.kernel import has_read, is_reset, shorten_reads, taken, unread
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.handlers.command import Command
 from echod.log.event import LogLine
@@ -239,7 +239,7 @@ class ProgramProtocol(ConnectionProtocol):
     def _cut_input_when_read(self) -> None:
         if self._input_ended or self._input_cut or self._process is None:
             return
-        if self._drain_left <= 0 or not unread(self.transport):
+        if has_read(self.transport, self._drain_left):
             self._input_cut = True
             self._why = self._why or EndReason.DRAINED
             self._process.end_input()

@@ -27,7 +27,7 @@ from echod.concurrency.model import UnderWay
 from echod.concurrency.models import TURNS_TO_END
 from echod.connections.asyncio_protocol import AsyncioProtocol
 from echod.connections.foreign_protocol import QUIET
-from echod.connections.kernel import has_answered, unread
+from echod.connections.kernel import has_answered, has_read, unread
 from echod.reasons import EndReason
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class StreamsProtocol(AsyncioProtocol):
         self._drain_on()
 
     def _drain_on(self) -> None:
-        if self._drain_left <= 0 or not unread(self.transport):
+        if has_read(self.transport, self._drain_left):
             self._tell_end(EndReason.DRAINED)
 
     def _receive_slowly(self, data: bytes) -> None:

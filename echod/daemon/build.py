@@ -25,9 +25,9 @@ from echod.connections.factory import EchoFactory
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.resolve import (
     check_reactor,
-    find_defaults,
     find_framing,
     find_handler,
+    find_target,
     find_token,
     ignored_by,
     named,
@@ -37,7 +37,7 @@ from echod.daemon.resolve import (
 )
 from echod.daemon.service import EchoService, Part
 from echod.handlers.contract import ConcurrencyModel
-from echod.handlers.kinds import Kind
+from echod.handlers.kinds import Kind, defaults_of
 from echod.handlers.lookup import ResolvedHandler
 from echod.listening.endpoints import Listening, is_badtls
 from echod.listening.listener import Listener
@@ -87,10 +87,11 @@ def build_service(
     Raises:
         StartError: the handler or the framing cannot be loaded, or an endpoint string is wrong.
     """
-    defaults = find_defaults(settings, given)
+    target = find_target(settings) if given is None else given
     with named("--handler"):
+        defaults = defaults_of(target)
         settings, taken = settings.with_defaults(defaults)
-    handler = find_handler(settings, given)
+    handler = find_handler(settings, target, is_named=given is None)
     if taken:
         log.info("The handler asks for: {settings}", settings=", ".join(taken))
     check_reactor(handler, reactor)

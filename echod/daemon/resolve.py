@@ -13,7 +13,7 @@ from echod.daemon import checks
 from echod.daemon.choose_reactor import name_of
 from echod.errors import UserError
 from echod.handlers.framings import check_framing, resolve_framing
-from echod.handlers.kinds import KINDS, Defaults, Kind, defaults_of
+from echod.handlers.kinds import KINDS, Kind
 from echod.handlers.lookup import NAMES, ResolvedHandler, adopt, check_name, resolve
 from echod.handlers.service import ServiceDefinition
 from echod.listening.endpoints import Listening, Words, is_badtls, parse_listen
@@ -51,31 +51,32 @@ def named(setting: str) -> Iterator[None]:
         raise StartError(escape(f"{setting}: {error}")) from error
 
 
-def find_defaults(settings: Settings, given: object = None) -> Defaults:
-    """Return the settings that the handler asks for.
+def find_target(settings: Settings) -> object:
+    """Return the function, class or other object that `settings` name as the handler.
 
     Raises:
         StartError: it cannot be loaded.
     """
     with named("--handler"):
-        return defaults_of(NAMES.find(settings.handler.name) if given is None else given)
+        return NAMES.find(settings.handler.name)
 
 
-def find_handler(settings: Settings, given: object = None) -> ResolvedHandler:
+def find_handler(settings: Settings, target: object, *, is_named: bool) -> ResolvedHandler:
     """Return the handler that `settings` ask for.
 
     Args:
         settings: the settings.
-        given: a handler that is used instead of the one that they name; None: no other.
+        target: what `find_target` has found, or another object that is used instead.
+        is_named: whether it is that, with the arguments behind its name.
 
     Raises:
-        StartError: it cannot be loaded, or other settings have no effect with it.
+        StartError: it is no handler, or other settings have no effect with it.
     """
     with named("--handler"):
-        if given is None:
-            handler = resolve(settings.handler_spec, settings.concurrency)
+        if is_named:
+            handler = resolve(settings.handler_spec, settings.concurrency, target)
         else:
-            handler = adopt(given, settings.concurrency)
+            handler = adopt(target, settings.concurrency)
         if isinstance(handler.target, ServiceDefinition):
             with named(escape(handler.name)):
                 handler.target.run_checks(handler.arguments)

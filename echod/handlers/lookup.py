@@ -156,14 +156,20 @@ def parse(text: str) -> Spec:
     return NAMES.parse(text)
 
 
-def resolve(spec: Spec, model: ConcurrencyModel) -> ResolvedHandler:
+def resolve(spec: Spec, model: ConcurrencyModel, target: object = None) -> ResolvedHandler:
     """Find the handler that `spec` names, and check that it can run in `model`.
+
+    Args:
+        spec: its name and its arguments.
+        model: the model it will run in.
+        target: what has been found by its name; None: look it up.
 
     Raises:
         HandlerError: no handler has that name, it cannot be imported, it does not take the
             arguments, or it cannot run in that model.
     """
-    target = NAMES.find(spec.name)
+    if target is None:
+        target = NAMES.find(spec.name)
     NAMES.check_separators(spec, parameters_of(target).named if callable(target) else ())
     return adopt(target, model, spec.name, spec.arguments)
 

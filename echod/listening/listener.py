@@ -125,9 +125,8 @@ class Listener(Generic[Served]):
             return
         for port in self._ports:
             for _ in range(MOST_ROUNDS):
-                if not is_waited_for(port):
+                if not _accept_from(port):
                     break
-                port.doRead()
 
     def _stop_accepting(self) -> None:
         for port in self._ports:
@@ -156,9 +155,8 @@ class Listener(Generic[Served]):
         The queue of sockets that systemd has passed stays: it is the next process's.
         """
         for _ in range(MOST_ROUNDS):
-            if not hasattr(port, "socket") or not is_waited_for(port):
+            if not hasattr(port, "socket") or not _accept_from(port):
                 return
-            port.doRead()  # type: ignore[attr-defined] # as the reactor does
             await deferLater(self._reactor, 0)
 
     @property
@@ -222,3 +220,11 @@ def bind_error(error: BaseException) -> str:
     remedy = REMEDIES.get(cause.errno) if why == usual else None
     said = f"Bind failed. Error Code : {cause.errno} Message {why}"
     return f"{said}; {remedy}" if remedy else said
+
+
+def _accept_from(port: Any) -> bool:
+    """Accept as the reactor does, if a client waits; return whether one did."""
+    is_there = is_waited_for(port)
+    if is_there:
+        port.doRead()
+    return is_there

@@ -34,7 +34,7 @@ from echod.errors import UserError
 from echod.handlers.contract import ConcurrencyModel, Handler
 from echod.handlers.kinds import KINDS
 from echod.handlers.lookup import adopt
-from echod.handlers.naming import Spec
+from echod.handlers.naming import Catalogue, Spec
 from echod.limits import Limits
 from echod.listening.endpoints import Listening
 from echod.listening.socket_activation import InheritedSockets
@@ -675,3 +675,16 @@ def test_every_setting_that_is_said_to_reload_is_known_to_the_reload() -> None:
         *("stall_threshold", "slow_handler", "worker_timeout"),
         *("log_level", "log_rate", "log_files"),
     }
+
+
+def test_the_name_of_a_handler_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    find = Catalogue.find
+
+    def noted(catalogue: Catalogue, name: str) -> Any:
+        found.append(name)
+        return find(catalogue, name)
+
+    monkeypatch.setattr(Catalogue, "find", noted)
+    build_service(settings(handler=Spec("upper")), reactor)
+    assert found.count("upper") == 1
