@@ -10,7 +10,7 @@ import time
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from echod import Client, Close, Handler, Reply
+from echod import Client, Close, Handler, Reply, message_handler
 
 log = Logger()
 
@@ -85,3 +85,11 @@ class Total(Handler):
     def closed(self, reason: str) -> None:
         """Called last; the connection is gone."""
         log.info("{peer} had {total}: {reason}", peer=self.peer, total=self.total, reason=reason)
+
+
+@message_handler(framing="line", banner=b"")
+def primes(message: bytes) -> bytes:
+    """Computes: with --workers it uses every core."""
+    below = int(message)
+    count = sum(all(n % d for d in range(2, int(n**0.5) + 1)) for n in range(2, below))
+    return b"%d\n" % count

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import signal
 import socket
 import subprocess
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -21,73 +19,17 @@ from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import REACTOR, TERMINATED, Daemon, Start
 from tests.support.needs import needs_root, tool
 from tests.support.programs import SCRIPTS, run
+from tests.support.served_workers import (
+    HANDLER,
+    START,
+    Load,
+    ask,
+    is_alive,
+    served_by,
+    wait_until_served,
+    write_handler,
+)
 from tests.support.waiting import PATIENCE, block_until
-
-# A worker is executed, not forked: on a busy machine that takes a while.
-START = 3 * PATIENCE
-
-HANDLER = """
-import os
-import sys
-import time
-from pathlib import Path
-
-from echod import message_handler
-
-if Path("broken").exists():
-    raise RuntimeError("this module is broken")
-if Path("dies").exists():
-    os._exit(7)
-
-
-@message_handler(banner=b"")
-def who(message):
-    if message == b"block\\n":
-        while True:
-            time.sleep(0.01)
-    if message == b"print\\n":
-        print("a line of print")
-        os.write(1, b"a raw line\\n")
-    if message == b"wait\\n":
-        Path("waits").touch()
-        while not Path("gate").exists():
-            time.sleep(0.01)
-    return b"%d %s" % (os.getpid(), message)
-"""
-
-
-def write_handler(folder: Path, text: str = HANDLER) -> None:
-    (folder / "answers.py").write_text(text)
-
-
-def served_by(running: Daemon) -> dict[int, int]:
-    """Return the process of each worker that serves, by its number."""
-    found = {}
-    for line in running.lines:
-        if match := re.search(r"worker (\d+) \(process (\d+)\) serves", line):
-            found[int(match[1])] = int(match[2])
-    return found
-
-
-def wait_until_served(running: Daemon, count: int) -> dict[int, int]:
-    running.wait_for(r"worker \d+ \(process \d+\) serves", count, START)
-    return served_by(running)
-
-
-def ask(connection: socket.socket, message: bytes = b"hello\n") -> int:
-    """Send a message; return the process that answered it."""
-    connection.sendall(message)
-    with connection.makefile("rb") as replies:
-        pid, _, rest = replies.readline().partition(b" ")
-    assert rest == message
-    return int(pid)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -111,6 +53,7 @@ def test_each_worker_serves_its_share_of_the_clients(two: Daemon) -> None:
 
 
 def test_what_a_killed_worker_had_not_accepted_goes_to_its_successor(two: Daemon) -> None:
+    """Fault 170: Clients that wait in the queue of a killed worker are served by its successor."""
     first = served_by(two)
     for pid in first.values():
         os.kill(pid, signal.SIGSTOP)  # from now on every client waits in a queue
@@ -131,6 +74,7 @@ def test_what_a_killed_worker_had_not_accepted_goes_to_its_successor(two: Daemon
 
 
 def test_a_worker_that_gets_sigterm_drains_beside_its_successor(two: Daemon) -> None:
+    """Fault 170: A worker that gets SIGTERM drains, and its successor serves meanwhile."""
     with connect(two) as client:
         pid = ask(client)
         client.sendall(b"wait\n")
@@ -182,6 +126,7 @@ def test_a_second_signal_ends_all_at_once(two: Daemon) -> None:
 def test_a_signal_to_the_whole_group_drains_once(
     daemon: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
+    """Fault 173: A signal that a terminal, or systemd, sends to every process is one drain."""
     write_handler(tmp_path)
     running = daemon("--handler", "answers:who", "--workers", "2", "--drain-timeout", "10")
     pids = wait_until_served(running, 2)
@@ -198,6 +143,7 @@ def test_a_signal_to_the_whole_group_drains_once(
 
 
 def test_workers_end_with_their_supervisor(two: Daemon) -> None:
+    """Fault 173: If the supervisor dies, the workers end."""
     pids = served_by(two)
     two.process.kill()
     block_until(lambda: not any(map(is_alive, pids.values())))
@@ -205,6 +151,7 @@ def test_workers_end_with_their_supervisor(two: Daemon) -> None:
 
 
 def test_a_service_whose_workers_cannot_start_says_why(tmp_path: Path) -> None:
+    """Fault 171: If no worker can start, the daemon ends with the reason, and exit code 1."""
     write_handler(tmp_path)
     (tmp_path / "broken").touch()
     command = [SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, "echod", "--port", "0"]
@@ -226,6 +173,7 @@ def test_a_first_worker_that_just_dies_is_named(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_start_again_is_tried_less_and_less_often(two: Daemon) -> None:
+    """Fault 171: The start of a worker that fails is tried again, less and less often."""
     Path(two.directory, "dies").touch()
     os.kill(served_by(two)[2], signal.SIGKILL)
     two.wait_for(r"worker 2 was ended with exit code 7 before it served; .* starts in 0\.2 s")
@@ -238,6 +186,7 @@ def test_a_worker_that_cannot_start_again_is_tried_less_and_less_often(two: Daem
 def test_a_worker_that_stands_still_is_shown_killed_and_replaced(
     daemon: Start, tmp_path: Path
 ) -> None:
+    """Fault 172: The log shows where the worker was; it is killed and replaced."""
     write_handler(tmp_path)
     running = daemon("--handler", "answers:who", "--workers", "2", "--worker-timeout", "2")
     wait_until_served(running, 2)
@@ -252,6 +201,7 @@ def test_a_worker_that_stands_still_is_shown_killed_and_replaced(
 
 
 def test_a_worker_that_is_stopped_is_killed_and_replaced(daemon: Start) -> None:
+    """Fault 172: A worker that is stopped (SIGSTOP) is killed and replaced, too."""
     running = daemon("--workers", "2", "--worker-timeout", "1")
     pid = wait_until_served(running, 2)[1]
     os.kill(pid, signal.SIGSTOP)
@@ -291,6 +241,7 @@ def test_new_settings_are_used_by_every_worker_or_by_none(daemon: Start, tmp_pat
 def test_settings_that_one_worker_cannot_use_are_used_by_none(
     daemon: Start, tmp_path: Path, certificate: Path
 ) -> None:
+    """Fault 174: Settings that a worker cannot use are used by none."""
     mine = tmp_path / "mine.pem"
     mine.write_bytes(certificate.read_bytes())
     running = daemon("--workers", "2", "--listen", f"tls:0:certificate={mine}")
@@ -311,92 +262,8 @@ def test_sighup_to_every_process_is_one_reload(daemon: Start, tmp_path: Path) ->
     assert all(map(is_alive, pids.values()))
 
 
-class Load:
-    """Clients that connect, send, and check every reply; a connection after another.
-
-    Attributes:
-        served: connections in which every message was answered.
-        closed: connections that were closed, in good order, before their next message.
-        broken: connections that ended otherwise.
-        refused: the errors of those that could not connect.
-    """
-
-    def __init__(self, running: Daemon, threads: int = 4) -> None:
-        self.port = running.port
-        self.served = self.closed = self.broken = 0
-        self.refused: list[OSError] = []
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                client = socket.create_connection(("127.0.0.1", self.port), PATIENCE)
-            except OSError as error:
-                self.refused.append(error)
-                continue
-            with client:
-                end = self._talk(client)
-            with self._lock:
-                setattr(self, end, getattr(self, end) + 1)
-
-    def _talk(self, client: socket.socket) -> str:
-        try:
-            for number in range(3):
-                message = b"%d\n" % number
-                client.sendall(message)
-                reply = b""
-                while not reply.endswith(b"\n"):
-                    if not (data := client.recv(100)):
-                        return "broken" if reply else "closed"
-                    reply += data
-                if not reply.endswith(b" " + message):
-                    return "broken"
-        except OSError:
-            return "broken"
-        return "served"
-
-
-@pytest.mark.long
-def test_workers_may_be_killed_under_load(two: Daemon) -> None:
-    """Each kill loses at most what that worker had accepted: one connection of each thread."""
-    threads, kills = 4, 10
-    with Load(two, threads) as load:
-        for done in range(kills):
-            before = load.served
-            os.kill(random.choice(list(served_by(two).values())), signal.SIGKILL)
-            wait_until_served(two, 3 + done)
-            block_until(lambda before=before: load.served > before + 20)
-    assert not load.refused
-    assert load.broken + load.closed <= threads * kills
-
-
-@pytest.mark.long
-def test_workers_may_be_ended_under_load(two: Daemon) -> None:
-    """SIGTERM breaks no connection, and closes those alone that the worker had accepted."""
-    with Load(two, 4) as load:
-        for done in range(10):
-            before = load.served
-            os.kill(random.choice(list(served_by(two).values())), signal.SIGTERM)
-            wait_until_served(two, 3 + done)
-            block_until(lambda before=before: load.served > before + 20)
-    assert not load.refused
-    assert load.broken == 0
-    assert load.closed <= 4 * 10
-
-
 def test_sigusr2_replaces_the_workers_under_load(two: Daemon) -> None:
+    """Fault 174: SIGUSR2 replaces the workers under load; no client is refused."""
     first = served_by(two)
     write_handler(two.directory, HANDLER.replace('b"%d %s" %', 'b"%d  %s" %'))
     with Load(two) as load:
@@ -416,6 +283,7 @@ def test_sigusr2_replaces_the_workers_under_load(two: Daemon) -> None:
 
 
 def test_new_code_that_cannot_start_leaves_the_old_one_serving(two: Daemon) -> None:
+    """Fault 174: The old workers serve on, and the log says why."""
     first = served_by(two)
     Path(two.directory, "broken").touch()
     two.signal(signal.SIGUSR2)
@@ -454,7 +322,7 @@ def test_a_line_of_json_has_the_number_of_the_worker(daemon: Start) -> None:
 def test_a_limit_holds_over_all_workers(
     daemon: Start, tmp_path: Path, limit: str, said: bytes
 ) -> None:
-    """Clients that come one after another: so it is exact."""
+    """Fault 175: The limits on connections hold over all workers, and after one was killed."""
     write_handler(tmp_path)
     running = daemon("--handler", "answers:who", "--workers", "2", limit, "9")
     first = wait_until_served(running, 2)

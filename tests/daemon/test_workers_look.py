@@ -13,9 +13,9 @@ import pytest
 from twisted.internet.task import Clock
 
 from echod.daemon.workers_look import ANSWER_IN, Question
-from tests.daemon.test_workers import ask, wait_until_served
 from tests.support.clients import connect
 from tests.support.daemon import Daemon, Start
+from tests.support.served_workers import ask, wait_until_served
 from tests.support.waiting import PATIENCE, block_until
 
 COUNTING = """

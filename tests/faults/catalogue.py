@@ -186,6 +186,14 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         164: "SIGTERM in the middle of a `--fault`",
         165: "`--fault stall` lasts longer than a deadline",
     },
+    "Workers": {
+        170: "A worker is killed, or ended, with `--workers`",
+        171: "A worker ends again and again, or none can start",
+        172: "A worker stands still",
+        173: "The supervisor dies, or a signal reaches every process",
+        174: "New code, or new settings, for all workers",
+        175: "Clients of all workers together reach a limit",
+    },
     "Control and verification": {
         181: "SIGTERM while the daemon is suspended, and clients wait",
         144: "Any number of connections end, with `--journal`",
