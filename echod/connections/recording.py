@@ -100,7 +100,8 @@ class _Recording(_Base):
 
     def dataReceived(self, data: bytes) -> None:
         journal = self._owner.journal
-        if journal is not None:
+        # A Twisted protocol may have begun TLS of its own: these bytes are not what it gets.
+        if journal is not None and getattr(self, "tls", None) is None:
             journal.hear(self, data)
         super().dataReceived(data)
 

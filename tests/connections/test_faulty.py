@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import socket
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from echod.messages.prefixed import Length
 from tests.support.clients import receive
 from tests.support.daemon import CONCURRENT, MODELS
 from tests.support.log import Log
+from tests.support.memory import connect as connect_in_memory
+from tests.support.memory import lose
 from tests.support.needs import not_here
 from tests.support.proxy_headers import line
 from tests.support.reactor import reactor
@@ -613,6 +616,28 @@ async def test_the_bytes_of_a_client_that_is_not_selected_take_the_way_without_f
             client.finish()
             await client.receive_all()
     assert paths[0] == paths[1]
+
+
+def test_an_idle_connection_that_is_not_selected_costs_no_byte_more() -> None:
+    """Fault 136: Without a fault of its own, an idle connection takes as much memory as ever."""
+
+    def bytes_of_a_hundred(faults: Faults | None) -> int:
+        factory = EchoFactory(reactor, faults=faults)
+        kept = [connect_in_memory(factory) for _ in range(100)]  # what is made once
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            kept += [connect_in_memory(factory) for _ in range(100)]
+            return tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+            for protocol, _ in kept:
+                lose(protocol)
+
+    faults = Faults([parse_fault("reset:every=1000")], 1, 1, "")
+    without = bytes_of_a_hundred(None)
+    assert without > 0
+    assert bytes_of_a_hundred(faults) <= without + 100  # a number or two that is counted
 
 
 @pytest.mark.parametrize("way", WAYS)

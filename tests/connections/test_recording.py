@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet import ssl
 from twisted.internet.protocol import Factory, Protocol
+from twisted.protocols import basic
 
 from echod.connections.asyncio_protocol import loop_of
 from echod.connections.direct_protocol import DirectProtocol
@@ -152,6 +154,39 @@ async def test_handlers_of_each_kind_are_recorded(
     (record,) = journal.ended()
     assert record.received == (WORD * 2)[:15]
     assert record.bytes_in == 20
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_encrypted_byte_of_a_twisted_protocol_is_recorded_after_start_tls(
+    certificate: Path, tmp_path: Path
+) -> None:
+    context = ssl.PrivateCertificate.loadPEM(certificate.read_bytes()).options()
+
+    class Starting(basic.LineReceiver):
+        def lineReceived(self, line: bytes) -> None:
+            self.sendLine(line)
+            if line == b"STARTTLS":
+                self.transport.startTLS(context)
+            else:
+                self.transport.loseConnection()
+
+    journal = make_journal(most_bytes=100)
+    async with serving(
+        journal,
+        way="clear",
+        handler=Factory.forProtocol(Starting),
+        certificate=certificate,
+        tmp_path=tmp_path,
+    ) as server:
+        client = await server.connect()
+        client.send(b"STARTTLS\r\n")
+        await client.receive(b"STARTTLS\r\n")
+        client.transport.startTLS(ssl.CertificateOptions())
+        client.send(b"QUIT\r\n")
+        assert await client.receive_all() == b"QUIT\r\n"
+        await eventually(lambda: not server.factory.connections)
+    (record,) = journal.ended()
+    assert record.received == b"STARTTLS\r\n"
 
 
 @pytest.mark.parametrize("way", WAYS)
