@@ -623,7 +623,7 @@ def test_an_idle_connection_that_is_not_selected_costs_no_byte_more() -> None:
 
     def bytes_of_a_hundred(faults: Faults | None) -> int:
         factory = EchoFactory(reactor, faults=faults)
-        kept = [connect_in_memory(factory) for _ in range(100)]  # what is made once
+        kept = [connect_in_memory(factory) for _ in range(100)]  # a first connection makes more
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
