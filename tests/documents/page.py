@@ -252,14 +252,15 @@ class Page:
             raise Differs("no server is running whose log this could be")
         found: dict[str, str] | None = None
 
-        def is_there() -> bool:
+        def is_there_or_cannot_come() -> bool:
             nonlocal found
+            ended = server.ended
             found = match(shown, server.printed, self._ports, gaps=True)
-            return found is not None
+            return found is not None or ended
 
-        if not self._until(is_there):
+        self._until(is_there_or_cannot_come)
+        if found is None:
             raise Differs(difference(shown, server.printed))
-        assert found is not None
         self._ports = found
 
     # Files and programs.

@@ -44,6 +44,9 @@ HOME = "/home/me"
 # it is that of the machine, with room for a million.
 _SMALL_TABLES = "(echo 256 > /proc/sys/net/ipv4/tcp_child_ehash_entries) 2> /dev/null;"
 
+# A line of such a table: its number, the address and port of this side, the other side, the state.
+_LISTENING = re.compile(r"^ *\d+: \w+:(\w+) \w+:\w+ 0A ", re.MULTILINE)
+
 # Commands that say no port have to, where it is to be another one.
 _PORT_OF_MAKE = re.compile(r"\bmake run\b")
 _PORT_OF_ECHOD = re.compile(r"\b(twistd( -\S+)* echod\b|echod serve \S+)")
@@ -102,10 +105,10 @@ class Network:
         """
         found = set()
         for table in ("tcp", "tcp6"):
-            for line in self._tables.joinpath(table).read_text().splitlines()[1:]:
-                _, local, _, state, *_ = line.split()
-                port = str(int(local.rpartition(":")[2], 16))
-                if state == "0A" and (self.within or port in self.ports.values()):
+            # Of those that listen: the table of this machine may have thousands of others.
+            for local in _LISTENING.findall(self._tables.joinpath(table).read_text()):
+                port = str(int(local, 16))
+                if self.within or port in self.ports.values():
                     found.add(port)
         for line in self._tables.joinpath("unix").read_text().splitlines()[1:]:
             fields = line.split()
@@ -255,7 +258,8 @@ class Terminal:
     def until(self, condition: Callable[[], object]) -> bool:
         """Wait until `condition()` holds; return whether it does in time."""
         deadline = time.monotonic() + self.patience
-        pause = 0.005
+        # The table of this machine's connections may be large.
+        pause = 0.005 if self._network.within else 0.05
         while not condition():
             if time.monotonic() > deadline:
                 return False
