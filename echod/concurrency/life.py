@@ -238,7 +238,8 @@ class Life:
         assert error is not None
         name = escape(clipped(self.name))
         if isinstance(error, UserError):
-            return f"{name}: {escape(str(error))}"
+            said = escape(str(error))
+            return said if said.startswith(f"{name} ") else f"{name}: {said}"
         return f"{name} cannot be opened: {told_with_place(error)}{_hint(error)}"
 
 

@@ -565,3 +565,17 @@ def test_each_thread_has_an_object_of_its_own_until_its_end(daemon: Start, model
     disconnected = {line.split()[1] for line in told(running) if "[disconnected" in line}
     assert connected
     assert connected == disconnected
+
+
+def test_a_handler_that_its_service_yields_in_the_wrong_model_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "svc.py").write_text(SERVICES)
+    ended = run(
+        tmp_path,
+        *(SCRIPTS / "twistd", "-n", "--pidfile=", *REACTOR, "echod", "--port=0"),
+        *("--handler", "svc:tidy:serves=for_ever", "--concurrency", "serial"),
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "echod: --handler: svc:tidy is a handler of asyncio streams: it runs with --concurrency "
+        "reactor, not serial\n"
+    )
