@@ -345,7 +345,7 @@ async def test_a_client_that_does_not_read_its_stream_is_reset(
 ) -> None:
     """Fault 125: The same after `--write-timeout`."""
     test = Exporting()
-    limits = Limits(write_timeout=1)
+    limits = Limits(write_timeout=0.3)
     handler = test.handler(made)
     async with serving(model, handler=handler, over=over, banner=b"", limits=limits) as server:
         client = await server.connect()

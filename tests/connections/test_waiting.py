@@ -699,7 +699,7 @@ async def test_a_client_that_has_spoken_may_pause_for_longer_than_before_its_fir
     first = b"happy\n"
     async with served(kind, tmp_path, certificate, handlers, first=first, **times) as one:
         await one.answer(first)
-        await deferLater(reactor, 2.5)
+        await deferLater(reactor, 1.5)
         await one.ask(b"days\n")
         await one.finish()
 
@@ -734,7 +734,7 @@ async def test_who_waits_for_a_handler_at_work_is_not_silent(
     times = {"idle_timeout": 0.6, "linger": 0.2}
     first = b"work\n"
     async with served(kind, tmp_path, certificate, PATIENT, first=first, **times) as one:
-        await deferLater(reactor, 2.5)
+        await deferLater(reactor, 1.5)
         LEAVE.set()
         await one.answer(first, then=b"happy\n")
         await one.answer(b"happy\n")
