@@ -157,3 +157,28 @@ def with_scope(address: tuple[Any, ...]) -> tuple[Any, ...]:
         flags = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
         return (socket.getnameinfo(address, flags)[0], *address[1:])
     return address
+
+
+# The attributes that each connection sets, from its beginning to its end.
+_SET = (
+    *("socket", "client", "factory", "server", "reactor"),
+    *("_uv", "connected", "_peer", "sessionno", "protocol", "data_received"),
+    *("producer", "streamingProducer", "producerPaused", "_divert", "_read_ended"),
+    *("_drain_scheduled", "_write_ending", "_write_ended", "_write_paused"),
+    *("disconnecting", "disconnected", "_protocol_name"),
+)
+
+
+def _share_names(kind: type[ServerTransport]) -> None:
+    """Let all objects of a class share the names of their attributes, from the first one on.
+
+    Python lets only the first thirty objects add a name. So if more clients than that came at
+    once, before any had all its attributes, each later connection kept a dictionary of its own.
+    """
+    first = kind.__new__(kind)
+    for name in _SET:
+        setattr(first, name, None)
+
+
+_share_names(TCPServerTransport)
+_share_names(UNIXServerTransport)

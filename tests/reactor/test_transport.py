@@ -8,6 +8,8 @@ import gc
 import os
 import socket
 import struct
+import subprocess
+import sys
 import termios
 import threading
 import time
@@ -693,6 +695,28 @@ def test_idle_connection_is_small(harness: Harness) -> None:
     finally:
         tracemalloc.stop()
     assert sizes[0] < 2560
+
+
+ALL_AT_ONCE = """
+import tracemalloc
+from echod.reactor.server import TCPServerTransport, UNIXServerTransport
+
+for kind in (TCPServerTransport, UNIXServerTransport):
+    made = [kind(None, ("127.0.0.1", 1), None, None, None) for _ in range(200)]
+    tracemalloc.start()
+    for one in made:
+        one.connected = 1
+        one.protocol = one.data_received = one.producer = None
+    print(tracemalloc.get_traced_memory()[0] // len(made))
+    tracemalloc.stop()
+"""
+
+
+def test_clients_that_come_at_once_take_no_more_memory_than_one_after_the_other() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ALL_AT_ONCE], capture_output=True, text=True, check=True
+    )
+    assert [int(each) for each in done.stdout.split()] == [0, 0]
 
 
 def test_with_short_reads_a_producer_is_paused_earlier(harness: Harness) -> None:
