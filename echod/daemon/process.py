@@ -36,6 +36,7 @@ from echod.handlers.plugins import ModulesOnly
 from echod.listening.socket_activation import InheritedSockets, started_with
 from echod.log.observer import LogObserver
 from echod.log.sinks import DescriptorSink, FileSink, Sink, SyslogSink
+from echod.permissions import ROOT
 from echod.settings.definitions import Settings
 from echod.settings.flags import Options as SettingsOptions
 from echod.text import escape
@@ -219,6 +220,8 @@ def prepare_service(
         service = build_service(options.settings, reactor, passed=passed, admit=admit)
     except UserError as error:
         raise SystemExit(f"echod: {options.placed(str(error))}") from None
+    if service.authority is not None and os.geteuid() == ROOT:
+        service.authority.owner = twistd.get("uid")
     danger = checks.refusal_of_programs(twistd, uid=os.geteuid())
     if danger and service.handler.kind is Kind.PROGRAM:
         raise SystemExit(f"echod: --handler: {danger}")

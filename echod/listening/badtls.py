@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,9 @@ HEAD = "# Of a badtls: listener of echod; good for nothing once that has ended.\
 # The modes of a certificate, and of a file with a key.
 READABLE, PRIVATE = 0o644, 0o600
 
+# Returns a user's number; None for who runs the process.
+Owner = Callable[[], int | None]
+
 
 class BadTLSError(UserError):
     """A listener `badtls:` cannot be made; the text says why, in one line."""
@@ -42,6 +45,7 @@ class SharedMistakes:
 
     Attributes:
         announced: whether clients find its certificate in a file.
+        owner: the user who shall own temporary files, so as to remove them; None for who writes.
     """
 
     def __init__(self, *, announced: bool = False) -> None:
@@ -51,6 +55,7 @@ class SharedMistakes:
             announced: whether a listener writes its certificate.
         """
         self.announced = announced
+        self.owner: int | None = None
         self._file: TrustFile | None = None
 
     def announce(self) -> None:
@@ -70,6 +75,10 @@ class SharedMistakes:
         if self._file is not None:
             self._file.remove()
 
+    def get_owner(self) -> int | None:
+        """Return `owner`."""
+        return self.owner
+
     def get_mistakes(self) -> Mistakes:
         """Return `mistakes`."""
         return self.mistakes
@@ -88,7 +97,9 @@ class SharedMistakes:
         """
         for path in paths:
             ca = str(Path.cwd() / path) if path else None
-            endpoint = TrustedEndpoint(endpoint, self.mistakes, ca, served=False)
+            endpoint = TrustedEndpoint(
+                endpoint, self.mistakes, ca, served=False, owner=self.get_owner
+            )
         return endpoint
 
     @cached_property
@@ -111,13 +122,16 @@ class SharedMistakes:
 class TrustFile:
     """A file in which clients find what they need while a listener listens."""
 
-    def __init__(self, option: str, path: str | None, mode: int) -> None:
+    def __init__(
+        self, option: str, path: str | None, mode: int, owner: Owner = lambda: None
+    ) -> None:
         """Set up, without writing.
 
         Args:
             option: the option that names it.
             path: its path; None for a temporary file, which `remove` removes.
             mode: its permissions.
+            owner: returns the user who shall own it, if it is temporary.
 
         Raises:
             BadTLSError: it could not be written.
@@ -125,6 +139,7 @@ class TrustFile:
         self._option = option
         self._is_temporary = path is None
         self._mode = mode
+        self._owner = owner
         self.path = "" if path is None else path
         self._check()
 
@@ -160,6 +175,9 @@ class TrustFile:
             descriptor, made = tempfile.mkstemp(".pem", "echod-", folder)
             with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(descriptor, self._mode)
+                owner = self._owner()
+                if self._is_temporary and owner is not None:
+                    os.fchown(descriptor, owner, -1)
                 file.write(HEAD.encode() + content)
             if self._is_temporary:
                 self.path = made
@@ -187,6 +205,7 @@ class TrustedEndpoint:
         client: str | None = None,
         *,
         served: bool = True,
+        owner: Owner = lambda: None,
     ) -> None:
         """Set up, without listening.
 
@@ -196,6 +215,7 @@ class TrustedEndpoint:
             ca: the path for the authority's certificate; None for a temporary file.
             client: the path for a client's certificate and its key; None for none.
             served: whether clients get the certificates by the names of their hosts.
+            owner: returns the user who shall own temporary files.
 
         Raises:
             BadTLSError: a path cannot be written.
@@ -203,7 +223,7 @@ class TrustedEndpoint:
         self.endpoint = endpoint
         self._mistakes = mistakes
         self._served = served
-        self._ca = TrustFile("ca", ca, READABLE)
+        self._ca = TrustFile("ca", ca, READABLE, owner)
         self._client = client and TrustFile("client", client, PRIVATE)
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:

@@ -199,7 +199,8 @@ def _bad_tls(
     """Return what the words after `badtls:` ask for."""
     from echod.listening.badtls import SharedMistakes, TrustedEndpoint  # rarely needed
 
-    mistakes = (authority or SharedMistakes()).mistakes
+    authority = authority or SharedMistakes()
+    mistakes = authority.mistakes
     from echod.tls.mistakes import MistakesContext  # by a package that is not always there
 
     context = MistakesContext(mistakes, _protocols(words.pop("alpn")))
@@ -209,7 +210,10 @@ def _bad_tls(
     if within in LOOPBACK and "interface" not in words.names and len(positional) < 2:
         words.words.append(LOOPBACK[within])
     endpoint = _endpoint(reactor, words.endpoint, inherited)
-    return Listening(TrustedEndpoint(endpoint, mistakes, ca or None, client or None), context)
+    trusted = TrustedEndpoint(
+        endpoint, mistakes, ca or None, client or None, owner=authority.get_owner
+    )
+    return Listening(trusted, context)
 
 
 def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:

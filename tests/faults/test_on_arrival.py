@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,44 @@ def test_a_daemon_is_ready_that_lets_no_client_in_and_it_can_be_reloaded_and_sto
     here.wait()
     assert here.process.returncode in (0, *TERMINATED)
     here.wait_for("Ended a fault on purpose on tcp:0: " + fault)
+
+
+@pytest.mark.parametrize("fault", ["refuse", "connect-timeout", "slow-accept:time=0.1"])
+def test_a_reload_changes_other_settings_while_a_listener_has_a_fault(
+    daemon: Any, tmp_path: Path, fault: str
+) -> None:
+    """Fault 139: While it lasts, SIGHUP changes other settings, and leaves the fault as it is."""
+    settings = tmp_path / "echod.toml"
+    control = tmp_path / "control"
+
+    def write(banner: str, faults: str) -> None:
+        settings.write_text(
+            f'port = 0\nbanner = "{banner}"\nfault = ["{faults}"]\ncontrol = "unix:{control}"\n'
+        )
+
+    write("before", fault)
+    here = daemon("--config", str(settings), listening=True)
+    here.wait_for("Began a fault on purpose")
+    port = here.port
+    write("after", "close:after=2")
+    here.signal(signal.SIGHUP)
+    here.wait_for("Reloaded; changed: banner")
+    here.wait_for("Ignored until restart: fault")
+    assert "Ended a fault on purpose" not in here.log
+    clear(control)
+    here.wait_for("Ended a fault on purpose")
+    with connect(port) as client:
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b"after\n"
+
+
+def clear(control: Path) -> None:
+    """End all faults of a daemon, by its control."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(control))
+        client.sendall(b"DELETE /faults HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in receive_all(client).partition(b"\r\n")[0]
 
 
 @pytest.mark.parametrize("fault", ["refuse:for=0.5", "connect-timeout:for=0.5"])

@@ -14,7 +14,7 @@ import pytest
 
 from echod.tls.mistakes import Mistake
 from tests.support.daemon import REACTOR, TWISTD, Daemon, Start, starting
-from tests.support.needs import not_here, tool
+from tests.support.needs import needs_root, not_here, tool
 from tests.support.programs import run
 from tests.support.waiting import PATIENCE, block_until
 
@@ -206,6 +206,26 @@ def test_its_file_is_there_while_it_runs(
     path = Path(running.wait_for(r"badtls: the authority is in (\S+);")[0])
     assert path.read_text().count("BEGIN") == 1
     assert "PRIVATE" not in path.read_text()
+    running.stop()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--listen", "badtls:0"),
+        ("--listen", "tls:0:certificate=cert.pem", "--fault", "wrong-certificate"),
+    ],
+)
+def test_its_file_is_removed_by_another_user_too(
+    daemon: Start, tmp_path: Path, certificate: Path, arguments: tuple[str, ...]
+) -> None:
+    """Fault 142: With `--uid`, too, the daemon removes the temporary file at its end."""
+    needs_root("become another user")
+    (tmp_path / "cert.pem").write_bytes(certificate.read_bytes())
+    running = daemon(*arguments, options=("--uid=65534", "--gid=65534"))
+    path = Path(running.wait_for(r"the authority is in ([^;\s]+)")[0])
+    assert path.owner() == "nobody"
     running.stop()
     assert not path.exists()
 
