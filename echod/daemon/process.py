@@ -79,6 +79,8 @@ class Options(SettingsOptions):
         """Look up the handler, and read the endpoint strings and the files that they name."""
         service = prepare_service(self, starting=False)
         try:
+            if self.settings.workers:
+                make_shared(self.settings, service.reactor, InheritedSockets(started_with()))
             service.try_handler()
         except UserError as error:
             raise SystemExit(f"echod: {self.placed(str(error))}") from None

@@ -100,7 +100,7 @@ class LinkNotifier(Notifier):
         self._service = service
 
     def starting(self, text: str, seconds: float) -> None:
-        pass
+        self._link.send(news="starting", text=text, seconds=seconds)
 
     def reloading(self) -> None:
         pass

@@ -222,7 +222,9 @@ class Workers(Service):
             raise StartError(f"{signal.Signals(stopped[0]).name} came while the workers started")
         if not any(seat.child for seat in self._seats):
             self._end_start()
-            raise StartError(self._failed[0])
+            why = escape(self._failed[0])
+            log.critical("{why}", why=why)
+            raise StartError(why)
         self._serving = True
         for seat in self._seats:
             if seat.child is None:
@@ -306,6 +308,8 @@ class Workers(Service):
                 if not seat.next:
                     log.info("{child} drains; its successor starts", child=str(child))
                     seat.later = self.reactor.callLater(MOMENT, self._start, seat)
+            case "starting" if not self._is_ready:
+                self.notifier.starting(str(news["text"]), float(news["seconds"]))
             case "figures" if self.figures is not None:
                 self.figures.told(child, news["figures"], news["number"])
             case "prepared" if self._reload is not None:

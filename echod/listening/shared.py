@@ -76,9 +76,9 @@ class SharedSockets:
         return self._shares[number - 1]
 
     @property
-    def address(self) -> object:
-        """The address, as `socket.getsockname` returns it."""
-        return self._sockets[0].getsockname()
+    def port(self) -> int:
+        """The TCP port."""
+        return int(self._sockets[0].getsockname()[1])
 
     def close(self) -> None:
         """Close the sockets here; the workers still have theirs. Calling it again is harmless."""

@@ -29,6 +29,7 @@ from tests.support.served_workers import (
     wait_until_served,
     write_handler,
 )
+from tests.support.service_manager import managing
 from tests.support.waiting import PATIENCE, block_until
 
 
@@ -161,6 +162,18 @@ def test_a_service_whose_workers_cannot_start_says_why(tmp_path: Path) -> None:
     assert len(said) == 1
     assert "this module is broken" in said[0]
     assert "Traceback" not in ended.stderr
+
+
+def test_a_service_that_cannot_start_in_the_background_says_why_in_its_log(
+    tmp_path: Path,
+) -> None:
+    write_handler(tmp_path)
+    (tmp_path / "broken").touch()
+    command = [SCRIPTS / "twistd", "--pidfile=p", "--logfile=log", *REACTOR, "echod", "--port=0"]
+    ended = run(tmp_path, *command, "--handler", "answers:who", "--workers", "2")
+    assert ended.returncode == 1
+    assert not (tmp_path / "p").exists()
+    assert re.search(r"#critical\] .*this module is broken", (tmp_path / "log").read_text())
 
 
 def test_a_first_worker_that_just_dies_is_named(tmp_path: Path) -> None:
@@ -397,6 +410,36 @@ def test_tls_with_workers_gives_no_tickets(daemon: Start, certificate: Path) -> 
         ).stdout
         assert b"Finished" in told
         assert b"NewSessionTicket" not in told
+
+
+def test_the_service_manager_hears_one_service(daemon: Start, tmp_path: Path) -> None:
+    with managing(str(tmp_path / "manager")) as manager:
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "NOTIFY_SOCKET": manager.address,
+            "WATCHDOG_USEC": "200000",
+        }
+        running = daemon("--workers", "2", env=environment)
+        wait_until_served(running, 2)
+        manager.wait_for("READY=1")
+        manager.wait_for("WATCHDOG=1", 2)
+        os.kill(served_by(running)[1], signal.SIGKILL)
+        wait_until_served(running, 3)
+        # Its queue was full meanwhile; it is not once these have come one by one.
+        beats = sum("WATCHDOG=1" in message for message in manager.heard)
+        manager.wait_for("WATCHDOG=1", beats + 14)
+        running.signal()
+        manager.wait_for("STOPPING=1")
+        running.wait()
+        told = [
+            message[0]
+            for message in manager.heard
+            if not message[0].startswith(("WATCHDOG", "STATUS"))
+        ]
+        assert told == ["READY=1", "STOPPING=1"]
+        assert f"MAINPID={running.process.pid}" in manager.heard[0]
+        assert "STATUS=Serving; workers: 2 of 2" in manager.heard[0]
 
 
 @needs_root

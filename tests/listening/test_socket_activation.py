@@ -109,11 +109,13 @@ async def test_a_unix_socket_is_served_and_its_file_is_left(
     kept = socket.socket(socket.AF_UNIX)
     kept.bind(path)
     kept.listen()
+    Path(path).chmod(0o640)
     for _ in range(2):  # and again by the next daemon
         found = told(first=passed.add(kept)).take(name="a")
         port = await ActivatedEndpoint(reactor, found).listen(EchoFactory(reactor))
         await is_served(await connectProtocol(UNIXClientEndpoint(reactor, path), Talker()))
         await port.stopListening()
+        assert Path(path).stat().st_mode & 0o777 == 0o640  # Twisted would let every user in
     with socket.socket(socket.AF_UNIX) as queued:
         queued.connect(path)
 
