@@ -61,7 +61,7 @@ class Image:
         twistd = environment.bin / "twistd"
         twistd.write_text(f"#!{python}\nfrom twisted.scripts.twistd import run\nrun()\n")
         twistd.chmod(0o755)
-        # What is needed to build is here, and no index can be asked.
+        # The build finds its tools here, and can ask no index.
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
             "PATH": f"{environment.bin}:{os.environ['PATH']}",
