@@ -58,6 +58,9 @@ class Subject(Protocol):
     @property
     def draining(self) -> bool: ...
 
+    def prepare_faults(self, rules: Iterable[Rule]) -> Awaitable[None]:
+        """Make ahead what takes long."""
+
     def begin_to_change_faults(
         self, rules: Iterable[Rule], seed: int | None = None
     ) -> Iterator[None]:
@@ -239,6 +242,7 @@ class Operations:
     async def _change(self, rules: Sequence[Rule], seed: int | None) -> None:
         if len(rules) > MOST_FAULTS:
             raise Refused(400, f"there may be {MOST_FAULTS} faults at most")
+        await self._subject.prepare_faults(rules)
         try:
             steps = self._subject.begin_to_change_faults(rules, seed)
         except UserError as error:

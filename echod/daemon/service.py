@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IServiceCollection, Service
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
@@ -441,6 +441,13 @@ class EchoService(Service):
             log.info("No faults on purpose")
         self._log_faults()
         return steps
+
+    def prepare_faults(self, rules: Iterable[Rule]) -> Deferred[None]:
+        """Make ahead what takes long: then `change_faults` does not hold the event loop."""
+        needs = any(getattr(rule.fault, "ca", None) is not None for rule in rules)
+        if not needs or self.authority is None:
+            return succeed(None)
+        return self.authority.make_ahead(IReactorFromThreads(self.reactor))
 
     def _announce(self, rules: Iterable[Rule]) -> None:
         """Write what clients need for new faults, for which no listener has written it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IListeningPort,
     IProtocolFactory,
+    IReactorFromThreads,
     IStreamServerEndpoint,
 )
 from twisted.logger import Logger
@@ -74,6 +76,21 @@ class SharedMistakes:
         """Remove that file."""
         if self._file is not None:
             self._file.remove()
+
+    def make_ahead(self, reactor: IReactorFromThreads) -> Deferred[None]:
+        """Make the certificates in a thread: the first time, their import takes long.
+
+        An error comes again when they are asked for.
+        """
+        made: Deferred[None] = Deferred()
+
+        def work() -> None:
+            with contextlib.suppress(BadTLSError):
+                self.mistakes.certificate  # noqa: B018 - it is kept
+            reactor.callFromThread(made.callback, None)
+
+        threading.Thread(target=work, name="echod-authority", daemon=True).start()
+        return made
 
     def get_owner(self) -> int | None:
         """Return `owner`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from echod.reasons import EndReason
 from echod.settings.definitions import Settings
 from echod.status.snapshot import state_of
 from echod.tls import TLSFactory
+from echod.tls.mistakes import Mistakes
 from tests.support.daemon import MODELS
 from tests.support.log import Log
 from tests.support.needs import not_here
@@ -389,6 +391,27 @@ async def test_the_faults_of_many_connections_change_in_shares(
         await eventually(lambda: sum(bool(one.picks) for one in faults.open.values()) == count)
         new.send(b"x")
         await new.receive(b"OK...x")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_test_authority_is_made_in_a_thread_when_a_fault_first_needs_it(
+    certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    make = Mistakes.__init__
+
+    def note(mistakes: Mistakes) -> None:
+        threads.append(threading.current_thread())
+        make(mistakes)
+
+    monkeypatch.setattr(Mistakes, "__init__", note)
+    listen = every_way(certificate, tmp_path)
+    async with running(tmp_path, listen=listen) as controlled:
+        for _ in range(2):
+            status, _ = await controlled.ask("PUT", "/faults", {"faults": ["wrong-certificate"]})
+            assert status == 200
+    (thread,) = threads
+    assert thread is not threading.main_thread()
 
 
 @in_models
