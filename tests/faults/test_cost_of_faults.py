@@ -10,12 +10,16 @@ import pytest
 
 from bench import faults, pauses
 from tests.faults.scale import SOAK
-from tests.support.needs import tool
-
-long_form = pytest.mark.skipif(not SOAK, reason="it takes minutes: make soak runs it")
+from tests.support.needs import not_here, tool
 
 
-@long_form
+@pytest.fixture
+def long_form() -> None:
+    if not SOAK:
+        not_here("it takes minutes: make soak runs it")
+
+
+@pytest.mark.usefixtures("long_form")
 def test_a_fault_on_one_connection_in_ten_costs_the_others_little() -> None:
     """Fault 136: By valgrind's count of instructions, a message of the other nine costs at most
     1.05 times as much as without faults.
@@ -24,7 +28,7 @@ def test_a_fault_on_one_connection_in_ten_costs_the_others_little() -> None:
     assert faults.main() == 0
 
 
-@long_form
+@pytest.mark.usefixtures("long_form")
 def test_no_pause_is_much_longer_than_asked_for() -> None:
     """Fault 162: The median of twenty pauses is at most 10 %, or 5 ms, longer than asked for, and
     no byte comes earlier.
