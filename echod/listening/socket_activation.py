@@ -28,12 +28,14 @@ from twisted.internet.interfaces import (
     IReactorSocket,
     IStreamServerEndpoint,
 )
-from twisted.python import log
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from echod.errors import UserError
 from echod.listening.backlog import backlog_of
 from echod.text import escape, plural
+
+log = Logger("echod.listening")
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
@@ -224,7 +226,11 @@ class PassedUNIXPort(unix.Port):
         assert passed is not None
         assert self.factory is not None
         tcp._reservedFD.reserve()
-        log.msg(f"{self._getLogPrefix(self.factory)} starting on {os.fsdecode(self._bindPath)!r}")
+        log.info(
+            "{prefix} starting on {path!r}",
+            prefix=self._getLogPrefix(self.factory),
+            path=os.fsdecode(self._bindPath),
+        )
         self.factory.doStart()
         self.socket = passed
         self.fileno = passed.fileno  # type: ignore[method-assign]

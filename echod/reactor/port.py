@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.logger import Logger
-from twisted.python import log
 
 from echod.reactor.server import (
     ServerTransport,
@@ -260,7 +259,11 @@ class UNIXPort(AcceptingPort, unix.Port):
             return
         # Twisted would make its file writable for all users, or fail if another one owns it.
         _reserve.take()
-        log.msg(f"{self._getLogPrefix(self.factory)} starting on {os.fsdecode(self._bindPath)!r}")
+        _log.info(
+            "{prefix} starting on {path!r}",
+            prefix=self._getLogPrefix(self.factory),
+            path=os.fsdecode(self._bindPath),
+        )
         assert self.factory is not None
         self.factory.doStart()
         self.socket = passed
