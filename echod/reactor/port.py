@@ -259,11 +259,9 @@ class UNIXPort(AcceptingPort, unix.Port):
             return
         # Twisted would make its file writable for all users, or fail if another one owns it.
         _reserve.take()
-        _log.info(
-            "{prefix} starting on {path!r}",
-            prefix=self._getLogPrefix(self.factory),
-            path=os.fsdecode(self._bindPath),
-        )
+        text = f"{self._getLogPrefix(self.factory)} starting on {os.fsdecode(self._bindPath)!r}"
+        # As a tuple it is for observers of Twisted's old kind: its own port has no other.
+        _log.info("{text}", text=text, message=(text,))
         assert self.factory is not None
         self.factory.doStart()
         self.socket = passed

@@ -635,9 +635,11 @@ def test_an_idle_connection_that_is_not_selected_costs_no_byte_more() -> None:
                 lose(protocol)
 
     faults = Faults([parse_fault("reset:every=1000")], 1, 1, "")
-    without = bytes_of_a_hundred(None)
+    # Tables that all share grow now and then, so the least of some rounds counts.
+    rounds = [(bytes_of_a_hundred(None), bytes_of_a_hundred(faults)) for _ in range(5)]
+    without, with_faults = (min(each) for each in zip(*rounds, strict=True))
     assert without > 0
-    assert bytes_of_a_hundred(faults) <= without + 100  # a number or two that is counted
+    assert with_faults <= without + 100  # a number or two that is counted
 
 
 @pytest.mark.parametrize("way", WAYS)
