@@ -290,6 +290,8 @@ class Workers(Service):
             child.start(order, sockets, self._table.descriptor)
         except OSError as error:  # no more processes, or descriptors, are allowed
             self._children.discard(child)
+            if "block" in order:
+                self._free_blocks.append(child.block)
             child.state, child.why = "ended", f"worker {seat.number}: {error.strerror}"
             self._not_started(seat, child)
 
@@ -369,6 +371,7 @@ class Workers(Service):
             seat.leaving = before
             before.stop()
         self._tell_ready()
+        self._renew_next()
 
     def _not_started(self, seat: Seat, child: Child) -> None:
         """Take note that a worker has ended before it served."""
@@ -509,12 +512,14 @@ class Workers(Service):
         self._renew_next()
 
     def _renew_next(self) -> None:
+        """Renew the next worker, unless the last one has not finished, or one does not serve."""
         if self._renewing is None or self.draining:
             return
+        if not all(seat.is_settled for seat in self._seats):
+            return  # this is called again when a worker serves, and when a predecessor has ended
         for seat in self._renewing:
-            if seat.child is not None and seat.next is None:
-                self._start(seat)
-                return
+            self._start(seat)
+            return
         log.info("The workers have been replaced")
         self._renewing = None
         if self._renew_again:
@@ -539,6 +544,7 @@ class Workers(Service):
         self._close()
         if self._reload is not None:
             self._reload.cancel()
+            self._reload = None
         stopped = self._stopped = Deferred()
         for child in list(self._children):
             _stop(child)
@@ -614,6 +620,11 @@ class Seat:
     def decided(self) -> bool:
         """Whether its first process serves, or has ended."""
         return self.next is None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether one process serves, and the renewal waits for no other."""
+        return self.child is not None and self.next is None and self.leaving is None
 
 
 class Reload:
