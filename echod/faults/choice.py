@@ -99,7 +99,8 @@ class Course:
         holds = [stage.holds_until for stage in stages]
         return [
             item._replace(
-                due=max([now, acts[item.act], *(until for until in holds if until <= item.due)])
+                due=max([now, acts[item.act], *(until for until in holds if until <= item.due)]),
+                gap=0.0,
             )
             for item in items
             if item.act in acts

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from echod.connections.factory import EchoFactory
@@ -314,6 +314,7 @@ STEPS = st.one_of(
 
 
 @given(st.lists(STEPS, max_size=20))
+@example([[("slice:size=7,pause=0.5", "")], bytes(22)])
 def test_no_byte_is_lost_or_moved_by_any_changes_of_faults_of_time(steps: list[Any]) -> None:
     clock = VirtualReactor()
     plan = FaultPlan([], 1, changeable=True)

@@ -14,8 +14,6 @@ from typing import Any
 from twisted.application.service import ServiceMaker
 from twisted.logger import globalLogBeginner
 
-from echod.collector import importing
-
 
 def take_signals() -> None:
     """Let a signal end the process at once, until the daemon handles signals itself."""
@@ -45,6 +43,8 @@ class EchodMaker(ServiceMaker):
     def options(self):  # type: ignore[no-untyped-def]
         take_signals()
         _end_if_interrupted()
+        from echod.collector import importing  # from here on, a signal may come
+
         with importing():
             return super().options
 
