@@ -163,9 +163,10 @@ class Page:
         if "typed" in block.marks or _CTRL_C in shown:
             self._talk(text, shown, block.marks.get("typed", "").split(", "))
             return
-        if _SERVES.match(text) and "beside" not in block.marks:
+        serves = _SERVES.match(text) is not None
+        if serves and "beside" not in block.marks:
             self._stop_server()
-        ran = self._terminal.run(text)
+        ran = self._terminal.run(text, serves=serves)
         if ran is self._terminal.server:
             self._wait_for_log(shown)
         else:
@@ -180,7 +181,7 @@ class Page:
             nonlocal ran, ports
             ports = compare(shown, ran.printed, self._ports, gaps=gaps)
             if ports is None and "eventually" in marks:
-                ran = self._terminal.run(ran.text)
+                ran = self._terminal.run(ran.text, serves=False)
             return ports is not None
 
         if not (self._until(agrees) if "eventually" in marks else agrees()):

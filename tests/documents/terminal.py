@@ -267,8 +267,13 @@ class Terminal:
             pause = min(1.5 * pause, 0.1)  # looking costs the page's programs their processor
         return True
 
-    def run(self, text: str) -> Command:
+    def run(self, text: str, *, serves: bool = True) -> Command:
         """Run a command to its end, or until it serves.
+
+        Args:
+            text: the command.
+            serves: whether it may be a server; another one may leave a server behind, as
+                `haproxy -D` does.
 
         Raises:
             TimeoutError: it does neither.
@@ -276,7 +281,7 @@ class Terminal:
         before = self._network.listening(self.directory)
         command = self._start_alone(text) or self.start(text)
         if not self.until(
-            lambda: command.ended or self._network.listening(self.directory) - before
+            lambda: command.ended or (serves and self._network.listening(self.directory) - before)
         ):
             self.interrupt(command)
             raise TimeoutError(f"it has neither ended nor begun to listen in {self.patience} s")
