@@ -504,6 +504,9 @@ class Workers(Service):
         """Replace the workers by new processes, one at a time."""
         if self.draining:
             return
+        if not self._serving:  # the start waits for its own workers, not for their successors
+            self.reactor.callWhenRunning(self.renew)
+            return
         if self._renewing is not None:
             self._renew_again = True
             return

@@ -709,6 +709,26 @@ def test_a_successor_that_cannot_start_ends_the_renewal(two: Supervision, log: L
     assert len(two.processes) == 4
 
 
+def test_a_renewal_that_is_asked_for_in_the_start_begins_after_it(make: Make, log: Log) -> None:
+    served = make(1)
+
+    def begin() -> None:
+        served.processes[0].tell("ready")
+        served.supervisor.renew()
+
+    served.supervisor.privilegedStartService()
+    served.reactor.steps.append(begin)
+    served.supervisor.startService()
+    assert len(served.processes) == 1
+    served.reactor.run()
+    assert len(served.processes) == 2
+    served.processes[1].tell("failed", why="a syntax error")
+    served.processes[1].end(1)
+    assert errors(log) == ["a syntax error: the workers that serve go on, with their code"]
+    served.supervisor.renew()
+    assert len(served.processes) == 3
+
+
 def test_a_second_renewal_waits_for_the_first(make: Make) -> None:
     served = make(1)
     (one,) = served.serve()
