@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from echod.concurrency.thread_socket import INTERRUPT
-from echod.daemon import signals
+from echod.daemon import ending, signals
 from echod.daemon.signals import Signals
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, INTERRUPT)
@@ -239,3 +239,100 @@ def test_where_no_thread_can_be_started_the_kernels_timer_ends_the_process(
     )
     assert ended.stdout == b"stopped\n"
     assert ended.returncode == -signal.SIGALRM
+
+
+def test_under_a_supervisor_only_its_order_hurries(looped: FakeReactor, exits: list[int]) -> None:
+    handlers = make(looped, supervised=True, grace=0.05)
+    handlers.install()
+    os.kill(os.getpid(), signal.SIGINT)  # which a terminal sends to the supervisor, too
+    assert (looped.stopped_by, handlers.code) == ([], 0)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (looped.stopped_by, looped.calls) == ([signal.SIGTERM], [])
+    handlers.hurry()
+    assert looped.calls == [abort]
+    join_stopper()
+    assert exits == [128 + signal.SIGTERM]
+
+
+def test_an_order_to_stop_from_any_thread_stops_once_in_the_reactor(
+    looped: FakeReactor, exits: list[int]
+) -> None:
+    handlers = make(looped, patience=0.05, supervised=True)
+    handlers.install()
+    for _ in range(2):
+        thread = threading.Thread(target=handlers.stop)
+        thread.start()
+        thread.join()
+    assert looped.stopped_by == []
+    while looped.calls:
+        looped.calls.pop()()
+    assert looped.stopped_by == [signal.SIGTERM]
+    join_stopper()
+    assert exits == [128 + signal.SIGTERM]
+
+
+def test_a_signal_during_the_start_goes_to_who_starts(
+    looped: FakeReactor, exits: list[int]
+) -> None:
+    handlers = make(looped, patience=0)
+    handlers.install()
+    taken: list[int] = []
+    handlers.starting = taken.append
+    os.kill(os.getpid(), signal.SIGINT)
+    assert (taken, looped.stopped_by) == ([signal.SIGINT], [])
+    join_stopper()
+    assert exits == [128 + signal.SIGINT]
+
+
+def test_a_fork_blocks_the_signals_until_the_child_handles_none(
+    looped: FakeReactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks: dict[str, Any] = {}
+    monkeypatch.setattr(os, "register_at_fork", hooks.update)
+    monkeypatch.setattr(looped, "callLater", lambda *call: looped.calls.append(call), False)
+    woken: list[int] = []
+    monkeypatch.setattr(signal, "set_wakeup_fd", woken.append)
+    handlers = make(looped)
+    handlers.install()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    hooks["before"]()
+    assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} <= signal.pthread_sigmask(
+        signal.SIG_BLOCK, ()
+    )
+    hooks["after_in_parent"]()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    hooks["before"]()
+    hooks["after_in_child"]()  # twistd goes into the background: the child is the daemon
+    assert signal.getsignal(signal.SIGTERM) == looped.sigTerm
+    handlers.serve()
+    hooks["before"]()
+    hooks["after_in_child"]()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert woken == [-1]
+    assert looped.calls == [(0, os._exit, 0)]  # the child does not go on with the event loop
+
+
+def test_the_interpreter_ends_before_the_signal_ends_the_process(
+    looped: FakeReactor, exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[object] = []
+    monkeypatch.setattr(ending, "end_by_signal", ended.append)
+    monkeypatch.setattr(ending, "keep_deadline", lambda *words: ended.append(words))
+    handlers = make(looped, patience=0.05)
+    handlers.install()
+    (_, _, begin), (_, _, reactor_ended) = looped.triggers
+    reactor_ended()
+    handlers._leave_to_kernel()
+    assert ended == []  # neither a signal nor a deadline
+    handlers.code = 1
+    begin()
+    looped._exitSignal = signal.SIGTERM
+    reactor_ended()
+    assert ended == [signal.SIGTERM]
+    assert looped._exitSignal is None
+    handlers._leave_to_kernel()
+    assert ended[1:] == [(1, handlers._deadline)]
+    join_stopper()
+    assert exits == [1]
