@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort
-from twisted.internet.task import deferLater
+from twisted.internet.interfaces import IAddress, IListeningPort, IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -154,10 +153,22 @@ class Listener(Generic[Served]):
 
         The queue of sockets that systemd has passed stays: it is the next process's.
         """
+        if not hasattr(port, "socket"):
+            return
         for _ in range(MOST_ROUNDS):
-            if not hasattr(port, "socket") or not _accept_from(port):
-                return
-            await deferLater(self._reactor, 0)
+            if not _accept_from(port):
+                break
+            await self._turn()
+        # On uvloop a client that was accepted, here or by the reactor, gets its protocol later.
+        # The first of these calls may be among others that were asked for before.
+        await self._turn()
+        await self._turn()
+
+    def _turn(self) -> Deferred[None]:
+        """Wait until the event loop has done what it has to do by now, timers apart."""
+        turned: Deferred[None] = Deferred()
+        IReactorFromThreads(self._reactor).callFromThread(turned.callback, None)
+        return turned
 
     @property
     def address(self) -> IAddress | None:

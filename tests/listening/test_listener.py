@@ -109,3 +109,32 @@ async def test_a_paused_listener_lets_clients_wait_until_no_reason_is_left() -> 
         await turns(20)
         assert len(accepted) == 1
     await made.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_was_just_accepted_has_its_protocol_before_the_stop_is_over() -> None:
+    begun: list[Protocol] = []
+
+    class Begins(Protocol):
+        def connectionMade(self) -> None:
+            begun.append(self)
+
+    made = Listener(
+        reactor, LOOPBACK, parse_listen(reactor, LOOPBACK), Factory.forProtocol(Begins)
+    )
+    await made.listen()
+    address: Any = made.address
+    (port,) = made._ports
+    stopped: list[int] = []
+
+    def stop() -> None:
+        made.stop().addCallback(lambda _: stopped.append(len(begun)))
+
+    port.stopReading()
+    with socket.create_connection(("127.0.0.1", address.port)):
+        await eventually(lambda: made.has_waiting_clients)
+        reactor.callFromThread(stop)  # as a signal does
+        await eventually(lambda: stopped)
+        assert stopped == [1]
+        begun[0].transport.abortConnection()
+        await turns(3)
