@@ -173,7 +173,7 @@ def test_the_log_is_finished_at_the_end_and_begins_a_new_file_at_sigusr1(
 # The pidfile.
 
 
-@pytest.mark.parametrize("content", ["", "nonsense", str(os.getpid())])
+@pytest.mark.parametrize("content", ["", "nonsense", str(os.getpid())], ids=["", "text", "own"])
 def test_a_stale_pidfile_is_removed_where_twistd_writes_it(
     content: str, tmp_path: Path, log: Log
 ) -> None:
