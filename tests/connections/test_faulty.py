@@ -639,7 +639,8 @@ def test_an_idle_connection_that_is_not_selected_costs_no_byte_more() -> None:
     rounds = [(bytes_of_a_hundred(None), bytes_of_a_hundred(faults)) for _ in range(5)]
     without, with_faults = (min(each) for each in zip(*rounds, strict=True))
     assert without > 0
-    assert with_faults <= without + 100  # a number or two that is counted
+    # The smallest object for each would take more: numbers that are counted grow, and tables.
+    assert with_faults < without + 100 * 16
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -322,9 +322,12 @@ def test_the_log_has_whole_lines_with_the_number_of_the_worker(two: Daemon) -> N
 def test_a_line_of_json_has_the_number_of_the_worker(daemon: Start) -> None:
     running = daemon("--workers", "2", "--log-format", "json")
     wait_until_served(running, 2)
-    lines = [json.loads(line) for line in running.lines]
-    assert {1, 2} <= {line.get("worker") for line in lines}
-    assert all(line["message"] for line in lines)
+
+    def lines() -> list[dict[str, object]]:
+        return [json.loads(line) for line in list(running.lines)]
+
+    block_until(lambda: {1, 2} <= {line.get("worker") for line in lines()})
+    assert all(line["message"] for line in lines())
 
 
 @pytest.mark.parametrize(
