@@ -639,8 +639,8 @@ def test_an_idle_connection_that_is_not_selected_costs_no_byte_more() -> None:
     rounds = [(bytes_of_a_hundred(None), bytes_of_a_hundred(faults)) for _ in range(5)]
     without, with_faults = (min(each) for each in zip(*rounds, strict=True))
     assert without > 0
-    # The smallest object for each would take more: numbers that are counted grow, and tables.
-    assert with_faults < without + 100 * 16
+    # An object for each, with one slot, would take 40: numbers that are counted grow, and tables.
+    assert with_faults < without + 100 * 40
 
 
 @pytest.mark.parametrize("way", WAYS)
