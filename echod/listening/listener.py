@@ -138,31 +138,39 @@ class Listener(Generic[Served]):
         return [port for port in ports if hasattr(port, "socket")]
 
     def stop(self) -> Deferred[None]:
-        """Accept the clients that wait, then stop; the Deferred fires once that is done."""
+        """Accept the clients that wait, then stop; the Deferred fires once that is done.
+
+        Every client that was accepted has its protocol then, and counts as a connection.
+        """
         self._stopped = True
         if self._arrivals is not None:
             self._arrivals.stop()
+        ports = self._ports
         port, self._port = self._port, None
         if port is None:
             return succeed(None)
-        waiting = succeed(None) if self._pauses else ensureDeferred(self._take_waiting(port))
-        return waiting.addCallback(lambda _: port.stopListening())
+        return ensureDeferred(self._stop(port, accepts=bool(ports)))
+
+    async def _stop(self, port: IListeningPort, *, accepts: bool) -> None:
+        if not self._pauses:
+            await self._take_waiting(port)
+        if (stopping := port.stopListening()) is not None:
+            await stopping
+        if accepts:
+            # On uvloop a client that was accepted gets its protocol later. The first of these
+            # calls may be among others that were asked for before.
+            await self._turn()
+            await self._turn()
 
     async def _take_waiting(self, port: IListeningPort) -> None:
         """Accept those in the kernel's queue, which would reset them; some in each turn.
 
         The queue of sockets that systemd has passed stays: it is the next process's.
         """
-        if not hasattr(port, "socket"):
-            return
         for _ in range(MOST_ROUNDS):
-            if not _accept_from(port):
-                break
+            if not hasattr(port, "socket") or not _accept_from(port):
+                return
             await self._turn()
-        # On uvloop a client that was accepted, here or by the reactor, gets its protocol later.
-        # The first of these calls may be among others that were asked for before.
-        await self._turn()
-        await self._turn()
 
     def _turn(self) -> Deferred[None]:
         """Wait until the event loop has done what it has to do by now, timers apart."""

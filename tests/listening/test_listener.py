@@ -125,16 +125,19 @@ async def test_a_client_that_was_just_accepted_has_its_protocol_before_the_stop_
     await made.listen()
     address: Any = made.address
     (port,) = made._ports
+    stop_listening = port.stopListening
     stopped: list[int] = []
 
-    def stop() -> None:
-        made.stop().addCallback(lambda _: stopped.append(len(begun)))
+    def accept_a_last_one() -> Any:
+        clients.append(socket.create_connection(("127.0.0.1", address.port)))
+        port.doRead()  # on uvloop the protocol follows in a later turn
+        return stop_listening()
 
-    port.stopReading()
-    with socket.create_connection(("127.0.0.1", address.port)):
-        await eventually(lambda: made.has_waiting_clients)
-        reactor.callFromThread(stop)  # as a signal does
-        await eventually(lambda: stopped)
+    port.stopListening = accept_a_last_one
+    clients: list[socket.socket] = []
+    made.stop().addCallback(lambda _: stopped.append(len(begun)))
+    await eventually(lambda: stopped)
+    with clients[0]:
         assert stopped == [1]
         begun[0].transport.abortConnection()
         await turns(3)
