@@ -58,8 +58,12 @@ class Admission:
     @limits.setter
     def limits(self, limits: Limits) -> None:
         self._limits = limits
-        rate = limits.max_accept_rate
-        self._bucket = TokenBucket(rate, max(rate, limits.max_connections), self._seconds())
+        self._use(limits.max_connections)
+
+    def _use(self, most: int) -> None:
+        """Accept at most so many connections at once, if the rate allows it."""
+        rate = self._limits.max_accept_rate
+        self._bucket = TokenBucket(rate, max(rate, most), self._seconds())
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -15,7 +15,7 @@ import mmap
 import os
 from collections.abc import Callable, Sequence
 
-from echod.connections.admission import Admission, TokenBucket
+from echod.connections.admission import Admission
 from echod.limits import Level, Limits
 from echod.reasons import Refusal
 
@@ -104,18 +104,10 @@ class SharedAdmission(Admission):
         self._seen = self._accepted_by_others()
         self._begin_with_the_others_tokens()
 
-    @property
-    def limits(self) -> Limits:
-        """The limits; new ones apply to new connections."""
-        return self._limits
-
-    @limits.setter
-    def limits(self, limits: Limits) -> None:
-        self._limits = limits
-        self._most = round(limits.max_connections * self._factor)
-        self._most_of_address = round(limits.max_connections_per_address * self._factor)
-        rate = limits.max_accept_rate
-        self._bucket = TokenBucket(rate, max(rate, self._most), self._seconds())
+    def _use(self, most: int) -> None:
+        self._most = round(most * self._factor)
+        self._most_of_address = round(self._limits.max_connections_per_address * self._factor)
+        super()._use(self._most)
 
     @property
     def levels(self) -> Sequence[Level]:  # type: ignore[override]
