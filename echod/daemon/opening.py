@@ -88,21 +88,22 @@ def open_before_running(
     pool = _start_threads(reactor)
     try:
         result = _opened(reactor, life, timeout, grace, start)
-        why = _why_ended(life, start, timeout)
-        if why or isinstance(result, Failure):
-            _stop_threads(pool)
-        if start.number and signals is not None:
-            ending.end_by_signal(start.number)
-        if why:
-            raise StartError(why)
-        if isinstance(result, Failure):
-            with named("--handler"):
-                result.raiseException()
-        assert isinstance(result, ResolvedHandler)
-        return result
     finally:
         if signals is not None:
             signals.starting = None
+    if isinstance(result, ResolvedHandler):
+        if start.number and signals is not None:
+            signals.pass_on(start.number)  # the end closes what is open
+        return result
+    _stop_threads(pool)
+    if start.number and signals is not None:
+        ending.end_by_signal(start.number)
+    if why := _why_ended(life, start, timeout):
+        raise StartError(why)
+    assert result is not None
+    assert result.value is not None
+    with named("--handler"):
+        raise result.value.with_traceback(result.getTracebackObject())
 
 
 def _opened(
@@ -117,12 +118,13 @@ def _opened(
     while not (results or start.has_to_end):
         reactor.iterate(TURN)
         start.late = time.monotonic() >= deadline
-    if not results:
-        life.skip()
-        end = time.monotonic() + grace
-        while not results and time.monotonic() < end:
-            reactor.iterate(TURN)
-    return results[0] if results else None
+    if results:
+        return results[0]
+    life.skip()
+    end = time.monotonic() + grace
+    while not results and time.monotonic() < end:
+        reactor.iterate(TURN)
+    return None
 
 
 @contextlib.contextmanager

@@ -223,6 +223,10 @@ class Signals:
         else:
             self._stop[number](number, frame)
 
+    def pass_on(self, number: int) -> None:
+        """Let the reactor handle a signal that came in the last turn of a start that succeeded."""
+        self._stop[number](number, None)
+
     def stop(self) -> None:
         """Begin the end as SIGTERM does, unless it has begun; any thread may call this."""
         self.code = self.code or 128 + signal.SIGTERM

@@ -216,7 +216,7 @@ class Workers(Service):
             process.reapAllProcesses()  # Twisted's own reactors do it only once they run
         if self.signals is not None:
             self.signals.starting = None
-        if stopped:
+        if stopped and not all(seat.child for seat in self._seats):
             self._end_start()
             ending.end_by_signal(stopped[0])
             raise StartError(f"{signal.Signals(stopped[0]).name} came while the workers started")
@@ -230,6 +230,8 @@ class Workers(Service):
             if seat.child is None:
                 self._start_later(seat)
         self.reactor.callWhenRunning(self._when_running)
+        if stopped and self.signals is not None:
+            self.signals.pass_on(stopped[0])  # clients may have been served: they are drained
 
     def _end_start(self) -> None:
         """Kill what has been started; a service of a worker is over by its drain's time."""

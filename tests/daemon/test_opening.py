@@ -266,3 +266,17 @@ def test_a_signal_ends_the_start(standing: Any, monkeypatch: pytest.MonkeyPatch)
         opened(standing, hangs, signals=signals)
     assert steps == [signal.SIGTERM]
     assert signals.starting is None
+
+
+def test_a_signal_in_the_turn_that_opens_a_service_is_left_to_the_reactor(standing: Any) -> None:
+    """So the end closes what has been opened."""
+    signals = SimpleNamespace(starting=None, pass_on=steps.append)
+
+    @service
+    async def opens(service: Service) -> AsyncIterator[Any]:
+        signals.starting(signal.SIGTERM)
+        yield message_handler(lambda message: message)
+
+    assert opened(standing, opens, signals=signals).kind is Kind.MESSAGE
+    assert steps == [signal.SIGTERM]
+    assert signals.starting is None

@@ -316,6 +316,28 @@ def test_a_signal_ends_the_start_and_its_workers(
     assert not served.sockets._sockets
 
 
+def test_a_signal_in_the_turn_in_which_the_last_worker_serves_drains(make: Make, log: Log) -> None:
+    """Its clients may have been served already."""
+    served = make()
+    supervisor = served.supervisor
+    signals = supervisor.signals = handled(served)
+    passed: list[int] = []
+    signals.pass_on = passed.append  # type: ignore[method-assign, assignment]
+    supervisor.privilegedStartService()
+
+    def serve_and_interrupt() -> None:
+        assert signals.starting is not None
+        for each in served.processes:
+            each.tell("ready")
+        signals.starting(signal.SIGTERM)
+
+    served.reactor.steps.append(serve_and_interrupt)
+    supervisor.startService()
+    assert passed == [signal.SIGTERM]
+    assert signals.starting is None
+    assert [each.done for each in served.processes] == [[], []]
+
+
 def test_a_worker_that_does_not_end_with_the_start_is_killed(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
