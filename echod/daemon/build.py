@@ -50,7 +50,6 @@ from echod.turns import Turns
 if TYPE_CHECKING:
     from echod.connections.lifecycle import ConnectionProtocol
     from echod.control import ControlServer
-    from echod.daemon.workers import Workers
     from echod.faults import FaultPlan, Faults
     from echod.interfaces import Reactor
     from echod.journal import Journal
@@ -312,29 +311,6 @@ def make_status(
     wanted = resolve_status(service.reactor, settings.status, inherited)
     look = make_look(service, timer)
     return StatusServer(service.reactor, settings.status, wanted, look, hosts=settings.status_host)
-
-
-def add_status(supervisor: Workers, settings: Settings, inherited: InheritedSockets) -> None:
-    """Give the supervisor of workers the status of all.
-
-    Raises:
-        StartError: the endpoint string is wrong, or a file or socket that it names cannot be used.
-    """
-    from echod.daemon.workers_look import WorkersLook
-    from echod.status import StatusServer
-
-    reactor = supervisor.reactor
-    wanted = resolve_status(reactor, settings.status, inherited)
-    look = supervisor.figures = WorkersLook(
-        reactor,
-        lambda: supervisor.children,
-        lambda: supervisor.state,
-        supervisor.log_observer,
-        name_of(reactor),
-    )
-    supervisor.status = StatusServer(
-        reactor, settings.status, wanted, look, hosts=settings.status_host
-    )
 
 
 def make_look(service: EchoService, timer: HandlerTimer) -> Look:

@@ -18,12 +18,11 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from twisted.application.app import ServerOptions
-from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from echod.connections.admission import Admission
-from echod.daemon import checks, choose_reactor, ending, file_limit
-from echod.daemon.build import add_status, build_service, make_shared
+from echod.daemon import checks, choose_reactor, file_limit
+from echod.daemon.build import build_service, make_shared
 from echod.daemon.capture import Capture, capturing
 from echod.daemon.file_limit import fit_limits
 from echod.daemon.notify import Notifier
@@ -42,7 +41,6 @@ from echod.settings.flags import Options as SettingsOptions
 from echod.text import escape
 
 if TYPE_CHECKING:
-    from echod.daemon.workers import Workers
     from echod.limits import Limits
     from echod.listening.shared import PassedSockets
 
@@ -91,13 +89,13 @@ class Options(SettingsOptions):
         return checks.proviso(os.geteuid())
 
 
-def makeService(options: Options) -> EchoService | Workers:
-    """Return the service that `options` ask for; an error is one line, with exit code 1."""
-    # Registered first, so called last: the handler's functions may write, too.
-    atexit.register(ending.flush_files)
-    log_observer = make_log_observer(options)
-    if options.settings.workers:
-        return make_workers(options, log_observer)
+def make_daemon(options: Options, log_observer: LogObserver | None) -> EchoService:
+    """Return the service of one process; an error is one line, with exit code 1.
+
+    Args:
+        options: the options.
+        log_observer: writes the log; None if twistd does.
+    """
     capture = None if log_observer is None else Capture(log_observer.write_now)
     with capturing(capture):
         for useless in options.settings.without_effect:
@@ -126,56 +124,6 @@ def makeService(options: Options) -> EchoService | Workers:
     if log_observer is not None:
         service.parts.append(reload_of_log(log_observer))
     return service
-
-
-def make_workers(options: Options, log_observer: LogObserver | None) -> Workers:
-    """Return the supervisor of the workers; an error is one line, with exit code 1."""
-    from twisted.internet import reactor
-
-    from echod.daemon.workers import SPARE, Workers, patience_for  # only some daemons need it
-
-    twistd = twistd_options(options)
-    if log_observer is None:
-        raise SystemExit("echod: --workers needs twistd without --logger, or echod serve")
-    if twistd.get("chroot"):
-        raise SystemExit("echod: --chroot and --workers: no worker could be started from there")
-    _take_precautions(twistd)
-    _show_start_errors_in_one_line()
-    choose_reactor.follow_the_monotonic_clock(reactor)
-    for useless in options.settings.without_effect:
-        log.warn("{useless}", useless=escape(options.placed(useless)))
-    log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
-    inherited = InheritedSockets(started_with())
-    try:
-        listeners = make_shared(options.settings, reactor, inherited)
-        supervisor = Workers(reactor, options, listeners, log_observer)
-        if options.settings.status:
-            add_status(supervisor, options.settings, inherited)
-    except UserError as error:
-        raise SystemExit(f"echod: {options.placed(str(error))}") from None
-    supervisor.other_user = options.other_user
-    supervisor.notifier = Notifier.from_environment(reactor, supervisor.describe, os.environ)
-    supervisor.signals = Signals(
-        reactor,
-        abort=supervisor.abort,
-        reload=supervisor.reload,
-        patience=patience_for(options.settings),
-        pidfile=twistd.get("pidfile") or "",
-        flush=log_observer.writer.flush,
-        grace=GRACE + 2 * SPARE,
-    )
-    supervisor.signals.install()
-    _renew_on_sigusr2(supervisor)
-    return supervisor
-
-
-def _renew_on_sigusr2(supervisor: Workers) -> None:
-    call = IReactorFromThreads(supervisor.reactor).callFromThread
-
-    def renew(*_: object) -> None:
-        call(supervisor.renew)
-
-    signal.signal(signal.SIGUSR2, renew)
 
 
 def reload_of_signals(signals: Signals) -> Part:
@@ -213,9 +161,9 @@ def prepare_service(
     twistd = twistd_options(options)
     if not starting and twistd.get("pidfile") == checks.PIDFILE:
         twistd = {**twistd, "pidfile": ""}
-    _take_precautions(twistd)
+    take_precautions(twistd)
     _import_from_current_directory()
-    _show_start_errors_in_one_line()
+    show_start_errors_in_one_line()
     choose_reactor.follow_the_monotonic_clock(reactor)
     log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
     try:
@@ -280,7 +228,8 @@ def sink_for(twistd: Mapping[str, Any], stdout: IO[str], *, keep: int = 0) -> Si
     return FileSink(path or "twistd.log", keep=keep)
 
 
-def _take_precautions(twistd: Mapping[str, Any]) -> None:
+def take_precautions(twistd: Mapping[str, Any]) -> None:
+    """Refuse what is dangerous in twistd's own options, and warn of the rest."""
     if danger := checks.refusal(twistd, uid=os.geteuid()):
         raise SystemExit(f"echod: {escape(danger)}")
     folders = [*checks.plugin_folders(), os.getcwd()]
@@ -323,7 +272,8 @@ def _import_from_current_directory() -> None:
         sys.path.append(ModulesOnly(here))
 
 
-def _show_start_errors_in_one_line() -> None:
+def show_start_errors_in_one_line() -> None:
+    """Let an error that an operator can mend end the process with one line."""
     # twistd removes its pidfile only after an Exception, not after a SystemExit; and an Exception
     # reaches the interpreter, which would print a traceback.
     previous = sys.excepthook

@@ -21,14 +21,14 @@ from echod.daemon.process import (
     _settle_pidfile,
     log_through,
     make_log_observer,
-    make_workers,
-    makeService,
     sink_for,
 )
-from echod.daemon.workers import Workers
+from echod.entry import makeService
 from echod.log.observer import LogObserver
 from echod.log.sinks import DescriptorSink, FileSink, Line, Sink, SyslogSink
 from echod.settings.definitions import Settings
+from echod.workers.start import make_supervisor
+from echod.workers.supervisor import Supervisor
 from tests.support.log import Log
 from tests.support.reactor import reactor
 from tests.support.serving import LOOPBACK
@@ -254,7 +254,7 @@ def test_a_service_with_workers_is_their_supervisor(
     monkeypatch.setattr(reactor, "callFromThread", calls.append)
     status = ("--status", "tcp:0:interface=127.0.0.1")
     made: Any = makeService(options_of("--workers", "2", "--threads", "3", *status))
-    assert isinstance(made, Workers)
+    assert isinstance(made, Supervisor)
     assert "--threads has no effect" in log.text
     assert made.status is not None
     assert made.signals is not None
@@ -268,7 +268,7 @@ def test_a_service_with_workers_is_their_supervisor(
 @pytest.mark.usefixtures("kept")
 def test_workers_need_a_log_that_is_echods() -> None:
     with pytest.raises(SystemExit, match=r"^echod: --workers needs twistd without --logger"):
-        make_workers(options_of("--workers", "2"), None)
+        make_supervisor(options_of("--workers", "2"), None)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_workers_that_cannot_be_are_refused_in_one_line(
 ) -> None:
     options = options_of("--workers", "2", *flags, **given)
     with pytest.raises(SystemExit) as caught:
-        make_workers(options, LogObserver(ListSink()))
+        make_supervisor(options, LogObserver(ListSink()))
     assert str(caught.value.code).startswith("echod: ")
     assert why in str(caught.value.code)
     assert "\n" not in str(caught.value.code)

@@ -26,10 +26,11 @@ from echod.daemon.build import build_service, make_model
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.file_limit import SPARE, fit_limits
 from echod.daemon.notify import Notifier
-from echod.daemon.process import Options, makeService
+from echod.daemon.process import Options
 from echod.daemon.resolve import StartError
 from echod.daemon.service import EchoService
 from echod.daemon.signals import GRACE, Signals
+from echod.entry import makeService
 from echod.errors import UserError
 from echod.handlers.contract import ConcurrencyModel, Handler
 from echod.handlers.kinds import KINDS
@@ -407,7 +408,7 @@ def test_a_start_error_is_shown_without_a_traceback(
 ) -> None:
     seen: list[type[BaseException]] = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: seen.append(kind))
-    process._show_start_errors_in_one_line()
+    process.show_start_errors_in_one_line()
     sys.excepthook(StartError, StartError("tcp:1: Bind failed."), None)
     assert capfd.readouterr().err == "echod: tcp:1: Bind failed.\n"
     sys.excepthook(ValueError, ValueError(), None)

@@ -38,7 +38,7 @@ _IMPORTS = (
     "unittest",
     "uvloop",
     "echod.cli.serve",
-    "echod.daemon.process",
+    "echod.entry",
     "echod.reactor",
     "twisted.cred.strcred",
     "twisted.internet.epollreactor",

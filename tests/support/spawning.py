@@ -12,8 +12,8 @@ from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTer
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from echod.daemon.child import Child
-from echod.daemon.worker_link import NEWS, ORDERS, encode
+from echod.workers.child import Child
+from echod.workers.link import NEWS, ORDERS, encode
 
 # A start that makes more turns than this waits for ever.
 MOST_TURNS = 1000

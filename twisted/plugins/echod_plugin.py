@@ -55,7 +55,7 @@ if PurePath(sys.argv[0]).name in ("twistd", "twist") and "echod" in sys.argv:
 
 echod = EchodMaker(
     "echod",
-    "echod.daemon.process",
+    "echod.entry",
     "A network daemon that makes a service of a handler; its default handler is an echo.",
     "echod",
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from echod.daemon.child import backoff
+from echod.workers.child import backoff
 from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import REACTOR, TERMINATED, Daemon, Start
 from tests.support.needs import needs_root, tool

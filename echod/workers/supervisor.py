@@ -38,12 +38,10 @@ from twisted.python.failure import Failure
 
 from echod.connections.shared_admission import AdmissionTable
 from echod.daemon import checks, ending
-from echod.daemon.child import Child, backoff
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.notify import Notifier
 from echod.daemon.resolve import StartError
 from echod.daemon.signals import GRACE, Signals
-from echod.daemon.worker_link import SHOW_STACKS, Message
 from echod.errors import UserError
 from echod.listening.listener import bind_error
 from echod.listening.shared import SharedSockets
@@ -51,12 +49,14 @@ from echod.log.observer import LogObserver
 from echod.log.sinks import Line
 from echod.settings.definitions import Settings, differences, reloaded
 from echod.text import clipped, escape, plural
+from echod.workers.child import Child, backoff
+from echod.workers.link import SHOW_STACKS, Message
 
 if TYPE_CHECKING:
-    from echod.daemon.workers_look import WorkersLook
     from echod.interfaces import Reactor
     from echod.settings.flags import Options
     from echod.status import StatusServer
+    from echod.workers.look import WorkersLook
 
 log = Logger("echod")
 
@@ -82,7 +82,7 @@ READY_IN = 10.0
 SPARE = 0.3
 
 
-class Workers(Service):
+class Supervisor(Service):
     """The supervisor.
 
     Attributes:

@@ -19,13 +19,18 @@ from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 
 from echod.connections.shared_admission import AdmissionTable
-from echod.daemon import ending, workers
-from echod.daemon.child import LAST_LINES
+from echod.daemon import ending
 from echod.daemon.notify import Notifier
 from echod.daemon.resolve import StartError
 from echod.daemon.signals import GRACE, Signals
-from echod.daemon.worker_link import FIRST_SOCKET, LIMITS, LOG, SHOW_STACKS, STDOUT
-from echod.daemon.workers import (
+from echod.listening.shared import SharedSockets
+from echod.log.observer import LogObserver
+from echod.log.sinks import Line
+from echod.settings.flags import Options
+from echod.workers import supervisor as supervising
+from echod.workers.child import LAST_LINES
+from echod.workers.link import FIRST_SOCKET, LIMITS, LOG, SHOW_STACKS, STDOUT
+from echod.workers.supervisor import (
     LAST_STACK,
     LOOK,
     MOMENT,
@@ -33,13 +38,9 @@ from echod.daemon.workers import (
     READY_IN,
     SPARE,
     TURN,
-    Workers,
+    Supervisor,
     patience_for,
 )
-from echod.listening.shared import SharedSockets
-from echod.log.observer import LogObserver
-from echod.log.sinks import Line
-from echod.settings.flags import Options
 from tests.support.log import Log
 from tests.support.reactor import reactor as real_reactor
 from tests.support.service_manager import managing
@@ -89,7 +90,7 @@ class Supervision:
         self.lines = kept.lines
         self.observer = LogObserver(kept)
         reactor: Any = self.reactor
-        self.supervisor = Workers(reactor, options, [(LOOPBACK, self.sockets)], self.observer)
+        self.supervisor = Supervisor(reactor, options, [(LOOPBACK, self.sockets)], self.observer)
 
     @property
     def processes(self) -> list[Spawned]:
@@ -134,7 +135,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     def supervision(count: int = 2, *flags: str) -> Supervision:
         made.append(Supervision(tmp_path / "echod.toml", count, *flags))
         own_time = SimpleNamespace(monotonic=made[-1].reactor.seconds)
-        monkeypatch.setattr(workers, "time", own_time)
+        monkeypatch.setattr(supervising, "time", own_time)
         return made[-1]
 
     monkeypatch.setattr(AdmissionTable, "create", kept)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
-from echod.daemon.child import Child
 from echod.status.look import RateMeter
 from echod.status.several import Ended, Figures, OwnOfWorkers, merge, rated
 from echod.status.snapshot import Build, LogFigures, Snapshot
+from echod.workers.child import Child
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector

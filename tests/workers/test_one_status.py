@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from echod.daemon.workers_look import ANSWER_IN, Question
+from echod.workers.look import ANSWER_IN, Question
 from tests.support.clients import connect
 from tests.support.daemon import Daemon, Start
 from tests.support.served_workers import ask, wait_until_served

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.daemon.worker_link import Link, LinkSink, LogLines, Messages, encode
 from echod.log.sinks import DescriptorSink, Line
+from echod.workers.link import Link, LinkSink, LogLines, Messages, encode
 from tests.support.waiting import PATIENCE
 
 LINES = st.lists(

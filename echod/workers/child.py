@@ -14,7 +14,9 @@ from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-from echod.daemon.worker_link import (
+from echod.log.sinks import Line
+from echod.text import LONGEST, escape
+from echod.workers.link import (
     FIRST_SOCKET,
     LIMITS,
     LOG,
@@ -27,8 +29,6 @@ from echod.daemon.worker_link import (
     Messages,
     encode,
 )
-from echod.log.sinks import Line
-from echod.text import LONGEST, escape
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # The child runs this: it imports what this process would, and nothing from the current folder.
 _PROGRAM = (
     "import os, sys; sys.path[:] = os.environ.pop('ECHOD_WORKER_PATH').split(os.pathsep); "
-    "from echod.daemon.worker_process import main; main()"
+    "from echod.workers.process import main; main()"
 )
 
 # How long the last lines of a process that has ended may take, in seconds.

@@ -1,8 +1,8 @@
 """A worker: one of several processes that serve the same listeners, below a supervisor.
 
 It is the daemon as it is without workers, except that its listening sockets, its settings and its
-orders come from the supervisor (`workers.py`), and its log and its state go there. It ends if the
-supervisor ends.
+orders come from the supervisor (`supervisor.py`), and its log and its state go there. It ends if
+the supervisor ends.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from echod.daemon.process import (
     reload_of_signals,
 )
 from echod.daemon.signals import GRACE, Signals
-from echod.daemon.worker_link import LIMITS, SHOW_STACKS, STDERR, Link, LinkSink, Message
 from echod.errors import UserError
 from echod.listening.shared import PassedSockets, close_on_exec
 from echod.log.observer import LogObserver
 from echod.text import escape
+from echod.workers.link import LIMITS, SHOW_STACKS, STDERR, Link, LinkSink, Message
 
 if TYPE_CHECKING:
     from echod.daemon.service import EchoService

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
-from echod.daemon.child import LAST_LINES, Child, backoff
-from echod.daemon.worker_link import (
+from echod.log.sinks import Line
+from echod.text import LONGEST
+from echod.workers.child import LAST_LINES, Child, backoff
+from echod.workers.link import (
     FIRST_SOCKET,
     LIMITS,
     LOG,
@@ -21,8 +23,6 @@ from echod.daemon.worker_link import (
     Message,
     encode,
 )
-from echod.log.sinks import Line
-from echod.text import LONGEST
 from tests.support.spawning import Spawned, SpawningReactor
 
 

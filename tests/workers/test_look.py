@@ -9,14 +9,14 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from twisted.internet.defer import Deferred
 
-from echod.daemon.child import Child
-from echod.daemon.workers_look import ANSWER_IN, WorkersLook
 from echod.status.exposition import OwnCollector
 from echod.status.snapshot import Snapshot
-from tests.daemon.test_child import Notes
+from echod.workers.child import Child
+from echod.workers.look import ANSWER_IN, WorkersLook
 from tests.status.test_page import busy_subject
 from tests.status.test_several import told_by
 from tests.support.spawning import Spawned, SpawningReactor
+from tests.workers.test_child import Notes
 
 
 class Looking:

@@ -30,19 +30,20 @@ from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.task import Clock, LoopingCall
 
 from echod.connections.shared_admission import AdmissionTable
-from echod.daemon import choose_reactor, worker_process
+from echod.daemon import choose_reactor
 from echod.daemon.capture import Capture
 from echod.daemon.signals import GRACE
-from echod.daemon.worker_link import SHOW_STACKS, Link, LinkSink, Messages, encode
-from echod.daemon.worker_process import (
+from echod.errors import UserError
+from echod.settings.definitions import Settings
+from echod.workers import process as worker_process
+from echod.workers.link import SHOW_STACKS, Link, LinkSink, Messages, encode
+from echod.workers.process import (
     HEARTBEAT,
     Worker,
     WorkerOptions,
     _follow_the_supervisor,
     _install_reactor,
 )
-from echod.errors import UserError
-from echod.settings.definitions import Settings
 from tests.support.clients import BANNER
 from tests.support.reactor import reactor
 from tests.support.serving import Talker, eventually
