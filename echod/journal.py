@@ -11,6 +11,7 @@ Pure: the factory tells the journal of connections, and passes in the clocks. On
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -158,6 +159,7 @@ class Journal(Generic[Connection]):
         facts_of: Callable[[Connection], Facts],
         now: Callable[[], float],
         seconds: Callable[[], float],
+        numbers: Iterator[int] | None = None,
     ) -> None:
         """Set up, empty.
 
@@ -167,13 +169,14 @@ class Journal(Generic[Connection]):
             facts_of: returns the facts of a connection, open or just ended.
             now: returns the Unix time.
             seconds: returns the time of a clock that never steps.
+            numbers: gives each connection a higher number than the one before; None: from 1 on.
         """
         self.most = most
         self.most_bytes = most_bytes
         self._facts_of = facts_of
         self._now = now
         self._seconds = seconds
-        self._count = 0
+        self._next = itertools.count(1) if numbers is None else numbers
         self._entries: dict[Connection, _Entry] = {}
         self._numbers: dict[int, Connection] = {}
         self._ended: OrderedDict[int, Record] = OrderedDict()
@@ -182,9 +185,9 @@ class Journal(Generic[Connection]):
 
     def begin(self, connection: Connection) -> None:
         """Give a new connection its number."""
-        self._count += 1
-        self._entries[connection] = _Entry(self._count, self._now(), self._seconds())
-        self._numbers[self._count] = connection
+        number = next(self._next)
+        self._entries[connection] = _Entry(number, self._now(), self._seconds())
+        self._numbers[number] = connection
 
     def hear(self, connection: Connection, data: bytes) -> None:
         """Keep the first bytes that a connection's handler gets."""
@@ -232,11 +235,14 @@ class Journal(Generic[Connection]):
             return self._ended.get(number)
         return self._record(connection, self._entries[connection], None)
 
-    def records(self) -> Iterator[Record]:
+    def records(self, after: int = 0) -> Iterator[Record]:
         """Yield each record in the order of the numbers: of all connections that were open, or
         remembered, at the call, without those that have been forgotten since.
+
+        Args:
+            after: only those with a higher number.
         """
-        for number in sorted([*self._ended, *self._numbers]):
+        for number in sorted(one for one in (*self._ended, *self._numbers) if one > after):
             if (record := self.find(number)) is not None:
                 yield record
 

@@ -239,7 +239,9 @@ def connections(client: Client, parsed: argparse.Namespace) -> Iterator[str]:
     if parsed.json:
         yield json.dumps(found)
     else:
-        yield from _table(_HEADS, map(_row, found))
+        with_workers = any("worker" in one for one in found)
+        heads = ("ID", "WORKER", *_HEADS[1:]) if with_workers else _HEADS
+        yield from _table(heads, [_row(one, with_workers=with_workers) for one in found])
 
 
 def _pages(client: Client, parsed: argparse.Namespace) -> Iterator[Values]:
@@ -270,9 +272,10 @@ def _pages(client: Client, parsed: argparse.Namespace) -> Iterator[Values]:
 _HEADS = ("ID", "CLIENT", "LISTENER", "SECONDS", "IN", "OUT", "TLS", "FAULTS", "REASON")
 
 
-def _row(one: Values) -> tuple[str, ...]:
+def _row(one: Values, *, with_workers: bool) -> tuple[str, ...]:
     return (
         str(one["id"]),
+        *([str(one["worker"])] if with_workers else []),
         one["peer"] or "-",
         one["listener"],
         f"{one['seconds']:.3f}",

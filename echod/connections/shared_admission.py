@@ -5,6 +5,9 @@ a lock. So of connections that several processes accept in the same moment, as m
 processes may be one too many. Addresses are counted by a keyed hash: two that share a place count
 as one, which may refuse a client that is near its limit a little early. The supervisor clears the
 block of a process that has ended.
+
+The processes number their connections together, by the same table: a number is never given twice,
+and a connection that comes after another has the higher one.
 """
 
 from __future__ import annotations
@@ -13,19 +16,21 @@ import hashlib
 import heapq
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from echod.connections.admission import Admission
 from echod.limits import Level, Limits
 from echod.reasons import Refusal
 
 # The counters of a block, in 32 bits each: open connections; all that were accepted, which is not
-# cleared; the tokens of the rate, one more than there are, because 0 says nothing; addresses.
-_OPEN, _ACCEPTED, _TOKENS, _ADDRESSES = range(4)
+# cleared; the tokens of the rate, one more than there are, because 0 says nothing; nothing; the
+# last number that the process has given, in 64 bits, which is not cleared either; addresses.
+_OPEN, _ACCEPTED, _TOKENS, _, _NUMBERED, _, _ADDRESSES = range(7)
 
 # How many places there are for addresses.
 _PLACES = 1 << 15
 
+# Its length, in words of 32 bits: an even number.
 _BLOCK = _ADDRESSES + _PLACES
 _WRAP = 1 << 32
 
@@ -48,8 +53,10 @@ class AdmissionTable:
             blocks: how many processes there may be at a time.
         """
         self.descriptor = descriptor
+        self._blocks = blocks
         self._map = mmap.mmap(descriptor, 4 * blocks * _BLOCK)
         self.counters = memoryview(self._map).cast("I")
+        self._numbered = memoryview(self._map).cast("Q")[_NUMBERED // 2 :: _BLOCK // 2]
 
     @classmethod
     def create(cls, blocks: int) -> AdmissionTable:
@@ -57,6 +64,20 @@ class AdmissionTable:
         descriptor = os.memfd_create("echod-limits")
         os.ftruncate(descriptor, 4 * blocks * _BLOCK)
         return cls(descriptor, blocks)
+
+    def numbers(self, block: int) -> Iterator[int]:
+        """Yield the numbers of the connections of a process, all higher than those given before.
+
+        Args:
+            block: the number of its block; `block_of` finds it in a number.
+        """
+        while True:
+            self._numbered[block] = step = max(self._numbered) + 1
+            yield step * self._blocks + block
+
+    def block_of(self, number: int) -> int:
+        """Return the block of the process that has given a connection this number."""
+        return number % self._blocks
 
     def clear(self, block: int) -> None:
         """Count nothing more for a process that has ended."""
@@ -68,6 +89,7 @@ class AdmissionTable:
     def close(self) -> None:
         """Unmap it, and close the file."""
         self.counters.release()
+        self._numbered.release()
         self._map.close()
         os.close(self.descriptor)
 

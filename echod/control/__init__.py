@@ -3,7 +3,8 @@
 It lists connections and ends them, changes the faults on purpose, and suspends the listeners.
 """
 
-from echod.control.server import ControlServer, Subject
+from echod.control.operations import Operations, Subject
+from echod.control.server import ControlServer
 from echod.control.token import TokenError, read_token
 
-__all__ = ["ControlServer", "Subject", "TokenError", "read_token"]
+__all__ = ["ControlServer", "Operations", "Subject", "TokenError", "read_token"]

@@ -30,37 +30,41 @@ def describe() -> Schema:
                 "get": _operation(
                     "List connections, the open ones and the last that ended, by their numbers",
                     _ref("Connections"),
+                    also=(503,),
                     parameters=[*_FILTERS, *_MORE_FILTERS],
                 ),
                 "delete": _operation(
                     "End the open connections that are selected, all by default",
                     _ref("Disconnected"),
                     parameters=[*_FILTERS, _HOW],
+                    also=(503,),
                 ),
             },
             "/connections/{id}": {
                 "get": _operation(
-                    "Show one connection", _ref("Connection"), parameters=[_ID], also=(404,)
+                    "Show one connection", _ref("Connection"), parameters=[_ID], also=(404, 503)
                 ),
                 "delete": _operation(
                     "End one open connection",
                     _ref("Disconnected"),
                     parameters=[_ID, _HOW],
-                    also=(404,),
+                    also=(404, 503),
                 ),
             },
             "/faults": {
-                "get": _operation("Show the faults on purpose", _ref("Faults")),
+                "get": _operation("Show the faults on purpose", _ref("Faults"), also=(409,)),
                 "put": _operation(
                     "Replace the faults on purpose, for new connections and open ones; each "
                     "begins anew",
                     _ref("Faults"),
                     body=_ref("NewFaults"),
+                    also=(409,),
                 ),
                 "post": _operation(
                     "Add faults on purpose; those that are there go on",
                     _ref("Faults"),
                     body=_ref("MoreFaults"),
+                    also=(409,),
                 ),
                 "delete": _operation(
                     "Remove the faults on purpose",
@@ -68,19 +72,19 @@ def describe() -> Schema:
                     parameters=[
                         _query("fault", _TEXT, "only those that are written exactly like this")
                     ],
-                    also=(404,),
+                    also=(404, 409),
                 ),
             },
             "/suspend": {
                 "post": _operation(
                     "Accept no more clients: they wait; open connections are served on",
                     _ref("State"),
-                    also=(409,),
+                    also=(409, 503),
                 )
             },
             "/resume": {
                 "post": _operation(
-                    "Accept clients again, those that wait first", _ref("State"), also=(409,)
+                    "Accept clients again, those that wait first", _ref("State"), also=(409, 503)
                 )
             },
             "/openapi.json": {"get": _operation("Return this description", {"type": "object"})},
@@ -142,9 +146,10 @@ _ERRORS = {
     400: "The request makes no sense",
     401: "The token is missing or wrong",
     404: "There is no such connection or fault",
-    409: "The daemon drains",
+    409: "The daemon drains, or has workers",
     413: "The body is too long",
     421: "The host name is not allowed",
+    503: "A worker does not answer",
 }
 
 _FILTERS = [
@@ -204,6 +209,11 @@ _SCHEMAS: Schema = {
     "Connection": _object(
         {
             "id": {"type": "integer", "minimum": 1},
+            "worker": {
+                "type": "integer",
+                "minimum": 1,
+                "description": "the number of its worker; only with --workers",
+            },
             "state": {"enum": ["open", "ended"]},
             "reason": _TEXT_OR_NULL,
             "peer": _TEXT,
@@ -253,7 +263,8 @@ _SCHEMAS: Schema = {
                 "type": "array",
                 "items": _object({"line": _COUNT, "expected": _TEXT, "got": _TEXT}),
             },
-        }
+        },
+        optional=("worker",),
     ),
     "Connections": _object(
         {

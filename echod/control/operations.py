@@ -37,7 +37,8 @@ log = Logger("echod")
 SHARE = 20
 
 _FILTERS = ("address", "listener")
-_LIST = (*_FILTERS, "state", "reason", "fault", "after", "limit")
+# The arguments of a list.
+LIST = (*_FILTERS, "state", "reason", "fault", "after", "limit")
 
 # The most faults at once, and the highest seed, as of --fault-seed.
 MOST_FAULTS = 100
@@ -126,11 +127,11 @@ class Operations:
 
     async def list(self, call: Call) -> Answer:
         """List connections."""
-        wanted = selection(arguments(call.query, _LIST))
+        wanted = selection(arguments(call.query, LIST))
         journal, listeners = self._journal, self._listeners()
         found: list[bytes] = []  # JSON already: all at once would take long
         more = False
-        for count, record in enumerate(journal.records(), 1):
+        for count, record in enumerate(journal.records(wanted.after), 1):
             if wanted.fits(record, listeners):
                 if len(found) == wanted.limit:
                     more = True
@@ -138,10 +139,7 @@ class Operations:
                 found.append(json.dumps(shown(record)).encode())
             if count % SHARE == 0:
                 await self._pause()
-        kept = {"most": journal.most, "bytes": journal.most_bytes}
-        rest = json.dumps({"more": more, "journal": kept})[1:]
-        parts = (b'{"connections": [', b", ".join(found), f"], {rest}\n".encode())
-        return Answer(200, JSON, b"".join(parts))
+        return listed(found, journal.most, journal.most_bytes, more=more)
 
     async def show(self, call: Call) -> Answer:
         """Show one connection."""
@@ -327,6 +325,20 @@ def _seed(body: Any) -> int | None:
     if "seed" in body and (type(seed) is not int or not 0 <= seed <= HIGHEST_SEED):
         raise Refused(400, f"seed is a whole number from 0 to {HIGHEST_SEED}")
     return seed if type(seed) is int else None
+
+
+def listed(found: Iterable[bytes], most: int, most_bytes: int, *, more: bool) -> Answer:
+    """Return the answer to `GET /connections`.
+
+    Args:
+        found: the connections, as JSON.
+        most: how many connections that have ended are kept.
+        most_bytes: how many bytes of each.
+        more: whether there are others.
+    """
+    rest = json.dumps({"more": more, "journal": {"most": most, "bytes": most_bytes}})[1:]
+    parts = (b'{"connections": [', b", ".join(found), f"], {rest}\n".encode())
+    return Answer(200, JSON, b"".join(parts))
 
 
 def shown(record: Record) -> dict[str, object]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from echod.control.operations import Operations, Subject
-from echod.control.site import API, ControlSite
+from echod.control.site import API, ControlSite, Routes
 from echod.listening.endpoints import Listening
 from echod.listening.listener import Listener
 from echod.text import escape
@@ -19,8 +17,6 @@ from echod.web.hosts import Hosts
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
-
-__all__ = ["ControlServer", "Subject"]
 
 log = Logger("echod")
 
@@ -35,10 +31,9 @@ class ControlServer(Listener[ControlSite]):
         reactor: Reactor,
         description: str,
         wanted: Listening,
-        subject: Subject,
+        routes: Routes,
         *,
         token: bytes | None,
-        state: Callable[[], str],
         hosts: Sequence[str] = (),
     ) -> None:
         """Set up, without listening.
@@ -47,13 +42,11 @@ class ControlServer(Listener[ControlSite]):
             reactor: the reactor.
             description: the endpoint, as the operator wrote it.
             wanted: where to listen.
-            subject: the service that it controls.
+            routes: the operations.
             token: the token of requests over a network; None: such requests are never answered.
-            state: returns the state of the service.
             hosts: host names by which it may be requested, besides addresses and localhost.
         """
-        operations = Operations(subject, lambda: deferLater(reactor, 0), state)
-        site = ControlSite(API(operations.routes, Hosts(hosts)), reactor, token)
+        site = ControlSite(API(routes, Hosts(hosts)), reactor, token)
         super().__init__(reactor, description, wanted, site)
 
     def listen(self) -> Deferred[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import IO, TYPE_CHECKING, ClassVar
 
 from echod.control.selection import QueryError
 from echod.control.token import is_right
@@ -82,10 +82,10 @@ class Call:
         number: the number in the path; 0 if there is none.
     """
 
-    def __init__(self, request: WebRequest, number: int) -> None:
-        self.query = request.query
+    def __init__(self, query: bytes, number: int, content: IO[bytes] | None = None) -> None:
+        self.query = query
         self.number = number
-        self._request = request
+        self._content = content
 
     def body(self) -> Mapping[str, object]:
         """Return the object in the body.
@@ -93,11 +93,10 @@ class Call:
         Raises:
             Refused: there is none.
         """
-        content = self._request.content
-        assert content is not None
-        content.seek(0)
+        assert self._content is not None
+        self._content.seek(0)
         try:
-            value = json.loads(content.read())
+            value = json.loads(self._content.read())
         except (ValueError, RecursionError):
             raise Refused(400, "the body is not JSON") from None
         if not isinstance(value, dict):
@@ -146,8 +145,13 @@ async def _by_method(methods: Mapping[str, Operation], request: WebRequest, numb
     if operation is None:
         known = ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
         return told(405, {"error": f"this takes {known}"}, {b"Allow": known.encode()})
+    return await perform(operation, Call(request.query, number, request.content))
+
+
+async def perform(operation: Operation, call: Call) -> Answer:
+    """Perform an operation; return its answer, or why it is refused."""
     try:
-        return await operation(Call(request, number))
+        return await operation(call)
     except Refused as refused:
         return refused.answer
     except QueryError as error:

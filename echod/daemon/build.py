@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from echod.concurrency.life import Life
@@ -50,6 +51,7 @@ from echod.turns import Turns
 if TYPE_CHECKING:
     from echod.connections.lifecycle import ConnectionProtocol
     from echod.control import ControlServer
+    from echod.control.site import Routes
     from echod.faults import FaultPlan, Faults
     from echod.interfaces import Reactor
     from echod.journal import Journal
@@ -71,6 +73,7 @@ def build_service(
     faults_change: bool = False,
     passed: PassedSockets | None = None,
     admit: Callable[[Limits, Callable[[], float]], Admission] = Admission,
+    numbers: Iterator[int] | None = None,
 ) -> EchoService:
     """Return the service for `settings`, not started.
 
@@ -82,6 +85,7 @@ def build_service(
         faults_change: whether `EchoService.change_faults` may be called.
         passed: the sockets to listen on, in a worker; None if this process has its own.
         admit: makes the admission, of the limits and the clock.
+        numbers: of the connections in the journal; None: from 1 on.
 
     Raises:
         StartError: the handler or the framing cannot be loaded, or an endpoint string is wrong.
@@ -98,9 +102,9 @@ def build_service(
     timer = make_timer(model) if settings.status else None
     inherited = InheritedSockets(started_with()) if passed is None else passed
     life = make_life(handler, model, reactor)
-    journal = make_journal(settings, reactor)
+    journal = make_journal(settings, reactor, numbers)
     timed = timer.timed(handler) if timer and life is None else handler
-    plan = make_faults(settings, changeable=faults_change or bool(settings.control))
+    plan = make_faults(settings, changeable=faults_change or settings.faults_change)
     cut = framing or find_framing(settings)
     authority = make_authority(settings, changeable=plan is not None and plan.changeable)
     listeners = make_listeners(
@@ -120,10 +124,10 @@ def build_service(
         service.look = make_look(service, timer)  # for the supervisor, which has the status
     elif timer is not None:
         service.status = make_status(service, settings, inherited, timer)
-    if settings.control:
+    if settings.control and passed is None:  # that of workers is their supervisor's
         service.control = make_control(service, settings, inherited)
         # twistd may change to another folder after this.
-        service.parts.append(partial(_reload_token, service.control, Path.cwd()))
+        service.parts.append(partial(reload_token, service.control, Path.cwd()))
     if unused := inherited.unused:
         log.warn(
             "systemd passed sockets that no --listen, --status or --control uses: {names}",
@@ -258,7 +262,9 @@ def make_faults(settings: Settings, *, changeable: bool) -> FaultPlan | None:
     return FaultPlan(settings.fault, seed, changeable=changeable)
 
 
-def make_journal(settings: Settings, reactor: Reactor) -> Journal[ConnectionProtocol] | None:
+def make_journal(
+    settings: Settings, reactor: Reactor, numbers: Iterator[int] | None = None
+) -> Journal[ConnectionProtocol] | None:
     """Return the record of connections; None if it was not asked for.
 
     The control needs it for the numbers of the open connections, even if it keeps no others.
@@ -274,6 +280,7 @@ def make_journal(settings: Settings, reactor: Reactor) -> Journal[ConnectionProt
         facts_of=facts_of,
         now=time.time,
         seconds=reactor.seconds,
+        numbers=numbers,
     )
 
 
@@ -329,22 +336,36 @@ def make_control(
         StartError: the endpoint string is wrong, a file or socket that it names cannot be used, or
             the token is missing.
     """
-    from echod.control import ControlServer  # slow to import, and rarely needed
+    from echod.control import Operations  # slow to import, and rarely needed
     from echod.status.snapshot import state_of
 
-    wanted = resolve_control(service.reactor, settings.control, inherited)
+    reactor = service.reactor
+    operations = Operations(service, lambda: deferLater(reactor, 0), partial(state_of, service))
+    return make_control_server(reactor, settings, inherited, operations.routes)
+
+
+def make_control_server(
+    reactor: Reactor, settings: Settings, inherited: InheritedSockets, routes: Routes
+) -> ControlServer:
+    """Return the server of these operations, not listening yet.
+
+    Raises:
+        StartError: see `make_control`.
+    """
+    from echod.control import ControlServer
+
     return ControlServer(
-        service.reactor,
+        reactor,
         settings.control,
-        wanted,
-        service,
+        resolve_control(reactor, settings.control, inherited),
+        routes,
         token=find_token(settings, os.environ, Path.cwd()),
-        state=partial(state_of, service),
         hosts=settings.control_host,
     )
 
 
-def _reload_token(control: ControlServer, folder: Path, wanted: Settings) -> Callable[[], None]:
+def reload_token(control: ControlServer, folder: Path, wanted: Settings) -> Callable[[], None]:
+    """Return the part that gives `control` its token at a reload."""
     return partial(control.use_token, find_token(wanted, os.environ, folder))
 
 

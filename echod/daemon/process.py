@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -147,6 +147,7 @@ def prepare_service(
     starting: bool = True,
     passed: PassedSockets | None = None,
     admit: Callable[[Limits, Callable[[], float]], Admission] = Admission,
+    numbers: Iterator[int] | None = None,
 ) -> EchoService:
     """Return the service before it takes over log, signals and the service manager.
 
@@ -155,6 +156,7 @@ def prepare_service(
         starting: whether the daemon starts; otherwise only a named pidfile is checked.
         passed: the sockets to listen on, in a worker.
         admit: makes the admission, of the limits and the clock.
+        numbers: of the connections in the journal; None: from 1 on.
     """
     from twisted.internet import reactor
 
@@ -167,7 +169,9 @@ def prepare_service(
     choose_reactor.follow_the_monotonic_clock(reactor)
     log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
     try:
-        service = build_service(options.settings, reactor, passed=passed, admit=admit)
+        service = build_service(
+            options.settings, reactor, passed=passed, admit=admit, numbers=numbers
+        )
     except UserError as error:
         raise SystemExit(f"echod: {options.placed(str(error))}") from None
     if service.authority is not None and os.geteuid() == ROOT:

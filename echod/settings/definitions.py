@@ -720,9 +720,6 @@ class Settings:
                 "--fault and --workers: its seed and counts hold for one process: leave out "
                 "--workers"
             )
-        if self.control or self.journal:
-            name = "control" if self.control else "journal"
-            raise SettingError(f"--{name} and --workers: it would be of one worker alone")
         for endpoint in filter(_is_bad_tls, self.endpoints):
             raise SettingError(
                 f"--listen {escape(clipped(endpoint))} and --workers: each worker would have an "
@@ -843,6 +840,11 @@ class Settings:
                     found.setdefault(endpoint, []).append(path)
                     break
         return found
+
+    @property
+    def faults_change(self) -> bool:
+        """Whether the control may change the faults on purpose while the daemon runs."""
+        return bool(self.control) and not self.workers
 
     @property
     def worker_count(self) -> int:

@@ -46,13 +46,18 @@ class Messages:
     """Cuts bytes into messages."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        # The pieces of a message that is not complete: long ones come in many.
+        self._pieces: list[bytes] = []
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Yield the messages that `data` completes."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, rest = data.split(b"\n")
         for line in lines:
-            yield json.loads(line)
+            whole = b"".join([*self._pieces, line])
+            self._pieces.clear()
+            yield json.loads(whole)
+        if rest:
+            self._pieces.append(rest)
 
 
 # Before each line of the log: its length in bytes, and the rank of its level.

@@ -85,7 +85,7 @@ class WorkersLook:
                 child.order(do="figures", number=number)
             await question.answered
         finally:
-            self._asked.pop(number).end()
+            self._asked.pop(number).forget()
         log = self._log
         now = merge(
             self._build,
@@ -122,32 +122,40 @@ class Question:
 
     Attributes:
         answered: fires once all have answered, or the time is over.
+        waiting: those that have not answered.
     """
 
-    def __init__(self, reactor: Reactor, children: Collection[Child]) -> None:
+    def __init__(
+        self, reactor: Reactor, children: Collection[Child], seconds: float = ANSWER_IN
+    ) -> None:
         """Set up.
 
         Args:
             reactor: for the deadline.
             children: the workers.
+            seconds: how long they may take.
         """
         self.answered: Deferred[None] = Deferred()
-        self._waiting = set(children)
-        self._late: IDelayedCall | None = reactor.callLater(ANSWER_IN, self.end)
-        if not self._waiting:
+        self.waiting = set(children)
+        self._late: IDelayedCall | None = reactor.callLater(seconds, self.end)
+        if not self.waiting:
             self.end()
 
     def told(self, child: Child) -> None:
         """Note that a worker has answered, or has ended."""
-        self._waiting.discard(child)
-        if not self._waiting:
+        self.waiting.discard(child)
+        if not self.waiting:
             self.end()
 
     def end(self) -> None:
         """Wait no longer. Calling it again is harmless."""
-        late, self._late = self._late, None
-        if late is not None:
-            if late.active():
-                late.cancel()
+        if self._late is not None:
+            self.forget()
             if not self.answered.called:
                 self.answered.callback(None)
+
+    def forget(self) -> None:
+        """Measure no time any more: the asking code does not wait."""
+        late, self._late = self._late, None
+        if late is not None and late.active():
+            late.cancel()

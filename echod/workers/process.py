@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, globalLogBeginner
 
 from echod.connections.shared_admission import AdmissionTable, SharedAdmission
@@ -39,6 +39,7 @@ from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.listening.shared import PassedSockets, close_on_exec
 from echod.log.observer import LogObserver
+from echod.status.snapshot import state_of
 from echod.text import escape
 from echod.workers.link import LIMITS, SHOW_STACKS, STDERR, Link, LinkSink, Message
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from echod.daemon.service import EchoService
     from echod.settings.definitions import Settings
     from echod.status import Look
+    from echod.web.site import Answer
 
 log = Logger("echod")
 
@@ -58,6 +60,7 @@ LAST_WORDS = 0.5
 # The settings of which each worker has an even share, rounded up. The limits on connections hold
 # over all: see `echod.connections.shared_admission`.
 DIVIDED = (
+    "journal",
     "threads",
     "max_queue",
     "max_threads",
@@ -201,8 +204,13 @@ class Worker:
         close_on_exec(order["sockets"])
         with capturing(capture):
             options.settings = fit_limits(settings)
-            admit = self._admission(settings, options.settings)
-            service = prepare_service(options, passed=passed, admit=admit)
+            table = AdmissionTable(LIMITS, order["blocks"])
+            os.set_inheritable(LIMITS, False)
+            admit = self._admission(table, settings, options.settings)
+            numbers = table.numbers(order["block"])
+            service = prepare_service(options, passed=passed, admit=admit, numbers=numbers)
+        if order["suspended"]:
+            service.suspend()
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
         reactor.addSystemEventTrigger("after", "shutdown", capture.withdraw)
         service.is_worker = True
@@ -226,10 +234,13 @@ class Worker:
         self._link.start(self._obey, self._left_alone)
         return service
 
-    def _admission(self, wanted: Settings, fitting: Settings) -> Callable[..., SharedAdmission]:
+    def _admission(
+        self, table: AdmissionTable, wanted: Settings, fitting: Settings
+    ) -> Callable[..., SharedAdmission]:
         """Return the maker of the admission.
 
         Args:
+            table: where the connections of all processes are counted.
             wanted: the settings for the whole service.
             fitting: those for which this process has the descriptors.
         """
@@ -237,8 +248,6 @@ class Worker:
         factor = float(order["count"])
         if wanted.max_connections:
             factor = min(factor, wanted.max_connections / fitting.max_connections)
-        table = AdmissionTable(LIMITS, order["blocks"])
-        os.set_inheritable(LIMITS, False)
         key = bytes.fromhex(order["key"])
         return partial(SharedAdmission, table=table, block=order["block"], key=key, factor=factor)
 
@@ -272,8 +281,32 @@ class Worker:
                     commit()
             case "forget":
                 self._commit = None
+            case "control":
+                self._perform(order)
             case "figures" if self._service is not None and self._service.look is not None:
                 tell_figures(self._service.look, self._link, order["number"])
+
+    def _perform(self, order: Message) -> None:
+        """Perform an operation of the control for the connections of this process."""
+        from echod.control import Operations  # only with --control
+        from echod.control.site import Call, perform
+
+        service = self._service
+        assert service is not None
+        pause = partial(deferLater, self._reactor, 0)
+        routes = Operations(service, pause, partial(state_of, service)).routes
+        operation = routes[order["path"]][order["method"]]
+        call = Call(order["query"].encode("latin-1"), order["id"])
+
+        def tell(answer: Answer) -> None:
+            body = answer.body.decode()
+            self._link.send(
+                news="control", number=order["number"], status=answer.status, body=body
+            )
+
+        performed = Deferred.fromCoroutine(perform(operation, call))
+        performed.addCallback(tell)
+        performed.addErrback(lambda failure: log.failure("Performing a request failed", failure))
 
     def _prepare(self, order: Message) -> None:
         """Make new settings ready, and tell whether they can be used."""

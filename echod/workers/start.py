@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
+from pathlib import Path
 
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from echod.daemon import choose_reactor
-from echod.daemon.build import make_shared
+from echod.daemon.build import make_control_server, make_shared, reload_token
 from echod.daemon.notify import Notifier
 from echod.daemon.process import (
     Options,
@@ -50,6 +52,8 @@ def make_supervisor(options: Options, log_observer: LogObserver | None) -> Super
         supervisor = Supervisor(reactor, options, listeners, log_observer)
         if options.settings.status:
             add_status(supervisor, options.settings, inherited)
+        if options.settings.control:
+            add_control(supervisor, options.settings, inherited)
     except UserError as error:
         raise SystemExit(f"echod: {options.placed(str(error))}") from None
     supervisor.other_user = options.other_user
@@ -98,3 +102,25 @@ def add_status(supervisor: Supervisor, settings: Settings, inherited: InheritedS
     supervisor.status = StatusServer(
         reactor, settings.status, wanted, look, hosts=settings.status_host
     )
+
+
+def add_control(supervisor: Supervisor, settings: Settings, inherited: InheritedSockets) -> None:
+    """Give the supervisor of workers the control of all.
+
+    Raises:
+        StartError: see `make_control_server`.
+    """
+    from echod.workers.control import WorkersControl
+
+    operations = supervisor.operations = WorkersControl(
+        supervisor.reactor,
+        lambda: supervisor.children,
+        lambda: supervisor.state,
+        supervisor.block_of,
+        (settings.journal, settings.journal_bytes),
+    )
+    control = supervisor.control = make_control_server(
+        supervisor.reactor, settings, inherited, operations.routes
+    )
+    # twistd may change to another folder after this.
+    supervisor.parts.append(partial(reload_token, control, Path.cwd()))

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from twisted.application.service import IServiceCollection, Service
 from twisted.internet import process
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
@@ -53,9 +53,12 @@ from echod.workers.child import Child, backoff
 from echod.workers.link import SHOW_STACKS, Message
 
 if TYPE_CHECKING:
+    from echod.control import ControlServer
+    from echod.daemon.service import Part
     from echod.interfaces import Reactor
     from echod.settings.flags import Options
     from echod.status import StatusServer
+    from echod.workers.control import WorkersControl
     from echod.workers.look import WorkersLook
 
 log = Logger("echod")
@@ -93,6 +96,9 @@ class Supervisor(Service):
         other_user: how this program is run as another user, for the log.
         status: the status of the service; None if it was not asked for.
         figures: its source.
+        control: the control of the service; None if it was not asked for.
+        operations: what it does.
+        parts: each takes new settings of the supervisor's own.
     """
 
     name = "echod"
@@ -120,6 +126,9 @@ class Supervisor(Service):
         self.other_user = "Run the program as another user"
         self.status: StatusServer | None = None
         self.figures: WorkersLook | None = None
+        self.control: ControlServer | None = None
+        self.operations: WorkersControl | None = None
+        self.parts: list[Part] = []
         self._options = options
         self._settings = options.settings
         self._text = options.read_file()
@@ -176,21 +185,35 @@ class Supervisor(Service):
                 raise StartError(why) from error
             log.info("Socket bind complete")
             log.info("Socket now listening")
-        if self.status is not None:
-            self.status.listen().addErrback(self._no_status)
+        for site in self._sites:
+            site.listen().addErrback(self._no_site)
             if self._failed:
                 self._close()
                 raise StartError(self._failed[0])
 
-    def _no_status(self, failure: Failure) -> None:
+    def _no_site(self, failure: Failure) -> None:
         self._failed.append(str(failure.value))
+
+    @property
+    def _sites(self) -> list[StatusServer | ControlServer]:
+        return [one for one in (self.status, self.control) if one is not None]
+
+    @property
+    def _suspended(self) -> bool:
+        return self.operations is not None and self.operations.suspended
+
+    def block_of(self, number: int) -> int:
+        """Return the block of the process that has given a connection this number."""
+        return -1 if self._table is None else self._table.block_of(number)
 
     @property
     def state(self) -> str:
         """The state of the service, as the status has it."""
         if self.draining:
             return "draining"
-        return "ready" if self._is_ready else "starting"
+        if not self._is_ready:
+            return "starting"
+        return "suspended" if self._suspended else "ready"
 
     @property
     def children(self) -> list[Child]:
@@ -279,6 +302,7 @@ class Supervisor(Service):
             "rundir": os.getcwd(),
             "reactor": name_of(self.reactor),
             "stamps": self.log_observer.stamps,
+            "suspended": self._suspended,
         }
         sockets = [one.descriptors_of(seat.number) for _, one in self._listeners]
         seat.next = child
@@ -316,6 +340,8 @@ class Supervisor(Service):
                 self.notifier.starting(str(news["text"]), float(news["seconds"]))
             case "figures" if self.figures is not None:
                 self.figures.told(child, news["figures"], news["number"])
+            case "control" if self.operations is not None:
+                self.operations.told(child, news["number"], news["status"], news["body"])
             case "prepared" if self._reload is not None:
                 self._reload.answered(child, str(news["why"]), int(news["number"]))
 
@@ -341,6 +367,8 @@ class Supervisor(Service):
             self._free_blocks.append(child.block)
         if self.figures is not None:
             self.figures.ended(child)
+        if self.operations is not None:
+            self.operations.ended(child)
         if self._reload is not None:
             self._reload.gone(child)
         if child is seat.next:
@@ -444,8 +472,8 @@ class Supervisor(Service):
         try:
             text = self._options.read_file()
             wanted = self._options.configure_from(text)
-            if self.status is not None and self.status.tls is not None:
-                own.append(self.status.tls.reread())
+            own += [site.tls.reread() for site in self._sites if site.tls is not None]
+            own += [part(wanted) for part in self.parts]
         except UserError as error:
             self._reload_ends(str(error))
             return
@@ -584,8 +612,8 @@ class Supervisor(Service):
         log.info("Stopped")
         if stopped is not None:
             # It stops last, so that it answers as long as possible.
-            over = succeed(None) if self.status is None else self.status.stop()
-            over.chainDeferred(stopped)
+            over = gatherResults([site.stop() for site in self._sites])
+            over.addCallback(lambda _: None).chainDeferred(stopped)
 
     def _close(self) -> None:
         for _, sockets in self._listeners:
@@ -597,7 +625,8 @@ class Supervisor(Service):
             seat.child is not None and seat.child.state == "ready" for seat in self._seats
         )
         refused = f"; the last reload was refused: {self._refused}" if self._refused else ""
-        doing = "Draining" if self.draining else "Serving"
+        doing = "Suspended" if self._suspended else "Serving"
+        doing = "Draining" if self.draining else doing
         return f"{doing}; workers: {serving} of {len(self._seats)}{refused}"
 
 

@@ -99,3 +99,35 @@ def test_a_process_that_has_room_for_fewer_is_bounded_by_that_too(table: Admissi
     assert [one.accept() for _ in range(3)] == [None, None, Refusal.MAX_CONNECTIONS]
     assert [other.accept() for _ in range(2)] == [None, Refusal.MAX_CONNECTIONS]
     assert other.levels[0][1:] == (3, 3)
+
+
+@given(st.lists(st.integers(0, 3), max_size=40))
+def test_a_later_connection_has_a_higher_number_and_the_number_names_the_process(
+    draws: list[int],
+) -> None:
+    table = AdmissionTable.create(4)
+    processes = [table.numbers(block) for block in range(4)]
+    given_so_far: list[int] = []
+    for draw in draws:
+        given_so_far.append(next(processes[draw]))
+        assert table.block_of(given_so_far[-1]) == draw
+    assert given_so_far == sorted(set(given_so_far))
+    table.close()
+
+
+def test_a_successor_gives_no_number_of_its_predecessor_again(table: AdmissionTable) -> None:
+    first = [next(table.numbers(3)) for _ in range(3)]
+    table.clear(3)
+    assert next(table.numbers(3)) > max(first)
+
+
+def test_two_processes_that_number_in_the_same_moment_give_two_numbers(
+    table: AdmissionTable,
+) -> None:
+    one, other = table.numbers(0), table.numbers(1)
+    next(one)
+    before = table._numbered[0]
+    mine = next(other)
+    table._numbered[1] = 0  # as if the other one had not seen this yet
+    table._numbered[0] = before
+    assert next(one) != mine

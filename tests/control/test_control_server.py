@@ -327,8 +327,7 @@ async def test_many_connections_are_ended_in_shares(tmp_path: Path) -> None:
             return deferLater(reactor, 0)
 
         operations = Operations(controlled.service, pause, lambda: "ready")
-        request: Any = SimpleNamespace(query=b"")
-        answer = await operations.disconnect_all(Call(request, 0))
+        answer = await operations.disconnect_all(Call(b"", 0))
         assert json.loads(answer.body) == {"disconnected": count}
         assert ended == [SHARE, 2 * SHARE, 3 * SHARE, 4 * SHARE]
         await eventually(lambda: not controlled.open)
@@ -347,8 +346,7 @@ async def test_many_connections_are_listed_in_shares(tmp_path: Path) -> None:
             return deferLater(reactor, 0)
 
         operations = Operations(controlled.service, pause, lambda: "ready")
-        request: Any = SimpleNamespace(query=b"")
-        answer = await operations.list(Call(request, 0))
+        answer = await operations.list(Call(b"", 0))
         assert len(json.loads(answer.body)["connections"]) == 2 * SHARE
         assert len(pauses) == 2
 
@@ -566,14 +564,12 @@ async def test_over_tcp_it_needs_the_token_which_a_reload_exchanges(
 
 @pytest_twisted.ensureDeferred
 async def test_a_passed_socket_of_tcp_without_a_token_is_told_of(log: Log) -> None:
-    service = build_service(Settings(listen=(LOOPBACK,)), reactor)
     control = ControlServer(
         reactor,
         "systemd:name=control",
         parse_listen(reactor, LOOPBACK),
-        service,
+        {},
         token=None,
-        state=lambda: "ready",
     )
     await control.listen()
     await control.stop()

@@ -193,6 +193,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         173: "The supervisor dies, or a signal reaches every process",
         174: "New code, or new settings, for all workers",
         175: "Clients of all workers together reach a limit",
+        186: "`--control` with `--workers`",
     },
     "Control and verification": {
         181: "SIGTERM while the daemon is suspended, and clients wait",

@@ -177,6 +177,7 @@ def test_workers_start_with_their_orders_and_their_sockets(make: Make) -> None:
         "rundir": str(Path.cwd()),
         "reactor": "spawning",
         "stamps": True,
+        "suspended": False,
         "block": 0,
         "number": 1,
         "text": "max-connections = 10\n",

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import json
 import os
 import signal
 import socket
@@ -259,6 +260,7 @@ class Running:
             "rundir": os.getcwd(),
             "reactor": "uvloop",
             "stamps": False,
+            "suspended": False,
             "text": "",
             **changes,
         }
@@ -315,6 +317,7 @@ async def test_a_worker_serves_its_passed_socket_and_says_when_it_is_ready(
     assert ("before", "shutdown", service.stopService) in held.triggers
     assert running.signals.asked == ["install"]
     assert running.signals.options["supervised"]
+    assert not os.get_inheritable(held.table.descriptor)
     assert signal_of_the_parents_end() == signal.SIGTERM
 
 
@@ -491,11 +494,73 @@ def test_the_workers_together_admit_no_more_than_the_limit(
     order = {"count": 4, "blocks": 4, "block": 1, "key": "ab"}
     worker = Worker(Link.__new__(Link), order)
     made: Any = worker._admission(
-        Settings(max_connections=wanted), Settings(max_connections=fitting)
+        held.table, Settings(max_connections=wanted), Settings(max_connections=fitting)
     )
     assert made.keywords["factor"] == factor
     assert made.keywords["key"] == b"\xab"
-    assert not os.get_inheritable(held.table.descriptor)
+
+
+# The control.
+
+
+async def asked(
+    supervisor: Supervisor, number: int, method: str, path: str, query: str = "", of: int = 0
+) -> tuple[int, dict[str, Any]]:
+    """Let the worker perform a request; return the status and the value."""
+    supervisor.order(do="control", number=number, method=method, path=path, query=query, id=of)
+    (told,) = [
+        each for each in await supervisor.heard("control", number) if each["number"] == number
+    ]
+    return told["status"], json.loads(told["body"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_worker_performs_the_requests_to_the_control_for_its_own_connections(
+    running: Running, supervisor: Supervisor, held: Held
+) -> None:
+    last = next(held.table.numbers(0))
+    running.start("--control", "unix:control.sock", "--journal", "9", "--journal-bytes", "9")
+    await supervisor.heard("ready")
+    assert running.worker._service.control is None
+    assert not Path("control.sock").exists()
+    assert running.worker._options.settings.journal == 5  # its share of 9
+    talker = await connectProtocol(
+        clientFromString(reactor, f"tcp:127.0.0.1:{running.port}"), Talker()
+    )
+    await talker.receive(BANNER)
+    status, found = await asked(supervisor, 1, "GET", "/connections", "after=0&limit=7")
+    (one,) = found["connections"]
+    assert (status, one["state"], found["more"]) == (200, "open", False)
+    assert one["id"] > last
+    assert held.table.block_of(one["id"]) == 1  # the order says so
+    status, shown = await asked(supervisor, 2, "GET", "/connections/{id}", of=one["id"])
+    assert (status, shown["peer"]) == (200, one["peer"])
+    status, found = await asked(supervisor, 3, "DELETE", "/connections/{id}", of=one["id"] + 4)
+    assert status == 404
+    assert "no connection" in found["error"]
+    assert (await asked(supervisor, 4, "DELETE", "/connections", "how=slowly"))[0] == 400
+    done = await asked(supervisor, 5, "DELETE", "/connections", "how=drain")
+    assert done == (200, {"disconnected": 1})
+    assert await talker.receive_all() == b""
+    assert await asked(supervisor, 6, "POST", "/suspend") == (200, {"state": "suspended"})
+    assert await asked(supervisor, 7, "POST", "/resume") == (200, {"state": "ready"})
+    assert not running.worker._service.suspended
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_worker_of_a_suspended_service_lets_clients_wait(
+    running: Running, supervisor: Supervisor
+) -> None:
+    running.start("--control", "unix:control.sock", suspended=True)
+    await supervisor.heard("ready")
+    waits = Deferred.fromCoroutine(running.greeting())
+    assert await asked(supervisor, 1, "GET", "/connections") == (
+        200,
+        {"connections": [], "more": False, "journal": {"most": 0, "bytes": 0}},
+    )
+    assert not waits.called
+    assert await asked(supervisor, 2, "POST", "/resume") == (200, {"state": "ready"})
+    assert await waits == BANNER
 
 
 # The process.

@@ -461,7 +461,6 @@ def test_workers_run_as_the_user_that_the_daemon_becomes(daemon: Start, tmp_path
         (("--concurrency", "serial"), "--workers contradicts --concurrency serial"),
         (("--fault", "delay"), "--fault and --workers"),
         (("--listen", "badtls:0"), "--listen badtls:0 and --workers"),
-        (("--control", "tcp:0"), "--control and --workers: it would be of one worker alone"),
         (("--workers", "257"), "--workers: '257' is not auto, or a whole number from 0 to 256"),
     ],
 )

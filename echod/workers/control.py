@@ -1,0 +1,249 @@
+"""The control of a service with workers: the supervisor serves it, and asks the workers.
+
+Each request goes to the workers that it is about. Each performs it for its own connections, as a
+daemon without workers does, and the supervisor adds their answers. The numbers of connections are
+unique over all workers (`AdmissionTable.numbers`), and name the process.
+
+Guarantees:
+
+* The supervisor holds no more of a list than its answer and one page of each worker.
+* A worker has `ANSWER_IN` seconds for each answer: one that does not answer is an error that names
+  it, and no part of a list is left out in silence.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from twisted.web.http import OK
+
+from echod.control.description import describe
+from echod.control.operations import LIST, listed
+from echod.control.selection import arguments, selection
+from echod.control.site import Call, Refused, Routes, told
+from echod.web.site import Answer
+from echod.workers.child import Child
+from echod.workers.look import Question
+
+if TYPE_CHECKING:
+    from echod.interfaces import Reactor
+
+# How long workers may take to answer, in seconds: one ends ten thousand connections in less.
+ANSWER_IN = 10.0
+
+# How many connections a page has at most, and how many bytes it may have roughly.
+PAGE, PAGE_BYTES = 100, 1 << 18
+
+Values = dict[str, Any]
+
+
+class WorkersControl:
+    """The operations on all workers.
+
+    Attributes:
+        suspended: whether clients wait.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        children: Callable[[], Collection[Child]],
+        state: Callable[[], str],
+        block_of: Callable[[int], int],
+        journal: tuple[int, int],
+    ) -> None:
+        """Set up.
+
+        Args:
+            reactor: for deadlines.
+            children: returns the processes that have not ended.
+            state: returns the state of the service.
+            block_of: returns the block of the process that has given a connection its number.
+            journal: how many connections that have ended are kept, and how many bytes of each.
+        """
+        self.suspended = False
+        self._reactor = reactor
+        self._children = children
+        self._state = state
+        self._block_of = block_of
+        self._journal = journal
+        # A byte that the client has sent may take five: as text, and in base64.
+        self._page = max(1, min(PAGE, PAGE_BYTES // (1000 + 5 * journal[1])))
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, tuple[Question, dict[Child, tuple[int, Values]]]] = {}
+
+    @property
+    def routes(self) -> Routes:
+        """The operations by path and method."""
+        refused = dict.fromkeys(("GET", "PUT", "POST", "DELETE"), self.refuse_faults)
+        return {
+            "/connections": {"GET": self.show_all, "DELETE": self.disconnect_all},
+            "/connections/{id}": {"GET": self.show, "DELETE": self.disconnect},
+            "/faults": refused,
+            "/suspend": {"POST": self.suspend},
+            "/resume": {"POST": self.resume},
+            "/openapi.json": {"GET": self.describe},
+        }
+
+    # News of workers.
+
+    def told(self, child: Child, number: int, status: int, body: str) -> None:
+        """Take a worker's answer."""
+        if asked := self._asked.get(number):
+            question, answers = asked
+            if child in question.waiting:
+                answers[child] = status, json.loads(body)
+                question.told(child)
+
+    def ended(self, child: Child) -> None:
+        """Wait no longer for a worker that has ended: its connections have, too."""
+        for question, _ in list(self._asked.values()):
+            question.told(child)
+
+    def stop(self) -> None:
+        """Wait for no worker any more."""
+        for question, _ in list(self._asked.values()):
+            question.end()
+
+    # The operations.
+
+    async def show_all(self, call: Call) -> Answer:
+        """List connections, by their numbers."""
+        given = arguments(call.query, LIST)
+        wanted = selection(given)
+        sources = [_Source(each, wanted.after) for each in self._serving()]
+        found: list[bytes] = []  # JSON already: all at once would take long
+        while len(found) < wanted.limit and (first := await self._next(sources, given)):
+            one = {"worker": first.child.number, **first.page.popleft()}
+            found.append(json.dumps(one).encode())
+        more = await self._next(sources, given) is not None
+        return listed(found, *self._journal, more=more)
+
+    async def _next(self, sources: Sequence[_Source], given: Values) -> _Source | None:
+        """Return the source that has the connection with the lowest number; None for none left."""
+        for each in sources:
+            if each.has_more and not each.page:
+                query = urlencode({**given, "after": each.after, "limit": self._page})
+                answers = await self._ask([each.child], "GET", "/connections", query)
+                each.take(answers.get(each.child))
+        left = [each for each in sources if each.page]
+        return min(left, key=lambda each: int(each.page[0]["id"]), default=None)
+
+    async def show(self, call: Call) -> Answer:
+        """Show one connection."""
+        arguments(call.query, ())
+        why = "no connection of that number is open, or remembered"
+        return await self._of_one(call, "GET", why)
+
+    async def disconnect(self, call: Call) -> Answer:
+        """End one connection."""
+        return await self._of_one(call, "DELETE", "no connection of that number is open")
+
+    async def _of_one(self, call: Call, method: str, otherwise: str) -> Answer:
+        block = self._block_of(call.number)
+        owner = [each for each in self._serving() if each.block == block]
+        query = call.query.decode("latin-1")
+        answers = await self._ask(owner, method, "/connections/{id}", query, call.number)
+        for child, answer in answers.items():
+            named = {"worker": child.number} if "id" in answer else {}
+            return told(200, {**named, **answer})
+        raise Refused(404, otherwise)
+
+    async def disconnect_all(self, call: Call) -> Answer:
+        """End the connections that are selected, all by default."""
+        query = call.query.decode("latin-1")
+        answers = await self._ask(self._serving(), "DELETE", "/connections", query)
+        return told(200, {"disconnected": sum(one["disconnected"] for one in answers.values())})
+
+    async def refuse_faults(self, call: Call) -> Answer:
+        """Refuse faults on purpose."""
+        raise Refused(409, "faults on purpose hold for one process: start it without --workers")
+
+    async def suspend(self, call: Call) -> Answer:
+        """Accept no more clients; those that come wait."""
+        return await self._accept(call, "/suspend", suspended=True)
+
+    async def resume(self, call: Call) -> Answer:
+        """Accept clients again, those that wait first."""
+        return await self._accept(call, "/resume", suspended=False)
+
+    async def _accept(self, call: Call, path: str, *, suspended: bool) -> Answer:
+        arguments(call.query, ())
+        if self._state() == "draining":
+            raise Refused(409, "the daemon drains")
+        self.suspended = suspended
+        # A worker that drains has its queue left to its successor; one that starts obeys later.
+        await self._ask([one for one in self._children() if one.state != "draining"], "POST", path)
+        return told(200, {"state": self._state()})
+
+    async def describe(self, call: Call) -> Answer:
+        """Describe the API, as OpenAPI."""
+        arguments(call.query, ())
+        return told(200, describe())
+
+    # Questions.
+
+    def _serving(self) -> list[Child]:
+        found = (each for each in self._children() if each.state in ("ready", "draining"))
+        return sorted(found, key=lambda each: (each.number, each.pid))
+
+    async def _ask(
+        self, children: Sequence[Child], method: str, path: str, query: str = "", number: int = 0
+    ) -> dict[Child, Values]:
+        """Return the answer of each worker that has not ended; wait for those that serve.
+
+        Raises:
+            Refused: a worker refuses, or has not answered in time.
+        """
+        key = next(self._numbers)
+        serving = [each for each in children if each.state in ("ready", "draining")]
+        question = Question(self._reactor, serving, ANSWER_IN)
+        answers: dict[Child, tuple[int, Values]] = {}
+        self._asked[key] = question, answers
+        try:
+            for each in children:
+                each.order(
+                    do="control", number=key, method=method, path=path, query=query, id=number
+                )
+            await question.answered
+        finally:
+            del self._asked[key]
+            question.forget()
+        for each in serving:
+            if each in question.waiting:
+                raise Refused(503, f"{each} has not answered: ask again")
+        for status, value in answers.values():
+            if status != OK:
+                raise Refused(status, value["error"])
+        return {child: value for child, (_, value) in answers.items()}
+
+
+class _Source:
+    """The connections of a worker, by pages.
+
+    Attributes:
+        child: the worker.
+        after: the last number of the pages so far.
+        page: the connections that are left of the last page.
+        has_more: whether there may be further pages.
+    """
+
+    def __init__(self, child: Child, after: int) -> None:
+        self.child = child
+        self.after = after
+        self.page: deque[Values] = deque()
+        self.has_more = True
+
+    def take(self, answer: Values | None) -> None:
+        """Take the next page; None if the worker has ended."""
+        self.has_more = False
+        if answer is not None:
+            self.page.extend(answer["connections"])
+            self.has_more = answer["more"]
+        if self.page:
+            self.after = self.page[-1]["id"]
