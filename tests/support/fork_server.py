@@ -6,11 +6,16 @@ child has to be like. This process has one thread, no reactor, and handles no si
 
 Each connection to the socket, whose descriptor is the argument, is one request: JSON, with the
 child's descriptors. The answer is the child's process id.
+
+A daemon with `--workers` has such a process of its own, forked before it has run any code: workers
+are children of the daemon, and as new as executed ones.
 """
 
 from __future__ import annotations
 
 import array
+import atexit
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -19,14 +24,17 @@ import io
 import json
 import os
 import pkgutil
+import re
 import resource
 import select
 import signal
 import socket
 import sys
+import threading
 import time
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 # They are what a daemon has imported once it serves: except the reactor, whose import makes it,
@@ -40,8 +48,11 @@ _IMPORTS = (
     "echod.cli.serve",
     "echod.entry",
     "echod.reactor",
+    "echod.workers.process",
+    "echod.workers.start",
     "twisted.cred.strcred",
     "twisted.internet.epollreactor",
+    "twisted.internet.process",
     "twisted.scripts._twistd_unix",
     "twisted.scripts.twistd",
     "twisted.trial.itrial",
@@ -51,7 +62,51 @@ _IMPORTS = (
 # Descriptors from here on are for moving others about.
 _SPARE = 256
 
+# A request has no more descriptors than this.
+_MOST_DESCRIPTORS = 64
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+_PATIENCE = 60.0
+
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def ask(address: str, request: Mapping[str, Any], descriptors: Mapping[int, int]) -> int:
+    """Let the process at `address` fork a child; return the child's process id.
+
+    The child becomes one of this process, which has to be its ancestor. Only one thread may ask
+    at a time.
+
+    Args:
+        address: of its socket.
+        request: what the child is to be.
+        descriptors: those of this process that it has, by the numbers that they have there.
+    """
+    data = json.dumps({**request, "umask": _umask(), "descriptors": list(descriptors)}).encode()
+    passed = array.array("i", descriptors.values())
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_PATIENCE)
+        connection.connect(address)
+        # An orphan becomes a child of this process, but only for this moment.
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        try:
+            connection.sendmsg(
+                [len(data).to_bytes(4, "big")],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)],
+            )
+            connection.sendall(data)
+            answer = connection.recv(16)
+        finally:
+            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    assert answer, "the process that forks has ended"
+    return int(answer)
+
+
+def _umask() -> int:
+    found = re.search(r"^Umask:\s*(\d+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1], 8)
 
 
 def main(listening: socket.socket, parent: int) -> dict[str, Any] | None:
@@ -79,7 +134,7 @@ def main(listening: socket.socket, parent: int) -> dict[str, Any] | None:
 
 def _receive(connection: socket.socket) -> dict[str, Any] | None:
     """Return a request, with `descriptors` from the numbers wanted to those received."""
-    data, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(32 * 4))
+    data, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4))
     if len(data) < 4:
         return None
     received = array.array("i")
@@ -213,6 +268,74 @@ def _stream(descriptor: int, like: io.TextIOWrapper, buffered: bool) -> io.TextI
     return text
 
 
+# Signals that a test may send to a whole process group: the process that forks workers outlives
+# them.
+_TO_A_GROUP = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def _fork_workers_of(daemon: dict[str, Any]) -> dict[str, Any]:
+    """Let this daemon fork its workers from another process, as new as this one is now.
+
+    Returns:
+        What this process is to be: the daemon, or a worker.
+    """
+    address = f"\0echod-tests-workers-{os.getpid()}"
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen(16)
+    watched = os.pidfd_open(os.getpid())
+    if os.fork():
+        listening.close()
+        os.close(watched)
+        _fork_instead_of_spawn(address)
+        return daemon
+    # Of the daemon's own descriptors it keeps none: the daemon closes them at its end.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    _take_descriptors({**dict.fromkeys(range(3), nothing), 3: listening.detach(), 4: watched})
+    for number in _TO_A_GROUP:
+        signal.signal(number, signal.SIG_IGN)
+    worker = main(socket.socket(fileno=3), 4)
+    if worker is None:
+        os._exit(0)
+    for number in _TO_A_GROUP:
+        signal.signal(number, signal.SIG_DFL)
+    _become(worker)
+    return worker
+
+
+def _fork_instead_of_spawn(address: str) -> None:
+    """Let Twisted fork workers from the process at `address`, and spawn all else."""
+    process: Any = importlib.import_module("twisted.internet.process").Process
+    code = importlib.import_module("echod.workers.child")._PROGRAM
+    spawn = process._trySpawnInsteadOfFork
+    here, user = os.getpid(), os.geteuid()
+
+    def fork(
+        self: Any, path: str, uid: int, gid: int, executable: str, args: Any, env: Any, more: Any
+    ) -> bool:
+        # In the background, or as another user, the daemon is another process than this one.
+        if code not in args or (os.getpid(), os.geteuid()) != (here, user):
+            return bool(spawn(self, path, uid, gid, executable, args, env, more))
+        worker = {
+            "code": code,
+            "arguments": ["-c", *args[args.index(code) + 1 :]],
+            "environment": env,
+            "cwd": os.getcwd(),
+            "session": False,
+            "steps": [["limit", what, *resource.getrlimit(what)] for what in _LIMITS],
+            "ignores_interrupt": False,
+        }
+        self.pid = ask(address, worker, more["fdmap"])
+        self.status = -1
+        return True
+
+    process._trySpawnInsteadOfFork = fork
+
+
+# The limits that a daemon changes.
+_LIMITS = (resource.RLIMIT_NOFILE,)
+
+
 def _import() -> None:
     # `python FILE` has put the folder of FILE first. A script has its own folder there.
     sys.path[0] = os.path.dirname(sys.executable)  # noqa: PTH120 - as Python has it, a str
@@ -227,6 +350,35 @@ def _import() -> None:
     gc.freeze()  # a collection in a child would copy the pages of all that
 
 
+def _exit_code_of(code: types.CodeType, module: types.ModuleType) -> int:
+    """Run a program; return the exit code that Python has for its end."""
+    try:
+        exec(code, module.__dict__)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        return 1
+    return 0
+
+
+def _end(code: int) -> None:
+    """End this process as the interpreter does, but for the deletion of all modules.
+
+    That would take longer than all that a daemon of a test does.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            stream.flush()
+    # It calls what the daemon has left to libc. Here no other thread runs any more.
+    ctypes.PyDLL(None).exit(code & 0xFF)
+
+
 if __name__ == "__main__":
     _import()
     _request = main(
@@ -236,11 +388,13 @@ if __name__ == "__main__":
     if _request is None:
         os._exit(0)
     _become(_request)
-    _script = _request["script"]
-    with open(_script, encoding="utf-8") as _file:  # noqa: PTH123 - see above
-        _code = compile(_file.read(), _script, "exec")
-    # The script's module takes the place of this one.
+    if "--workers" in _request["arguments"]:
+        _request = _fork_workers_of(_request)
+    # The program's module takes the place of this one.
     _main = types.ModuleType("__main__")
-    _main.__file__ = _script
+    if (_text := _request.get("code")) is None:
+        _main.__file__ = _script = _request["script"]
+        with open(_script, encoding="utf-8") as _file:  # noqa: PTH123 - see above
+            _text = _file.read()
     sys.modules["__main__"] = _main
-    exec(_code, _main.__dict__)
+    _end(_exit_code_of(compile(_text, _main.__dict__.get("__file__", "<string>"), "exec"), _main))

@@ -7,19 +7,16 @@ descriptors, the signals, the exit code. They are children of the tests' own pro
 
 `Program` executes a command that differs before Python runs: below another program, or with
 another `PYTHON...` or `LC_...` in its environment. Pass `executed` for a test that is about the
-imports, or about a signal during them; and `steps` instead of a program such as prlimit, which
-does them and then becomes the command.
+imports, about a signal during them, or about the interpreter's end: a forked program deletes no
+module there. Pass `steps` instead of a program such as prlimit, which does them and then becomes
+the command. A daemon that is forked forks its workers.
 """
 
 from __future__ import annotations
 
-import array
 import atexit
-import ctypes
 import inspect
-import json
 import os
-import re
 import resource
 import signal
 import socket
@@ -31,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, AnyStr
 
-from tests.support.fork_server import prepare
+from tests.support.fork_server import ask, prepare
 from tests.support.waiting import PATIENCE
 
 SCRIPTS = Path(sys.executable).parent
@@ -62,8 +59,6 @@ _PLAIN = {
     "umask": -1,
     "process_group": -1,
 }
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 # The name of a step, and its arguments; `fork_server` takes it.
@@ -196,7 +191,6 @@ class _Server:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._prctl = ctypes.CDLL(None).prctl
         # The kernel keeps the name until the process has gone: nothing is left on a disk.
         self._address = f"\0echod-tests-{os.getpid()}"
         with socket.socket(socket.AF_UNIX) as listening:
@@ -246,36 +240,12 @@ class _Server:
             "arguments": list(command),
             "environment": dict(environment),
             "cwd": cwd,
-            "umask": _umask(),
             "session": session,
             "steps": steps,
             "ignores_interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
-            "descriptors": list(descriptors),
         }
-        data = json.dumps(request).encode()
-        passed = array.array("i", descriptors.values())
-        with self._lock, socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PATIENCE)
-            connection.connect(self._address)
-            # An orphan becomes a child of this process, but only for this moment.
-            self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-            try:
-                connection.sendmsg(
-                    [len(data).to_bytes(4, "big")],
-                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)],
-                )
-                connection.sendall(data)
-                answer = connection.recv(16)
-            finally:
-                self._prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-        assert answer, "the process that forks has ended"
-        return int(answer)
-
-
-def _umask() -> int:
-    found = re.search(r"^Umask:\s*(\d+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1], 8)
+        with self._lock:
+            return ask(self._address, request, descriptors)
 
 
 _servers: dict[int, _Server] = {}

@@ -108,6 +108,56 @@ def test_a_forked_program_finds_what_an_executed_one_finds(
     assert forked["cwd"] == str(tmp_path)
 
 
+# A handler that says, when a worker imports it, in which process it is.
+WORKERS = """
+import json, os, resource, signal, sys
+from pathlib import Path
+
+facts = {
+    "arguments": sys.argv,
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+    "cwd": os.getcwd(),
+    "descriptors": sorted(map(int, os.listdir("/proc/self/fd"))),
+    "environment": dict(os.environ),
+    "handled": {str(s): repr(signal.getsignal(s)).partition(" at ")[0]
+                for s in signal.valid_signals() if s < signal.SIGRTMIN},
+    "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+    "main": sys.modules["__main__"].__name__,
+    "path": sys.path,
+    "reactor": type(sys.modules["twisted.internet.reactor"]).__name__,
+    "session": os.getsid(0) == os.getsid(os.getppid()),
+    "umask": os.umask(0o22),
+}
+Path("parent").write_text(str(os.getppid()))
+Path("facts").write_text(json.dumps(facts))
+os._exit(7)
+"""
+
+
+def test_a_worker_of_a_forked_daemon_finds_what_an_executed_one_finds(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(WORKERS)
+    found = []
+    for executed in (False, True):
+        command = (SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--handler", "probe:handler")
+        steps = [limit(resource.RLIMIT_NOFILE, 700, 900)]  # the daemon raises it
+        with Program(
+            [*command, "--workers", "1", "--port", "0"],
+            cwd=tmp_path,
+            env=dict(os.environ),
+            executed=executed,
+            steps=steps,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as program:
+            _, said = program.communicate(timeout=PATIENCE)
+        assert "worker 1 was ended with exit code 7 before it served" in said
+        assert int((tmp_path / "parent").read_text()) == program.pid
+        found.append(json.loads((tmp_path / "facts").read_text()))
+    forked, executed_one = found
+    assert {name: forked[name] for name in forked if forked[name] != executed_one[name]} == {}
+
+
 def test_its_umask_is_that_of_the_moment(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:

@@ -118,7 +118,9 @@ def test_files_are_flushed_and_functions_of_atexit_called(
     """Fault 83: The daemon flushes the files that a handler's module holds, and runs the functions
     of `atexit`.
     """
-    running = daemon("--handler", "served:used", "--concurrency", model)
+    # One model to the interpreter's very end.
+    executed = model == "reactor"
+    running = daemon("--handler", "served:used", "--concurrency", model, executed=executed)
     assert ask(running) == b"ok"
     running.signal(number)
     running.wait()
