@@ -182,7 +182,7 @@ def parse_listen(
     if inherited.shared:
         # Each process has keys of its own: a ticket of one means nothing to the others.
         files = replace(files, tickets=False)
-    context = ServerContext(files)
+    context = ServerContext(files, inherited.load)
     for certificate in context.served:
         tell_validity(certificate)
     endpoint = _endpoint(reactor, words.endpoint, inherited)

@@ -29,6 +29,7 @@ from echod.listening.unix import UNIXEndpoint
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
+    from echod.tls import Copies
 
 
 class SharedSockets:
@@ -47,7 +48,10 @@ class SharedSockets:
         if not isinstance(
             endpoint, TCP4ServerEndpoint | TCP6ServerEndpoint | UNIXEndpoint | ActivatedEndpoint
         ):
-            raise ListenError("workers can share tcp:, tcp6:, unix: and systemd: only")
+            raise ListenError(
+                "workers can share tcp:, tcp6:, unix: and systemd: only, also below tls:, "
+                "starttls: and proxy:"
+            )
         self._endpoint = endpoint
         self._count = count
         self._sockets: list[socket.socket] = []
@@ -141,14 +145,21 @@ class PassedSockets(InheritedSockets):
 
     shared = True
 
-    def __init__(self, number: int, descriptors: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        number: int,
+        descriptors: Sequence[Sequence[int]],
+        copies: Copies | None = None,
+    ) -> None:
         """Set up.
 
         Args:
             number: see above.
             descriptors: for each listener.
+            copies: of the files of TLS; None for none.
         """
         super().__init__({})
+        self.copies = copies
         self.number = number
         self._left = [list(each) for each in descriptors]
 

@@ -39,6 +39,8 @@ log = Logger("echod.listening")
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
+    from echod.tls import Copies, Files
+    from echod.tls.context import Loaded
 
 FIRST = 3
 
@@ -52,9 +54,11 @@ class InheritedSockets:
 
     Attributes:
         shared: whether other processes accept from the same listeners.
+        copies: of the files of TLS that were read, or may not be read any more; None for none.
     """
 
     shared = False
+    copies: Copies | None = None
 
     def __init__(self, environment: Mapping[str, str], first: int = FIRST) -> None:
         """Set up, without reading anything.
@@ -66,6 +70,10 @@ class InheritedSockets:
         self._environment = environment
         self._first = first
         self._taken: set[int] = set()
+
+    def load(self, files: Files) -> Loaded:
+        """Load the files of TLS."""
+        return files.load() if self.copies is None else self.copies.load(files)
 
     def take(self, *, name: str | None = None, index: int | None = None) -> list[int]:
         """Return the descriptors of the sockets called `name`, or of the one at `index`.

@@ -30,12 +30,14 @@ from echod.tls.context import (
     ServerContext,
     ServerSide,
 )
+from echod.tls.copies import Copies
 from echod.tls.facts import Certificate, TLSFacts
 
 __all__ = [
     "Certificate",
     "ClientContext",
     "Context",
+    "Copies",
     "Files",
     "FilesError",
     "Meddler",

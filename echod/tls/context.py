@@ -80,6 +80,32 @@ class Pair:
             yield Pair(str(path), str(keys[path]) if path in keys else None)
 
 
+class Source(Protocol):
+    """A place that has files."""
+
+    def read(self, path: str) -> str:
+        """Return the content of a file.
+
+        Raises:
+            FilesError: it cannot be read.
+        """
+
+    def pairs_of(self, pair: Pair) -> Iterable[Pair]:
+        """Return the files of each certificate: see `Pair.each`."""
+
+
+class Disk:
+    """The files as they are now."""
+
+    def read(self, path: str) -> str:
+        """Return the content of a file."""
+        return read(path)
+
+    def pairs_of(self, pair: Pair) -> Iterable[Pair]:
+        """Return the files of each certificate."""
+        return pair.each()
+
+
 @dataclass(frozen=True)
 class Files:
     """The files of a server's TLS, all of them in PEM.
@@ -106,8 +132,11 @@ class Files:
     alpn: tuple[str, ...] = ()
     tickets: bool = True
 
-    def load(self) -> Loaded:
+    def load(self, source: Source | None = None) -> Loaded:
         """Make a context for each certificate, from the current content of the files.
+
+        Args:
+            source: has the files; None for the disk.
 
         Each file is read once: a certificate that is rewritten meanwhile is the old one, the new
         one, or damaged, but never a mixture that goes unnoticed.
@@ -115,9 +144,10 @@ class Files:
         Raises:
             FilesError: they cannot be used.
         """
-        once = functools.cache(read)
+        source = source or Disk()
+        once = functools.cache(source.read)
         pairs = (Pair(self.certificate, self.key, self.chain), *self.others)
-        found = [self._load(each, once) for pair in pairs for each in pair.each()]
+        found = [self._load(each, once) for pair in pairs for each in source.pairs_of(pair)]
         return Loaded(found[0].context, _by_host(found), tuple(one.served for one in found))
 
     def _load(self, pair: Pair, once: Read) -> _One:
@@ -323,14 +353,18 @@ class ServerContext:
 
     server_side: ClassVar[bool] = True
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, load: Callable[[Files], Loaded] | None = None) -> None:
         """Read the files.
+
+        Args:
+            files: the files.
+            load: loads them this time; None: from the disk.
 
         Raises:
             FilesError: they cannot be used.
         """
         self.files = files
-        self._loaded = files.load()
+        self._loaded = files.load() if load is None else load(files)
 
     @property
     def alpn(self) -> tuple[str, ...]:

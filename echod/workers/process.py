@@ -41,6 +41,7 @@ from echod.listening.shared import PassedSockets, close_on_exec
 from echod.log.observer import LogObserver
 from echod.status.snapshot import state_of
 from echod.text import escape
+from echod.tls import Copies
 from echod.workers.link import LIMITS, SHOW_STACKS, STDERR, Link, LinkSink, Message
 
 if TYPE_CHECKING:
@@ -200,7 +201,8 @@ class Worker:
         )
         log_through(observer)
         capture = Capture(observer.write_now)
-        passed = PassedSockets(order["number"], order["sockets"])
+        copies = Copies(order["files"], order["folders"])
+        passed = PassedSockets(order["number"], order["sockets"], copies)
         close_on_exec(order["sockets"])
         with capturing(capture):
             options.settings = fit_limits(settings)

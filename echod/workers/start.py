@@ -24,8 +24,10 @@ from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.listening.socket_activation import InheritedSockets, started_with
 from echod.log.observer import LogObserver
+from echod.permissions import ROOT
 from echod.settings.definitions import Settings
 from echod.text import escape
+from echod.tls import Copies
 from echod.workers.supervisor import SPARE, Supervisor, patience_for
 
 log = Logger("echod")
@@ -39,7 +41,10 @@ def make_supervisor(options: Options, log_observer: LogObserver | None) -> Super
     if log_observer is None:
         raise SystemExit("echod: --workers needs twistd without --logger, or echod serve")
     if twistd.get("chroot"):
-        raise SystemExit("echod: --chroot and --workers: no worker could be started from there")
+        raise SystemExit(
+            "echod: --chroot and --workers: workers are new processes of Python, which could not "
+            "start there: leave out one of the two"
+        )
     take_precautions(twistd)
     show_start_errors_in_one_line()
     choose_reactor.follow_the_monotonic_clock(reactor)
@@ -47,6 +52,8 @@ def make_supervisor(options: Options, log_observer: LogObserver | None) -> Super
         log.warn("{useless}", useless=escape(options.placed(useless)))
     log.info("Running on the {name} reactor", name=choose_reactor.name_of(reactor))
     inherited = InheritedSockets(started_with())
+    # A worker may not read the keys that root reads here.
+    copies = inherited.copies = Copies()
     try:
         listeners = make_shared(options.settings, reactor, inherited)
         supervisor = Supervisor(reactor, options, listeners, log_observer)
@@ -56,6 +63,8 @@ def make_supervisor(options: Options, log_observer: LogObserver | None) -> Super
             add_control(supervisor, options.settings, inherited)
     except UserError as error:
         raise SystemExit(f"echod: {options.placed(str(error))}") from None
+    if os.geteuid() == ROOT and twistd.get("uid") is not None:
+        supervisor.copies = copies
     supervisor.other_user = options.other_user
     supervisor.notifier = Notifier.from_environment(reactor, supervisor.describe, os.environ)
     supervisor.signals = Signals(

@@ -49,6 +49,7 @@ from echod.log.observer import LogObserver
 from echod.log.sinks import Line
 from echod.settings.definitions import Settings, differences, reloaded
 from echod.text import clipped, escape, plural
+from echod.tls import Copies
 from echod.workers.child import Child, backoff
 from echod.workers.link import SHOW_STACKS, Message
 
@@ -99,6 +100,7 @@ class Supervisor(Service):
         control: the control of the service; None if it was not asked for.
         operations: what it does.
         parts: each takes new settings of the supervisor's own.
+        copies: the files that this process could read before it became another user.
     """
 
     name = "echod"
@@ -129,6 +131,7 @@ class Supervisor(Service):
         self.control: ControlServer | None = None
         self.operations: WorkersControl | None = None
         self.parts: list[Part] = []
+        self.copies = Copies()
         self._options = options
         self._settings = options.settings
         self._text = options.read_file()
@@ -303,6 +306,8 @@ class Supervisor(Service):
             "reactor": name_of(self.reactor),
             "stamps": self.log_observer.stamps,
             "suspended": self._suspended,
+            "files": self.copies.texts,
+            "folders": self.copies.folders,
         }
         sockets = [one.descriptors_of(seat.number) for _, one in self._listeners]
         seat.next = child

@@ -194,6 +194,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         174: "New code, or new settings, for all workers",
         175: "Clients of all workers together reach a limit",
         186: "`--control` with `--workers`",
+        187: "Workers, and a key that only root can read",
     },
     "Control and verification": {
         181: "SIGTERM while the daemon is suspended, and clients wait",

@@ -178,6 +178,8 @@ def test_workers_start_with_their_orders_and_their_sockets(make: Make) -> None:
         "reactor": "spawning",
         "stamps": True,
         "suspended": False,
+        "files": {},
+        "folders": {},
         "block": 0,
         "number": 1,
         "text": "max-connections = 10\n",

@@ -261,6 +261,8 @@ class Running:
             "reactor": "uvloop",
             "stamps": False,
             "suspended": False,
+            "files": {},
+            "folders": {},
             "text": "",
             **changes,
         }

@@ -19,6 +19,7 @@ from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import REACTOR, TERMINATED, Daemon, Start
 from tests.support.needs import needs_root, tool
 from tests.support.programs import SCRIPTS, run
+from tests.support.proxy_headers import line
 from tests.support.served_workers import (
     HANDLER,
     START,
@@ -30,6 +31,7 @@ from tests.support.served_workers import (
     write_handler,
 )
 from tests.support.service_manager import managing
+from tests.support.tls_peer import client_context
 from tests.support.waiting import PATIENCE, block_until
 
 
@@ -367,24 +369,43 @@ def test_a_second_daemon_does_not_share_the_port(two: Daemon, tmp_path: Path) ->
     assert re.search(r"echod: tcp:\d+: Bind failed\. Error Code : 98", ended.stderr)
 
 
-def test_workers_share_a_unix_socket(daemon: Start, tmp_path: Path) -> None:
+def test_workers_share_a_unix_socket_and_listeners_behind_a_proxy_and_with_tls(
+    daemon: Start, tmp_path: Path, certificate: Path
+) -> None:
     write_handler(tmp_path)
-    path = tmp_path / "echod.sock"
-    running = daemon("--handler", "answers:who", "--listen", f"unix:{path}", "--workers", "2")
+    paths = {name: tmp_path / name for name in ("clear", "proxied", "tls", "both")}
+    tls = f"certificate={certificate}"
+    running = daemon(
+        *("--handler", "answers:who", "--workers", "2"),
+        *("--listen", f"unix:{paths['clear']}", "--listen", f"proxy:unix:{paths['proxied']}"),
+        *("--listen", f"tls:unix:{paths['tls']}:{tls}"),
+        *("--listen", f"proxy:tls:unix:{paths['both']}:{tls}"),
+        *("--listen", "proxy:tcp:0:interface=127.0.0.1"),
+    )
     pids = wait_until_served(running, 2)
-    assert path.stat().st_mode & 0o777 == 0o660
+    (port,) = set(running.wait_for(r"starting on (\d+)", 2))
+    assert paths["clear"].stat().st_mode & 0o777 == 0o660
     for pid in (pids[1], None):
-        for _ in range(5):
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(START)
-                client.connect(str(path))
-                assert ask(client) in served_by(running).values()
+        for name, path in {**paths, "proxied at a port": None}.items():
+            for _ in range(3):
+                with contextlib.ExitStack() as stack:
+                    if path is None:
+                        client = stack.enter_context(connect(int(port)))
+                    else:
+                        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                        client.settimeout(START)
+                        client.connect(str(path))
+                    if name in ("proxied", "both", "proxied at a port"):
+                        client.sendall(line())
+                    if name in ("tls", "both"):
+                        client = stack.enter_context(client_context().wrap_socket(client))
+                    assert ask(client) in served_by(running).values()
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
             wait_until_served(running, 3)
     running.signal(signal.SIGTERM)
     running.wait()
-    assert not path.exists()
+    assert not any(path.exists() for path in paths.values())
 
 
 def test_workers_share_a_socket_of_systemd(daemon: Start, tmp_path: Path) -> None:
@@ -448,11 +469,31 @@ def test_the_service_manager_hears_one_service(daemon: Start, tmp_path: Path) ->
 
 
 @needs_root
-def test_workers_run_as_the_user_that_the_daemon_becomes(daemon: Start, tmp_path: Path) -> None:
+def test_workers_run_as_the_user_that_the_daemon_becomes(
+    daemon: Start, tmp_path: Path, certificate: Path
+) -> None:
+    """Fault 187: A key that only root can read serves the workers, and their successors."""
     tmp_path.chmod(0o777)
-    running = daemon("--workers", "2", options=("--uid", "65534", "--gid", "65534"))
+    write_handler(tmp_path)
+    key = tmp_path / "key.pem"
+    key.write_bytes(certificate.read_bytes())
+    key.chmod(0o600)
+    running = daemon(
+        *("--workers", "2", "--handler", "answers:who"),
+        *("--listen", f"tls:0:certificate={key}"),
+        options=("--uid", "65534", "--gid", "65534"),
+    )
     for pid in wait_until_served(running, 2).values():
         assert Path(f"/proc/{pid}").stat().st_uid == 65534
+    (port,) = set(running.wait_for(r"starting on (\d+)", 2))
+    os.kill(served_by(running)[1], signal.SIGKILL)
+    serving = set(wait_until_served(running, 3).values())
+    seen: set[int] = set()
+    while seen != serving:
+        with client_context().wrap_socket(connect(int(port))) as client:
+            seen.add(ask(client))
+    running.signal(signal.SIGHUP)
+    running.wait_for("Reload refused, nothing has changed: .*Permission denied")
 
 
 @pytest.mark.parametrize(
