@@ -79,6 +79,9 @@ LOOK = 0.5
 # How long a worker that stands still has to show where, in seconds, before it is killed.
 LAST_STACK = 0.5
 
+# The number of a reload of one worker alone, which takes the settings in force.
+CATCH_UP = 0
+
 # How long workers may take to make new settings ready, in seconds.
 READY_IN = 10.0
 
@@ -347,6 +350,8 @@ class Supervisor(Service):
                 self.figures.told(child, news["figures"], news["number"])
             case "control" if self.operations is not None:
                 self.operations.told(child, news["number"], news["status"], news["body"])
+            case "prepared" if news["number"] == CATCH_UP:
+                self._caught_up(child, str(news["why"]))
             case "prepared" if self._reload is not None:
                 self._reload.answered(child, str(news["why"]), int(news["number"]))
 
@@ -507,6 +512,9 @@ class Supervisor(Service):
                 log_always=True,
             )
         reload.finish(apply=not why)
+        for seat in self._seats:  # one that serves only since the reload began was not asked
+            if seat.child is not None and seat.child.text != self._text:
+                self._catch_up(seat.child)
         self._reload_ends(why)
 
     def _reconfigure(self) -> None:
@@ -530,8 +538,18 @@ class Supervisor(Service):
     def _catch_up(self, child: Child) -> None:
         """Give the settings in force to a worker that was started with others."""
         child.text = self._text
-        child.order(do="prepare", number=0, text=self._text)
+        child.order(do="prepare", number=CATCH_UP, text=self._text)
         child.order(do="commit")
+
+    def _caught_up(self, child: Child, why: str) -> None:
+        """Replace a worker that cannot use the settings in force; its successor can start so."""
+        if why and not child.told:
+            log.error(
+                "{child} cannot use the settings in force: {why}; its successor starts",
+                child=str(child),
+                why=escape(why),
+            )
+            child.stop()
 
     # New code.
 

@@ -195,6 +195,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         175: "Clients of all workers together reach a limit",
         186: "`--control` with `--workers`",
         187: "Workers, and a key that only root can read",
+        188: "SIGHUP while workers are replaced",
     },
     "Control and verification": {
         181: "SIGTERM while the daemon is suspended, and clients wait",

@@ -31,6 +31,7 @@ from echod.workers import supervisor as supervising
 from echod.workers.child import LAST_LINES
 from echod.workers.link import FIRST_SOCKET, LIMITS, LOG, SHOW_STACKS, STDOUT
 from echod.workers.supervisor import (
+    CATCH_UP,
     LAST_STACK,
     LOOK,
     MOMENT,
@@ -667,6 +668,103 @@ def test_a_successor_that_started_before_the_reload_gets_its_settings(
     assert successor.orders[1]["text"] == two.file.read_text()
     successor.answer()  # this answer has no reload that waits for it
     assert errors(log)
+
+
+def test_a_successor_that_serves_before_the_reload_is_decided_gets_its_settings(
+    two: Supervision, log: Log
+) -> None:
+    """Fault 188: A worker that begins to serve during a reload gets the new settings, too."""
+    one, other = two.processes
+    one.end(1)
+    successor = two.processes[2]
+    two.file.write_text("max-connections = 20\n")
+    two.supervisor.reload()
+    successor.tell("ready")
+    assert not successor.done  # nothing is decided yet
+    other.answer()
+    assert other.done == successor.done == ["prepare", "commit"]
+    assert successor.orders[1]["text"] == two.file.read_text()
+    assert errors(log)
+
+
+def test_a_worker_that_drains_in_a_reload_answers_it_and_its_successor_has_its_settings(
+    two: Supervision, log: Log
+) -> None:
+    one, other = two.processes
+    two.file.write_text("max-connections = 20\n")
+    two.supervisor.reload()
+    one.tell("draining")
+    two.reactor.advance(MOMENT)
+    successor = two.processes[2]
+    assert successor.orders[0]["text"] == "max-connections = 10\n"
+    other.answer()
+    assert not log.text.count("Reloaded")
+    successor.tell("ready")
+    one.answer()
+    for each in (one, other, successor):
+        assert each.done == ["prepare", "commit"]
+        assert each.child.text == two.file.read_text()
+    one.end()
+    assert two.described == "Serving; workers: 2 of 2"
+
+
+def test_a_reload_while_the_workers_are_renewed_is_used_by_old_and_new_ones(
+    two: Supervision, log: Log
+) -> None:
+    """Fault 188: A reload while workers are replaced holds for old workers and for new ones."""
+    one, other = two.processes
+    two.supervisor.renew()
+    two.file.write_text("max-connections = 20\n")
+    two.supervisor.reload()
+    successor = two.processes[2]
+    successor.tell("ready")  # its predecessor drains, and is asked all the same
+    assert one.done == ["prepare", "stop"]
+    one.tell("draining")
+    one.answer()
+    other.answer()
+    assert successor.done == ["prepare", "commit"]
+    assert one.done == ["prepare", "stop", "commit"]
+    one.end()
+    assert two.processes[3].orders[0]["text"] == two.file.read_text()
+    two.processes[3].tell("ready")
+    assert two.processes[3].done == []
+    other.end()
+    assert "The workers have been replaced" in log.text
+
+
+def test_a_reload_that_comes_while_each_worker_drains_is_in_force_for_their_successors(
+    two: Supervision, log: Log
+) -> None:
+    for each in two.processes[:2]:
+        each.tell("draining")
+    two.file.write_text("max-connections = 20\n")
+    two.supervisor.reload()
+    assert not any(each.done for each in two.processes)
+    two.reactor.advance(MOMENT)
+    texts = [each.orders[0]["text"] for each in two.processes[2:]]
+    assert texts == [two.file.read_text()] * 2
+    assert "Reloaded in every worker" in log.text
+
+
+def test_a_successor_that_cannot_use_the_settings_in_force_is_replaced(
+    two: Supervision, log: Log
+) -> None:
+    two.pass_by(PROVEN)
+    two.processes[0].end(1)
+    successor = two.processes[2]
+    two.file.write_text("max-connections = 20\n")
+    two.supervisor.reload()
+    two.processes[1].answer()
+    successor.tell("ready")
+    assert successor.done == ["prepare", "commit"]
+    assert successor.orders[1]["number"] == CATCH_UP
+    successor.answer("no certificate")
+    assert successor.done == ["prepare", "commit", "stop"]
+    why = f"{successor.child} cannot use the settings in force: no certificate"
+    assert errors(log)[-1] == f"{why}; its successor starts"
+    successor.tell("draining")
+    two.reactor.advance(MOMENT)
+    assert two.processes[3].orders[0]["text"] == two.file.read_text()
 
 
 def test_a_second_reload_waits_for_the_first(two: Supervision) -> None:

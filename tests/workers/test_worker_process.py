@@ -401,6 +401,27 @@ async def test_a_fault_in_a_program_refuses_new_settings_and_the_service_goes_on
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_worker_that_drains_takes_new_settings_as_the_others_do(
+    running: Running, supervisor: Supervisor
+) -> None:
+    running.start()
+    await supervisor.heard("ready")
+    client = await connectProtocol(
+        clientFromString(reactor, f"tcp:127.0.0.1:{running.port}"), Talker()
+    )
+    await client.receive(BANNER)
+    service = running.worker._service
+    drained = service.stopService()
+    supervisor.order(do="prepare", number=3, text="drain-timeout = 3")
+    (told,) = await supervisor.heard("prepared")
+    assert told["why"] == ""
+    supervisor.order(do="commit")
+    await eventually(lambda: running.signals.patience == 3 + GRACE)
+    client.finish()
+    await drained
+
+
+@pytest_twisted.ensureDeferred
 async def test_orders_to_end_need_no_turn_of_the_event_loop(
     running: Running, supervisor: Supervisor
 ) -> None:
