@@ -1,10 +1,12 @@
 """Admission whose limits hold over several processes: each counts in memory that all can read.
 
 Each process has a block of the table, and writes only there; it reads those of the others without
-a lock. So of connections that several processes accept in the same moment, as many as there are
-processes may be one too many. Addresses are counted by a keyed hash: two that share a place count
-as one, which may refuse a client that is near its limit a little early. The supervisor clears the
-block of a process that has ended.
+a lock. So of connections that several processes accept in the same moment, each process but the
+first may accept one too many. The supervisor clears the block of a process that has ended.
+
+Of other processes, addresses are counted by a keyed hash, each in two places, and the lower count
+is taken (a count-min sketch). So an address is never counted too low, and too high only if both of
+its places are also others': it is then refused a little early, by the fewer of their connections.
 
 The processes number their connections together, by the same table: a number is never given twice,
 and a connection that comes after another has the higher one.
@@ -16,6 +18,7 @@ import hashlib
 import heapq
 import mmap
 import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from echod.connections.admission import Admission
@@ -27,12 +30,15 @@ from echod.reasons import Refusal
 # last number that the process has given, in 64 bits, which is not cleared either; addresses.
 _OPEN, _ACCEPTED, _TOKENS, _, _NUMBERED, _, _ADDRESSES = range(7)
 
-# How many places there are for addresses.
-_PLACES = 1 << 15
+# How many places there are for addresses, in two rows.
+_ROW = 1 << 14
+_PLACES = 2 * _ROW
 
 # Its length, in words of 32 bits: an even number.
 _BLOCK = _ADDRESSES + _PLACES
 _WRAP = 1 << 32
+
+_HASHES = struct.Struct(">II")
 
 # How many of the busiest addresses are asked for in the others' blocks.
 _BUSIEST = 8
@@ -154,11 +160,12 @@ class SharedAdmission(Admission):
 
     def identify(self, network: str) -> Refusal | None:
         """Count the address of an accepted connection, or return why it is refused."""
-        place = self._place(network)
-        if (most := self._most_of_address) and self._from_address(network) >= most:
+        places = self._places(network)
+        if (most := self._most_of_address) and self._counted(network, places) >= most:
             return Refusal.PER_ADDRESS
         self.by_address[network] += 1
-        self._counters[self._start + place] += 1
+        for place in places:
+            self._counters[self._start + place] += 1
         return None
 
     def release(self, network: str = "") -> None:
@@ -166,21 +173,27 @@ class SharedAdmission(Admission):
         super().release(network)
         self._counters[self._start + _OPEN] = self.open
         if network:
-            self._counters[self._start + self._place(network)] -= 1
+            for place in self._places(network):
+                self._counters[self._start + place] -= 1
 
     def _sum(self, counter: int) -> int:
         """Return the sum of a counter over all processes."""
         return sum(self._counters[counter::_BLOCK])
 
     def _from_address(self, network: str) -> int:
-        """Return how many connections an address has: here exactly, elsewhere by its place."""
-        place = self._place(network)
-        elsewhere = self._sum(place) - self._counters[self._start + place]
+        return self._counted(network, self._places(network))
+
+    def _counted(self, network: str, places: Sequence[int]) -> int:
+        """Return how many connections an address has: here exactly, elsewhere by its places."""
+        counters, start = self._counters, self._start
+        elsewhere = min(self._sum(place) - counters[start + place] for place in places)
         return self.by_address[network] + elsewhere
 
-    def _place(self, network: str) -> int:
-        digest = hashlib.blake2b(network.encode(), digest_size=4, key=self._key).digest()
-        return _ADDRESSES + int.from_bytes(digest, "big") % _PLACES
+    def _places(self, network: str) -> tuple[int, int]:
+        """Return the place of an address in each row."""
+        digest = hashlib.blake2b(network.encode(), digest_size=8, key=self._key).digest()
+        one, other = _HASHES.unpack(digest)
+        return _ADDRESSES + one % _ROW, _ADDRESSES + _ROW + other % _ROW
 
     def _take(self) -> bool:
         """Take a token, after those that the other processes have taken since."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -99,6 +102,77 @@ def test_a_process_that_has_room_for_fewer_is_bounded_by_that_too(table: Admissi
     assert [one.accept() for _ in range(3)] == [None, None, Refusal.MAX_CONNECTIONS]
     assert [other.accept() for _ in range(2)] == [None, Refusal.MAX_CONNECTIONS]
     assert other.levels[0][1:] == (3, 3)
+
+
+class AtOnce(SharedAdmission):
+    """Lets another one decide in the moment between its own look at the sums and its count."""
+
+    between: Callable[[], object] | None = None
+
+    def _sum(self, counter: int) -> int:
+        found = super()._sum(counter)
+        between, self.between = self.between, None
+        if between is not None:
+            between()
+        return found
+
+
+def test_in_the_same_moment_each_process_but_the_first_accepts_one_too_many_at_most(
+    table: AdmissionTable,
+) -> None:
+    """Fault 175: Of clients that come in the same moment, at most one for each further worker is
+    too many, over all and from one address.
+    """
+    limits = Limits(max_connections=6, max_connections_per_address=6, max_accept_rate=0)
+    four = [
+        AtOnce(limits, Clock().seconds, table=table, block=number, key=KEY) for number in range(4)
+    ]
+    for _ in range(5):
+        assert four[0].accept() is None
+        assert four[0].identify("a") is None
+    for ask in (lambda each: each.accept(), lambda each: each.identify("a")):
+        answers: list[Refusal | None] = []
+
+        def ask_all(left: list[AtOnce], ask: Any = ask, answers: Any = answers) -> None:
+            """Let the first ask while the others do."""
+            if left:
+                left[0].between = lambda: ask_all(left[1:])
+                answers.append(ask(left[0]))
+
+        ask_all(four)
+        assert answers == [None] * 4
+    assert four[0]._sum(0) == four[0]._from_address("a") == 6 + 3
+    assert {each.accept() for each in four} == {Refusal.MAX_CONNECTIONS}
+    assert {each.identify("a") for each in four} == {Refusal.PER_ADDRESS}
+
+
+def test_an_address_whose_place_is_that_of_a_busy_one_is_not_refused_for_it(
+    table: AdmissionTable,
+) -> None:
+    one, other = workers(table, 2, Limits(max_connections_per_address=3), Clock())
+    for _ in range(3):
+        assert one.identify("busy") is None
+    same = other._places("busy")[0]
+    meets = next(name for name in map(str, itertools.count()) if other._places(name)[0] == same)
+    assert other.identify("busy") is Refusal.PER_ADDRESS
+    assert [other.identify(meets) for _ in range(3)] == [None] * 3
+    assert other.identify(meets) is Refusal.PER_ADDRESS
+    one.open = other.open = 3
+    for _ in range(3):
+        other.release(meets)
+        one.release("busy")
+    assert not any(table.counters[place] for place in one._places("busy"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abcdef")), max_size=60))
+def test_no_address_is_counted_too_low(events: list[tuple[int, str]]) -> None:
+    table = AdmissionTable.create(3)
+    three = workers(table, 3, Limits(max_connections_per_address=1000), Clock())
+    for process, address in events:
+        three[process].identify(address)
+    for address, count in Counter(address for _, address in events).items():
+        assert all(each._from_address(address) >= count for each in three)
+    table.close()
 
 
 @given(st.lists(st.integers(0, 3), max_size=40))
