@@ -37,7 +37,7 @@ def place_of(error: BaseException) -> str:
     walked = traceback.walk_tb(error.__traceback__)
     steps = [(frame.f_code.co_filename, line) for frame, line in walked]
     outside = [step for step in steps if not _is_known(step[0])]
-    own = [step for step in outside if not any(part in step[0] for part in _INSTALLED)]
+    own = [step for step in outside if is_users(step[0])]
     return _shown(*(own or outside)[-1]) if outside else ""
 
 
@@ -57,6 +57,11 @@ def definition_of(target: object) -> str:
 def is_ours(file: str) -> bool:
     """Return whether a file is echod's own."""
     return file.startswith(_OURS) and file != _BUILTIN
+
+
+def is_users(file: str) -> bool:
+    """Return whether a file is the user's own: not echod's, nor Python's, nor installed."""
+    return not _is_known(file) and not any(part in file for part in _INSTALLED)
 
 
 def _is_known(file: str) -> bool:

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from echod.messages.framing import Line
-from echod.places import definition_of, place_of, told_with_place
+from echod.places import definition_of, is_users, place_of, told_with_place
 
 USERS = """
 import json
@@ -93,3 +93,10 @@ def test_a_definition_is_named_if_it_is_a_users(users: ModuleType) -> None:
     assert definition_of(users.Handler()) == f" ({users.__file__}, line 5)"
     for known in (Line, Line(), json.loads, len, 3, None):
         assert definition_of(known) == ""
+
+
+def test_the_users_files_are_neither_ours_nor_pythons_nor_installed(tmp_path: Path) -> None:
+    assert is_users(str(tmp_path / "app.py"))
+    assert is_users("app.py")
+    others = (place_of.__code__.co_filename, json.__file__, "/x/site-packages/a.py", "<string>")
+    assert not any(map(is_users, others))

@@ -47,6 +47,7 @@ class ServeOptions(Options):
     """The daemon's flags, with the help of `echod serve`."""
 
     command = COMMAND
+    takes_reload = True
     longdesc = (
         "Run a handler as a service in the foreground, until Ctrl-C or SIGTERM. HANDLER is "
         "module:object, for a module of this folder or an installed one, or an installed name "
@@ -63,6 +64,7 @@ class ServeOptions(Options):
 
     def entries(self, width: int) -> Iterator[str]:
         yield from super().entries(width)
+        yield from entry("--reload", " ".join((self.opt_reload.__doc__ or "").split()), width)
         for flag, text in TWISTD.items():
             yield from entry(f"--{flag}", text, width)
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from twisted.application.app import ServerOptions
 from twisted.logger import Logger
+from twisted.python import usage
 
 from echod.connections.admission import Admission
 from echod.daemon import checks, choose_reactor, file_limit
@@ -51,7 +53,29 @@ class Options(SettingsOptions):
     """The flags; `--check-config` checks the files and objects that they name.
 
     After the flags are read it is too late to choose a reactor.
+
+    Attributes:
+        reload: whether new code replaces the old one when its files change.
+        takes_reload: whether this command has `--reload`.
     """
+
+    reload = False
+    takes_reload = False
+
+    def opt_reload(self) -> None:
+        """Start again with the new code when a file of the handler's, or of the settings, changes:
+        for development.
+        """
+        if not self.takes_reload:
+            raise usage.UsageError("--reload is for development: echod serve has it")
+        self.reload = True
+
+    def configure_from(self, text: str) -> Settings:
+        settings = super().configure_from(text)
+        if self.reload and not settings.workers:
+            settings.check_workers("--reload")
+            return replace(settings, workers=1)
+        return settings
 
     def postOptions(self) -> None:
         taken = file_limit.fill_standard_streams()  # before a reactor opens anything

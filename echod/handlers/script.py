@@ -49,6 +49,8 @@ class Script(Factory):
     """Holds a conversation by a script: a text that reads like a transcript."""
 
     noisy = False
+    # The arguments that name files which are its code.
+    named_files = ("file",)
 
     def __init__(self, *, file: str) -> None:
         """Read the script.

@@ -11,7 +11,8 @@ from types import TracebackType
 
 from twisted.python.failure import Failure
 
-from echod.places import is_ours
+from echod.errors import UserError
+from echod.places import is_ours, is_users
 from echod.text import escape_lines, shortened
 
 
@@ -47,6 +48,36 @@ def traceback_of_handler(failure: Failure) -> str:
         return "".join(shown.format())
 
     return _safely(type(error), show)
+
+
+def traceback_of_start(error: BaseException) -> str:
+    """Return the traceback of the user's error that keeps a service from starting, without the
+    frames of others; "" if no code of the user's has raised.
+
+    Args:
+        error: the error that ended the start: the user's is its cause, or came before it.
+    """
+    found = error
+    while isinstance(found, UserError | SystemExit):
+        before = found.__cause__ or found.__context__
+        if before is None:
+            break
+        found = before
+    if isinstance(found, UserError):
+        return ""
+
+    def show() -> str:
+        tb = found.__traceback__
+        shown = traceback.TracebackException(type(found), found, tb, compact=True)
+        if own := [at for at in shown.stack if is_users(at.filename)]:
+            shown.stack[:] = own
+        elif isinstance(found, SyntaxError):  # it names the line itself
+            return "".join(shown.format_exception_only())
+        else:
+            _leave_out_ours(shown)
+        return "".join(shown.format())
+
+    return _safely(type(found), show)
 
 
 def _leave_out_ours(shown: traceback.TracebackException) -> None:

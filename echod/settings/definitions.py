@@ -703,27 +703,35 @@ class Settings:
                     "another model, or tls:"
                 )
         if self.workers:
-            self._check_workers()
+            self.check_workers("--workers")
         self._check_framing()
         self._check_faults()
         self._refuse_to_listen_twice()
 
-    def _check_workers(self) -> None:
-        """Refuse with workers what only one process can do."""
-        if self.concurrency is ConcurrencyModel.SERIAL:
+    def check_workers(self, flag: str) -> None:
+        """Refuse what several workers, or one after another, cannot do.
+
+        Args:
+            flag: the flag that asks for workers.
+
+        Raises:
+            SettingError: they cannot.
+        """
+        if self.workers in (0, 1):  # one alone counts, and chooses, for the whole service
+            pass
+        elif self.concurrency is ConcurrencyModel.SERIAL:
             raise SettingError(
-                "--workers contradicts --concurrency serial, which serves one client at a time: "
-                "leave out --workers"
+                f"{flag} contradicts --concurrency serial, which serves one client at a time: "
+                f"leave out {flag}"
             )
-        if self.fault:
+        elif self.fault:
             raise SettingError(
-                "--fault and --workers: its seed and counts hold for one process: leave out "
-                "--workers"
+                f"--fault and {flag}: its seed and counts hold for one process: leave out {flag}"
             )
         for endpoint in filter(_is_bad_tls, self.endpoints):
             raise SettingError(
-                f"--listen {escape(clipped(endpoint))} and --workers: each worker would have an "
-                "authority of its own: leave out --workers"
+                f"--listen {escape(clipped(endpoint))} and {flag}: each worker would have an "
+                f"authority of its own: leave out {flag}"
             )
 
     def _check_framing(self) -> None:

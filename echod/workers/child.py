@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -73,9 +74,12 @@ class Child(ProcessProtocol):
         told: whether it was told to stop.
         block: the number of its block in the table of the limits.
         why: why it could not start; "" if it did not say.
+        traceback: that of the user's error, for that; "" if there was none.
+        has_refused: whether it has said itself that it cannot start.
         ending: how it ended, in words.
         heard: when it told something last, in seconds.
         since: when it became ready.
+        began: when it was started, by the clock of files, in seconds.
     """
 
     def __init__(self, owner: Owner, reactor: Any, number: int, text: str) -> None:
@@ -94,8 +98,11 @@ class Child(ProcessProtocol):
         self.told = False
         self.block = 0
         self.why = ""
+        self.traceback = ""
+        self.has_refused = False
         self.ending = ""
         self.heard = self.since = reactor.seconds()
+        self.began = time.time()
         self.warned = 0.0
         self._owner = owner
         self._reactor = reactor
@@ -185,6 +192,8 @@ class Child(ProcessProtocol):
                 self.state = "draining"
             case "failed":
                 self.why = str(news["why"])
+                self.traceback = str(news.get("traceback", ""))
+                self.has_refused = True
         self._owner.child_told(self, news)
 
     def _print(self, descriptor: int, data: bytes) -> None:

@@ -153,11 +153,16 @@ class Link:
             gone()
 
         threading.Thread(target=read, name="echod-orders", daemon=True).start()
-        self._writer = threading.Thread(target=self._write, name="echod-news", daemon=True)
-        self._writer.start()
+        self.start_writing()
+
+    def start_writing(self) -> None:
+        """Start the thread that writes, unless it runs: from then on any thread may `send`."""
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write, name="echod-news", daemon=True)
+            self._writer.start()
 
     def send(self, **message: object) -> None:
-        """Tell the supervisor, in any thread; nothing waits for it."""
+        """Tell the supervisor, in any thread once one writes; nothing waits for it."""
         self._waiting.put(encode(message))
         if self._writer is None:
             self._write_waiting()

@@ -39,10 +39,12 @@ from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.listening.shared import PassedSockets, close_on_exec
 from echod.log.observer import LogObserver
+from echod.log.tracebacks import traceback_of_start
 from echod.status.snapshot import state_of
 from echod.text import escape
 from echod.tls import Copies
 from echod.workers.link import LIMITS, SHOW_STACKS, STDERR, Link, LinkSink, Message
+from echod.workers.sources import Sources
 
 if TYPE_CHECKING:
     from echod.daemon.service import EchoService
@@ -74,6 +76,7 @@ _PR_SET_PDEATHSIG = 1
 class WorkerOptions(Options):
     """The flags of the daemon, and the file's text as the supervisor has read it."""
 
+    takes_reload = True
     text = ""
     # How many workers there are: at a reload the file may say another number.
     count = 1
@@ -152,6 +155,7 @@ class Worker:
         """
         self._link = link
         self._order = order
+        self._sources = Sources(lambda files: link.send(news="files", files=files))
         self._commit: Callable[[], None] | None = None
         self._options = WorkerOptions()
         self._reactor: Any = None
@@ -173,6 +177,9 @@ class Worker:
         self._options.count = order["count"]
         _install_reactor(order["reactor"])
         self._options.parseOptions(order["arguments"])
+        if self._options.reload:
+            self._link.start_writing()
+            self._sources.start()
         service = self._make(order)
         os.chdir(order["rundir"])
         service.startService()
@@ -183,6 +190,16 @@ class Worker:
         if service.look is not None:
             self._reactor.callWhenRunning(service.look.start)
         self._reactor.run()
+
+    def give_up(self, error: UserError | SystemExit) -> None:
+        """Tell the supervisor why this process cannot start."""
+        said = str(error).removeprefix("echod: ")
+        more = {}
+        if self._options.reload:
+            self._sources.look(error)
+            more["traceback"] = traceback_of_start(error)
+        self._link.send(news="failed", why=said, **more)
+        self._link.finish(LAST_WORDS)
 
     def _make(self, order: Message) -> EchoService:
         from twisted.internet import reactor
@@ -356,12 +373,11 @@ def main() -> None:
     signal.signal(signal.SIGHUP, lambda *_: None)
     faulthandler.register(SHOW_STACKS, file=STDERR, all_threads=False)
     link = Link()
+    worker = Worker(link, link.first())
     try:
-        Worker(link, link.first()).run()
+        worker.run()
     except (UserError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.code, str):
             raise
-        said = str(error).removeprefix("echod: ")
-        link.send(news="failed", why=said)
-        link.finish(LAST_WORDS)
+        worker.give_up(error)
         sys.exit(1)

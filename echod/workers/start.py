@@ -28,6 +28,7 @@ from echod.permissions import ROOT
 from echod.settings.definitions import Settings
 from echod.text import escape
 from echod.tls import Copies
+from echod.workers.code_reload import CodeReload
 from echod.workers.supervisor import SPARE, Supervisor, patience_for
 
 log = Logger("echod")
@@ -57,6 +58,8 @@ def make_supervisor(options: Options, log_observer: LogObserver | None) -> Super
     try:
         listeners = make_shared(options.settings, reactor, inherited)
         supervisor = Supervisor(reactor, options, listeners, log_observer)
+        if options.reload:
+            supervisor.code_reload = CodeReload(reactor, options, supervisor.replace)
         if options.settings.status:
             add_status(supervisor, options.settings, inherited)
         if options.settings.control:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.settings.flags import Options
     from echod.status import StatusServer
+    from echod.workers.code_reload import CodeReload
     from echod.workers.control import WorkersControl
     from echod.workers.look import WorkersLook
 
@@ -100,6 +101,7 @@ class Supervisor(Service):
         other_user: how this program is run as another user, for the log.
         status: the status of the service; None if it was not asked for.
         figures: its source.
+        code_reload: replaces the workers when their files change; None if they are not watched.
         control: the control of the service; None if it was not asked for.
         operations: what it does.
         parts: each takes new settings of the supervisor's own.
@@ -131,6 +133,7 @@ class Supervisor(Service):
         self.other_user = "Run the program as another user"
         self.status: StatusServer | None = None
         self.figures: WorkersLook | None = None
+        self.code_reload: CodeReload | None = None
         self.control: ControlServer | None = None
         self.operations: WorkersControl | None = None
         self.parts: list[Part] = []
@@ -227,7 +230,8 @@ class Supervisor(Service):
         return [child for child in self._children if child.state != "ended"]
 
     def startService(self) -> None:
-        """Start the workers; return once they serve.
+        """Start the workers; return once they serve, or at once if their files are watched: code
+        that cannot start can be mended.
 
         Raises:
             StartError: none of them can, or a signal ends the start.
@@ -235,6 +239,16 @@ class Supervisor(Service):
         super().startService()
         count = len(self._seats)
         log.info("Starting {count} {noun}", count=count, noun=plural(count, "worker", "workers"))
+        if self.code_reload is None:
+            self._start_and_wait()
+            return
+        self._serving = True
+        for seat in self._seats:
+            self._start(seat)
+        self.code_reload.start()
+        self.reactor.callWhenRunning(self._when_running)
+
+    def _start_and_wait(self) -> None:
         stopped: list[int] = []
         if self.signals is not None:
             self.signals.starting = stopped.append
@@ -344,6 +358,9 @@ class Supervisor(Service):
                 if not seat.next:
                     log.info("{child} drains; its successor starts", child=str(child))
                     seat.later = self.reactor.callLater(MOMENT, self._start, seat)
+            case "files" if self.code_reload is not None and child in (seat.child, seat.next):
+                serving = [one.child for one in self._seats if one.child is not None]
+                self.code_reload.take_files(child, news["files"], serving)
             case "starting" if not self._is_ready:
                 self.notifier.starting(str(news["text"]), float(news["seconds"]))
             case "figures" if self.figures is not None:
@@ -420,6 +437,10 @@ class Supervisor(Service):
         why = child.why or f"worker {seat.number} was {child.ending} before it served"
         self._failed.append(why)
         if self.draining or not self._serving:
+            return
+        if self.code_reload is not None and child.has_refused:
+            self._renewing, self._renew_again = None, False
+            self.code_reload.tell_refusal(child, old_serves=seat.child is not None)
             return
         if seat.child is not None:  # it stays
             log.error("{why}: the workers that serve go on, with their code", why=escape(why))
@@ -567,6 +588,29 @@ class Supervisor(Service):
         self._renewing = iter(self._seats)
         self._renew_next()
 
+    def replace(self, text: str) -> None:
+        """Replace the workers at once, as `renew` does: those that still start, too.
+
+        Args:
+            text: the content of the file of settings, for the new ones.
+        """
+        if self.draining:
+            return
+        self._text = text
+        self._renew_again = False
+        serving = [seat for seat in self._seats if seat.child is not None]
+        for seat in self._seats:
+            seat.failures, seat.leaving = 0, None
+            if seat.later is not None:
+                seat.later.cancel()
+            if seat.next is not None:
+                given_up, seat.next = seat.next, None
+                _stop(given_up)
+            if seat.child is None:
+                self._start(seat)
+        self._renewing = iter(serving)
+        self._renew_next()
+
     def _renew_next(self) -> None:
         """Renew the next worker, unless the last one has not finished, or one does not serve."""
         if self._renewing is None or self.draining:
@@ -576,7 +620,8 @@ class Supervisor(Service):
         for seat in self._renewing:
             self._start(seat)
             return
-        log.info("The workers have been replaced")
+        if self.code_reload is None:
+            log.info("The workers have been replaced")
         self._renewing = None
         if self._renew_again:
             self._renew_again = False
@@ -593,6 +638,8 @@ class Supervisor(Service):
         super().stopService()
         self.draining = True
         self.notifier.stopping()
+        if self.code_reload is not None:
+            self.code_reload.stop()
         for seat in self._seats:
             if seat.later is not None:
                 seat.later.cancel()

@@ -217,6 +217,8 @@ REFUSED = {
     "echo --pidfile=a": "--pidfile is an option of twistd",
     "echo --reactor=none": "The specified reactor does not exist: 'none'",
     "--config=missing": "No such file or directory",
+    "echo --reload --listen=badtls:0": "badtls:0 and --reload: each worker would have",
+    "echo --reload --workers=2 --concurrency=serial": "--workers contradicts --concurrency serial",
     "echo --uid=nosuch": "--uid 'nosuch': there is no such user",
     "echo --uid=0 --gid=nosuch": "--gid 'nosuch': there is no such group",
 }
@@ -234,9 +236,15 @@ def test_what_cannot_be_served_is_one_line_that_says_what_would_do(
     assert "twistd echod --help" not in ended.stderr
 
 
+def test_only_this_command_reloads(folder: Path) -> None:
+    ended = run(folder, SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--reload")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("echod: --reload is for development: echod serve has it")
+
+
 def test_a_configuration_can_be_checked(folder: Path) -> None:
     (folder / "echod.toml").write_text('handler = "greeting:greet"\n')
-    for arguments in (["greeting:greet"], ["--config=echod.toml"]):
+    for arguments in (["greeting:greet"], ["--config=echod.toml"], ["greeting:greet", "--reload"]):
         ended = run(folder, ECHOD, "serve", *arguments, "--check-config")
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.startswith("echod: the configuration is good")
@@ -254,6 +262,8 @@ def test_help_says_what_it_is_and_lists_each_flag_in_its_group(folder: Path) -> 
     assert "  --logfile=FILE" in shown
     assert "  --uid=USER" in shown
     assert "  --gid=GROUP" in shown
+    assert "  --reload\n" in shown
+    assert "--reload" not in of_twistd
     assert "daemon" not in " ".join(re.findall("--[a-z-]+", shown))
 
 
@@ -278,6 +288,7 @@ def test_the_command_lists_it_and_does_not_import_the_daemon_otherwise(folder: P
         ("--logfile=a -- m:f", "-n --pidfile= --logfile a echod --handler m:f"),
         ("m:f --uid=0 --gid 0", "-n --pidfile= --uid 0 --gid 0 echod --handler m:f"),
         ("--conf a", "-n --pidfile= echod --config a"),
+        ("m:f --reload", "-n --pidfile= echod --handler m:f --reload"),
         ("--handler m:f", "-n --pidfile= echod --handler m:f"),
         ("--help", "-n --pidfile= echod --help"),
         ("--help-reactors", "-n --pidfile= --help-reactors echod"),

@@ -196,6 +196,8 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         186: "`--control` with `--workers`",
         187: "Workers, and a key that only root can read",
         188: "SIGHUP while workers are replaced",
+        190: "The code of a service is edited under load, with `--reload`",
+        191: "Code that cannot start, with `--reload`",
     },
     "Control and verification": {
         181: "SIGTERM while the daemon is suspended, and clients wait",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
@@ -11,7 +12,8 @@ from twisted.python.failure import Failure
 
 from echod.awaiting import make_task
 from echod.concurrency.lending import Lender, LentTask
-from echod.log.tracebacks import traceback_of, traceback_of_handler
+from echod.errors import UserError
+from echod.log.tracebacks import traceback_of, traceback_of_handler, traceback_of_start
 from echod.messages.framing import Line
 from echod.text import LONGEST
 from tests.support.paths import ROOT
@@ -200,3 +202,67 @@ def test_an_exception_that_raises_while_it_is_shown_is_named(raised: type[BaseEx
         raise Hostile
 
     assert "Hostile" in traceback_of(failure_of(fail))
+
+
+def start_that_fails(import_it: Callable[[], object]) -> BaseException:
+    """Return the error of a start, as the look-up of a handler and the daemon raise it."""
+    try:
+        try:
+            import_it()
+        except BaseException as error:
+            raise UserError("--handler: it cannot be imported") from error
+    except UserError as error:
+        try:
+            raise SystemExit(f"echod: {error}") from None
+        except SystemExit as end:
+            return end
+    raise AssertionError("it can be imported")
+
+
+def test_the_traceback_of_a_start_has_only_the_users_lines() -> None:
+    shown = traceback_of_start(start_that_fails(lambda: json.loads("{")))
+    assert shown.startswith("Traceback (most recent call last):\n")
+    assert shown.count("  File ") == shown.count(__file__) == 2
+    assert shown.endswith("(char 1)")
+
+
+def test_an_error_of_syntax_names_its_line_itself() -> None:
+    shown = traceback_of_start(start_that_fails(lambda: import_broken("def f(:\n")))
+    assert shown.splitlines()[-4:-1] == ['  File "app.py", line 1', "    def f(:", "          ^"]
+    assert "Traceback" in shown  # of the line here that imports it
+
+
+def import_broken(text: str) -> None:
+    compile(text, "app.py", "exec")
+
+
+def test_a_start_without_an_error_of_the_users_has_no_traceback() -> None:
+    def refuse() -> None:
+        raise UserError("there is no such handler")
+
+    assert traceback_of_start(start_that_fails(refuse)) == ""
+    assert traceback_of_start(UserError("the settings are wrong")) == ""
+
+
+def test_an_end_of_the_program_while_it_is_imported_is_shown() -> None:
+    def leave() -> None:
+        raise SystemExit(3)
+
+    assert traceback_of_start(start_that_fails(leave)).endswith("SystemExit: 3")
+
+
+def test_an_error_of_installed_code_alone_is_shown_without_our_frames() -> None:
+    code: dict[str, Callable[[], None]] = {}
+    exec(compile("def fail():\n    raise KeyError(7)", "/x/site-packages/a.py", "exec"), code)
+    error = start_that_fails(code["fail"])
+    assert error.__context__ is not None
+    found = error.__context__.__cause__
+    assert found is not None
+    assert found.__traceback__ is not None
+    found.__traceback__ = found.__traceback__.tb_next
+    assert "/x/site-packages/a.py" in traceback_of_start(error)
+    parsed = start_that_fails(lambda: compile("(", "/x/site-packages/a.py", "exec"))
+    found = parsed.__context__.__cause__ if parsed.__context__ else None
+    assert found is not None
+    found.__traceback__ = None
+    assert traceback_of_start(parsed).startswith('  File "/x/site-packages/a.py", line 1')

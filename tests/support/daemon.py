@@ -46,6 +46,7 @@ class Daemon:
         pass_fds: Sequence[int] = (),
         executed: bool = False,
         steps: Sequence[Step] = (),
+        served: bool = False,
     ) -> None:
         """Start it.
 
@@ -59,10 +60,14 @@ class Daemon:
             pass_fds: descriptors that it inherits.
             executed: whether it is executed in any case: see `Program`.
             steps: the steps that the process takes before, such as to a limit.
+            served: whether it is `echod serve` instead of `twistd -n echod`.
         """
         self.directory = cwd
+        command = [twistd, "-n", "--pidfile=", *REACTOR, *options, "echod"]
+        if served:
+            command = [SCRIPTS / "echod", "serve", *REACTOR]
         self.process: Program[str] = Program(
-            [*under, twistd, "-n", "--pidfile=", *REACTOR, *options, "echod", *arguments],
+            [*under, *command, *arguments],
             cwd=cwd,
             env=env,
             pass_fds=pass_fds,
