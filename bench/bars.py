@@ -83,6 +83,7 @@ BARS = (
     Bar(Group.PROTOCOL_TLS, MESSAGES, CPU, "uvloop-protocol-tls", 1.0),
     Bar(Group.TWISTED, MESSAGES, CPU, "twisted-protocol", 1.05),
     Bar(Group.ASYNC, MESSAGES, CPU, "plain-def", 1.20),
+    Bar(Group.FORWARD, MESSAGES, CPU, "uvloop-relay", 1.5),
     Bar(Group.REACTOR, SILENT, BYTES, None, 2.5, unit="KiB each", scale=1024),
     Bar(Group.REACTOR, CONNECT, RATE, "uvloop", 0.6, at_least=True),
     Bar(Group.TLS, CONNECT, RATE, "uvloop-tls", 0.8, at_least=True),

@@ -30,6 +30,7 @@ class Group(enum.StrEnum):
     TWISTED = "A Twisted protocol, on echod's reactor"
     LINES = "Lines"
     ASYNC = "An async def that does not wait"
+    FORWARD = "A relay to c-epoll"
 
     @property
     def is_encrypted(self) -> bool:
@@ -40,6 +41,11 @@ class Group(enum.StrEnum):
     def is_foreign(self) -> bool:
         """Whether the same code, which is not made for echod, runs with and without it."""
         return self in _FOREIGN
+
+    @property
+    def is_relay(self) -> bool:
+        """Whether its servers pass everything on to another one, of which no figure is taken."""
+        return self is Group.FORWARD
 
 
 # How many idle connections a class gets at most. One address may have three quarters of echod's
@@ -57,12 +63,14 @@ class Place:
         read_size: the most data behind one prefix, in bytes.
         log: a file for the server's log.
         work: how long the handler takes for a line, in microseconds; 0: the echo, of chunks.
+        upstream: the TCP port on 127.0.0.1 of the server that a relay connects to.
     """
 
     port: int
     read_size: int
     log: Path
     work: int = 0
+    upstream: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class Peer:
         """Whether it does this work."""
         if self.group is Group.LINES or workload in (LINE, LINES_AT_ONCE):
             return self.group is Group.LINES and workload in (LINE, LINES_AT_ONCE)
-        if self.group.is_foreign or self.group is Group.ASYNC:
+        if self.group.is_foreign or self.group in (Group.ASYNC, Group.FORWARD):
             return not workload.work and workload.mode is not Mode.IDLE
         return not workload.work or (self.is_echod and self.group is Group.REACTOR)
 
@@ -121,6 +129,12 @@ def _built(name: str) -> Callable[[Tools, Place], list[str]]:
     return command
 
 
+def _relay(_: Tools, place: Place) -> list[str]:
+    """Return the command line of the relay."""
+    ports = (str(place.port), str(place.upstream))
+    return [sys.executable, "-m", "bench.peers.uvloop_relay", *ports]
+
+
 PEERS = (
     Peer("c-epoll", Group.REACTOR, _built("epoll_echo"), ("cc",)),
     Peer("uvloop", Group.REACTOR, _python("uvloop_echo"), ("uvloop",)),
@@ -144,6 +158,7 @@ PEERS = (
     ),
     Peer("uvloop-line", Group.LINES, _python("uvloop_line"), ("uvloop",)),
     Peer("twisted-protocol", Group.TWISTED, _python("twisted_uvloop_echo"), ("uvloop",)),
+    Peer("uvloop-relay", Group.FORWARD, _relay, ("uvloop", "cc")),
 )
 
 _ECHOD_MODELS = {
@@ -159,7 +174,11 @@ _ECHOD_MODELS = {
     "echod-line": (Group.LINES, "reactor"),
     "plain-def": (Group.ASYNC, "reactor"),
     "echod-async": (Group.ASYNC, "reactor"),
+    "echod-forward": (Group.FORWARD, "reactor"),
 }
+
+# The server that relays pass everything on to.
+UPSTREAM = PEERS[0]
 
 # The code that the peers of these classes run without echod.
 _FOREIGN = {
@@ -195,6 +214,8 @@ def _echod(name: str, reactor: str) -> Peer:
         asked = ["--listen", listen, "--concurrency", model]
         if group.is_foreign:
             asked += ["--handler", f"{_FOREIGN[group]}:read_size={place.read_size}"]
+        elif group.is_relay:
+            asked += ["--handler", f"forward:to=127.0.0.1:{place.upstream}"]
         elif place.read_size != 1024:  # the default
             asked += ["--max-message", str(place.read_size)]
         if group is Group.LINES:
@@ -206,7 +227,8 @@ def _echod(name: str, reactor: str) -> Peer:
         return [*twistd, "echod", *asked]
 
     shown = name if reactor == DEFAULT_REACTOR else f"{name}@{reactor}"
-    return Peer(shown, group, command, ("twistd", "certificate") if tls else ("twistd",))
+    needs = (*(("certificate",) if tls else ()), *(UPSTREAM.needs if group.is_relay else ()))
+    return Peer(shown, group, command, ("twistd", *needs))
 
 
 def contenders(reactors: Iterable[str]) -> list[Peer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.catalogue import MOST_IDLE, Peer
+from bench.catalogue import MOST_IDLE, UPSTREAM, Peer
 from bench.machine import Cores, Neighbours, child_of_ours
 from bench.results import OTHERS, START, Results, Sample, figures_of
 from bench.server import Server, ServerError
@@ -111,7 +112,7 @@ class Runner:
         progress.end()
 
     def _measure(self, step: Step) -> dict[str, float]:
-        with Server(step.peer, self._tools, step.workload, self._cores.server) as server:
+        with self._serving(step) as server:
             neighbours = Neighbours(self._cores.server, server.pid)
             try:
                 raw = self._load(step, server)
@@ -120,6 +121,18 @@ class Runner:
             share = neighbours.share()
             figures = figures_of(raw) | {START: 1e3 * server.start_seconds}
             return figures if share is None else figures | {OTHERS: share}
+
+    @contextlib.contextmanager
+    def _serving(self, step: Step) -> Iterator[Server]:
+        """Run a server; and, if it is a relay, the one behind it, beside the load."""
+        tools, workload, cores = self._tools, step.workload, self._cores
+        with contextlib.ExitStack() as running:
+            upstream = 0
+            if step.peer.group.is_relay:
+                behind = Server(UPSTREAM, tools, workload, cores.load)
+                upstream = running.enter_context(behind).port
+            server = Server(step.peer, tools, workload, cores.server, upstream)
+            yield running.enter_context(server)
 
     def _load(self, step: Step, server: Server) -> dict[str, float]:
         """Run the load against a server, and return what it printed."""

@@ -36,7 +36,9 @@ class Server:
         start_seconds: the time from its command to the first connection it took.
     """
 
-    def __init__(self, peer: Peer, tools: Tools, workload: Workload, core: int | None) -> None:
+    def __init__(
+        self, peer: Peer, tools: Tools, workload: Workload, core: int | None, upstream: int = 0
+    ) -> None:
         """Describe a server that is not started yet.
 
         Args:
@@ -44,14 +46,15 @@ class Server:
             tools: what was prepared for it.
             workload: what it is to be fit for.
             core: the core to pin it to; None for none.
+            upstream: the port of the server that it passes everything on to, if it is a relay.
         """
         self.port = free_port()
         self.start_seconds = 0.0
         self._peer = peer
         self._core = core
-        self._log = tools.directory / "server.log"
-        self._output = tools.directory / "server.output"
-        place = Place(self.port, workload.read_size, self._log, workload.work)
+        self._log = tools.directory / f"{peer.name}.log"
+        self._output = tools.directory / f"{peer.name}.output"
+        place = Place(self.port, workload.read_size, self._log, workload.work, upstream)
         self._command = peer.command(tools, place)
         self._directory = tools.directory
         self._process: subprocess.Popen[bytes]
