@@ -27,13 +27,15 @@ over, only after more than `FREE`, and after a long read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Generator
+from typing import Protocol, TypeVar
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 log = Logger("echod.connection")
+T = TypeVar("T")
 
 # The most messages that are answered between two readings of the clock.
 PACE = 3
@@ -47,6 +49,22 @@ FREE = 0.0001
 # After a read of this many bytes another one may come in the same turn, up to 32 of them: libuv
 # reads on while reads fill its buffer, and this is its smallest (`reactor.transport.SHORT_READ`).
 LONG = 65 * 1024
+
+
+async def go_through(clock: IReactorTime, steps: Generator[None, None, T]) -> T:
+    """Take one step in each turn of the event loop, the first one at once, and return the result.
+
+    Args:
+        clock: of the loop.
+        steps: work that is no connection's, in steps that are short enough for a turn.
+    """
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        await deferLater(clock, 0)
 
 
 class Resting(Protocol):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IServiceCollection, Service
-from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
@@ -43,6 +43,7 @@ from echod.metrics import Metrics
 from echod.settings.definitions import Settings, differences, reloaded
 from echod.settings.schema import Setting
 from echod.text import clipped, escape
+from echod.turns import go_through
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
     from echod.tls import ServedCertificate, ServerSide
 
 log = Logger("echod")
+
+# How many exchanged certificates the line about a reload names.
+NAMED = 10
 
 # Why a listener may let clients wait: the service is not open yet; the control has said so.
 _OPENING, _SUSPENDED = "opening", "suspended"
@@ -165,6 +169,10 @@ class EchoService(Service):
         self._listening: Deferred[None] | None = None
         self._failures: list[Failure] = []
         self._refused = ""
+        # The reload that goes on, and whether another one was asked for meanwhile.
+        self._reload: Deferred[None] | None = None
+        self._reload_again = False
+        self._clearing_up: Deferred[None] = succeed(None)
 
     def setServiceParent(self, parent: IServiceCollection | None) -> None:
         """Join an application; twistd gets the log observer from the application."""
@@ -376,6 +384,10 @@ class EchoService(Service):
         super().stopService()
         self.ready = False
         self.draining = True
+        self._reload_again = False
+        if self._reload is not None:
+            self._reload.cancel()
+        self._stop_clearing_up()
         self.notifier.stopping()
         for listener in self.listeners:  # the clients that wait are served, as at every stop
             listener.resume(_SUSPENDED)
@@ -468,73 +480,100 @@ class EchoService(Service):
             log.info("Faults on purpose, seed {seed}: {faults}", seed=seed, faults=faults)
 
     def reload(self) -> None:
-        """Apply the new settings, or change nothing and log why."""
+        """Apply the new settings, or change nothing and log why.
+
+        Files are read over several turns of the event loop if there are many; one that is asked
+        for meanwhile follows.
+        """
         if self.draining:
+            return
+        if self._reload is not None:
+            self._reload_again = True
             return
         if self.ready:  # otherwise the manager waits for the start, and expects no other message
             self.notifier.reloading()
+        self._reload = Deferred.fromCoroutine(self._apply_wanted())
+        self._reload.addBoth(self._reload_ended)
+
+    async def _apply_wanted(self) -> None:
         try:
-            self._apply(self.adapt(self.configure()))
+            apply = await self.prepare(self.adapt(self.configure()))
+            apply()
             self._refused = ""
+        except CancelledError:  # a drain has begun
+            raise
         except UserError as error:
             self._refuse(str(error))
         except Exception as error:  # a fault in a program: the service goes on as it was
             place = traceback.extract_tb(error.__traceback__)[-1]
             self._refuse(f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})")
-        finally:
-            if self.ready:
-                self.notifier.ready()
+
+    def _reload_ended(self, _: object) -> None:
+        self._reload = None
+        if self.ready:
+            self.notifier.ready()
+        again, self._reload_again = self._reload_again, False
+        if again:
+            self.reload()
 
     def _refuse(self, why: str) -> None:
         self._refused = escape(clipped(why, 500))
         log.error("Reload refused, nothing has changed: {why}", why=self._refused)
 
-    def _apply(self, wanted: Settings) -> None:
-        """Apply new settings.
+    async def prepare(self, wanted: Settings) -> Callable[[], None]:
+        """Make new settings ready; return the function that applies them, which does not fail.
 
         Raises:
             UserError: they, or a file that they name, cannot be used, or the next start would
                 fail on them; nothing has changed.
             Exception: a program has a fault; nothing has changed.
         """
-        self.prepare(wanted)()
-
-    def prepare(self, wanted: Settings) -> Callable[[], None]:
-        """Make new settings ready; return the function that applies them, which does not fail.
-
-        Raises:
-            UserError: as `_apply`.
-            Exception: as `_apply`.
-        """
         wanted = fit_limits(wanted)
         try:
             check_for_restart(self._settings, wanted, self.reactor)
         except StartError as error:
             raise StartError(self.placed(str(error), wanted)) from error
+        certificates = [
+            await go_through(self.reactor, context.reread()) for context in self._contexts()
+        ]
         changed = differences(self._settings, wanted)
         settings = reloaded(self._settings, wanted)
-        ready: list[Callable[[], object]] = [context.reread() for context in self._contexts()]
-        ready += [part(settings) for part in self.parts]
+        ready = [part(settings) for part in self.parts]
 
         def apply() -> None:
             before = self.certificates
+            spent = [exchange() for exchange in certificates]
             for take_into_use in ready:
                 take_into_use()
             self._tell_changes(changed, before)
+            self._clear_up(spent)
 
         return apply
 
+    def _clear_up(self, spent: Iterable[Iterator[None]]) -> None:
+        """Do in later turns what a reload leaves over: to free a thousand contexts takes 13 ms."""
+        self._stop_clearing_up()
+        steps = go_through(self.reactor, _left_over(self.certificates, spent))
+        self._clearing_up = Deferred.fromCoroutine(steps)
+
+    def _stop_clearing_up(self) -> None:
+        self._clearing_up.addErrback(lambda failure: failure.trap(CancelledError))
+        self._clearing_up.cancel()
+
     def _tell_changes(self, changed: list[Setting], before: list[ServedCertificate]) -> None:
         """Log what a reload has changed."""
-        exchanged = [each for each in self.certificates if each not in before]
+        known = set(before)
+        exchanged = [each for each in self.certificates if each not in known]
         taken = ", ".join(
             [one.key for one in changed if one.text.reload]
-            + [f"certificate {escape(each.path)} (serial {each.serial})" for each in exchanged]
+            + [
+                f"certificate {escape(one.path)} (serial {one.serial})"
+                for one in exchanged[:NAMED]
+            ]
+            + [f"{len(exchanged) - NAMED} more certificates"] * (len(exchanged) > NAMED)
         )
         # Log it at any level, because the operator has asked for it, and expects an answer.
         log.info("Reloaded; changed: {taken}", taken=taken or "nothing", log_always=True)
-        for certificate in self.certificates:
-            tell_validity(certificate)
         if fixed := ", ".join(one.key for one in changed if not one.text.reload):
             log.warn("Ignored until restart: {fixed}", fixed=fixed)
 
@@ -589,3 +628,14 @@ class EchoService(Service):
         log.info("Stopped")
         # They stop last, so that they answer as long as possible.
         return DeferredList([site.stop() for site in self._sites]).addCallback(lambda _: None)
+
+
+def _left_over(
+    certificates: Iterable[ServedCertificate], spent: Iterable[Iterator[None]]
+) -> Generator[None, None, None]:
+    """Log the expiry of each certificate, then let go of those before: of one in each step."""
+    for certificate in certificates:
+        tell_validity(certificate)
+        yield
+    for one in spent:
+        yield from one

@@ -12,7 +12,7 @@ import os
 import re
 import ssl
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
@@ -29,6 +29,8 @@ KEY = ".key"
 HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 
 Read: TypeAlias = Callable[[str], str]
+# Applies what was read again, and returns steps that free what was in use before.
+Exchange: TypeAlias = Callable[[], Iterator[None]]
 
 
 class FilesError(UserError):
@@ -67,17 +69,21 @@ class Pair:
                 "leave out the key"
             )
         try:
-            paths = sorted(path for path in folder.iterdir() if path.suffix in IN_FOLDERS)
-            keys = {path: key for path in paths if (key := path.with_suffix(KEY)).exists()}
+            with os.scandir(folder) as entries:  # `iterdir` takes ten times as long
+                names = sorted(entry.name for entry in entries)
         except OSError as error:
             raise FilesError(f"cannot read {folder}: {_why(error)}") from error
-        paths = [path for path in paths if not path.name.startswith(".")]
-        if not paths:
+        known = frozenset(names)
+        certificates = [
+            name for name in names if name.endswith(IN_FOLDERS) and not name.startswith(".")
+        ]
+        if not certificates:
             raise FilesError(
                 f"{folder} holds no certificate: no file there ends in {' or '.join(IN_FOLDERS)}"
             )
-        for path in paths:
-            yield Pair(str(path), str(keys[path]) if path in keys else None)
+        for name in certificates:
+            key = name[: name.rindex(".")] + KEY
+            yield Pair(str(folder / name), str(folder / key) if key in known else None)
 
 
 class Source(Protocol):
@@ -144,11 +150,36 @@ class Files:
         Raises:
             FilesError: they cannot be used.
         """
+        steps = self.begin_to_load(source)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                loaded: Loaded = end.value
+                return loaded
+
+    def begin_to_load(self, source: Source | None = None) -> Generator[None, None, Loaded]:
+        """Do the same in steps: one certificate in each, because a folder may hold thousands.
+
+        Args:
+            source: as for `load`.
+
+        Raises:
+            FilesError: they cannot be used.
+        """
         source = source or Disk()
         once = functools.cache(source.read)
         pairs = (Pair(self.certificate, self.key, self.chain), *self.others)
-        found = [self._load(each, once) for pair in pairs for each in source.pairs_of(pair)]
-        return Loaded(found[0].context, _by_host(found), tuple(one.served for one in found))
+        hosts = _Hosts()
+        served: list[ServedCertificate] = []
+        for pair in pairs:
+            for each in source.pairs_of(pair):
+                if served:
+                    yield
+                one = self._load(each, once)
+                hosts.add(one)
+                served.append(one.served)
+        return Loaded(hosts.first, hosts.contexts, tuple(served))
 
     def _load(self, pair: Pair, once: Read) -> _One:
         context = new_server_context(self.alpn)
@@ -236,27 +267,41 @@ def _chained(pair: Pair, once: Read) -> str:
     return "\n".join([*certificates_in(text), more])
 
 
-def _by_host(found: Iterable[_One]) -> Mapping[str, ssl.SSLContext]:
-    """Return the context for each host that a certificate names.
+class _Hosts:
+    """The contexts by the hosts that their certificates name.
 
-    Raises:
-        FilesError: two name the same host, or one that is not the first names none.
+    Attributes:
+        first: the context of the first certificate.
+        contexts: see above; the hosts are in lower case.
     """
-    contexts: dict[str, ssl.SSLContext] = {}
-    paths: dict[str, str] = {}
-    for number, one in enumerate(found):
+
+    first: ssl.SSLContext
+
+    def __init__(self) -> None:
+        self.contexts: dict[str, ssl.SSLContext] = {}
+        self._paths: dict[str, str] = {}
+        self._count = 0
+
+    def add(self, one: _One) -> None:
+        """Add a certificate.
+
+        Raises:
+            FilesError: another one names the same host; or it names none, and is not the first.
+        """
         path = one.served.path
         hosts = {host.lower().removesuffix(".") for host in one.hosts if HOST.fullmatch(host)}
-        if not hosts and number:
+        if not self._count:
+            self.first = one.context
+        elif not hosts:
             raise FilesError(f"{path} names no host, so no client would get it: put it first")
+        self._count += 1
         for host in sorted(hosts):
-            if host in paths:
+            if host in self._paths:
                 raise FilesError(
-                    f"{paths[host]} and {path} are both for {host}: leave out one of them"
+                    f"{self._paths[host]} and {path} are both for {host}: leave out one of them"
                 )
-            paths[host] = path
-            contexts[host] = one.context
-    return contexts
+            self._paths[host] = path
+            self.contexts[host] = one.context
 
 
 @dataclass(frozen=True)
@@ -294,8 +339,14 @@ class Loaded:
     """
 
     context: ssl.SSLContext
-    by_host: Mapping[str, ssl.SSLContext]
+    by_host: dict[str, ssl.SSLContext]
     served: tuple[ServedCertificate, ...]
+
+    def let_go(self) -> Iterator[None]:
+        """Free the contexts, which are out of use, one in each step."""
+        while self.by_host:
+            self.by_host.popitem()
+            yield
 
     def context_for(self, server_name: str | None) -> ssl.SSLContext:
         """Return the context whose certificate names this host, or else the first one.
@@ -336,8 +387,8 @@ class ServerSide(Context, Protocol):
     def served(self) -> tuple[ServedCertificate, ...]:
         """The certificates that new connections get, and whose expiry is watched."""
 
-    def reread(self) -> Callable[[], None]:
-        """Read files again, and return a function that applies them.
+    def reread(self) -> Generator[None, None, Exchange]:
+        """Read files again, in steps, and return a function that applies them.
 
         Raises:
             FilesError: they cannot be used.
@@ -376,8 +427,9 @@ class ServerContext:
         """The certificates that new connections get."""
         return self._loaded.served
 
-    def reread(self) -> Callable[[], None]:
-        """Read the files again, and return a function that applies them.
+    def reread(self) -> Generator[None, None, Exchange]:
+        """Read the files again, a certificate in each step, and return a function that applies
+        them.
 
         It applies them to later handshakes; open connections stay as they are. Tickets that were
         issued before become invalid: their sessions begin again.
@@ -385,10 +437,11 @@ class ServerContext:
         Raises:
             FilesError: they cannot be used.
         """
-        loaded = self.files.load()
+        loaded = yield from self.files.begin_to_load()
 
-        def take_into_use() -> None:
-            self._loaded = loaded
+        def take_into_use() -> Iterator[None]:
+            before, self._loaded = self._loaded, loaded
+            return before.let_go()
 
         return take_into_use
 

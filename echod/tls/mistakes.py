@@ -17,7 +17,7 @@ import datetime
 import ipaddress
 import secrets
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from echod.tls.context import ServedCertificate, as_file, new_server_context
+from echod.tls.context import Exchange, ServedCertificate, as_file, new_server_context
 
 # An extension, and whether it is critical.
 Extensions = Sequence[tuple[x509.ExtensionType, bool]]
@@ -191,9 +191,10 @@ class MistakesContext:
         self._mistakes = mistakes
         self.alpn = alpn
 
-    def reread(self) -> Callable[[], None]:
+    def reread(self) -> Generator[None, None, Exchange]:
         """Return a function that does nothing: there are no files."""
-        return lambda: None
+        yield from ()
+        return lambda: iter(())
 
     def wrap(
         self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_name: str | None

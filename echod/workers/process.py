@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, globalLogBeginner
+from twisted.python.failure import Failure
 
 from echod.connections.shared_admission import AdmissionTable, SharedAdmission
 from echod.daemon import choose_reactor, ending
@@ -157,6 +159,9 @@ class Worker:
         self._order = order
         self._sources = Sources(lambda files: link.send(news="files", files=files))
         self._commit: Callable[[], None] | None = None
+        # Whether settings are being made ready; and the orders about them that came since.
+        self._preparing = False
+        self._later: deque[Message] = deque()
         self._options = WorkerOptions()
         self._reactor: Any = None
         self._service: EchoService | None = None
@@ -185,7 +190,7 @@ class Worker:
         service.startService()
         # As twistd does: first of all the service stops.
         self._reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
-        beats = LoopingCall(self._link.send, news="alive")
+        beats = LoopingCall(self._beat)
         self._reactor.callWhenRunning(beats.start, HEARTBEAT)
         if service.look is not None:
             self._reactor.callWhenRunning(service.look.start)
@@ -200,6 +205,9 @@ class Worker:
             more["traceback"] = traceback_of_start(error)
         self._link.send(news="failed", why=said, **more)
         self._link.finish(LAST_WORDS)
+
+    def _beat(self) -> None:
+        self._link.send(news="alive", preparing=self._preparing)
 
     def _make(self, order: Message) -> EchoService:
         from twisted.internet import reactor
@@ -292,8 +300,11 @@ class Worker:
 
     def _obey_in_turn(self, order: Message) -> None:
         match order["do"]:
+            case "prepare" | "commit" | "forget" if self._preparing:
+                self._later.append(order)
             case "prepare":
-                self._prepare(order)
+                self._preparing = True
+                Deferred.fromCoroutine(self._prepare(order)).addBoth(self._prepared)
             case "commit":
                 commit, self._commit = self._commit, None
                 if commit is not None:
@@ -327,14 +338,22 @@ class Worker:
         performed.addCallback(tell)
         performed.addErrback(lambda failure: log.failure("Performing a request failed", failure))
 
-    def _prepare(self, order: Message) -> None:
+    def _prepared(self, failure: object) -> None:
+        """Obey the orders that came meanwhile."""
+        if isinstance(failure, Failure):
+            log.failure("Preparing a reload failed", failure)
+        self._preparing = False
+        while self._later and not self._preparing:
+            self._obey_in_turn(self._later.popleft())
+
+    async def _prepare(self, order: Message) -> None:
         """Make new settings ready, and tell whether they can be used."""
         assert self._service is not None
         before, self._options.text = self._options.text, order["text"]
         why = ""
         try:
             wanted = self._service.adapt(self._options.configure())
-            self._commit = self._service.prepare(wanted)
+            self._commit = await self._service.prepare(wanted)
         except UserError as error:
             why = str(error)
         except Exception as error:  # a fault in a program: the service goes on as it was

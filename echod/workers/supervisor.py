@@ -23,13 +23,13 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IServiceCollection, Service
 from twisted.internet import process
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
@@ -50,6 +50,7 @@ from echod.log.sinks import Line
 from echod.settings.definitions import Settings, differences, reloaded
 from echod.text import clipped, escape, plural
 from echod.tls import Copies
+from echod.turns import go_through
 from echod.workers.child import Child, backoff
 from echod.workers.link import SHOW_STACKS, Message
 
@@ -369,6 +370,8 @@ class Supervisor(Service):
                 self.operations.told(child, news["number"], news["status"], news["body"])
             case "prepared" if news["number"] == CATCH_UP:
                 self._caught_up(child, str(news["why"]))
+            case "alive" if self._reload is not None and news["preparing"]:
+                self._reload.goes_on(child)
             case "prepared" if self._reload is not None:
                 self._reload.answered(child, str(news["why"]), int(news["number"]))
 
@@ -499,24 +502,32 @@ class Supervisor(Service):
             return
         if self._is_ready:
             self.notifier.reloading()
-        own: list[Callable[[], object]] = []
         try:
             text = self._options.read_file()
             wanted = self._options.configure_from(text)
-            own += [site.tls.reread() for site in self._sites if site.tls is not None]
-            own += [part(wanted) for part in self.parts]
         except UserError as error:
             self._reload_ends(str(error))
             return
         serving = [seat.child for seat in self._seats if seat.child is not None]
         self._reload = Reload(
-            self.reactor, serving, text, lambda why: self._decided(why, text, wanted, own)
+            self.reactor,
+            serving,
+            text,
+            self._prepare_own(wanted),
+            lambda why: self._decided(why, text, wanted),
         )
         self._reload.begin()
 
-    def _decided(
-        self, why: str, text: str, wanted: Settings, own: Sequence[Callable[[], object]]
-    ) -> None:
+    async def _prepare_own(self, wanted: Settings) -> list[Callable[[], object]]:
+        """Make this process ready for new settings; return the functions that apply them."""
+        own: list[Callable[[], object]] = [
+            await go_through(self.reactor, site.tls.reread())
+            for site in self._sites
+            if site.tls is not None
+        ]
+        return own + [part(wanted) for part in self.parts]
+
+    def _decided(self, why: str, text: str, wanted: Settings) -> None:
         assert self._reload is not None
         reload, self._reload = self._reload, None
         if not why:
@@ -524,8 +535,6 @@ class Supervisor(Service):
             changed = differences(self._settings, wanted)
             self._settings = reloaded(self._settings, wanted)
             self._reconfigure()
-            for take_into_use in own:
-                take_into_use()
             taken = ", ".join(one.key for one in changed if one.text.reload)
             log.info(
                 "Reloaded in every worker; changed: {taken}",
@@ -732,7 +741,9 @@ class Seat:
 
 
 class Reload:
-    """One reload: the workers make the settings ready, then all apply them, or none."""
+    """One reload: the workers and this process make the settings ready, then all apply them, or
+    none.
+    """
 
     _last = 0
 
@@ -741,6 +752,7 @@ class Reload:
         reactor: Reactor,
         children: Sequence[Child],
         text: str,
+        own: Coroutine[Any, Any, list[Callable[[], object]]],
         decided: Callable[[str], object],
     ) -> None:
         """Set up.
@@ -749,22 +761,40 @@ class Reload:
             reactor: for the deadline.
             children: the workers.
             text: the content of the file of settings.
+            own: makes this process ready, and returns the functions that apply the settings.
             decided: is called with the reason against it; "" if all are ready.
         """
         Reload._last += 1
         self._number = Reload._last
         self._children = list(children)
-        self._waiting = set(children)
+        self._waiting: set[object] = {self, *children}
         self._text = text
+        self._steps = own
+        self._preparing: Deferred[Any] = succeed(None)
+        self._ready: list[Callable[[], object]] = []
         self._decided = decided
         self._late = reactor.callLater(READY_IN, self._end, "a worker does not answer")
 
     def begin(self) -> None:
-        """Ask the workers."""
+        """Ask the workers, and make this process ready."""
         for child in self._children:
             child.order(do="prepare", number=self._number, text=self._text)
-        if not self._waiting:
-            self._end("")
+        self._preparing = Deferred.fromCoroutine(self._steps)
+        self._preparing.addCallbacks(self._prepared, self._not_prepared)
+
+    def _prepared(self, ready: list[Callable[[], object]]) -> None:
+        self._ready = ready
+        self.gone(self)
+
+    def _not_prepared(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            failure.trap(UserError)
+            self._end(str(failure.value))
+
+    def goes_on(self, child: Child) -> None:
+        """Give a worker more time, because it lives, and has many files to read."""
+        if child in self._waiting:
+            self._late.reset(READY_IN)
 
     def answered(self, child: Child, why: str, number: int) -> None:
         """Take a worker's answer: why it cannot; "" if it is ready."""
@@ -774,16 +804,17 @@ class Reload:
             else:
                 self.gone(child)
 
-    def gone(self, child: Child) -> None:
+    def gone(self, waited_for: object) -> None:
         """Wait no longer for this worker: its successor gets the settings in force."""
-        if child in self._waiting:
-            self._waiting.discard(child)
+        if waited_for in self._waiting:
+            self._waiting.discard(waited_for)
             if not self._waiting:
                 self._end("")
 
     def cancel(self) -> None:
         """End it, without a decision."""
         self._waiting.clear()
+        self._preparing.cancel()
         if self._late.active():
             self._late.cancel()
 
@@ -792,7 +823,9 @@ class Reload:
         self._decided(why)
 
     def finish(self, *, apply: bool) -> None:
-        """Let the workers apply the settings, or forget them."""
+        """Let all apply the settings, or forget them."""
+        for take_into_use in self._ready if apply else ():
+            take_into_use()
         for child in self._children:
             child.order(do="commit" if apply else "forget")
             if apply:

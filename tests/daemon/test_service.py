@@ -9,19 +9,20 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.task import Clock, deferLater
 
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.connections.asyncio_protocol import loop_of
-from echod.daemon import build, ending, file_limit, process
+from echod.daemon import build, ending, file_limit, process, service
 from echod.daemon.build import build_service, make_model
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.file_limit import SPARE, fit_limits
@@ -40,7 +41,7 @@ from echod.limits import Limits
 from echod.listening.endpoints import Listening
 from echod.listening.socket_activation import InheritedSockets
 from echod.settings.definitions import SETTINGS, Settings
-from echod.tls import ServerContext
+from echod.tls import Files, ServerContext
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER
 from tests.support.log import Log
@@ -48,6 +49,8 @@ from tests.support.needs import not_here
 from tests.support.reactor import reactor
 from tests.support.service_manager import managing
 from tests.support.serving import LOOPBACK, SlowEndpoint, Talker, eventually, in_thread
+
+AUTHORITY = Authority()
 
 
 def settings(**values: Any) -> Settings:
@@ -647,6 +650,143 @@ def state(service: EchoService) -> list[Any]:
         *(service._settings, listener.tls._loaded, service._watch),
         *(factory.limits, factory.admission.limits, factory.banner),
     ]
+
+
+HOSTS = 6
+
+
+class ManyCertificates:
+    """A service with a folder of certificates.
+
+    Attributes:
+        folder: the folder.
+        service: the service, which has started.
+        turns: in which turn of the event loop each certificate of a reload was loaded.
+        seen: the serial numbers that were served then.
+        after_two: called in the turn after the second one was loaded.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.issue()
+        listen = (f"tls:{LOOPBACK}:certificate={folder}",)
+        self.service = build_service(settings(listen=listen), reactor)
+        self.service.startService()
+        self.service.configure = Configured(listen=listen)
+        self.turns: list[int] = []
+        self.seen: list[list[str]] = []
+        self.after_two: Callable[[], object] = str
+        self._turn = 0
+        self._call: Any = None
+        load = Files._load
+
+        def noted(*arguments: Any) -> Any:
+            self.turns.append(self._turn)
+            self.seen.append(self.serials)
+            if len(self.turns) == 2:
+                reactor.callLater(0, self.after_two)
+            return load(*arguments)
+
+        monkeypatch.setattr(Files, "_load", noted)
+        self._count()
+
+    def _count(self) -> None:
+        self._turn += 1
+        self._call = reactor.callLater(0, self._count)
+
+    def issue(self) -> None:
+        """Write new certificates."""
+        for number in range(HOSTS):
+            host = f"{number}.example"
+            (self.folder / f"{number}.pem").write_bytes(AUTHORITY.issue(host, hosts=[host]))
+
+    @property
+    def serials(self) -> list[str]:
+        return [each.serial for each in self.service.certificates]
+
+    async def end(self) -> None:
+        await self.service.stopService()
+        self._call.cancel()
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ManyCertificates]:
+    made = ManyCertificates(tmp_path, monkeypatch)
+    yield made
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.end()))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_loads_one_certificate_in_a_turn_and_applies_all_at_once(
+    many: ManyCertificates, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 192: No turn of the event loop loads more than one of them, and all are served from
+    the same turn on.
+    """
+    monkeypatch.setattr(service, "NAMED", 2)
+    before = many.serials
+    many.issue()
+    many.service.reload()
+    await eventually(lambda: "Reloaded" in log.text)
+    (line,) = re.findall("Reloaded; changed: (.*)", log.text)
+    assert line.count(" (serial ") == 2
+    assert line.endswith(f"), {HOSTS - 2} more certificates")
+    assert len(many.turns) == len(set(many.turns)) == HOSTS
+    assert many.seen == [before] * HOSTS
+    assert not set(many.serials) & set(before)
+    changes = log.text.index("Reloaded")
+    await eventually(lambda: log.text.count(" expires in ", changes) == HOSTS)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_certificate_that_cannot_be_used_at_the_end_of_a_long_reload_changes_nothing(
+    many: ManyCertificates, log: Log
+) -> None:
+    """Fault 192: One that cannot be used changes nothing, even if it is the last one."""
+    before = many.serials
+    many.issue()
+    many.service.configure.values["idle_timeout"] = 7.0  # type: ignore[attr-defined]
+    (many.folder / f"{HOSTS - 1}.pem").write_text("damaged")
+    many.service.reload()
+    await eventually(lambda: many.service._refused)
+    assert len(many.turns) == HOSTS
+    assert many.serials == before
+    assert many.service.listeners[0].factory.limits.idle_timeout != 7.0
+    assert f"{HOSTS - 1}.pem holds no certificate" in log.take_errors()[0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_that_is_asked_for_during_another_one_follows_it(
+    many: ManyCertificates, log: Log
+) -> None:
+    """Fault 192: SIGHUP in the middle of a reload takes what the files hold then."""
+
+    def change() -> None:
+        many.issue()
+        for _ in range(3):
+            many.service.reload()
+
+    many.after_two = change
+    many.service.reload()
+    await eventually(lambda: log.text.count("Reloaded") == 2)
+    assert len(many.turns) == 2 * HOSTS
+    paths = [one.path for one in many.service.certificates]
+    fresh = ServerContext(Files(str(many.folder))).served
+    assert [(one.path, one.serial) for one in fresh] == list(zip(paths, many.serials, strict=True))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_drain_ends_a_reload(many: ManyCertificates, log: Log) -> None:
+    """Fault 192: A drain ends the reload."""
+    stopped = Deferred[None]()
+    many.after_two = lambda: many.service.stopService().chainDeferred(stopped)
+    for _ in range(2):
+        many.service.reload()
+    await stopped
+    for _ in range(HOSTS):
+        await deferLater(reactor, 0)
+    assert len(many.turns) == 2
+    assert "Reloaded" not in log.text
 
 
 @pytest_twisted.ensureDeferred

@@ -112,6 +112,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         66: "A certificate is renewed; a key cannot be read",
         67: "SIGKILL leaves a UNIX socket behind",
         78: "Subprocesses of asyncio and of Twisted, one after the other",
+        192: "A reload reads a folder of a thousand certificates",
         80: "SIGHUP meets an unexpected error, or a file that is being written",
         81: "The log's file is a device or a link, or is moved, removed or truncated",
         82: "Standard streams are closed",

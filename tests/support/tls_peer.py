@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from echod.tls import ServerContext
+from echod.tls.context import Exchange
 from tests.support.waiting import PATIENCE
 
 # How a client ends its stream.
@@ -213,3 +215,14 @@ class Peer:
     def at_fin(self) -> bool:
         """Return whether only FIN follows now."""
         return self.socket.recv(1) == b""
+
+
+def reread(server: ServerContext) -> Exchange:
+    """Read the files again, and return the function that applies them."""
+    steps = server.reread()
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            apply: Exchange = end.value
+            return apply

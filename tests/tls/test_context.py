@@ -8,16 +8,17 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from echod.tls import Files, FilesError, Pair, ServerContext, context
-from echod.tls.context import read
+from echod.tls.context import new_server_context, read
 from echod.tls.der import subject
 from echod.tls.facts import facts_of
 from tests.support.certificates import DAY, Authority, encrypted_key
-from tests.support.tls_peer import VERSIONS, client_context
+from tests.support.tls_peer import VERSIONS, client_context, reread
 
 AUTHORITY = Authority("an authority")
 
@@ -196,7 +197,7 @@ def test_a_certificate_that_does_not_go_with_the_others_is_refused(
 ) -> None:
     server = ServerContext(Files(str(several)))
     (several / file).write_bytes(AUTHORITY.issue("no host", hosts=hosts))
-    for load in (server.files.load, server.reread):
+    for load in (server.files.load, partial(reread, server)):
         with pytest.raises(FilesError) as raised:
             load()
         assert str(raised.value).startswith(why.format(several))
@@ -212,23 +213,49 @@ def test_a_folder_without_certificates_is_refused(folder: Path) -> None:
         ServerContext(files(folder, "empty", key="key.pem"))
 
 
-@pytest.mark.parametrize("method", ["iterdir", "exists"])
 def test_a_folder_that_cannot_be_read_says_why(
-    several: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    several: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path) -> Iterator[Path]:
+    def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, method, refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(FilesError, match=r"^cannot read .*/several: Permission denied$"):
         ServerContext(Files(str(several)))
+
+
+def test_each_step_of_a_reload_loads_one_certificate(
+    several: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ServerContext(Files(str(several)))
+    made: list[ssl.SSLContext] = []
+
+    def make(alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
+        made.append(new_server_context(alpn))
+        return made[-1]
+
+    monkeypatch.setattr(context, "new_server_context", make)
+    for count, _ in enumerate(server.reread(), 1):
+        assert len(made) == count
+    assert len(made) == len(server.served)
+
+
+def test_what_was_in_use_before_a_reload_is_freed_one_by_one(several: Path) -> None:
+    server = ServerContext(Files(str(several)))
+    before = server._loaded.by_host
+    (several / "d.pem").unlink()
+    count, left_over = len(before), reread(server)()
+    for number, _ in enumerate(left_over, 1):
+        assert len(before) == count - number
+    assert not before
+    assert shown_to(server, "shop.example") == "shop"
 
 
 def test_a_reload_takes_what_a_folder_holds_now(several: Path) -> None:
     server = ServerContext(Files(str(several)))
     (several / "e.pem").write_bytes(AUTHORITY.issue("new", hosts=["new.test"]))
     (several / "b.crt").unlink()
-    take_into_use = server.reread()
+    take_into_use = reread(server)
     assert shown_to(server, "new.test") == "first"
     take_into_use()
     assert shown_to(server, "new.test") == "new"
@@ -282,7 +309,7 @@ def test_a_reload_takes_the_new_certificate_for_new_connections(folder: Path) ->
     server = ServerContext(files(folder, "pair.pem"))
     _, before = handshake(server, client_context())
     (folder / "pair.pem").write_bytes(AUTHORITY.issue("new"))
-    server.reread()()
+    reread(server)()
     _, after = handshake(server, client_context())
     assert before.getpeercert(binary_form=True) != after.getpeercert(binary_form=True)
 
@@ -291,7 +318,7 @@ def test_a_reload_that_fails_changes_nothing(folder: Path) -> None:
     server = ServerContext(files(folder, "certificate.pem", key="key.pem"))
     (folder / "certificate.pem").write_bytes(AUTHORITY.issue("new"))
     with pytest.raises(FilesError, match="is not the key of the certificate"):
-        server.reread()()
+        reread(server)()
     _, client = handshake(server, client_context(ca=folder / "ca.pem"))
     certificate = client.getpeercert()
     assert certificate is not None
@@ -408,5 +435,5 @@ def test_a_client_that_resumes_has_the_same_certificate(
 def test_after_a_reload_sessions_begin_anew(folder: Path, version: ssl.TLSVersion) -> None:
     server, client = ServerContext(files(folder, "pair.pem")), client_context(version)
     session = session_of(handshake(server, client)[1])
-    server.reread()()
+    reread(server)()
     assert not handshake(server, client, session)[0].session_reused

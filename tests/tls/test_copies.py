@@ -13,6 +13,7 @@ import pytest
 
 from echod.tls import Copies, Files, FilesError, ServerContext
 from tests.support.certificates import Authority
+from tests.support.tls_peer import reread
 
 NOBODY = 65534
 
@@ -125,5 +126,5 @@ def test_to_read_them_again_takes_no_copies(pair: tuple[Path, Path]) -> None:
     with forbidden(key):
         context = ServerContext(files, handed_on(copies).load)
         with pytest.raises(FilesError, match="Permission denied"):
-            context.reread()
-    context.reread()()
+            reread(context)
+    reread(context)()

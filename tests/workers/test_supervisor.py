@@ -619,6 +619,20 @@ def test_a_worker_that_does_not_answer_in_time_keeps_new_settings_from_all(
     assert one.done == other.done == ["prepare", "forget"]
 
 
+def test_a_worker_that_goes_on_reading_files_gets_more_time(two: Supervision) -> None:
+    """Fault 192: Workers may take as long for them as they need, if they show that they live."""
+    one, other = two.processes
+    two.supervisor.reload()
+    one.answer()
+    for _ in range(3):
+        two.pass_by(READY_IN - LOOK)
+        one.tell("alive", preparing=False)
+        other.tell("alive", preparing=True)
+    assert one.done == ["prepare"]
+    other.answer()
+    assert one.done == other.done == ["prepare", "commit"]
+
+
 def test_a_late_answer_is_not_taken_for_that_of_the_next_reload(
     two: Supervision, log: Log
 ) -> None:

@@ -366,6 +366,34 @@ async def test_forgotten_settings_never_hold(running: Running, supervisor: Super
 
 
 @pytest_twisted.ensureDeferred
+async def test_orders_that_come_while_files_are_read_are_obeyed_in_their_order(
+    running: Running, supervisor: Supervisor, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 192: A worker that reads them tells its supervisor so, and goes on to serve."""
+    running.start()
+    await supervisor.heard("ready")
+    assert running.worker._service is not None
+    prepare, read = running.worker._service.prepare, Deferred[None]()
+
+    async def prepare_later(wanted: Settings) -> object:
+        await read
+        return await prepare(wanted)
+
+    monkeypatch.setattr(running.worker._service, "prepare", prepare_later)
+    supervisor.order(do="prepare", number=1, text="banner = 'new'")
+    supervisor.order(do="commit")
+    supervisor.order(do="prepare", number=2, text="banner = 'newest'")
+    supervisor.order(do="forget")
+    await eventually(lambda: len(running.worker._later) == 3)
+    assert await running.greeting() == BANNER
+    held.clock.advance(HEARTBEAT)
+    assert [one["preparing"] for one in await supervisor.heard("alive", 2)] == [False, True]
+    read.callback(None)
+    assert [one["number"] for one in await supervisor.heard("prepared", 2)] == [1, 2]
+    assert (await running.greeting()).startswith(b"new\n")
+
+
+@pytest_twisted.ensureDeferred
 async def test_settings_that_are_refused_are_told_in_one_line_and_change_nothing(
     running: Running, supervisor: Supervisor, tmp_path: Path
 ) -> None:
