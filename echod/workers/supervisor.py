@@ -370,10 +370,8 @@ class Supervisor(Service):
                 self.operations.told(child, news["number"], news["status"], news["body"])
             case "prepared" if news["number"] == CATCH_UP:
                 self._caught_up(child, str(news["why"]))
-            case "alive" if self._reload is not None and news["preparing"]:
-                self._reload.goes_on(child)
-            case "prepared" if self._reload is not None:
-                self._reload.answered(child, str(news["why"]), int(news["number"]))
+            case "alive" | "prepared" if self._reload is not None:
+                self._reload.told(child, news)
 
     def child_logged(self, line: Line) -> None:
         """Write a line of a worker's log."""
@@ -791,16 +789,14 @@ class Reload:
             failure.trap(UserError)
             self._end(str(failure.value))
 
-    def goes_on(self, child: Child) -> None:
-        """Give a worker more time, because it lives, and has many files to read."""
-        if child in self._waiting:
-            self._late.reset(READY_IN)
-
-    def answered(self, child: Child, why: str, number: int) -> None:
-        """Take a worker's answer: why it cannot; "" if it is ready."""
-        if number == self._number:
-            if why:
-                self._end(why)
+    def told(self, child: Child, news: Message) -> None:
+        """Take a worker's answer, or that it lives; with many files to read it has more time."""
+        if news["news"] == "alive":
+            if news["preparing"] and child in self._waiting:
+                self._late.reset(READY_IN)
+        elif news["number"] == self._number:
+            if news["why"]:
+                self._end(str(news["why"]))
             else:
                 self.gone(child)
 
