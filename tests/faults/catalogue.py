@@ -197,6 +197,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         186: "`--control` with `--workers`",
         187: "Workers, and a key that only root can read",
         188: "SIGHUP while workers are replaced",
+        189: "A handler keeps workers busy that share one queue",
         190: "The code of a service is edited under load, with `--reload`",
         191: "Code that cannot start, with `--reload`",
     },
