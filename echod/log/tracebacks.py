@@ -12,7 +12,7 @@ from types import TracebackType
 from twisted.python.failure import Failure
 
 from echod.errors import UserError
-from echod.places import is_ours, is_users
+from echod.places import is_ours, is_users, place_of
 from echod.text import escape_lines, shortened
 
 
@@ -52,7 +52,7 @@ def traceback_of_handler(failure: Failure) -> str:
 
 def traceback_of_start(error: BaseException) -> str:
     """Return the traceback of the user's error that keeps a service from starting, without the
-    frames of others; "" if no code of the user's has raised.
+    frames of others; "" if no code of the user's has raised: the error's text says all.
 
     Args:
         error: the error that ended the start: the user's is its cause, or came before it.
@@ -63,7 +63,7 @@ def traceback_of_start(error: BaseException) -> str:
         if before is None:
             break
         found = before
-    if isinstance(found, UserError):
+    if isinstance(found, UserError) or not (isinstance(found, SyntaxError) or place_of(found)):
         return ""
 
     def show() -> str:

@@ -19,9 +19,10 @@ from echod.daemon.process import (
     take_precautions,
     twistd_options,
 )
-from echod.daemon.resolve import resolve_status
+from echod.daemon.resolve import named, resolve_status
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
+from echod.handlers.lookup import check_name
 from echod.listening.socket_activation import InheritedSockets, started_with
 from echod.log.observer import LogObserver
 from echod.permissions import ROOT
@@ -59,6 +60,8 @@ def make_supervisor(options: Options, log_observer: LogObserver | None) -> Super
         listeners = make_shared(options.settings, reactor, inherited)
         supervisor = Supervisor(reactor, options, listeners, log_observer)
         if options.reload:
+            with named("--handler"):  # no file mends a name that is not installed
+                check_name(options.settings.handler.name)
             supervisor.code_reload = CodeReload(reactor, options, supervisor.replace)
         if options.settings.status:
             add_status(supervisor, options.settings, inherited)

@@ -217,6 +217,7 @@ REFUSED = {
     "echo --pidfile=a": "--pidfile is an option of twistd",
     "echo --reactor=none": "The specified reactor does not exist: 'none'",
     "--config=missing": "No such file or directory",
+    "greeting.py --reload": "greeting.py is in this folder: give greeting:FUNCTION",
     "echo --reload --listen=badtls:0": "badtls:0 and --reload: each worker would have",
     "echo --reload --workers=2 --concurrency=serial": "--workers contradicts --concurrency serial",
     "echo --uid=nosuch": "--uid 'nosuch': there is no such user",

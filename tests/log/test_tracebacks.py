@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sys
 import traceback
@@ -241,6 +242,12 @@ def test_a_start_without_an_error_of_the_users_has_no_traceback() -> None:
         raise UserError("there is no such handler")
 
     assert traceback_of_start(start_that_fails(refuse)) == ""
+    missing = start_that_fails(lambda: importlib.import_module("not_there_at_all"))
+    assert missing.__context__ is not None
+    cause = missing.__context__.__cause__
+    assert cause is not None
+    cause.__traceback__ = cause.__traceback__.tb_next.tb_next  # without the lines of this test
+    assert traceback_of_start(missing) == ""
     assert traceback_of_start(UserError("the settings are wrong")) == ""
 
 
