@@ -272,6 +272,8 @@ def _stream(descriptor: int, like: io.TextIOWrapper, buffered: bool) -> io.TextI
 # them.
 _TO_A_GROUP = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
+_IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
+
 
 def _fork_workers_of(daemon: dict[str, Any]) -> dict[str, Any]:
     """Let this daemon fork its workers from another process, as new as this one is now.
@@ -297,8 +299,9 @@ def _fork_workers_of(daemon: dict[str, Any]) -> dict[str, Any]:
     worker = main(socket.socket(fileno=3), 4)
     if worker is None:
         os._exit(0)
-    for number in _TO_A_GROUP:
-        signal.signal(number, signal.SIG_DFL)
+    for ignored in signal.valid_signals() - _IGNORED_BY_PYTHON:
+        if signal.getsignal(ignored) == signal.SIG_IGN:
+            signal.signal(ignored, signal.SIG_DFL)  # as Twisted does before it executes a program
     _become(worker)
     return worker
 
