@@ -94,7 +94,8 @@ class InReactor(_OpenHouse):
         self._lender: Lender | None = None
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
-        check_closing(len(self._closing))
+        if self._closing:
+            check_closing(len(self._closing))
         start()
 
     def call(self, done: Done, function: Callable[..., object], *arguments: object) -> object:

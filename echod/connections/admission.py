@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from echod.limits import Level, Limits
@@ -46,7 +45,8 @@ class Admission:
             seconds: the clock.
         """
         self.open = 0
-        self.by_address: Counter[str] = Counter()
+        # A plain dictionary: a counter's missing and last ones are calls in Python.
+        self.by_address: dict[str, int] = {}
         self._seconds = seconds
         self.limits = limits
 
@@ -90,18 +90,19 @@ class Admission:
         Args:
             network: see `network_of`.
         """
-        most = self._limits.max_connections_per_address
-        if most and self.by_address[network] >= most:
+        most, count = self._limits.max_connections_per_address, self.by_address.get(network, 0)
+        if most and count >= most:
             return Refusal.PER_ADDRESS
-        self.by_address[network] += 1
+        self.by_address[network] = count + 1
         return None
 
     def release(self, network: str = "") -> None:
         """Stop counting an accepted connection, and its address, if that was counted."""
         self.open -= 1
         if network:
-            self.by_address[network] -= 1
-            if not self.by_address[network]:
+            if (left := self.by_address[network] - 1) > 0:
+                self.by_address[network] = left
+            else:
                 del self.by_address[network]
 
 

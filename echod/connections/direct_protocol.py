@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import get_ident
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -16,7 +17,11 @@ from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProto
 from echod.connections.outbox import Outbox
 from echod.connections.owner import Owner
 from echod.contexts import has_context
+from echod.handlers.calling import greeting_of, overridden
 from echod.handlers.contract import BytesLike
+from echod.messages.closing import State
+from echod.messages.session import CLOSED
+from echod.reasons import EndReason
 from echod.turns import LONG, PACE, Share, Turns
 
 if TYPE_CHECKING:
@@ -249,6 +254,43 @@ class DirectProtocol(EchoProtocol):
         # In this order: with a reason, `_stop` may have replaced it.
         return write if self._kernel_counts and self._reason is None else None
 
+    # As in `EchoProtocol`, without the calls that are for a result to wait for, or for a closing
+    # in several turns: most connections begin and end like this.
+
+    def _start(self) -> None:
+        handler = self._handler
+        opened = None if isinstance(handler, Failure) else overridden(handler, "opened")
+        if opened is None or self._context is not None or self._draining:
+            super()._start()
+            return
+        self.transport.registerProducer(self, True)
+        greeting = opened(self.client)
+        if type(greeting) is not bytes or self._session is not None:
+            done = partial(self._inside, self._after_opened)
+            model: InReactor = self._owner.model  # type: ignore[assignment] # this class is for it
+            greeting = model.settle(done, greeting)
+            if not self._is_pending(greeting):
+                self._after_opened(greeting)
+            return
+        self._handler_open = True
+        self._direct = self._longest_direct
+        owner = self._owner
+        if owner.model.greets and (data := greeting_of(greeting, owner.framing, owner.banner)):
+            send = self._send
+            send(data)
+
+    def readConnectionLost(self) -> None:
+        # With `_direct`, no result and no input waits.
+        if self._direct and self._outbox is None and self._close_at_once():
+            self._input_ended = True
+            self._state, self._reason = State.BOTH_ENDED, EndReason.CLIENT
+            self._session, self._direct, self._send = CLOSED, 0, self._write
+            self._owner.turns.leave(self, self.transport)
+            self.transport.unregisterProducer()
+            self._leave()
+        else:
+            super().readConnectionLost()
+
     def _stop(self) -> None:
         # The fastest way is only for open connections, and keeps the transport alive.
         self._send = self._write
@@ -270,10 +312,12 @@ class DirectProtocol(EchoProtocol):
 
     @property
     def figures(self) -> tuple[int, int, int]:
-        messages, received, sent = super().figures
-        if self._kernel_counts:
-            received, sent = self._counted_by_kernel() or (received, sent)
-        return messages, received, sent
+        messages = self._direct_messages
+        if self._session is not None:
+            messages += self._session.messages
+        if self._kernel_counts and (counted := self._counted_by_kernel()) is not None:
+            return messages, *counted
+        return messages, self._bytes_received, self._bytes_sent
 
 
 class DirectFramedProtocol(DirectProtocol):

@@ -382,7 +382,7 @@ class EchoFactory(Factory):
         """Register a connection: it is counted from here to `forget`."""
         if not connection.is_check:
             self.metrics.accepted += 1
-        self.watch(connection)
+        self._sweeper.add(connection)
         if self.journal is not None:
             self.journal.begin(connection)
 

@@ -39,7 +39,7 @@ from zope.interface import implementer
 from echod.addresses import shown_address
 from echod.concurrency.model import Busy
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
-from echod.connections.kernel import NOTHING_TAKEN, is_reset, taken, traffic, unread, unsent
+from echod.connections.kernel import NOTHING_TAKEN, Taken, is_reset, taken, traffic, unread, unsent
 from echod.connections.layer import faults_before, layer_of, tls_of
 from echod.handlers.client import encrypt, link
 from echod.log.event import LogLine
@@ -99,7 +99,6 @@ class ConnectionProtocol(Protocol):
         "_seen_activity",
         "_state",
         "_taken",
-        "_unsent",
         "_waiting",
         "client",
         "network",
@@ -132,10 +131,9 @@ class ConnectionProtocol(Protocol):
         self._input_ended = False
         # Set by the event that ends OPEN or INPUT_ENDED.
         self._reason: EndReason | None = None
-        # The progress of the client at the last check; and, after our FIN, the number of bytes
-        # that had not reached its machine.
+        # The progress of the client at the last check; after our FIN, the number of bytes that had
+        # not reached its machine, as held.
         self._taken = NOTHING_TAKEN
-        self._unsent = 0
         self._deadline = math.inf
         self._began = 0.0
         self._idle_since = 0.0
@@ -277,7 +275,7 @@ class ConnectionProtocol(Protocol):
 
     def connectionMade(self) -> None:
         self._owner.register(self)  # first, so that its end is counted if something fails
-        self._began = self._owner.seconds()
+        self._began = self._idle_since = self._owner.seconds()
         if self.client.proxy is None:  # otherwise the proxy's header has named it already
             self.client = client_of(self.transport, self._owner.listener)
         link(self.client, self)
@@ -330,7 +328,8 @@ class ConnectionProtocol(Protocol):
         self._entered = True
         if self._waiting:
             self.transport.resumeProducing()
-        self._idle_since = self._owner.seconds()
+        if self._waiting or self.client.tls is not None:  # otherwise it has begun in this moment
+            self._idle_since = self._owner.seconds()
         try:
             self._start()
         except BaseException:
@@ -352,7 +351,7 @@ class ConnectionProtocol(Protocol):
         state = self._step(_OUTPUT_ENDS)
         if state is _FIN_SENT:
             # The kernel has our FIN, after everything written: now wait for the client's.
-            self._unsent = unsent(self.transport)
+            self._taken = Taken(held=unsent(self.transport))
             self._idle_since = self._owner.seconds()
         elif state is _BOTH_ENDED:
             self._close_transport()
@@ -611,13 +610,13 @@ class ConnectionProtocol(Protocol):
     def _look_after_fin(self, now: float) -> None:
         """After our FIN: allow the client `linger` for its own, once it has read everything."""
         unsent_now, limits = unsent(self.transport), self._owner.limits
-        if not unsent_now and self._unsent:
-            self._unsent = 0
+        if not unsent_now and self._taken.held:
+            self._taken = NOTHING_TAKEN
             self._idle_since = now
         allowed = limits.write_timeout if unsent_now else limits.linger
         if allowed and now - self._idle_since >= allowed:
-            if unsent_now and self._unsent - unsent_now >= self._least_read():
-                self._unsent, self._idle_since = unsent_now, now
+            if unsent_now and self._taken.held - unsent_now >= self._least_read():
+                self._taken, self._idle_since = Taken(held=unsent_now), now
             else:
                 self.abort(EndReason.WRITE_TIMEOUT)
 

@@ -129,7 +129,6 @@ class EchoProtocol(ConnectionProtocol):
         "_context",
         "_direct",
         "_direct_messages",
-        "_drain_left",
         "_handler",
         "_handler_open",
         "_outbox",
@@ -176,7 +175,6 @@ class EchoProtocol(ConnectionProtocol):
         self._handler_open = False
         self._bytes_received = 0
         self._bytes_sent = 0
-        self._drain_left = 0
 
     def _hold(self) -> Session:
         """Return the session, a new one if it was let go."""
@@ -292,7 +290,7 @@ class EchoProtocol(ConnectionProtocol):
         else:
             self._answer_more(after_long_read=True)
         if self._draining and self._reason is None:
-            self._drain_left -= size
+            session.unread -= size
             self._cut_input_when_read()
 
     def pauseProducing(self) -> None:
@@ -866,14 +864,13 @@ class EchoProtocol(ConnectionProtocol):
             self._inside(super().drain)
 
     def _cut_input(self) -> None:
-        self._hold()  # which counts what is read from here on
-        self._drain_left = unread(self.transport)
+        self._hold().unread = unread(self.transport)
         self._cut_input_when_read()
 
     def _cut_input_when_read(self) -> None:
         if self._is_shaking_hands:
             self._drain_handshake()
-        elif not self._input_ended and has_read(self.transport, self._drain_left):
+        elif not self._input_ended and has_read(self.transport, self._hold().unread):
             self._hold().end_input(cut_off=True)
             self._answer_more()
 

@@ -163,7 +163,7 @@ class SharedAdmission(Admission):
         places = self._places(network)
         if (most := self._most_of_address) and self._counted(network, places) >= most:
             return Refusal.PER_ADDRESS
-        self.by_address[network] += 1
+        self.by_address[network] = self.by_address.get(network, 0) + 1
         for place in places:
             self._counters[self._start + place] += 1
         return None
@@ -187,7 +187,7 @@ class SharedAdmission(Admission):
         """Return how many connections an address has: here exactly, elsewhere by its places."""
         counters, start = self._counters, self._start
         elsewhere = min(self._sum(place) - counters[start + place] for place in places)
-        return self.by_address[network] + elsewhere
+        return self.by_address.get(network, 0) + elsewhere
 
     def _places(self, network: str) -> tuple[int, int]:
         """Return the place of an address in each row."""

@@ -35,7 +35,9 @@ def greeting_of(result: object, framing: Framing, banner: bytes | None) -> bytes
     """
     if banner is not None:
         return banner
-    return encode_greeting(framing, checked(result)) if result else b""
+    if not result:
+        return b""
+    return encode_greeting(framing, result if type(result) is bytes else checked(result))
 
 
 def call_closed(handler: Handler, reason: EndReason) -> None:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import re
 from contextvars import ContextVar
 from functools import lru_cache
+from operator import attrgetter
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -163,9 +164,8 @@ class Client:
         link = self._link
         return link is None or link.is_closing
 
-    @property
-    def peer(self) -> str:
-        return self._peer
+    # Without a frame of Python: each connection asks some times.
+    peer = cast("str", property(attrgetter("_peer")))
 
     @property
     def local(self) -> str:
@@ -175,13 +175,9 @@ class Client:
     def listener(self) -> str:
         return self._place[1]
 
-    @property
-    def tls(self) -> TLSFacts | None:
-        return self._tls
+    tls = cast("TLSFacts | None", property(attrgetter("_tls")))
 
-    @property
-    def proxy(self) -> ProxyHeader | None:
-        return self._proxy
+    proxy = cast("ProxyHeader | None", property(attrgetter("_proxy")))
 
     @property
     def host(self) -> str:

@@ -143,7 +143,9 @@ class Limiter:
         window.excess += 1
         self.suppressed += 1
         self.unreported += 1
-        if source := _source(peer):
+        host = peer.rpartition(":")[0]
+        # Without a call for an IPv4 address.
+        if source := _network(host) if ":" in host else host:
             window.sources.add(source)
 
     def _make_room(self, kind: EventKind, now: float) -> EventKind:
@@ -175,11 +177,8 @@ class Limiter:
         return reports
 
 
-def _source(peer: str) -> str:
-    """Return the network under which to count `ADDRESS:PORT`; "" if it has another form."""
-    host = peer.rpartition(":")[0]
-    if ":" not in host:
-        return host
+def _network(host: str) -> str:
+    """Return the network under which to count an IPv6 address; "" if it is none."""
     try:
         return network_of(host.strip("[]"))
     except ValueError:

@@ -103,6 +103,7 @@ class Session:
     """The state of one connection's conversation.
 
     `full`: the buffer had reached `read_ahead` at the last read.
+    `unread`: how many bytes a drain has found before the session, and the connection has not read.
     """
 
     __slots__ = (
@@ -117,6 +118,7 @@ class Session:
         "input_ended",
         "messages",
         "resting",
+        "unread",
     )
 
     def __init__(
@@ -143,6 +145,7 @@ class Session:
         self.in_flight = False
         self.input_ended = False
         self.resting = False
+        self.unread = 0
         self.messages = 0
 
     def receive(self, data: bytes) -> None:
@@ -254,6 +257,7 @@ class ClosedSession(Session):
     input_ended = False
     messages = 0
     resting = False
+    unread = 0
 
     def __init__(self) -> None:
         super().__init__(NOTHING)

@@ -21,7 +21,6 @@ import asyncio
 import errno
 import os
 import socket
-import sys
 from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING
@@ -243,10 +242,7 @@ class TCPPort(AcceptingPort):
 
     def _transport(self, skt: StreamSocket, address: _RetAddress) -> TCPServerTransport:
         assert self.factory is not None
-        host, *rest = with_scope(address)
-        # Interned: each connection keeps it, and many connections may come from the same host.
-        client = (sys.intern(host), *rest)
-        return TCPServerTransport(skt, client, self.factory, self, self.reactor)
+        return TCPServerTransport(skt, with_scope(address), self.factory, self, self.reactor)
 
 
 class UNIXPort(AcceptingPort, unix.Port):

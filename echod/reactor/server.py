@@ -42,7 +42,7 @@ class ServerTransport(StreamTransport):
         reactor: LoopReactor,
     ) -> None:
         self.socket = skt
-        self.client = client
+        self._client = client
         self.factory = factory
         self.server = server
         self.reactor = reactor
@@ -51,6 +51,10 @@ class ServerTransport(StreamTransport):
     def adopted(cls, skt: StreamSocket, factory: IProtocolFactory, reactor: LoopReactor) -> Self:
         """A transport for a connection that was accepted elsewhere."""
         raise NotImplementedError
+
+    @property
+    def client(self) -> _RetAddress:
+        return self._client
 
     def _build_protocol(self) -> IProtocol | None:
         protocol: IProtocol | None = self.factory.buildProtocol(self._protocol_address())
@@ -80,7 +84,18 @@ class TCPServerTransport(ServerTransport):
     """A TCP connection that a client opened."""
 
     server: TCPAddressed | None
-    _peer: IPv4Address | IPv6Address | None = None
+
+    @property
+    def client(self) -> tuple[Any, ...]:
+        client: tuple[Any, ...] = self._client or self._uv.get_extra_info("peername")
+        return client
+
+    def _open(self) -> None:
+        super()._open()
+        # uvloop has the address of an IPv4 client too, in less memory; but not that of a client
+        # that had reset the connection before.
+        if len(self._client) == 2 and self._uv.get_extra_info("peername") == self._client:
+            self._client = None
 
     @classmethod
     def adopted(cls, skt: StreamSocket, factory: IProtocolFactory, reactor: LoopReactor) -> Self:
@@ -96,13 +111,10 @@ class TCPServerTransport(ServerTransport):
         return tcp_address(with_scope(self.socket.getsockname()))
 
     def getPeer(self) -> IPv4Address | IPv6Address:
-        return self._peer or tcp_address(self.client)
+        return tcp_address(self.client)
 
-    def _open(self) -> None:
-        # The factory and the protocol both ask for it; an idle connection does not keep it.
-        self._peer = tcp_address(self.client)
-        super()._open()
-        self._peer = None
+    def _protocol_address(self) -> IPv4Address | IPv6Address:
+        return tcp_address(self.client)
 
 
 class UNIXServerTransport(DescriptorSender, ServerTransport):
@@ -161,8 +173,8 @@ def with_scope(address: tuple[Any, ...]) -> tuple[Any, ...]:
 
 # The attributes that each connection sets, from its beginning to its end.
 _SET = (
-    *("socket", "client", "factory", "server", "reactor"),
-    *("_uv", "connected", "_peer", "sessionno", "protocol", "data_received"),
+    *("socket", "_client", "factory", "server", "reactor"),
+    *("_uv", "connected", "sessionno", "protocol", "data_received"),
     *("producer", "streamingProducer", "producerPaused", "_divert", "_read_ended"),
     *("_drain_scheduled", "_write_ending", "_write_ended", "_write_paused"),
     *("disconnecting", "disconnected", "_protocol_name"),

@@ -306,7 +306,9 @@ class StreamTransport:
         """The peer ended its stream. True keeps the writing side open; it is ours to close."""
         self._read_ended = True
         running.stream = self
-        half_closeable = IHalfCloseableProtocol(self.protocol, None)
+        half_closeable = self.protocol
+        if not IHalfCloseableProtocol.providedBy(half_closeable):  # which is faster to ask first
+            half_closeable = IHalfCloseableProtocol(half_closeable, None)
         if half_closeable is None:
             self._close_after_flush()
         else:
@@ -425,9 +427,8 @@ class StreamTransport:
         :return: whether it is closed.
         """
         uv = self._uv
-        if self.TLS or not self._read_ended or self._writes_are_watched():
-            return False
-        if uv.get_write_buffer_size():
+        # A diverted write is TLS's, or watched, or the stream is about to end already.
+        if not self._read_ended or self._divert is not None or uv.get_write_buffer_size():
             return False
         self.disconnecting = 1
         uv.close()
@@ -629,7 +630,9 @@ class StreamTransport:
         self.producer = producer
         self.streamingProducer = streaming
         self.producerPaused = False
-        self._watch_writes()
+        # A streaming one changes nothing for writes before the first of them is held up.
+        if not streaming or self._write_paused or self._divert is not None:
+            self._watch_writes()
         if not streaming:
             producer.resumeProducing()
             # It is asked again when the earlier data is sent, as in tcp.
@@ -638,7 +641,7 @@ class StreamTransport:
 
     def _unregister_producer(self) -> None:
         self.producer = None
-        if self.connected:
+        if self.connected and self._divert is not None:
             self._watch_writes()
             if self._writes_are_watched():
                 self._await_drain()

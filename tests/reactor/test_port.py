@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
 
 from echod.reactor import port as port_module
+from tests.support.waiting import block_until
 
 from .harness import Echo, Harness, dial
 
@@ -128,3 +132,39 @@ def test_a_burst_is_accepted(harness: Harness) -> None:
             connection.close()
 
     harness.run(client)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_is_known_by_its_address_from_its_beginning_to_its_end(
+    harness: Harness, reset: bool
+) -> None:
+    known: list[tuple[str, int]] = []
+
+    class Knows(Protocol):
+        def connectionMade(self) -> None:
+            self.note()
+            # Only now, when uvloop has the address.
+            harness.reactor.callLater(0, self.note)
+
+        def connectionLost(self, reason: Failure = connectionDone) -> None:
+            self.note()
+
+        def note(self) -> None:
+            peer = self.transport.getPeer()  # type: ignore[union-attr]
+            known.append((peer.host, peer.port))
+
+    connection = dial(harness.listen(Knows))
+    address = connection.getsockname()
+    if reset:  # before it is accepted: from then on the kernel does not know the address
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    def client() -> None:
+        if not reset:
+            block_until(lambda: len(known) == 2)
+            connection.close()
+        block_until(lambda: len(known) == 3)
+
+    harness.run(client)
+    assert known == [address] * 3
+    assert harness.failures == []
