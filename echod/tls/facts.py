@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import struct
 from dataclasses import dataclass
 
 from echod.tls.der import subject
@@ -86,6 +87,9 @@ LARGEST = 131_396 + 4
 # ... and the longest record before there are keys (RFC 8446, 5.1).
 RECORD = 2**14
 HANDSHAKE, CLIENT_HELLO = 22, 1
+# An extension's kind, and its size; and the kind of a host's name (RFC 6066, 3).
+_EXTENSION = struct.Struct(">HH")
+SERVER_NAME = 0
 
 
 class ClientHello:
@@ -108,6 +112,9 @@ class ClientHello:
 
     def feed(self, data: bytes) -> bool:
         """Take the next bytes; return whether no more are needed."""
+        if self._is_one_record(data):
+            self._message += data[5:]
+            return self._over
         rest = memoryview(data)
         while rest and not self._over:
             if self._left:
@@ -120,6 +127,16 @@ class ClientHello:
                 self._begin_record()
             rest = rest[taken:]
         return self._over
+
+    def _is_one_record(self, data: bytes) -> bool:
+        """Return whether the first bytes are one whole record, as most clients send a hello."""
+        size = len(data) - 5
+        return (
+            0 < size <= RECORD
+            and data[0] == HANDSHAKE
+            and int.from_bytes(data[3:5], "big") == size
+            and not (self._message or self._header or self._left or self._alien)
+        )
 
     def _begin_record(self) -> None:
         if len(self._header) == 5:
@@ -140,18 +157,21 @@ class ClientHello:
     def server_name(self) -> str | None:
         """The host that the client asks for; None if it asks for none, or for an invalid one."""
         # Slices beyond the end are empty, and count as 0, so no hello makes this raise.
-        hello = _Slice(bytes(self._message))
-        if self._alien or hello.take(1) != bytes([CLIENT_HELLO]):
+        hello = bytes(self._message)
+        if self._alien or hello[:1] != bytes([CLIENT_HELLO]):
             return None
-        hello.take(3 + 2 + 32)  # the message's size, version, random
-        hello.block(1)  # session
-        hello.block(2)  # cipher suites
-        hello.block(1)  # compression methods
-        extensions = _Slice(hello.block(2))
-        while kind := extensions.take(2):
-            body = _Slice(extensions.block(2))
-            if kind == b"\0\0":
-                names = _Slice(body.block(2))
+        at = 1 + 3 + 2 + 32  # the message's kind and size, version, random
+        at += 1 + int.from_bytes(hello[at : at + 1], "big")  # session
+        at += 2 + int.from_bytes(hello[at : at + 2], "big")  # cipher suites
+        at += 1 + int.from_bytes(hello[at : at + 1], "big")  # compression methods
+        end = at + 2 + int.from_bytes(hello[at : at + 2], "big")
+        extensions = hello[at + 2 : end]
+        at, end = 0, len(extensions) - 4
+        while at <= end:  # without calls of our own: there are a dozen
+            kind, size = _EXTENSION.unpack_from(extensions, at)
+            at += 4 + size
+            if kind == SERVER_NAME:
+                names = _Slice(_Slice(extensions[at - size : at]).block(2))
                 return _host(names.block(2)) if names.take(1) == b"\0" else None
         return None
 
