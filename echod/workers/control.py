@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -24,10 +24,12 @@ from twisted.web.http import OK
 
 from echod.control.description import describe
 from echod.control.operations import LIST, listed
-from echod.control.selection import arguments, selection
+from echod.control.selection import Selection, arguments, selection
 from echod.control.site import Call, Refused, Routes, told
+from echod.journal import Record
 from echod.web.site import Answer
 from echod.workers.child import Child
+from echod.workers.link import Message
 from echod.workers.look import Question
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ ANSWER_IN = 10.0
 
 # How many connections a page has at most, and how many bytes it may have roughly.
 PAGE, PAGE_BYTES = 100, 1 << 18
+
+# How many connections of processes that have ended are kept at most.
+KEPT = 10_000
 
 Values = dict[str, Any]
 
@@ -56,6 +61,7 @@ class WorkersControl:
         state: Callable[[], str],
         block_of: Callable[[int], int],
         journal: tuple[int, int],
+        listeners: Sequence[str] = (),
     ) -> None:
         """Set up.
 
@@ -65,6 +71,7 @@ class WorkersControl:
             state: returns the state of the service.
             block_of: returns the block of the process that has given a connection its number.
             journal: how many connections that have ended are kept, and how many bytes of each.
+            listeners: their endpoint strings.
         """
         self.suspended = False
         self._reactor = reactor
@@ -74,6 +81,9 @@ class WorkersControl:
         self._journal = journal
         # A byte that the client has sent may take five: as text, and in base64.
         self._page = max(1, min(PAGE, PAGE_BYTES // (1000 + 5 * journal[1])))
+        self._listeners = {str(number): one for number, one in enumerate(listeners, 1)}
+        # Of the journals of processes that have ended, by the numbers of the connections.
+        self._kept: OrderedDict[int, Values] = OrderedDict()
         self._numbers = itertools.count(1)
         self._asked: dict[int, tuple[Question, dict[Child, tuple[int, Values]]]] = {}
 
@@ -92,13 +102,21 @@ class WorkersControl:
 
     # News of workers.
 
-    def told(self, child: Child, number: int, status: int, body: str) -> None:
-        """Take a worker's answer."""
-        if asked := self._asked.get(number):
+    def told(self, child: Child, news: Message) -> None:
+        """Take a worker's answer, or a connection of its journal, which it hands on at its end."""
+        if news["news"] == "ended":
+            self._keep(child, news["connection"])
+        elif asked := self._asked.get(news["number"]):
             question, answers = asked
             if child in question.waiting:
-                answers[child] = status, json.loads(body)
+                answers[child] = news["status"], json.loads(news["body"])
                 question.told(child)
+
+    def _keep(self, child: Child, connection: Values) -> None:
+        """Keep a connection that has ended; the oldest make room."""
+        self._kept[int(connection["id"])] = {"worker": child.number, **connection}
+        if len(self._kept) > min(self._journal[0], KEPT):
+            self._kept.popitem(last=False)
 
     def ended(self, child: Child) -> None:
         """Wait no longer for a worker that has ended: its connections have, too."""
@@ -117,17 +135,25 @@ class WorkersControl:
         given = arguments(call.query, LIST)
         wanted = selection(given)
         sources = [_Source(each, wanted.after) for each in self._serving()]
+        sources.append(_Source(None, wanted.after, self._of_ended(wanted)))
         found: list[bytes] = []  # JSON already: all at once would take long
-        while len(found) < wanted.limit and (first := await self._next(sources, given)):
-            one = {"worker": first.child.number, **first.page.popleft()}
-            found.append(json.dumps(one).encode())
-        more = await self._next(sources, given) is not None
-        return listed(found, *self._journal, more=more)
+        last = 0
+        while (first := await self._next(sources, given)) and len(found) < wanted.limit:
+            one = first.page.popleft()
+            if one["id"] != last:  # a process that is about to end may have told it already
+                last = one["id"]
+                found.append(json.dumps(one).encode())
+        return listed(found, *self._journal, more=first is not None)
+
+    def _of_ended(self, wanted: Selection) -> list[Values]:
+        """Return the selected connections of processes that have ended, by their numbers."""
+        kept = (self._kept[number] for number in sorted(self._kept))
+        return [one for one in kept if wanted.fits(_record(one), self._listeners)]
 
     async def _next(self, sources: Sequence[_Source], given: Values) -> _Source | None:
         """Return the source that has the connection with the lowest number; None for none left."""
         for each in sources:
-            if each.has_more and not each.page:
+            if each.child is not None and each.has_more and not each.page:
                 query = urlencode({**given, "after": each.after, "limit": self._page})
                 answers = await self._ask([each.child], "GET", "/connections", query)
                 each.take(answers.get(each.child))
@@ -145,13 +171,14 @@ class WorkersControl:
         return await self._of_one(call, "DELETE", "no connection of that number is open")
 
     async def _of_one(self, call: Call, method: str, otherwise: str) -> Answer:
+        if method == "GET" and (kept := self._kept.get(call.number)):
+            return told(200, kept)
         block = self._block_of(call.number)
         owner = [each for each in self._serving() if each.block == block]
         query = call.query.decode("latin-1")
         answers = await self._ask(owner, method, "/connections/{id}", query, call.number)
         for child, answer in answers.items():
-            named = {"worker": child.number} if "id" in answer else {}
-            return told(200, {**named, **answer})
+            return told(200, _named(child, answer) if "id" in answer else answer)
         raise Refused(404, otherwise)
 
     async def disconnect_all(self, call: Call) -> Answer:
@@ -227,23 +254,41 @@ class _Source:
     """The connections of a worker, by pages.
 
     Attributes:
-        child: the worker.
+        child: the worker; None if all are known.
         after: the last number of the pages so far.
         page: the connections that are left of the last page.
         has_more: whether there may be further pages.
     """
 
-    def __init__(self, child: Child, after: int) -> None:
+    def __init__(self, child: Child | None, after: int, page: Iterable[Values] = ()) -> None:
         self.child = child
         self.after = after
-        self.page: deque[Values] = deque()
-        self.has_more = True
+        self.page = deque(page)
+        self.has_more = child is not None
 
     def take(self, answer: Values | None) -> None:
         """Take the next page; None if the worker has ended."""
         self.has_more = False
-        if answer is not None:
-            self.page.extend(answer["connections"])
+        if answer is not None and self.child is not None:
+            self.page.extend(_named(self.child, one) for one in answer["connections"])
             self.has_more = answer["more"]
         if self.page:
             self.after = self.page[-1]["id"]
+
+
+def _named(child: Child, connection: Values) -> Values:
+    """Return a connection with the number of its worker."""
+    return {"worker": child.number, **connection}
+
+
+def _record(connection: Values) -> Record:
+    """Return as much of a connection as a selection looks at."""
+    return Record(
+        number=connection["id"],
+        peer=connection["peer"],
+        listener=connection["listener"],
+        reason=connection["reason"],
+        faults=tuple(connection["faults"]),
+        began=0.0,
+        seconds=connection["seconds"],
+    )

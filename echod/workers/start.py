@@ -133,6 +133,7 @@ def add_control(supervisor: Supervisor, settings: Settings, inherited: Inherited
         lambda: supervisor.state,
         supervisor.block_of,
         (settings.journal, settings.journal_bytes),
+        settings.endpoints,
     )
     control = supervisor.control = make_control_server(
         supervisor.reactor, settings, inherited, operations.routes

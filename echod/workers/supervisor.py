@@ -366,8 +366,8 @@ class Supervisor(Service):
                 self.notifier.starting(str(news["text"]), float(news["seconds"]))
             case "figures" if self.figures is not None:
                 self.figures.told(child, news["figures"], news["number"])
-            case "control" if self.operations is not None:
-                self.operations.told(child, news["number"], news["status"], news["body"])
+            case "control" | "ended" if self.operations is not None:
+                self.operations.told(child, news)
             case "prepared" if news["number"] == CATCH_UP:
                 self._caught_up(child, str(news["why"]))
             case "alive" | "prepared" if self._reload is not None:

@@ -596,6 +596,11 @@ async def test_a_worker_performs_the_requests_to_the_control_for_its_own_connect
     assert await asked(supervisor, 6, "POST", "/suspend") == (200, {"state": "suspended"})
     assert await asked(supervisor, 7, "POST", "/resume") == (200, {"state": "ready"})
     assert not running.worker._service.suspended
+    assert not supervisor.hear("ended")
+    await running.worker._service.stopService()
+    (handed_on,) = await supervisor.heard("ended")
+    assert handed_on["connection"]["reason"] == "drained"
+    assert handed_on["connection"]["id"] == one["id"]
 
 
 @pytest_twisted.ensureDeferred

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,12 @@ class Controlling:
         self.other.tell("ready")
         reactor: Any = self.reactor
         self.control = WorkersControl(
-            reactor, self.live, lambda: self.state, lambda number: number % BLOCKS, (5, most_bytes)
+            reactor,
+            self.live,
+            lambda: self.state,
+            lambda number: number % BLOCKS,
+            (3, most_bytes),
+            ["tcp:1", "tcp:2"],
         )
 
     def live(self) -> list[Child]:
@@ -63,8 +70,14 @@ class Controlling:
 
     def answer(self, process: Spawned, value: object, status: int = 200) -> None:
         """Let a worker answer its latest question."""
-        number = process.orders[-1]["number"]
-        self.control.told(process.child, number, status, json.dumps(value))
+        self.answer_to(process, process.orders[-1]["number"], value, status)
+
+    def answer_to(self, process: Spawned, number: int, value: object, status: int = 200) -> None:
+        told = {"news": "control", "number": number, "status": status, "body": json.dumps(value)}
+        self.control.told(process.child, told)
+
+    def hand_on(self, process: Spawned, connection: dict[str, Any]) -> None:
+        self.control.told(process.child, {"news": "ended", "connection": connection})
 
 
 @pytest.fixture
@@ -99,7 +112,7 @@ def test_a_list_has_the_connections_of_all_workers_in_the_order_of_their_numbers
     found = value(answers)
     assert numbers(found) == [(9, 1), (10, 2), (18, 2), (25, 1), (34, 2)]
     assert found["more"] is False
-    assert found["journal"] == {"most": 5, "bytes": 0}
+    assert found["journal"] == {"most": 3, "bytes": 0}
     assert not two.starting.done
     assert not two.reactor.getDelayedCalls()
 
@@ -142,6 +155,49 @@ def test_a_wrong_query_is_refused_before_a_worker_is_asked(two: Controlling) -> 
     assert not two.one.done
 
 
+# The journals of workers that end.
+
+
+def ended(number: int, listener: str = "tcp:1") -> dict[str, Any]:
+    fixed = {"state": "ended", "reason": "drained", "faults": [], "seconds": 1.5}
+    return {"id": number, "peer": "127.0.0.1:7", "listener": listener, **fixed}
+
+
+def test_connections_of_a_worker_that_has_ended_are_in_the_list_with_its_number(
+    two: Controlling,
+) -> None:
+    two.hand_on(two.other, ended(18))
+    two.hand_on(two.other, ended(10, "tcp:2"))
+    two.other.end()
+    for query, expected in (
+        ("", [(9, 1), (10, 2), (17, 1), (18, 2)]),
+        ("after=10", [(17, 1), (18, 2)]),
+        ("listener=2&state=ended", [(9, 1), (10, 2), (17, 1)]),  # the worker would select, too
+    ):
+        answers = two.begin("GET", "/connections", query)
+        two.answer(two.one, page(*(one for one in (9, 17) if one > 10 or "after" not in query)))
+        assert numbers(value(answers)) == expected
+    assert value(two.begin("GET", "/connections/{id}", number=10)) == {
+        "worker": 2,
+        **ended(10, "tcp:2"),
+    }
+    assert value(two.begin("DELETE", "/connections/{id}", number=10), 404)
+
+
+def test_no_more_of_them_are_kept_than_the_journal_has_room_for(two: Controlling) -> None:
+    for number in (2, 10, 18, 26):
+        two.hand_on(two.other, ended(number))
+    assert list(two.control._kept) == [10, 18, 26]
+
+
+def test_a_connection_that_its_process_still_knows_is_listed_once(two: Controlling) -> None:
+    two.hand_on(two.other, ended(10))
+    answers = two.begin("GET", "/connections")
+    two.answer(two.one, page(9))
+    two.answer(two.other, page(10, 18))
+    assert numbers(value(answers)) == [(9, 1), (10, 2), (18, 2)]
+
+
 # A worker that does not answer, or ends.
 
 
@@ -160,7 +216,7 @@ def test_a_worker_that_ends_has_no_connections_any_more(two: Controlling) -> Non
     listed = two.begin("GET", "/connections")
     ended = two.begin("DELETE", "/connections")
     two.answer(two.one, {"disconnected": 3})
-    two.control.told(two.one.child, two.one.orders[1]["number"], 200, json.dumps(page(9)))
+    two.answer_to(two.one, two.one.orders[1]["number"], page(9))
     two.other.end(1)
     two.control.ended(two.other.child)
     assert value(ended) == {"disconnected": 3}
@@ -237,7 +293,9 @@ def test_the_description_is_the_same(two: Controlling) -> None:
 
 
 def test_one_control_speaks_for_all_workers(daemon: Start, tmp_path: Path) -> None:
-    """Fault 186: The control lists, ends and suspends the connections of all workers."""
+    """Fault 186: The control lists, ends and suspends the connections of all workers, and knows
+    those of a worker that has ended.
+    """
     write_handler(tmp_path)
     running: Daemon = daemon(
         *("--handler", "answers:who", "--workers", "2", "--journal", "100"),
@@ -264,8 +322,12 @@ def test_one_control_speaks_for_all_workers(daemon: Start, tmp_path: Path) -> No
         assert receive_all(each) == b""
     for each in clients:
         each.close()
-    ended = "/connections?state=ended"
-    block_until(lambda: len(control.ask("GET", ended)["connections"]) == 12)
+    block_until(lambda: len(control.ask("GET", "/connections?state=ended")["connections"]) == 12)
+    before = control.ask("GET", "/connections")["connections"]
+    os.kill(pids[1], signal.SIGTERM)
+    pids |= wait_until_served(running, 3)
+    block_until(lambda: "has ended" in running.log)
+    assert control.ask("GET", "/connections")["connections"] == before
     assert control.ask("POST", "/suspend") == {"state": "suspended"}
     with connect(running) as waiting:
         waiting.sendall(b"hello\n")
