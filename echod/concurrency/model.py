@@ -149,8 +149,8 @@ class Model(Protocol):
     def drop(self) -> None:
         """Give up the messages: cancel those that wait in the event loop, and begin no more.
 
-        Threads call `closed`, and close generators; the Deferred of `drain` waits for those, and
-        for the code that runs, until `stop`.
+        Threads call `closed`, and close generators, and coroutines run their `finally`; the
+        Deferred of `drain` waits for those, and for the code that runs, until `stop`.
         """
 
     def stop(self) -> None:

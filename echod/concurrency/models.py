@@ -200,12 +200,17 @@ class InReactor(_OpenHouse):
         return succeed(None)
 
     def drop(self) -> None:
-        self.stop()
+        self._cancel_all()
 
-    def stop(self) -> None:
+    def _cancel_all(self) -> None:
+        """Cancel each call, once: a second time could end the `finally` of a first."""
         self._stopped = True
         for awaited in list(self._awaited):
-            self.abandon(awaited)
+            if not awaited.abandoned:
+                self.abandon(awaited)
+
+    def stop(self) -> None:
+        self._cancel_all()
         if self._lender is not None:
             self._lender.stop()
         if any(isinstance(one, AwaitedTask) for one in self._awaited):

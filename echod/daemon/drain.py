@@ -5,7 +5,7 @@ are aborted before, so that no client uses up the time for the rest of the servi
 second even if clients have less, such as none.
 
 At the deadline the connections are aborted. Threads then have a moment to close their generators,
-as coroutines have a few turns of the event loop to end.
+and coroutines have it to end what they wait for in a `finally`.
 
 A drain may be gradual. It then tells connections to finish a few at a time, idle ones too, so that
 thousands of clients do not all reconnect in the same second. Until its turn comes, a connection is
@@ -42,7 +42,8 @@ MOST_OF_SERVICE = 1.0
 LEAST_OF_SERVICE = 0.5
 
 # Seconds after the deadline in which threads may do what the end of a connection asks for: close
-# a generator, and return from a call that its lost connection ends. If a service is to be closed,
+# a generator, and return from a call that its lost connection ends; and in which coroutines, which
+# have been cancelled, may wait in their `finally`. If a service is to be closed,
 # it is at most half of the service's share. It has to be below `echod.daemon.signals.GRACE`.
 LAST_CALLS = 0.2
 
@@ -197,7 +198,7 @@ class Drain:
         self._model.drop()
 
     def _for_last_calls(self) -> float:
-        """Return how many seconds threads have after the connections are aborted."""
+        """Return how many seconds handlers have after the connections are aborted."""
         if self._life is None or not self._life.is_open:
             return LAST_CALLS
         return min(LAST_CALLS, self._reserved() / 2)

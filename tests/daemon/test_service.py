@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -9,7 +11,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,73 @@ async def test_a_drain_has_a_deadline(log: Log) -> None:
     assert "Draining, for 0.3 s at most; open connections: 1" in log.text
     assert "Drain time-out: aborting all; open connections: 1" in log.text
     leave.set()
+
+
+@pytest.mark.parametrize("model", ["reactor", "serial"])
+@pytest.mark.parametrize("kind", ["coroutine", "stream"])
+@pytest_twisted.ensureDeferred
+async def test_what_a_handler_waits_for_at_its_end_has_a_moment_after_the_deadline(
+    log: Log, kind: str, model: str
+) -> None:
+    begun: list[str] = []
+    ended: list[str] = []
+
+    async def wait() -> None:
+        begun.append(kind)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            for _ in range(20):  # as a rollback, or a goodbye to another server, would
+                await asyncio.sleep(0.001)
+            ended.append(kind)
+
+    async def coroutine(message: bytes) -> bytes:
+        await wait()
+        return message
+
+    async def stream(message: bytes) -> AsyncIterator[bytes]:
+        yield message
+        await wait()
+
+    if asyncio._get_running_loop() is None:
+        not_here("this reactor has no asyncio loop")
+    service = build_service(settings(concurrency=model, drain_timeout=0.1), reactor)
+    handler = coroutine if kind == "coroutine" else stream
+    service.listeners[0].factory.handler = adopt(handler, service._model.name)
+    service.startService()
+    client = await connect(service)
+    client.send(b"happy\n")
+    await eventually(lambda: begun)
+    await service.stopService()
+    assert ended == [kind]
+    await client.receive_all()
+    assert "Drain time-out: aborting all; open connections: 1" in log.text
+
+
+@pytest.mark.parametrize("model", ["reactor", "serial"])
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_does_not_end_does_not_hold_up_the_end(log: Log, model: str) -> None:
+    begun: list[bytes] = []
+
+    async def stubborn(message: bytes) -> None:
+        begun.append(message)
+        while not leave:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    leave: list[bool] = []
+    if asyncio._get_running_loop() is None:
+        not_here("this reactor has no asyncio loop")
+    service = build_service(settings(concurrency=model, drain_timeout=0.1), reactor)
+    service.listeners[0].factory.handler = adopt(stubborn, service._model.name)
+    service.startService()
+    client = await connect(service)
+    client.send(b"happy\n")
+    await eventually(lambda: begun)
+    await service.stopService()
+    leave.append(True)
+    await client.receive_all()
+    await eventually(lambda: not service._model.under_way())
 
 
 @pytest_twisted.ensureDeferred
