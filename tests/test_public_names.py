@@ -15,7 +15,7 @@ SOURCE = Path(echod.__file__).read_text()
 
 def run(program: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True
     )
     return done.stdout.strip()
 

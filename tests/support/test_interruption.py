@@ -28,7 +28,7 @@ from tests.support.serving import (in_thread, serving)
 
 @pytest.fixture
 def cleaned(daemon):
-    running = daemon()
+    running = daemon(executed=True)  # a process that forks would have this one daemon to fork
     running.port
     yield
     # The reactor still runs.
