@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest_twisted
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.task import deferLater
 
+import echod.tls
 from echod import Handler, connection_handler, message_handler
 from echod.errors import UserError
 from echod.faults import FaultError
@@ -315,6 +317,35 @@ def test_a_client_meets_certificates_with_mistakes_by_their_names() -> None:
         assert accepted.reason == "client closed"
     with pytest.raises(RuntimeError, match="does not run"):
         _ = server.ca
+
+
+@pytest.mark.parametrize("way", ["at the start", "later", "tls=True"])
+@blocking
+def test_what_makes_certificates_is_imported_by_the_tests_thread(
+    way: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 193: The import, the longest part, is in the test's thread, not in the reactor's."""
+    name = "echod.tls.mistakes"
+
+    importers: list[threading.Thread] = []
+
+    class Noting:
+        def find_spec(self, wanted: str, *_: object) -> None:
+            if wanted == name:
+                importers.append(threading.current_thread())
+
+    monkeypatch.setattr(echod.tls, "mistakes", sys.modules.get(name), raising=False)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Noting(), *sys.meta_path])
+    listen = f"tls:0:interface=127.0.0.1:certificate={certificate}"
+    server = serving("echo", tls=True) if way == "tls=True" else serving("echo", listen=listen)
+    if way == "at the start":
+        server.fault("wrong-certificate")
+    with server:
+        if way == "later":
+            assert not importers
+            server.fault("wrong-certificate")
+    assert importers == [threading.current_thread()]
 
 
 def test_where_a_server_listens_is_said_once() -> None:
