@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,9 +33,6 @@ log = Logger("echod")
 HEAD = "# Of a badtls: listener of echod; good for nothing once that has ended.\n"
 # The modes of a certificate, and of a file with a key.
 READABLE, PRIVATE = 0o644, 0o600
-
-# Returns a user's number; None for who runs the process.
-Owner = Callable[[], int | None]
 
 
 class BadTLSError(UserError):
@@ -92,10 +89,6 @@ class SharedMistakes:
         threading.Thread(target=work, name="echod-authority", daemon=True).start()
         return made
 
-    def get_owner(self) -> int | None:
-        """Return `owner`."""
-        return self.owner
-
     def get_mistakes(self) -> Mistakes:
         """Return `mistakes`."""
         return self.mistakes
@@ -114,9 +107,7 @@ class SharedMistakes:
         """
         for path in paths:
             ca = str(Path.cwd() / path) if path else None
-            endpoint = TrustedEndpoint(
-                endpoint, self.mistakes, ca, served=False, owner=self.get_owner
-            )
+            endpoint = TrustedEndpoint(endpoint, self, ca, served=False)
         return endpoint
 
     @cached_property
@@ -139,16 +130,13 @@ class SharedMistakes:
 class TrustFile:
     """A file in which clients find what they need while a listener listens."""
 
-    def __init__(
-        self, option: str, path: str | None, mode: int, owner: Owner = lambda: None
-    ) -> None:
+    def __init__(self, option: str, path: str | None, mode: int) -> None:
         """Set up, without writing.
 
         Args:
             option: the option that names it.
             path: its path; None for a temporary file, which `remove` removes.
             mode: its permissions.
-            owner: returns the user who shall own it, if it is temporary.
 
         Raises:
             BadTLSError: it could not be written.
@@ -156,7 +144,7 @@ class TrustFile:
         self._option = option
         self._is_temporary = path is None
         self._mode = mode
-        self._owner = owner
+        self._before: bytes | None = None
         self.path = "" if path is None else path
         self._check()
 
@@ -180,28 +168,44 @@ class TrustFile:
                 "written it: name another"
             )
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes, owner: int | None = None) -> None:
         """Write it, all at once.
+
+        Args:
+            content: what to write.
+            owner: the user who shall own it, if it is temporary; None for who writes.
 
         Raises:
             BadTLSError: that fails.
         """
         self._check()
         try:
-            folder = None if self._is_temporary else Path(self.path).parent
-            descriptor, made = tempfile.mkstemp(".pem", "echod-", folder)
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(descriptor, self._mode)
-                owner = self._owner()
-                if self._is_temporary and owner is not None:
-                    os.fchown(descriptor, owner, -1)
-                file.write(HEAD.encode() + content)
-            if self._is_temporary:
-                self.path = made
-            else:
-                Path(made).replace(self.path)
+            if not self._is_temporary:
+                self._before = _content_of(self.path)
+            self._put(HEAD.encode() + content, owner)
         except OSError as error:
             raise BadTLSError(f"{self._option}={self.path}: {error.strerror}") from error
+
+    def _put(self, content: bytes, owner: int | None = None) -> None:
+        folder = None if self._is_temporary else Path(self.path).parent
+        descriptor, made = tempfile.mkstemp(".pem", "echod-", folder)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, self._mode)
+            if self._is_temporary and owner is not None:
+                os.fchown(descriptor, owner, -1)
+            file.write(content)
+        if self._is_temporary:
+            self.path = made
+        else:
+            Path(made).replace(self.path)
+
+    def put_back(self) -> None:
+        """Undo `write`: the file that was there may be that of another daemon, which serves."""
+        with contextlib.suppress(OSError):
+            if self._before is not None:
+                self._put(self._before)
+            elif self.path:
+                Path(self.path).unlink()
 
     def remove(self) -> None:
         """Remove a temporary file."""
@@ -217,58 +221,48 @@ class TrustedEndpoint:
     def __init__(
         self,
         endpoint: IStreamServerEndpoint,
-        mistakes: Mistakes,
+        authority: SharedMistakes,
         ca: str | None = None,
         client: str | None = None,
         *,
         served: bool = True,
-        owner: Owner = lambda: None,
     ) -> None:
         """Set up, without listening.
 
         Args:
             endpoint: where to listen.
-            mistakes: the certificates that are served there.
+            authority: of the certificates that are served there.
             ca: the path for the authority's certificate; None for a temporary file.
             client: the path for a client's certificate and its key; None for none.
             served: whether clients get the certificates by the names of their hosts.
-            owner: returns the user who shall own temporary files.
 
         Raises:
             BadTLSError: a path cannot be written.
         """
         self.endpoint = endpoint
-        self._mistakes = mistakes
+        self._authority = authority
         self._served = served
-        self._ca = TrustFile("ca", ca, READABLE, owner)
-        self._client = client and TrustFile("client", client, PRIVATE)
+        self._ca = TrustFile("ca", ca, READABLE)
+        self._client = TrustFile("client", client, PRIVATE) if client else None
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        # Made before: a client that waits for the port looks for the files at once. Written after,
-        # since a second daemon on this port must not spoil those of the first.
-        authority = self._mistakes.certificate
-        client = self._mistakes.issue_for_client() if self._client else b""
-        return self.endpoint.listen(factory).addCallback(self._listens, authority, client)
+        return Deferred.fromCoroutine(self._listen(factory))
 
-    def _listens(self, port: IListeningPort, authority: bytes, client: bytes) -> IListeningPort:
+    async def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+        # Written before: a client that waits for the port looks for the files at once.
+        written: list[TrustFile] = []
         try:
-            self._ca.write(authority)
+            self._ca.write(self._authority.mistakes.certificate, self._authority.owner)
+            written.append(self._ca)
             if self._client:
-                self._client.write(client)
-        except BadTLSError:
-            self._ca.remove()
-            port.stopListening()
+                self._client.write(self._authority.mistakes.issue_for_client())
+                written.append(self._client)
+            port = await self.endpoint.listen(factory)
+        except BaseException:
+            for file in written:
+                file.put_back()
             raise
-        path = escape(self._ca.path)
-        if self._served:
-            names = ", ".join(self._mistakes.hosts)
-            log.info(
-                "badtls: the authority is in {path}; its certificates are {names}",
-                path=path,
-                names=names,
-            )
-        else:
-            log.info("wrong-certificate: the authority is in {path}", path=path)
+        self._tell()
         stop = port.stopListening
 
         def stop_listening() -> Deferred[None] | None:
@@ -277,3 +271,23 @@ class TrustedEndpoint:
 
         port.stopListening = stop_listening  # type: ignore[method-assign]
         return port
+
+    def _tell(self) -> None:
+        path = escape(self._ca.path)
+        if self._served:
+            names = ", ".join(self._authority.mistakes.hosts)
+            log.info(
+                "badtls: the authority is in {path}; its certificates are {names}",
+                path=path,
+                names=names,
+            )
+        else:
+            log.info("wrong-certificate: the authority is in {path}", path=path)
+
+
+def _content_of(path: str) -> bytes | None:
+    """Return the content of a file; None if there is none."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return None

@@ -200,8 +200,8 @@ def _bad_tls(
     from echod.listening.badtls import SharedMistakes, TrustedEndpoint  # rarely needed
 
     authority = authority or SharedMistakes()
-    mistakes = authority.mistakes
-    from echod.tls.mistakes import MistakesContext  # by a package that is not always there
+    mistakes = authority.mistakes  # which needs a package that is not always there
+    from echod.tls.mistakes import MistakesContext
 
     context = MistakesContext(mistakes, _protocols(words.pop("alpn")))
     ca, client = _path(words, "ca"), _path(words, "client")
@@ -210,10 +210,7 @@ def _bad_tls(
     if within in LOOPBACK and "interface" not in words.names and len(positional) < 2:
         words.words.append(LOOPBACK[within])
     endpoint = _endpoint(reactor, words.endpoint, inherited)
-    trusted = TrustedEndpoint(
-        endpoint, mistakes, ca or None, client or None, owner=authority.get_owner
-    )
-    return Listening(trusted, context)
+    return Listening(TrustedEndpoint(endpoint, authority, ca or None, client or None), context)
 
 
 def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStreamServerEndpoint:

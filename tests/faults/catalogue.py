@@ -178,6 +178,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         136: "A daemon has no `--fault`, or a fault hits other connections",
         156: "The faults on purpose change while connections are open",
         157: "A fault that holds bytes is taken away",
+        194: "A client waits for the port of `badtls:`, and then looks for the files",
         193: "A test's server first needs certificates with mistakes",
         158: "A test runs its client against a server that misbehaves",
         159: "A client meets a server that resets, closes early, falls silent or is slow",

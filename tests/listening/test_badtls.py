@@ -17,7 +17,7 @@ from echod.listening.badtls import HEAD, BadTLSError, SharedMistakes, TrustedEnd
 from echod.listening.endpoints import parse_listen
 from echod.listening.proxy import ProxyFactory
 from echod.listening.unix import UNIXEndpoint
-from echod.tls.mistakes import Mistakes, MistakesContext
+from echod.tls.mistakes import MistakesContext
 from tests.support.log import Log
 from tests.support.reactor import reactor
 
@@ -93,7 +93,7 @@ def test_without_the_package_that_makes_certificates_it_says_what_to_install(
 
 def endpoint(**options: str) -> TrustedEndpoint:
     inner = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
-    return TrustedEndpoint(inner, Mistakes(), **options)
+    return TrustedEndpoint(inner, SharedMistakes(), **options)
 
 
 @pytest_twisted.ensureDeferred
@@ -134,15 +134,59 @@ async def test_if_a_file_cannot_be_written_it_does_not_listen(tmp_path: Path) ->
         await trusted.listen(Factory())
 
 
-@pytest_twisted.ensureDeferred
-async def test_if_it_cannot_listen_it_writes_nothing(tmp_path: Path) -> None:
-    class Taken:
-        def listen(self, factory: object) -> Any:
-            return fail(Failure(OSError("taken")))
+class Watched:
+    """An endpoint that notes what files hold when it listens, and perhaps cannot."""
 
+    def __init__(self, folder: Path, error: OSError | None = None) -> None:
+        self._folder = folder
+        self._error = error
+        self.seen: dict[str, str] = {}
+
+    def listen(self, factory: Factory) -> Any:
+        self.seen = contents(self._folder)
+        if self._error is not None:
+            return fail(Failure(self._error))
+        return TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_files_are_there_when_the_port_listens(tmp_path: Path) -> None:
+    """Fault 194: A client that waits for the port finds the files, and what they hold is right."""
+    inner = Watched(tmp_path)
+    paths = {name: str(tmp_path / f"{name}.pem") for name in ("ca", "client")}
+    port = await TrustedEndpoint(inner, SharedMistakes(), **paths).listen(Factory())
+    assert inner.seen == contents(tmp_path)
+    assert sorted(inner.seen) == ["ca.pem", "client.pem"]
+    await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_if_it_cannot_listen_it_leaves_no_file(tmp_path: Path) -> None:
+    inner = Watched(tmp_path, OSError("taken"))
+    paths = {name: str(tmp_path / f"{name}.pem") for name in ("ca", "client")}
     with pytest.raises(OSError, match="taken"):
-        await TrustedEndpoint(Taken(), Mistakes(), ca=str(tmp_path / "ca.pem")).listen(Factory())
+        await TrustedEndpoint(inner, SharedMistakes(), **paths).listen(Factory())
+    assert len(inner.seen) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest_twisted.ensureDeferred
+async def test_if_it_cannot_listen_the_files_are_again_as_they_were(tmp_path: Path) -> None:
+    """Fault 194: A second daemon, whose port is taken, does not change the files of the first."""
+    paths = {name: str(tmp_path / f"{name}.pem") for name in ("ca", "client")}
+    port = await endpoint(**paths).listen(Factory())
+    before = contents(tmp_path)
+    inner = Watched(tmp_path, OSError("taken"))
+    with pytest.raises(OSError, match="taken"):
+        await TrustedEndpoint(inner, SharedMistakes(), **paths).listen(Factory())
+    assert contents(tmp_path) == before
+    modes = [stat.S_IMODE((tmp_path / f"{name}.pem").stat().st_mode) for name in paths]
+    assert modes == [0o644, 0o600]
+    await port.stopListening()
 
 
 def test_behind_a_proxy_the_header_comes_first() -> None:
