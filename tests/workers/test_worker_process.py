@@ -428,24 +428,43 @@ async def test_a_fault_in_a_program_refuses_new_settings_and_the_service_goes_on
     assert await running.greeting() == BANNER
 
 
+WAITS = """
+from twisted.internet.defer import Deferred
+
+from echod import message_handler
+
+gates = []
+
+
+@message_handler(banner=b"")
+def waits(message):
+    gates.append(Deferred())
+    return gates[-1]
+"""
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_worker_that_drains_takes_new_settings_as_the_others_do(
-    running: Running, supervisor: Supervisor
+    running: Running, supervisor: Supervisor, tmp_path: Path
 ) -> None:
-    running.start()
+    (tmp_path / "waits_in_a_worker.py").write_text(WAITS)
+    running.start("--handler", "waits_in_a_worker:waits")
     await supervisor.heard("ready")
+    gates = sys.modules["waits_in_a_worker"].gates
     client = await connectProtocol(
         clientFromString(reactor, f"tcp:127.0.0.1:{running.port}"), Talker()
     )
-    await client.receive(BANNER)
-    service = running.worker._service
-    drained = service.stopService()
+    client.send(b"hello")
+    await eventually(lambda: gates)
+    drained = running.worker._service.stopService()
     supervisor.order(do="prepare", number=3, text="drain-timeout = 3")
     (told,) = await supervisor.heard("prepared")
     assert told["why"] == ""
     supervisor.order(do="commit")
     await eventually(lambda: running.signals.patience == 3 + GRACE)
-    client.finish()
+    assert not drained.called
+    gates[0].callback(b"done")
+    assert await client.receive_all() == b"done"
     await drained
 
 
