@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.tools import Tools
-from bench.workloads import LINE, LINES_AT_ONCE, SILENT, Mode, Workload
+from bench.workloads import (
+    LENGTH,
+    LENGTHS_AT_ONCE,
+    LINE,
+    LINES_AT_ONCE,
+    SILENT,
+    Mode,
+    Workload,
+)
 
 # The name for `--reactor` of echod's own choice.
 DEFAULT_REACTOR = "default"
@@ -29,6 +37,11 @@ class Group(enum.StrEnum):
     PROTOCOL_TLS = "An asyncio protocol, over TLS"
     TWISTED = "A Twisted protocol, on echod's reactor"
     LINES = "Lines"
+    LENGTHS = "Messages behind their length"
+    LINES_DEFER = "Lines, each in a pool thread"
+    LENGTHS_DEFER = "Messages behind their length, each in a pool thread"
+    LINES_THREAD = "Lines, a thread for each connection"
+    LENGTHS_THREAD = "Messages behind their length, a thread for each connection"
     ASYNC = "An async def that does not wait"
     FORWARD = "A relay to c-epoll"
 
@@ -47,11 +60,23 @@ class Group(enum.StrEnum):
         """Whether its servers pass everything on to another one, of which no figure is taken."""
         return self is Group.FORWARD
 
+    @property
+    def framing(self) -> str | None:
+        """The name of echod's framing, if it is not chunks."""
+        if self in (Group.LINES, Group.LINES_DEFER, Group.LINES_THREAD):
+            return "line"
+        if self in (Group.LENGTHS, Group.LENGTHS_DEFER, Group.LENGTHS_THREAD):
+            return "length"
+        return None
+
 
 # How many idle connections a class gets at most. One address may have three quarters of echod's
 # 342 threads; 10,000 TLS handshakes would take a minute.
 MOST_IDLE = {Group.REACTOR: SILENT.connections, Group.DEFER: SILENT.connections}
 MOST_IDLE |= {Group.THREAD: 250, Group.TLS: 1_000}
+
+# The workloads that need a framing, and its name.
+_FRAMED = {LINE: "line", LINES_AT_ONCE: "line", LENGTH: "length", LENGTHS_AT_ONCE: "length"}
 
 
 @dataclass(frozen=True)
@@ -98,8 +123,8 @@ class Peer:
 
     def takes(self, workload: Workload) -> bool:
         """Whether it does this work."""
-        if self.group is Group.LINES or workload in (LINE, LINES_AT_ONCE):
-            return self.group is Group.LINES and workload in (LINE, LINES_AT_ONCE)
+        if self.group.framing is not None or workload in _FRAMED:
+            return _FRAMED.get(workload) == self.group.framing
         if self.group.is_foreign or self.group in (Group.ASYNC, Group.FORWARD):
             return not workload.work and workload.mode is not Mode.IDLE
         return not workload.work or (self.is_echod and self.group is Group.REACTOR)
@@ -109,13 +134,13 @@ class Peer:
         return next((tools.missing[need] for need in self.needs if need in tools.missing), None)
 
 
-def _python(module: str, *, tls: bool = False) -> Callable[[Tools, Place], list[str]]:
+def _python(module: str, *more: str, tls: bool = False) -> Callable[[Tools, Place], list[str]]:
     """Return a function that makes the command line of a peer written in Python."""
 
     def command(tools: Tools, place: Place) -> list[str]:
         files = [str(tools.certificate), str(tools.key)] if tls else []
         numbers = [str(place.port), str(place.read_size)]
-        return [sys.executable, "-m", f"bench.peers.{module}", *numbers, *files]
+        return [sys.executable, "-m", f"bench.peers.{module}", *numbers, *files, *more]
 
     return command
 
@@ -157,6 +182,17 @@ PEERS = (
         needs=("uvloop", "certificate"),
     ),
     Peer("uvloop-line", Group.LINES, _python("uvloop_line"), ("uvloop",)),
+    Peer("uvloop-length", Group.LENGTHS, _python("uvloop_length"), ("uvloop",)),
+    Peer(
+        *("executor-line", Group.LINES_DEFER, _python("executor_framed", "line")),
+        needs=("uvloop",),
+    ),
+    Peer(
+        *("executor-length", Group.LENGTHS_DEFER, _python("executor_framed", "length")),
+        needs=("uvloop",),
+    ),
+    Peer("threading-line", Group.LINES_THREAD, _python("threading_framed", "line")),
+    Peer("threading-length", Group.LENGTHS_THREAD, _python("threading_framed", "length")),
     Peer("twisted-protocol", Group.TWISTED, _python("twisted_uvloop_echo"), ("uvloop",)),
     Peer("uvloop-relay", Group.FORWARD, _relay, ("uvloop", "cc")),
 )
@@ -172,6 +208,11 @@ _ECHOD_MODELS = {
     "echod-protocol-tls": (Group.PROTOCOL_TLS, "reactor"),
     "echod-twisted": (Group.TWISTED, "reactor"),
     "echod-line": (Group.LINES, "reactor"),
+    "echod-length": (Group.LENGTHS, "reactor"),
+    "echod-line-defer": (Group.LINES_DEFER, "defer-to-thread"),
+    "echod-length-defer": (Group.LENGTHS_DEFER, "defer-to-thread"),
+    "echod-line-thread": (Group.LINES_THREAD, "thread-per-connection"),
+    "echod-length-thread": (Group.LENGTHS_THREAD, "thread-per-connection"),
     "plain-def": (Group.ASYNC, "reactor"),
     "echod-async": (Group.ASYNC, "reactor"),
     "echod-forward": (Group.FORWARD, "reactor"),
@@ -218,8 +259,8 @@ def _echod(name: str, reactor: str) -> Peer:
             asked += ["--handler", f"forward:to=127.0.0.1:{place.upstream}"]
         elif place.read_size != 1024:  # the default
             asked += ["--max-message", str(place.read_size)]
-        if group is Group.LINES:
-            asked += ["--framing", "line"]
+        if group.framing is not None:
+            asked += ["--framing", group.framing]
         if name in _HANDLERS:
             asked += ["--handler", _HANDLERS[name], "--banner", _GREETING]
         if place.work:

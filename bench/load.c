@@ -5,6 +5,7 @@
  *   messages  Each of CONNECTIONS sends DEPTH messages of SIZE bytes at once, and begins again
  *             when all their bytes are back.
  *   lines     The same; each message is a line.
+ *   lengths   The same; each message is behind its length, of HEADER_SIZE bytes, which SIZE counts.
  *   greedy    The same, beside one more client that sends empty lines as fast as it can.
  *   connect   CONNECTIONS threads each connect, read the banner and close, over and over.
  *   idle      CONNECTIONS are opened, one after the other, and stay silent.
@@ -13,7 +14,9 @@
  * which messages are counted.  TLS is 0 or 1.
  *
  * Payload is 'x' and, if a message is a line, its end; the prefix contains neither. So payload
- * is counted in any pieces in which it comes back, and every other byte must belong to a whole prefix.
+ * is counted in any pieces in which it comes back, and every other byte must belong to a whole prefix;
+ * if a message has a length, to a whole length and a whole prefix (so the byte 'x' or '\n' must not be
+ * in the length).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -41,6 +44,7 @@
 #define BANNER "Welcome to the server. Type something and hit enter\n"
 #define BANNER_SIZE (sizeof BANNER - 1)
 #define PREFIX_SIZE 5
+#define HEADER_SIZE 4
 #define EVENTS 256
 #define READ_SIZE (256 * 1024)
 /* How much longer than asked for this may run, in seconds: then it ends itself. */
@@ -72,6 +76,8 @@ static struct {
 } counts;
 
 static char *payload, *incoming;
+/* How many payload bytes a round trip has, and the size of what is beside them in each reply. */
+static size_t payload_bytes, beside;
 static int poller;
 
 static atomic_int dying;
@@ -229,16 +235,25 @@ static void connect_from(int descriptor, unsigned source)
         die("cannot connect: %s", strerror(errno));
 }
 
+static int has_length(void)
+{
+    return !strcmp(options.mode, "lengths");
+}
+
 static void read_banner(struct connection *one)
 {
-    char banner[BANNER_SIZE];
-    size_t held = 0;
-    while (held < BANNER_SIZE) {
-        ssize_t count = receive(one, banner + held, BANNER_SIZE - held);
+    char expected[HEADER_SIZE + BANNER_SIZE], banner[sizeof expected];
+    uint32_t length = htonl(BANNER_SIZE);
+    size_t held = 0, size = has_length() ? HEADER_SIZE : 0;
+    memcpy(expected, &length, size);
+    memcpy(expected + size, BANNER, BANNER_SIZE);
+    size += BANNER_SIZE;
+    while (held < size) {
+        ssize_t count = receive(one, banner + held, size - held);
         if (count <= 0)
             die("no banner: %s", count ? strerror(errno) : "end of stream");
         held += count;
-        if (memcmp(banner, BANNER, held))
+        if (memcmp(banner, expected, held))
             die("instead of the banner: %.*s", (int)held, banner);
     }
 }
@@ -300,7 +315,8 @@ static void send_rest(struct connection *one)
 
 static void begin_round_trip(struct connection *one)
 {
-    one->unsent = one->awaited = options.size * options.depth;
+    one->unsent = options.size * options.depth;
+    one->awaited = payload_bytes;
     one->other = 0;
     one->started = now();
     send_rest(one);
@@ -309,9 +325,9 @@ static void begin_round_trip(struct connection *one)
 static void end_round_trip(struct connection *one)
 {
     /* A prefix comes before its payload: with the last payload byte, all prefixes are whole. */
-    if (!one->other || one->other % PREFIX_SIZE)
+    if (!one->other || one->other % beside)
         die("%zu bytes came back beside the payload: not whole prefixes", one->other);
-    counts.pieces += one->other / PREFIX_SIZE;
+    counts.pieces += one->other / beside;
     histogram[bucket_of(now() - one->started)]++;
     counts.round_trips++;
     counts.messages += options.depth;
@@ -395,15 +411,28 @@ static void be_greedy(void)
         die("cannot be greedy: %s", strerror(errno));
 }
 
+static void prepare_payload(void)
+{
+    int is_line = !strcmp(options.mode, "lines") || !strcmp(options.mode, "greedy");
+    size_t header = has_length() ? HEADER_SIZE : 0;
+    uint32_t length = htonl(options.size - header);
+    payload = malloc(options.size * options.depth);
+    memset(payload, 'x', options.size * options.depth);
+    for (int i = 0; i < options.depth; i++) {
+        char *message = payload + options.size * i;
+        memcpy(message, &length, header);
+        if (is_line)
+            message[options.size - 1] = '\n';
+    }
+    beside = header + PREFIX_SIZE;
+    payload_bytes = (options.size - header) * options.depth;
+}
+
 static void run_messages(struct connection *all)
 {
     poller = epoll_create1(0);
-    payload = malloc(options.size * options.depth);
+    prepare_payload();
     incoming = malloc(READ_SIZE);
-    memset(payload, 'x', options.size * options.depth);
-    if (strcmp(options.mode, "messages"))
-        for (int i = 1; i <= options.depth; i++)
-            payload[options.size * i - 1] = '\n';
     for (int i = 0; i < options.connections; i++) {
         if (!open_connection(&all[i], i))
             die("too few descriptors for %d connections", options.connections);
@@ -534,7 +563,7 @@ int main(int count, char **arguments)
 #endif
     struct connection *all = calloc(options.connections, sizeof *all);
     if (!strcmp(options.mode, "messages") || !strcmp(options.mode, "lines") ||
-        !strcmp(options.mode, "greedy"))
+        !strcmp(options.mode, "lengths") || !strcmp(options.mode, "greedy"))
         run_messages(all);
     else if (!strcmp(options.mode, "connect"))
         run_connect();

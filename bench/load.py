@@ -14,6 +14,7 @@ import json
 import re
 import signal
 import ssl
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from bench.peers.wire import BANNER, HOST, PREFIX
 PATIENCE = 60
 SOURCES = 16
 FIRST = 20
+HEADER = struct.Struct(">I")
 
 
 class LoadError(Exception):
@@ -91,6 +93,15 @@ class Counts:
         self.latencies: list[float] = []
 
 
+def message(options: Options) -> tuple[bytes, int]:
+    """Return a message, and how many bytes beside its payload come back with it."""
+    if options.mode == "lengths":
+        payload = b"x" * (options.size - HEADER.size)
+        return HEADER.pack(len(payload)) + payload, HEADER.size + len(PREFIX)
+    end = b"x" if options.mode == "messages" else b"\n"
+    return b"x" * (options.size - 1) + end, len(PREFIX)
+
+
 class Client(asyncio.Protocol):
     """One connection: reads the banner, and then sends and counts as often as it is told to."""
 
@@ -99,8 +110,11 @@ class Client(asyncio.Protocol):
     def __init__(self, options: Options, counts: Counts) -> None:
         self._counts = counts
         self._depth = options.depth
-        end = b"x" if options.mode == "messages" else b"\n"
-        self._payload = (b"x" * (options.size - 1) + end) * options.depth
+        self._expected = BANNER
+        if options.mode == "lengths":
+            self._expected = HEADER.pack(len(BANNER)) + BANNER
+        self._message, self._beside = message(options)
+        self._payload = self._message * options.depth
         self._banner = bytearray()
         self._awaited = 0
         self._other = 0
@@ -122,15 +136,15 @@ class Client(asyncio.Protocol):
 
     def begin(self) -> None:
         """Begin a round trip."""
-        self._awaited = len(self._payload)
+        self._awaited = self._payload.count(b"x") + self._payload.count(b"\n")
         self._other = 0
         self._started = time.perf_counter()
         self.transport.write(self._payload)
 
     def _read_banner(self, data: bytes) -> None:
         self._banner += data
-        if len(self._banner) >= len(BANNER):
-            if self._banner == BANNER:
+        if len(self._banner) >= len(self._expected):
+            if self._banner == self._expected:
                 self.greeted.set_result(None)
             else:
                 self._fail(f"instead of the banner: {bytes(self._banner)!r}")
@@ -145,7 +159,7 @@ class Client(asyncio.Protocol):
             self._finish()
 
     def _finish(self) -> None:
-        pieces, rest = divmod(self._other, len(PREFIX))
+        pieces, rest = divmod(self._other, self._beside)
         if not pieces or rest:
             self._fail(f"{self._other} bytes came back beside the payload: not whole prefixes")
             return
@@ -202,7 +216,7 @@ class Load:
     async def run(self) -> dict[str, float]:
         """Run the mode that was asked for, and return its figures."""
         modes = {"connect": self._connect, "idle": self._idle}
-        modes |= dict.fromkeys(("messages", "lines", "greedy"), self._messages)
+        modes |= dict.fromkeys(("messages", "lines", "lengths", "greedy"), self._messages)
         return await modes[self._options.mode]()
 
     async def _open(self, kind: type[Client] = Client) -> Client:

@@ -13,6 +13,8 @@ from bench.workloads import (
     CONNECTIONS,
     GREEDY,
     LARGE,
+    LENGTH,
+    LENGTHS_AT_ONCE,
     LINE,
     LINES,
     LINES_AT_ONCE,
@@ -79,6 +81,8 @@ COLUMNS = (
     Column("64 KiB µs", _median(LARGE.name, CPU), "{:.1f}"),
     Column("line µs", _median(LINE.name, CPU), "{:.2f}"),
     Column("16 lines µs", _median(LINES_AT_ONCE.name, CPU), "{:.2f}"),
+    Column("length µs", _median(LENGTH.name, CPU), "{:.2f}"),
+    Column("16 lengths µs", _median(LENGTHS_AT_ONCE.name, CPU), "{:.2f}"),
     Column("conn/s", _median(CONNECT.name, RATE)),
     Column("µs/conn", _median(CONNECT.name, CPU), "{:.1f}"),
     Column("KiB/idle", _median(SILENT.name, BYTES, 1024), "{:.2f}"),
@@ -200,6 +204,7 @@ LEGEND = f"""\
 - 16x100 B: {PIPELINED.title}, so at least two pieces come back; µs a message.
 - 64 KiB: {LARGE.title}, read in pieces of that size.
 - line, 16 lines: {LINE.title}; {LINES_AT_ONCE.title}; µs a line.
+- length, 16 lengths: {LENGTH.title}; {LENGTHS_AT_ONCE.title}; µs a message.
 - conn/s: {CONNECT.title}, {CONNECT.connections} at once.
 - start: from the command to the first accepted connection."""
 

@@ -18,6 +18,7 @@ class Mode(enum.StrEnum):
 
     MESSAGES = "messages"
     LINES = "lines"
+    LENGTHS = "lengths"
     GREEDY = "greedy"
     CONNECT = "connect"
     IDLE = "idle"
@@ -60,6 +61,16 @@ LINE = Workload("line", "lines of 1000 bytes, one at a time", Mode.LINES, size=1
 LINES_AT_ONCE = Workload(
     "line-pipelined", "lines of 100 bytes, 16 in one write", Mode.LINES, size=100, depth=16
 )
+LENGTH = Workload(
+    "length", "1000 bytes behind their length, one at a time", Mode.LENGTHS, size=1000
+)
+LENGTHS_AT_ONCE = Workload(
+    "length-pipelined",
+    "100 bytes behind their length, 16 in one write",
+    Mode.LENGTHS,
+    size=100,
+    depth=16,
+)
 CONNECT = Workload("connect", "connect, read the banner, close", Mode.CONNECT, CONNECTORS)
 SILENT = Workload("idle", "connections that stay silent", Mode.IDLE, IDLE)
 
@@ -80,7 +91,8 @@ GREEDY = {work: _lines(Mode.GREEDY, work) for work in WORK}
 WORKLOADS = {
     each.name: each
     for each in (
-        *(MESSAGES, PIPELINED, LARGE, LINE, LINES_AT_ONCE, CONNECT, SILENT),
+        *(MESSAGES, PIPELINED, LARGE, LINE, LINES_AT_ONCE, LENGTH, LENGTHS_AT_ONCE),
+        *(CONNECT, SILENT),
         *(pair[work] for work in WORK for pair in (LINES, GREEDY)),
     )
 }

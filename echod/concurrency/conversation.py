@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import GeneratorType
-from typing import Any
+from typing import Any, cast
 
 from echod.concurrency.thread_socket import ConnectionSocket
 from echod.handlers.calling import call_closed, call_opened, greeting_of
@@ -20,7 +21,16 @@ from echod.handlers.contract import (
 from echod.handlers.kinds import is_request_handler
 from echod.handlers.lookup import ResolvedHandler
 from echod.handlers.standin import StandInServer
-from echod.messages.framing import Chunk, Framing, FramingError
+from echod.messages.framing import (
+    MOST_WHOLE,
+    Chunk,
+    DirectFraming,
+    Fixed,
+    Framing,
+    FramingError,
+    Line,
+)
+from echod.messages.prefixed import Length
 from echod.messages.session import Session
 from echod.reasons import EndReason
 
@@ -65,9 +75,10 @@ class Conversation:
         try:
             if data := greeting_of(greeting, self.framing, self.banner):
                 _send(conn, data)
-            whole_reads = type(self.framing) is Chunk
-            loop = self._answer_reads if whole_reads else self._answer_framed
-            reason = loop(conn, handler)
+            if type(self.framing) in (Chunk, Fixed, Length, Line):
+                reason = self._answer_reads(conn, handler)
+            else:
+                reason = self._answer_framed(conn, handler, Session(self.framing.framer()))
         except OSError as error:
             if conn.caused(error):
                 reason = EndReason.LOST
@@ -76,50 +87,78 @@ class Conversation:
             call_closed(handler, reason)
         return reason
 
-    def _answer_reads(self, conn: ConnectionSocket, handler: Handler) -> EndReason:
-        """Answer each read as a message, without framer and session, and without holding any
-        input.
+    def _answer_reads(  # noqa: C901 - calls would cost
+        self, conn: ConnectionSocket, handler: Handler
+    ) -> EndReason:
+        """Answer reads that end with a message, without framer and session, and without holding
+        any input; after another read, a session answers until nothing is held.
 
         `conn.recv` and `conn.sendall` are inlined here, because in a loop of two system calls a
         Python call around each costs noticeable time.
         """
-        received, size = handler.received, self.framing.max_message
+        received, encode, size = handler.received, self.framing.encode, self._read_size
+        whole = (
+            None if isinstance(self.framing, Chunk) else cast(DirectFraming, self.framing).whole
+        )
         recv, sendall = super(ConnectionSocket, conn).recv, super(ConnectionSocket, conn).sendall
+        messages: Sequence[bytes] | None
         try:
             while not conn.draining:
                 conn.receiving = True
-                message = recv(size)
-                conn.received_bytes += len(message)
+                data = recv(size)
+                conn.received_bytes += len(data)
                 conn.receiving = False
-                if not message:
+                if not data:
                     break
-                conn.messages += 1
-                reply = received(message)
-                if reply.__class__ is bytes:
-                    conn.sending = True
-                    if conn.outbox is None:
-                        sendall(reply)
-                        conn.sent_bytes += len(reply)
-                    else:
-                        conn.outbox.reply(reply)
-                    conn.sending = False
-                elif reply is not None and self._is_last(conn, reply):
-                    return EndReason.HANDLER
+                if whole is None:
+                    messages = (data,)
+                elif len(data) > MOST_WHOLE or (messages := whole(data)) is None:
+                    session = Session(self.framing.framer())
+                    session.receive(data)
+                    reason = self._answer_framed(conn, handler, session)
+                    if session.idle:
+                        continue
+                    return reason
+                for message in messages:
+                    conn.messages += 1
+                    reply = received(message)
+                    if reply.__class__ is bytes:
+                        if whole is not None:
+                            reply = encode(reply)
+                        conn.sending = True
+                        if conn.outbox is None:
+                            sendall(reply)
+                            conn.sent_bytes += len(reply)
+                        else:
+                            conn.outbox.reply(reply)
+                        conn.sending = False
+                    elif reply is not None and self._is_last(conn, reply):
+                        return EndReason.HANDLER
         except BaseException as error:
             if not conn.ended_by(error):
                 conn.failed(error)
                 raise
+        if not conn.draining:
+            return EndReason.CLIENT
         # At a drain the stream ends earlier than on the socket: `conn.recv` knows where.
-        return self._answer_framed(conn, handler) if conn.draining else EndReason.CLIENT
+        return self._answer_framed(conn, handler, Session(self.framing.framer()))
 
-    def _answer_framed(self, conn: ConnectionSocket, handler: Handler) -> EndReason:
-        session = Session(self.framing.framer())
+    @property
+    def _read_size(self) -> int:
+        size = self.framing.max_message
+        return size if type(self.framing) is Chunk else min(max(size, 1024), 64 * 1024)
+
+    def _answer_framed(
+        self, conn: ConnectionSocket, handler: Handler, session: Session
+    ) -> EndReason:
+        """Answer until the conversation is over; or until nothing is held, if something was."""
         received, reason = handler.received, EndReason.CLIENT
-        size = min(max(self.framing.max_message, 1024), 64 * 1024)
+        size, held = self._read_size, not session.idle
         while not session.finished:
             try:
                 message = session.next_message()
             except FramingError as error:
+                session.close()
                 _send(conn, self.framing.encode_line(str(error).encode()))
                 return EndReason.FRAMING_ERROR
             if message is not None:
@@ -130,6 +169,8 @@ class Conversation:
                 session.answered()
             elif not session.finished:
                 conn.incomplete = session.incomplete
+                if held and session.idle:
+                    break
                 data = conn.recv(size)
                 if data:
                     session.receive(data)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import length_hint
 from threading import get_ident
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.python.failure import Failure
 
@@ -20,6 +21,7 @@ from echod.contexts import has_context
 from echod.handlers.calling import greeting_of, overridden
 from echod.handlers.contract import BytesLike
 from echod.messages.closing import State
+from echod.messages.framing import MOST_WHOLE
 from echod.messages.session import CLOSED
 from echod.reasons import EndReason
 from echod.turns import LONG, PACE, Share, Turns
@@ -114,44 +116,49 @@ class DirectProtocol(EchoProtocol):
             self._hold().receive(data)
             self._answer_more(after_long_read=len(data) >= LONG)
             return
-        owner, received, plain = self._owner, self._received, self._replies_are_plain
-        encode, turns = owner.framing.encode, owner.turns
+        received, turns = self._received, self._owner.turns
+        encode = None if self._replies_are_plain else self._owner.framing.encode
         replies: list[bytes] = []
         outer, self._batch = self._batch, replies
-        held, answered, failure, share = 0, 0, None, None
-        look_at, length = len(messages), len(data)
-        if look_at > PACE or length >= LONG or turns.shares:
-            share, look_at = self._share_of_read(turns, length, look_at)
+        room, failure, share = MOST_BATCHED, None, None
+        left, answered, length = iter(messages), len(messages), len(data)
+        if answered > PACE or length >= LONG or turns.shares:
+            share, unseen = self._share_of_read(turns, length, answered)
             seconds = turns.seconds
         try:
-            for message in messages:
-                if not self._direct:
+            for message in left:
+                if share is not None:
+                    unseen -= 1
+                    if unseen < 0:
+                        unseen = PACE - 1
+                        if seconds() >= share.until and share.used_up():
+                            rest = [message, *left]
+                            answered -= len(rest)
+                            self._send_batch(replies)
+                            self._rest_with(self._framed(rest))
+                            return
+                reply = received(message)
+                if type(reply) is bytes:
+                    replies.append(reply if encode is None else encode(reply))
+                    room -= len(reply) + OVERHEAD
+                    if room <= 0:
+                        self._send_batch(replies)
+                        room = MOST_BATCHED
+                elif reply is not None:
+                    self._send_batch(replies)
+                    room = MOST_BATCHED
+                    self._process_directly(reply)
+                if not self._direct and (rest := [*left]):
                     # A result is pending, or the handler has closed: the session takes the rest.
+                    answered -= len(rest)
                     self._send_batch(replies)
                     if share is not None:
                         share.used_up()  # it counts, if the result comes in this turn
-                    self._hold().receive(self._rest_of(messages, answered))
+                    self._hold().receive(self._framed(rest))
                     self._answer_more()
                     return
-                if answered >= look_at and share is not None:
-                    look_at += PACE
-                    if seconds() >= share.until and share.used_up():
-                        self._send_batch(replies)
-                        self._rest_with(self._rest_of(messages, answered))
-                        return
-                answered += 1
-                reply = received(message)
-                if type(reply) is bytes:
-                    replies.append(reply if plain else encode(reply))
-                    held += len(reply) + OVERHEAD
-                    if held >= MOST_BATCHED:
-                        self._send_batch(replies)
-                        held = 0
-                elif reply is not None:
-                    self._send_batch(replies)
-                    held = 0
-                    self._process_directly(reply)
         except BaseException:
+            answered -= length_hint(left)
             failure = Failure()
         finally:
             self._direct_messages += answered
@@ -187,10 +194,10 @@ class DirectProtocol(EchoProtocol):
             return share, 1
         return None, count
 
-    def _rest_of(self, messages: Sequence[bytes], answered: int) -> bytes:
-        """Return what of a read follows so many of its messages."""
-        rest = messages[answered:]
-        return b"".join(rest if self._replies_are_plain else map(self._owner.framing.encode, rest))
+    def _framed(self, messages: list[bytes]) -> bytes:
+        """Return the part of a read that these messages were."""
+        plain = self._replies_are_plain
+        return b"".join(messages if plain else map(self._owner.framing.encode, messages))
 
     def _rest_with(self, data: bytes) -> None:
         """Leave the rest of a read to the next turn of the loop."""
@@ -332,8 +339,7 @@ class DirectFramedProtocol(DirectProtocol):
 
     @property
     def _longest_direct(self) -> int:
-        # A longer read may hold more messages than should exist at once.
-        return MOST_BATCHED
+        return MOST_WHOLE
 
     def _answer(self, data: bytes) -> None:
         if len(data) > self._direct:
@@ -343,7 +349,7 @@ class DirectFramedProtocol(DirectProtocol):
             else:
                 self._receive(data)
             return
-        framing = cast("DirectFraming", self._owner.framing)
+        framing: DirectFraming = self._owner.framing  # type: ignore[assignment] # by the factory
         messages = framing.whole(data)
         if messages is None:
             self._hold().receive(data)

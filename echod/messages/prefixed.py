@@ -53,6 +53,8 @@ class _OwnHeader:
         return (length + self._counted).to_bytes(self.size, self._order)
 
     def unpack_from(self, buffer: Data | bytearray, offset: int = 0, /) -> tuple[int, ...]:
+        if len(buffer) - offset < self.size:
+            raise struct.error(f"a length has {self.size} bytes")
         length = int.from_bytes(buffer[offset : offset + self.size], self._order) - self._counted
         if length < 0:
             raise FramingError(
@@ -108,20 +110,20 @@ class Length:
         return LengthFramer(self.header, self.max_message)
 
     def whole(self, data: Data) -> list[Data] | None:
-        header, size, end = self.header, self.header.size, len(data)
+        unpack, size, end = self.header.unpack_from, self.header.size, len(data)
         messages, start = [], 0
-        while start < end:
-            begin = start + size
-            if begin > end:
-                return None
-            try:
-                (length,) = header.unpack_from(data, start)
-            except FramingError:
-                return None
-            start = begin + length
-            if start > end or length > self.max_message:
-                return None
-            messages.append(data[begin:start])
+        try:
+            while start < end:
+                (length,) = unpack(data, start)
+                begin = start + size
+                start = begin + length
+                messages.append(data[begin:start])
+        except (struct.error, FramingError):
+            return None
+        # Each message but the last one is as long as its length says.
+        longest = self.max_message
+        if start != end or (end > longest and max(map(len, messages)) > longest):
+            return None
         return messages
 
     def encode(self, reply: Data) -> Data:

@@ -39,6 +39,7 @@ from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
 from echod.messages.prefixed import Netstring
 from echod.turns import PACE, Turns
+from tests.support.framers import cut
 from tests.support.log import Log
 from tests.support.looping import Loop
 from tests.support.memory import Transport
@@ -589,15 +590,23 @@ def test_in_the_pool_results_are_sent_in_order_however_the_input_comes(way: str,
         talk()
 
 
-def by_thread(kinds: list[bytes], framing: Framing, *, draining: bool) -> tuple[Ending, Script]:
-    """Hold a conversation in a thread of its own, with all messages in the socket already."""
+def by_thread(
+    kinds: list[bytes], framing: Framing, *, draining: bool, cuts: list[int] | None = None
+) -> tuple[Ending, Script]:
+    """Hold a conversation in a thread of its own, with all messages in the socket already.
+
+    `cuts`: where a read ends, beside the end of 1000 bytes; None: the kernel decides.
+    """
     script = Script(lambda call: None)
     factory = EchoFactory(Loop(), handler=script.handler(), framing=framing, banner=b"")
     conversation = Conversation(
         factory.handler, framing, Client("somewhere"), b"", factory.stand_in
     )
-    ours, theirs = socket.socketpair()
     data = b"".join(framed(kind, framing) for kind in kinds)
+    pieces, kind = [data], socket.SOCK_STREAM
+    if cuts is not None:
+        pieces, kind = cut(data, [*cuts, *range(0, len(data), 1000)]), socket.SOCK_SEQPACKET
+    ours, theirs = socket.socketpair(type=kind)
     wire = bytearray()
 
     def read() -> None:
@@ -605,7 +614,8 @@ def by_thread(kinds: list[bytes], framing: Framing, *, draining: bool) -> tuple[
             wire.extend(more)
 
     with theirs:
-        theirs.sendall(data)
+        for piece in pieces:
+            theirs.sendall(piece)
         theirs.shutdown(socket.SHUT_WR)
         conn = ConnectionSocket(ours.detach(), peer="", local="")
         reader = threading.Thread(target=read)
@@ -634,6 +644,27 @@ def test_in_a_thread_of_its_own_results_are_sent_in_order_up_to_the_last(
         if draining and due.reason == "client closed":
             due.reason = "drained"
         ending, script = by_thread(kinds, framing, draining=draining)
+        assert ending == due
+        assert script.received == kinds[: due.messages]
+        assert script.closed == [due.reason]
+
+    talk()
+
+
+@pytest.mark.parametrize("framing", [Line(), Length()])
+def test_in_a_thread_of_its_own_results_do_not_depend_on_how_messages_are_cut_into_reads(
+    framing: Framing,
+) -> None:
+    @given(
+        kinds=st.lists(st.sampled_from([*AT_ONCE, *[REPLY, LONG, NOTHING] * 5]), min_size=1),
+        cuts=st.lists(st.integers(0, 10_000), max_size=6),
+        draining=st.booleans(),
+    )
+    def talk(kinds: list[bytes], cuts: list[int], draining: bool) -> None:
+        due = expected(kinds, framing)
+        if draining and due.reason == "client closed":
+            due.reason = "drained"
+        ending, script = by_thread(kinds, framing, draining=draining, cuts=cuts)
         assert ending == due
         assert script.received == kinds[: due.messages]
         assert script.closed == [due.reason]
