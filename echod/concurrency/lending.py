@@ -72,8 +72,9 @@ class Lender:
             is_within = False
         if is_within:  # not above: an error of the coroutine's would have a context
             return self._start_within(lent, coroutine)
+        begin = lent.begin  # called like a method, it would be searched for in vain
         try:
-            awaited = lent.begin(coroutine)
+            awaited = begin(coroutine)
         except BaseException:
             _leave_task(loop, task)
             lent.end()  # its error may know the task

@@ -117,7 +117,10 @@ class DirectProtocol(EchoProtocol):
             self._answer_more(after_long_read=len(data) >= LONG)
             return
         received, turns = self._received, self._owner.turns
-        encode = None if self._replies_are_plain else self._owner.framing.encode
+        encode = tail = None
+        if not self._replies_are_plain:
+            framing: DirectFraming = self._owner.framing  # type: ignore[assignment]
+            encode, tail, last = framing.encode, framing.tail, framing.last
         replies: list[bytes] = []
         outer, self._batch = self._batch, replies
         room, failure, share = MOST_BATCHED, None, None
@@ -139,7 +142,12 @@ class DirectProtocol(EchoProtocol):
                             return
                 reply = received(message)
                 if type(reply) is bytes:
-                    replies.append(reply if encode is None else encode(reply))
+                    if encode is None:
+                        replies.append(reply)
+                    elif tail is None or (reply and reply[-1] == last):
+                        replies.append(encode(reply))
+                    else:
+                        replies += reply, tail  # in one step: another thread may push
                     room -= len(reply) + OVERHEAD
                     if room <= 0:
                         self._send_batch(replies)

@@ -14,7 +14,7 @@ Sizes are enforced here: a message longer than the framing's `max_message` raise
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from echod.text import plural
 
@@ -108,7 +108,16 @@ class Framing(Protocol):
 
 
 class DirectFraming(Framing, Protocol):
-    """A framing that takes the messages from a read at once, without a framer."""
+    """A framing that takes the messages from a read at once, without a framer.
+
+    Attributes:
+        tail: all that `encode` puts behind a reply whose last byte is not `last`; None: it does
+            something else.
+        last: the last byte of `tail`.
+    """
+
+    tail: bytes | None
+    last: int
 
     def whole(self, data: bytes) -> list[bytes] | None:
         """Return the messages of `data`, which is not empty, in order.
@@ -153,14 +162,15 @@ class Line:
     # that never sends a delimiter costs less than one read.
     max_message: int = 16 * 1024
 
-    # The last byte of the delimiter.
-    _last: int = field(init=False, repr=False, compare=False)
+    tail: bytes = field(init=False, repr=False, compare=False)
+    last: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_size("max_message", self.max_message)
         if not self.delimiter:
             raise ValueError("a delimiter has at least one byte")
-        object.__setattr__(self, "_last", self.delimiter[-1])
+        object.__setattr__(self, "tail", self.delimiter)
+        object.__setattr__(self, "last", self.delimiter[-1])
 
     def framer(self) -> LineFramer:
         return LineFramer(self.delimiter, self.max_message)
@@ -181,7 +191,7 @@ class Line:
     def encode(self, reply: bytes) -> bytes:
         delimiter = self.delimiter
         # A look at the last byte is less than the call, and says it of nearly all replies.
-        if reply and reply[-1] == self._last and reply.endswith(delimiter):
+        if reply and reply[-1] == self.last and reply.endswith(delimiter):
             return reply
         return reply + delimiter
 
@@ -197,6 +207,8 @@ class Fixed:
     """
 
     size: int
+    tail: ClassVar[None] = None
+    last: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_size("size", self.size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from echod.messages.framing import (
     BufferingFramer,
@@ -80,6 +80,8 @@ class Length:
     order: Literal["big", "little"] = "big"
     inclusive: bool = False
     header: Header = field(init=False, repr=False, compare=False)
+    tail: ClassVar[None] = None
+    last: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_size("max_message", self.max_message)
