@@ -1473,3 +1473,20 @@ async def test_what_is_asyncios_can_be_awaited_as_a_deferred() -> None:
         client = await server.connect()
         client.send(b"happy")
         await client.receive(b"happy")
+
+
+@pytest.mark.parametrize("delimiter", [b"\n", b"\r\n"])
+def test_replies_of_one_read_are_each_framed_once_whether_they_end_as_a_line_or_not(
+    delimiter: bytes,
+) -> None:
+    def answer(message: bytes) -> bytes:
+        return {b"whole": b"1" + delimiter, b"half": b"2\n", b"empty": b""}.get(message, message)
+
+    framing = Line(delimiter)
+    factory = EchoFactory(Clock(), handler=answer, framing=framing, banner=b"")
+    protocol, transport = connect(factory)
+    words = [b"other", b"whole", b"half", b"empty"] * 2
+    protocol.dataReceived(b"".join(word + delimiter for word in words))
+    assert transport.value() == b"".join(framing.encode(answer(word)) for word in words)
+    assert protocol.figures[0] == len(words)
+    lose(protocol)

@@ -305,3 +305,15 @@ def test_a_message_beyond_the_limit_is_not_taken_at_once(framing: DirectFraming)
     most, more = framing.encode(b"123456"), framing.encode(b"1234567")
     assert framing.whole(most + most) == [b"123456"] * 2
     assert framing.whole(most + more) is None
+
+
+@pytest.mark.parametrize("framing", [Line(), Line(b"\r\n"), Line(b"aa")])
+def test_a_reply_gets_the_tail_unless_it_ends_as_the_tail_does(framing: Line) -> None:
+    @given(st.lists(st.sampled_from([*b"ab\r\n"]), max_size=6).map(bytes))
+    def frame(reply: bytes) -> None:
+        ended = reply.endswith(framing.delimiter)
+        assert framing.encode(reply) == (reply if ended else reply + framing.delimiter)
+        if not (reply and reply[-1] == framing.last):
+            assert framing.encode(reply) == reply + framing.tail
+
+    frame()
