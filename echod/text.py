@@ -23,24 +23,21 @@ def _escaped(code: int) -> str:
 
 
 # C0, DEL and C1; marks and overrides of direction; separators of lines and paragraphs; surrogates.
+_RANGES = (
+    (0x00, 0x1F),
+    (0x7F, 0x9F),
+    (0x200E, 0x200F),
+    (0x2028, 0x202E),
+    (0x2066, 0x2069),
+    (0xD800, 0xDFFF),
+)
 # A table, because a call for each character would make hostile text ten times as expensive.
-_CONTROLS = {
-    code: _escaped(code)
-    for start, end in [
-        (0x00, 0x1F),
-        (0x7F, 0x9F),
-        (0x200E, 0x200F),
-        (0x2028, 0x202E),
-        (0x2066, 0x2069),
-        (0xD800, 0xDFFF),
-    ]
-    for code in range(start, end + 1)
-}
+_CONTROLS = {code: _escaped(code) for start, end in _RANGES for code in range(start, end + 1)}
 _CONTROLS_BUT_LAYOUT = {
     code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\t\n"
 }
 # Most text has none, and a search finds that faster.
-_HAS_CONTROL = re.compile(f"[{re.escape(''.join(map(chr, _CONTROLS)))}]")
+_HAS_CONTROL = re.compile("[" + "".join(rf"\u{a:04x}-\u{z:04x}" for a, z in _RANGES) + "]")
 
 _WRITTEN = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.?)", re.DOTALL)
 _MEANT = dict(zip(b"abfnrtv\\'\"", b"\a\b\f\n\r\t\v\\'\"", strict=True))
