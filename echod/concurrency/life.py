@@ -34,8 +34,8 @@ from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.per_thread import close_objects_of_this_thread
 from echod.handlers.remedies import NO_LOOP
 from echod.handlers.service import Service, ServiceDefinition
-from echod.places import told_with_place
 from echod.text import clipped, escape
+from echod.user_code import told_with_place
 
 
 class ServiceError(UserError):

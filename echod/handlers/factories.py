@@ -13,8 +13,8 @@ from zope.interface import Interface
 
 from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import class_of
-from echod.places import told_with_place
 from echod.text import clipped, escape
+from echod.user_code import told_with_place
 
 log = Logger("echod.handlers")
 

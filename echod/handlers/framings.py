@@ -16,8 +16,8 @@ from echod.handlers.parameters import Parameters, described, keywords_of
 from echod.handlers.plugins import offered_framings
 from echod.messages.framing import MOST, Chunk, Fixed, Framing, Line
 from echod.messages.prefixed import Length, Netstring, Varint
-from echod.places import definition_of, place_of, told_with_place
 from echod.text import clipped, escape
+from echod.user_code import definition_of, place_of, told_with_place
 
 # Their names for `--framing`.
 FRAMINGS: Mapping[str, type[Framing]] = {

@@ -37,8 +37,8 @@ from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import described, parameters_of
 from echod.handlers.plugins import offered_handlers
 from echod.handlers.service import Service
-from echod.places import told_with_place
 from echod.text import clipped, escape
+from echod.user_code import told_with_place
 
 # The objects that `--handler` can name.
 NAMES = Catalogue("handler", "FUNCTION", HANDLERS, HandlerError, offered_handlers)

@@ -28,8 +28,8 @@ from echod.errors import UserError
 from echod.handlers.importing import import_watched
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
 from echod.handlers.plugins import Offer
-from echod.places import definition_of, told_with_place
 from echod.text import clipped, escape, quoted
+from echod.user_code import definition_of, told_with_place
 
 _COMMA = r"a comma within a value: \,"
 

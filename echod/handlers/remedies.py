@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from echod.handlers.calling import greeting_of
 from echod.handlers.kinds import Kind, class_of, within
-from echod.places import definition_of
+from echod.user_code import definition_of
 
 # Methods of sockets that handlers call first.
 SOCKET_METHODS = ("recv", "recv_into", "sendall", "send", "makefile", "fileno")

@@ -12,8 +12,8 @@ from types import TracebackType
 from twisted.python.failure import Failure
 
 from echod.errors import UserError
-from echod.places import is_ours, is_users, place_of
 from echod.text import escape_lines, shortened
+from echod.user_code import is_ours, is_users, place_of
 
 
 def traceback_of(failure: Failure) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from traceback import walk_tb
 
-from echod.places import is_users
+from echod.user_code import is_users
 
 # How often a thread looks for modules that have been imported since, in seconds.
 PERIOD = 0.25

@@ -324,7 +324,7 @@ def test_a_broken_framing_and_one_that_wants_the_name_of_another_are_named_and_h
     offers("one", "own = users:Own", "lost = nowhere:Own", "lacking = users:Lacking")
     offers("other", "own = users:shorter", "failing = users:Failing", "fine = users:ready")
     assert type(resolve("line")) is Line
-    # Without the file of the user's code; tests/test_places.py is about that.
+    # Without the file of the user's code; tests/test_user_code.py is about that.
     assert {where: said.partition(" (/")[0] for where, (said, _) in lines().items()} == {
         "failing users:Failing (other)": r"failing cannot be made: KeyError: 'x\n'",
         "fine users:ready (other)": "Lines that end in a semicolon.",

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from echod.messages.framing import Line
-from echod.places import definition_of, is_users, place_of, told_with_place
+from echod.user_code import definition_of, is_users, place_of, told_with_place
 
 USERS = """
 import json
@@ -37,10 +37,10 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
     installed = tmp_path / "lib" / "site-packages"
     installed.mkdir(parents=True)
     (installed / "helper.py").write_text(INSTALLED)
-    (tmp_path / "users_places.py").write_text(USERS)
+    (tmp_path / "users_module.py").write_text(USERS)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path), str(installed)])
-    yield importlib.import_module("users_places")
-    for name in ("users_places", "helper"):
+    yield importlib.import_module("users_module")
+    for name in ("users_module", "helper"):
         sys.modules.pop(name, None)
 
 

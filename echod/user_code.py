@@ -1,4 +1,4 @@
-"""Name the line of a user's code that an error is about, for an error in one line."""
+"""Which code is the user's own: the line that an error is about, and the files."""
 
 from __future__ import annotations
 
