@@ -38,13 +38,16 @@ class Lender:
 
     Attributes:
         loop: the loop; it runs whenever this is used.
+        result: the result of a coroutine that has just ended.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Set up, without a task."""
         self.loop = loop
-        # The idle task. One is enough, unless handlers call each other.
-        self._idle: LentTask | None = None
+        self.result: object = None
+        # The idle task. One is enough, unless handlers call each other. With its attributes,
+        # because a class with `__getattr__`, and all attributes of its objects, are slow to read.
+        self._idle: Idle | None = None
 
     def start(self, coroutine: Coroutine[Any, Any, object]) -> object:
         """Run the first step of `coroutine`.
@@ -57,12 +60,13 @@ class Lender:
         Raises:
             BaseException: the coroutine's.
         """
-        loop, lent = self.loop, self._idle
-        if lent is None or lent.task.cancelling():  # by other code, while it was idle or before
+        loop, idle = self.loop, self._idle
+        if idle is None or idle[1].cancelling():  # by other code, while it was idle or before
             self.stop()
-            lent = LentTask(loop)
+            lent = LentTask(self)
+            idle = lent, lent.task, lent.begin
         self._idle = None
-        task = lent.task
+        lent, task, begin = idle
         known = getrefcount(task)
         try:
             _enter_task(loop, task)
@@ -71,8 +75,7 @@ class Lender:
         else:
             is_within = False
         if is_within:  # not above: an error of the coroutine's would have a context
-            return self._start_within(lent, coroutine)
-        begin = lent.begin  # called like a method, it would be searched for in vain
+            return self._start_within(idle, coroutine)
         try:
             awaited = begin(coroutine)
         except BaseException:
@@ -84,18 +87,18 @@ class Lender:
             lent.awaited = awaited
             return lent
         if getrefcount(task) == known and not task._callbacks:
-            self._idle = lent
+            self._idle = idle
         else:
             lent.end()
-        result, lent.result = lent.result, None
+        result, self.result = self.result, None
         return result
 
-    def _start_within(self, lent: LentTask, coroutine: Coroutine[Any, Any, object]) -> object:
+    def _start_within(self, idle: Idle, coroutine: Coroutine[Any, Any, object]) -> object:
         """Do the same within a step of another task, which goes on after it."""
         outer = asyncio.current_task(self.loop)
         assert outer is not None
         _leave_task(self.loop, outer)
-        self._idle = lent
+        self._idle = idle
         try:
             return self.start(coroutine)
         finally:
@@ -104,7 +107,7 @@ class Lender:
     def stop(self) -> None:
         """End the idle task."""
         if self._idle is not None:
-            self._idle.end()
+            self._idle[0].end()
             self._idle = None
 
 
@@ -113,14 +116,14 @@ ENDED = object()
 
 
 @coroutine_function
-def _relay(lent: LentTask) -> Generator[object, Any, None]:
+def _relay(lender: Lender) -> Generator[object, Any, None]:
     """Run the coroutines that are sent here, one after the other.
 
     At the end of a coroutine this yields `ENDED`: a `StopIteration` would cost twice as much.
     """
     coroutine = yield None
     while True:
-        lent.result = yield from coroutine
+        lender.result = yield from coroutine
         coroutine = yield ENDED
 
 
@@ -134,22 +137,21 @@ class LentTask(BothAwaited):
     Attributes:
         task: the task.
         begin: runs a coroutine's first step; returns the object that it waits for, or `ENDED`.
-        result: the result of a coroutine that has ended.
         awaited: the object that its coroutine waits for when the first step has ended.
     """
 
-    __slots__ = ("_context", "_gate", "_lent", "_waits", "awaited", "begin", "result", "task")
+    __slots__ = ("_context", "_gate", "_lender", "_lent", "_waits", "awaited", "begin", "task")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, lender: Lender) -> None:
         """Set up an idle one."""
-        nothing = _nothing()
+        loop, nothing = lender.loop, _nothing()
         nothing.close()
         super().__init__(nothing, loop)
-        relay: Any = _relay(self)
+        relay: Any = _relay(lender)
         relay.send(None)
         self.begin = self._send = relay.send
         self._throw = relay.throw
-        self.result: object = None
+        self._lender = lender
         # Whether it has a coroutine, and whether that waits for the first time.
         self._lent = self._waits = False
         self.awaited: Any = None
@@ -219,8 +221,13 @@ class LentTask(BothAwaited):
         except (SystemExit, KeyboardInterrupt):  # a task would end the loop with it
             raise StopIteration(Failure()) from None
         if awaited is ENDED:
-            raise StopIteration(self.result)
+            result, self._lender.result = self._lender.result, None
+            raise StopIteration(result)
         return awaited
+
+
+# A task, the asyncio task that it is for, and the function that runs a coroutine's first step.
+Idle = tuple[LentTask, Task[object], Callable[..., object]]
 
 
 def _ignore(failure: Failure) -> None:

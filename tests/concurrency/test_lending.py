@@ -367,7 +367,7 @@ async def quick() -> None:
 
 
 def lent(lender: Lender) -> LentTask | None:
-    return lender._idle
+    return lender._idle[0] if lender._idle else None
 
 
 @pytest_twisted.ensureDeferred
