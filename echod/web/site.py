@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.internet.address import UNIXAddress
@@ -65,6 +66,7 @@ class WebRequest(Request):
     authority: str | None = None
     is_too_long = False
     _refused = False
+    _read = 0
 
     @property
     def site_of_channel(self) -> WebSite:
@@ -84,15 +86,23 @@ class WebRequest(Request):
 
     def gotLength(self, length: int | None) -> None:
         super().gotLength(0)  # in memory, however long it is
-        most = self.site_of_channel.most_body
-        self.is_too_long = length is None or length > most
-        if length is None or length > most * MOST_READ:
-            self._refused = True
-            self.channel._respondToBadRequestAndDisconnect()
+        site = self.site_of_channel
+        takes_chunks = site.most_body > 0 and site.allows(self)
+        self._has_come(length or 0, refused=length is None and not takes_chunks)
 
     def handleContentChunk(self, data: bytes) -> None:
+        self._read += len(data)
+        self._has_come(self._read)
         if not self.is_too_long:
             super().handleContentChunk(data)
+
+    def _has_come(self, length: int, *, refused: bool = False) -> None:
+        """Refuse a body that has so many bytes, or will have."""
+        most = self.site_of_channel.most_body
+        self.is_too_long = self.is_too_long or refused or length > most
+        if not self._refused and (refused or length > most * MOST_READ):
+            self._refused = True
+            self.channel._respondToBadRequestAndDisconnect()
 
     def process(self) -> None:
         if self._refused:
@@ -117,7 +127,7 @@ class WebRequest(Request):
         """Send the whole answer."""
         channel: WebChannel = self.channel  # type: ignore[assignment]
         channel.start_deadline()
-        self.setResponseCode(answer.status)
+        self.setResponseCode(answer.status, HTTPStatus(answer.status).phrase.encode())
         for name, value in answer.headers.items():
             self.setHeader(name, value)
         self.setHeader(b"Content-Type", answer.kind.encode())

@@ -17,7 +17,7 @@ from twisted.internet.testing import StringTransport
 
 from echod.control.site import API, Call, ControlSite, told
 from echod.web.hosts import Hosts
-from echod.web.site import MOST_CLIENTS, REQUEST_SECONDS, Answer
+from echod.web.site import MOST_CLIENTS, MOST_READ, REQUEST_SECONDS, Answer
 from tests.support.log import Log
 
 TOKEN = b"0123456789abcdef"
@@ -202,7 +202,45 @@ def test_a_long_body_is_refused(ask: Ask) -> None:
     assert ask("PUT /a", RIGHT, fits)[0] == 200
     assert ask("PUT /a", RIGHT, fits + b" ")[0] == 413
     assert ask("PUT /a", RIGHT + b"Content-Length: 100000000\r\n")[0] == 400
-    assert ask("PUT /a", RIGHT + b"Transfer-Encoding: chunked\r\n")[0] == 400
+
+
+CHUNKED = RIGHT + b"Transfer-Encoding: chunked\r\n"
+# The longest body that is read to its end, in chunks of the longest that is taken.
+MOST_CHUNKS = [b"x" * ControlSite.most_body] * MOST_READ
+
+
+def chunked(*parts: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (*parts, b""))
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ([b'{"a"', b": 1}"], 200),
+        ([b'{"a": 1}' + b" " * (ControlSite.most_body - 8)], 200),
+        ([], 400),
+        ([b'{"a": 1}', b" " * (ControlSite.most_body - 7)], 413),
+        (MOST_CHUNKS, 413),
+        ([*MOST_CHUNKS, b"x"], 400),
+    ],
+)
+def test_a_body_may_come_in_chunks(parts: list[bytes], status: int) -> None:
+    """Fault 149: A body in chunks, whose length no header says, is refused as soon as it is too
+    long.
+    """
+    visitor = Visitor(make_site()[0])
+    request = b"PUT /a HTTP/1.1\r\n" + CHUNKED + b"\r\n" + chunked(*parts)
+    found, _, body = visitor.ask(request)
+    assert found == status
+    assert visitor.transport.value().count(b"HTTP/1.1 ") == 1
+    if status == 200:
+        assert json.loads(body) == {"a": 1}
+
+
+def test_the_status_line_has_the_words_of_its_code() -> None:
+    visitor = Visitor(make_site()[0])
+    visitor.ask(b"GET /a HTTP/1.1\r\nHost: evil.example\r\n" + RIGHT + b"\r\n")
+    assert visitor.transport.value().startswith(b"HTTP/1.1 421 Misdirected Request\r\n")
 
 
 def test_clients_are_few_and_have_little_time() -> None:
