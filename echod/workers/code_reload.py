@@ -106,11 +106,10 @@ class CodeReload:
         """Log why new code could not start."""
         then = "the old code serves until then" if old_serves else "nothing serves until then"
         log.error(
-            "{why}; the next change of a file is tried again, {then}"
-            + (":\n{traceback}" if child.traceback else ""),
+            "{why}; the next change of a file is tried again, {then}{traceback}",
             why=escape(child.why),
             then=then,
-            traceback=child.traceback,
+            traceback=f":\n{child.traceback}" if child.traceback else "",
         )
 
     def _look(self) -> None:
