@@ -189,7 +189,7 @@ class WorkersControl:
 
     async def refuse_faults(self, call: Call) -> Answer:
         """Refuse faults on purpose."""
-        raise Refused(409, "faults on purpose hold for one process: start it without --workers")
+        raise Refused(409, "this changes faults of one process: leave out --workers and --reload")
 
     async def suspend(self, call: Call) -> Answer:
         """Accept no more clients; those that come wait."""

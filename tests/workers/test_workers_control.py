@@ -281,7 +281,9 @@ def test_each_worker_is_suspended_and_one_that_starts_obeys_later(two: Controlli
 
 def test_faults_are_refused_in_one_line(two: Controlling) -> None:
     for method in ("GET", "PUT", "POST", "DELETE"):
-        assert value(two.begin(method, "/faults"), 409)["error"].endswith("without --workers")
+        assert value(two.begin(method, "/faults"), 409)["error"].endswith(
+            "leave out --workers and --reload"
+        )
 
 
 def test_the_description_is_the_same(two: Controlling) -> None:
