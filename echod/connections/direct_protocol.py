@@ -134,6 +134,7 @@ class DirectProtocol(EchoProtocol):
                     unseen -= 1
                     if unseen < 0:
                         unseen = PACE - 1
+                        room -= PACE * OVERHEAD  # of all since the last look, in one step
                         if seconds() >= share.until and share.used_up():
                             rest = [message, *left]
                             answered -= len(rest)
@@ -148,7 +149,7 @@ class DirectProtocol(EchoProtocol):
                         replies.append(encode(reply))
                     else:
                         replies += reply, tail  # in one step: another thread may push
-                    room -= len(reply) + OVERHEAD
+                    room -= len(reply)
                     if room <= 0:
                         self._send_batch(replies)
                         room = MOST_BATCHED
