@@ -72,7 +72,7 @@ class Options(SettingsOptions):
 
     def configure_from(self, text: str) -> Settings:
         settings = super().configure_from(text)
-        if self.reload and not settings.workers:
+        if self.reload and not settings.workers and not self.only_prints:
             settings.check_workers("--reload")
             return replace(settings, workers=1)
         return settings

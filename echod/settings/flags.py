@@ -149,6 +149,11 @@ class Options(usage.Options):
         return placed(error, self.flags, chosen - set(self.flags), str(self.file))
 
     @property
+    def only_prints(self) -> bool:
+        """Whether the settings are printed, and nothing is started."""
+        return "print" in self._only
+
+    @property
     def proviso(self) -> str:
         """A caveat about a successful check, to add to its message."""
         return ""

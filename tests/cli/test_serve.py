@@ -237,6 +237,14 @@ def test_what_cannot_be_served_is_one_line_that_says_what_would_do(
     assert "twistd echod --help" not in ended.stderr
 
 
+def test_reloading_is_no_setting(folder: Path) -> None:
+    plain, reloading = (
+        run(folder, ECHOD, "serve", "echo", *flags, "--print-config").stdout
+        for flags in ((), ("--reload",))
+    )
+    assert plain == reloading != ""
+
+
 def test_only_this_command_reloads(folder: Path) -> None:
     ended = run(folder, SCRIPTS / "twistd", "-n", "--pidfile=", "echod", "--reload")
     assert ended.returncode == 1
