@@ -26,6 +26,7 @@ from tests.support.daemon import CONCURRENT, MODELS
 from tests.support.reactor import reactor
 from tests.support.serving import Talker, eventually
 from tests.support.tls_peer import client_context
+from tests.support.waiting import PATIENCE
 from tests.testing.test_serving import blocking, shout
 
 PLACES = ["clear", "TLS", "UNIX"]
@@ -96,13 +97,14 @@ def test_faults_change_while_the_server_runs(
             server.fault("stall", "corrupt:rate=1,first=9")
             assert server.faults == ["stall", "corrupt:rate=1,first=9"]
             client.sendall(b"two")
+            server.wait_until(lambda: len(server.connections[0].faults) == 2, PATIENCE)
             client.socket.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 client.recv(1)
             server.unfault("corrupt:rate=1,first=9")
             assert server.faults == ["stall"]
             server.unfault()
-            client.socket.settimeout(20)
+            client.socket.settimeout(PATIENCE)
             held = client.receive_exactly(3)
             assert held != b"TWO"  # it was corrupted before it was held
             client.sendall(b"three")
