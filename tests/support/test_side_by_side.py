@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.support.own_pytest import own_pytest
 from tests.support.waiting import PATIENCE
+
+# Several pytests start on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+MINUTES = 6 * PATIENCE
 
 TESTS = """
 import json
@@ -40,7 +46,7 @@ def test_other(number):
 
 def test_a_test_that_is_alone_runs_while_no_other_does(tmp_path: Path) -> None:
     process = own_pytest(tmp_path, dict.fromkeys("abc", TESTS), "-n", "2")
-    said, _ = process.communicate(timeout=2 * PATIENCE)
+    said, _ = process.communicate(timeout=MINUTES)
     assert "15 passed" in said
     spans = [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
     assert len({worker for _, worker, _, _ in spans}) == 2
@@ -72,5 +78,5 @@ def test_a_pytest_that_a_test_starts_in_the_same_folder_does_not_wait_for_it(
     tmp_path: Path,
 ) -> None:
     process = own_pytest(tmp_path, {"nested": NESTED})
-    said, _ = process.communicate(timeout=2 * PATIENCE)
+    said, _ = process.communicate(timeout=MINUTES)
     assert "2 passed" in said, said
