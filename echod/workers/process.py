@@ -42,6 +42,7 @@ from echod.errors import UserError
 from echod.listening.shared import PassedSockets, close_on_exec
 from echod.log.observer import LogObserver
 from echod.log.tracebacks import traceback_of_start
+from echod.settings.definitions import reloaded
 from echod.status.snapshot import state_of
 from echod.text import escape
 from echod.tls import Copies
@@ -201,10 +202,9 @@ class Worker:
         order = self._order
         _follow_the_supervisor(order["pid"])
         os.chdir(order["folder"])
-        self._options.text = order["text"]
         self._options.count = order["count"]
         _install_reactor(order["reactor"])
-        self._options.parseOptions(order["arguments"])
+        self._configure(order)
         if self._options.reload:
             self._link.start_writing()
             self._sources.start()
@@ -218,6 +218,15 @@ class Worker:
         if service.look is not None:
             self._reactor.callWhenRunning(service.look.start)
         self._reactor.run()
+
+    def _configure(self, order: Message) -> None:
+        """Use the settings of the start, with those that reloads have changed since."""
+        options = self._options
+        options.text = order["first_text"]
+        options.parseOptions(order["arguments"])
+        if order["text"] != options.text:
+            options.text = order["text"]
+            options.settings = reloaded(options.settings, options.configure())
 
     def give_up(self, error: UserError | SystemExit) -> None:
         """Tell the supervisor why this process cannot start."""

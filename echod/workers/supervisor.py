@@ -141,7 +141,8 @@ class Supervisor(Service):
         self.copies = Copies()
         self._options = options
         self._settings = options.settings
-        self._text = options.read_file()
+        # The file of settings at the start, and as it is in force.
+        self._first_text = self._text = options.read_file()
         self._listeners = listeners
         self._folder = Path.cwd()
         # Several processes of a worker may drain beside the one that serves.
@@ -326,6 +327,7 @@ class Supervisor(Service):
             "suspended": self._suspended,
             "files": self.copies.texts,
             "folders": self.copies.folders,
+            "first_text": self._first_text,
         }
         sockets = [one.descriptors_of(seat.number) for _, one in self._listeners]
         seat.next = child
@@ -603,7 +605,7 @@ class Supervisor(Service):
         """
         if self.draining:
             return
-        self._text = text
+        self._first_text = self._text = text
         self._renew_again = False
         serving = [seat for seat in self._seats if seat.child is not None]
         for seat in self._seats:

@@ -281,6 +281,7 @@ def test_new_settings_are_those_of_new_workers(developing: Develop, log: Log) ->
     one.look()
     assert "echod.toml changed: reloading" in log.text
     assert one.latest.orders[0]["text"] == "max-connections = 300\n"
+    assert one.latest.orders[0]["first_text"] == "max-connections = 300\n"
     one.latest.tell("ready")
     assert one.latest.done == []
     assert old.done == ["stop"]

@@ -175,6 +175,7 @@ def test_workers_start_with_their_orders_and_their_sockets(make: Make) -> None:
         "key": served.supervisor._key,
         "arguments": served.options.arguments,
         "folder": str(Path.cwd()),
+        "first_text": "max-connections = 10\n",
         "rundir": str(Path.cwd()),
         "reactor": "spawning",
         "stamps": True,
@@ -574,6 +575,8 @@ def test_new_settings_are_used_once_each_worker_has_made_them_ready(
     assert two.supervisor.signals.patience == DRAIN + 2 * (GRACE + SPARE)
     two.processes[0].end(1)
     assert two.processes[2].orders[0]["text"] == two.file.read_text()
+    # From this it takes what only a restart changes.
+    assert two.processes[2].orders[0]["first_text"] == "max-connections = 10\n"
     assert errors(log)
 
 

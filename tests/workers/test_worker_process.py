@@ -263,6 +263,7 @@ class Running:
             "suspended": False,
             "files": {},
             "folders": {},
+            "first_text": "",
             "text": "",
             **changes,
         }
@@ -321,6 +322,22 @@ async def test_a_worker_serves_its_passed_socket_and_says_when_it_is_ready(
     assert running.signals.options["supervised"]
     assert not os.get_inheritable(held.table.descriptor)
     assert signal_of_the_parents_end() == signal.SIGTERM
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_successor_has_the_settings_that_a_reload_changes_and_else_those_of_the_start(
+    running: Running, supervisor: Supervisor
+) -> None:
+    """Its predecessors go on with those that need a restart, too."""
+    running.start(
+        first_text='banner = "one"\nthreads = 8\n',
+        text='banner = "two"\nthreads = 20\nframing = "line"\nlisten = ["tcp:1", "tcp:2"]\n',
+    )
+    await supervisor.heard("ready")
+    assert await running.greeting() == b"two\n"
+    settings = running.worker._options.settings
+    assert (settings.framing.name, settings.threads) == ("chunk", 4)
+    assert len(running.worker._service.listeners) == 1
 
 
 @pytest_twisted.ensureDeferred
