@@ -57,7 +57,7 @@ class Owner(Protocol):
         """Take a line of its log."""
 
     def child_exited(self, child: Child) -> None:
-        """Take note that the process has ended."""
+        """Take note that the process has ended, and all its news has come."""
 
     def child_is_over(self, child: Child) -> None:
         """Take note that its last lines have come."""
@@ -109,6 +109,8 @@ class Child(ProcessProtocol):
         self._news = Messages()
         self._log = LogLines()
         self._printed = {STDOUT: b"", STDERR: b""}
+        # Its descriptors that have been closed, or that no open end is left of.
+        self._closed: set[int] = set()
         self._over = False
         self._last_lines: IDelayedCall | None = None
 
@@ -157,7 +159,7 @@ class Child(ProcessProtocol):
 
     def order(self, **message: object) -> None:
         """Send it an order."""
-        if self.state != "ended" and self.transport is not None:
+        if ORDERS not in self._closed and self.transport is not None:
             self.transport.writeToChild(ORDERS, encode(message))
 
     def stop(self) -> None:
@@ -205,24 +207,39 @@ class Child(ProcessProtocol):
         for line in lines:
             self._owner.child_printed(self, line.decode("utf-8", "backslashreplace"))
 
+    # The end. Its last news may come after the kernel has told of it, in another pipe.
+
     def processExited(self, reason: Failure) -> None:
-        self.state = "ended"
         self.ending = _in_words(reason.value)
+        # A program that the worker has started may hold the pipes.
         self._last_lines = self._reactor.callLater(LAST_LINES, self._is_over)
-        self._owner.child_exited(self)
+        self._look_for_end()
 
     def childConnectionLost(self, childFD: int) -> None:
-        if childFD == LOG and self.state == "ended":
-            self._is_over()
+        self._closed.add(childFD)
+        self._look_for_end()
 
     def processEnded(self, reason: Failure) -> None:
         self._is_over()
 
+    def _look_for_end(self) -> None:
+        if self.ending and NEWS in self._closed:
+            self._has_ended()
+            if LOG in self._closed:
+                self._is_over()
+
+    def _has_ended(self) -> None:
+        """Tell the owner, once, that the process has ended and no more news is expected."""
+        if self.state != "ended":
+            self.state = "ended"
+            self._owner.child_exited(self)
+
     def _is_over(self) -> None:
-        """Tell the owner, once, that no more lines are expected."""
-        if self._over or self.state != "ended":
+        """Tell the owner, once, that no more lines are expected either."""
+        if self._over:
             return
         self._over = True
+        self._has_ended()
         if self._last_lines is not None and self._last_lines.active():
             self._last_lines.cancel()
         for descriptor, rest in self._printed.items():

@@ -75,8 +75,14 @@ class Spawned:
 
     def exit(self, code: int | None = 0, number: int | None = None) -> None:
         """End; the last lines are still on their way."""
+        self.begin_end(code, number)
+        self.child.childConnectionLost(NEWS)
+
+    def begin_end(self, code: int | None = 0, number: int | None = None) -> None:
+        """End; the last news is still on its way, too."""
         self.has_ended = True
         ended = ProcessTerminated(code, number) if code or number else ProcessDone(0)
+        self.child.childConnectionLost(ORDERS)
         self.child.processExited(Failure(ended))
 
     def end(self, code: int | None = 0, number: int | None = None) -> None:

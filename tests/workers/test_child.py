@@ -197,7 +197,6 @@ def test_its_end_is_put_in_words(
 def test_last_lines_may_come_after_its_end(
     process: Spawned, notes: Notes, reactor: SpawningReactor
 ) -> None:
-    process.child.childConnectionLost(LOG)  # before its end, this means nothing
     process.child.childDataReceived(STDERR, b"half of a li")
     process.exit(1)
     process.child.childDataReceived(LOG, framed("last", 4))
@@ -207,6 +206,36 @@ def test_last_lines_may_come_after_its_end(
     process.child.processEnded(None)  # type: ignore[arg-type]
     assert notes.taken[4:] == []
     assert not reactor.getDelayedCalls()
+
+
+def test_last_news_may_come_after_its_end(
+    process: Spawned, notes: Notes, reactor: SpawningReactor
+) -> None:
+    """Each has a pipe of its own; the counters of its last moments are among the news."""
+    process.child.childConnectionLost(LOG)
+    process.begin_end(1)
+    process.tell("figures")
+    assert notes.taken == ["figures"]
+    assert process.child.state != "ended"
+    process.child.childConnectionLost(NEWS)
+    assert notes.taken == ["figures", "exited", "over"]
+    assert not reactor.getDelayedCalls()
+
+
+def test_news_that_its_programs_could_still_write_is_not_waited_for(
+    process: Spawned, notes: Notes, reactor: SpawningReactor
+) -> None:
+    process.begin_end()
+    reactor.advance(LAST_LINES - 0.01)
+    assert notes.taken == []
+    reactor.advance(0.01)
+    assert notes.taken == ["exited", "over"]
+
+
+def test_a_process_that_reads_no_more_orders_gets_none(process: Spawned) -> None:
+    process.child.childConnectionLost(ORDERS)
+    process.child.order(do="figures")
+    assert process.done == []
 
 
 def test_last_lines_that_do_not_come_are_not_waited_for(
