@@ -111,10 +111,11 @@ class WorkersLook:
 
     def ended(self, child: Child) -> None:
         """Keep the counters of a worker that has ended."""
-        for question in list(self._asked.values()):
-            question.told(child)
         if figures := self._told.pop(child, None):
             self._ended.add(figures.told)
+        # The last answer ends a look at once, and its sums need those counters.
+        for question in list(self._asked.values()):
+            question.told(child)
 
 
 class Question:
