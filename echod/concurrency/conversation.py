@@ -34,6 +34,9 @@ from echod.messages.prefixed import Length
 from echod.messages.session import Session
 from echod.reasons import EndReason
 
+# The framings of which a read that ends with a message needs no framer.
+DIRECT = (Chunk, Fixed, Length, Line)
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -75,7 +78,8 @@ class Conversation:
         try:
             if data := greeting_of(greeting, self.framing, self.banner):
                 _send(conn, data)
-            if type(self.framing) in (Chunk, Fixed, Length, Line):
+            # Another socket's `recv` does more.
+            if type(conn) is ConnectionSocket and type(self.framing) in DIRECT:
                 reason = self._answer_reads(conn, handler)
             else:
                 reason = self._answer_framed(conn, handler, Session(self.framing.framer()))

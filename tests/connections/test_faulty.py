@@ -528,7 +528,9 @@ async def test_a_message_for_a_slow_handler_waits_for_the_answers_before_it(
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["chunk", "socket", "streams", "Twisted protocol"])
+@pytest.mark.parametrize(
+    "kind", ["chunk", "chunk in a thread", "socket", "streams", "Twisted protocol"]
+)
 @pytest_twisted.ensureDeferred
 async def test_a_read_is_the_message_where_there_are_no_others(
     serve: Any, kind: str, way: str
@@ -537,11 +539,12 @@ async def test_a_read_is_the_message_where_there_are_no_others(
         not_here("asyncio's streams need an asyncio event loop")
     handlers = {
         "chunk": Echoing,
+        "chunk in a thread": Echoing,
         "socket": echo_socket,
         "streams": echo_streams,
         "Twisted protocol": Factory.forProtocol(Echo),
     }
-    model = "thread-per-connection" if kind == "socket" else "reactor"
+    model = "thread-per-connection" if kind in ("socket", "chunk in a thread") else "reactor"
     async with serve(
         "close:message=^stop", way=way, model=model, handler=handlers[kind]
     ) as server:
