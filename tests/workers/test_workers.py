@@ -174,8 +174,8 @@ def test_a_service_that_cannot_start_in_the_background_says_why_in_its_log(
     command = [SCRIPTS / "twistd", "--pidfile=p", "--logfile=log", *REACTOR, "echod", "--port=0"]
     ended = run(tmp_path, *command, "--handler", "answers:who", "--workers", "2")
     assert ended.returncode == 1
-    assert not (tmp_path / "p").exists()
-    # The parent process does not wait for the last line.
+    # The parent process does not wait for the end of the pidfile, nor for the last line.
+    block_until(lambda: not (tmp_path / "p").exists())
     why = re.compile(r"#critical\] .*this module is broken")
     block_until(lambda: why.search((tmp_path / "log").read_text()) is not None)
 
