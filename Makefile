@@ -4,8 +4,8 @@
 PYTHON ?= python3
 PORT = 8888
 SOAK_HOURS = 8
-# Three times the processors: most of the time tests wait.
-WORKERS = 6
+# Several for each processor: half of the time tests wait.
+WORKERS = 10
 
 # For install-service: the folders of the program, of systemd's units, and of the settings.
 PREFIX = /opt/echod

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import socket
+import statistics
 import time
 import tracemalloc
 from pathlib import Path
@@ -641,12 +642,11 @@ def test_an_idle_connection_that_is_not_selected_costs_no_byte_more() -> None:
                 lose(protocol)
 
     faults = Faults([parse_fault("reset:every=1000000")], 1, 1, "")
-    # Tables that all share grow now and then, so the least of some rounds counts.
-    rounds = [(bytes_of_a_hundred(None), bytes_of_a_hundred(faults)) for _ in range(3)]
-    without, with_faults = (min(each) for each in zip(*rounds, strict=True))
-    assert without > 0
+    # Tables that all share grow now and then, and an odd round has had some bytes less.
+    rounds = [(bytes_of_a_hundred(None), bytes_of_a_hundred(faults)) for _ in range(5)]
+    more = statistics.median(with_faults - without for without, with_faults in rounds)
     # An object for each, with one slot, would take 40: numbers that are counted grow, and tables.
-    assert with_faults < without + 100 * 40
+    assert more < 100 * 40
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -217,13 +217,13 @@ def tracing(file: Path, daemons: Sequence[Daemon]) -> Iterator[Calls]:
             *("-e", f"trace={_CALLS}", *which),
         ],
         stderr=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # `select` knows nothing of lines that a buffer has
     ) as strace:
         assert strace.stderr is not None
         try:
             for _ in daemons:
                 assert select.select([strace.stderr], [], [], PATIENCE)[0]
-                said = strace.stderr.readline()
+                said = strace.stderr.readline().decode()
                 if "Operation not permitted" in said:
                     missing(
                         "strace may not trace a daemon here: permit ptrace (as root; in a "

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from echod.workers.supervisor import PROVEN
 from tests.faults.scale import Scale, number
 from tests.support.clients import connect
 from tests.support.daemon import Daemon, Start
@@ -29,15 +31,28 @@ from tests.support.served_workers import (
 from tests.support.waiting import block_until
 
 THREADS = 4
+WORKERS = 4
 
 
 def end_workers(running: Daemon, signals: Scale, number: signal.Signals, count: int) -> Load:
-    """Send a signal to a random worker, again and again, under load; return the load."""
+    """Send a signal to a random worker, again and again, under load; return the load.
+
+    It has served for a while: one that ends at once is started again later and later.
+    """
+    since = dict.fromkeys(served_by(running).values(), time.monotonic())
+
+    def proven() -> list[int]:
+        return [pid for pid, then in since.items() if time.monotonic() - then > 1.1 * PROVEN]
+
     with Load(running, THREADS) as load:
         for done in signals(ci=count, soak=10 * count):
             before = load.served
-            os.kill(random.choice(list(served_by(running).values())), number)
-            wait_until_served(running, 3 + done)
+            block_until(proven)
+            ended = random.choice(proven())
+            os.kill(ended, number)
+            del since[ended]
+            for pid in wait_until_served(running, WORKERS + done + 1).values():
+                since.setdefault(pid, time.monotonic())
             block_until(lambda before=before: load.served > before + 20)
     return load
 
@@ -48,7 +63,7 @@ def test_workers_may_be_killed_under_load(daemon: Start, tmp_path: Path, scale: 
     """Fault 170: A killed worker loses only the connections that it had accepted, in 200 SIGKILLs
     under load; no client is refused.
     """
-    load = end_workers(started(daemon, tmp_path), scale, signal.SIGKILL, 20)
+    load = end_workers(started(daemon, tmp_path, WORKERS), scale, signal.SIGKILL, 20)
     assert not load.refused
     # Each thread has one connection at a time.
     assert load.broken + load.closed <= THREADS * number(ci=20, soak=200)
@@ -60,7 +75,7 @@ def test_workers_may_be_ended_under_load(daemon: Start, tmp_path: Path, scale: S
     """Fault 170: SIGTERM to a worker breaks no connection, and closes in good order those alone
     that it had accepted, in 200 SIGTERMs under load; no client is refused.
     """
-    load = end_workers(started(daemon, tmp_path), scale, signal.SIGTERM, 20)
+    load = end_workers(started(daemon, tmp_path, WORKERS), scale, signal.SIGTERM, 20)
     assert not load.refused
     assert load.broken == 0
     assert load.closed <= THREADS * number(ci=20, soak=200)
@@ -135,9 +150,9 @@ def test_busy_workers_share_one_queue(daemon: Start, tmp_path: Path, kind: str) 
     assert more <= number(ci=5, soak=1) * 1.2 * less
 
 
-def started(daemon: Start, folder: Path) -> Daemon:
-    """Start two workers, whose handler says in which process it runs."""
+def started(daemon: Start, folder: Path, count: int = 2) -> Daemon:
+    """Start workers, whose handler says in which process it runs."""
     write_handler(folder)
-    running = daemon("--handler", "answers:who", "--workers", "2", "--log-rate", "0")
-    wait_until_served(running, 2)
+    running = daemon("--handler", "answers:who", "--workers", f"{count}", "--log-rate", "0")
+    wait_until_served(running, count)
     return running
