@@ -5,7 +5,7 @@ PYTHON ?= python3
 PORT = 8888
 SOAK_HOURS = 8
 # Several for each processor: half of the time tests wait.
-WORKERS = 10
+WORKERS = 8
 
 # For install-service: the folders of the program, of systemd's units, and of the settings.
 PREFIX = /opt/echod

@@ -494,7 +494,8 @@ async def test_the_answers_before_a_message_come_whole_and_then_the_fault(
             client.finish()
             assert await client.receive_all() == b"".join(messages[:2])
             assert server.factory.metrics.faults == {fault.partition(":")[0]: 1}
-            assert client.clean is (way == "UNIX" or fault.startswith("truncate"))
+            if way != "UNIX":  # there a close is a reset if the daemon has not read all
+                assert client.clean is fault.startswith("truncate")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 from OpenSSL import crypto
+from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
@@ -550,3 +553,35 @@ def test_a_producer_that_is_about_to_be_gone_is_not_waited_for(harness: Harness,
             assert lost.wait(PATIENCE)
 
     harness.run(client)
+
+
+def reset(peer: socket.socket) -> None:
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+@pytest.mark.parametrize("opened", ["here", "there"])
+def test_a_reset_right_behind_data_is_no_end_of_the_stream(either: Harness, opened: str) -> None:
+    """The reactor finds both at once."""
+    peers: queue.Queue[socket.socket] = queue.Queue()
+
+    def meet(self: Any) -> None:
+        peer = peers.get(timeout=PATIENCE)  # the reactor reads nothing meanwhile
+        peer.sendall(b"last words")
+        reset(peer)
+
+    protocol = scripted(connectionMade=meet)
+    factory = Factory.forProtocol(protocol)
+    factory.noisy = False
+    if opened == "there":
+        port = either.reactor.listenTCP(0, factory, interface="127.0.0.1").getHost().port
+        either.run(lambda: peers.put(dial(port)), lambda: protocol.over.wait(PATIENCE))
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            endpoint = TCP4ClientEndpoint(either.reactor, *listening.getsockname())
+            either.reactor.callWhenRunning(endpoint.connect, factory)
+            either.run(
+                lambda: peers.put(listening.accept()[0]), lambda: protocol.over.wait(PATIENCE)
+            )
+    assert protocol.events == ["last words", "ConnectionLost"]
+    assert either.failures == []

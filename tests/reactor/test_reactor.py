@@ -354,9 +354,15 @@ async def leaves():
 
 def begin():
     tasks.append(asyncio.ensure_future(leaves()))
-    asyncio.get_running_loop().call_later(0.01, sys.exit, 8)
-    reactor.callLater(0.05, print, "still there")
-    reactor.callLater(0.06, reactor.stop)
+    reactor.callLater(0.01, go_on)
+
+def go_on():
+    asyncio.get_running_loop().call_soon(sys.exit, 8)
+    reactor.callLater(0.01, end)
+
+def end():
+    print("still there")
+    reactor.stop()
 
 tasks = []
 reactor.callLater(0, begin)
