@@ -1,6 +1,6 @@
 """Lines, and messages behind their length, cut and framed by hand: for the peers with threads.
 
-A peer is run with one more argument at the end: `line` or `length`.
+Such a peer is run with one more argument at the end: `line` or `length`.
 """
 
 from __future__ import annotations

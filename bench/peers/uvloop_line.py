@@ -7,10 +7,8 @@ from typing import cast
 
 import uvloop
 
+from bench.peers.framed import LONGEST_LINE
 from bench.peers.wire import BACKLOG, BANNER, HOST, PREFIX, arguments
-
-# As of echod's framing, in bytes.
-LONGEST = 16 * 1024
 
 
 class Echo(asyncio.Protocol):
@@ -27,7 +25,7 @@ class Echo(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         *lines, self.rest = (self.rest + data).split(b"\n")
-        if len(self.rest) > LONGEST:
+        if len(self.rest) > LONGEST_LINE:
             self.transport.abort()
         elif len(lines) == 1:
             self.transport.write(PREFIX + lines[0] + b"\n")

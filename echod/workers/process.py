@@ -190,7 +190,6 @@ class Worker:
         self._reactor: Any = None
         self._service: EchoService | None = None
         self._signals: Signals | None = None
-        self._stopping = False
 
     def run(self) -> None:
         """Serve until the end.
