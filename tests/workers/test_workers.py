@@ -41,6 +41,7 @@ def two(daemon: Start, tmp_path: Path) -> Daemon:
     write_handler(tmp_path)
     running = daemon("--handler", "answers:who", "--workers", "2", "--drain-timeout", "10")
     wait_until_served(running, 2)
+    assert running.port  # a worker tells it in its log: a stopped one would not
     return running
 
 
