@@ -4,8 +4,8 @@ A :class:`StreamTransport` connects the two: it is the Twisted transport of a Tw
 the asyncio protocol of a uvloop transport. For each message it does almost nothing:
 
 - ``data_received`` looks up the protocol's ``dataReceived``, which may be replaced at any time;
-- ``write`` calls the uvloop transport's, unless it is diverted: to TLS, for a pull producer, for a
-  descriptor to send, while the stream is about to end, or to nothing once it has ended.
+- ``write`` calls the uvloop transport's, unless it is diverted: for TLS, for a pull producer, for
+  a descriptor to send, while the stream is about to end, or to nothing once it has ended.
 
 (Binding them directly to the other side's methods gains less than 1 %, and fails if other code has
 kept the bound method.)
@@ -60,8 +60,10 @@ from echod.reactor.logprefix import running
 
 try:
     from twisted.internet import _newtls as newtls
+    from twisted.protocols.tls import TLSMemoryBIOProtocol
 except ImportError:  # pyOpenSSL is not installed
     newtls = None  # type: ignore[assignment]
+    TLSMemoryBIOProtocol = ()  # type: ignore[assignment,misc]
 
 if TYPE_CHECKING:
     from echod.reactor.interfaces import LoopReactor
@@ -154,6 +156,7 @@ class StreamTransport:
     _backlog: int | None = None  # SHORT_BACKLOG, or the protocol's, or uvloop's own
     _backlog_left: int | None = None  # how many bytes may wait when a paused producer is resumed
     _reads_are_short = False
+    _is_below_tls = False  # Twisted's
     _buffer_error: BaseException | None = None
     _drain_scheduled = False
     _flush_timer: asyncio.TimerHandle | None = None
@@ -240,6 +243,9 @@ class StreamTransport:
         if connect_directly is not None:
             self.data_received = connect_directly(self, self._uv.write)  # type: ignore[method-assign]
             self._announce()
+        elif isinstance(protocol, TLSMemoryBIOProtocol):
+            self._is_below_tls = True
+            self._watch_writes()
         protocol.makeConnection(self)
 
     def receiveBy(self, data_received: Callable[[bytes], object]) -> None:
@@ -504,6 +510,8 @@ class StreamTransport:
 
     def _send(self, data: bytes) -> None:
         """Write, even if ``write`` is diverted."""
+        if self._is_below_tls and self.protocol._aborted:
+            return  # it is its close_notify, by which a reset would look like a clean end
         self._uv.write(data)
         if self.connected and self._writes_are_watched():
             self._await_drain()
@@ -524,7 +532,8 @@ class StreamTransport:
     def _watch_writes(self) -> None:
         """Divert ``write``, or stop that, after ``_writes_are_watched`` has changed."""
         if self.connected and not self.TLS and not self._write_ended and not self._aborting:
-            self._divert = self._send if self._writes_are_watched() else None
+            watched = self._is_below_tls or self._writes_are_watched()
+            self._divert = self._send if watched else None
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         chunks = list(iovec)
@@ -720,6 +729,7 @@ class StreamTransport:
 
     def startTLS(self, contextFactory: object, normal: bool = True) -> None:
         newtls.startTLS(self, contextFactory, normal, _BelowTLS)
+        self._is_below_tls = True
         if self.connected:
             self._divert = self.protocol.write
 

@@ -43,6 +43,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         97: "A process that a handler has just forked receives a signal",
         98: "A handler uses a descriptor of its connection, where echod does not see it",
         77: "A connection is told to close while a producer is registered",
+        208: "A protocol over Twisted's own TLS aborts its connection",
     },
     "Exhaustion": {
         17: "No descriptor is left, and 200 clients connect",

@@ -395,6 +395,46 @@ def test_a_port_forwarder_keeps_no_connection(either: Harness, backend: Any) -> 
     assert either.failures == []
 
 
+@pytest.mark.parametrize("begun", ["listenSSL", "startTLS"])
+def test_a_reset_below_twisteds_tls_looks_like_no_clean_end(either: Harness, begun: str) -> None:
+    """Fault 208: A protocol over Twisted's own TLS that aborts sends no close_notify before."""
+
+    class Aborts(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            if data == b"S":
+                self.transport.write(b"T")
+                self.transport.startTLS(tls_options(), True)
+            else:
+                self.transport.write(b"half")
+                if begun == "startTLS":
+                    self.transport.protocol.abortConnection()  # TLS itself, as at a wrong peer
+                else:
+                    self.transport.abortConnection()
+
+    factory: Any = Factory.forProtocol(Aborts)
+    if begun == "listenSSL":
+        factory = TLSMemoryBIOFactory(tls_options(), False, factory, either.reactor)
+    factory.noisy = False
+    port = either.reactor.listenTCP(0, factory, interface="127.0.0.1").getHost().port
+    context = ssl.create_default_context(cadata=AUTHORITY.certificate.decode())
+
+    def client() -> None:
+        with dial(port) as plain:
+            if begun == "startTLS":
+                plain.sendall(b"S")
+                assert plain.recv(1) == b"T"
+            with context.wrap_socket(
+                plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False
+            ) as connection:
+                connection.sendall(b"hello")
+                with pytest.raises((ConnectionResetError, ssl.SSLEOFError)):
+                    # Not more: it would be a clean end, which raises nothing.
+                    read_all(connection)
+
+    either.run(client)
+    assert either.failures == []
+
+
 @pytest.mark.parametrize("ending", ["close_notify", "FIN"])
 def test_clients_that_leave_a_tls_port_are_let_go_of(
     either: Harness, tmp_path: Path, ending: str
