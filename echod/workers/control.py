@@ -30,7 +30,7 @@ from echod.journal import Record
 from echod.web.site import Answer
 from echod.workers.child import Child
 from echod.workers.link import Message
-from echod.workers.look import Question
+from echod.workers.question import Question
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor

@@ -7,16 +7,14 @@ import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
-
 from echod.status.look import RateMeter
 from echod.status.several import Ended, Figures, OwnOfWorkers, merge, rated
 from echod.status.snapshot import Build, LogFigures, Snapshot
 from echod.workers.child import Child
+from echod.workers.question import Question
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
-    from twisted.internet.interfaces import IDelayedCall
 
     from echod.interfaces import Reactor
     from echod.log.observer import LogObserver
@@ -79,7 +77,7 @@ class WorkersLook:
         """Ask the workers, and return the figures of the service."""
         ready = [each for each in self._children() if each.state in ("ready", "draining")]
         number = next(self._numbers)
-        question = self._asked[number] = Question(self._reactor, ready)
+        question = self._asked[number] = Question(self._reactor, ready, ANSWER_IN)
         try:
             for child in ready:
                 child.order(do="figures", number=number)
@@ -116,47 +114,3 @@ class WorkersLook:
         # The last answer ends a look at once, and its sums need those counters.
         for question in list(self._asked.values()):
             question.told(child)
-
-
-class Question:
-    """A question to some workers.
-
-    Attributes:
-        answered: fires once all have answered, or the time is over.
-        waiting: those that have not answered.
-    """
-
-    def __init__(
-        self, reactor: Reactor, children: Collection[Child], seconds: float = ANSWER_IN
-    ) -> None:
-        """Set up.
-
-        Args:
-            reactor: for the deadline.
-            children: the workers.
-            seconds: how long they may take.
-        """
-        self.answered: Deferred[None] = Deferred()
-        self.waiting = set(children)
-        self._late: IDelayedCall | None = reactor.callLater(seconds, self.end)
-        if not self.waiting:
-            self.end()
-
-    def told(self, child: Child) -> None:
-        """Note that a worker has answered, or has ended."""
-        self.waiting.discard(child)
-        if not self.waiting:
-            self.end()
-
-    def end(self) -> None:
-        """Wait no longer. Calling it again is harmless."""
-        if self._late is not None:
-            self.forget()
-            if not self.answered.called:
-                self.answered.callback(None)
-
-    def forget(self) -> None:
-        """Measure no time any more: the asking code does not wait."""
-        late, self._late = self._late, None
-        if late is not None and late.active():
-            late.cancel()

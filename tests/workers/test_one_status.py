@@ -11,9 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from twisted.internet.task import Clock
 
-from echod.workers.look import ANSWER_IN, Question
 from tests.support.clients import connect
 from tests.support.daemon import Daemon, Start
 from tests.support.served_workers import ask, wait_until_served
@@ -119,22 +117,3 @@ def test_a_worker_that_does_not_answer_is_shown_by_its_last_figures(served: Daem
             stack.callback(os.kill, pid, signal.SIGCONT)
             assert metric(served, "echod_messages_total") == 1
             assert f"<td>{pid}</td>" in get(served, "/")
-
-
-def test_a_question_ends_with_the_last_answer_or_with_its_time() -> None:
-    clock = Clock()
-    one, other = object(), object()
-    fired: list[None] = []
-    question = Question(clock, [one, other])  # type: ignore[list-item]
-    question.answered.addCallback(fired.append)
-    question.told(one)
-    question.told(one)
-    assert not fired
-    question.told(other)
-    assert fired == [None]
-    assert not clock.getDelayedCalls()
-    late = Question(clock, [one])  # type: ignore[list-item]
-    late.answered.addCallback(fired.append)
-    clock.advance(ANSWER_IN)
-    assert len(fired) == 2
-    assert Question(clock, []).answered.called
