@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from echod import __version__
-from echod.control.selection import DEFAULT, MOST
+from echod.control.selection import DEFAULT, MOST, REASONS
+from echod.faults import FAULTS
 
 Schema = dict[str, Any]
 
@@ -30,14 +31,14 @@ def describe() -> Schema:
                 "get": _operation(
                     "List connections, the open ones and the last that ended, by their numbers",
                     _ref("Connections"),
-                    also=(503,),
+                    also=(404, 503),
                     parameters=[*_FILTERS, *_MORE_FILTERS],
                 ),
                 "delete": _operation(
                     "End the open connections that are selected, all by default",
                     _ref("Disconnected"),
                     parameters=[*_FILTERS, _HOW],
-                    also=(503,),
+                    also=(404, 503),
                 ),
             },
             "/connections/{id}": {
@@ -145,25 +146,34 @@ def _response(meaning: str, schema: Schema) -> Schema:
 _ERRORS = {
     400: "The request makes no sense",
     401: "The token is missing or wrong",
-    404: "There is no such connection or fault",
+    404: "There is no such connection, listener or fault",
     409: "The daemon drains, or has workers",
     413: "The body is too long",
     421: "The host name is not allowed",
     503: "A worker does not answer",
 }
 
+_BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_ADDRESS = {
+    "type": "string",
+    "anyOf": [
+        {"format": "ipv6"},
+        {"pattern": rf"^({_BYTE}\.){{3}}{_BYTE}(/(3[0-2]|[12]?[0-9])|:[0-9]{{1,5}})?$"},
+        {"pattern": "^/"},
+    ],
+}
 _FILTERS = [
     _query(
         "address",
-        _TEXT,
+        _ADDRESS,
         "clients of this network or address, with or without a port, or of this socket's path",
     ),
     _query("listener", _TEXT, "clients of this listener: its number, from 1, or its endpoint"),
 ]
 _MORE_FILTERS = [
     _query("state", {"enum": ["open", "ended"]}, "only open ones, or only ended ones"),
-    _query("reason", _TEXT, "only ended ones, with this reason"),
-    _query("fault", _TEXT, "connections in which this fault has happened"),
+    _query("reason", {"enum": [*REASONS]}, "only ended ones, with this reason"),
+    _query("fault", {"enum": [*FAULTS]}, "connections in which this fault has happened"),
     _query(
         "after",
         {"type": "integer", "minimum": 0, "maximum": 2**53, "default": 0},

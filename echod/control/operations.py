@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.control.description import describe
-from echod.control.selection import arguments, selection
+from echod.control.selection import Selection, arguments, selection
 from echod.control.site import JSON, Call, Refused, Routes, told
 from echod.errors import UserError
 from echod.faults import FaultPlan, Rule, parse_fault
@@ -129,6 +129,7 @@ class Operations:
         """List connections."""
         wanted = selection(arguments(call.query, LIST))
         journal, listeners = self._journal, self._listeners()
+        check_listener(wanted, listeners)
         found: list[bytes] = []  # JSON already: all at once would take long
         more = False
         for count, record in enumerate(journal.records(wanted.after), 1):
@@ -161,12 +162,10 @@ class Operations:
 
     async def disconnect_all(self, call: Call) -> Answer:
         """End the connections that are selected, all by default."""
-        given = arguments(call.query, (*_FILTERS, "how"))
-        gently = _gently(given)
-        wanted = selection({name: given[name] for name in _FILTERS if name in given})
+        journal, listeners, count = self._journal, self._listeners(), 0
+        wanted, gently = to_disconnect(call.query, listeners)
         everything = wanted.address is None and wanted.listener is None
         unnumbered = self._unnumbered() if everything else []
-        journal, listeners, count = self._journal, self._listeners(), 0
         for looked, number in enumerate(journal.open(), 1):
             connection = journal.connection(number)
             if connection is not None:
@@ -294,6 +293,38 @@ def _end(connection: Owned, *, gently: bool) -> None:
         connection.drain()
     else:
         connection.abort(EndReason.DISCONNECTED)
+
+
+def to_disconnect(query: bytes, listeners: Mapping[str, str]) -> tuple[Selection, bool]:
+    """Return the connections that a request ends, and whether gently.
+
+    Args:
+        query: of the request.
+        listeners: the endpoint strings by their numbers.
+
+    Raises:
+        QueryError, Refused: the request makes no sense.
+    """
+    given = arguments(query, (*_FILTERS, "how"))
+    gently = _gently(given)
+    wanted = selection({name: given[name] for name in _FILTERS if name in given})
+    check_listener(wanted, listeners)
+    return wanted, gently
+
+
+def check_listener(wanted: Selection, listeners: Mapping[str, str]) -> None:
+    """Check that there is the listener that a request names.
+
+    Args:
+        wanted: what the request selects.
+        listeners: the endpoint strings by their numbers.
+
+    Raises:
+        Refused: there is none.
+    """
+    if wanted.listener not in (None, *listeners, *listeners.values()):
+        known = ", ".join(f"{number} ({one})" for number, one in listeners.items())
+        raise Refused(404, f"there is no such listener; there are: {known}")
 
 
 def _gently(given: dict[str, str]) -> bool:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
+from echod.addresses import Network
+from echod.faults import FAULTS
 from echod.journal import Record
+from echod.reasons import EndReason
 
 # The most connections in one answer, and how many there are by default.
 MOST, DEFAULT = 10_000, 1000
 
-_ADDRESS = re.compile(r"(?:\[([^\]]+)\]|([0-9.]+)):[0-9]+")
+REASONS = tuple(reason.value for reason in EndReason)
+
+_ADDRESS = re.compile(r"(?:\[([^\]]+)\]|([0-9.]+)):[0-9]{1,5}")
+
+# How the address of a client's own UNIX socket begins: a path, or a name without one, escaped.
+_PATHS = ("/", "\\x00")
 
 
 class QueryError(ValueError):
@@ -25,7 +35,8 @@ class Selection:
     """The connections that a request means: all conditions hold.
 
     Attributes:
-        address: a network, an address, an address with its port, or the path of a UNIX socket.
+        address: a network, an address, an address with its port, or the whole path of the
+            client's UNIX socket.
         listener: a listener's number, from 1, or its endpoint string.
         state: "open" or "ended".
         reason: why it ended.
@@ -69,17 +80,29 @@ def is_at(peer: str, wanted: str) -> bool:
     """Return whether a client's address is the one that is wanted, or in that network."""
     if peer == wanted:
         return True
-    found = _ADDRESS.fullmatch(peer)
-    if found is None:
-        return False
-    try:
-        network = ipaddress.ip_network(wanted, strict=False)
-        address = ipaddress.ip_address((found[1] or found[2]).partition("%")[0])
-    except ValueError:
+    network, address = _network(wanted), _host(peer)
+    if network is None or address is None:
         return False
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return address.ipv4_mapped in network or address in network
     return address in network
+
+
+@lru_cache(maxsize=64)  # one request asks for each connection
+def _network(text: str) -> Network | None:
+    """Return the network, or the address as one; None if the text is neither."""
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def _host(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the host of an address with its port, without its scope; None if it is none."""
+    if found := _ADDRESS.fullmatch(text):
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address((found[1] or found[2]).partition("%")[0])
+    return None
 
 
 def arguments(query: bytes, known: tuple[str, ...]) -> dict[str, str]:
@@ -112,20 +135,37 @@ def selection(given: Mapping[str, str]) -> Selection:
     """Return the selection that the arguments of a query describe.
 
     Raises:
-        QueryError: a value is not valid.
+        QueryError: a value is not valid. Whether there is such a listener is not looked at.
     """
     state = given.get("state")
     if state not in (None, "open", "ended"):
         raise QueryError("state is open or ended")
     return Selection(
-        address=given.get("address"),
+        address=_address(given),
         listener=given.get("listener"),
         state=state,
-        reason=given.get("reason"),
-        fault=given.get("fault"),
+        reason=_one_of(given, "reason", REASONS),
+        fault=_one_of(given, "fault", FAULTS),
         after=_number(given, "after", 0, 2**53),
         limit=_number(given, "limit", 1, MOST, DEFAULT),
     )
+
+
+def _address(given: Mapping[str, str]) -> str | None:
+    text = given.get("address")
+    if text is None or text.startswith(_PATHS) or _network(text) or _host(text):
+        return text
+    raise QueryError(
+        "address is an address, an address with its port, a network, or the whole path of a "
+        "client's UNIX socket"
+    )
+
+
+def _one_of(given: Mapping[str, str], name: str, known: Collection[str]) -> str | None:
+    text = given.get(name)
+    if text is None or text in known:
+        return text
+    raise QueryError(f"{name} is one of: {', '.join(known)}")
 
 
 def _number(given: Mapping[str, str], name: str, least: int, most: int, default: int = 0) -> int:

@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 from twisted.web.http import OK
 
 from echod.control.description import describe
-from echod.control.operations import LIST, listed
+from echod.control.operations import LIST, check_listener, listed, to_disconnect
 from echod.control.selection import Selection, arguments, selection
 from echod.control.site import Call, Refused, Routes, told
 from echod.journal import Record
@@ -134,6 +134,7 @@ class WorkersControl:
         """List connections, by their numbers."""
         given = arguments(call.query, LIST)
         wanted = selection(given)
+        check_listener(wanted, self._listeners)
         sources = [_Source(each, wanted.after) for each in self._serving()]
         sources.append(_Source(None, wanted.after, self._of_ended(wanted)))
         found: list[bytes] = []  # JSON already: all at once would take long
@@ -183,6 +184,7 @@ class WorkersControl:
 
     async def disconnect_all(self, call: Call) -> Answer:
         """End the connections that are selected, all by default."""
+        to_disconnect(call.query, self._listeners)
         query = call.query.decode("latin-1")
         answers = await self._ask(self._serving(), "DELETE", "/connections", query)
         return told(200, {"disconnected": sum(one["disconnected"] for one in answers.values())})

@@ -209,7 +209,9 @@ def test_what_a_client_sent_cannot_command_the_terminal(call: Call) -> None:
     [
         (("connections", "77"), "no connection of that number is open, or remembered"),
         (("disconnect", "77"), "no connection of that number is open"),
-        (("disconnect", "--listener", "9"), None),
+        (("disconnect", "--address", "192.0.2.1"), None),
+        (("disconnect", "--address", "localhost"), "address is an address, an address with"),
+        (("disconnect", "--listener", "9"), "there is no such listener; there are: 1 (tcp"),
         (("fault", "nosuch"), "no fault is named 'nosuch'"),
         (("fault", "drip", "--remove"), "no fault is written so"),
         (("fault", "drip", "--seed", "-1"), "seed is a whole number from 0"),

@@ -192,8 +192,12 @@ async def test_connections_are_listed_with_what_is_known_of_them(
             assert found["more"] is (query == "limit=2")
         assert await controlled.ask("GET", "/connections/4") == (200, unix)
         assert (await controlled.ask("GET", "/connections/5"))[0] == 404
-        for nonsense in ("state=x", "nosuch=1", "limit=0", "after=-1", "after=1&after=2"):
+        for nonsense in (
+            *("state=x", "nosuch=1", "limit=0", "after=-1", "after=1&after=2"),
+            *("address=x", "reason=x", "fault=x"),
+        ):
             assert (await controlled.ask("GET", f"/connections?{nonsense}"))[0] == 400
+        assert (await controlled.ask("GET", "/connections?listener=5"))[0] == 404
 
 
 @pytest.mark.parametrize("how", ["reset", "drain"])
@@ -288,6 +292,16 @@ async def test_connections_are_ended_by_address_and_all(
     async with running(tmp_path, listen=listen, **of_model(model)) as controlled:
         for listener in range(4):
             await controlled.knock(listener)
+        for nonsense, status in (
+            ("address=127.0.0.l", 400),
+            ("address=", 400),
+            ("listener=5", 404),
+        ):
+            refused = await controlled.ask("DELETE", f"/connections?{nonsense}")
+            assert refused[0] == status
+        assert refused[1]["error"].startswith(
+            f"there is no such listener; there are: 1 ({listen[0]}"
+        )
         silent = await connected(controlled.service.listeners[2].address, Talker())
         controlled.clients.append(silent)  # its PROXY header has not come
         await eventually(lambda: controlled.open == 5)

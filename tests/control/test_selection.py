@@ -30,7 +30,9 @@ def test_an_address_is_meant_by_itself_or_its_network(peer: str, wanted: str) ->
     assert not is_at("192.0.2.1:5", wanted)
 
 
-@pytest.mark.parametrize("wanted", ["", "x", "127.0.0.1:6", "127.0.0.2", "::1", "127.0.0.1/33"])
+@pytest.mark.parametrize(
+    "wanted", ["/run/me", "fe80::1", "127.0.0.1:6", "127.0.0.2", "::1", "127.0.0.1/33"]
+)
 def test_another_address_is_not_meant(wanted: str) -> None:
     assert not is_at("127.0.0.1:5", wanted)
 
@@ -100,6 +102,37 @@ def test_a_query_that_makes_no_sense_is_refused(query: str) -> None:
 def test_a_value_that_makes_no_sense_is_refused(given_: dict[str, str]) -> None:
     with pytest.raises(QueryError):
         selection(given_)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "127.0.0.1:80", "10.0.0.0/8", "10.1.2.3/8", "::1", "[::1]:80", "fe80::/10"),
+        *("fe80::1%eth0", "[fe80::1%eth0]:80", "/run/me.sock", r"\x00name"),
+    ],
+)
+def test_an_address_may_have_a_port_or_be_a_network_or_a_path(address: str) -> None:
+    assert selection({"address": address}).address == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("", "x", "localhost", "127.0.0.l", "127.0.0.1/33", "127.0.0.1:", "127.0.0.1:x", "1"),
+        *("999.0.0.1:80", "[10.0.0.0]", "[10.0.0.0/8]:80", "::1]:80", "me.sock", "*"),
+    ],
+)
+def test_a_text_that_is_no_address_is_refused(address: str) -> None:
+    """A slip of the pen would else end no connection, and say that all is well."""
+    with pytest.raises(QueryError, match=r"^address is an address, an address with its port, a n"):
+        selection({"address": address})
+
+
+def test_a_reason_or_a_fault_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(QueryError, match=r"^reason is one of: client closed, .*, disconnected"):
+        selection({"reason": "closed"})
+    with pytest.raises(QueryError, match=r"^fault is one of: reset, .*, alert$"):
+        selection({"fault": "rest"})
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.text()))

@@ -152,6 +152,14 @@ def test_a_wrong_query_is_refused_before_a_worker_is_asked(two: Controlling) -> 
         in value(two.begin("GET", "/connections", "limit=x"), 400)["error"]
     )
     assert "no argument" in value(two.begin("POST", "/suspend", "a=b"), 400)["error"]
+    for method in ("GET", "DELETE"):
+        for query, status, why in (
+            ("address=127.0.0.l", 400, "address is an address"),
+            ("listener=3", 404, "there is no such listener; there are: 1 (tcp:1), 2 (tcp:2)"),
+        ):
+            error = value(two.begin(method, "/connections", query), status)["error"]
+            assert error.startswith(why)
+    assert "how is reset" in value(two.begin("DELETE", "/connections", "how=x"), 400)["error"]
     assert not two.one.done
 
 
@@ -261,10 +269,10 @@ def test_a_connection_of_a_process_that_has_ended_is_not_found(two: Controlling)
 
 
 def test_the_refusal_of_a_worker_is_that_of_the_service(two: Controlling) -> None:
-    answers = two.begin("DELETE", "/connections", "how=slowly")
+    answers = two.begin("POST", "/suspend")
     for each in (two.one, two.other):
-        two.answer(each, {"error": "how is reset or drain"}, 400)
-    assert value(answers, 400) == {"error": "how is reset or drain"}
+        two.answer(each, {"error": "the daemon drains"}, 409)
+    assert value(answers, 409) == {"error": "the daemon drains"}
 
 
 def test_each_worker_is_suspended_and_one_that_starts_obeys_later(two: Controlling) -> None:
