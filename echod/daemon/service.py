@@ -390,7 +390,8 @@ class EchoService(Service):
         self._stop_clearing_up()
         self.notifier.stopping()
         for listener in self.listeners:  # the clients that wait are served, as at every stop
-            listener.resume(_SUSPENDED)
+            if listener.takes_queue:
+                listener.resume(_SUSPENDED)
         return self._stop_listening().addCallback(self._begin_drain).addCallback(self._stopped)
 
     def abort(self) -> None:
@@ -403,18 +404,28 @@ class EchoService(Service):
         Clients that connect wait in the kernel's queue, and none that was accepted is lost.
         """
         if not self.suspended and not self.draining:
-            self.suspended = True
-            for listener in self.listeners:
-                listener.pause(_SUSPENDED)
+            self.hold()
             log.info("Suspended: clients that come wait until it is resumed")
 
     def resume(self) -> None:
         """Accept clients again, those that wait first."""
         if self.suspended:
-            self.suspended = False
-            for listener in self.listeners:
-                listener.resume(_SUSPENDED)
+            self.accept()
             log.info("Resumed: accepting clients")
+
+    def hold(self) -> None:
+        """Suspend, without a line in the log: a worker begins so, until its supervisor lets it
+        accept.
+        """
+        self.suspended = True
+        for listener in self.listeners:
+            listener.pause(_SUSPENDED)
+
+    def accept(self) -> None:
+        """Resume, without a line in the log."""
+        self.suspended = False
+        for listener in self.listeners:
+            listener.resume(_SUSPENDED)
 
     def change_faults(self, rules: Iterable[Rule], seed: int | None = None) -> None:
         """Use these faults on purpose from now on, for new connections and open ones.

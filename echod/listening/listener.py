@@ -41,9 +41,12 @@ class Listener(Generic[Served]):
         factory: makes the protocols.
         tls: the certificate and the rules; None without TLS.
         flag: the text before the endpoint in an error, if it is not from `--listen`.
+        is_last: whether no later process accepts from its sockets; None: unless they were passed
+            to this one, as systemd does.
     """
 
     flag = ""
+    is_last: bool | None = None
 
     def __init__(
         self,
@@ -140,20 +143,27 @@ class Listener(Generic[Served]):
     def stop(self) -> Deferred[None]:
         """Accept the clients that wait, then stop; the Deferred fires once that is done.
 
-        Every client that was accepted has its protocol then, and counts as a connection.
+        Every client that was accepted has its protocol then, and counts as a connection. The
+        queue of sockets that another process accepts from later, see `is_last`, stays.
         """
         self._stopped = True
         if self._arrivals is not None:
             self._arrivals.stop()
         ports = self._ports
+        takes = ports if self.takes_queue and not self._pauses else []
         port, self._port = self._port, None
         if port is None:
             return succeed(None)
-        return ensureDeferred(self._stop(port, accepts=bool(ports)))
+        return ensureDeferred(self._stop(port, takes, accepts=bool(ports)))
 
-    async def _stop(self, port: IListeningPort, *, accepts: bool) -> None:
-        if not self._pauses:
-            await self._take_waiting(port)
+    @property
+    def takes_queue(self) -> bool:
+        """Whether its stop accepts the clients that wait: nothing else would."""
+        return hasattr(self._port, "socket") if self.is_last is None else self.is_last
+
+    async def _stop(self, port: IListeningPort, takes: Sequence[Any], *, accepts: bool) -> None:
+        for each in takes:
+            await self._take_waiting(each)
         if (stopping := port.stopListening()) is not None:
             await stopping
         if accepts:
@@ -162,13 +172,10 @@ class Listener(Generic[Served]):
             await self._turn()
             await self._turn()
 
-    async def _take_waiting(self, port: IListeningPort) -> None:
-        """Accept those in the kernel's queue, which would reset them; some in each turn.
-
-        The queue of sockets that systemd has passed stays: it is the next process's.
-        """
+    async def _take_waiting(self, port: Any) -> None:
+        """Accept those in the kernel's queue, which would reset them; some in each turn."""
         for _ in range(MOST_ROUNDS):
-            if not hasattr(port, "socket") or not _accept_from(port):
+            if not _accept_from(port):
                 return
             await self._turn()
 

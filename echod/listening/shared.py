@@ -80,6 +80,11 @@ class SharedSockets:
         return self._shares[number - 1]
 
     @property
+    def end_with_service(self) -> bool:
+        """Whether no later process accepts from them: systemd keeps its own for the next one."""
+        return not isinstance(self._endpoint, ActivatedEndpoint)
+
+    @property
     def port(self) -> int:
         """The TCP port."""
         return int(self._sockets[0].getsockname()[1])

@@ -162,11 +162,16 @@ class Child(ProcessProtocol):
         if ORDERS not in self._closed and self.transport is not None:
             self.transport.writeToChild(ORDERS, encode(message))
 
-    def stop(self) -> None:
-        """Tell it to drain, once."""
+    def stop(self, *, whole: bool) -> None:
+        """Tell it to drain, once.
+
+        Args:
+            whole: whether the service ends. Otherwise it leaves the clients that wait to its
+                successor, which has the same sockets.
+        """
         if not self.told:
             self.told = True
-            self.order(do="stop")
+            self.order(do="stop", whole=whole)
 
     def signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""

@@ -206,8 +206,9 @@ class WorkersControl:
         if self._state() == "draining":
             raise Refused(409, "the daemon drains")
         self.suspended = suspended
-        # A worker that drains has its queue left to its successor; one that starts obeys later.
-        await self._ask([one for one in self._children() if one.state != "draining"], "POST", path)
+        # A worker that drains leaves its queue to its successor; one that starts is told to accept
+        # once it is ready, if the service is not suspended then.
+        await self._ask([one for one in self._children() if one.state == "ready"], "POST", path)
         return told(200, {"state": self._state()})
 
     async def describe(self, call: Call) -> Answer:

@@ -267,8 +267,7 @@ class Worker:
             admit = self._admission(table, settings, options.settings)
             numbers = table.numbers(order["block"])
             service = prepare_service(options, passed=passed, admit=admit, numbers=numbers)
-        if order["suspended"]:
-            service.suspend()
+        service.hold()  # it accepts once the supervisor says so
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
         reactor.addSystemEventTrigger("after", "shutdown", capture.withdraw)
         service.is_worker = True
@@ -317,12 +316,20 @@ class Worker:
         assert self._signals is not None
         match order["do"]:
             case "stop":
+                if order["whole"]:
+                    self._take_queues()
                 self._signals.stop()
             case "hurry":
                 self._signals.stop()
                 self._signals.hurry()
             case _:
                 self._reactor.callFromThread(self._obey_in_turn, order)
+
+    def _take_queues(self) -> None:
+        """Let the drain serve the clients that wait: the service ends, and no successor comes."""
+        assert self._service is not None
+        for listener, ends in zip(self._service.listeners, self._order["ends"], strict=True):
+            listener.is_last = ends
 
     def _left_alone(self) -> None:
         """End, because the supervisor has."""
@@ -333,6 +340,8 @@ class Worker:
 
     def _obey_in_turn(self, order: Message) -> None:
         match order["do"]:
+            case "accept" if self._service is not None:
+                self._service.accept()
             case "prepare" | "commit" | "forget" if self._preparing:
                 self._later.append(order)
             case "prepare":

@@ -7,6 +7,8 @@ privileges are dropped, and gives each worker its own: see `echod.listening.shar
   a time that doubles up to `child.backoff`'s longest. If none of the first can start, the daemon
   ends with the reason.
 * A worker that has begun to drain has its successor while it drains.
+* A worker accepts clients once it has told that it is ready, and has been told to accept. So none
+  accepts while the service is suspended, however late it started.
 * SIGTERM drains all workers, and kills those that are left a little after the drain's deadline.
 * New settings are used by every worker or by none: each makes them ready before any applies them.
 * SIGUSR2 replaces the workers by new processes with the code that is on disk then, one at a time:
@@ -324,10 +326,10 @@ class Supervisor(Service):
             "rundir": os.getcwd(),
             "reactor": name_of(self.reactor),
             "stamps": self.log_observer.stamps,
-            "suspended": self._suspended,
             "files": self.copies.texts,
             "folders": self.copies.folders,
             "first_text": self._first_text,
+            "ends": [one.end_with_service for _, one in self._listeners],
         }
         sockets = [one.descriptors_of(seat.number) for _, one in self._listeners]
         seat.next = child
@@ -424,14 +426,20 @@ class Supervisor(Service):
         before, seat.child, seat.next = seat.child, child, None
         log.info("{child} serves", child=str(child))
         if self.draining:
-            child.stop()
-        elif child.text != self._text:
-            self._catch_up(child)
+            child.stop(whole=True)
+        else:
+            self._let_accept(child)
         if before is not None:
             seat.leaving = before
-            before.stop()
+            before.stop(whole=False)
         self._tell_ready()
         self._renew_next()
+
+    def _let_accept(self, child: Child) -> None:
+        if child.text != self._text:
+            self._catch_up(child)
+        if not self._suspended:  # otherwise `resume` tells it, as all that serve
+            child.order(do="accept")
 
     def _not_started(self, seat: Seat, child: Child) -> None:
         """Take note that a worker has ended before it served."""
@@ -579,7 +587,7 @@ class Supervisor(Service):
                 child=str(child),
                 why=escape(why),
             )
-            child.stop()
+            child.stop(whole=False)
 
     # New code.
 
@@ -614,7 +622,7 @@ class Supervisor(Service):
                 seat.later.cancel()
             if seat.next is not None:
                 given_up, seat.next = seat.next, None
-                _stop(given_up)
+                _stop(given_up, whole=False)
             if seat.child is None:
                 self._start(seat)
         self._renewing = iter(serving)
@@ -830,8 +838,8 @@ class Reload:
                 child.text = self._text
 
 
-def _stop(child: Child) -> None:
-    child.stop()
+def _stop(child: Child, *, whole: bool = True) -> None:
+    child.stop(whole=whole)
     if child.state == "starting":
         child.signal(signal.SIGTERM)  # it reads no orders yet, and has accepted no client
 

@@ -62,8 +62,13 @@ class Spawned:
 
     @property
     def done(self) -> list[str]:
-        """The kind of each order after the first."""
-        return [order["do"] for order in self.orders[1:]]
+        """The kind of each order after the first, without that to accept, which each gets."""
+        return [order["do"] for order in self.orders[1:] if order["do"] != "accept"]
+
+    @property
+    def accepts(self) -> bool:
+        """Whether it has been told to accept clients."""
+        return any(order.get("do") == "accept" for order in self.orders)
 
     def tell(self, news: str, **more: object) -> None:
         self.child.childDataReceived(NEWS, encode({"news": news, **more}))

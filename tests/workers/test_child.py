@@ -165,15 +165,15 @@ def test_a_printed_line_without_an_end_takes_bounded_room(process: Spawned, note
 
 
 def test_it_is_told_to_stop_once(process: Spawned) -> None:
-    process.child.stop()
-    process.child.stop()
+    process.child.stop(whole=True)
+    process.child.stop(whole=True)
     assert process.done == ["stop"]
 
 
 def test_one_that_has_ended_gets_no_order_and_no_signal(process: Spawned) -> None:
     process.child.signal(signal.SIGTERM)
     process.end()
-    process.child.stop()
+    process.child.stop(whole=True)
     process.child.signal(signal.SIGKILL)
     assert process.done == []
     assert process.signals == [signal.SIGTERM]

@@ -167,7 +167,7 @@ def errors(log: Log) -> list[str]:
 def test_workers_start_with_their_orders_and_their_sockets(make: Make) -> None:
     served = make()
     one, other = served.serve()
-    assert len(one.orders) == 1
+    assert not one.done
     assert one.orders[0] == {
         "pid": os.getpid(),
         "count": 2,
@@ -179,7 +179,7 @@ def test_workers_start_with_their_orders_and_their_sockets(make: Make) -> None:
         "rundir": str(Path.cwd()),
         "reactor": "spawning",
         "stamps": True,
-        "suspended": False,
+        "ends": [True],
         "files": {},
         "folders": {},
         "block": 0,
@@ -193,6 +193,60 @@ def test_workers_start_with_their_orders_and_their_sockets(make: Make) -> None:
     assert sockets == [served.sockets.descriptors_of(number)[0] for number in (1, 2)]
     assert sockets[0] != sockets[1]
     assert one.descriptors[LIMITS] == other.descriptors[LIMITS]
+
+
+def test_a_worker_accepts_once_it_is_ready(make: Make) -> None:
+    served = make()
+    served.supervisor.privilegedStartService()
+    seen: list[list[bool]] = []
+
+    def look() -> None:
+        seen.append([each.accepts for each in served.processes])
+
+    served.reactor.steps += [
+        look,
+        lambda: served.processes[0].tell("ready"),
+        look,
+        lambda: served.processes[1].tell("ready"),
+        look,
+    ]
+    served.supervisor.startService()
+    served.reactor.run()
+    look()
+    assert seen[0] == [False, False]
+    assert seen[1] == [True, False]
+    assert seen[-1] == [True, True]
+
+
+def test_no_worker_that_starts_in_a_suspended_service_accepts(make: Make, log: Log) -> None:
+    """Fault 202: A worker that starts before the service is suspended, and serves only then,
+    accepts no client; nor does a successor, nor the worker that it replaces, from the queue.
+    """
+    served = make(1)
+    operations: Any = SimpleNamespace(suspended=False, told=lambda *_: None, ended=lambda _: None)
+    served.supervisor.operations = operations
+    (first,) = served.serve()
+    served.pass_by(PROVEN)
+    assert first.accepts
+    first.end(1)
+    successor = served.processes[1]
+    operations.suspended = True
+    successor.tell("ready")
+    assert not successor.accepts
+    served.supervisor.renew()
+    served.processes[2].tell("ready")
+    assert not served.processes[2].accepts
+    assert successor.orders[-1] == {"do": "stop", "whole": False}
+    operations.suspended = False
+    successor.end()
+    served.supervisor.renew()
+    served.processes[3].tell("ready")
+    assert served.processes[3].accepts
+    assert served.supervisor.stopService() is not None
+    assert served.processes[3].orders[-1] == {"do": "stop", "whole": True}
+    for each in served.processes[2:]:
+        each.end()
+    errors(log)
 
 
 def test_the_service_is_ready_once_each_worker_serves(make: Make, tmp_path: Path) -> None:
@@ -700,7 +754,7 @@ def test_a_successor_that_serves_before_the_reload_is_decided_gets_its_settings(
     assert not successor.done  # nothing is decided yet
     other.answer()
     assert other.done == successor.done == ["prepare", "commit"]
-    assert successor.orders[1]["text"] == two.file.read_text()
+    assert successor.orders[-2]["text"] == two.file.read_text()
     assert errors(log)
 
 

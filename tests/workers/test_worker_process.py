@@ -12,6 +12,7 @@ import ctypes
 import faulthandler
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -260,7 +261,7 @@ class Running:
             "rundir": os.getcwd(),
             "reactor": "uvloop",
             "stamps": False,
-            "suspended": False,
+            "ends": [True],
             "files": {},
             "folders": {},
             "first_text": "",
@@ -268,10 +269,16 @@ class Running:
             **changes,
         }
 
-    def start(self, *flags: str, **changes: object) -> None:
-        """Run the worker."""
+    def start(self, *flags: str, accept: bool = True, **changes: object) -> None:
+        """Run the worker.
+
+        Args:
+            accept: whether it is told to accept.
+        """
         passed = os.dup(self._socket.fileno())  # which the worker closes
         self.supervisor.order(**self.order(*flags, sockets=[[passed]], **changes))
+        if accept:
+            self.supervisor.order(do="accept")
         link = self.supervisor.link
         self.worker = Worker(link, link.first())
         self.worker.run()
@@ -288,6 +295,14 @@ class Running:
         )
         client.finish()
         return await client.receive_all()
+
+    @property
+    def has_waiting_client(self) -> bool:
+        return bool(select.select([self._socket], [], [], 0)[0])
+
+    def accept_one(self) -> None:
+        """Accept a client that the worker has left in the queue, and close it."""
+        self._socket.accept()[0].close()
 
     async def stop(self) -> None:
         """Drain."""
@@ -493,7 +508,7 @@ async def test_orders_to_end_need_no_turn_of_the_event_loop(
     running.start()
     await supervisor.heard("ready")
     running.signals.threads.clear()
-    supervisor.order(do="stop")
+    supervisor.order(do="stop", whole=True)
     supervisor.order(do="hurry")
     supervisor.vanish()  # which is an order to stop, too
     for thread in threading.enumerate():
@@ -641,10 +656,10 @@ async def test_a_worker_performs_the_requests_to_the_control_for_its_own_connect
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_worker_of_a_suspended_service_lets_clients_wait(
+async def test_a_worker_lets_clients_wait_until_it_is_told_to_accept(
     running: Running, supervisor: Supervisor
 ) -> None:
-    running.start("--control", "unix:control.sock", suspended=True)
+    running.start("--control", "unix:control.sock", accept=False)
     await supervisor.heard("ready")
     waits = Deferred.fromCoroutine(running.greeting())
     assert await asked(supervisor, 1, "GET", "/connections") == (
@@ -652,8 +667,33 @@ async def test_a_worker_of_a_suspended_service_lets_clients_wait(
         {"connections": [], "more": False, "journal": {"most": 0, "bytes": 0}},
     )
     assert not waits.called
-    assert await asked(supervisor, 2, "POST", "/resume") == (200, {"state": "ready"})
+    supervisor.order(do="accept")
     assert await waits == BANNER
+    assert await asked(supervisor, 2, "POST", "/suspend") == (200, {"state": "suspended"})
+    assert await asked(supervisor, 3, "POST", "/resume") == (200, {"state": "ready"})
+    assert await running.greeting() == BANNER
+
+
+@pytest.mark.parametrize(("whole", "ends"), [(True, True), (False, True), (True, False)])
+@pytest_twisted.ensureDeferred
+async def test_a_worker_serves_its_queue_at_the_end_of_the_service_and_else_leaves_it(
+    running: Running, supervisor: Supervisor, whole: bool, ends: bool
+) -> None:
+    """Fault 202: A suspended worker that is replaced leaves the clients that wait to its
+    successor, as a socket of systemd's to the next daemon; else they are served at the end.
+    """
+    running.start(accept=False, ends=[ends])
+    await supervisor.heard("ready")
+    waits = Deferred.fromCoroutine(running.greeting())
+    await eventually(lambda: running.has_waiting_client)
+    supervisor.order(do="stop", whole=whole)
+    await eventually(lambda: "stop" in running.signals.asked)
+    await running.worker._service.stopService()
+    served = whole and ends
+    assert running.has_waiting_client is not served
+    if not served:
+        running.accept_one()
+    assert await waits == (BANNER if served else b"")
 
 
 # The process.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -275,10 +276,11 @@ def test_the_refusal_of_a_worker_is_that_of_the_service(two: Controlling) -> Non
     assert value(answers, 409) == {"error": "the daemon drains"}
 
 
-def test_each_worker_is_suspended_and_one_that_starts_obeys_later(two: Controlling) -> None:
+def test_each_worker_that_serves_is_suspended(two: Controlling) -> None:
     for path, state in (("/suspend", True), ("/resume", False)):
         answers = two.begin("POST", path)
-        assert [each.orders[-1]["path"] for each in two.reactor.spawned] == [path] * 3
+        assert [each.orders[-1]["path"] for each in (two.one, two.other)] == [path] * 2
+        assert not two.starting.done  # it accepts when it is told to, once it is ready
         two.answer(two.one, {"state": "suspended"})
         two.answer(two.other, {"state": "suspended"})
         assert value(answers) == {"state": "ready"}  # of the service, as the test plays it
@@ -342,8 +344,17 @@ def test_one_control_speaks_for_all_workers(daemon: Start, tmp_path: Path) -> No
     with connect(running) as waiting:
         waiting.sendall(b"hello\n")
         assert control.ask("GET", "/connections?state=open")["connections"] == []
+        running.signal(signal.SIGUSR2)  # neither the old workers nor the new ones accept
+        renewed = wait_until_served(running, 5)
+        block_until(lambda: "The workers have been replaced" in running.log)
+        assert control.ask("GET", "/connections?state=open")["connections"] == []
         assert control.ask("POST", "/resume") == {"state": "ready"}
-        assert int(waiting.recv(100).split()[0]) in pids.values()
+        assert int(waiting.recv(100).split()[0]) in renewed.values()
+    assert control.ask("POST", "/suspend") == {"state": "suspended"}
     assert (tmp_path / "control.sock").exists()
-    running.stop()
+    with connect(running) as waiting:  # the drain serves it
+        waiting.sendall(b"hello\n")
+        waiting.shutdown(socket.SHUT_WR)
+        running.stop()
+        assert int(receive_all(waiting).split()[0]) in renewed.values()
     assert not (tmp_path / "control.sock").exists()
