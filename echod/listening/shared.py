@@ -89,6 +89,11 @@ class SharedSockets:
         """The TCP port."""
         return int(self._sockets[0].getsockname()[1])
 
+    @property
+    def drawn_port(self) -> int:
+        """The TCP port, if the system has chosen it; 0 otherwise."""
+        return 0 if getattr(self._endpoint, "_port", 1) else self.port
+
     def close(self) -> None:
         """Close the sockets here; the workers still have theirs. Calling it again is harmless."""
         if isinstance(self._endpoint, UNIXEndpoint):

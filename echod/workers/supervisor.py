@@ -198,6 +198,8 @@ class Supervisor(Service):
                 raise StartError(why) from error
             log.info("Socket bind complete")
             log.info("Socket now listening")
+            if port := sockets.drawn_port:  # a worker says so, too, but only once it can start
+                log.info("{listener} has port {port}", listener=escape(description), port=port)
         for site in self._sites:
             site.listen().addErrback(self._no_site)
             if self._failed:

@@ -336,6 +336,22 @@ def test_one_worker_that_serves_is_enough_for_the_start(make: Make, log: Log) ->
     assert served.supervisor.state == "ready"
 
 
+def test_a_port_that_the_system_chooses_is_told_before_a_worker_serves(
+    make: Make, log: Log
+) -> None:
+    served = make()
+    served.supervisor.privilegedStartService()
+    port = served.sockets.port
+    assert log.text.endswith(f"{LOOPBACK} has port {port}")
+    known = make()
+    description = f"tcp:{port}:interface=127.0.0.2"
+    sockets = SharedSockets(serverFromString(real_reactor, description), 2)
+    known.supervisor._listeners = [(description, sockets)]
+    known.supervisor.privilegedStartService()
+    assert "127.0.0.2 has port" not in log.text
+    sockets.close()
+
+
 def test_an_address_in_use_ends_the_start(make: Make, log: Log) -> None:
     served = make()
     served.supervisor.privilegedStartService()
