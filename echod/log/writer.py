@@ -144,6 +144,18 @@ class LogWriter:
         except OSError as error:
             self.add(self._trouble(error))
 
+    def when_written(self, call: Callable[[], object]) -> None:
+        """Call a function once the lines that are pending now are written.
+
+        Args:
+            call: is called in the writer's thread; at once, if that does not run.
+        """
+        if self._thread is None:
+            self._write_pending()
+            call()
+        else:
+            self._wake.put(call)
+
     def flush(self, timeout: float) -> bool:
         """Wait until the pending lines are written.
 
@@ -153,11 +165,8 @@ class LogWriter:
         Returns:
             Whether they are; if the thread does not run, they are written at once.
         """
-        if self._thread is None:
-            self._write_pending()
-            return True
         done = threading.Event()
-        self._wake.put(done.set)
+        self.when_written(done.set)
         return done.wait(timeout)
 
     def finish(self) -> None:

@@ -40,6 +40,9 @@ _PROGRAM = (
     "from echod.workers.process import main; main()"
 )
 
+# How many reads of its log's pipe, of 8 KiB each, come before the news that a worker is ready.
+MOST_READS = 32
+
 # How long the last lines of a process that has ended may take, in seconds.
 LAST_LINES = 0.5
 
@@ -108,6 +111,7 @@ class Child(ProcessProtocol):
         self._reactor = reactor
         self._news = Messages()
         self._log = LogLines()
+        self._log_size = 0
         self._printed = {STDOUT: b"", STDERR: b""}
         # Its descriptors that have been closed, or that no open end is left of.
         self._closed: set[int] = set()
@@ -185,6 +189,7 @@ class Child(ProcessProtocol):
                 self.heard = self._reactor.seconds()
                 self._take(news)
         elif childFD == LOG:
+            self._log_size += len(data)
             for line in self._log.feed(data):
                 self._owner.child_logged(line)
         else:
@@ -193,6 +198,7 @@ class Child(ProcessProtocol):
     def _take(self, news: Message) -> None:
         match news["news"]:
             case "ready" if self.state == "starting":
+                self._read_log()
                 self.state = "ready"
                 self.since = self._reactor.seconds()
             case "draining":
@@ -202,6 +208,14 @@ class Child(ProcessProtocol):
                 self.traceback = str(news.get("traceback", ""))
                 self.has_refused = True
         self._owner.child_told(self, news)
+
+    def _read_log(self) -> None:
+        """Take the lines that were written before the news: they come by another pipe."""
+        pipe = getattr(self.transport, "pipes", {}).get(LOG)
+        for _ in range(MOST_READS):
+            before = self._log_size
+            if pipe is None or pipe.doRead() is not None or self._log_size == before:
+                return  # all has been read; or its end, which the reactor notices, too
 
     def _print(self, descriptor: int, data: bytes) -> None:
         *lines, rest = (self._printed[descriptor] + data).split(b"\n")

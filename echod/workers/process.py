@@ -124,7 +124,10 @@ class LinkNotifier(Notifier):
         pass
 
     def ready(self) -> None:
-        self._link.send(news="ready")
+        """Tell it after the lines of the start, which have a pipe of their own."""
+        observer = self._service.log_observer
+        assert observer is not None
+        observer.writer.when_written(lambda: self._link.send(news="ready"))
 
     def stopping(self) -> None:
         self._link.send(news="draining")

@@ -61,6 +61,28 @@ def writer(sink: ListSink) -> Iterator[LogWriter]:
     made.close()
 
 
+def test_a_function_is_called_once_the_lines_before_it_are_written(
+    writer: LogWriter, sink: ListSink
+) -> None:
+    called: list[list[str]] = []
+
+    def call() -> None:
+        called.append(list(sink.lines))
+
+    writer.add(Line("before the start", "info"))
+    writer.when_written(call)
+    assert called == [["before the start"]]
+    writer.start()
+    sink.open.clear()
+    writer.add(Line("one", "info"))
+    writer.when_written(call)
+    block_until(lambda: not writer._pending)  # it is being written
+    assert len(called) == 1
+    sink.open.set()
+    block_until(lambda: len(called) == 2)
+    assert called[1] == ["before the start", "one"]
+
+
 def test_lines_are_written_in_order_whoever_adds_them(writer: LogWriter, sink: ListSink) -> None:
     writer.add(Line("before the start", "info"))
     writer.start()

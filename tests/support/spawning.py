@@ -31,6 +31,7 @@ class Spawned:
         open_to: the path of its standard input at its start.
         orders: the messages it got.
         signals: the signals it got.
+        pipes: the ends of its pipes that can be read at once.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Spawned:
         self.orders: list[dict[str, Any]] = []
         self.signals: list[int] = []
         self.has_ended = False
+        self.pipes: dict[int, Any] = {}
 
     def writeToChild(self, descriptor: int, data: bytes) -> None:
         assert descriptor == ORDERS

@@ -164,6 +164,37 @@ def test_a_printed_line_without_an_end_takes_bounded_room(process: Spawned, note
     assert notes.taken == ["x" * (LONGEST + 1)]
 
 
+class LogPipe:
+    """The pipe of a worker's log, with bytes that the reactor has not read yet."""
+
+    def __init__(self, child: Child, *reads: bytes) -> None:
+        self.child = child
+        self.reads = list(reads)
+
+    def doRead(self) -> None:
+        if self.reads:
+            self.child.childDataReceived(LOG, self.reads.pop(0))
+
+
+def test_the_lines_of_its_start_come_before_the_news_that_it_serves(
+    process: Spawned, notes: Notes
+) -> None:
+    line = framed("starting on 8888", 1)
+    process.pipes[LOG] = LogPipe(process.child, line[:7], line[7:])
+    process.tell("ready")
+    assert notes.taken == [Line("starting on 8888", "info"), "ready"]
+    process.pipes[LOG].reads.append(line)
+    process.tell("alive")  # other news is in no such order
+    assert notes.taken[2:] == ["alive"]
+
+
+def test_a_flood_of_lines_keeps_no_worker_from_being_ready(process: Spawned, notes: Notes) -> None:
+    process.pipes[LOG] = LogPipe(process.child, *[framed("x", 1)] * 1000)
+    process.tell("ready")
+    assert notes.taken[-1] == "ready"
+    assert len(notes.taken) < 100
+
+
 def test_it_is_told_to_stop_once(process: Spawned) -> None:
     process.child.stop(whole=True)
     process.child.stop(whole=True)

@@ -56,6 +56,17 @@ def test_each_worker_serves_its_share_of_the_clients(two: Daemon) -> None:
     assert min(seen.values()) >= 20
 
 
+def test_the_log_tells_that_a_worker_serves_after_the_lines_of_its_start(two: Daemon) -> None:
+    lines = list(two.lines)
+    for number in (1, 2):
+        begins = [
+            at for at, one in enumerate(lines) if f"worker {number}] EchoFactory star" in one
+        ]
+        serves = [at for at, one in enumerate(lines) if f"worker {number} (process" in one]
+        assert len(begins) == len(serves) == 1
+        assert begins < serves
+
+
 def test_what_a_killed_worker_had_not_accepted_goes_to_its_successor(two: Daemon) -> None:
     """Fault 170: Clients that wait in the queue of a killed worker are served by its successor."""
     first = served_by(two)
