@@ -353,6 +353,15 @@ def _import() -> None:
     gc.freeze()  # a collection in a child would copy the pages of all that
 
 
+def _keep_frozen() -> None:
+    """Let what has been frozen here stay so, and let nothing be frozen from here on.
+
+    At its end a daemon thaws all objects and looks at each, for files to flush. To look at those
+    of this process would copy their pages, which takes as long as all else that a daemon does.
+    """
+    gc.freeze = gc.unfreeze = lambda: None
+
+
 def _exit_code_of(code: types.CodeType, module: types.ModuleType) -> int:
     """Run a program; return the exit code that Python has for its end."""
     try:
@@ -391,6 +400,7 @@ if __name__ == "__main__":
     if _request is None:
         os._exit(0)
     _become(_request)
+    _keep_frozen()
     if "--workers" in _request["arguments"]:
         _request = _fork_workers_of(_request)
     # The program's module takes the place of this one.
