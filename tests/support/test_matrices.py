@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.matrices import covering
+from tests.support.matrices import Matrices, covering
 from tests.support.own_pytest import own_pytest
 from tests.support.waiting import PATIENCE
 
@@ -76,7 +76,7 @@ def test_the_tests_that_run_are_those_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, three: int, whole: int, two: int
 ) -> None:
     monkeypatch.setenv("MATRIX", asked)
-    process = own_pytest(tmp_path, {"numbers": TESTS}, "--collect-only", "-q")
+    process = own_pytest(tmp_path, {"numbers": TESTS}, "--collect-only", "-q", only=Matrices)
     said, _ = process.communicate(timeout=MINUTES)
     names = [line.split("::")[1].split("[")[0] for line in said.splitlines() if "::" in line]
     counts = {name: names.count(name) for name in names}

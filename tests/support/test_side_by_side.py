@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.own_pytest import own_pytest
 from tests.support.waiting import PATIENCE
+from tests.support.workers import Workers
 
 # Several pytests start on a busy machine.
 pytestmark = pytest.mark.timeout(300)
@@ -45,7 +46,7 @@ def test_other(number):
 
 
 def test_a_test_that_is_alone_runs_while_no_other_does(tmp_path: Path) -> None:
-    process = own_pytest(tmp_path, dict.fromkeys("abc", TESTS), "-n", "2")
+    process = own_pytest(tmp_path, dict.fromkeys("abc", TESTS), "-n", "2", only=Workers)
     said, _ = process.communicate(timeout=MINUTES)
     assert "15 passed" in said
     spans = [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
@@ -77,6 +78,6 @@ def test_within():
 def test_a_pytest_that_a_test_starts_in_the_same_folder_does_not_wait_for_it(
     tmp_path: Path,
 ) -> None:
-    process = own_pytest(tmp_path, {"nested": NESTED})
+    process = own_pytest(tmp_path, {"nested": NESTED}, only=Workers)
     said, _ = process.communicate(timeout=MINUTES)
     assert "2 passed" in said, said
