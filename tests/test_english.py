@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.needs import tool
+from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE
 from tools import english
 
 
@@ -114,5 +119,12 @@ def test_an_odd_sentence_is_printed_and_is_an_error(
     assert "page.md:3: 'Nobody': Nobody knows." in capsys.readouterr().out
 
 
-def test_the_project_has_no_odd_sentence() -> None:
-    assert english.main([]) == 0
+def test_make_check_reads_the_project() -> None:
+    shown = subprocess.run(
+        [tool("make"), "--dry-run", "--no-print-directory", "check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert re.search(r"^\S*/python -m tools\.english$", shown.stdout, re.MULTILINE), shown

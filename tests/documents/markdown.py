@@ -25,6 +25,7 @@ MARKS = {
     "eventually": False,
     "log": False,
     "beside": False,
+    "executed": False,
     "prints more": False,
 }
 

@@ -36,9 +36,9 @@ _CTRL_C = "^C"
 # These pages change the machine: they get folders such as /etc of their own.
 _INSTALLING = {"deploy.md"}
 
-# All programs of these pages are executed: a reader's first page, one with figures of processes,
-# and one whose daemon reads the command line of another.
-_EXECUTING = {"README.md", "ladder.md", "errors.md"}
+# All programs of these pages are executed: a reader's first page, and one whose daemon reads the
+# command line of another.
+_EXECUTING = {"README.md", "errors.md"}
 
 # Programs that the commands of pages use, and that may be missing.
 _TOOLS = (
@@ -166,7 +166,7 @@ class Page:
         serves = _SERVES.match(text) is not None
         if serves and "beside" not in block.marks:
             self._stop_server()
-        ran = self._terminal.run(text, serves=serves)
+        ran = self._terminal.run(text, serves=serves, executed="executed" in block.marks)
         if ran is self._terminal.server:
             self._wait_for_log(shown)
         else:

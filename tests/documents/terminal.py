@@ -269,19 +269,20 @@ class Terminal:
             pause = min(1.5 * pause, 0.1)  # looking costs the page's programs their processor
         return True
 
-    def run(self, text: str, *, serves: bool = True) -> Command:
+    def run(self, text: str, *, serves: bool = True, executed: bool = False) -> Command:
         """Run a command to its end, or until it serves.
 
         Args:
             text: the command.
             serves: whether it may be a server; another one may leave a server behind, as
                 `haproxy -D` does.
+            executed: whether its programs are executed in any case.
 
         Raises:
             TimeoutError: it does neither.
         """
         before = self._network.listening(self.directory)
-        command = self._start_alone(text) or self.start(text)
+        command = (None if executed else self._start_alone(text)) or self.start(text)
         if not self.until(
             lambda: command.ended or (serves and self._network.listening(self.directory) - before)
         ):

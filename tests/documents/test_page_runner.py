@@ -300,6 +300,15 @@ def test_a_program_in_a_longer_command_is_executed(forking: Terminal, command: s
     assert forking.run(command).printed == forking.run("echod --version").printed
 
 
+def test_a_program_of_a_marked_block_is_executed(tmp_path: Path, forking: Terminal) -> None:
+    forking.run("cd a")
+    block = "```\n$ twistd -n echod --handler probe:handler\n...\n```\n"
+    page = tmp_path / "page.md"
+    page.write_text(f"{block}\n<!-- executed -->\n{block}")
+    Page(page, forking).run()
+    assert [forked for forked, _ in facts(tmp_path)] == [True, False]
+
+
 def test_a_forked_server_ends_at_ctrl_c(forking: Terminal) -> None:
     server = forking.run("twistd -n echod")
     assert server is forking.server
