@@ -8,8 +8,9 @@ descriptors, the signals, the exit code. They are children of the tests' own pro
 `Program` executes a command that differs before Python runs: below another program, or with
 another `PYTHON...` or `LC_...` in its environment. Pass `executed` for a test that is about the
 imports, about a signal during them, or about the interpreter's end: a forked program deletes no
-module there. Nor does it freeze objects for the garbage collector, or thaw any. Pass `steps` instead of a program such as prlimit, which does them and then becomes
-the command. A daemon that is forked forks its workers.
+module there. Nor does it freeze objects for the garbage collector, or thaw any. Pass `steps`
+instead of a program such as prlimit, which does them and then becomes the command. A daemon that
+is forked forks its workers.
 """
 
 from __future__ import annotations
