@@ -436,3 +436,8 @@ class EchoFactory(Factory):
         """Close every connection at once."""
         for connection in list(self.connections):
             connection.abort(EndReason.ABORTED)
+
+    def let_go(self) -> None:
+        """Wait no longer for handlers that go on although their connections are lost."""
+        for connection in list(self.connections):
+            connection.let_go()

@@ -481,6 +481,9 @@ class ConnectionProtocol(Protocol):
             self._stop()
         self.transport.abortConnection()
 
+    def let_go(self) -> None:
+        """Wait no longer for a handler that goes on although its connection is lost."""
+
     def refuse(self, reason: EndReason, why: str) -> None:
         """Tell the client `why`, in one line, and close."""
         if self._reason is None:

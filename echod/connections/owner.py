@@ -41,6 +41,9 @@ class Owned(Protocol):
     def abort(self, reason: EndReason) -> None:
         """Close at once."""
 
+    def let_go(self) -> None:
+        """Wait no longer for a handler that goes on although its connection is lost."""
+
 
 class Counted(Owned, Protocol):
     """A connection that counts, as its owner sees it."""

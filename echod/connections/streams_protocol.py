@@ -7,9 +7,10 @@ The handler runs in a task of its own, in its connection's context. Guarantees, 
 * When the client has ended its stream, the handler may still write, over TLS, too.
 * When the daemon drains, the reader gets the bytes that had arrived, and then the end.
 * When the connection is lost, reads and `drain` say so. A task that has not ended `linger`
-  later is cancelled, at the drain's deadline at once. The connection counts until its task has
-  ended, but does not hold up the end of the daemon: after the drain's deadline, a few turns of
-  the event loop later at most.
+  later is cancelled, at the drain's deadline at once; once only, so that it may wait in its
+  `finally`. The connection counts until its task has ended, but does not hold up the end of the
+  daemon: after the drain's deadline it has the time of `echod.daemon.drain.LAST_CALLS`, and a few
+  turns of the event loop.
 * A cancelled task is no error, nor is an exception that tells the handler of the end.
 """
 
@@ -41,9 +42,11 @@ class StreamsProtocol(AsyncioProtocol):
     """Serves a connection by a task with a reader and a writer."""
 
     __slots__ = (
+        "_cancelled",
         "_cancels",
         "_drain_left",
         "_forgotten",
+        "_lets_go",
         "_lost_at",
         "_reader",
         "_shaken",
@@ -57,8 +60,10 @@ class StreamsProtocol(AsyncioProtocol):
         self._shaken: asyncio.Future[None] | None = None
         self._drain_left = 0
         self._lost_at = 0.0
-        # The drain's deadline has passed.
+        # The drain's deadline has passed; so has the time for the `finally` of its task.
         self._cancels = False
+        self._lets_go = False
+        self._cancelled = False
         # It is counted out, though its task may run on.
         self._forgotten = False
 
@@ -129,10 +134,13 @@ class StreamsProtocol(AsyncioProtocol):
         self._cancels = self._cancels or reason is EndReason.ABORTED
         if not self._lost:
             super().abort(reason)
-        elif self._cancels:
-            self._let_go()
         else:
             self._cancel()
+
+    def let_go(self) -> None:
+        self._lets_go = True
+        if self._lost:
+            self._let_go()
 
     def _forget(self) -> None:
         if self._task is None:
@@ -142,6 +150,8 @@ class StreamsProtocol(AsyncioProtocol):
         self._lost_at = self._owner.seconds()
         self._owner.urgent.add(self)
         if self._cancels:
+            self._cancel()
+        if self._lets_go:
             self._let_go()
 
     def _let_go(self) -> None:
@@ -184,12 +194,12 @@ class StreamsProtocol(AsyncioProtocol):
     def end_slow_handler(self, allowed: float) -> None:
         # Its output may be a part of an answer, which must not look complete.
         self.abort(EndReason.HANDLER_TIMEOUT)
-        if self._task is not None:
-            self._task.cancel(f"the handler has made no progress for {allowed:g} s")
+        self._cancel(f"the handler has made no progress for {allowed:g} s")
 
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel("the connection is lost")
+    def _cancel(self, why: str = "the connection is lost") -> None:
+        if self._task is not None and not self._cancelled:
+            self._cancelled = True
+            self._task.cancel(why)
 
     def sweep(self, now: float) -> None:
         if not self._lost:

@@ -133,13 +133,19 @@ class Drain:
         """Close every connection at once, and wait for no handler, nor for the service."""
         self._leave_service()
         self._abort_connections()
-        self._model.stop()
+        self._leave_handlers()
 
     def _abort_connections(self) -> None:
         for factory in self._factories:
             factory.abort()
         if self._telling.running:
             self._telling.stop()
+
+    def _leave_handlers(self) -> None:
+        """Wait no longer for handlers."""
+        for factory in self._factories:
+            factory.let_go()
+        self._model.stop()
 
     def _leave_service(self) -> None:
         """Wait no longer for the service, and log what it leaves undone."""
@@ -193,7 +199,7 @@ class Drain:
             _lines="".join(f"\n  {line}" for line in left),
         )
         # First, because the last connection may end the drain at once.
-        self._last_calls = self._reactor.callLater(self._for_last_calls(), self._model.stop)
+        self._last_calls = self._reactor.callLater(self._for_last_calls(), self._leave_handlers)
         self._abort_connections()
         self._model.drop()
 

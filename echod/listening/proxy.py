@@ -128,6 +128,9 @@ class HeaderProtocol(Protocol):
             self._over = True
             self.transport.abortConnection()
 
+    def let_go(self) -> None:
+        """Do nothing: no handler has begun."""
+
 
 class ProxyFactory(Factory):
     """Accepts trusted proxies, and reads their headers.

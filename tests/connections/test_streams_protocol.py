@@ -321,6 +321,44 @@ async def test_at_the_deadline_of_the_drain_a_task_is_cancelled_at_once(
         assert ended(server) == {"aborted": 1}
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_task_may_wait_in_its_finally_after_the_deadline_of_the_drain(
+    way: str, certificate: Path
+) -> None:
+    """Fault 199: A stream handler that the drain's deadline cancels may wait in its `finally`,
+    as long as coroutines of other kinds may, and is cancelled once.
+    """
+    done: list[str] = []
+    may_end = asyncio.Event()
+
+    async def says_goodbye(reader: Reader, writer: Writer) -> None:
+        writer.write(b"hello")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            done.append("cancelled")
+            await may_end.wait()
+            done.append("ended")
+
+    async with serving(says_goodbye, way, certificate, limits=Limits(linger=0.01)) as server:
+        client = await server.connect()
+        await client.receive(b"hello")
+        drained = server.factory.drain()
+        server.factory.abort()
+        await eventually(lambda: done)
+        (connection,) = server.factory.connections
+        for _ in range(3):  # each sweep finds it longer after its end than it may linger
+            connection.sweep(server.factory.seconds() + 10)
+            await turns(5)
+        assert done == ["cancelled"]
+        assert not drained.called
+        may_end.set()
+        await drained
+        assert done == ["cancelled", "ended"]
+        assert ended(server) == {"aborted": 1}
+
+
 @pytest.mark.parametrize("first", ["the drain", "the client"])
 @pytest_twisted.ensureDeferred
 async def test_a_task_that_goes_on_after_it_was_cancelled_does_not_hold_up_the_end(
@@ -352,7 +390,7 @@ async def test_a_task_that_goes_on_after_it_was_cancelled_does_not_hold_up_the_e
         await turns(5)
         assert not drained.called
         server.factory.abort()
-        server.factory.abort()
+        server.factory.let_go()
         await drained
         assert cancelled
         assert not server.factory.connections

@@ -46,6 +46,9 @@ class FakeFactory:
         for connection in list(self.connections):
             self.leave(connection)
 
+    def let_go(self) -> None:
+        """Leave no handler."""
+
 
 class FakeModel:
     """A model in which a number of calls wait; they never run."""
