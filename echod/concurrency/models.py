@@ -77,7 +77,11 @@ class _OpenHouse:
 
 
 class InReactor(_OpenHouse):
-    """`reactor`: run handlers in the event loop, and wait for coroutines and Deferreds."""
+    """`reactor`: run handlers in the event loop, and wait for coroutines and Deferreds.
+
+    Attributes:
+        lender: lends tasks of the asyncio loop that runs; None while none is known to run.
+    """
 
     name = ConcurrencyModel.REACTOR
 
@@ -90,8 +94,7 @@ class InReactor(_OpenHouse):
         # Whether no drain has to wait any longer.
         self._ended = False
         self._drains: list[Deferred[None]] = []
-        # None while no asyncio loop is known to run.
-        self._lender: Lender | None = None
+        self.lender: Lender | None = None
 
     def enter(self, connection: object, start: Callable[[], None]) -> None:
         if self._closing:
@@ -120,9 +123,9 @@ class InReactor(_OpenHouse):
 
     def settle(self, done: Done, result: object) -> object:
         """Do the rest of `call` after the handler's code has returned `result`."""
-        if result.__class__ is bytes or result is None:
+        if type(result) is bytes or result is None:
             return result
-        if result.__class__ is CoroutineType:
+        if type(result) is CoroutineType:
             return self.run(done, result)
         return self._wait(done, result, None) if isinstance(result, Deferred) else result
 
@@ -130,20 +133,24 @@ class InReactor(_OpenHouse):
         """Do the same for a coroutine: return its result, or a `Pending`."""
         if current.get() is None:  # from here on it keeps its value in this conversation
             current.set(getattr(owner_of(done), "client", None))
-        lender = self._lender
+        lender = self.lender
         if lender is None or not lender.loop.is_running():
             lender = self._find_lender()
             if lender is None:
                 followed = Followed(coroutine)
                 return self._wait(done, Deferred.fromCoroutine(followed.run()), followed)
         result = lender.start(coroutine)
-        if result.__class__ is not LentTask:
-            return result
-        awaited = AwaitedTask(result, coroutine, done)
+        return self.wait_for(done, coroutine, result) if type(result) is LentTask else result
+
+    def wait_for(
+        self, done: Done, coroutine: Coroutine[Any, Any, object], lent: LentTask
+    ) -> Pending:
+        """Wait for a coroutine whose first step, in the task `lent`, has not ended it."""
+        awaited = AwaitedTask(lent, coroutine, done)
         self._awaited[awaited] = None
         context = getattr(owner_of(done), "conversation", None)
         context = copy_context() if context is None else context  # an empty one is false
-        result.take_over(coroutine, context, partial(self._arrived, awaited))
+        lent.take_over(coroutine, context, partial(self._arrived, awaited))
         return Pending(awaited)
 
     def _find_lender(self) -> Lender | None:
@@ -151,10 +158,10 @@ class InReactor(_OpenHouse):
         loop = asyncio._get_running_loop()
         if loop is None:
             return None
-        if self._lender is not None:
-            self._lender.stop()
-        self._lender = Lender(loop)
-        return self._lender
+        if self.lender is not None:
+            self.lender.stop()
+        self.lender = Lender(loop)
+        return self.lender
 
     def _wait(self, done: Done, deferred: Deferred[object], followed: Followed | None) -> object:
         """Return the result of `deferred` if it has one, otherwise a `Pending`."""
@@ -211,8 +218,8 @@ class InReactor(_OpenHouse):
 
     def stop(self) -> None:
         self._cancel_all()
-        if self._lender is not None:
-            self._lender.stop()
+        if self.lender is not None:
+            self.lender.stop()
         if any(isinstance(one, AwaitedTask) for one in self._awaited):
             self._let_them_end(TURNS_TO_END)
         else:

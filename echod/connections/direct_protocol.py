@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from twisted.python.failure import Failure
 
 from echod.concurrency.forking import forks
+from echod.concurrency.lending import LentTask
 from echod.concurrency.models import InReactor
 from echod.connections.kernel import counts_traffic
 from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening, taken
@@ -42,12 +43,15 @@ class DirectProtocol(EchoProtocol):
     # Whether the framing leaves replies as they are.
     _replies_are_plain: ClassVar[bool] = True
 
-    __slots__ = ("_kernel_counts", "_send")
+    __slots__ = ("_kernel_counts", "_lends", "_send")
 
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner)
         self._send: Callable[[bytes], None] = self._write
         self._kernel_counts = False
+        # Whether the model's lender is that of the loop which calls here, and the context of the
+        # conversation knows its client: so it is from the first coroutine on.
+        self._lends = False
 
     def connect_directly(
         self, transport: Stream, write: Callable[[bytes], None]
@@ -219,11 +223,17 @@ class DirectProtocol(EchoProtocol):
         """Process a result that is not plain bytes: a coroutine, a Deferred, `Close`."""
         try:
             model: InReactor = self._owner.model  # type: ignore[assignment] # this class is for it
-            if result.__class__ is CoroutineType:
-                settled = model.run(self._answered, result)
-            else:
+            if type(result) is not CoroutineType:
                 settled = model.settle(self._answered, result)
-            if settled.__class__ is bytes:
+            elif self._lends:
+                # As in `model.run`, without what holds since the first coroutine.
+                settled = model.lender.start(result)  # type: ignore[union-attr]
+                if type(settled) is LentTask:
+                    settled = model.wait_for(self._answered, result, settled)
+            else:
+                settled = model.run(self._answered, result)
+                self._lends = self._kernel_counts and model.lender is not None
+            if type(settled) is bytes:
                 send = self._send
                 send(settled if self._replies_are_plain else self._owner.framing.encode(settled))
             elif not self._has_replied(settled):

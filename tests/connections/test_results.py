@@ -362,7 +362,7 @@ class Server:
             turns=way.turns(self._loop),
         )
         if WITH_ASYNCIO and isinstance(self._factory.model, InReactor):
-            self._factory.model._lender = Lender(self._tasks)
+            self._factory.model.lender = Lender(self._tasks)
 
     def stop(self) -> None:
         """End the model and its threads."""
