@@ -46,6 +46,8 @@ SLICE = 0.00025
 TURN = 0.00075
 # How long a connection may answer before that counts against its share, in seconds.
 FREE = 0.0001
+# How long work in steps rests at most between two of them, in seconds.
+LONGEST_REST = 0.01
 # After a read of this many bytes another one may come in the same turn, up to 32 of them: libuv
 # reads on while reads fill its buffer, and this is its smallest (`reactor.transport.SHORT_READ`).
 LONG = 65 * 1024
@@ -54,17 +56,22 @@ LONG = 65 * 1024
 async def go_through(clock: IReactorTime, steps: Generator[None, None, T]) -> T:
     """Take one step in each turn of the event loop, the first one at once, and return the result.
 
+    After each step the loop rests from this work for as long as that took. So half of the
+    processor's time is left to clients, also where several workers do the same at once: without
+    rests two of them would use all the time of two processors, in which their clients run, too.
+
     Args:
         clock: of the loop.
         steps: work that is no connection's, in steps that are short enough for a turn.
     """
     while True:
+        began = clock.seconds()
         try:
             next(steps)
         except StopIteration as end:
             result: T = end.value
             return result
-        await deferLater(clock, 0)
+        await deferLater(clock, min(clock.seconds() - began, LONGEST_REST))
 
 
 class Resting(Protocol):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
@@ -21,7 +22,7 @@ from echod.connections.kernel import shorten_reads
 from echod.messages.framing import Framing
 from echod.reactor.transport import SHORT_READ
 from echod.reasons import EndReason
-from echod.turns import LONG, PACE, SLICE, TURN, Share, Turns
+from echod.turns import LONG, LONGEST_REST, PACE, SLICE, TURN, Share, Turns, go_through
 from tests.support.log import Log
 from tests.support.looping import BOUND, Loop, Work
 from tests.support.reactor import reactor
@@ -612,3 +613,24 @@ async def test_on_the_wire_the_bound_is_that_of_a_whole_turn_however_long_the_re
         client.send(message * count)
         await client.until(lambda: len(client.data) >= count * len(framed(framing, b"k")))
     assert work.most <= BOUND
+
+
+def test_work_in_steps_rests_as_long_as_each_step_took_and_never_long() -> None:
+    clock = Clock()
+    steps: list[float] = []
+
+    def work() -> Generator[None, None, str]:
+        for took in (0.002, 0.004, 0.5):
+            steps.append(clock.seconds())
+            clock.rightNow += took
+            yield
+        return "done"
+
+    results: list[str] = []
+    Deferred.fromCoroutine(go_through(clock, work())).addCallback(results.append)
+    assert steps == [0]
+    while not results:
+        clock.advance(0.001)
+    assert steps == pytest.approx([0, 0.004, 0.012])
+    assert clock.seconds() == pytest.approx(0.512 + LONGEST_REST)
+    assert not clock.getDelayedCalls()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,10 @@ from echod.handlers.lookup import NAMES, ResolvedHandler, adopt, check_name, res
 from echod.handlers.service import ServiceDefinition
 from echod.listening.endpoints import Listening, Words, is_badtls, parse_listen
 from echod.listening.socket_activation import InheritedSockets
+from echod.listening.validity import tell_validity
 from echod.settings.definitions import Settings
 from echod.text import clipped, escape
+from echod.tls.context import Files, Loaded, new_server_context
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
@@ -177,8 +179,12 @@ def resolve_listen(
     Raises:
         StartError: it is not valid, or a file or socket that it names cannot be used.
     """
-    with named(f"{flag} {clipped(description, 200)}"):
+    with _named_endpoint(flag, description):
         return parse_listen(reactor, description, inherited, authority)
+
+
+def _named_endpoint(flag: str, description: str) -> AbstractContextManager[None]:
+    return named(f"{flag} {clipped(description, 200)}")
 
 
 def resolve_status(reactor: Reactor, description: str, inherited: InheritedSockets) -> Listening:
@@ -246,16 +252,18 @@ def find_token(settings: Settings, environment: Mapping[str, str], folder: Path)
     )
 
 
-def check_for_restart(running: Settings, wanted: Settings, reactor: Reactor) -> None:
+def check_for_restart(
+    running: Settings, wanted: Settings, reactor: Reactor
+) -> Generator[None, None, None]:
     """Refuse settings that the next start would refuse, as far as a running daemon can know.
 
     No handler and no framing is imported, because new code must not run in this process. Sockets
-    of systemd are not looked for, because the next start gets its own.
+    of systemd are not looked for, because the next start gets its own. The files of an endpoint
+    that is new are loaded in steps, a certificate in each.
 
     Raises:
         StartError: no handler or framing has that name, or an endpoint string is wrong.
     """
-    inherited = InheritedSockets({})
     if wanted.handler != running.handler:
         with named("--handler"):
             check_name(wanted.handler.name)
@@ -264,8 +272,42 @@ def check_for_restart(running: Settings, wanted: Settings, reactor: Reactor) -> 
             check_framing(wanted.framing.name)
     for description in wanted.endpoints:
         if description not in running.endpoints and "systemd:" not in description:
-            resolve_listen(reactor, description, inherited)
+            yield from _check_endpoint(resolve_listen, reactor, description, "--listen")
     if wanted.status not in ("", running.status) and "systemd:" not in wanted.status:
-        resolve_status(reactor, wanted.status, inherited)
+        yield from _check_endpoint(resolve_status, reactor, wanted.status, "--status")
     if wanted.control not in ("", running.control) and "systemd:" not in wanted.control:
-        resolve_control(reactor, wanted.control, inherited)
+        yield from _check_endpoint(resolve_control, reactor, wanted.control, "--control")
+
+
+def _check_endpoint(
+    resolve_endpoint: Callable[[Reactor, str, InheritedSockets], object],
+    reactor: Reactor,
+    description: str,
+    flag: str,
+) -> Generator[None, None, None]:
+    inherited = _LoadedLater()
+    resolve_endpoint(reactor, description, inherited)
+    for files in inherited.files:
+        with _named_endpoint(flag, description):
+            loaded = yield from files.begin_to_load()
+        for certificate in loaded.served:
+            tell_validity(certificate)
+            yield
+        for _ in loaded.let_go():
+            yield
+
+
+class _LoadedLater(InheritedSockets):
+    """Notes the files of TLS, instead of loading them.
+
+    Attributes:
+        files: those of each endpoint.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.files: list[Files] = []
+
+    def load(self, files: Files) -> Loaded:
+        self.files.append(files)
+        return Loaded(new_server_context(), {}, ())

@@ -541,7 +541,8 @@ class EchoService(Service):
         """
         wanted = fit_limits(wanted)
         try:
-            check_for_restart(self._settings, wanted, self.reactor)
+            steps = check_for_restart(self._settings, wanted, self.reactor)
+            await go_through(self.reactor, steps)
         except StartError as error:
             raise StartError(self.placed(str(error), wanted)) from error
         certificates = [

@@ -825,6 +825,29 @@ async def test_a_certificate_that_cannot_be_used_at_the_end_of_a_long_reload_cha
 
 
 @pytest_twisted.ensureDeferred
+async def test_the_certificates_of_an_endpoint_that_a_reload_adds_are_loaded_one_in_a_turn(
+    many: ManyCertificates, log: Log
+) -> None:
+    """Fault 192: Those of an endpoint that is new in the file are tried the same way, though only
+    the next start listens there.
+    """
+    added = f"tls:1:certificate={many.folder}:alpn=x"
+    listen = many.service.configure.values["listen"]  # type: ignore[attr-defined]
+    many.service.configure = Configured(listen=(*listen, added))
+    many.service.reload()
+    await eventually(lambda: "Reloaded" in log.text)
+    assert len(many.turns) == len(set(many.turns)) == 2 * HOSTS
+    assert "Ignored until restart: listen" in log.text
+    (many.folder / f"{HOSTS - 1}.pem").write_text("damaged")
+    many.turns.clear()
+    many.service.reload()
+    await eventually(lambda: many.service._refused)
+    assert len(many.turns) == HOSTS
+    why = f"--listen {added}: {many.folder}/{HOSTS - 1}.pem holds no certificate"
+    assert why in log.take_errors()[0]
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_reload_that_is_asked_for_during_another_one_follows_it(
     many: ManyCertificates, log: Log
 ) -> None:
