@@ -241,7 +241,10 @@ class TwistedProtocol(ForeignProtocol):
             super()._drain_on()
 
     def _is_clients_turn(self) -> bool:
-        return IEndless.providedBy(self._user) or super()._is_clients_turn()
+        if IEndless.providedBy(self._user):
+            return True
+        has_more = self._face is not None and self._face.has_more
+        return not has_more and super()._is_clients_turn()
 
     @property
     def _has_paused(self) -> bool:
@@ -386,10 +389,13 @@ class TwistedTransport:
         connected: 1 while the connection is open.
         disconnecting: whether it is about to be closed.
         reading: whether the user's protocol has not paused reading.
+        has_more: whether a producer of the user's is asked for each piece: it has some to send,
+            even if the client has received all so far.
         TLS: whether it is encrypted.
     """
 
     TLS = False
+    has_more = False
 
     def __init__(self, connection: TwistedProtocol, write: Callable[[bytes], None]) -> None:
         self.write = write
@@ -456,12 +462,15 @@ class TwistedTransport:
     # A consumer, for the user's producer; and a producer, of what the client sends.
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
+        # Before it is asked: it may end at once.
+        self.has_more = self.has_more or not streaming
         if self._tls is None:
             self._connection.produce(producer, pulls=not streaming)
         else:
             self._tls.registerProducer(producer, streaming)
 
     def unregisterProducer(self) -> None:
+        self.has_more = False
         if self._tls is None:
             self._connection.end_production()
         else:

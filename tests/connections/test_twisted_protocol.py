@@ -651,6 +651,62 @@ async def test_a_drain_lets_an_answer_that_is_owed_come(way: str, certificate: P
         await drained
 
 
+@implementer(IPullProducer)
+class InPieces(Noting):
+    """Sends one piece, and the rest when `rest` is set."""
+
+    rest = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)
+        # Later, by the kernel's clock, than the client has spoken.
+        reactor.callLater(0.05, self.begin)
+
+    def begin(self) -> None:
+        self.transport.write(b"a piece")  # type: ignore[union-attr]
+        self.transport.registerProducer(self, False)  # type: ignore[union-attr]
+
+    def resumeProducing(self) -> None:
+        if self.rest:
+            self.transport.write(self.rest)  # type: ignore[union-attr]
+            self.transport.unregisterProducer()  # type: ignore[union-attr]
+
+    def stopProducing(self) -> None:
+        self.note("stopped")
+
+
+@pytest.mark.parametrize("way", [*WAYS, "STARTTLS"])
+@pytest_twisted.ensureDeferred
+async def test_a_drain_lets_a_producer_that_is_asked_for_each_piece_send_all(
+    way: str, certificate: Path
+) -> None:
+    """Fault 118: A protocol that has sent a part sends the rest, although its client has received
+    all so far.
+    """
+    context = ssl.PrivateCertificate.loadPEM(certificate.read_bytes()).options()
+
+    class Encrypted(InPieces):
+        def connectionMade(self) -> None:
+            super().connectionMade()
+            self.transport.startTLS(context)  # type: ignore[union-attr]
+
+    within = way == "STARTTLS"
+    factory = with_protocol(Encrypted if within else InPieces)
+    async with serving(factory, certificate, "clear" if within else way) as server:
+        client = await server.connect()
+        if within:
+            client.transport.startTLS(ssl.CertificateOptions())
+        client.send(b"happy")
+        await client.receive(b"a piece")
+        drained = server.factory.drain()
+        await turns(3)
+        factory.last.rest = b" and the rest"
+        assert await client.receive_all() == b" and the rest"
+        assert client.clean
+        await drained
+    assert "stopped" not in factory.events
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_careless_protocol_whose_client_does_not_read_is_aborted(
     certificate: Path, log: Log
