@@ -81,15 +81,21 @@ def test_timed_calls(harness: Harness) -> None:
     reactor = harness.reactor
     order: list[str] = []
     later = reactor.callLater(50, order.append, "sooner")
-    cancelled = reactor.callLater(0.01, order.append, "cancelled")
-    delayed = reactor.callLater(0.02, order.append, "delayed")
-    reactor.callLater(0.03, order.append, "third")
-    reactor.callLater(0.02, order.append, "second")
-    reactor.callLater(0, later.reset, 0.01)
-    cancelled.cancel()
-    delayed.delay(0.05)
-    assert len(reactor.getDelayedCalls()) == 5
-    reactor.callLater(0.2, reactor.stop)
+
+    def begin() -> None:
+        # Each is due later than those before it, however long this takes.
+        before = len(reactor.getDelayedCalls())
+        later.reset(0.01)
+        cancelled = reactor.callLater(0.01, order.append, "cancelled")
+        reactor.callLater(0.02, order.append, "second")
+        reactor.callLater(0.03, order.append, "third")
+        delayed = reactor.callLater(0.02, order.append, "delayed")
+        cancelled.cancel()
+        delayed.delay(0.05)
+        assert len(reactor.getDelayedCalls()) == before + 3
+        reactor.callLater(0.1, reactor.stop)
+
+    reactor.callLater(0, begin)
     harness.run_until_stopped()
     assert order == ["sooner", "second", "third", "delayed"]
     assert reactor.getDelayedCalls() == []
