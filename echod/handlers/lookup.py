@@ -314,7 +314,8 @@ def _check_takes(
     try:
         signature.bind(*given, **arguments)
     except TypeError:
-        wanted = ", ".join(given)
-        raise HandlerError(
-            f"{subject} takes no {noun}: let its parameters be ({wanted})"
-        ) from None
+        remedy = f"let its parameters be ({', '.join(given)})"
+        if given == KINDS[Kind.MESSAGE].given and not signature.parameters:
+            # As for `loop.create_server`.
+            remedy += "; if it makes a protocol, mark it with @protocol_factory"
+        raise HandlerError(f"{subject} takes no {noun}: {remedy}") from None

@@ -47,6 +47,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             nothing = None
 
             def deaf(*, loud: bool = False): ...
+            unmarked = lambda: asyncio.Protocol()
 
             class NoSelf:
                 def received(message): ...
@@ -206,6 +207,11 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
         (
             "users_handlers:deaf",
             r"users_handlers:deaf takes no message: let its parameters be \(message\)",
+        ),
+        (
+            "users_handlers:unmarked",
+            r"unmarked takes no message: let its parameters be \(message\); if it makes a "
+            "protocol, mark it with @protocol_factory$",
         ),
         ("users_handlers:NoSelf", r"takes no message: let its parameters be \(self, message\)"),
         (
