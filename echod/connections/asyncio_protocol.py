@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import queued
-from echod.connections.layer import below, tls_of
+from echod.connections.transport_layers import below, tls_of
 from echod.reasons import EndReason
 from echod.tls import Context
 

@@ -33,8 +33,8 @@ from echod.connections.kernel import (
     unread,
     unsent,
 )
-from echod.connections.layer import Layer
 from echod.connections.traffic import TrafficWatch, WatchedSocket
+from echod.connections.transport_layers import Layer
 from echod.handlers.client import Client
 
 if TYPE_CHECKING:

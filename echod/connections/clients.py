@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.addresses import shown_address, twisted_address
-from echod.connections.layer import tls_of
+from echod.connections.transport_layers import tls_of
 from echod.handlers.client import Client
 from echod.log.event import LogLine
 from echod.log.tracebacks import traceback_of_handler

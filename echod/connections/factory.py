@@ -66,6 +66,7 @@ from echod.tls import Context as TLSContext
 from echod.turns import Turns
 
 if TYPE_CHECKING:
+    from echod.connections.faulty import FaultyConnection
     from echod.faults import Faults
     from echod.journal import Journal
     from echod.tls.mistakes import Mistakes
@@ -296,7 +297,10 @@ class EchoFactory(Factory):
         """Returns the reactor's time, in seconds."""
         return self.reactor.seconds
 
-    def buildProtocol(self, addr: IAddress | None) -> Any:
+    # Twisted's type wants an attribute `factory`, which its reactors do not ask for.
+    def buildProtocol(  # type: ignore[override]
+        self, addr: IAddress | None
+    ) -> Protocol | FaultyConnection | None:
         # An exception would leave the accepted socket open; None closes it.
         peer = addr.peer if isinstance(addr, ProxiedAddress) else addr
         try:
@@ -309,7 +313,9 @@ class EchoFactory(Factory):
             self.metrics.end(EndReason.HANDLER_ERROR.value, messages=0, received=0, sent=0)
             return None
 
-    def _accepted(self, addr: IAddress | None, peer: IAddress | None) -> Any:
+    def _accepted(
+        self, addr: IAddress | None, peer: IAddress | None
+    ) -> Protocol | FaultyConnection:
         """Return the protocol of a connection that `admission` has accepted."""
         network = network_at(peer)
         if network and (refusal := self.admission.identify(network)):

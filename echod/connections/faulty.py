@@ -44,8 +44,8 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
 from echod.connections.kernel import client_ended, queued, unsent
-from echod.connections.layer import Layer, tls_of
 from echod.connections.meddling import Meddling
+from echod.connections.transport_layers import Layer, tls_of
 from echod.faults import (
     Act,
     Armed,

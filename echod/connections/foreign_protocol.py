@@ -47,8 +47,8 @@ from echod.connections.kernel import (
     unread,
     unsent,
 )
-from echod.connections.layer import tls_of
 from echod.connections.lifecycle import ConnectionProtocol
+from echod.connections.transport_layers import tls_of
 from echod.contexts import call_in, context_of
 from echod.messages.closing import Event
 from echod.reasons import EndReason

@@ -16,7 +16,7 @@ from typing import Any
 from twisted.internet.abstract import FileDescriptor
 from twisted.protocols.policies import ProtocolWrapper
 
-from echod.connections.layer import Layer, below, layer_of, tls_of
+from echod.connections.transport_layers import Layer, below, layer_of, tls_of
 
 # Making the union would cost more than the question.
 _ABOVE = (ProtocolWrapper, Layer)

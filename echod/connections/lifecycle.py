@@ -40,7 +40,7 @@ from echod.addresses import shown_address
 from echod.concurrency.model import Busy
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, Taken, is_reset, taken, traffic, unread, unsent
-from echod.connections.layer import faults_before, layer_of, tls_of
+from echod.connections.transport_layers import faults_before, layer_of, tls_of
 from echod.handlers.client import encrypt, link
 from echod.log.event import LogLine
 from echod.messages.closing import TRANSITIONS, Event, State

@@ -24,7 +24,6 @@ from echod.concurrency.model import Abandoned, Busy, Dropped, Pending
 from echod.concurrency.models import Awaited, InPool
 from echod.connections.clients import shown
 from echod.connections.kernel import has_read, is_reset, shorten_reads, unread
-from echod.connections.layer import tls_of
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.outbox import Errands, Outbox, sendable
 from echod.connections.owner import Owner
@@ -35,6 +34,7 @@ from echod.connections.stream import (
     ReplyStream,
     stream_of,
 )
+from echod.connections.transport_layers import tls_of
 from echod.contexts import call_in, context_of, has_context, is_entered, take_over
 from echod.handlers.calling import close_in_thread, greeting_of, overridden
 from echod.handlers.contract import BytesLike, answer_of, reply_from

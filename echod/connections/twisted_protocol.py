@@ -38,7 +38,7 @@ from zope.interface import alsoProvides, implementer, implementer_only
 from echod.connections.clients import addresses_of
 from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import counts_traffic, queued, traffic
-from echod.connections.layer import tls_of
+from echod.connections.transport_layers import tls_of
 from echod.contexts import context_of
 from echod.handlers.factories import IClosedByDrain, IEndless, IRelay
 from echod.messages.closing import State

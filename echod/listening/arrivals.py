@@ -38,7 +38,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from echod.connections.layer import note_before
+from echod.connections.transport_layers import note_before
 from echod.faults.arrival import ConnectTimeout, Refuse, SlowAccept, at_work, next_change
 from echod.listening.backlog import backlog_of
 from echod.text import escape

@@ -27,8 +27,8 @@ from twisted.python.failure import Failure
 
 from echod.connections.clients import log_failure
 from echod.connections.kernel import client_ended, queued, unsent
-from echod.connections.layer import holds
 from echod.connections.lifecycle import ConnectionProtocol
+from echod.connections.transport_layers import holds
 from echod.daemon.build import build_service
 from echod.daemon.resolve import find_framing
 from echod.handlers.client import Client

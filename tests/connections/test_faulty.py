@@ -23,7 +23,7 @@ from echod.connections import faulty
 from echod.connections.factory import EchoFactory
 from echod.connections.faulty import FaultyConnection
 from echod.connections.kernel import queued, unread
-from echod.connections.layer import Layer
+from echod.connections.transport_layers import Layer
 from echod.faults import Faults, parse_fault
 from echod.handlers.contract import Close
 from echod.handlers.contract import Handler as EchodHandler

@@ -210,8 +210,7 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
         ),
         (
             "users_handlers:unmarked",
-            r"unmarked takes no message: let its parameters be \(message\); if it makes a "
-            "protocol, mark it with @protocol_factory$",
+            r"be \(message\); if it makes a protocol, mark it with @protocol_factory$",
         ),
         ("users_handlers:NoSelf", r"takes no message: let its parameters be \(self, message\)"),
         (
