@@ -68,6 +68,10 @@ SET = {
         "twisted.internet.abstract:FileDescriptor",
         "see how much waits to be sent on Twisted's own reactors",
     ),
+    "_aborted": (
+        "twisted.protocols.tls:TLSMemoryBIOProtocol",
+        "send no close_notify before a reset",
+    ),
     "_realPortNumber": ("twisted.internet.tcp:Port", "say which port a connection came to"),
     "_bindPath": ("twisted.internet.unix:Port", "log where a passed UNIX socket is"),
     "_shouldShutdown": ("twisted.internet.tcp:Port", "leave a passed UNIX socket to others"),
