@@ -149,6 +149,7 @@ class Journal(Generic[Connection]):
     Attributes:
         most: how many ended connections are kept.
         most_bytes: how many of a connection's first bytes are kept.
+        has_ended: how many connections have ended since the start.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Journal(Generic[Connection]):
         """
         self.most = most
         self.most_bytes = most_bytes
+        self.has_ended = 0
         self._facts_of = facts_of
         self._now = now
         self._seconds = seconds
@@ -206,6 +208,7 @@ class Journal(Generic[Connection]):
         entry = self._entries.pop(connection, None)
         if entry is not None:
             del self._numbers[entry.number]
+            self.has_ended += 1
             if self.most:
                 self._ended[entry.number] = self._record(connection, entry, reason)
                 if len(self._ended) > self.most:
@@ -227,6 +230,11 @@ class Journal(Generic[Connection]):
     def ended(self) -> list[Record]:
         """Return the ended connections that are kept, in the order in which they ended."""
         return list(self._ended.values())
+
+    def latest(self, count: int) -> list[Record]:
+        """Return so many of those that ended last, or all that are kept, in the same order."""
+        found = list(itertools.islice(reversed(self._ended.values()), count))
+        return found[::-1]
 
     def find(self, number: int) -> Record | None:
         """Return the record of a number; None if it is not kept, or never was."""

@@ -64,6 +64,9 @@ def test_it_keeps_those_that_are_open_and_the_last_that_ended_in_order(
     gone = gone[-most:] if most else []
     assert kept.open() == alive
     assert [one.number for one in kept.ended()] == gone
+    assert kept.has_ended == steps.count(ENDED)
+    for latest in range(most + 2):
+        assert [one.number for one in kept.latest(latest)] == gone[max(0, len(gone) - latest) :]
     assert [one.number for one in kept.records()] == sorted(alive + gone)
     assert all(one.peer == str(one.number) for one in kept.records())
 

@@ -29,6 +29,7 @@ from echod.control.site import Call, Refused, Routes, told
 from echod.journal import Record
 from echod.web.site import Answer
 from echod.workers.child import Child
+from echod.workers.handover import few
 from echod.workers.link import Message
 from echod.workers.question import Question
 
@@ -79,11 +80,13 @@ class WorkersControl:
         self._state = state
         self._block_of = block_of
         self._journal = journal
-        # A byte that the client has sent may take five: as text, and in base64.
-        self._page = max(1, min(PAGE, PAGE_BYTES // (1000 + 5 * journal[1])))
+        self._page = few(PAGE, PAGE_BYTES, journal[1])
         self._listeners = {str(number): one for number, one in enumerate(listeners, 1)}
+        # What each process has handed on of its journal: it is asked itself until it ends.
+        self._handed_on: dict[Child, deque[Values]] = {}
         # Of the journals of processes that have ended, by the numbers of the connections.
         self._kept: OrderedDict[int, Values] = OrderedDict()
+        self._room = min(journal[0], KEPT)
         self._numbers = itertools.count(1)
         self._asked: dict[int, tuple[Question, dict[Child, tuple[int, Values]]]] = {}
 
@@ -103,23 +106,25 @@ class WorkersControl:
     # News of workers.
 
     def told(self, child: Child, news: Message) -> None:
-        """Take a worker's answer, or a connection of its journal, which it hands on at its end."""
+        """Take a worker's answer, or a connection of its journal, which it hands on."""
         if news["news"] == "ended":
-            self._keep(child, news["connection"])
+            handed_on = self._handed_on.setdefault(child, deque(maxlen=self._room))
+            handed_on.append(_named(child, news["connection"]))
         elif asked := self._asked.get(news["number"]):
             question, answers = asked
             if child in question.waiting:
                 answers[child] = news["status"], json.loads(news["body"])
                 question.told(child)
 
-    def _keep(self, child: Child, connection: Values) -> None:
-        """Keep a connection that has ended; the oldest make room."""
-        self._kept[int(connection["id"])] = {"worker": child.number, **connection}
-        if len(self._kept) > min(self._journal[0], KEPT):
-            self._kept.popitem(last=False)
-
     def ended(self, child: Child) -> None:
-        """Wait no longer for a worker that has ended: its connections have, too."""
+        """Keep what a worker that has ended has handed on, and wait for it no longer.
+
+        The oldest connections make room.
+        """
+        for one in self._handed_on.pop(child, ()):
+            self._kept[one["id"]] = one
+        while len(self._kept) > self._room:
+            self._kept.popitem(last=False)
         for question, _ in list(self._asked.values()):
             question.told(child)
 
@@ -141,7 +146,7 @@ class WorkersControl:
         last = 0
         while (first := await self._next(sources, given)) and len(found) < wanted.limit:
             one = first.page.popleft()
-            if one["id"] != last:  # a process that is about to end may have told it already
+            if one["id"] != last:  # its process may have ended between two pages
                 last = one["id"]
                 found.append(json.dumps(one).encode())
         return listed(found, *self._journal, more=first is not None)

@@ -167,6 +167,11 @@ class Link:
         if self._writer is None:
             self._write_waiting()
 
+    @property
+    def waiting(self) -> int:
+        """How many messages wait until the supervisor reads."""
+        return self._waiting.qsize()
+
     def finish(self, seconds: float) -> None:
         """Wait, for so long, until all is written."""
         if self._writer is not None:

@@ -46,13 +46,13 @@ from echod.settings.definitions import reloaded
 from echod.status.snapshot import state_of
 from echod.text import escape
 from echod.tls import Copies
+from echod.workers.handover import Handover
 from echod.workers.link import LIMITS, SHOW_STACKS, STDERR, Link, LinkSink, Message
 from echod.workers.sources import Sources
 
 if TYPE_CHECKING:
     from echod.connections.lifecycle import ConnectionProtocol
     from echod.daemon.service import EchoService
-    from echod.journal import Journal
     from echod.settings.definitions import Settings
     from echod.status import Look
     from echod.web.site import Answer
@@ -74,10 +74,6 @@ DIVIDED = (
     "max_threads",
     "max_processes",
 )
-
-# How many connections of its journal a worker hands on at its end: they take a few hundredths of a
-# second.
-HANDED_ON = 1000
 
 _PR_SET_PDEATHSIG = 1
 
@@ -103,19 +99,25 @@ class WorkerOptions(Options):
 class LinkNotifier(Notifier):
     """Tells the supervisor what a daemon without workers tells the service manager."""
 
-    def __init__(self, reactor: Any, service: EchoService, link: Link, *, hands_on: bool) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        service: EchoService,
+        link: Link,
+        handover: Handover[ConnectionProtocol] | None,
+    ) -> None:
         """Set up.
 
         Args:
             reactor: for timers.
             service: the service.
             link: to the supervisor.
-            hands_on: whether the supervisor gets the journal at the end.
+            handover: of the journal; None without one.
         """
         super().__init__(reactor, service.describe)
         self._link = link
         self._service = service
-        self._hands_on = hands_on
+        self._handover = handover
 
     def starting(self, text: str, seconds: float) -> None:
         self._link.send(news="starting", text=text, seconds=seconds)
@@ -137,21 +139,8 @@ class LinkNotifier(Notifier):
         if (look := self._service.look) is not None:
             look.stop()
             tell_figures(look, self._link, 0)  # no connection is open any more: at once
-        if self._hands_on and (journal := self._service.journal) is not None:
-            tell_journal(journal, self._link)
-
-
-def tell_journal(journal: Journal[ConnectionProtocol], link: Link) -> None:
-    """Hand the last connections that have ended on to the supervisor.
-
-    Args:
-        journal: their record.
-        link: to the supervisor.
-    """
-    from echod.control.operations import shown  # only with --control
-
-    for record in journal.ended()[-HANDED_ON:]:
-        link.send(news="ended", connection=shown(record))
+        if self._handover is not None:
+            self._handover.finish()
 
 
 def tell_figures(look: Look, link: Link, number: int) -> None:
@@ -193,6 +182,7 @@ class Worker:
         self._reactor: Any = None
         self._service: EchoService | None = None
         self._signals: Signals | None = None
+        self._handover: Handover[ConnectionProtocol] | None = None
 
     def run(self) -> None:
         """Serve until the end.
@@ -242,6 +232,8 @@ class Worker:
 
     def _beat(self) -> None:
         self._link.send(news="alive", preparing=self._preparing)
+        if self._handover is not None:
+            self._handover.begin()
 
     def _make(self, order: Message) -> EchoService:
         from twisted.internet import reactor
@@ -277,9 +269,9 @@ class Worker:
         service.log_observer = observer
         service.capture = capture
         service.placed = options.placed
-        service.notifier = LinkNotifier(
-            reactor, service, self._link, hands_on=bool(settings.control)
-        )
+        if settings.control and service.journal is not None:
+            self._handover = Handover(reactor, service.journal, self._link)
+        service.notifier = LinkNotifier(reactor, service, self._link, self._handover)
         self._signals = service.signals = Signals(
             reactor,
             abort=service.abort,

@@ -199,6 +199,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         174: "New code, or new settings, for all workers",
         175: "Clients of all workers together reach a limit",
         186: "`--control` with `--workers`",
+        203: "Workers hand on what has ended, to a control that remembers it",
         202: "Workers start, are replaced, or end while clients wait in their queues",
         187: "Workers, and a key that only root can read",
         188: "SIGHUP while workers are replaced",

@@ -649,8 +649,12 @@ async def test_a_worker_performs_the_requests_to_the_control_for_its_own_connect
     assert await asked(supervisor, 7, "POST", "/resume") == (200, {"state": "ready"})
     assert not running.worker._service.suspended
     assert not supervisor.hear("ended")
-    await running.worker._service.stopService()
+    held.clock.advance(HEARTBEAT)  # a killed worker would lose no more than those since
     (handed_on,) = await supervisor.heard("ended")
+    await running.worker._service.stopService()
+    running.worker._link.send(news="last")
+    await supervisor.heard("last")
+    assert len(supervisor.hear("ended")) == 1
     assert handed_on["connection"]["reason"] == "drained"
     assert handed_on["connection"]["id"] == one["id"]
 

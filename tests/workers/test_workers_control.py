@@ -177,7 +177,8 @@ def test_connections_of_a_worker_that_has_ended_are_in_the_list_with_its_number(
 ) -> None:
     two.hand_on(two.other, ended(18))
     two.hand_on(two.other, ended(10, "tcp:2"))
-    two.other.end()
+    two.other.end(None, signal.SIGKILL)
+    two.control.ended(two.other.child)
     for query, expected in (
         ("", [(9, 1), (10, 2), (17, 1), (18, 2)]),
         ("after=10", [(17, 1), (18, 2)]),
@@ -196,10 +197,18 @@ def test_connections_of_a_worker_that_has_ended_are_in_the_list_with_its_number(
 def test_no_more_of_them_are_kept_than_the_journal_has_room_for(two: Controlling) -> None:
     for number in (2, 10, 18, 26):
         two.hand_on(two.other, ended(number))
+    assert [one["id"] for one in two.control._handed_on[two.other.child]] == [10, 18, 26]
+    two.control.ended(two.other.child)
+    assert not two.control._handed_on
     assert list(two.control._kept) == [10, 18, 26]
+    two.hand_on(two.one, ended(33))
+    two.control.ended(two.one.child)
+    assert list(two.control._kept) == [18, 26, 33]
 
 
-def test_a_connection_that_its_process_still_knows_is_listed_once(two: Controlling) -> None:
+def test_a_process_that_has_not_ended_is_asked_for_what_it_has_handed_on(
+    two: Controlling,
+) -> None:
     two.hand_on(two.other, ended(10))
     answers = two.begin("GET", "/connections")
     two.answer(two.one, page(9))
