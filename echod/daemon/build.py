@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     from echod.listening.badtls import SharedMistakes
     from echod.listening.shared import PassedSockets, SharedSockets
     from echod.messages.framing import Framing
-    from echod.status import HandlerTimer, Look, StatusServer
+    from echod.status import HandlerTimer, Look
+    from echod.status.server import StatusServer
 
 log = Logger("echod")
 
@@ -313,7 +314,7 @@ def make_status(
     Raises:
         StartError: the endpoint string is wrong, or a file or socket that it names cannot be used.
     """
-    from echod.status import StatusServer
+    from echod.status.server import StatusServer
 
     wanted = resolve_status(service.reactor, settings.status, inherited)
     look = make_look(service, timer)

@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.journal import Journal
     from echod.listening.badtls import SharedMistakes
-    from echod.status import Look, StatusServer
+    from echod.status import Look
+    from echod.status.server import StatusServer
     from echod.tls import ServedCertificate, ServerSide
 
 log = Logger("echod")

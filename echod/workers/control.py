@@ -82,7 +82,7 @@ class WorkersControl:
         self._journal = journal
         self._page = few(PAGE, PAGE_BYTES, journal[1])
         self._listeners = {str(number): one for number, one in enumerate(listeners, 1)}
-        # What each process has handed on of its journal: it is asked itself until it ends.
+        # The part of its journal that each process has handed on, which serves once it has ended.
         self._handed_on: dict[Child, deque[Values]] = {}
         # Of the journals of processes that have ended, by the numbers of the connections.
         self._kept: OrderedDict[int, Values] = OrderedDict()

@@ -77,7 +77,7 @@ class Handover(Generic[Connection]):
 
         while left := min(self._journal.has_ended - self._told, MOST):
             latest = self._journal.latest(left)
-            # Those that the journal has dropped are not told.
+            # The journal has dropped the others.
             self._told = self._journal.has_ended - len(latest)
             for record in latest[: self._share]:
                 self._told += 1

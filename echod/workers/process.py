@@ -43,7 +43,6 @@ from echod.listening.shared import PassedSockets, close_on_exec
 from echod.log.observer import LogObserver
 from echod.log.tracebacks import traceback_of_start
 from echod.settings.definitions import reloaded
-from echod.status.snapshot import state_of
 from echod.text import escape
 from echod.tls import Copies
 from echod.workers.handover import Handover
@@ -357,6 +356,7 @@ class Worker:
         """Perform an operation of the control for the connections of this process."""
         from echod.control import Operations  # only with --control
         from echod.control.site import Call, perform
+        from echod.status.snapshot import state_of
 
         service = self._service
         assert service is not None

@@ -102,7 +102,7 @@ def add_status(supervisor: Supervisor, settings: Settings, inherited: InheritedS
     Raises:
         StartError: the endpoint string is wrong, or a file or socket that it names cannot be used.
     """
-    from echod.status import StatusServer
+    from echod.status.server import StatusServer
     from echod.workers.look import WorkersLook
 
     reactor = supervisor.reactor

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from echod.daemon.service import Part
     from echod.interfaces import Reactor
     from echod.settings.flags import Options
-    from echod.status import StatusServer
+    from echod.status.server import StatusServer
     from echod.workers.code_reload import CodeReload
     from echod.workers.control import WorkersControl
     from echod.workers.look import WorkersLook

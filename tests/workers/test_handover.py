@@ -114,7 +114,7 @@ def test_those_that_are_left_are_told_at_the_end() -> None:
 
 
 def test_a_supervisor_that_does_not_read_gets_no_more() -> None:
-    """Fault 203: What waits for a supervisor that does not read is bounded."""
+    """Fault 203: A worker stops handing on while the supervisor does not read."""
     one = Handing()
     one.end(1)
     one.told.waiting = MOST + 1

@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -748,6 +749,16 @@ def test_a_worker_that_cannot_start_says_why_and_ends_with_code_1(
 
 
 @pytest.mark.usefixtures("handlers_kept")
+def test_a_worker_imports_no_web_server_even_for_its_figures() -> None:
+    """That would take a tenth of the time of its start, for which its clients wait."""
+    code = (
+        "import sys, echod.workers.process, echod.status, echod.status.several; "
+        "print('twisted.web' in sys.modules, 'twisted.internet.reactor' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False False\n", done.stderr
+
+
 def test_a_worker_without_a_first_order_ends_without_a_word(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
