@@ -12,6 +12,8 @@ too many of its kind, that cost is avoided::
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.logger import Logger, LogLevel, globalLogPublisher
 
 from echod.log.rate import EventKind
@@ -42,9 +44,12 @@ class LogLine:
         Args:
             peer: the client that it is about, as `ADDRESS:PORT`.
         """
-        observers = globalLogPublisher._observers
-        wants = getattr(observers[0], "wants", None) if len(observers) == 1 else None
-        return wants is None or bool(wants(self._kind, peer))
+        try:
+            (observer,) = globalLogPublisher._observers
+            wants: Callable[[EventKind, str], bool] = observer.wants
+        except (ValueError, AttributeError):
+            return True
+        return wants(self._kind, peer)
 
     def write(self, **values: object) -> None:
         """Write the line, with `values` for the fields of the format."""

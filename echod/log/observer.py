@@ -107,17 +107,18 @@ class LogObserver:
             return False
         limiter = self._limiter
         with self._lock:
-            refused = limiter.refuses(kind, self._clock(), peer)
-            first = refused and limiter.unreported == 1
+            if not limiter.refuses(kind, self._clock(), peer):
+                return True
+            first = limiter.suppressed - limiter.reported == 1
         if first:
             self.writer.wake()  # from now on it has to write the summary in time
-        return not refused
+        return False
 
     def _admits(self, kind: EventKind, peer: str) -> bool:
         limiter = self._limiter
         with self._lock:
             admitted = limiter.admits(kind, self._clock(), peer)
-            first = not admitted and limiter.unreported == 1
+            first = not admitted and limiter.suppressed - limiter.reported == 1
         if first:
             self.writer.wake()  # as above
         return admitted

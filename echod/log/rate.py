@@ -47,12 +47,13 @@ class Tally:
 
     def add(self, source: str) -> None:
         """Count one more of `source`."""
-        if source in self._counts:
-            self._counts[source] += 1
-        elif len(self._counts) < MOST_SOURCES:
-            self._counts[source] = 1
+        counts = self._counts
+        if source in counts:
+            counts[source] += 1
+        elif len(counts) < MOST_SOURCES:
+            counts[source] = 1
         else:
-            self._counts = {name: n - 1 for name, n in self._counts.items() if n > 1}
+            self._counts = {name: n - 1 for name, n in counts.items() if n > 1}
 
     def top(self, most: int) -> list[tuple[str, int]]:
         """Return up to `most` of the most frequent sources, with their counts."""
@@ -91,15 +92,15 @@ class Limiter:
     Attributes:
         rate: how many events of one kind may be written a second, over `WINDOW` seconds; 0: all.
         suppressed: how many events were above the rate.
-        unreported: how many of them `report` has not returned yet.
+        reported: how many of them `report` has returned.
     """
 
     def __init__(self, rate: float) -> None:
         """Start with nothing counted."""
         self.rate = rate
         self.suppressed = 0
+        self.reported = 0
         self._windows: dict[EventKind, _Window] = {}
-        self.unreported = 0
 
     def admits(self, kind: EventKind, now: float, peer: str = "") -> bool:
         """Count an event; return whether it may be written.
@@ -131,7 +132,7 @@ class Limiter:
         # As in `_has_room`, without its call: each connection asks this twice.
         if window is None or not self.rate or window.admitted < self.rate * WINDOW:
             return False
-        if now - window.began >= WINDOW and not window.excess:
+        if not window.excess and now - window.began >= WINDOW:
             return False  # `admits` begins another window
         self._exceed(window, peer)
         return True
@@ -142,7 +143,6 @@ class Limiter:
     def _exceed(self, window: _Window, peer: str) -> None:
         window.excess += 1
         self.suppressed += 1
-        self.unreported += 1
         host = peer.rpartition(":")[0]
         # Without a call for an IPv4 address.
         if source := _network(host) if ":" in host else host:
@@ -157,7 +157,7 @@ class Limiter:
     @property
     def holding(self) -> bool:
         """Whether there are suppressed events to report, now or later."""
-        return self.unreported > 0
+        return self.suppressed > self.reported
 
     def report(self, now: float, *, everything: bool = False) -> list[Excess]:
         """Return the suppressed events, and forget them.
@@ -170,7 +170,7 @@ class Limiter:
         for kind, window in list(self._windows.items()):
             lasted = now - window.began
             if window.excess and (everything or lasted >= WINDOW):
-                self.unreported -= window.excess
+                self.reported += window.excess
                 del self._windows[kind]
                 seconds, top = max(1, round(lasted)), window.sources.top(NAMED)
                 reports.append(Excess(kind, window.excess, seconds, top))
