@@ -163,9 +163,11 @@ class Turns:
             connection: the connection.
             stream: whose share it had.
         """
+        if self._call is None:
+            return  # no connection rests, and no share counts
         self._line.pop(connection, None)
         self.shares.pop(stream, None)
-        if self._call is not None and not self._line and not self.shares:
+        if not self._line and not self.shares:
             call, self._call = self._call, None
             call.cancel()
 

@@ -126,12 +126,12 @@ class TokenBucket:
 
     def take(self, now: float) -> bool:
         """Return whether one more event is allowed `now`, and count it if so."""
-        self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._rate)
+        tokens = self._tokens + (now - self._updated) * self._rate
+        if tokens > self._burst:  # not `min`: each connection comes here
+            tokens = self._burst
         self._updated = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+        self._tokens = tokens - 1 if tokens >= 1 else tokens
+        return tokens >= 1
 
     def spend(self, count: int, now: float) -> None:
         """Count events that happened elsewhere; there may be none left, but no debt."""

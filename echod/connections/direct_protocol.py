@@ -14,11 +14,10 @@ from twisted.python.failure import Failure
 from echod.concurrency.forking import forks
 from echod.concurrency.lending import LentTask
 from echod.concurrency.models import InReactor
-from echod.connections.kernel import counts_traffic
+from echod.connections.kernel import counted, counts_bytes
 from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening, taken
 from echod.connections.outbox import Outbox
 from echod.connections.owner import Owner
-from echod.contexts import has_context
 from echod.handlers.calling import greeting_of, overridden
 from echod.handlers.contract import BytesLike
 from echod.messages.closing import State
@@ -46,7 +45,7 @@ class DirectProtocol(EchoProtocol):
     __slots__ = ("_kernel_counts", "_lends", "_send")
 
     def __init__(self, owner: Owner) -> None:
-        super().__init__(owner)
+        EchoProtocol.__init__(self, owner)
         self._send: Callable[[bytes], None] = self._write
         self._kernel_counts = False
         # Whether the model's lender is that of the loop which calls here, and the context of the
@@ -67,7 +66,7 @@ class DirectProtocol(EchoProtocol):
             write: the fastest way to write, as long as the connection is open.
         """
         own = type(self).dataReceived is DirectProtocol.dataReceived
-        if not own or not counts_traffic(transport) or not has_context(transport):
+        if not own or not counts_bytes(transport.getHandle()):
             return self.dataReceived
         self._kernel_counts = True
         self._send = write
@@ -312,8 +311,6 @@ class DirectProtocol(EchoProtocol):
             self._state, self._reason = State.BOTH_ENDED, EndReason.CLIENT
             self._session, self._direct, self._send = CLOSED, 0, self._write
             self._owner.turns.leave(self, self.transport)
-            self.transport.unregisterProducer()
-            self._leave()
         else:
             super().readConnectionLost()
 
@@ -331,19 +328,30 @@ class DirectProtocol(EchoProtocol):
         return bool(stream.closeIfSent())
 
     def _finish(self) -> None:
-        _, self._bytes_received, self._bytes_sent = self.figures
-        self._kernel_counts = False
+        if self._kernel_counts:
+            self._bytes_received, self._bytes_sent = self._moved()
+            self._kernel_counts = False
         self._send = _discard
-        super()._finish()
+        EchoProtocol._finish(self)
 
     @property
     def figures(self) -> tuple[int, int, int]:
         messages = self._direct_messages
         if self._session is not None:
             messages += self._session.messages
-        if self._kernel_counts and (counted := self._counted_by_kernel()) is not None:
-            return messages, *counted
+        if self._kernel_counts:
+            return messages, *self._moved()
         return messages, self._bytes_received, self._bytes_sent
+
+    def _moved(self) -> tuple[int, int]:
+        """Return the bytes received, without a PROXY header, and sent, as the kernel counts them.
+
+        Here no layer is above the socket: see `connect_directly`.
+        """
+        received, sent = counted(self.transport.getHandle(), input_ended=self._input_ended)
+        if (proxy := self.client.proxy) is not None:
+            received = max(0, received - proxy.size)
+        return received, sent
 
 
 class DirectFramedProtocol(DirectProtocol):

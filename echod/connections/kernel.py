@@ -215,6 +215,8 @@ _SINCE = struct.Struct("=44xI4xI")
 # tcpi_state, tcpi_bytes_received, tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans; the
 # last two since Linux 4.19.
 _TRAFFIC = struct.Struct("=B127xQ8xI52xQQ")
+# Each connection asks once, at its end.
+_TRAFFIC_SIZE, _TCP, _TCP_INFO = _TRAFFIC.size, socket.IPPROTO_TCP, socket.TCP_INFO
 # The states in which the kernel has received the other side's FIN, which it counts as a byte:
 # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
 _FIN_HAS_COME = {6, 8, 9, 11}
@@ -240,10 +242,14 @@ def counts_traffic(transport: object) -> bool:
     handle = _handle(transport)
     return (
         handle is not None
-        and handle.family in _COUNTED
         and layer_of(transport) is None  # it may drop some, or invent some
-        and _kernel_counts()
+        and counts_bytes(handle)
     )
+
+
+def counts_bytes(handle: socket.socket) -> bool:
+    """Return whether the kernel counts the bytes of a socket: see `counted`."""
+    return handle.family in _COUNTED and _kernel_counts()
 
 
 def traffic(transport: object, *, input_ended: bool) -> tuple[int, int] | None:
@@ -257,19 +263,22 @@ def traffic(transport: object, *, input_ended: bool) -> tuple[int, int] | None:
         Bytes received and sent; None if the kernel does not count them.
     """
     handle = _handle(transport)
-    if handle is None or handle.family not in _COUNTED:
+    if handle is None or layer_of(transport) is not None:  # it may drop some, or invent some
         return None
-    if layer_of(transport) is not None:  # it may drop some, or invent some
-        return None
-    info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TRAFFIC.size)
-    if len(info) < _TRAFFIC.size:
-        return None
+    return counted(handle, input_ended=input_ended) if counts_bytes(handle) else None
+
+
+def counted(handle: socket.socket, *, input_ended: bool) -> tuple[int, int]:
+    """Return the same as `traffic` for an open socket, for which `counts_bytes` is true."""
+    info = handle.getsockopt(_TCP, _TCP_INFO, _TRAFFIC_SIZE)
     state, received, waiting, sent, again = _TRAFFIC.unpack(info)
     # Data that waits for room at the client counts too: the kernel sends it even after a close.
-    waiting -= waiting > 0 and state in _FIN_GOES
+    if waiting and state in _FIN_GOES:
+        waiting -= 1
     # An apparent end may be our own: a socket that we have shut down for reading.
-    fin_came = state in _FIN_HAS_COME or (input_ended and state == _CLOSED)
-    return max(0, received - fin_came), sent - again + waiting
+    if received and (state in _FIN_HAS_COME or (input_ended and state == _CLOSED)):
+        received -= 1
+    return received, sent - again + waiting
 
 
 def shorten_reads(transport: object) -> None:

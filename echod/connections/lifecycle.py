@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 _OPEN, _INPUT_ENDED, _ENDING = State.OPEN, State.INPUT_ENDED, State.ENDING
 _FIN_SENT, _BOTH_ENDED, _LOST = State.FIN_SENT, State.BOTH_ENDED, State.LOST
 _INPUT_ENDS, _CLOSE, _OUTPUT_ENDS = Event.INPUT_ENDS, Event.CLOSE, Event.OUTPUT_ENDS
-_LOSE = Event.LOSE
 _CLIENT = EndReason.CLIENT
 
 log = Logger("echod.connection")
@@ -362,8 +361,9 @@ class ConnectionProtocol(Protocol):
         self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._step(_LOSE) is None:
+        if self._state is _LOST:
             return
+        self._state = _LOST  # which LOSE leads to from each other state
         if self._reason is None:
             self._reason = self._why_lost(reason)
             self._stop()

@@ -145,7 +145,7 @@ class EchoProtocol(ConnectionProtocol):
             owner: the factory whose handler, framing, model and limits apply. Only the factory
                 enforces limits, so `Factory.forProtocol(EchoProtocol)` would have none.
         """
-        super().__init__(owner)
+        ConnectionProtocol.__init__(self, owner)
         # The conversation's own context; None if the transport has one.
         self._context: Context | None = Context()
         # A Failure, if the constructor has failed: the connection ends as if `opened` had.
@@ -252,7 +252,7 @@ class EchoProtocol(ConnectionProtocol):
             constructors, self._context = self._context, None
             assert constructors is not None
             take_over(constructors)
-            super().connectionMade()
+            ConnectionProtocol.connectionMade(self)
         else:
             self._inside(super().connectionMade)
 
@@ -270,7 +270,7 @@ class EchoProtocol(ConnectionProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._context is None:
-            super().connectionLost(reason)
+            ConnectionProtocol.connectionLost(self, reason)
         else:
             self._inside(super().connectionLost, reason)
 
@@ -327,7 +327,7 @@ class EchoProtocol(ConnectionProtocol):
         if self._waiting:  # for another connection to leave; this is called in that one's context
             self._inside(super()._enter)
         else:
-            super()._enter()
+            ConnectionProtocol._enter(self)
 
     def _start(self) -> None:
         self.transport.registerProducer(self, True)

@@ -84,6 +84,8 @@ class TCPServerTransport(ServerTransport):
     """A TCP connection that a client opened."""
 
     server: TCPAddressed | None
+    # Kept while the connection begins, when it is asked for more than once.
+    _peer: IPv4Address | IPv6Address | None = None
 
     @property
     def client(self) -> tuple[Any, ...]:
@@ -91,7 +93,8 @@ class TCPServerTransport(ServerTransport):
         return client
 
     def _open(self) -> None:
-        super()._open()
+        ServerTransport._open(self)
+        self._peer = None
         # uvloop has the address of an IPv4 client too, in less memory; but not that of a client
         # that had reset the connection before.
         if len(self._client) == 2 and self._uv.get_extra_info("peername") == self._client:
@@ -111,10 +114,11 @@ class TCPServerTransport(ServerTransport):
         return tcp_address(with_scope(self.socket.getsockname()))
 
     def getPeer(self) -> IPv4Address | IPv6Address:
-        return tcp_address(self.client)
+        return self._peer or tcp_address(self.client)
 
     def _protocol_address(self) -> IPv4Address | IPv6Address:
-        return tcp_address(self.client)
+        self._peer = peer = tcp_address(self.client)
+        return peer
 
 
 class UNIXServerTransport(DescriptorSender, ServerTransport):
@@ -173,7 +177,7 @@ def with_scope(address: tuple[Any, ...]) -> tuple[Any, ...]:
 
 # The attributes that each connection sets, from its beginning to its end.
 _SET = (
-    *("socket", "_client", "factory", "server", "reactor"),
+    *("socket", "_client", "factory", "server", "reactor", "_peer"),
     *("_uv", "connected", "sessionno", "protocol", "data_received"),
     *("producer", "streamingProducer", "producerPaused", "_divert", "_read_ended"),
     *("_drain_scheduled", "_write_ending", "_write_ended", "_write_paused"),

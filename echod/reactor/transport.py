@@ -157,6 +157,7 @@ class StreamTransport:
     _backlog_left: int | None = None  # how many bytes may wait when a paused producer is resumed
     _reads_are_short = False
     _is_below_tls = False  # Twisted's
+    _starts_paused = False
     _buffer_error: BaseException | None = None
     _drain_scheduled = False
     _flush_timer: asyncio.TimerHandle | None = None
@@ -176,8 +177,8 @@ class StreamTransport:
         loop = self.reactor.loop
         attaching = loop.connect_accepted_socket(self._as_protocol, self.socket)
         # The coroutine only waits for connection_made, which is now queued. Our callback is queued
-        # right after it, so it finds that done: no task and no future callback is needed, and no
-        # read can come between the two.
+        # right after it, so it finds that done: no task and no future callback is needed, and
+        # nothing can come between the two.
         attaching.send(None)
         loop.call_soon(self._attached, attaching, context=self.reactor.context)
 
@@ -185,7 +186,15 @@ class StreamTransport:
         return self
 
     def connection_made(self, uv: Any) -> None:
+        """Open, in the stream's own context: uvloop calls this there."""
         self._uv = uv
+        self.connected = 1
+        self.socket.stream = self
+        self.reactor.streams.add(self)
+        uv.resume_reading()  # as uvloop is about to, whatever the protocol does until then
+        self._open()
+        if not uv.is_reading():
+            self._starts_paused = True
 
     def _attached(self, attaching: Coroutine[object, None, object]) -> None:
         try:
@@ -194,12 +203,8 @@ class StreamTransport:
             pass
         except Exception:
             _log.failure("cannot attach {socket}", socket=self.socket)
-            return
-        self.connected = 1
-        self.socket.stream = self
-        self.reactor.streams.add(self)
-        context = self.context
-        self._open() if context is None else context.run(self._open)
+        if self._starts_paused and self.connected:
+            self._uv.pause_reading()
 
     @property
     def context(self) -> Context | None:
@@ -337,9 +342,12 @@ class StreamTransport:
     def connection_lost(self, exception: BaseException | None) -> None:
         if not self.disconnected:
             running.stream = self
-            if isinstance(exception, OSError) and _was_raised(exception) and not self._reason:
-                self.failed(exception)  # uvloop reports all errors but these
-            self._finish(self._reason or self._reason_for(exception))
+            if exception is None and self._reason is None and not self._aborting:
+                self._finish(_DONE)  # as most connections end
+            else:
+                if isinstance(exception, OSError) and _was_raised(exception) and not self._reason:
+                    self.failed(exception)  # uvloop reports all errors but these
+                self._finish(self._reason or self._reason_for(exception))
             running.stream = None
 
     # Closing
