@@ -30,11 +30,8 @@ NOBODY = Client("")
 
 def client_of(transport: ITransport, listener: str) -> Client:
     """Return the client of `transport`, which connected to the endpoint `listener`."""
-    return Client(
-        peer=shown_address(transport.getPeer()),
-        local=shown_address(transport.getHost()),
-        listener=listener,
-    )
+    peer, local = transport.getPeer(), transport.getHost()
+    return Client(shown_address(peer), shown_address(local), listener)
 
 
 def addresses_of(client: Client, transport: ITransport) -> tuple[IAddress, IAddress]:

@@ -66,7 +66,8 @@ class DirectProtocol(EchoProtocol):
             write: the fastest way to write, as long as the connection is open.
         """
         own = type(self).dataReceived is DirectProtocol.dataReceived
-        if not own or not counts_bytes(transport.getHandle()):
+        handle: Any = transport.getHandle()
+        if not own or not counts_bytes(handle):
             return self.dataReceived
         self._kernel_counts = True
         self._send = write
@@ -283,29 +284,29 @@ class DirectProtocol(EchoProtocol):
     # in several turns: most connections begin and end like this.
 
     def _start(self) -> None:
-        handler = self._handler
+        handler, owner = self._handler, self._owner
         opened = None if isinstance(handler, Failure) else overridden(handler, "opened")
         if opened is None or self._context is not None or self._draining:
             super()._start()
             return
         self.transport.registerProducer(self, True)
+        model: InReactor = owner.model  # type: ignore[assignment] # this class is for it
         greeting = opened(self.client)
         if type(greeting) is not bytes or self._session is not None:
             done = partial(self._inside, self._after_opened)
-            model: InReactor = self._owner.model  # type: ignore[assignment] # this class is for it
             greeting = model.settle(done, greeting)
             if not self._is_pending(greeting):
                 self._after_opened(greeting)
             return
         self._handler_open = True
         self._direct = self._longest_direct
-        owner = self._owner
-        if owner.model.greets and (data := greeting_of(greeting, owner.framing, owner.banner)):
+        if model.greets and (data := greeting_of(greeting, owner.framing, owner.banner)):
             send = self._send
             send(data)
 
     def readConnectionLost(self) -> None:
-        # With `_direct`, no result and no input waits.
+        # With `_direct`, no result and no input waits. The transport forgets its producer, and
+        # the model the connection, when it is lost, which is next.
         if self._direct and self._outbox is None and self._close_at_once():
             self._input_ended = True
             self._state, self._reason = State.BOTH_ENDED, EndReason.CLIENT
@@ -348,7 +349,8 @@ class DirectProtocol(EchoProtocol):
 
         Here no layer is above the socket: see `connect_directly`.
         """
-        received, sent = counted(self.transport.getHandle(), input_ended=self._input_ended)
+        handle: Any = self.transport.getHandle()
+        received, sent = counted(handle, input_ended=self._input_ended)
         if (proxy := self.client.proxy) is not None:
             received = max(0, received - proxy.size)
         return received, sent

@@ -302,19 +302,20 @@ class EchoFactory(Factory):
         self, addr: IAddress | None
     ) -> Protocol | FaultyConnection | None:
         # An exception would leave the accepted socket open; None closes it.
-        peer = addr.peer if isinstance(addr, ProxiedAddress) else addr
         try:
-            # Behind a proxy, this was done before the header was read.
-            refusal = None if peer is not addr else self.admission.accept()
-            return self.refused(addr, refusal) if refusal else self._accepted(addr, peer)
+            if isinstance(addr, ProxiedAddress):  # `admission` was asked before its header came
+                return self._accepted(addr.peer, addr)
+            refusal = self.admission.accept()
+            return self.refused(addr, refusal) if refusal else self._accepted(addr)
         except BaseException:
+            peer = addr.peer if isinstance(addr, ProxiedAddress) else addr
             self.handler_failed(Failure(), Client(shown_address(peer)))
             self.metrics.accepted += 1
             self.metrics.end(EndReason.HANDLER_ERROR.value, messages=0, received=0, sent=0)
             return None
 
     def _accepted(
-        self, addr: IAddress | None, peer: IAddress | None
+        self, peer: IAddress | None, proxied: ProxiedAddress | None = None
     ) -> Protocol | FaultyConnection:
         """Return the protocol of a connection that `admission` has accepted."""
         network = network_at(peer)
@@ -322,22 +323,26 @@ class EchoFactory(Factory):
             self.admission.release()
             return self.refused(peer, refusal)
         try:
-            kind = self.protocol
-            if isinstance(addr, ProxiedAddress) and addr.header.command is ProxyCommand.LOCAL:
-                kind = health_check(kind)
-            protocol = kind(self)
+            protocol = self.protocol(self) if proxied is None else self._proxied(proxied)
         except BaseException:
             self.admission.release(network)
             raise
         protocol.network = network
-        if isinstance(addr, ProxiedAddress):
-            protocol.client = addr.client(self.listener)
         if self._faults is not None:
             chosen = self._faults.choose(getattr(peer, "host", ""))
             if chosen is not None:
                 from echod.connections.faulty import FaultyConnection  # rarely needed
 
                 return FaultyConnection(protocol, chosen, self)
+        return protocol
+
+    def _proxied(self, address: ProxiedAddress) -> ConnectionProtocol:
+        """Return the protocol of a connection that comes through a proxy."""
+        kind = self.protocol
+        if address.header.command is ProxyCommand.LOCAL:
+            kind = health_check(kind)  # type: ignore[arg-type] # a class has a hash, too
+        protocol = kind(self)
+        protocol.client = address.client(self.listener)
         return protocol
 
     def refused(self, addr: IAddress | None, refusal: Refusal) -> Protocol:

@@ -273,19 +273,21 @@ class ConnectionProtocol(Protocol):
             self.abort(EndReason.HANDLER_ERROR)
 
     def connectionMade(self) -> None:
-        self._owner.register(self)  # first, so that its end is counted if something fails
-        self._began = self._idle_since = self._owner.seconds()
-        if self.client.proxy is None:  # otherwise the proxy's header has named it already
-            self.client = client_of(self.transport, self._owner.listener)
-        link(self.client, self)
-        if not self.is_check and _connected.wanted(self.client.peer):
-            _connected.write(peer=shown(self.client), listener=self.client.listener)
+        owner = self._owner
+        owner.register(self)  # first, so that its end is counted if something fails
+        self._began = self._idle_since = owner.seconds()
+        client = self.client
+        if client is NOBODY:  # otherwise the proxy's header has named it already
+            self.client = client = client_of(self.transport, owner.listener)
+        link(client, self)
+        if not self.is_check and _connected.wanted(client.peer):
+            _connected.write(peer=shown(client), listener=client.listener)
         if ISSLTransport.providedBy(self.transport):
             # Until its handshake is over, a client occupies none of the model's places.
-            self._expect_by(self._owner.limits.handshake_timeout)
+            self._expect_by(owner.limits.handshake_timeout)
         else:
             self._admit()
-        if self._owner.draining:  # it was accepted as the drain began
+        if owner.draining:  # it was accepted as the drain began
             self.drain()
 
     def handshakeCompleted(self) -> None:
@@ -371,9 +373,10 @@ class ConnectionProtocol(Protocol):
             self._reason = EndReason.FAULT  # also if the conversation had ended before
         self._leave()
         self._finish()
-        link(self.client, None)
+        client = self.client
+        link(client, None)
         line = _disconnected if self.counts_messages else _disconnected_unseen
-        if not self.is_check and line.wanted(self.client.peer):
+        if not self.is_check and line.wanted(client.peer):
             self._log_end(line, self._reason, reason)
         self._forget()
 

@@ -838,8 +838,7 @@ class EchoProtocol(ConnectionProtocol):
 
     def _close_handler(self) -> None:
         """Call the handler's `closed`, where handler code runs."""
-        closed = overridden(self._handler, "closed")
-        if closed is None or not self._handler_open:
+        if not self._handler_open or (closed := overridden(self._handler, "closed")) is None:
             return
         self._handler_open = False
         assert self._reason is not None

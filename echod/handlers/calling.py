@@ -12,11 +12,14 @@ from echod.handlers.contract import Handler, checked
 from echod.messages.framing import Framing, encode_greeting
 from echod.reasons import EndReason
 
+# The hooks that do nothing.
+_NOTHING = {"opened": Handler.opened, "closed": Handler.closed}
+
 
 def overridden(handler: Handler, hook: str) -> Callable[..., object] | None:
     """Return `handler`'s method `hook`, unless it is missing or does nothing."""
     method = getattr(handler, hook, None)
-    return None if getattr(method, "__func__", None) is getattr(Handler, hook) else method
+    return None if getattr(method, "__func__", None) is _NOTHING[hook] else method
 
 
 def call_opened(handler: Handler, client: Client) -> object:

@@ -13,6 +13,7 @@ too many of its kind, that cost is avoided::
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.logger import Logger, LogLevel, globalLogPublisher
 
@@ -45,6 +46,7 @@ class LogLine:
             peer: the client that it is about, as `ADDRESS:PORT`.
         """
         try:
+            observer: Any
             (observer,) = globalLogPublisher._observers
             wants: Callable[[EventKind, str], bool] = observer.wants
         except (ValueError, AttributeError):

@@ -68,6 +68,7 @@ _TRY_NEXT = {
     errno.ENETUNREACH,
 }
 _ANY = {"0.0.0.0", "::"}  # noqa: S104 - not bound here
+_NON_BLOCKING_STREAM = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 
 
@@ -137,8 +138,7 @@ class AcceptingPort(tcp.Port):
     def _accepted(self, descriptor: int, address: _RetAddress) -> None:
         # uvloop makes it non-blocking, but the socket object has to know: a duplicate of it would
         # make the connection blocking. The flag tells it, without a system call.
-        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-        skt = StreamSocket(self.addressFamily, kind, 0, descriptor)
+        skt = StreamSocket(self.addressFamily, _NON_BLOCKING_STREAM, 0, descriptor)
         try:
             self._transport(skt, address).attach()
         except Exception:

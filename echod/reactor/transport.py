@@ -111,6 +111,8 @@ class StreamSocket(socket.socket):
     family = _socket.socket.family  # type: ignore[assignment]
     type = _socket.socket.type  # type: ignore[assignment]
 
+    detach = _socket.socket.detach  # as uvloop does when it closes; `close` is ours
+
     def close(self) -> None:
         """Release the connection: the reactor drops it, and the protocol gets no more calls."""
         stream, self.stream = getattr(self, "stream", None), None
@@ -296,11 +298,7 @@ class StreamTransport:
 
     def _announce(self) -> None:
         """Make uvloop look up the methods again that it calls, because it keeps them."""
-        reading = self._uv.is_reading()
-        self._uv.pause_reading()  # it looks where to read to when it starts to read
         self._uv.set_protocol(self)
-        if reading:
-            self._uv.resume_reading()
 
     # Callbacks from uvloop
 
@@ -366,11 +364,11 @@ class StreamTransport:
         producer = self.producer
         protocol = self.protocol
         self._detach()
-        try:
-            if producer is not None:
+        if producer is not None:
+            try:
                 producer.stopProducing()
-        except BaseException:
-            _log.failure("stopProducing failed on {stream}", stream=self)
+            except BaseException:
+                _log.failure("stopProducing failed on {stream}", stream=self)
         try:
             if protocol is not None:
                 protocol.connectionLost(reason)
@@ -387,7 +385,8 @@ class StreamTransport:
         self.reactor.streams.discard(self)
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        self._protocol_name = _name(self.protocol)
+        if self.protocol is not None:
+            self._protocol_name = type(self.protocol).__name__
         self.producer = self.protocol = None
         self._forget_readers()
 
