@@ -193,7 +193,7 @@ class StreamTransport:
         self.connected = 1
         self.socket.stream = self
         self.reactor.streams.add(self)
-        uv.resume_reading()  # as uvloop is about to, whatever the protocol does until then
+        uv.resume_reading()  # uvloop does so after this call: see `_attached`
         self._open()
         if not uv.is_reading():
             self._starts_paused = True
