@@ -32,6 +32,9 @@ def main() -> None:
     with socket.create_server((HOST, arguments().port), backlog=BACKLOG) as listener:
         while True:
             conn, _ = listener.accept()
+            # Else the kernel keeps the second reply of a read back until the client has
+            # acknowledged the first one: for 40 ms, which saves CPU.
+            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=converse, args=(conn, *how), daemon=True).start()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from socket import socket
 from types import GeneratorType
 from typing import Any, cast
 
@@ -100,16 +101,17 @@ class Conversation:
         `conn.recv` and `conn.sendall` are inlined here, because in a loop of two system calls a
         Python call around each costs noticeable time.
         """
-        received, encode, size = handler.received, self.framing.encode, self._read_size
-        whole = (
-            None if isinstance(self.framing, Chunk) else cast(DirectFraming, self.framing).whole
-        )
-        recv, sendall = super(ConnectionSocket, conn).recv, super(ConnectionSocket, conn).sendall
+        received, size = handler.received, self._read_size
+        whole = encode = tail = None
+        if not isinstance(self.framing, Chunk):
+            framing = cast(DirectFraming, self.framing)
+            whole, encode, tail, last = framing.whole, framing.encode, framing.tail, framing.last
+        recv, sendall = socket.recv, socket.sendall
         messages: Sequence[bytes] | None
         try:
             while not conn.draining:
                 conn.receiving = True
-                data = recv(size)
+                data = recv(conn, size)
                 conn.received_bytes += len(data)
                 conn.receiving = False
                 if not data:
@@ -126,12 +128,16 @@ class Conversation:
                 for message in messages:
                     conn.messages += 1
                     reply = received(message)
-                    if reply.__class__ is bytes:
-                        if whole is not None:
+                    if type(reply) is bytes:
+                        if encode is None:
+                            pass
+                        elif tail is None or (reply and reply[-1] == last):
                             reply = encode(reply)
+                        else:
+                            reply += tail
                         conn.sending = True
                         if conn.outbox is None:
-                            sendall(reply)
+                            sendall(conn, reply)
                             conn.sent_bytes += len(reply)
                         else:
                             conn.outbox.reply(reply)
