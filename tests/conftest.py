@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import importlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -70,6 +73,16 @@ def pytest_collection() -> Iterator[object]:
         return (yield)
     finally:
         gc.enable()
+
+
+def pytest_collection_finish() -> None:
+    """Let pytest find out the version of Twisted once, not before each test.
+
+    It reads the metadata of Twisted for that, which takes a millisecond.
+    """
+    plugin: Any = importlib.import_module("_pytest.unittest")
+    with contextlib.suppress(AttributeError):
+        plugin._get_twisted_version = functools.cache(plugin._get_twisted_version)
 
 
 @pytest.fixture
