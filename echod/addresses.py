@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 import sys
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
-from echod.proxy_header import Address
 from echod.text import escape
+
+if TYPE_CHECKING:
+    from echod.proxy_header import Address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

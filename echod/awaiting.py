@@ -15,10 +15,17 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 log = Logger("echod.concurrency")
+
+
+def loop_of(reactor: IReactorTime) -> asyncio.AbstractEventLoop | None:
+    """Return the asyncio loop that a reactor runs on; None if it does not."""
+    loop = getattr(reactor, "_asyncioEventloop", None)
+    return loop if isinstance(loop, asyncio.AbstractEventLoop) else None
 
 
 class BothAwaited(Coroutine[Any, Any, object]):

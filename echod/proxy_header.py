@@ -131,6 +131,11 @@ class ProxyHeader:
         return _first(self.fields, kind)
 
     @property
+    def is_local(self) -> bool:
+        """Whether the connection is the proxy's own, such as a health check."""
+        return self.command is Command.LOCAL
+
+    @property
     def alpn(self) -> bytes | None:
         """The protocol that was negotiated with the client, as in b"h2"."""
         return self.field(FieldType.ALPN)

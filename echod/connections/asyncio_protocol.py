@@ -13,28 +13,21 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import queued
 from echod.connections.transport_layers import below, tls_of
 from echod.reasons import EndReason
-from echod.tls import Context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from echod.connections.owner import Owner
+    from echod.tls import Context
 
 # How many bytes may wait before a protocol is told to pause, and when it may go on: asyncio's own.
 LIMITS = (16 * 1024, 64 * 1024)
-
-
-def loop_of(reactor: IReactorTime) -> asyncio.AbstractEventLoop | None:
-    """Return the asyncio loop that a reactor runs on; None if it does not."""
-    loop = getattr(reactor, "_asyncioEventloop", None)
-    return loop if isinstance(loop, asyncio.AbstractEventLoop) else None
 
 
 class AsyncioProtocol(ForeignProtocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import (
     IAddress,
@@ -19,8 +19,10 @@ from echod.connections.transport_layers import tls_of
 from echod.handlers.client import Client
 from echod.log.event import LogLine
 from echod.log.tracebacks import traceback_of_handler
-from echod.proxy_header import ProxyHeader
-from echod.tls import TLSFacts
+
+if TYPE_CHECKING:
+    from echod.proxy_header import ProxyHeader
+    from echod.tls import TLSFacts
 
 _failed = LogLine(Logger("echod.connection"), "error", "Error while serving {peer}:\n{traceback}")
 
@@ -48,6 +50,8 @@ def tls_facts(transport: Any) -> TLSFacts:
     """Return how a transport whose handshake is over is encrypted."""
     if (tls := tls_of(transport)) is not None:
         return tls.facts
+    from echod.tls import TLSFacts  # only over Twisted's own TLS
+
     handle, alpn = transport.getHandle(), transport.negotiatedProtocol
     return TLSFacts(
         version=handle.get_protocol_version_name(),

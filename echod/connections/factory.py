@@ -10,7 +10,7 @@ thread. It works in any Twisted program::
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, cached_property
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -22,32 +22,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.addresses import network_at, shown_address
+from echod.awaiting import loop_of
 from echod.concurrency.forking import end_child
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor
-from echod.concurrency.processes import Processes
 from echod.connections.admission import Admission
-from echod.connections.asyncio_protocol import AsyncioProtocol, loop_of
+from echod.connections.choice import protocol_for
 from echod.connections.clients import ProxiedAddress, log_failure, shown
-from echod.connections.direct_protocol import DirectFramedProtocol, DirectProtocol
-from echod.connections.health_check import health_check
 from echod.connections.lifecycle import ConnectionProtocol
-from echod.connections.message_protocol import EchoProtocol
 from echod.connections.outbox import Errands
 from echod.connections.owner import Counted, Finished, Owned
-from echod.connections.pooled_protocol import PooledProtocol
-from echod.connections.program_protocol import ProgramProtocol
 from echod.connections.refused import RefusedProtocol
-from echod.connections.socket_protocol import SocketProtocol, threads_of_handlers
-from echod.connections.starttls import StartTLS
-from echod.connections.streams_protocol import StreamsProtocol
 from echod.connections.sweeper import Sweeper, interval_for
-from echod.connections.traffic import TrafficWatch
-from echod.connections.twisted_protocol import TwistedProtocol
-from echod.connections.waiting import Others
 from echod.handlers.builtin import Echo
 from echod.handlers.client import Client
-from echod.handlers.command import Command
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.factories import start, stop
 from echod.handlers.kinds import KINDS, Kind
@@ -56,39 +44,24 @@ from echod.handlers.remedies import add_remedy
 from echod.handlers.standin import StandInServer
 from echod.limits import Limits
 from echod.log.event import LogLine
-from echod.messages.framing import Chunk, Fixed, Framing, Line
+from echod.messages.framing import Chunk, Framing
 from echod.messages.guarded import guarded
-from echod.messages.prefixed import Length
 from echod.metrics import Metrics
-from echod.proxy_header import Command as ProxyCommand
 from echod.reasons import Check, EndReason, Refusal
-from echod.tls import Context as TLSContext
 from echod.turns import Turns
 
 if TYPE_CHECKING:
     from echod.connections.faulty import FaultyConnection
+    from echod.connections.starttls import StartTLS
+    from echod.connections.traffic import TrafficWatch
+    from echod.connections.waiting import Others
     from echod.faults import Faults
+    from echod.handlers.command import Command
     from echod.journal import Journal
+    from echod.tls import Context as TLSContext
     from echod.tls.mistakes import Mistakes
 
 _refused = LogLine(Logger("echod.connection"), "warn", "Refused {peer}: {limit} ({why})")
-
-
-# The kinds that have a class of their own. For the others the model and the framing decide.
-_PROTOCOLS: Mapping[Kind, type[ConnectionProtocol]] = {
-    Kind.ASYNCIO_PROTOCOL: AsyncioProtocol,
-    Kind.STREAMS: StreamsProtocol,
-    Kind.TWISTED_PROTOCOL: TwistedProtocol,
-    Kind.PROGRAM: ProgramProtocol,
-}
-# The faster ones, by the model and the framing; not for subclasses, which may frame differently.
-_FASTER: Mapping[tuple[ConcurrencyModel, type[Framing]], type[EchoProtocol]] = {
-    (ConcurrencyModel.REACTOR, Chunk): DirectProtocol,
-    (ConcurrencyModel.REACTOR, Fixed): DirectFramedProtocol,
-    (ConcurrencyModel.REACTOR, Length): DirectFramedProtocol,
-    (ConcurrencyModel.REACTOR, Line): DirectFramedProtocol,
-    (ConcurrencyModel.DEFER_TO_THREAD, Chunk): PooledProtocol,
-}
 
 
 class EchoFactory(Factory):
@@ -101,10 +74,8 @@ class EchoFactory(Factory):
         stand_in: the server object of `socketserver` request handlers.
         errands: what other threads ask of the event loop.
         report: gets each exception of a handler, after it is counted; by default it is logged.
-        others: the waits of threads that handlers have started.
         starts_tls: the TLS that handlers may begin, and the connections that wait for it; None if
             there is none.
-        traffic_watch: detects traffic on connections whose bytes the kernel does not count.
         journal: the record of connections; None if there is none.
         draining: whether a drain has begun; a connection that comes late is drained, too.
         protocol: the class of the protocols that it makes; may be replaced by a subclass.
@@ -170,7 +141,11 @@ class EchoFactory(Factory):
         self.metrics = Metrics() if metrics is None else metrics
         self.listener = listener
         self.draining = False
-        self.starts_tls = None if starttls is None else StartTLS(starttls)
+        self.starts_tls: StartTLS | None = None
+        if starttls is not None:
+            from echod.connections.starttls import StartTLS  # only with starttls:
+
+            self.starts_tls = StartTLS(starttls)
         if admission is not None:
             self.admission = admission
         if turns is not None:
@@ -185,8 +160,6 @@ class EchoFactory(Factory):
         self.urgent = self._sweeper.urgent
         self.limits = Limits() if limits is None else limits
         self.errands = Errands(lambda: self.reactor)
-        self.others = Others(threads_of_handlers)
-        self.traffic_watch = TrafficWatch()
         self._drained: Deferred[None] | None = None
         # The process that listens; any other one is a child that a handler has forked.
         self._process: int | None = None
@@ -206,16 +179,24 @@ class EchoFactory(Factory):
                 f"{handler.name} is {traits.words}, which needs an asyncio event loop, as the "
                 "uvloop reactor has"
             )
-        if handler.kind is Kind.PROGRAM and not isinstance(self.model, Processes):
-            raise HandlerError(
-                f"{handler.name} is a program, which only --handler exec can run, or a factory "
-                "with the model `Processes`"
-            )
+        if handler.kind is Kind.PROGRAM:
+            from echod.concurrency.processes import Processes  # only for programs
+
+            if not isinstance(self.model, Processes):
+                raise HandlerError(
+                    f"{handler.name} is a program, which only --handler exec can run, or a "
+                    "factory with the model `Processes`"
+                )
         if handler.kind is Kind.TWISTED_PROTOCOL and self.numPorts:
             start(handler.name, handler.target)
         self.handler = handler
         self.stand_in = StandInServer(handler.target)
-        self.protocol = self._choose_protocol()
+        self.protocol = protocol_for(
+            handler.kind,
+            self.model.name,
+            type(self.framing),
+            may_start_tls=self.starts_tls is not None,
+        )
         if self.journal is not None and self.journal.most_bytes:
             from echod.connections.recording import recording  # rarely needed
 
@@ -230,17 +211,6 @@ class EchoFactory(Factory):
             for one in list(self.connections)
             if isinstance(one, ConnectionProtocol) and one.is_served
         ]
-
-    def _choose_protocol(self) -> type[ConnectionProtocol]:
-        """Return the class of protocols for the handler's kind, model and framing."""
-        if self.handler.kind in _PROTOCOLS:
-            return _PROTOCOLS[self.handler.kind]
-        if self.model.name is ConcurrencyModel.THREAD_PER_CONNECTION:
-            return SocketProtocol
-        # Those answer without a session, and it is the session that ends for TLS.
-        if self.starts_tls is None:
-            return _FASTER.get((self.model.name, type(self.framing)), EchoProtocol)
-        return EchoProtocol
 
     @property
     def limits(self) -> Limits:
@@ -274,6 +244,20 @@ class EchoFactory(Factory):
     def turns(self) -> Turns:
         """Shares the turns of the event loop among connections."""
         return Turns(self.reactor)
+
+    @cached_property
+    def others(self) -> Others:
+        """The waits of threads that handlers have started."""
+        from echod.connections.waiting import Others, threads_of_handlers  # only for threads
+
+        return Others(threads_of_handlers)
+
+    @cached_property
+    def traffic_watch(self) -> TrafficWatch:
+        """Detects traffic on connections whose bytes the kernel does not count."""
+        from echod.connections.traffic import TrafficWatch  # only for threads
+
+        return TrafficWatch()
 
     @property
     def reactor(self) -> IReactorTime:

@@ -52,11 +52,11 @@ from echod.connections.transport_layers import tls_of
 from echod.contexts import call_in, context_of
 from echod.messages.closing import Event
 from echod.reasons import EndReason
-from echod.tls import Context as TLSContext
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
     from echod.interfaces import Stream
+    from echod.tls import Context as TLSContext
 
 T = TypeVar("T")
 

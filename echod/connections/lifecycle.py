@@ -46,7 +46,7 @@ from echod.log.event import LogLine
 from echod.messages.closing import TRANSITIONS, Event, State
 from echod.reasons import EndReason
 from echod.text import escape
-from echod.tls import TLSConnection, TLSError
+from echod.tls.base import TLSError
 
 if TYPE_CHECKING:
     from echod.concurrency.model import UnderWay
@@ -424,6 +424,8 @@ class ConnectionProtocol(Protocol):
 
     def _encrypt(self, context: Context) -> None:
         """Begin TLS, as the server: from here on, no byte in clear is read or written."""
+        from echod.tls import TLSConnection  # the listener's TLS has imported it
+
         stream: Any = self.transport
         stream.unregisterProducer()
         meddler = getattr(stream, "meddler", None)

@@ -42,11 +42,11 @@ from echod.log.event import LogLine
 from echod.messages.framing import FramingError
 from echod.messages.session import CLOSED, Session
 from echod.reasons import EndReason
-from echod.tls import Context as TLSContext
 from echod.turns import LONG, PACE, Share
 
 if TYPE_CHECKING:
     from echod.connections.stream import Batch
+    from echod.tls import Context as TLSContext
 
 _CLIENT = EndReason.CLIENT  # looked up once: see `lifecycle`
 # Two threads must not make two outboxes for one connection.

@@ -28,7 +28,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
 from threading import get_ident
@@ -526,14 +526,6 @@ class SocketProtocol(ConnectionProtocol):
         if conn.exposed or not isinstance(conn, RelayedSocket):
             return True  # as far as is known
         return isinstance(channel, RelayChannel) and channel.is_answered(conn)
-
-
-def threads_of_handlers() -> Iterator[int]:
-    """Yield the native ids of the threads that handlers have started, or their modules."""
-    ours = threading.current_thread()
-    for thread in threading.enumerate():
-        if thread is not ours and not thread.name.startswith("echod-") and thread.native_id:
-            yield thread.native_id
 
 
 def _converse(talk: Callable[[ConnectionSocket], EndReason], conn: ConnectionSocket) -> EndReason:

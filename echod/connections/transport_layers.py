@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from twisted.protocols.policies import ProtocolWrapper
 
-from echod.tls import TLSConnection
+from echod.tls.base import TLSLayer
+
+if TYPE_CHECKING:
+    from echod.tls import TLSConnection
 
 
 class Layer:
@@ -50,9 +53,14 @@ class Layer:
         raise NotImplementedError
 
 
+def is_tls(transport: object) -> TypeGuard[TLSConnection]:
+    """Return whether `transport` is echod's own TLS."""
+    return isinstance(transport, TLSLayer)
+
+
 def layer_of(transport: Any) -> Layer | None:
     """Return the layer at or below `transport`; None if there is none."""
-    if isinstance(transport, TLSConnection):  # TLS that began within the conversation
+    if is_tls(transport):  # TLS that began within the conversation
         transport = transport.transport
     return transport if isinstance(transport, Layer) else None
 
@@ -67,12 +75,12 @@ def tls_of(transport: Any) -> TLSConnection | None:
     """Return echod's TLS at or below `transport`; None if there is none."""
     if isinstance(transport, Layer):
         transport = transport.transport
-    return transport if isinstance(transport, TLSConnection) else None
+    return transport if is_tls(transport) else None
 
 
 def below(transport: Any) -> Any:
     """Return the transport at the socket."""
-    while isinstance(transport, ProtocolWrapper | TLSConnection | Layer):
+    while isinstance(transport, ProtocolWrapper | TLSLayer | Layer):
         transport = transport.transport
     return transport
 

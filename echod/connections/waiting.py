@@ -21,6 +21,7 @@ import math
 import platform
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -224,3 +225,11 @@ def _registered(task: Task, descriptor: int) -> Iterator[int]:
         for words in map(bytes.split, file):
             if words[:1] == [b"tfd:"] and int(words[3], 16) & _TO_READ:
                 yield int(words[1])
+
+
+def threads_of_handlers() -> Iterator[int]:
+    """Yield the native ids of the threads that handlers have started, or their modules."""
+    ours = threading.current_thread()
+    for thread in threading.enumerate():
+        if thread is not ours and not thread.name.startswith("echod-") and thread.native_id:
+            yield thread.native_id

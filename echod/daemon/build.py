@@ -15,13 +15,12 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from echod.awaiting import loop_of
 from echod.concurrency.life import Life
 from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
 from echod.concurrency.pool import WorkerPool
-from echod.concurrency.processes import Processes
 from echod.connections.admission import Admission
-from echod.connections.asyncio_protocol import loop_of
 from echod.connections.factory import EchoFactory
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.resolve import (
@@ -374,6 +373,8 @@ def make_model(settings: Settings, reactor: Reactor, kind: Kind = Kind.MESSAGE) 
     """Return the concurrency model that `settings` ask for, for a handler of this kind."""
     from_threads = IReactorFromThreads(reactor).callFromThread
     if kind is Kind.PROGRAM:
+        from echod.concurrency.processes import Processes  # only for programs
+
         shared = settings.make_limits().bounds_addresses
         return Processes(reactor, settings.max_processes, shared=shared)
     match settings.concurrency:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from echod.connections.asyncio_protocol import loop_of
+from echod.awaiting import loop_of
 from echod.daemon import checks
 from echod.daemon.choose_reactor import name_of
 from echod.errors import UserError

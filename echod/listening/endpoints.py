@@ -37,18 +37,18 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 
+from echod import tls
 from echod.addresses import Network
 from echod.errors import UserError
-from echod.listening.proxy import ProxyFactory
 from echod.listening.socket_activation import ActivatedEndpoint, InheritedSockets
-from echod.listening.unix import BACKLOG, MODE, UNIXEndpoint
 from echod.listening.validity import tell_validity
 from echod.text import did_you_mean, quoted
-from echod.tls import Files, Pair, ServerContext, ServerSide, TLSFactory
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.listening.badtls import SharedMistakes
+    from echod.listening.unix import UNIXEndpoint
+    from echod.tls import ServerSide
 
 EXAMPLE = "tcp:8888:interface=127.0.0.1"
 
@@ -135,8 +135,10 @@ class Listening:
         wrapped = factory
         if self.tls is not None and not self.starts_clear:
             turns = getattr(factory, "turns", None)  # the status has none
-            wrapped = TLSFactory(factory, self.tls, reactor, turns)
+            wrapped = tls.TLSFactory(factory, self.tls, reactor, turns)
         if self.proxied:
+            from echod.listening.proxy import ProxyFactory  # only with proxy:
+
             wrapped = ProxyFactory(wrapped, factory, trusted)
         if wrapped is not factory and hasattr(factory, "connection_turned_away"):
             wrapped.connection_turned_away = factory.connection_turned_away
@@ -182,7 +184,7 @@ def parse_listen(
     if inherited.shared:
         # Each process has keys of its own: a ticket of one means nothing to the others.
         files = replace(files, tickets=False)
-    context = ServerContext(files, inherited.load)
+    context = tls.ServerContext(files, inherited.load)
     for certificate in context.served:
         tell_validity(certificate)
     endpoint = _endpoint(reactor, words.endpoint, inherited)
@@ -312,6 +314,8 @@ def _plainly(kind: str, error: Exception) -> str:
 
 
 def _unix_endpoint(reactor: Reactor, words: Words) -> UNIXEndpoint:
+    from echod.listening.unix import BACKLOG, MODE, UNIXEndpoint  # only with unix:
+
     mode = words.pop("mode") or f"{MODE:o}"
     backlog = words.pop("backlog") or str(BACKLOG)
     words.pop("lockfile")  # Twisted's option; `echod.listening.unix` describes the replacement
@@ -407,14 +411,14 @@ def _option(word: str) -> tuple[str, str]:
     return (option[1], option[2]) if option else ("", word)
 
 
-def _tls_files(kind: str, words: Words) -> Files:
+def _tls_files(kind: str, words: Words) -> tls.Files:
     first, *others = _pairs(kind, words.pop_each("certificate", "key"))
     client_ca, asked = _path(words, "client-ca"), words.pop("client-certificates")
     if asked not in (None, "required", "optional"):
         raise ListenError(f"client-certificates={asked} is neither required nor optional")
     if asked is not None and client_ca is None:
         raise ListenError("client-certificates needs client-ca=FILE, to verify them by")
-    return Files(
+    return tls.Files(
         certificate=first.certificate,
         key=first.key,
         others=tuple(others),
@@ -424,16 +428,16 @@ def _tls_files(kind: str, words: Words) -> Files:
     )
 
 
-def _pairs(kind: str, named: Sequence[tuple[str, str]]) -> list[Pair]:
+def _pairs(kind: str, named: Sequence[tuple[str, str]]) -> list[tls.Pair]:
     """Return the certificates, each with the key behind it; the key of a single one may lead."""
     if [name for name, _ in named] == ["key", "certificate"]:
         named = named[::-1]
-    pairs: list[Pair] = []
+    pairs: list[tls.Pair] = []
     for name, path in named:
         if not path:
             continue
         if name == "certificate":
-            pairs.append(Pair(_absolute(path)))
+            pairs.append(tls.Pair(_absolute(path)))
         elif pairs and pairs[-1].key is None:
             pairs[-1] = replace(pairs[-1], key=_absolute(path))
         else:
@@ -455,11 +459,11 @@ def _protocols(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _ssl_files(words: Words) -> Files:
+def _ssl_files(words: Words) -> tls.Files:
     if words.pop("sslmethod") is not None:
         raise ListenError("sslmethod cannot be chosen: TLS 1.2 and 1.3 are spoken")
     key = _path(words, "privateKey") or _absolute("server.pem")
-    return Files(
+    return tls.Files(
         certificate=_path(words, "certKey") or key,
         key=key,
         chain=_path(words, "extraCertChain"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from echod.text import escape, plural
-from echod.tls import ServedCertificate
+
+if TYPE_CHECKING:
+    from echod.tls import ServedCertificate
 
 log = Logger("echod")
 

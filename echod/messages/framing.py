@@ -44,6 +44,9 @@ class MessageCutShort(FramingError):
 # The most that `max_message` and the like can be, as `--max-message`.
 MOST = 2**31 - 1
 
+# Behind a length: room for a record of any usual protocol, while a whole message, a read and the
+# replies still fit in what one connection may cost.
+MOST_PREFIXED = 32 * 1024
 
 # The longest read whose messages are taken at once, in bytes: a longer one may hold more than
 # should exist at the same time.

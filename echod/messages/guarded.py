@@ -10,18 +10,20 @@ A framing that comes with echod does all this by itself, and pays nothing here.
 from __future__ import annotations
 
 from echod.messages.framing import Chunk, Fixed, Framer, Framing, Line, MessageTooLong
-from echod.messages.prefixed import Length, Netstring, Varint
 
 # How many bytes of a header, or of escapes, a framer may hold besides a message, before the
 # message counts as too long.
 ALLOWANCE = 64 * 1024
 
-_TRUSTED = (Chunk, Line, Fixed, Length, Netstring, Varint)
-
 
 def guarded(framing: Framing) -> Framing:
     """Return a framing that keeps to the interface; a built-in one as it is."""
-    return framing if type(framing) in _TRUSTED else Guarded(framing)
+    if type(framing) is Chunk:
+        return framing
+    from echod.messages.prefixed import Length, Netstring, Varint  # not for the default framing
+
+    trusted = (Line, Fixed, Length, Netstring, Varint)
+    return framing if type(framing) in trusted else Guarded(framing)
 
 
 class Guarded:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 from echod.messages.framing import (
+    MOST_PREFIXED,
     BufferingFramer,
     FramingError,
     MessageCutShort,
@@ -19,10 +20,6 @@ from echod.messages.framing import (
     check_size,
 )
 from echod.text import plural
-
-# Room for a record of any usual protocol, while a whole message, a read and the replies still fit
-# in what one connection may cost.
-MAX_MESSAGE = 32 * 1024
 
 # Within `Length`, `bytes` is the name of an argument.
 Data = bytes
@@ -75,7 +72,7 @@ class Length:
         inclusive: whether the length counts its own bytes, too.
     """
 
-    max_message: int = MAX_MESSAGE
+    max_message: int = MOST_PREFIXED
     bytes: Literal[1, 2, 3, 4, 8] = 4
     order: Literal["big", "little"] = "big"
     inclusive: bool = False
@@ -94,8 +91,8 @@ class Length:
         else:
             header = struct.Struct((">" if self.order == "big" else "<") + letter)
         object.__setattr__(self, "header", header)
-        if self.max_message == MAX_MESSAGE:
-            object.__setattr__(self, "max_message", min(MAX_MESSAGE, self._most))
+        if self.max_message == MOST_PREFIXED:
+            object.__setattr__(self, "max_message", min(MOST_PREFIXED, self._most))
         elif self.max_message > self._most:
             raise ValueError(
                 f"a length of {self.bytes} {plural(self.bytes, 'byte', 'bytes')} announces "
@@ -174,7 +171,7 @@ class Netstring:
     Its length in digits, a colon, the message, a comma: https://cr.yp.to/proto/netstrings.txt.
     """
 
-    max_message: int = MAX_MESSAGE
+    max_message: int = MOST_PREFIXED
 
     def __post_init__(self) -> None:
         check_size("max_message", self.max_message)
@@ -237,7 +234,7 @@ class Varint:
     https://protobuf.dev/programming-guides/encoding/#varints.
     """
 
-    max_message: int = MAX_MESSAGE
+    max_message: int = MOST_PREFIXED
 
     def __post_init__(self) -> None:
         check_size("max_message", self.max_message)

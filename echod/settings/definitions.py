@@ -24,8 +24,7 @@ from echod.handlers.naming import Spec
 from echod.limits import LOG_RATE, Limits
 from echod.log.lines import FORMATS as LOG_FORMATS
 from echod.log.observer import LEVELS as LOG_LEVELS
-from echod.messages.framing import Chunk, Framing, Line
-from echod.messages.prefixed import MAX_MESSAGE
+from echod.messages.framing import MOST_PREFIXED, Chunk, Framing, Line
 from echod.settings.schema import (
     Need,
     Setting,
@@ -316,7 +315,7 @@ class Settings:
             "them. Short for --framing NAME:max_message=N.",
             whole_number(1, 2**31 - 1),
             unset=f"chunk {Chunk.max_message}, line {Line.max_message}, length, netstring and "
-            f"varint {MAX_MESSAGE}",
+            f"varint {MOST_PREFIXED}",
             unit="bytes",
             example=65536,
         ),

@@ -17,36 +17,53 @@ Unlike `twisted.protocols.tls`, it has:
 
 Of echod it imports only `contexts`, `errors`, `interfaces` and `turns`, which import nothing else
 of it: it could be published on its own.
+
+Each name is imported when it is first used (PEP 562): a daemon without TLS starts without it.
 """
 
-from echod.tls.connection import Meddler, TLSConnection, TLSError, TLSFactory
-from echod.tls.context import (
-    ClientContext,
-    Context,
-    Files,
-    FilesError,
-    Pair,
-    ServedCertificate,
-    ServerContext,
-    ServerSide,
-)
-from echod.tls.copies import Copies
-from echod.tls.facts import Certificate, TLSFacts
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Certificate",
-    "ClientContext",
-    "Context",
-    "Copies",
-    "Files",
-    "FilesError",
-    "Meddler",
-    "Pair",
-    "ServedCertificate",
-    "ServerContext",
-    "ServerSide",
-    "TLSConnection",
-    "TLSError",
-    "TLSFactory",
-    "TLSFacts",
-]
+if TYPE_CHECKING:
+    from echod.tls.base import TLSError as TLSError
+    from echod.tls.connection import Meddler as Meddler
+    from echod.tls.connection import TLSConnection as TLSConnection
+    from echod.tls.connection import TLSFactory as TLSFactory
+    from echod.tls.context import ClientContext as ClientContext
+    from echod.tls.context import Context as Context
+    from echod.tls.context import Files as Files
+    from echod.tls.context import FilesError as FilesError
+    from echod.tls.context import Pair as Pair
+    from echod.tls.context import ServedCertificate as ServedCertificate
+    from echod.tls.context import ServerContext as ServerContext
+    from echod.tls.context import ServerSide as ServerSide
+    from echod.tls.copies import Copies as Copies
+    from echod.tls.facts import Certificate as Certificate
+    from echod.tls.facts import TLSFacts as TLSFacts
+
+_MODULES = {
+    "Certificate": "facts",
+    "ClientContext": "context",
+    "Context": "context",
+    "Copies": "copies",
+    "Files": "context",
+    "FilesError": "context",
+    "Meddler": "connection",
+    "Pair": "context",
+    "ServedCertificate": "context",
+    "ServerContext": "context",
+    "ServerSide": "context",
+    "TLSConnection": "connection",
+    "TLSError": "base",
+    "TLSFactory": "connection",
+    "TLSFacts": "facts",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context as CallContext
 from typing import TYPE_CHECKING, Any, Protocol
 
-from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableProtocol,
@@ -56,6 +56,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.contexts import call_in, context_of
+from echod.tls.base import TLSError, TLSLayer
 from echod.tls.context import Context
 from echod.tls.facts import ClientHello, TLSFacts, facts_of
 from echod.turns import Share, Turns
@@ -103,16 +104,9 @@ class Meddler(Protocol):
         """Whether the end of the stream is told by close_notify."""
 
 
-class TLSError(ConnectionLost):
-    """TLS has failed, in the handshake or at a record; the text is OpenSSL's."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
 @implementer(IHalfCloseableProtocol, IProtocol, ILoggingContext)
 @implementer(ISSLTransport, INegotiated, IPushProducer, ISystemHandle)
-class TLSConnection:
+class TLSConnection(TLSLayer):
     """One connection, either side of it.
 
     Attributes:

@@ -12,7 +12,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 
 import echod
-from echod.connections.asyncio_protocol import loop_of
+from echod.awaiting import loop_of
 from echod.handlers.kinds import connection_handler, message_handler
 from echod.limits import Limits
 from tests.support.needs import not_here

@@ -12,7 +12,7 @@ from twisted.internet import ssl
 from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols import basic
 
-from echod.connections.asyncio_protocol import loop_of
+from echod.awaiting import loop_of
 from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.factory import EchoFactory
 from echod.connections.pooled_protocol import PooledProtocol

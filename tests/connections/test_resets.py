@@ -16,7 +16,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.connections.asyncio_protocol import loop_of
+from echod.awaiting import loop_of
 from echod.connections.factory import EchoFactory
 from tests.support.needs import not_here
 from tests.support.reactor import reactor

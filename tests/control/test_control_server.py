@@ -19,7 +19,7 @@ from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
-from echod.connections.asyncio_protocol import loop_of
+from echod.awaiting import loop_of
 from echod.control import ControlServer
 from echod.control.description import describe
 from echod.control.operations import SHARE, Operations

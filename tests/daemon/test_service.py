@@ -22,8 +22,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.task import Clock, deferLater
 
+from echod.awaiting import loop_of
 from echod.concurrency.models import InPool, InReactor, Serial, ThreadPerConnection
-from echod.connections.asyncio_protocol import loop_of
 from echod.daemon import build, ending, file_limit, process, service
 from echod.daemon.build import build_service, make_model
 from echod.daemon.choose_reactor import name_of

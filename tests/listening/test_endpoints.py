@@ -238,7 +238,7 @@ def test_a_unix_socket_has_options(
 ) -> None:
     made: list[Any] = []
     monkeypatch.setattr(
-        "echod.listening.endpoints.UNIXEndpoint", lambda _, *given: made.append(given)
+        "echod.listening.unix.UNIXEndpoint", lambda _, *given: made.append(given)
     )
     parse_listen(reactor, text)
     assert made == [options]

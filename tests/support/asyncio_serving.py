@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from echod.connections.asyncio_protocol import loop_of
+from echod.awaiting import loop_of
 from echod.connections.factory import EchoFactory
 from tests.support.needs import not_here
 from tests.support.reactor import reactor
