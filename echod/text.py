@@ -11,6 +11,7 @@ import re
 import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 
 # The longest text in a line, in characters; a handler may print a whole message.
 LONGEST = 32 * 1024
@@ -31,13 +32,19 @@ _RANGES = (
     (0x2066, 0x2069),
     (0xD800, 0xDFFF),
 )
-# A table, because a call for each character would make hostile text ten times as expensive.
-_CONTROLS = {code: _escaped(code) for start, end in _RANGES for code in range(start, end + 1)}
-_CONTROLS_BUT_LAYOUT = {
-    code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\t\n"
-}
 # Most text has none, and a search finds that faster.
 _HAS_CONTROL = re.compile("[" + "".join(rf"\u{a:04x}-\u{z:04x}" for a, z in _RANGES) + "]")
+
+
+@cache  # made for the first such text: it would take a hundredth of the start
+def _controls(left: str = "") -> dict[int, str]:
+    """Return the escapes of all controls but those in `left`.
+
+    A table, because a call for each character would make hostile text ten times as expensive.
+    """
+    codes = (code for start, end in _RANGES for code in range(start, end + 1))
+    return {code: _escaped(code) for code in codes if chr(code) not in left}
+
 
 _WRITTEN = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.?)", re.DOTALL)
 _MEANT = dict(zip(b"abfnrtv\\'\"", b"\a\b\f\n\r\t\v\\'\"", strict=True))
@@ -50,12 +57,12 @@ def escape(value: bytes | str) -> str:
     UTF-8 come back as ``\n``, ``\x1b``, ``\u2028`` and the like; all else is left as it is.
     """
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-    return text.translate(_CONTROLS) if _HAS_CONTROL.search(text) else text
+    return text.translate(_controls()) if _HAS_CONTROL.search(text) else text
 
 
 def escape_lines(text: str) -> str:
     """Escape `text` as `escape` does, but leave its newlines and tabs: for tracebacks."""
-    return text.translate(_CONTROLS_BUT_LAYOUT) if _HAS_CONTROL.search(text) else text
+    return text.translate(_controls("\t\n")) if _HAS_CONTROL.search(text) else text
 
 
 def shortened(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import sysconfig
+import os
+import sys
 import traceback
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from echod.text import escape, told
 _OURS = f"{Path(__file__).parent}/"
 # The handlers that come with echod are treated like any other handler.
 _BUILTIN = f"{_OURS}handlers/builtin.py"
-_LIBRARY = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
+_STDLIB = Path(os.__file__).parent
+_LIBRARY = (str(_STDLIB), str(Path(sys.exec_prefix, sys.platlibdir, _STDLIB.name)))
 # Where packages are installed; also within the folders of Python's library.
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 

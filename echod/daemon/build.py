@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -256,6 +255,8 @@ def make_faults(settings: Settings, *, changeable: bool) -> FaultPlan | None:
     """Return the faults on purpose; None if there are none, and never will be."""
     if not settings.fault and not changeable:
         return None
+    import secrets
+
     from echod.faults import FaultPlan  # slow to import, and rarely needed
 
     seed = secrets.randbelow(2**32) if settings.fault_seed is None else settings.fault_seed

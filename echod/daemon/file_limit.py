@@ -13,8 +13,8 @@ from typing import Any
 from twisted.logger import Logger
 
 from echod.handlers.builtin import HANDLERS
-from echod.handlers.command import Command
 from echod.handlers.contract import ConcurrencyModel
+from echod.handlers.kinds import Kind, kind_of
 from echod.limits import Level
 from echod.settings.definitions import Settings
 
@@ -168,6 +168,7 @@ def _helpers(settings: Settings) -> tuple[str, int]:
     """
     if settings.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION:
         return "max_threads", MOST_OF_A_THREAD
-    if HANDLERS.get(settings.handler.name) is Command:
+    handler = HANDLERS.get(settings.handler.name)
+    if handler is not None and kind_of(handler) is Kind.PROGRAM:
         return "max_processes", MOST_OF_A_PROCESS
     return "", 0

@@ -32,8 +32,8 @@ from echod.daemon.resolve import ignored_by
 from echod.daemon.service import EchoService, Part
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
+from echod.handlers.importing import ModulesOnly
 from echod.handlers.kinds import Kind
-from echod.handlers.plugins import ModulesOnly
 from echod.listening.socket_activation import InheritedSockets, started_with
 from echod.log.observer import LogObserver
 from echod.log.sinks import DescriptorSink, FileSink, Sink, SyslogSink

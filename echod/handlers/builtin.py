@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPullProducer
@@ -10,13 +9,10 @@ from twisted.internet.protocol import Protocol
 from zope.interface import implementer
 
 from echod.handlers.client import Client
-from echod.handlers.command import Command
 from echod.handlers.contract import Close, Handler, Reply
 from echod.handlers.factories import IEndless
-from echod.handlers.forward import Forward
-from echod.handlers.inspecting import Inspect
+from echod.handlers.importing import BuiltIn
 from echod.handlers.kinds import message_handler
-from echod.handlers.script import Script
 from echod.text import plural
 
 if TYPE_CHECKING:
@@ -138,16 +134,18 @@ class CharacterGenerator(Protocol):
 
 
 # Their names for `--handler`.
-HANDLERS: Mapping[str, object] = {
-    "chargen": CharacterGenerator,
-    "count": Count,
-    "discard": discard,
-    "echo": Echo,
-    "exec": Command,
-    "forward": Forward,
-    "inspect": Inspect,
-    "plain-echo": plain_echo,
-    "reverse": reverse,
-    "script": Script,
-    "upper": upper,
-}
+HANDLERS: BuiltIn[object] = BuiltIn(
+    {
+        "chargen": "echod.handlers.builtin:CharacterGenerator",
+        "count": "echod.handlers.builtin:Count",
+        "discard": "echod.handlers.builtin:discard",
+        "echo": "echod.handlers.builtin:Echo",
+        "exec": "echod.handlers.command:Command",
+        "forward": "echod.handlers.forward:Forward",
+        "inspect": "echod.handlers.inspecting:Inspect",
+        "plain-echo": "echod.handlers.builtin:plain_echo",
+        "reverse": "echod.handlers.builtin:reverse",
+        "script": "echod.handlers.script:Script",
+        "upper": "echod.handlers.builtin:upper",
+    }
+)

@@ -7,35 +7,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from echod.errors import UserError
+from echod.handlers.importing import BuiltIn
 from echod.handlers.kinds import class_of, within
 from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import Parameters, described, keywords_of
-from echod.handlers.plugins import offered_framings
-from echod.messages.framing import MOST, Chunk, Fixed, Framing, Line
-from echod.messages.prefixed import Length, Netstring, Varint
+from echod.messages.framing import MOST, Framing
 from echod.text import clipped, escape
 from echod.user_code import definition_of, place_of, told_with_place
 
+if TYPE_CHECKING:
+    from echod.handlers.plugins import Offer
+
 # Their names for `--framing`.
-FRAMINGS: Mapping[str, type[Framing]] = {
-    "chunk": Chunk,
-    "fixed": Fixed,
-    "length": Length,
-    "line": Line,
-    "netstring": Netstring,
-    "varint": Varint,
-}
+FRAMINGS: BuiltIn[type[Framing]] = BuiltIn(
+    {
+        "chunk": "echod.messages.framing:Chunk",
+        "fixed": "echod.messages.framing:Fixed",
+        "length": "echod.messages.prefixed:Length",
+        "line": "echod.messages.framing:Line",
+        "netstring": "echod.messages.prefixed:Netstring",
+        "varint": "echod.messages.prefixed:Varint",
+    }
+)
 
 
 class UnusableFraming(UserError):
     """A framing cannot be loaded, or lacks something; the text says what, and the remedy."""
 
 
+def _offers() -> list[Offer]:
+    from echod.handlers.plugins import offered_framings  # only for what is not built in
+
+    return offered_framings()
+
+
 # The framings that `--framing` can name.
-NAMES = Catalogue("framing", "CLASS", FRAMINGS, UnusableFraming, offered_framings)
+NAMES = Catalogue("framing", "CLASS", FRAMINGS, UnusableFraming, _offers)
 
 _METHODS = ("framer", "encode", "encode_line")
 _OF_FRAMERS = ("feed", "end", "next_message", "buffered")

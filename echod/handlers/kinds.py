@@ -23,7 +23,6 @@ import enum
 import functools
 import inspect
 import socket
-import socketserver
 import sys
 import types
 import typing
@@ -251,8 +250,10 @@ def _why_not_callable(target: object) -> str:
 def is_request_handler(target: object) -> bool:
     """Return whether `target` makes `socketserver` request handlers for streams."""
     made = class_of(target)
+    socketserver = sys.modules.get("socketserver")
     return (
         made is not None
+        and socketserver is not None
         and issubclass(made, socketserver.BaseRequestHandler)
         and not issubclass(made, socketserver.DatagramRequestHandler)
     )

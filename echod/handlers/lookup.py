@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from echod.handlers.builtin import HANDLERS
-from echod.handlers.command import Command
 from echod.handlers.contract import (
     ConcurrencyModel,
     Handler,
@@ -35,13 +34,22 @@ from echod.handlers.kinds import (
 )
 from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import described, parameters_of
-from echod.handlers.plugins import offered_handlers
 from echod.handlers.service import Service
 from echod.text import clipped, escape
 from echod.user_code import told_with_place
 
+if TYPE_CHECKING:
+    from echod.handlers.plugins import Offer
+
+
+def _offers() -> list[Offer]:
+    from echod.handlers.plugins import offered_handlers  # only for what is not built in
+
+    return offered_handlers()
+
+
 # The objects that `--handler` can name.
-NAMES = Catalogue("handler", "FUNCTION", HANDLERS, HandlerError, offered_handlers)
+NAMES = Catalogue("handler", "FUNCTION", HANDLERS, HandlerError, _offers)
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,9 @@ class ResolvedHandler:
         Raises:
             HandlerError: the constructor always fails.
         """
-        if isinstance(self.target, Command):
-            self.target.check()
+        if self.kind is Kind.PROGRAM:
+            program: Any = self.target
+            program.check()
         is_class = class_of(self.target) is not None
         if self.kind is not Kind.ASYNCIO_PROTOCOL and not (self.kind is Kind.MESSAGE and is_class):
             return

@@ -22,14 +22,16 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from echod.errors import UserError
 from echod.handlers.importing import import_watched
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
-from echod.handlers.plugins import Offer
 from echod.text import clipped, escape, quoted
 from echod.user_code import definition_of, told_with_place
+
+if TYPE_CHECKING:
+    from echod.handlers.plugins import Offer
 
 _COMMA = r"a comma within a value: \,"
 

@@ -21,6 +21,7 @@ from twisted.plugin import IPlugin, getCache
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
 
+from echod.handlers.importing import ModulesOnly
 from echod.text import clipped, escape, quoted, told
 from twisted import plugins
 
@@ -46,15 +47,6 @@ class HandlerPlugin:
 
     name: str
     target: str
-
-
-class ModulesOnly(str):
-    """An entry of `sys.path` from which modules are imported, but where nothing is installed."""
-
-    __slots__ = ()
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return str, (str(self),)  # in processes of multiprocessing it becomes a plain one
 
 
 @dataclass(frozen=True)

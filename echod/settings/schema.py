@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,7 +18,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from echod.errors import UserError
-from echod.settings import toml_errors
 from echod.text import clipped, did_you_mean, escape, quoted, unescape, unescaped
 
 T = TypeVar("T")
@@ -245,6 +243,12 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
     Raises:
         SettingError: it is not TOML, or has an unknown key or a value that is not valid.
     """
+    if not text:
+        return {}
+    import tomllib  # only with --config
+
+    from echod.settings import toml_errors
+
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
