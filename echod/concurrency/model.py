@@ -11,9 +11,8 @@ Guarantees of every model (they are in `echod.concurrency.models`):
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 
@@ -157,8 +156,7 @@ class Model(Protocol):
         """Stop running handler code, and wait for none."""
 
 
-@dataclass(frozen=True)
-class UnderWay:
+class UnderWay(NamedTuple):
     """A call of handler code that has not returned, or has not given its result yet.
 
     Attributes:

@@ -9,9 +9,8 @@ import select
 import socket
 import struct
 import termios
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.protocols.policies import ProtocolWrapper
@@ -63,8 +62,7 @@ def unsent(transport: object) -> int:
     return held + _held_by_kernel(transport, termios.TIOCOUTQ)
 
 
-@dataclass(frozen=True)
-class Taken:
+class Taken(NamedTuple):
     """How much of our data the client has received, as far as the kernel knows.
 
     Attributes:

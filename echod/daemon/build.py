@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -220,7 +219,7 @@ def make_listeners(
         if paths := trust.pop(description, None):
             assert authority is not None
             with named("--fault wrong-certificate"):
-                wanted = replace(wanted, endpoint=authority.trusted(wanted.endpoint, paths))
+                wanted = wanted._replace(endpoint=authority.trusted(wanted.endpoint, paths))
         factory = make_factory(description, wanted, faults)
         listener = Listener(reactor, description, wanted, factory, settings.proxy_trust)
         if faults is not None and (faults.arrivals or faults.changeable):

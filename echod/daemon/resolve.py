@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 # A UNIX socket, in clear or with TLS.
-_UNIX = re.compile("(tls:|ssl:)?unix:")
+_UNIX = "(tls:|ssl:)?unix:"
 
 
 class StartError(UserError):
@@ -217,7 +217,7 @@ def resolve_control(reactor: Reactor, description: str, inherited: InheritedSock
     Raises:
         StartError: it is not valid, or a file or socket that it names cannot be used.
     """
-    is_unix = _UNIX.match(description)
+    is_unix = re.match(_UNIX, description)
     if is_unix and "mode" not in Words.split(description[is_unix.end() :]).names:
         description += ":mode=600"
     return _resolve_site(reactor, description, inherited, "--control")
@@ -244,7 +244,7 @@ def find_token(settings: Settings, environment: Mapping[str, str], folder: Path)
             return token.check(given)
         except TokenError as error:
             raise StartError(f"{token.VARIABLE}: {error}") from None
-    if _UNIX.match(settings.control) or settings.control.startswith("systemd:"):
+    if re.match(_UNIX, settings.control) or settings.control.startswith("systemd:"):
         return None
     raise StartError(
         f"--control {escape(clipped(settings.control))} needs a token: give "

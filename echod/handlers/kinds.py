@@ -27,9 +27,8 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 
@@ -46,8 +45,7 @@ class Kind(enum.StrEnum):
     SERVICE = "service"
 
 
-@dataclass(frozen=True)
-class Traits:
+class Traits(NamedTuple):
     """The properties of a kind.
 
     Attributes:
@@ -117,8 +115,7 @@ KINDS: Mapping[Kind, Traits] = MappingProxyType(
 F = TypeVar("F", bound=Callable[..., object])
 
 
-@dataclass(frozen=True)
-class Defaults:
+class Defaults(NamedTuple):
     """The settings that a handler asks for; flags and files override them.
 
     Attributes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -136,26 +136,6 @@ class _FunctionHandler(Handler):
         )
 
 
-@dataclass(frozen=True)
-class InstalledHandler(Installed):
-    """A line of `echod handlers`.
-
-    Attributes:
-        kind: its kind; None if the concurrency model decides.
-        models: the concurrency models that it can run in.
-    """
-
-    kind: Kind | None = None
-    models: tuple[ConcurrencyModel, ...] = ()
-
-    @property
-    def notes(self) -> str:
-        """Its kind, and the concurrency models that it can run in."""
-        kind = f"{Kind.MESSAGE} or {Kind.CONNECTION}" if self.kind is None else self.kind
-        every = len(self.models) == len(ConcurrencyModel)
-        return f"{kind}; {'every model' if every else ', '.join(self.models)}"
-
-
 def parse(text: str) -> Spec:
     """Parse the text of `--handler`.
 
@@ -248,9 +228,21 @@ def installed() -> list[Installed]:
 
 
 def _described(name: str, target: object) -> Installed:
-    kind, models = kind_of(target), models_for(target)
     arguments = described(parameters_of(target))
-    return InstalledHandler(name, summary(target), "echod", arguments, kind=kind, models=models)
+    notes = notes_on(kind_of(target), models_for(target))
+    return Installed(name, summary(target), "echod", arguments, notes=notes)
+
+
+def notes_on(kind: Kind | None, models: Collection[ConcurrencyModel]) -> str:
+    """Return the kind of a handler, and the models it can run in, as a line of the list has them.
+
+    Args:
+        kind: None if the concurrency model decides.
+        models: the concurrency models that it can run in.
+    """
+    shown = f"{Kind.MESSAGE} or {Kind.CONNECTION}" if kind is None else kind
+    every = len(models) == len(ConcurrencyModel)
+    return f"{shown}; {'every model' if every else ', '.join(models)}"
 
 
 def _wrong_parameters(function: Any, kind: Kind) -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from echod.errors import UserError
 from echod.handlers.importing import import_watched
@@ -57,8 +57,7 @@ class Spec:
         return ":".join([self.name, *filter(None, [",".join(items)])])
 
 
-@dataclass(frozen=True)
-class Installed:
+class Installed(NamedTuple):
     """A line in the list of what is installed.
 
     Attributes:
@@ -67,6 +66,7 @@ class Installed:
         origin: its location and its source.
         arguments: its arguments, each with type and default.
         error: why it could not be loaded; "" if it could.
+        notes: more about it.
     """
 
     name: str
@@ -74,15 +74,10 @@ class Installed:
     origin: str
     arguments: tuple[str, ...] = ()
     error: str = ""
-
-    @property
-    def notes(self) -> str:
-        """More about it, for the list."""
-        return ""
+    notes: str = ""
 
 
-@dataclass(frozen=True)
-class Catalogue:
+class Catalogue(NamedTuple):
     """The objects that one flag can name, built in or installed.
 
     Attributes:
@@ -316,7 +311,7 @@ class Catalogue:
         if offer.error:
             return Installed(name, "", offer.origin, error=offer.error)
         try:
-            return replace(describe(name, self._load(offer)), origin=offer.origin)
+            return describe(name, self._load(offer))._replace(origin=offer.origin)
         except UserError as error:
             return Installed(name, "", offer.origin, error=str(error))
         except Exception as error:  # the object may raise when it is inspected

@@ -13,15 +13,16 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from echod.errors import UserError
 from echod.handlers.kinds import class_of, given_to, names_of, resolved, within
 from echod.text import clipped, escape, unescape, unescaped
 
-NUMBERS: Mapping[object, re.Pattern[str]] = {
-    int: re.compile(r"[+-]?[0-9]+"),
-    float: re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"),
+NUMBERS: Mapping[object, str] = {
+    int: r"[+-]?[0-9]+",
+    float: r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?",
 }
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -31,8 +32,7 @@ _BUILTINS: Mapping[object, type] = {one.__name__: one for one in (str, int, floa
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(NamedTuple):
     """The parameters of a handler, except those that echod itself fills.
 
     Attributes:
@@ -41,7 +41,7 @@ class Parameters:
         any_name: whether other names are allowed too.
     """
 
-    named: Mapping[str, inspect.Parameter] = field(default_factory=dict)
+    named: Mapping[str, inspect.Parameter] = MappingProxyType({})
     required: frozenset[str] = frozenset()
     any_name: bool = False
 
@@ -95,8 +95,7 @@ def _takes_any(parameters: Iterable[inspect.Parameter]) -> bool:
     return any(one.kind is one.VAR_KEYWORD for one in parameters)
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """A constructor in line: its parameters, and whether any name is allowed from there on."""
 
     parameters: Mapping[str, inspect.Parameter]
@@ -146,7 +145,7 @@ def convert(text: str, parameter: inspect.Parameter) -> object:
         if wanted is bool:
             return TRUTHS[text.lower()]
         if wanted in NUMBERS:
-            if not NUMBERS[wanted].fullmatch(text):  # Python would accept more notations
+            if not re.fullmatch(NUMBERS[wanted], text):  # Python would accept more notations
                 raise ValueError
             return int(text) if wanted is int else float(text)
     except (ValueError, KeyError):

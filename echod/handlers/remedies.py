@@ -67,10 +67,10 @@ def _remedy(error: BaseException, said: str, name: str, target: object) -> str:
             f"The handler {name} uses its {Kind.MESSAGE} as a socket: run it with "
             "--concurrency thread-per-connection, or mark it with @connection_handler"
         )
-    if isinstance(error, TypeError) and (wrong := _WRONG_REPLY.fullmatch(said)):
+    if isinstance(error, TypeError) and (wrong := re.fullmatch(_WRONG_REPLY, said)):
         place = _place_of(target, _method_that_returned(error))
         return f"The handler {name}{place} returned {_about_reply(wrong[1])}"
-    if isinstance(error, TypeError) and (misused := _MISUSED.match(said)):
+    if isinstance(error, TypeError) and (misused := re.match(_MISUSED, said)):
         return f"This is the handler {name}{_place_of(target, misused[1])}"
     if _uses_connection_as_message(error, said):
         return (
@@ -103,7 +103,7 @@ def _about_reply(kind: str) -> str:
 def _uses_connection_as_message(error: BaseException, said: str) -> bool:
     """Return whether a handler has done to its connection what it can do to bytes only."""
     if isinstance(error, AttributeError):
-        return (lacks := _NO_MESSAGE.fullmatch(said)) is not None and hasattr(bytes, lacks[1])
+        return (lacks := re.fullmatch(_NO_MESSAGE, said)) is not None and hasattr(bytes, lacks[1])
     return isinstance(error, TypeError) and _CONNECTION in said
 
 
@@ -127,7 +127,7 @@ _SECOND_LOOP = {
 _NO_SOCKET = {f"'bytes' object has no attribute '{method}'" for method in SOCKET_METHODS}
 
 # The text of `echod.handlers.contract.checked`.
-_WRONG_REPLY = re.compile(r"a handler returns bytes, None or Close, not (\w+)")
+_WRONG_REPLY = r"a handler returns bytes, None or Close, not (\w+)"
 _REPLIES = MappingProxyType(
     {
         "str": "let it return text.encode()",
@@ -137,7 +137,7 @@ _REPLIES = MappingProxyType(
     }
 )
 # Other errors that echod raises once a handler has returned: the method, if it is one.
-_MISUSED = re.compile("in a thread, `(closed)`|a connection handler sends by itself")
+_MISUSED = "in a thread, `(closed)`|a connection handler sends by itself"
 # The class of connections in threads, `echod.concurrency.thread_socket.ConnectionSocket`.
 _CONNECTION = "ConnectionSocket"
-_NO_MESSAGE = re.compile(rf"'{_CONNECTION}' object has no attribute '(\w+)'")
+_NO_MESSAGE = rf"'{_CONNECTION}' object has no attribute '(\w+)'"

@@ -26,7 +26,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.abstract import isIPv6Address
 from twisted.internet.defer import Deferred, execute
@@ -69,7 +69,7 @@ PLAIN_WORDS = (
 
 
 # A host name has at least one letter; otherwise it would be an invalid address.
-HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+HOST_NAME = r"(?=.*[A-Za-z])[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?"
 
 # The longest path of a UNIX socket, in bytes: the kernel has room for 108, including a final NUL.
 LONGEST_PATH = 107
@@ -108,8 +108,7 @@ class ListenError(UserError):
     """A listener cannot be made; the text says why, in one line."""
 
 
-@dataclass(frozen=True)
-class Listening:
+class Listening(NamedTuple):
     """The parsed value of a `--listen`.
 
     Attributes:
@@ -179,7 +178,7 @@ def parse_listen(
         _check_options(kind, words, (*TLS_OPTIONS[kind], *OPTIONS[within]))
     if kind == "badtls":
         listening = _bad_tls(reactor, words, within, inherited, authority)
-        return replace(listening, proxied=proxied)
+        return listening._replace(proxied=proxied)
     files = _ssl_files(words) if kind == "ssl" else _tls_files(kind, words)
     if inherited.shared:
         # Each process has keys of its own: a ticket of one means nothing to the others.
@@ -285,7 +284,7 @@ def _check_tcp(words: Words) -> None:
         _check_backlog(backlog)
     if interface == "" and not words.words:  # otherwise a colon has cut it
         raise ListenError("interface= names no address: leave it out for every address")
-    if interface and not (_is_address(interface) or HOST_NAME.fullmatch(interface)):
+    if interface and not (_is_address(interface) or re.fullmatch(HOST_NAME, interface)):
         raise ListenError(f"interface={quoted(interface)} is neither an address nor a name")
 
 

@@ -37,7 +37,7 @@ MOST_LINKS = 40
 
 # Names of descriptors that are already open. Opening them again fails if they are sockets, such as
 # those that systemd gives to a service.
-_OPEN_ALREADY = re.compile(r"/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d+)")
+_OPEN_ALREADY = r"/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d+)"
 _NUMBERS = {"stdout": 1, "stderr": 2}
 
 
@@ -233,7 +233,7 @@ def _open(path: Path) -> int:
     Raises:
         OSError: it cannot be opened or created.
     """
-    if open_already := _OPEN_ALREADY.fullmatch(str(path)):
+    if open_already := re.fullmatch(_OPEN_ALREADY, str(path)):
         return os.dup(_NUMBERS.get(open_already[1]) or int(open_already[2]))
     path = _behind_links(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW

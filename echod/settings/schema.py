@@ -14,8 +14,8 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import field, fields
+from typing import Any, NamedTuple, TypeVar
 
 from echod.errors import UserError
 from echod.text import clipped, did_you_mean, escape, quoted, unescape, unescaped
@@ -27,8 +27,7 @@ class SettingError(UserError):
     """A setting cannot be used; the text says which one, and what is accepted."""
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """The choice of another setting, without which a setting has no effect.
 
     Attributes:
@@ -40,8 +39,7 @@ class Need:
     met: Callable[[Any], bool]
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """How a setting is written.
 
     Attributes:
@@ -79,8 +77,7 @@ def setting(default: T, text: Text) -> T:
     return field(default=default, metadata={"text": text})
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting, completely described.
 
     Attributes:

@@ -10,7 +10,7 @@ from echod import cli
 from echod.handlers.builtin import HANDLERS
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.kinds import Kind
-from echod.handlers.lookup import InstalledHandler
+from echod.handlers.lookup import notes_on
 from echod.handlers.naming import Installed
 from tests.support.programs import run
 
@@ -33,12 +33,11 @@ def test_a_broken_handler_is_named_and_the_exit_code_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [
-        InstalledHandler(
+        Installed(
             *("fine", "Fine.", "fine:fine"),
-            kind=Kind.STREAMS,
-            models=(ConcurrencyModel.REACTOR,),
+            notes=notes_on(Kind.STREAMS, (ConcurrencyModel.REACTOR,)),
         ),
-        InstalledHandler("plain", "Plain.", "fine:plain", models=tuple(ConcurrencyModel)),
+        Installed("plain", "Plain.", "fine:plain", notes=notes_on(None, tuple(ConcurrencyModel))),
         Installed("bad", "", "bad:bad (bad-package)", error="no good"),
     ]
     monkeypatch.setattr(cli, "installed", lambda: found)

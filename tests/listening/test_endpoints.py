@@ -237,9 +237,7 @@ def test_a_unix_socket_has_options(
     monkeypatch: pytest.MonkeyPatch, text: str, options: Any
 ) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(
-        "echod.listening.unix.UNIXEndpoint", lambda _, *given: made.append(given)
-    )
+    monkeypatch.setattr("echod.listening.unix.UNIXEndpoint", lambda _, *given: made.append(given))
     parse_listen(reactor, text)
     assert made == [options]
 
