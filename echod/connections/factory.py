@@ -29,6 +29,7 @@ from echod.concurrency.models import InPool, InReactor
 from echod.connections.admission import Admission
 from echod.connections.choice import protocol_for
 from echod.connections.clients import ProxiedAddress, log_failure, shown
+from echod.connections.health_check import health_check
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.outbox import Errands
 from echod.connections.owner import Counted, Finished, Owned
@@ -323,7 +324,7 @@ class EchoFactory(Factory):
     def _proxied(self, address: ProxiedAddress) -> ConnectionProtocol:
         """Return the protocol of a connection that comes through a proxy."""
         kind = self.protocol
-        if address.header.command is ProxyCommand.LOCAL:
+        if address.header.is_local:
             kind = health_check(kind)  # type: ignore[arg-type] # a class has a hash, too
         protocol = kind(self)
         protocol.client = address.client(self.listener)

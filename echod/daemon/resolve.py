@@ -21,12 +21,12 @@ from echod.listening.socket_activation import InheritedSockets
 from echod.listening.validity import tell_validity
 from echod.settings.definitions import Settings
 from echod.text import clipped, escape
-from echod.tls.context import Files, Loaded, new_server_context
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.listening.badtls import SharedMistakes
     from echod.messages.framing import Framing
+    from echod.tls.context import Files, Loaded
 
 
 # A UNIX socket, in clear or with TLS.
@@ -309,5 +309,7 @@ class _LoadedLater(InheritedSockets):
         self.files: list[Files] = []
 
     def load(self, files: Files) -> Loaded:
+        from echod.tls.context import Loaded, new_server_context  # only with tls:
+
         self.files.append(files)
         return Loaded(new_server_context(), {}, ())

@@ -107,6 +107,8 @@ class Catalogue(NamedTuple):
         Raises:
             UserError: the text has another form.
         """
+        if text and not any(mark in text for mark in ":=,"):
+            return Spec(text, {}, text)
         match = re.fullmatch(
             r"(?P<name>[^:=,]+(?::[^:=,]+)?)(?::(?P<arguments>[^:=,]+=.*))?", text, re.DOTALL
         )
@@ -147,10 +149,12 @@ class Catalogue(NamedTuple):
         Raises:
             UserError: another character than a comma separates two arguments.
         """
-        others = "|".join(re.escape(key) for key in parameters if key not in spec.arguments)
         written = spec.text[len(spec.name) + 1 :]
+        others = "|".join(re.escape(key) for key in parameters if key not in spec.arguments)
+        if not written or not others:
+            return
         wrong = re.compile(rf"(?<![\\,])([:;&\s])\s*({others})=")
-        if not others or (found := wrong.search(written)) is None:
+        if (found := wrong.search(written)) is None:
             return
         right = f"{spec.name}:" + wrong.sub(r",\2=", written)
         raise self.error(

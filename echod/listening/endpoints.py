@@ -276,9 +276,9 @@ def _check_tcp(words: Words) -> None:
     backlog, interface = words.pop("backlog"), words.pop("interface")
     port = words.pop("port")
     port = words.pop() if port is None else port
-    if port and not re.fullmatch("-?[0-9]+", port):
-        raise ListenError(f"{quoted(port)} is not a number")
-    if port and not (re.fullmatch("0|[1-9][0-9]{0,4}", port) and int(port) <= 65535):
+    if port and not _is_port(port):
+        if not re.fullmatch("-?[0-9]+", port):
+            raise ListenError(f"{quoted(port)} is not a number")
         raise ListenError(f"{port[:20]} is not a port number from 0 to 65535")
     if backlog is not None:
         _check_backlog(backlog)
@@ -286,6 +286,13 @@ def _check_tcp(words: Words) -> None:
         raise ListenError("interface= names no address: leave it out for every address")
     if interface and not (_is_address(interface) or re.fullmatch(HOST_NAME, interface)):
         raise ListenError(f"interface={quoted(interface)} is neither an address nor a name")
+
+
+def _is_port(text: str) -> bool:
+    # No pattern: each that is compiled at the start takes a thousandth of it.
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5):
+        return False
+    return int(text) <= 65535 and str(int(text)) == text
 
 
 def _is_address(text: str) -> bool:
@@ -362,6 +369,8 @@ class Words:
     @classmethod
     def split(cls, text: str) -> Words:
         """Split `text` at its colons."""
+        if "\\" not in text:
+            return cls(text.split(":"))
         words = [""]
         for piece in re.findall(r"\\.|[^\\:]+|.", text, re.DOTALL):
             if piece == ":":
@@ -406,6 +415,8 @@ class Words:
 
 def _option(word: str) -> tuple[str, str]:
     """Split a word into name and value; the name is "" if it is no option."""
+    if "=" not in word:
+        return "", word
     option = re.fullmatch(r"((?:\\.|[^\\=])*)=(.*)", word, re.DOTALL)
     return (option[1], option[2]) if option else ("", word)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import select
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +22,10 @@ from echod.settings.definitions import SETTINGS
 from echod.settings.schema import Setting, SettingError
 from tests.support.certificates import self_signed_pem
 from tests.support.clients import BANNER, connect, receive, receive_all
-from tests.support.daemon import Daemon, Start, starting
+from tests.support.daemon import CONCURRENT, Daemon, Start, starting
 from tests.support.needs import needs_root, tool
 from tests.support.programs import SCRIPTS, Program, run
+from tests.support.tls_peer import client_context
 from tests.support.waiting import PATIENCE, block_until
 
 TAKEN = "Bind failed. Error Code : 98 Message Address already in use"
@@ -606,3 +609,107 @@ def test_the_log_says_which_kind_of_handler_runs_in_which_model(
         servers[handler, model].wait_for(
             f"Serving the {kind} handler served:{handler}, concurrency model {model}$"
         )
+
+
+# Its imports.
+
+# Modules that a daemon imports only if it is asked for what they do: they take a fifth of a start.
+UNASKED = (
+    "echod.concurrency.conversation",
+    "echod.concurrency.process",
+    "echod.concurrency.processes",
+    "echod.connections.asyncio_protocol",
+    "echod.connections.foreign_protocol",
+    "echod.connections.pooled_protocol",
+    "echod.connections.program_protocol",
+    "echod.connections.socket_protocol",
+    "echod.connections.starttls",
+    "echod.connections.streams_protocol",
+    "echod.connections.traffic",
+    "echod.connections.twisted_protocol",
+    "echod.connections.waiting",
+    "echod.control",
+    "echod.faults",
+    "echod.handlers.command",
+    "echod.handlers.forward",
+    "echod.handlers.inspecting",
+    "echod.handlers.plugins",
+    "echod.handlers.script",
+    "echod.journal",
+    "echod.listening.badtls",
+    "echod.listening.proxy",
+    "echod.listening.unix",
+    "echod.messages.prefixed",
+    "echod.proxy_header",
+    "echod.settings.toml_errors",
+    "echod.status",
+    "echod.tls.connection",
+    "echod.tls.context",
+    "echod.tls.facts",
+    "echod.web",
+    "echod.workers.child",
+    "importlib.metadata",
+    "secrets",
+    "socketserver",
+    "sysconfig",
+    "tomllib",
+)
+
+
+def imported_by(running: Daemon) -> set[str]:
+    """Return the modules that a daemon under `IMPORTTIME` has imported so far."""
+    return {line.split("|")[2].strip() for line in running.lines if line.startswith("import time")}
+
+
+# The command that lets Python tell its imports, each in a line.
+IMPORTTIME = (sys.executable, "-X", "importtime")
+
+
+def test_a_daemon_imports_what_it_is_asked_for_alone(daemon: Start) -> None:
+    running = daemon(under=IMPORTTIME)
+    with connect(running) as connection:
+        assert receive(connection, len(BANNER)) == BANNER
+    running.stop()
+    imported = imported_by(running)
+    assert "echod.connections.direct_protocol" in imported
+    assert [name for name in UNASKED if name in imported] == []
+    assert [name for name in UNASKED if importlib.util.find_spec(name) is None] == []
+
+
+@pytest.mark.parametrize("model", CONCURRENT)
+def test_no_client_waits_for_an_import(
+    daemon: Start, model: str, tmp_path: Path, certificate: Path
+) -> None:
+    # Later the daemon may have lost the right to read its own modules, as by `twistd --chroot`.
+    running = daemon(
+        *("--concurrency", model, "--framing=line", "--listen=tcp:0"),
+        f"--listen=tls:0:certificate={certificate}",
+        "--listen=proxy:unix:socket",
+        under=IMPORTTIME,
+    )
+    running.wait_for("Socket now listening", 3)
+    clear, encrypted = map(int, running.wait_for(r"starting on (\d+)$", 2))
+    before = imported_by(running)
+    with connect(clear) as connection:
+        converse(connection)
+    with client_context().wrap_socket(connect(encrypted)) as connection:
+        converse(connection)
+    for header in (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", LOCAL):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(f"{tmp_path}/socket")
+            connection.sendall(header)
+            converse(connection)
+    running.wait_for("Disconnected from", 3)
+    later = imported_by(running) - before
+    assert sorted(name for name in later if name.startswith("echod")) == []
+
+
+# The PROXY header of a balancer's own connection.
+LOCAL = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"
+
+
+def converse(connection: socket.socket) -> None:
+    """Send a line, and get the greeting and the reply."""
+    connection.sendall(b"happy\n")
+    assert receive(connection, len(BANNER) + 11) == BANNER + b"OK...happy\n"
