@@ -16,7 +16,7 @@ from tests.faults.scale import Scale
 from tests.support.clients import BANNER, connect, receive, receive_all
 from tests.support.daemon import CONCURRENT, Daemon, Start
 from tests.support.needs import tool
-from tests.support.waiting import PATIENCE, block_until
+from tests.support.waiting import PACE, PATIENCE, block_until
 
 
 class Controlled:
@@ -74,6 +74,7 @@ def test_suspend_and_resume_under_load_lose_no_connection(
             except OSError as error:
                 failures.append(error)
             served.append(1)
+            over.wait(PACE)
 
     threads = [threading.Thread(target=talk) for _ in range(4)]
     with connect(here.running) as before:

@@ -16,7 +16,7 @@ from tests.faults.scale import Scale
 from tests.support.clients import BANNER, PREFIX, connect, greeted, receive
 from tests.support.daemon import Daemon, Start
 from tests.support.service_manager import Manager, managing
-from tests.support.waiting import block_until
+from tests.support.waiting import PACE, block_until
 
 HANDLERS = """
 import os
@@ -235,6 +235,7 @@ class Load:
                 self._talk()
             except Exception as error:  # each is one too many
                 self.wrong.append(error)
+            self._over.wait(PACE)
 
     def _talk(self) -> None:
         with connect(self._port) as connection:

@@ -22,7 +22,7 @@ from tests.support.clients import PREFIX, connect, is_over, numbered, receive_al
 from tests.support.daemon import CONCURRENT, MODELS, Daemon, Start, nothing_kept, starting
 from tests.support.needs import tool
 from tests.support.tls_peer import ENDS, VERSIONS, End, Peer, client_context
-from tests.support.waiting import PATIENCE, block_until
+from tests.support.waiting import PACE, PATIENCE, block_until
 
 # Eight bytes a number: no two windows of it are alike, and none holds a prefix.
 # The sizes of what a client sends, in turns.
@@ -358,7 +358,7 @@ def test_certificates_are_exchanged_under_load_and_nobody_notices(
                         peer.send(message)
                         answer = peer.receive(len(PREFIX + message))
                         assert answer == PREFIX + message, answer
-                        if over.is_set():
+                        if over.wait(PACE):
                             break
         except Exception as error:
             faults.append(repr(error))

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from tests.support.daemon import Daemon
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PACE, PATIENCE
 
 # A worker is executed, not forked: on a busy machine that takes a while.
 START = 3 * PATIENCE
@@ -116,6 +116,7 @@ class Load:
                 end = self._talk(client)
             with self._lock:
                 setattr(self, end, getattr(self, end) + 1)
+            self._stop.wait(PACE)
 
     def _talk(self, client: socket.socket) -> str:
         try:
