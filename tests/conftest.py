@@ -40,6 +40,7 @@ from tests.support.interruption import Interruption
 from tests.support.log import Log
 from tests.support.matrices import Matrices
 from tests.support.reactor import reactor
+from tests.support.time_limit import TimeLimit
 from tests.support.waiting import PATIENCE
 from tests.support.workers import Workers
 
@@ -63,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Interruption())
     config.pluginmanager.register(Workers(config))
     config.pluginmanager.register(Matrices(config))
+    config.pluginmanager.register(TimeLimit(config))
 
 
 @pytest.hookimpl(wrapper=True)
