@@ -208,6 +208,8 @@ class EchoService(Service):
             raise StartError(str(self._failures[0].value))
 
     def _undo_listening(self) -> None:
+        for listener in self.listeners:
+            listener.pause(_OPENING)  # else a client that waits would be served, and fail
         self._stop_listening()
         for site in self._sites:
             site.stop()

@@ -123,6 +123,28 @@ async def test_a_port_that_is_taken_stops_the_start(log: Log) -> None:
         await eventually(lambda: service.listeners[0].address is None)
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_waits_while_the_start_fails_is_not_served(
+    monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    """Fault 201: No handler is made for it."""
+    service = build_service(settings(), reactor)
+    service.privilegedStartService()
+    address = service.listeners[0].address
+
+    def fails() -> None:
+        raise StartError("--handler: cannot run as this user")
+
+    monkeypatch.setattr(service, "try_handler", fails)
+    with socket.create_connection((address.host, address.port)) as client:
+        with pytest.raises(StartError, match="as this user"):
+            service.startService()
+        with contextlib.suppress(ConnectionResetError):
+            assert await in_thread(lambda: client.recv(100)) == b""
+    assert not service.metrics.accepted
+    assert "Connected" not in log.text
+
+
 def talk(conn: socket.socket) -> None:
     """A connection handler."""
 

@@ -131,6 +131,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         104: "An asyncio or Twisted protocol goes on writing what its client does not read",
         105: "SIGTERM in the middle of a transaction of an asyncio or Twisted protocol",
         106: "SIGTERM with 1,000 idle clients of an asyncio or Twisted protocol",
+        201: "A client connects while the start of the daemon fails",
         199: "The drain's deadline finds a handler of asyncio streams that waits in its `finally`",
         75: "A handler keeps its client's state in context variables",
         76: "A handler hangs, in a thread or in an `await`",
