@@ -89,6 +89,7 @@ BARS = (
     Bar(Group.REACTOR, SILENT, BYTES, None, 2.5, unit="KiB each", scale=1024),
     Bar(Group.REACTOR, CONNECT, RATE, "uvloop", 0.6, at_least=True),
     Bar(Group.TLS, CONNECT, RATE, "uvloop-tls", 0.8, at_least=True),
+    Bar(Group.TLS_TICKETLESS, CONNECT, RATE, "uvloop-ticketless", 0.85, at_least=True),
     Bar(Group.TLS, LARGE, CPU, "uvloop-tls", 1.05),
     Bar(Group.LINES, LINE, CPU, "uvloop-line", 1.12),
     Bar(Group.LINES, LINES_AT_ONCE, CPU, "uvloop-line", 1.35),

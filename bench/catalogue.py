@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.tools import Tools
 from bench.workloads import (
+    CONNECT,
     LENGTH,
     LENGTHS_AT_ONCE,
     LINE,
@@ -31,6 +32,7 @@ class Group(enum.StrEnum):
     DEFER = "Each message in a pool thread"
     THREAD = "A thread for each connection"
     TLS = "TLS"
+    TLS_TICKETLESS = "TLS, without session tickets"
     STREAMS = "A reader and a writer"
     STREAMS_TLS = "A reader and a writer, over TLS"
     PROTOCOL = "An asyncio protocol"
@@ -48,7 +50,8 @@ class Group(enum.StrEnum):
     @property
     def is_encrypted(self) -> bool:
         """Whether its servers speak TLS."""
-        return self in (Group.TLS, Group.STREAMS_TLS, Group.PROTOCOL_TLS)
+        encrypted = (Group.TLS, Group.TLS_TICKETLESS, Group.STREAMS_TLS, Group.PROTOCOL_TLS)
+        return self in encrypted
 
     @property
     def is_foreign(self) -> bool:
@@ -125,6 +128,8 @@ class Peer:
         """Whether it does this work."""
         if self.group.framing is not None or workload in _FRAMED:
             return _FRAMED.get(workload) == self.group.framing
+        if self.group is Group.TLS_TICKETLESS:
+            return workload == CONNECT  # tickets are the handshake's
         if self.group.is_foreign or self.group in (Group.ASYNC, Group.FORWARD):
             return not workload.work and workload.mode is not Mode.IDLE
         return not workload.work or (self.is_echod and self.group is Group.REACTOR)
@@ -134,11 +139,13 @@ class Peer:
         return next((tools.missing[need] for need in self.needs if need in tools.missing), None)
 
 
-def _python(module: str, *more: str, tls: bool = False) -> Callable[[Tools, Place], list[str]]:
+def _python(
+    module: str, *more: str, tls: bool = False, tickets: int = 1
+) -> Callable[[Tools, Place], list[str]]:
     """Return a function that makes the command line of a peer written in Python."""
 
     def command(tools: Tools, place: Place) -> list[str]:
-        files = [str(tools.certificate), str(tools.key)] if tls else []
+        files = [str(tools.certificate), str(tools.key), str(tickets)] if tls else []
         numbers = [str(place.port), str(place.read_size)]
         return [sys.executable, "-m", f"bench.peers.{module}", *numbers, *files, *more]
 
@@ -170,6 +177,10 @@ PEERS = (
     Peer("twisted-defer", Group.DEFER, _python("twisted_defer_echo"), ("twisted",)),
     Peer("threading", Group.THREAD, _python("threading_echo")),
     Peer("uvloop-tls", Group.TLS, _python("uvloop_echo", tls=True), ("uvloop", "certificate")),
+    Peer(
+        *("uvloop-ticketless", Group.TLS_TICKETLESS, _python("uvloop_echo", tls=True, tickets=0)),
+        needs=("uvloop", "certificate"),
+    ),
     Peer("twisted-tls", Group.TLS, _python("twisted_echo", tls=True), ("twisted", "certificate")),
     Peer("uvloop-streams", Group.STREAMS, _python("streams_echo"), ("uvloop",)),
     Peer(
@@ -202,6 +213,7 @@ _ECHOD_MODELS = {
     "echod-defer": (Group.DEFER, "defer-to-thread"),
     "echod-thread": (Group.THREAD, "thread-per-connection"),
     "echod-tls": (Group.TLS, "reactor"),
+    "echod-ticketless": (Group.TLS_TICKETLESS, "reactor"),
     "echod-streams": (Group.STREAMS, "reactor"),
     "echod-streams-tls": (Group.STREAMS_TLS, "reactor"),
     "echod-protocol": (Group.PROTOCOL, "reactor"),
@@ -238,13 +250,19 @@ _HANDLERS = {
 _GREETING = "Welcome to the server. Type something and hit enter"
 
 
+def _twistd(tools: Tools, group: Group) -> list[str]:
+    if group is Group.TLS_TICKETLESS:
+        return [sys.executable, "-m", "bench.peers.ticketless_twistd"]
+    return [str(tools.twistd)]
+
+
 def _echod(name: str, reactor: str) -> Peer:
     """Return echod as one of the servers, on the reactor with this name for twistd."""
     group, model = _ECHOD_MODELS[name]
     tls = group.is_encrypted
 
     def command(tools: Tools, place: Place) -> list[str]:
-        twistd = [str(tools.twistd), "-n", "--pidfile=", f"--logfile={place.log}"]
+        twistd = [*_twistd(tools, group), "-n", "--pidfile=", f"--logfile={place.log}"]
         if reactor != DEFAULT_REACTOR:
             twistd.append(f"--reactor={reactor}")
         where = f"{place.port}:interface=127.0.0.1"

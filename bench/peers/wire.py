@@ -27,12 +27,14 @@ class Arguments:
         read_size: the most data in one reply, in bytes.
         certificate: path of the certificate, in PEM; None for plain TCP.
         key: path of its key.
+        tickets: how many session tickets a client of TLS 1.3 gets; each costs a handshake a tenth.
     """
 
     port: int
     read_size: int
     certificate: str | None = None
     key: str | None = None
+    tickets: int = 1  # as echod
 
     def tls(self) -> ssl.SSLContext | None:
         """Return the context to serve TLS with; None for plain TCP."""
@@ -40,14 +42,15 @@ class Arguments:
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.key)
-        context.num_tickets = 1  # as echod; each costs a handshake a tenth
+        context.num_tickets = self.tickets
         return context
 
 
 def arguments() -> Arguments:
     """Read the command line."""
-    port, read_size, *files = sys.argv[1:]
-    return Arguments(int(port), int(read_size), *files)
+    port, read_size, *tls = sys.argv[1:]
+    files, tickets = tls[:2], map(int, tls[2:])
+    return Arguments(int(port), int(read_size), *files, *tickets)
 
 
 def cut(data: bytes, size: int) -> bytes:

@@ -1,0 +1,24 @@
+"""twistd, whose TLS sends no session tickets: as echod's workers, which share no keys for them."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+
+from twisted.scripts.twistd import run
+
+from echod.tls import context
+
+with_tickets = context.new_server_context
+
+
+def without_tickets(alpn: Sequence[str] = ()) -> ssl.SSLContext:
+    """Return a server's context, without a certificate and without tickets."""
+    made = with_tickets(alpn)
+    made.num_tickets = 0
+    return made
+
+
+if __name__ == "__main__":
+    context.new_server_context = without_tickets
+    run()
