@@ -24,6 +24,7 @@ from echod.messages.closing import State
 from echod.messages.framing import MOST_WHOLE
 from echod.messages.session import CLOSED
 from echod.reasons import EndReason
+from echod.tls import TLSConnection
 from echod.turns import LONG, PACE, Share, Turns
 
 if TYPE_CHECKING:
@@ -323,10 +324,10 @@ class DirectProtocol(EchoProtocol):
     def _close_at_once(self) -> bool:
         # A child that this process has forked may keep the descriptor open: then only shutdown(2)
         # ends the stream.
-        if not self._kernel_counts or forks.seen:
+        stream: Any = self.transport
+        if forks.seen or not (self._kernel_counts or isinstance(stream, TLSConnection)):
             return False
-        stream: Any = self.transport  # of the uvloop reactor: see `connect_directly`
-        return bool(stream.closeIfSent())
+        return bool(stream.closeIfSent())  # a stream of the uvloop reactor: see `connect_directly`
 
     def _finish(self) -> None:
         if self._kernel_counts:

@@ -447,6 +447,19 @@ class StreamTransport:
         uv.close()
         return True
 
+    def lookForEnd(self) -> bool:
+        """Note the peer's end of stream, if it is the next thing to be read; return whether it is.
+
+        The protocol is not notified: this is for one that has read the end of TLS, behind which
+        nothing else can come.
+        """
+        if not self._read_ended:
+            try:
+                self._read_ended = not self.socket.recv(1, socket.MSG_PEEK)
+            except OSError:  # nothing is there yet, or the connection is lost
+                return False
+        return self._read_ended
+
     def _lose_connection(self) -> None:
         if self.connected and not self.disconnecting:
             self.pauseProducing()

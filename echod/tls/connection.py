@@ -373,14 +373,23 @@ class TLSConnection(TLSLayer):
 
     def _read_on(self) -> None:
         """Decrypt the input as long as the application reads; then report its end."""
-        turns, waiting = self._turns, self._waiting
+        if self._waiting:
+            self._decrypt_waiting()
+        if self._resting:
+            self.transport.pauseProducing()
+        elif self._eof and self._reading and not self._input_over:
+            self._end_input()
+        self._choose()
+
+    def _decrypt_waiting(self) -> None:
+        """Decrypt the input that waits, as far as this turn of the loop allows."""
+        turns = self._turns
         share = turns.shares.get(self)
         if share is None:
             share = Share(turns, self)
-        elif self._reads and waiting and share.used_up():
+        elif self._reads and share.used_up():
             self._wait_in_line()
-        if waiting:
-            turns.keep(share)  # this turn may bring another read
+        turns.keep(share)  # this turn may bring another read
         self._collecting = True
         try:
             while self._reads and not self._input_over and self._waiting:
@@ -391,11 +400,6 @@ class TLSConnection(TLSLayer):
         finally:
             self._collecting = False
             self._flush()
-        if self._resting:
-            self.transport.pauseProducing()
-        elif self._eof and self._reading and not self._input_over:
-            self._end_input()
-        self._choose()
 
     @property
     def _reads(self) -> bool:
@@ -695,6 +699,27 @@ class TLSConnection(TLSLayer):
         self._incoming.write(unread)
         self._flush()
 
+    def closeIfSent(self) -> bool:
+        """Close now, if the peer has ended TLS and its stream, and the kernel takes all that is
+        written, with our close_notify behind it.
+
+        As of the uvloop reactor's transport, which this needs: that has the rules for the caller.
+
+        Returns:
+            Whether it is closed.
+        """
+        stream: Any = self.transport
+        over = self._input_over and self._writable and self._meddler is None
+        # A wrapper passes on the attributes of what it wraps, but not those of its class.
+        if not over or not hasattr(type(stream), "lookForEnd") or not stream.lookForEnd():
+            return False
+        self._notify()
+        if self._failure is None and stream.closeIfSent():
+            return True
+        stream.loseWriteConnection()  # once the kernel has all
+        self._half_closing = True
+        return False
+
     def abortConnection(self) -> None:
         self._lost = True
         self._stop()
@@ -765,6 +790,11 @@ class TLSConnection(TLSLayer):
     def context(self) -> CallContext | None:
         """The context in which the application is called; None if the transport has none."""
         return context_of(self.transport)
+
+    @property
+    def has_context(self) -> bool:
+        """Whether it is known without a search that there is one: see `contexts.has_context`."""
+        return getattr(self.transport, "has_context", False)
 
     # `ITCPTransport` has addresses of TCP alone, by its types; UNIX sockets come here, too.
 

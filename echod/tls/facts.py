@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from echod.tls.der import subject
 
@@ -58,15 +59,20 @@ def facts_of(connection: ssl.SSLObject, server_name: str | None) -> TLSFacts:
         connection: the connection.
         server_name: the host that the client asked for.
     """
-    cipher = connection.cipher()
-    return TLSFacts(
-        version=connection.version() or "",
-        cipher=cipher[0] if cipher else "",
-        alpn=connection.selected_alpn_protocol(),
-        server_name=server_name,
-        certificate=certificate_of(connection),
-        resumed=bool(connection.session_reused),
+    cipher, certificate = connection.cipher(), certificate_of(connection)
+    make = _shared_facts if certificate is None else TLSFacts
+    return make(
+        connection.version() or "",
+        cipher[0] if cipher else "",
+        connection.selected_alpn_protocol(),
+        server_name,
+        certificate,
+        bool(connection.session_reused),
     )
+
+
+# Most connections are encrypted like others: that saves each of them memory and time.
+_shared_facts = lru_cache(maxsize=64)(TLSFacts)
 
 
 def certificate_of(connection: ssl.SSLObject) -> Certificate | None:
@@ -166,9 +172,9 @@ class ClientHello:
         at += 1 + int.from_bytes(hello[at : at + 1], "big")  # compression methods
         end = at + 2 + int.from_bytes(hello[at : at + 2], "big")
         extensions = hello[at + 2 : end]
-        at, end = 0, len(extensions) - 4
+        at, end, unpack = 0, len(extensions) - 4, _EXTENSION.unpack_from
         while at <= end:  # without calls of our own: there are a dozen
-            kind, size = _EXTENSION.unpack_from(extensions, at)
+            kind, size = unpack(extensions, at)
             at += 4 + size
             if kind == SERVER_NAME:
                 names = _Slice(_Slice(extensions[at - size : at]).block(2))

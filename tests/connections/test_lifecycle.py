@@ -27,15 +27,18 @@ from echod.concurrency.forking import forks
 from echod.concurrency.model import Model
 from echod.concurrency.models import InReactor
 from echod.connections import lifecycle
+from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.kernel import NOTHING_TAKEN, taken, traffic, unsent
 from echod.connections.sweeper import URGENT_INTERVAL
 from echod.handlers.contract import ConcurrencyModel
 from echod.messages.closing import Event, State, after
+from echod.reactor.reactor import UvloopReactor
 from echod.tls.context import certificates_in
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER
 from tests.support.log import Log
 from tests.support.memory import Transport, connect, lose
+from tests.support.needs import not_here
 from tests.support.reactor import reactor
 from tests.support.serving import (
     ClientContext,
@@ -102,6 +105,37 @@ async def test_over_tls_clients_are_greeted_and_answered(certificate: Path, mode
         client.send(b"happy\n")
         await client.receive(b"OK...happy\n")
         assert all(connection.client.tls for connection in server.factory.connections)
+
+
+@pytest.mark.parametrize("forked", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_has_ended_tls_and_its_stream_is_answered_and_closed_in_that_turn(
+    certificate: Path, forked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(reactor, UvloopReactor):
+        not_here("Twisted's own reactors close in two turns")
+    monkeypatch.setattr(forks, "seen", forked)
+    half_closed = []
+
+    class Noting(DirectProtocol):
+        __slots__ = ()
+
+        def _end_writing(self) -> None:
+            half_closed.append(self)
+            super()._end_writing()
+
+    async with secure(certificate) as server:
+        server.factory.protocol = Noting
+        client = await server.connect()
+        await client.receive(BANNER)
+        client.send(b"happy\n")
+        client.finish()  # close_notify leaves now
+        client.transport.getHandle().shutdown(socket.SHUT_WR)
+        await client.until(lambda: client.ended)
+        assert bytes(client.data) == b"OK...happy\n"
+        await eventually(lambda: not server.factory.connections)
+    assert bool(half_closed) is forked
+    assert server.factory.metrics.ended == {EndReason.CLIENT.value: 1}
 
 
 @pytest.mark.parametrize("model", [*ConcurrencyModel][:3])

@@ -106,6 +106,38 @@ def test_half_close_loses_nothing(harness: Harness, protocol: type[Echo], size: 
     harness.run(client)
 
 
+def test_the_end_of_the_peers_stream_is_seen_before_it_is_read(harness: Harness) -> None:
+    looked: list[bool] = []
+
+    class Looks(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.pauseProducing()  # the end of the stream will not be read
+            looked.append(self.transport.lookForEnd())
+            self.transport.write(data)
+            self.look()
+
+        def look(self) -> None:
+            if not self.transport.lookForEnd():
+                harness.reactor.callLater(0.01, self.look)
+            else:
+                looked.append(self.transport.closeIfSent())
+
+    port = harness.listen(Looks)
+
+    def client() -> None:
+        connection = dial(port)
+        connection.sendall(b"go")
+        assert connection.recv(10) == b"go"
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(10) == b""
+        connection.close()
+
+    harness.run(client)
+    assert looked == [False, True]
+
+
 @pytest.mark.parametrize("size", [10, 30_000_000])
 def test_only_a_stream_that_has_sent_all_is_closed_at_once(harness: Harness, size: int) -> None:
     closed: list[bool] = []
