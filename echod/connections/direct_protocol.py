@@ -107,7 +107,9 @@ class DirectProtocol(EchoProtocol):
         else:
             self._receive(data)
 
-    def _answer_all(self, data: bytes, messages: Sequence[bytes]) -> None:  # noqa: C901 - see below
+    def _answer_all(  # noqa: C901 - see below
+        self, data: bytes, messages: Sequence[bytes], framing: DirectFraming | None = None
+    ) -> None:
         """Answer the messages of a read; small replies leave together.
 
         Calls for each message would cost.
@@ -115,6 +117,7 @@ class DirectProtocol(EchoProtocol):
         Args:
             data: the read.
             messages: its messages.
+            framing: of the replies; None if it leaves them as they are.
         """
         # The same as `ReplyBatch`, in a list: its calls would be a third of the cost of this.
         if self._outbox is not None:
@@ -123,8 +126,7 @@ class DirectProtocol(EchoProtocol):
             return
         received, turns = self._received, self._owner.turns
         encode = tail = None
-        if not self._replies_are_plain:
-            framing: DirectFraming = self._owner.framing  # type: ignore[assignment]
+        if framing is not None:
             encode, tail, last = framing.encode, framing.tail, framing.last
         replies: list[bytes] = []
         outer, self._batch = self._batch, replies
@@ -399,7 +401,7 @@ class DirectFramedProtocol(DirectProtocol):
             elif reply is not None:
                 self._process_directly(reply)
         else:
-            self._answer_all(data, messages)
+            self._answer_all(data, messages, framing)
 
     # The direct one of chunk framing sends what is pushed as it is.
     push = EchoProtocol.push
