@@ -18,13 +18,13 @@ from echod.connections.kernel import counted, counts_bytes
 from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening, taken
 from echod.connections.outbox import Outbox
 from echod.connections.owner import Owner
+from echod.connections.transport_layers import is_tls
 from echod.handlers.calling import greeting_of, overridden
 from echod.handlers.contract import BytesLike
 from echod.messages.closing import State
 from echod.messages.framing import MOST_WHOLE
 from echod.messages.session import CLOSED
 from echod.reasons import EndReason
-from echod.tls import TLSConnection
 from echod.turns import LONG, PACE, Share, Turns
 
 if TYPE_CHECKING:
@@ -327,7 +327,7 @@ class DirectProtocol(EchoProtocol):
         # A child that this process has forked may keep the descriptor open: then only shutdown(2)
         # ends the stream.
         stream: Any = self.transport
-        if forks.seen or not (self._kernel_counts or isinstance(stream, TLSConnection)):
+        if forks.seen or not (self._kernel_counts or is_tls(stream)):
             return False
         return bool(stream.closeIfSent())  # a stream of the uvloop reactor: see `connect_directly`
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -84,8 +85,6 @@ class TCPServerTransport(ServerTransport):
     """A TCP connection that a client opened."""
 
     server: TCPAddressed | None
-    # Kept while the connection begins, when it is asked for more than once.
-    _peer: IPv4Address | IPv6Address | None = None
 
     @property
     def client(self) -> tuple[Any, ...]:
@@ -94,7 +93,6 @@ class TCPServerTransport(ServerTransport):
 
     def _open(self) -> None:
         ServerTransport._open(self)
-        self._peer = None
         # uvloop has the address of an IPv4 client too, in less memory; but not that of a client
         # that had reset the connection before.
         if len(self._client) == 2 and self._uv.get_extra_info("peername") == self._client:
@@ -114,11 +112,10 @@ class TCPServerTransport(ServerTransport):
         return tcp_address(with_scope(self.socket.getsockname()))
 
     def getPeer(self) -> IPv4Address | IPv6Address:
-        return self._peer or tcp_address(self.client)
+        return tcp_address(self.client)
 
     def _protocol_address(self) -> IPv4Address | IPv6Address:
-        self._peer = peer = tcp_address(self.client)
-        return peer
+        return tcp_address(self.client)
 
 
 class UNIXServerTransport(DescriptorSender, ServerTransport):
@@ -156,6 +153,7 @@ class UNIXServerTransport(DescriptorSender, ServerTransport):
         return self._local if self.server is None else self.client
 
 
+@lru_cache(maxsize=1)  # a connection asks twice as it begins, and need not keep it
 def tcp_address(address: tuple[Any, ...]) -> IPv4Address | IPv6Address:
     """Convert an address to Twisted's form."""
     if len(address) == 4:
@@ -177,7 +175,7 @@ def with_scope(address: tuple[Any, ...]) -> tuple[Any, ...]:
 
 # The attributes that each connection sets, from its beginning to its end.
 _SET = (
-    *("socket", "_client", "factory", "server", "reactor", "_peer"),
+    *("socket", "_client", "factory", "server", "reactor"),
     *("_uv", "connected", "sessionno", "protocol", "data_received"),
     *("producer", "streamingProducer", "producerPaused", "_divert", "_read_ended"),
     *("_drain_scheduled", "_write_ending", "_write_ended", "_write_paused"),
