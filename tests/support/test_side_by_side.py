@@ -24,13 +24,21 @@ from pathlib import Path
 import pytest
 
 
+def note(name, began):
+    with Path("spans").open("a") as spans:
+        spans.write(json.dumps([name, os.getpid(), began, time.monotonic()]) + "\\n")
+
+
+began = time.monotonic()
+time.sleep(0.05)
+note("import", began)
+
+
 @pytest.fixture(autouse=True)
 def span(request):
     began = time.monotonic()
     yield
-    what = [request.node.name, os.getpid(), began, time.monotonic()]
-    with Path("spans").open("a") as spans:
-        spans.write(json.dumps(what) + "\\n")
+    note(request.node.name, began)
 
 
 @pytest.mark.alone
@@ -45,11 +53,18 @@ def test_other(number):
 """
 
 
-def test_a_test_that_is_alone_runs_while_no_other_does(tmp_path: Path) -> None:
+def test_one_worker_compiles_and_a_test_that_is_alone_runs_while_no_other_does(
+    tmp_path: Path,
+) -> None:
     process = own_pytest(tmp_path, dict.fromkeys("abc", TESTS), "-n", "2", only=Workers)
     said, _ = process.communicate(timeout=MINUTES)
     assert "15 passed" in said
-    spans = [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
+    everything = [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
+    imports = [span for span in everything if span[0] == "import"]
+    assert len(imports) == 6
+    assert len({worker for _, worker, _, _ in imports[:3]}) == 1
+    assert imports[2][3] <= min(began for _, _, began, _ in imports[3:])
+    spans = [span for span in everything if span not in imports]
     assert len({worker for _, worker, _, _ in spans}) == 2
     alone = [span for span in spans if span[0].startswith("test_measuring")]
     assert len(alone) == 6

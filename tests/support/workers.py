@@ -6,13 +6,15 @@ that has done its own takes from another. Without `-n` all tests run in one proc
 marked `alone` waits until no other runs, in any worker or any other pytest of this folder, and
 holds up those that come after it. A pytest that a test of this folder starts waits for none: that
 test waits for it. A test that is marked `long` is among the first, so that short ones fill up the
-end.
+end. In a fresh clone, one worker compiles the tests before the others collect them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -30,11 +32,36 @@ class Workers:
         self._is_within_a_test = os.environ.get(_WITHIN_A_TEST_OF) == self._root
         # Two folders to lock: the project's, and that of its tests.
         self._door = os.open(config.rootpath, os.O_RDONLY)
-        self._room = os.open(config.rootpath / config.getini("testpaths")[0], os.O_RDONLY)
+        self._tests = config.rootpath / config.getini("testpaths")[0]
+        self._room = os.open(self._tests, os.O_RDONLY)
         config.addinivalue_line("markers", "alone: it measures: no other test runs meanwhile")
         config.addinivalue_line("markers", "long: it takes many seconds: it is among the first")
         if config.getoption("numprocesses", None):
             config.option.dist = "worksteal"
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection(self) -> Iterator[object]:
+        if self._is_compiled():
+            return (yield)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(_locked(self._room, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            except BlockingIOError:  # another worker compiles
+                stack.enter_context(_locked(self._room, fcntl.LOCK_SH))
+            return (yield)
+
+    def _is_compiled(self) -> bool:
+        """Return whether Python need not compile the tests: each worker would, at the same time.
+
+        That takes longer than all else until the first test.
+        """
+        if self._is_within_a_test or sys.dont_write_bytecode:
+            return True
+        tail = f"{sys.implementation.cache_tag}-pytest-{pytest.__version__}.pyc"
+        return all(
+            path.with_name("__pycache__").joinpath(f"{path.stem}.{tail}").exists()
+            for path in self._tests.rglob("test_*.py")
+        )
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
