@@ -37,6 +37,24 @@ async def test_it_has_an_address_while_it_listens_and_listens_again() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_connection_sends_each_reply_at_once() -> None:
+    accepted: list[Any] = []
+
+    class Noting(Protocol):
+        def connectionMade(self) -> None:
+            accepted.append(self.transport)
+
+    wanted = parse_listen(reactor, LOOPBACK)
+    made = Listener(reactor, LOOPBACK, wanted, Factory.forProtocol(Noting))
+    await made.listen()
+    address: Any = made.address
+    with socket.create_connection(("127.0.0.1", address.port)):
+        await eventually(lambda: accepted)
+        assert accepted[0].getTcpNoDelay()
+    await made.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_an_endpoint_that_is_slower_than_the_end_is_stopped_as_soon_as_it_listens() -> None:
     endpoint = SlowEndpoint()
     made = listener(endpoint)
