@@ -34,10 +34,14 @@ class Workers:
         self._door = os.open(config.rootpath, os.O_RDONLY)
         self._tests = config.rootpath / config.getini("testpaths")[0]
         self._room = os.open(self._tests, os.O_RDONLY)
+        # And the environment: each has another Python, which compiles the tests for itself.
+        self._environment = os.open(pytest.__file__, os.O_RDONLY)
         config.addinivalue_line("markers", "alone: it measures: no other test runs meanwhile")
         config.addinivalue_line("markers", "long: it takes many seconds: it is among the first")
-        if config.getoption("numprocesses", None):
+        starts_workers = config.getoption("numprocesses", None)
+        if starts_workers:
             config.option.dist = "worksteal"
+        self._collects = not starts_workers or hasattr(config, "workerinput")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self) -> Iterator[object]:
@@ -45,9 +49,9 @@ class Workers:
             return (yield)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(_locked(self._room, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                stack.enter_context(_locked(self._environment, fcntl.LOCK_EX | fcntl.LOCK_NB))
             except BlockingIOError:  # another worker compiles
-                stack.enter_context(_locked(self._room, fcntl.LOCK_SH))
+                stack.enter_context(_locked(self._environment, fcntl.LOCK_SH))
             return (yield)
 
     def _is_compiled(self) -> bool:
@@ -55,7 +59,7 @@ class Workers:
 
         That takes longer than all else until the first test.
         """
-        if self._is_within_a_test or sys.dont_write_bytecode:
+        if self._is_within_a_test or not self._collects or sys.dont_write_bytecode:
             return True
         tail = f"{sys.implementation.cache_tag}-pytest-{pytest.__version__}.pyc"
         return all(
