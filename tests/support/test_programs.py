@@ -82,11 +82,16 @@ def facts(folder: Path, *, executed: bool, **options: Any) -> dict[str, Any]:
     "options",
     [
         {},
-        {"env": {**os.environ, "PYTHONUNBUFFERED": "1", "HELLO": "wörld", "TZ": "Asia/Tokyo"}},
+        {
+            "env": {**os.environ, "PYTHONUNBUFFERED": "1", "HELLO": "wörld", "TZ": "Asia/Tokyo"},
+            "start_new_session": True,
+        },
         {"env": {**os.environ, "PATH": "/bin", "PYTHONDONTWRITEBYTECODE": "1"}},
-        {"env": {**os.environ, "PYTHONPATH": "/nonesuch"}},
-        {"start_new_session": True},
-        {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT},
+        {
+            "env": {**os.environ, "PYTHONPATH": "/nonesuch"},
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.STDOUT,
+        },
         {
             "steps": [
                 limit(resource.RLIMIT_NOFILE, 100),
@@ -96,7 +101,7 @@ def facts(folder: Path, *, executed: bool, **options: Any) -> dict[str, Any]:
             ]
         },
     ],
-    ids=["plain", "unbuffered", "without bytecode", "another path", "session", "streams", "steps"],
+    ids=["plain", "unbuffered", "without bytecode", "another path", "steps"],
 )
 def test_a_forked_program_finds_what_an_executed_one_finds(
     tmp_path: Path, options: dict[str, Any]
