@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.interfaces import (
     IAddress,
@@ -77,8 +76,7 @@ def log_failure(failure: Failure, client: Client) -> None:
 
 
 @implementer(IAddress)
-@dataclass(frozen=True, slots=True)
-class ProxiedAddress:
+class ProxiedAddress(NamedTuple):
     """The address for the next factory's `buildProtocol`: the client's, from the proxy's header.
 
     Attributes:

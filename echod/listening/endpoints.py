@@ -24,7 +24,7 @@ import os
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -360,11 +360,11 @@ def _activated_endpoint(
     return ActivatedEndpoint(reactor, found)
 
 
-@dataclass
 class Words:
     """The words of an endpoint string, as written, and the options among them."""
 
-    words: list[str] = field(default_factory=list)
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
 
     @classmethod
     def split(cls, text: str) -> Words:
