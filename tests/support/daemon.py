@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ class Daemon:
             assert self._changed.wait_for(is_there, patience), f"no {pattern!r} in:\n{self.log}"
         return found
 
-    @property
+    @cached_property  # a test of many clients asks for each of them, and the log has grown then
     def port(self) -> int:
         """The TCP port that it listens on: the kernel's choice, where it was asked for 0."""
         # Eight of them may have been started at a time, on a busy machine.
