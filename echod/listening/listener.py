@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from echod.addresses import Network
 from echod.errors import UserError
 from echod.listening.endpoints import ListenError, Listening
+from echod.listening.last_clients import admit_no_more
 from echod.text import escape
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class Listener(Generic[Served]):
 
     async def _stop(self, port: IListeningPort, takes: Sequence[Any], *, accepts: bool) -> None:
         for each in takes:
+            admit_no_more(each)
             await self._take_waiting(each)
         if (stopping := port.stopListening()) is not None:
             await stopping

@@ -113,13 +113,17 @@ class UNIXEndpoint:
             )
             ours = _identity(self._path)
 
-        # Twisted's method would remove any file there, and fail if there is none.
-        def connection_lost(reason: Failure) -> None:
-            with contextlib.suppress(OSError):  # the next start removes it
+        def withdraw() -> None:
+            with contextlib.suppress(OSError):  # it is gone; or the next start removes it
                 if _identity(self._path) == ours:
                     self._path.unlink()
+
+        # Twisted's method would remove any file there, and fail if there is none.
+        def connection_lost(reason: Failure) -> None:
+            withdraw()
             tcp.Port.connectionLost(port, reason)
 
+        port.withdraw = withdraw
         port.connectionLost = connection_lost
         listening: IListeningPort = port
         return listening

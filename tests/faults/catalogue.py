@@ -27,6 +27,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         5: "The daemon closes while input is unread",
         6: "SIGTERM while a handler's thread is blocked for ever",
         7: "SIGTERM while 30 messages wait for a thread",
+        204: "A client connects as the daemon accepts the last ones",
         8: "A handler blocks the event loop",
         9: "Pipelined messages through the pool, each taking a different time",
         10: "A handler raises in a thread",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,57 @@ async def test_a_connection_sends_each_reply_at_once() -> None:
         await eventually(lambda: accepted)
         assert accepted[0].getTcpNoDelay()
     await made.stop()
+
+
+# Of <linux/tcp.h>: a connection that the server has not answered.
+SYN_SENT = 2
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tcp6", "unix"])
+@pytest_twisted.ensureDeferred
+async def test_no_client_is_connected_once_the_last_has_been_accepted(
+    kind: str, tmp_path: Path
+) -> None:
+    """Fault 204: A client that comes in that moment is refused, not reset: it can try another
+    server, because none has got what it sent.
+    """
+    endpoint = {
+        "tcp": LOOPBACK,
+        "tcp6": r"tcp6:0:interface=\:\:1",
+        "unix": f"unix:{tmp_path / 's'}",
+    }[kind]
+    accepted: list[Noting] = []
+
+    class Noting(Protocol):
+        def connectionMade(self) -> None:
+            accepted.append(self)
+
+    factory = Factory.forProtocol(Noting)
+    made = Listener(reactor, endpoint, parse_listen(reactor, endpoint), factory)
+    await made.listen()
+    address: Any = made.address
+    where = str(tmp_path / "s") if kind == "unix" else (address.host, address.port)
+    family = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6, "unix": socket.AF_UNIX}[kind]
+    with socket.socket(family) as waits, socket.socket(family) as late:
+        late.setblocking(False)
+        asked: list[int] = []
+        port: Any = made._port
+        stop_listening = port.stopListening
+
+        def ask_and_stop() -> Any:
+            asked.append(late.connect_ex(where))
+            return stop_listening()
+
+        port.stopListening = ask_and_stop
+        waits.connect(where)
+        await made.stop()
+        assert len(accepted) == 1
+        if kind == "unix":
+            assert asked == [errno.ENOENT]
+        else:
+            assert asked == [errno.EINPROGRESS]
+            assert late.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == SYN_SENT
+        accepted[0].transport.abortConnection()
 
 
 @pytest_twisted.ensureDeferred
@@ -147,15 +199,14 @@ async def test_a_client_that_was_just_accepted_has_its_protocol_before_the_stop_
     stopped: list[int] = []
 
     def accept_a_last_one() -> Any:
-        clients.append(socket.create_connection(("127.0.0.1", address.port)))
         port.doRead()  # on uvloop the protocol follows in a later turn
         return stop_listening()
 
     port.stopListening = accept_a_last_one
-    clients: list[socket.socket] = []
-    made.stop().addCallback(lambda _: stopped.append(len(begun)))
-    await eventually(lambda: stopped)
-    with clients[0]:
+    made.pause("nothing else accepts it")
+    with socket.create_connection(("127.0.0.1", address.port)):
+        made.stop().addCallback(lambda _: stopped.append(len(begun)))
+        await eventually(lambda: stopped)
         assert stopped == [1]
         begun[0].transport.abortConnection()
         await turns(3)
