@@ -3,7 +3,7 @@
 A client that connects between the last accept and the close of the socket is reset, though it was
 told that it is connected. Therefore the kernel is told before the last accept to drop requests for
 connections (SYN). A client asks again a second later, as if its request had been lost. Then the
-socket is closed, so the client is refused, and knows that nobody has got what it sent: it can
+socket is closed, so the client is refused, and knows that no server has got what it sent: it can
 safely try elsewhere, and a balancer does.
 """
 
