@@ -45,14 +45,16 @@ class Workers:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self) -> Iterator[object]:
-        if self._is_compiled():
-            return (yield)
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(_locked(self._environment, fcntl.LOCK_EX | fcntl.LOCK_NB))
-            except BlockingIOError:  # another worker compiles
-                stack.enter_context(_locked(self._environment, fcntl.LOCK_SH))
-            return (yield)
+        while not self._is_compiled():
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(_locked(self._environment, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                except BlockingIOError:
+                    # Another worker compiles these tests, or those of another folder.
+                    stack.enter_context(_locked(self._environment, fcntl.LOCK_SH))
+                else:
+                    return (yield)
+        return (yield)
 
     def _is_compiled(self) -> bool:
         """Return whether Python need not compile the tests: each worker would, at the same time.
