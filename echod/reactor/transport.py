@@ -158,7 +158,6 @@ class StreamTransport:
     _backlog: int | None = None  # SHORT_BACKLOG, or the protocol's, or uvloop's own
     _backlog_left: int | None = None  # how many bytes may wait when a paused producer is resumed
     _reads_are_short = False
-    _is_below_tls = False  # Twisted's
     _starts_paused = False
     _buffer_error: BaseException | None = None
     _drain_scheduled = False
@@ -250,8 +249,7 @@ class StreamTransport:
         if connect_directly is not None:
             self.data_received = connect_directly(self, self._uv.write)  # type: ignore[method-assign]
             self._announce()
-        elif isinstance(protocol, TLSMemoryBIOProtocol):
-            self._is_below_tls = True
+        elif self._is_below_tls:
             self._watch_writes()
         protocol.makeConnection(self)
 
@@ -528,6 +526,11 @@ class StreamTransport:
         else:
             divert(data)
 
+    @property
+    def _is_below_tls(self) -> bool:
+        """Whether the protocol is Twisted's TLS."""
+        return isinstance(self.protocol, TLSMemoryBIOProtocol)
+
     def _send(self, data: bytes) -> None:
         """Write, even if ``write`` is diverted."""
         if self._is_below_tls and self.protocol._aborted:
@@ -749,7 +752,6 @@ class StreamTransport:
 
     def startTLS(self, contextFactory: object, normal: bool = True) -> None:
         newtls.startTLS(self, contextFactory, normal, _BelowTLS)
-        self._is_below_tls = True
         if self.connected:
             self._divert = self.protocol.write
 
