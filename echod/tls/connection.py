@@ -59,17 +59,23 @@ from echod.contexts import call_in, context_of
 from echod.tls.base import TLSError, TLSLayer
 from echod.tls.context import Context
 from echod.tls.facts import ClientHello, TLSFacts, facts_of
-from echod.turns import Share, Turns
+from echod.turns import LONG, Share, Turns
 
 if TYPE_CHECKING:
     from echod.interfaces import Stream
 
 # The largest content of a record (RFC 8446, 5.1): a smaller read would leave the rest in OpenSSL.
 RECORD = 2**14
+# The overhead of a record in TLS 1.3, in bytes: header, type of the content, tag (RFC 8446, 5.2).
+AROUND = 22
 # How many bytes OpenSSL gets to decrypt at a time: two records, so that hardly any is cut.
-MOST = 2 * RECORD
+MOST = 2 * (RECORD + AROUND)
 # How many bytes leave in one write: a system call costs more than encrypting a record.
 BATCH = 5 * RECORD
+# How much longer than any other read one of full records may take before it counts against the
+# connection's share of a turn, in seconds: its records are four at most, and each costs as much as
+# ten short ones. Otherwise a busy loop would answer 64 KiB in two turns and writes.
+FULL = 0.0002
 # How long a peer has to read an alert and to close, in seconds: an immediate close with unread
 # input would send RST, and RST destroys the alert.
 LINGER = 2.0
@@ -333,6 +339,7 @@ class TLSConnection(TLSLayer):
     def take_turn(self) -> None:
         """Take this connection's turn; `Turns` calls it."""
         self._resting = False
+        self._turns.keep(Share(self._turns, self))  # this turn may bring another read
         context = self.context
         try:
             self._read_on() if context is None else call_in(context, self._read_on)
@@ -347,7 +354,7 @@ class TLSConnection(TLSLayer):
         if self._input_over or self._lost:
             return
         if self._open:
-            if len(data) > MOST:
+            if len(data) >= LONG:
                 self._shorten_reads()
             self._rest = memoryview(bytes(self._rest) + data if self._rest else data)
             self._read_on()
@@ -387,9 +394,12 @@ class TLSConnection(TLSLayer):
         share = turns.shares.get(self)
         if share is None:
             share = Share(turns, self)
+            if len(self._rest) >= LONG:
+                turns.keep(share)  # this turn may bring another read
+            elif int.from_bytes(self._rest[3:5]) > RECORD:  # the length of what is encrypted
+                share.until += FULL
         elif self._reads and share.used_up():
             self._wait_in_line()
-        turns.keep(share)  # this turn may bring another read
         self._collecting = True
         try:
             while self._reads and not self._input_over and self._waiting:
@@ -629,11 +639,11 @@ class TLSConnection(TLSLayer):
     def _add(self, data: bytes | memoryview) -> None:
         """Make OpenSSL encrypt `data`, after its earlier records."""
         outgoing, write = self._outgoing, self._write
-        if outgoing.pending + len(data) <= RECORD:  # as below, but faster
+        if outgoing.pending + len(data) <= MOST:  # as below, but faster
             write(data)
             return
-        for piece in _cut(memoryview(data), RECORD):
-            if outgoing.pending + len(piece) > RECORD:
+        for piece in _cut(memoryview(data), MOST):
+            if outgoing.pending + len(piece) > MOST:
                 self._records.append(outgoing.read())
             write(piece)
 

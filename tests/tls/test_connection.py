@@ -362,7 +362,9 @@ def test_after_a_long_read_the_next_ones_shall_be_shorter(wire: Wire) -> None:
     wire.lower.shortenReads = shorten  # type: ignore[attr-defined]
     wire.send(b"x" * 1000)
     assert wire.lower.asked == []
-    wire.send(b"x" * MOST)
+    wire.send(b"x" * 4 * RECORD)  # not more waits than of a shortened read
+    assert wire.lower.asked == []
+    wire.send(b"x" * LONG)
     assert wire.lower.asked == ["short reads"]
 
 
@@ -951,12 +953,13 @@ def test_the_factory_passes_on_what_it_is_told(certificate: Path) -> None:
 
 
 class Working(Application):
-    """Takes a tenth of a millisecond for each record, and answers it."""
+    """Takes a tenth of a millisecond for each record, or as many seconds, and answers it."""
 
     work: Work
+    seconds = 1e-4
 
     def dataReceived(self, data: bytes) -> None:
-        self.work.do(self, 1e-4)
+        self.work.do(self, self.seconds)
         self.transport.write(data)
 
 
@@ -990,6 +993,27 @@ def test_no_turn_of_the_loop_is_one_connections_however_many_records_a_read_hold
     wire.send(b"more")
     assert wire.got() == b"more"
     assert not wire.clock.getDelayedCalls()
+
+
+class Waiting:
+    """Another connection that waits for its turn."""
+
+    def take_turn(self) -> None:
+        pass
+
+
+def test_a_message_of_full_records_is_answered_at_once_while_others_wait(
+    certificate: Path,
+) -> None:
+    wire = at_work(certificate)
+    wire.application.seconds = 7e-5  # of a slow machine, to decrypt and to encrypt
+    for message in (b"x" * 4 * RECORD, b"y" * 4 * RECORD):
+        wire.connection._turns.rest(Waiting())
+        wire.work.do("others", 1e-3)  # so the turn is used up
+        wire.send(message)
+        assert len(wire.lower.sent) == 1
+        assert wire.got() == message
+        wire.clock.turn()
 
 
 @given(
