@@ -61,6 +61,7 @@ from echod.faults import (
 from echod.handlers.kinds import Kind
 from echod.messages.cutting import Cutter as MessageCutter
 from echod.reasons import EndReason
+from echod.stacked import StackedTransport
 from echod.tls import TLSConnection
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class _Gate:
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener, ILoggingContext)
 @implementer(ITransport, IConsumer, IPushProducer, ISystemHandle)
-class FaultyConnection(Layer):
+class FaultyConnection(StackedTransport, Layer):
     """One connection that faults have chosen.
 
     Attributes:
@@ -848,6 +849,10 @@ class FaultyConnection(Layer):
     # The protocol's transport: producers, both ways.
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        if self._producer is not None:
+            raise RuntimeError(
+                f"{producer} cannot be registered: {self._producer} was never unregistered"
+            )
         if self._over:
             producer.stopProducing()
             return
@@ -878,15 +883,6 @@ class FaultyConnection(Layer):
 
     # The protocol's transport: the rest.
 
-    def getPeer(self) -> Any:
-        return self.transport.getPeer()
-
-    def getHost(self) -> Any:
-        return self.transport.getHost()
-
-    def getHandle(self) -> Any:
-        return self.transport.getHandle()
-
     def getPeerCertificate(self) -> Any:
         """Return the client's certificate."""
         return self.transport.getPeerCertificate()
@@ -896,18 +892,6 @@ class FaultyConnection(Layer):
         """The application protocol that TLS has chosen."""
         chosen: bytes | None = self.transport.negotiatedProtocol
         return chosen
-
-    def getTcpNoDelay(self) -> bool:
-        return bool(self.transport.getTcpNoDelay())
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        self.transport.setTcpNoDelay(enabled)
-
-    def getTcpKeepAlive(self) -> bool:
-        return bool(self.transport.getTcpKeepAlive())
-
-    def setTcpKeepAlive(self, enabled: bool) -> None:
-        self.transport.setTcpKeepAlive(enabled)
 
     def logPrefix(self) -> str:
         return type(self.protocol).__name__

@@ -56,6 +56,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.contexts import call_in, context_of
+from echod.stacked import StackedTransport
 from echod.tls.base import TLSError, TLSLayer
 from echod.tls.context import Context
 from echod.tls.facts import ClientHello, TLSFacts, facts_of
@@ -112,7 +113,7 @@ class Meddler(Protocol):
 
 @implementer(IHalfCloseableProtocol, IProtocol, ILoggingContext)
 @implementer(ISSLTransport, INegotiated, IPushProducer, ISystemHandle)
-class TLSConnection(TLSLayer):
+class TLSConnection(StackedTransport, TLSLayer):
     """One connection, either side of it.
 
     Attributes:
@@ -806,18 +807,6 @@ class TLSConnection(TLSLayer):
         """Whether it is known without a search that there is one: see `contexts.has_context`."""
         return getattr(self.transport, "has_context", False)
 
-    # `ITCPTransport` has addresses of TCP alone, by its types; UNIX sockets come here, too.
-
-    def getPeer(self) -> Any:
-        return self.transport.getPeer()
-
-    def getHost(self) -> Any:
-        return self.transport.getHost()
-
-    def getHandle(self) -> object:
-        """Return the transport's socket, which carries encrypted data."""
-        return self.transport.getHandle()
-
     def getPeerCertificate(self) -> bytes | None:
         """Return the peer's certificate in DER; None if it has shown none, or not yet."""
         return self._tls.getpeercert(binary_form=True) if self._tls and self._open else None
@@ -827,18 +816,6 @@ class TLSConnection(TLSLayer):
         """The application protocol that both sides chose (RFC 7301); None before they did."""
         chosen = self._tls.selected_alpn_protocol() if self._tls and self._open else None
         return None if chosen is None else chosen.encode()
-
-    def getTcpNoDelay(self) -> bool:
-        return self.transport.getTcpNoDelay()
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        self.transport.setTcpNoDelay(enabled)
-
-    def getTcpKeepAlive(self) -> bool:
-        return self.transport.getTcpKeepAlive()
-
-    def setTcpKeepAlive(self, enabled: bool) -> None:
-        self.transport.setTcpKeepAlive(enabled)
 
     def logPrefix(self) -> str:
         return _prefix(self.protocol)

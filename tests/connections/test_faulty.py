@@ -34,8 +34,8 @@ from echod.messages.prefixed import Length
 from tests.support.clients import receive
 from tests.support.daemon import CONCURRENT, MODELS
 from tests.support.log import Log
+from tests.support.memory import Transport, lose
 from tests.support.memory import connect as connect_in_memory
-from tests.support.memory import lose
 from tests.support.needs import not_here
 from tests.support.proxy_headers import line
 from tests.support.reactor import reactor
@@ -622,6 +622,17 @@ async def test_the_bytes_of_a_client_that_is_not_selected_take_the_way_without_f
             client.finish()
             await client.receive_all()
     assert paths[0] == paths[1]
+
+
+def test_a_second_producer_is_refused_as_by_a_transport_without_faults() -> None:
+    faults = Faults([parse_fault("reset:after=1000")], 1, 1, "")
+    faulty_connection: Any = EchoFactory(reactor, faults=faults).buildProtocol(None)
+    assert isinstance(faulty_connection, FaultyConnection)
+    faulty_connection.makeConnection(Transport())
+    producer: Any = object()
+    with pytest.raises(RuntimeError, match="was never unregistered"):
+        faulty_connection.registerProducer(producer, True)
+    lose(faulty_connection)
 
 
 def test_an_idle_connection_that_is_not_selected_costs_no_byte_more() -> None:
