@@ -46,7 +46,6 @@ PRIVATES = {
     "twisted.internet.tcp:_reservedFD": "listen on a passed UNIX socket as Twisted does",
     "twisted.internet._newtls:ConnectionMixin": "Twisted's own TLS over uvloop's transports",
     "twisted.internet.abstract:FileDescriptor._getLogPrefix": "name connections in the log",
-    "twisted.internet.endpoints:_TCPServerEndpoint": "read port, backlog and interface of tcp6:",
     "asyncio.protocols:_feed_data_to_buffered_proto": "fill the buffers of protocols over TLS",
     "twisted.web.server:Request._handleStar": "answer OPTIONS * on the status",
     "twisted.web.http:HTTPChannel._respondToBadRequestAndDisconnect": "a status error in words",
@@ -57,7 +56,6 @@ SET = {
     "_startedBefore": ("twisted.internet.base:ReactorBase", "see that a module has run it"),
     "_poller": ("twisted.internet.epollreactor:EPollReactor", "let uvloop watch Twisted's epoll"),
     "_selectables": ("twisted.internet.epollreactor:EPollReactor", "see whether any is watched"),
-    "_interface": ("twisted.internet.endpoints:_TCPServerEndpoint", "read it of tcp6:"),
     "_waiter": ("asyncio.streams:StreamReader", "see whether a handler waits for its client"),
     "_initialBuffer": (
         "twisted.logger._global:LogBeginner",

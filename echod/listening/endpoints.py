@@ -22,25 +22,18 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from twisted.internet.abstract import isIPv6Address
-from twisted.internet.defer import Deferred, execute
-from twisted.internet.endpoints import TCP6ServerEndpoint, serverFromString
-from twisted.internet.interfaces import (
-    IListeningPort,
-    IProtocolFactory,
-    IStreamServerEndpoint,
-)
+from twisted.internet.interfaces import IStreamServerEndpoint
 
 from echod import tls
 from echod.addresses import Network
 from echod.errors import UserError
 from echod.listening.socket_activation import ActivatedEndpoint, InheritedSockets
+from echod.listening.tcp import BACKLOG, IPv6Endpoint, TCPEndpoint
 from echod.listening.validity import tell_validity
 from echod.text import did_you_mean, quoted
 
@@ -52,19 +45,16 @@ if TYPE_CHECKING:
 
 EXAMPLE = "tcp:8888:interface=127.0.0.1"
 
+TOO_MANY = r"{kind}: has too many words; a colon within one is written \:, as in interface=\:\:1"
+INCOMPLETE = f"{{kind}}: is not complete; it is written as in {EXAMPLE}"
+
 # The messages of Twisted's parsers of endpoint strings, and clearer ones for the operator.
 PLAIN_WORDS = (
-    (r"Unknown endpoint type: (.*)", r"there is no kind of listener \1; {meant}"),
-    (r"invalid literal for int\(\) .*: (.*)", r"\1 is not a number"),
-    (r".* got an unexpected keyword argument (.*)", r"{kind}: takes no option \1"),
-    (
-        r".* (takes .* positional arguments but|got multiple values for argument) .*",
-        r"{kind}: has too many words; a colon within one is written \\:, as in interface=\\:\\:1",
-    ),
-    (
-        r".* missing \d+ required positional argument.*",
-        rf"{{kind}}: is not complete; it is written as in {EXAMPLE}",
-    ),
+    (r"Unknown endpoint type: (.*)", "there is no kind of listener {0}; {meant}"),
+    (r"invalid literal for int\(\) .*: (.*)", "{0} is not a number"),
+    (r".* got an unexpected keyword argument (.*)", "{kind}: takes no option {0}"),
+    (r".* (?:takes .* positional arguments but|got multiple values for argument) .*", TOO_MANY),
+    (r".* missing \d+ required positional argument.*", INCOMPLETE),
 )
 
 
@@ -92,6 +82,11 @@ OPTIONS = {
     "tcp6": ("port", "interface", "backlog"),
     "unix": ("address", "mode", "backlog", "lockfile"),
     "systemd": ("name", "index", "domain"),
+}
+# The order of their words that stand without a name, as Twisted has it.
+POSITIONS = {
+    "tcp": ("port", "interface", "backlog"),
+    "tcp6": ("port", "backlog", "interface"),
 }
 _TLS_OPTIONS = ("certificate", "key", "client-ca", "client-certificates", "alpn")
 TLS_OPTIONS = {
@@ -228,39 +223,15 @@ def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStre
         return _activated_endpoint(reactor, Words.split(rest), inherited)
     if kind in NO_ENDPOINTS:
         raise ListenError(NO_ENDPOINTS[kind])
-    if kind in ("tcp", "tcp6"):
-        _check_tcp(Words.split(text.partition(":")[2]))
+    if kind in POSITIONS:
+        return _tcp_endpoint(reactor, kind, Words.split(text.partition(":")[2]))
+    from twisted.internet.endpoints import serverFromString  # slow to import, and rarely needed
+
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser raises its own errors
         raise ListenError(_plainly(kind, error)) from error
-    if type(endpoint) is TCP6ServerEndpoint:
-        return IPv6Endpoint(reactor, endpoint._port, endpoint._backlog, endpoint._interface)
     return endpoint
-
-
-class IPv6Endpoint(TCP6ServerEndpoint):
-    """Listens for IPv6 only, so that `tcp:` can use the same port, on every system."""
-
-    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        if not isIPv6Address(self._interface):
-            return super().listen(factory)  # type: ignore[no-any-return]
-        return execute(self._listen, factory)
-
-    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
-        found = socket.getaddrinfo(
-            self._interface, self._port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as made:
-            made.setblocking(False)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            made.bind(found[0][4])
-            made.listen(self._backlog)
-            port: IListeningPort = self._reactor.adoptStreamPort(
-                made.fileno(), socket.AF_INET6, factory
-            )
-        return port
 
 
 def _check_options(kind: str, words: Words, known: Sequence[str]) -> None:
@@ -271,21 +242,43 @@ def _check_options(kind: str, words: Words, known: Sequence[str]) -> None:
             raise ListenError(f"{kind}: takes no option {quoted(name)}; {meant}")
 
 
-def _check_tcp(words: Words) -> None:
-    """Refuse invalid options that Twisted would detect only when it listens."""
-    backlog, interface = words.pop("backlog"), words.pop("interface")
-    port = words.pop("port")
-    port = words.pop() if port is None else port
-    if port and not _is_port(port):
-        if not re.fullmatch("-?[0-9]+", port):
-            raise ListenError(f"{quoted(port)} is not a number")
-        raise ListenError(f"{port[:20]} is not a port number from 0 to 65535")
-    if backlog is not None:
-        _check_backlog(backlog)
-    if interface == "" and not words.words:  # otherwise a colon has cut it
+def _tcp_endpoint(reactor: Reactor, kind: str, words: Words) -> TCPEndpoint:
+    given = {name: words.pop(name) for name in OPTIONS[kind]}
+    for name in POSITIONS[kind]:
+        if (word := words.pop()) is None:
+            break
+        if given[name] is not None:
+            raise ListenError(TOO_MANY.format(kind=kind))
+        given[name] = word or None
+    if words.words:
+        raise ListenError(TOO_MANY.format(kind=kind))
+    if not given["port"]:
+        raise ListenError(INCOMPLETE.format(kind=kind))
+    port, backlog = _port_number(given["port"]), BACKLOG
+    if given["backlog"] is not None:
+        _check_backlog(given["backlog"])
+        backlog = int(given["backlog"])
+    interface = given["interface"]
+    if interface is not None:
+        _check_interface(interface)
+    if kind == "tcp6":
+        return IPv6Endpoint(reactor, port, interface or "::", backlog)
+    return TCPEndpoint(reactor, port, interface or "", backlog)
+
+
+def _port_number(text: str) -> int:
+    if _is_port(text):
+        return int(text)
+    if re.fullmatch("-?[0-9]+", text):
+        raise ListenError(f"{text[:20]} is not a port number from 0 to 65535")
+    raise ListenError(f"{quoted(text)} is not a number")
+
+
+def _check_interface(text: str) -> None:
+    if not text:
         raise ListenError("interface= names no address: leave it out for every address")
-    if interface and not (_is_address(interface) or re.fullmatch(HOST_NAME, interface)):
-        raise ListenError(f"interface={quoted(interface)} is neither an address nor a name")
+    if not (_is_address(text) or re.fullmatch(HOST_NAME, text)):
+        raise ListenError(f"interface={quoted(text)} is neither an address nor a name")
 
 
 def _is_port(text: str) -> bool:
@@ -314,8 +307,8 @@ def _plainly(kind: str, error: Exception) -> str:
     for pattern, words in PLAIN_WORDS:
         if found := re.fullmatch(pattern, said):
             meant = did_you_mean(kind, (*OPTIONS, *TLS_OPTIONS, "proxy"))
-            said = found.expand(words).replace("{kind}", kind)
-            return said.replace("{meant}", meant or f"one is written as in {EXAMPLE}")
+            meant = meant or f"one is written as in {EXAMPLE}"
+            return words.format(*found.groups(), kind=kind, meant=meant)
     return said
 
 

@@ -19,12 +19,11 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from twisted.internet.abstract import isIPv6Address
-from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from echod.listening.endpoints import ListenError
 from echod.listening.socket_activation import ActivatedEndpoint, InheritedSockets
+from echod.listening.tcp import TCPEndpoint
 from echod.listening.unix import UNIXEndpoint
 
 if TYPE_CHECKING:
@@ -45,9 +44,7 @@ class SharedSockets:
         Raises:
             ListenError: workers cannot share this kind of endpoint.
         """
-        if not isinstance(
-            endpoint, TCP4ServerEndpoint | TCP6ServerEndpoint | UNIXEndpoint | ActivatedEndpoint
-        ):
+        if not isinstance(endpoint, TCPEndpoint | UNIXEndpoint | ActivatedEndpoint):
             raise ListenError(
                 "workers can share tcp:, tcp6:, unix: and systemd: only, also below tls:, "
                 "starttls: and proxy:"
@@ -92,7 +89,7 @@ class SharedSockets:
     @property
     def drawn_port(self) -> int:
         """The TCP port, if the system has chosen it; 0 otherwise."""
-        return 0 if getattr(self._endpoint, "_port", 1) else self.port
+        return 0 if getattr(self._endpoint, "port", 1) else self.port
 
     def close(self) -> None:
         """Close the sockets here; the workers still have theirs. Calling it again is harmless."""
@@ -102,14 +99,12 @@ class SharedSockets:
             self._sockets.pop().close()
 
 
-def _reusing(endpoint: TCP4ServerEndpoint | TCP6ServerEndpoint, count: int) -> list[socket.socket]:
+def _reusing(endpoint: TCPEndpoint, count: int) -> list[socket.socket]:
     """Return a listening socket for each worker, all on one port."""
-    family = socket.AF_INET6 if isinstance(endpoint, TCP6ServerEndpoint) else socket.AF_INET
-    if isIPv6Address(endpoint._interface):
-        family = socket.AF_INET6
+    family = endpoint.family
     found = socket.getaddrinfo(
-        endpoint._interface or None,
-        endpoint._port,
+        endpoint.interface or None,
+        endpoint.port,
         family,
         socket.SOCK_STREAM,
         flags=socket.AI_PASSIVE,
@@ -132,18 +127,9 @@ def _reusing(endpoint: TCP4ServerEndpoint | TCP6ServerEndpoint, count: int) -> l
             address = (address[0], one.getsockname()[1], *address[2:])
             made.append(one)
         for one in made:
-            one.listen(_backlog_of(endpoint))
+            one.listen(endpoint.backlog)
         undo.pop_all()
     return made
-
-
-# The length of the queue if none is given, in Twisted's endpoints: too short for bursts.
-_TWISTEDS = 50
-
-
-def _backlog_of(endpoint: TCP4ServerEndpoint | TCP6ServerEndpoint) -> int:
-    given: int = endpoint._backlog
-    return socket.SOMAXCONN if given == _TWISTEDS else given
 
 
 class PassedSockets(InheritedSockets):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.defer import fail
-from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
+from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
@@ -16,6 +16,7 @@ from echod.errors import UserError
 from echod.listening.badtls import HEAD, BadTLSError, SharedMistakes, TrustedEndpoint
 from echod.listening.endpoints import parse_listen
 from echod.listening.proxy import ProxyFactory
+from echod.listening.tcp import IPv6Endpoint, TCPEndpoint
 from echod.listening.unix import UNIXEndpoint
 from echod.tls.mistakes import MistakesContext
 from tests.support.log import Log
@@ -25,15 +26,15 @@ from tests.support.reactor import reactor
 @pytest.mark.parametrize(
     ("text", "kind", "interface"),
     [
-        ("badtls:0", TCP4ServerEndpoint, "127.0.0.1"),
-        ("badtls:tcp:0", TCP4ServerEndpoint, "127.0.0.1"),
-        ("badtls:tcp:port=0", TCP4ServerEndpoint, "127.0.0.1"),
-        ("badtls:0:alpn=h2:backlog=7", TCP4ServerEndpoint, "127.0.0.1"),
-        ("proxy:badtls:0", TCP4ServerEndpoint, "127.0.0.1"),
-        ("badtls:0:interface=0.0.0.0", TCP4ServerEndpoint, "0.0.0.0"),
-        ("badtls:tcp:0:127.0.0.2", TCP4ServerEndpoint, "127.0.0.2"),
-        ("badtls:tcp6:0", TCP6ServerEndpoint, "::1"),
-        ("badtls:tcp6:0:interface=\\:\\:", TCP6ServerEndpoint, "::"),
+        ("badtls:0", TCPEndpoint, "127.0.0.1"),
+        ("badtls:tcp:0", TCPEndpoint, "127.0.0.1"),
+        ("badtls:tcp:port=0", TCPEndpoint, "127.0.0.1"),
+        ("badtls:0:alpn=h2:backlog=7", TCPEndpoint, "127.0.0.1"),
+        ("proxy:badtls:0", TCPEndpoint, "127.0.0.1"),
+        ("badtls:0:interface=0.0.0.0", TCPEndpoint, "0.0.0.0"),
+        ("badtls:tcp:0:127.0.0.2", TCPEndpoint, "127.0.0.2"),
+        ("badtls:tcp6:0", IPv6Endpoint, "::1"),
+        ("badtls:tcp6:0:interface=\\:\\:", IPv6Endpoint, "::"),
         ("badtls:unix:/tmp/x", UNIXEndpoint, None),
     ],
 )
@@ -44,7 +45,7 @@ def test_it_listens_for_this_machine_unless_another_address_is_asked_for(
     assert isinstance(listening.endpoint, TrustedEndpoint)
     endpoint: Any = listening.endpoint.endpoint
     assert isinstance(endpoint, kind)
-    assert getattr(endpoint, "_interface", None) == interface
+    assert getattr(endpoint, "interface", None) == interface
     assert isinstance(listening.tls, MistakesContext)
     assert listening.proxied is text.startswith("proxy:")
     assert not listening.starts_clear

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
 
 from echod import EchoFactory
 from echod.errors import UserError
 from echod.listening.endpoints import Words, parse_listen
 from echod.listening.proxy import ProxyFactory
 from echod.listening.socket_activation import InheritedSockets
+from echod.listening.tcp import IPv6Endpoint, TCPEndpoint
 from echod.listening.unix import BACKLOG, UNIXEndpoint
 from echod.tls import Files, Pair, ServerContext, TLSFactory
 from echod.tls.context import Loaded
@@ -38,11 +38,11 @@ def written(path: str) -> str:
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("tcp:0", TCP4ServerEndpoint),
-        ("0", TCP4ServerEndpoint),
-        ("tcp6:0:interface=\\:\\:1", TCP6ServerEndpoint),
-        ("tcp6:0:interface=fe80\\:\\:1%eth0", TCP6ServerEndpoint),
-        ("tcp:interface=localhost:port=0", TCP4ServerEndpoint),
+        ("tcp:0", TCPEndpoint),
+        ("0", TCPEndpoint),
+        ("tcp6:0:interface=\\:\\:1", IPv6Endpoint),
+        ("tcp6:0:interface=fe80\\:\\:1%eth0", IPv6Endpoint),
+        ("tcp:interface=localhost:port=0", TCPEndpoint),
         ("unix:/tmp/x", UNIXEndpoint),
     ],
 )
@@ -71,7 +71,7 @@ def test_options_of_tls_are_told_from_the_endpoints(pem: str) -> None:
         ":client-certificates=optional:backlog=7:alpn=h2,http/1.1",
     )
     endpoint: Any = listening.endpoint
-    assert (endpoint._port, endpoint._interface, endpoint._backlog) == (8443, "127.0.0.1", 7)
+    assert (endpoint.port, endpoint.interface, endpoint.backlog) == (8443, "127.0.0.1", 7)
     assert isinstance(listening.tls, ServerContext)
     assert listening.tls.files == Files(
         pem,
@@ -204,10 +204,10 @@ def test_what_makes_no_sense_says_why(pem: str, text: str, why: str, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "kind", "proxied"),
     [
-        ("tcp:0", TCP4ServerEndpoint, False),
-        ("tcp6:0", TCP6ServerEndpoint, False),
-        ("tcp:0:interface=127.0.0.1", TCP4ServerEndpoint, False),
-        ("proxy:tcp:0", TCP4ServerEndpoint, True),
+        ("tcp:0", TCPEndpoint, False),
+        ("tcp6:0", IPv6Endpoint, False),
+        ("tcp:0:interface=127.0.0.1", TCPEndpoint, False),
+        ("proxy:tcp:0", TCPEndpoint, True),
         ("unix:/run/s", UNIXEndpoint, False),
         ("unix:address=/run/s", UNIXEndpoint, False),
         ("proxy:unix:/run/s", UNIXEndpoint, True),

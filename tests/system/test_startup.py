@@ -653,6 +653,8 @@ UNASKED = (
     "socketserver",
     "sysconfig",
     "tomllib",
+    "twisted.internet.endpoints",
+    "twisted.plugins.twisted_core",
 )
 
 

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import pytest
 from twisted.application.service import MultiService
-from twisted.internet.endpoints import serverFromString
 from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 
@@ -23,6 +22,7 @@ from echod.daemon import ending
 from echod.daemon.notify import Notifier
 from echod.daemon.resolve import StartError
 from echod.daemon.signals import GRACE, Signals
+from echod.listening.endpoints import parse_listen
 from echod.listening.shared import SharedSockets
 from echod.log.observer import LogObserver
 from echod.log.sinks import Line
@@ -86,7 +86,7 @@ class Supervision:
             ]
         )
         self.options = options
-        self.sockets = SharedSockets(serverFromString(real_reactor, LOOPBACK), count)
+        self.sockets = SharedSockets(parse_listen(real_reactor, LOOPBACK).endpoint, count)
         kept = Kept()
         self.lines = kept.lines
         self.observer = LogObserver(kept)
@@ -345,7 +345,7 @@ def test_a_port_that_the_system_chooses_is_told_before_a_worker_serves(
     assert log.text.endswith(f"{LOOPBACK} has port {port}")
     known = make()
     description = f"tcp:{port}:interface=127.0.0.2"
-    sockets = SharedSockets(serverFromString(real_reactor, description), 2)
+    sockets = SharedSockets(parse_listen(real_reactor, description).endpoint, 2)
     known.supervisor._listeners = [(description, sockets)]
     known.supervisor.privilegedStartService()
     assert "127.0.0.2 has port" not in log.text
@@ -357,7 +357,7 @@ def test_an_address_in_use_ends_the_start(make: Make, log: Log) -> None:
     served.supervisor.privilegedStartService()
     description = f"tcp:{served.sockets.port}:interface=127.0.0.1"
     other = make()
-    taken = SharedSockets(serverFromString(real_reactor, description), 2)
+    taken = SharedSockets(parse_listen(real_reactor, description).endpoint, 2)
     other.supervisor._listeners = [(description, taken)]
     with pytest.raises(StartError, match=f"{re.escape(description)}: Bind failed"):
         other.supervisor.privilegedStartService()
