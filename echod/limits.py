@@ -6,8 +6,10 @@ default from here, and docs/settings.md also its reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import NamedTuple, TypeVar
+
+from echod.value import Value
 
 T = TypeVar("T", int, float)
 
@@ -23,8 +25,7 @@ def limit(default: T, why: str) -> T:
 LOG_RATE = 100
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(Value):
     """Bounds on clients; times in seconds, sizes in bytes; 0 is no limit.
 
     Raises:

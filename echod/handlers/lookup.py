@@ -11,7 +11,7 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Mapping
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from echod.handlers.parameters import described, parameters_of
 from echod.handlers.service import Service
 from echod.text import clipped, escape
 from echod.user_code import told_with_place
+from echod.value import Value
 
 if TYPE_CHECKING:
     from echod.handlers.plugins import Offer
@@ -52,8 +53,7 @@ def _offers() -> list[Offer]:
 NAMES = Catalogue("handler", "FUNCTION", HANDLERS, HandlerError, _offers)
 
 
-@dataclass(frozen=True)
-class ResolvedHandler:
+class ResolvedHandler(Value):
     """A handler, found and checked against the concurrency model it will run in.
 
     Attributes:

@@ -18,7 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
@@ -29,6 +29,7 @@ from echod.handlers.importing import import_watched
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
 from echod.text import clipped, escape, quoted
 from echod.user_code import definition_of, told_with_place
+from echod.value import Value
 
 if TYPE_CHECKING:
     from echod.handlers.plugins import Offer
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
 _COMMA = r"a comma within a value: \,"
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Value):
     """The parsed value of a flag that names an object.
 
     Attributes:

@@ -1,6 +1,7 @@
 """TCP ports, for `tcp:` and `tcp6:`.
 
-Twisted's own endpoints for them stand in a module that takes a hundredth of the start, and are found by a search for plugins.
+Twisted's own stand in a module whose import, and the search for its plugins, take a hundredth of
+the start.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from echod.addresses import Network
@@ -43,11 +43,10 @@ from echod.settings.schema import (
     without_effect,
 )
 from echod.text import clipped, escape, unescaped
+from echod.value import Value
 
 if TYPE_CHECKING:
-    from echod.faults import Rule
-else:
-    Rule = object  # `describe` looks the name up; the faults are imported once one is given
+    from echod.faults import Rule  # imported once a fault is given
 
 DEFAULT_PORT = 8888
 
@@ -170,8 +169,7 @@ def _has_addresses(endpoint: str) -> bool:
     return not re.match("((|bad|start)tls:|ssl:)?unix:", endpoint)
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Value):
     """All settings of a daemon.
 
     Raises:

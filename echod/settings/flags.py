@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import sys
@@ -232,6 +233,10 @@ def entry(flag: str, text: str, width: int) -> Iterator[str]:
     )
 
 
+# Twisted asks for the signature of each method, and to find it out takes long.
+_TAKES_TEXT = inspect.signature(lambda _self, _text: None)
+
+
 def _reader(one: Setting) -> Callable[..., None]:
     """Return the method of `Options` that reads one flag."""
 
@@ -245,6 +250,7 @@ def _reader(one: Setting) -> Callable[..., None]:
             (*self.flags.get(one.name, ()), value) if one.text.repeats else value
         )
 
+    read.__signature__ = _TAKES_TEXT  # type: ignore[attr-defined]
     return read
 
 

@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -131,7 +131,6 @@ class _TimedHandler(Handler):
         self.received: Any = timer.wrap(handler.received)
 
 
-@dataclass(frozen=True)
 class _Timed(ResolvedHandler):
     timer: HandlerTimer = field(kw_only=True)
 
