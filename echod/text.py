@@ -32,8 +32,12 @@ _RANGES = (
     (0x2066, 0x2069),
     (0xD800, 0xDFFF),
 )
-# Most text has none, and a search finds that faster.
-_HAS_CONTROL = re.compile("[" + "".join(rf"\u{a:04x}-\u{z:04x}" for a, z in _RANGES) + "]")
+_CONTROL = "[" + "".join(rf"\u{a:04x}-\u{z:04x}" for a, z in _RANGES) + "]"
+
+
+def _has_control(text: str) -> bool:
+    # Most text has none, and these find that faster.
+    return not (text.isascii() and text.isprintable()) and bool(re.search(_CONTROL, text))
 
 
 @cache  # made for the first such text: it would take a hundredth of the start
@@ -46,7 +50,7 @@ def _controls(left: str = "") -> dict[int, str]:
     return {code: _escaped(code) for code in codes if chr(code) not in left}
 
 
-_WRITTEN = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.?)", re.DOTALL)
+_WRITTEN = rb"(?s)\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.?)"
 _MEANT = dict(zip(b"abfnrtv\\'\"", b"\a\b\f\n\r\t\v\\'\"", strict=True))
 
 
@@ -57,12 +61,12 @@ def escape(value: bytes | str) -> str:
     UTF-8 come back as ``\n``, ``\x1b``, ``\u2028`` and the like; all else is left as it is.
     """
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-    return text.translate(_controls()) if _HAS_CONTROL.search(text) else text
+    return text.translate(_controls()) if _has_control(text) else text
 
 
 def escape_lines(text: str) -> str:
     """Escape `text` as `escape` does, but leave its newlines and tabs: for tracebacks."""
-    return text.translate(_controls("\t\n")) if _HAS_CONTROL.search(text) else text
+    return text.translate(_controls("\t\n")) if _has_control(text) else text
 
 
 def shortened(text: str) -> str:
@@ -83,7 +87,7 @@ def unescape(text: str) -> bytes:
     Raises:
         ValueError: an escape is incomplete or unknown, as in ``\x1`` and ``\d``.
     """
-    return _WRITTEN.sub(_unescape_one, text.encode("utf-8", "surrogateescape"))
+    return re.sub(_WRITTEN, _unescape_one, text.encode("utf-8", "surrogateescape"))
 
 
 def unescaped(value: bytes) -> str:

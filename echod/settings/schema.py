@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import types
-import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from typing import Any, NamedTuple, TypeVar
@@ -201,8 +199,10 @@ _KINDS = {
 
 
 def describe(settings: type) -> tuple[Setting, ...]:
-    """Describe the fields of a dataclass as settings, in their order."""
-    hints = typing.get_type_hints(settings)
+    """Describe the fields of a dataclass as settings, in their order.
+
+    Their annotations are texts, as by `from __future__ import annotations`.
+    """
     described: list[Setting] = []
     section = ""
     for one in fields(settings):
@@ -210,15 +210,14 @@ def describe(settings: type) -> tuple[Setting, ...]:
             continue
         text: Text = one.metadata["text"]
         section = text.section or section
-        described.append(Setting(one.name, one.default, _native(hints[one.name]), section, text))
+        described.append(Setting(one.name, one.default, _native(str(one.type)), section, text))
     return tuple(described)
 
 
-def _native(hint: object) -> type:
-    """Return the TOML type of a field of type `hint`: `tuple[int, ...]` gives int."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is tuple:
-        hint = typing.get_args(hint)[0]
-    return hint if isinstance(hint, type) and hint in (bool, int, float) else str
+def _native(annotation: str) -> type:
+    """Return the TOML type of a field with this annotation: `tuple[int, ...]` gives int."""
+    name = re.split("[^A-Za-z]", annotation.removeprefix("tuple["), maxsplit=1)[0]
+    return {"bool": bool, "int": int, "float": float}.get(name, str)
 
 
 def by_section(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
