@@ -14,6 +14,8 @@ SYSCONFDIR = /etc
 
 VENV = .venv
 BIN = $(VENV)/bin
+# Python compiles what is imported: a third of what pip would compile, which takes it half its time.
+INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check --no-compile
 
 # bash, because `run` needs a background job that receives Ctrl-C: see there.
 SHELL = bash
@@ -93,11 +95,9 @@ $(VENV)/develop.stamp: WHAT = .[test,check]
 $(VENV)/soak.stamp: WHAT = .[test,soak]
 $(VENV)/bench.stamp: WHAT = .[bench]
 $(VENV)/foreign.stamp: WHAT = .[foreign]
-# Python compiles what is imported: a third of what pip would compile, which takes it half its time.
 $(VENV)/run.stamp $(VENV)/develop.stamp $(VENV)/soak.stamp $(VENV)/bench.stamp $(VENV)/foreign.stamp: setup.cfg pyproject.toml constraints.txt | $(VENV)/made.stamp
 	@$(BIN)/python tools/progress.py 'Installing echod into $(VENV)' \
-	  $(BIN)/python -m pip install --no-input --disable-pip-version-check --no-compile \
-	  --constraint constraints.txt --editable '$(WHAT)'
+	  $(INSTALL) --constraint constraints.txt --editable '$(WHAT)'
 	@touch $@
 
 # The check is in the recipe, so that it prints one line, and only when a target needs Python.
