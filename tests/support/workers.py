@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,8 @@ class Workers:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self) -> Iterator[object]:
-        while not self._is_compiled():
+        missing = self._not_compiled()
+        while missing:
             with contextlib.ExitStack() as stack:
                 try:
                     stack.enter_context(_locked(self._environment, fcntl.LOCK_EX | fcntl.LOCK_NB))
@@ -54,20 +56,24 @@ class Workers:
                     stack.enter_context(_locked(self._environment, fcntl.LOCK_SH))
                 else:
                     return (yield)
+            before, missing = missing, self._not_compiled()
+            if missing < before:
+                break  # these tests: it collects no others, such as those of `--ignore`
         return (yield)
 
-    def _is_compiled(self) -> bool:
-        """Return whether Python need not compile the tests: each worker would, at the same time.
+    def _not_compiled(self) -> set[Path]:
+        """Return the tests that Python has to compile: each worker would, at the same time.
 
         That takes longer than all else until the first test.
         """
         if self._is_within_a_test or not self._collects or sys.dont_write_bytecode:
-            return True
+            return set()
         tail = f"{sys.implementation.cache_tag}-pytest-{pytest.__version__}.pyc"
-        return all(
-            path.with_name("__pycache__").joinpath(f"{path.stem}.{tail}").exists()
+        return {
+            path
             for path in self._tests.rglob("test_*.py")
-        )
+            if not path.with_name("__pycache__").joinpath(f"{path.stem}.{tail}").exists()
+        }
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
