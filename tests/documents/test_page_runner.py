@@ -321,8 +321,9 @@ def test_nothing_of_a_forked_program_is_left_running(tmp_path: Path, forking: Te
     forking.run("twistd echod --port 8888")  # it goes into the background
     pid = tmp_path / "twistd.pid"
     block_until(lambda: pid.exists() and pid.read_text())
+    number = pid.read_text()  # while the file is there: twistd removes it when it ends
     forking.close()
-    block_until(lambda: not Path("/proc", pid.read_text()).exists())
+    block_until(lambda: not Path("/proc", number).exists())
 
 
 def test_where_no_network_can_be_made_programs_are_executed(

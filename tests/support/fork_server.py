@@ -126,6 +126,7 @@ def main(listening: socket.socket, parent: int) -> dict[str, Any] | None:
                 continue
             number = _fork(request["ignores_interrupt"])
             if not number:
+                connection.recv(1)  # until `ask` is over: this child's orphans are not the tests'
                 return request
             for descriptor in request["descriptors"].values():
                 os.close(descriptor)
