@@ -31,8 +31,9 @@ from .harness import Echo, Harness, dial, read_all
 
 AUTHORITY = Authority()
 
-#: More than the kernel holds for a peer that does not read.
+#: More than the kernel holds for a peer that has not read yet, if its own buffer does not grow.
 MUCH = b"x" * 8_000_000
+RECEIVE_BUFFER = 1 << 17
 
 
 class Server:
@@ -61,6 +62,7 @@ class Server:
             client.connect(self._path)
             return client
         client = dial(self._port.getHost().port)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         if self._kind == "tcp":
             return client
         context = ssl.create_default_context(cadata=AUTHORITY.certificate.decode())
