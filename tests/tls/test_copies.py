@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,14 +37,18 @@ def forbidden(*paths: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """The files of a certificate and of its key, where others may look."""
-    folder = tmp_path
-    while folder != folder.parent and folder.stat().st_uid == os.geteuid():
-        folder.chmod(folder.stat().st_mode | 0o055)
-        folder = folder.parent
+def folder() -> Iterator[Path]:
+    """A folder where others may look: each pytest that starts forbids that in its own."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+@pytest.fixture
+def pair(folder: Path) -> tuple[Path, Path]:
+    """The files of a certificate and of its key."""
     authority = Authority()
-    certificate, key = tmp_path / "certificate", tmp_path / "key"
+    certificate, key = folder / "certificate", folder / "key"
     certificate.write_bytes(authority.certificate)
     key.write_bytes(authority.key)
     return certificate, key
@@ -83,16 +88,16 @@ def test_a_renewed_certificate_is_not_mixed_with_the_key_of_the_copies(
 
 
 def test_a_folder_that_must_not_be_listed_is_that_of_the_copies(
-    pair: tuple[Path, Path], tmp_path: Path
+    pair: tuple[Path, Path], folder: Path
 ) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    shutil.copy(pair[0], folder / "one.pem")
-    shutil.copy(pair[1], folder / "one.key")
-    (folder / "two.pem").write_bytes(Authority().issue("two", hosts=["two.example"]))
-    files, copies = Files(str(folder)), Copies()
+    inner = folder / "inner"
+    inner.mkdir()
+    shutil.copy(pair[0], inner / "one.pem")
+    shutil.copy(pair[1], inner / "one.key")
+    (inner / "two.pem").write_bytes(Authority().issue("two", hosts=["two.example"]))
+    files, copies = Files(str(inner)), Copies()
     first = copies.load(files)
-    with forbidden(folder):
+    with forbidden(inner):
         later = handed_on(copies).load(files)
     assert later.served == first.served
     assert later.by_host.keys() == first.by_host.keys()
