@@ -82,7 +82,7 @@ def test_clients_get_the_certificate_for_the_host_that_they_ask_for(
         return made
 
     if place.startswith("unix"):
-        running.wait_for("starting on")
+        running.wait_for("Socket now listening")  # "starting on" comes before the file
     asked = ["first.test", "shop.test", "www.shop.test", "a.www.shop.test", "other.test", None]
     assert [shown(host, connect) for host in asked] == ["a", "b", "b", "a", "a", "a"]
 
