@@ -27,9 +27,12 @@ class Value:
         """Set the fields to these values, and the others to their defaults.
 
         Raises:
-            TypeError: one has no value, or there is no such field.
+            TypeError: a field has no value or two, or a value no field.
         """
-        given = dict(zip(self.__match_args__, values, strict=False), **named)
+        given = dict(zip(self.__match_args__, values, strict=False))
+        if len(given) < len(values) or given.keys() & named:
+            raise TypeError(f"{type(self).__name__} takes one value for each field")
+        given.update(named)
         for one in fields(self):
             value = given.pop(one.name) if one.name in given else _default_of(one)
             if value is MISSING:

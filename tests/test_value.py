@@ -41,15 +41,19 @@ def test_values_are_given_by_place_or_by_name_and_others_are_the_defaults() -> N
 
 
 @pytest.mark.parametrize(
-    ("given", "error"),
+    ("values", "named", "error"),
     [
-        ({}, "Place needs name"),
-        ({"name": "a", "nmae": "b", "x": 1}, "Place has no nmae, x"),
+        ((), {}, "Place needs name"),
+        ((), {"name": "a", "nmae": "b", "x": 1}, "Place has no nmae, x"),
+        (("a", 1, [], "", 5), {}, "Place takes one value for each field"),
+        (("a",), {"name": "b"}, "Place takes one value for each field"),
     ],
 )
-def test_what_is_missing_or_unknown_is_named(given: dict[str, Any], error: str) -> None:
+def test_what_is_missing_unknown_or_too_much_is_refused(
+    values: tuple[Any, ...], named: dict[str, Any], error: str
+) -> None:
     with pytest.raises(TypeError, match=error):
-        Place(**given)
+        Place(*values, **named)
 
 
 def test_values_are_equal_by_the_fields_that_count() -> None:
