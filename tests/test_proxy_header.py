@@ -322,11 +322,25 @@ def test_the_clients_tls_session_is_told_of(flags: int, failed: int, verified: b
     )
 
 
-def test_addresses_are_shown_as_sockets_show_them() -> None:
-    header, _ = parse(b"PROXY TCP6 ::FFFF:1.2.3.4 2001:DB8:0:0::1 1 2\r\n")
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (b"2001:db8::1", "2001:db8::1"),
+        (b"2001:DB8:0:0::1", "2001:db8::1"),
+        (b"::FFFF:1.2.3.4", "::ffff:1.2.3.4"),
+        (b"::ffff:102:304", "::ffff:1.2.3.4"),
+        (b"::102:304", "::1.2.3.4"),
+        (b"1:0:0:2:0:0:0:3", "1:0:0:2::3"),
+        (b"1:2:3:4:5:6:7::", "1:2:3:4:5:6:7:0"),
+    ],
+)
+def test_addresses_are_shown_as_sockets_show_them(text: bytes, shown: str) -> None:
+    header, _ = parse(b"PROXY TCP6 " + text + b" ::1 1 2\r\n")
     assert header is not None
-    assert header.source == ("::ffff:1.2.3.4", 1)
-    assert header.destination == ("2001:db8::1", 2)
+    assert header.source == (shown, 1)
+    same, _ = parse(binary((shown, 1), ("::1", 2)))
+    assert same is not None
+    assert same.source == header.source
 
 
 def test_a_path_ends_at_nul_and_an_abstract_name_begins_with_it() -> None:

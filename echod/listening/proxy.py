@@ -14,6 +14,7 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -155,6 +156,8 @@ class ProxyFactory(Factory):
         self.wrapped = wrapped
         self.owner = owner
         self._trusted = tuple(trusted)
+        # Proxies connect again and again, and `ipaddress` is slow.
+        self._trusts_host = lru_cache(maxsize=1024)(self._look_up)
 
     def doStart(self) -> None:
         self.wrapped.doStart()
@@ -179,7 +182,10 @@ class ProxyFactory(Factory):
         if isinstance(address, UNIXAddress):
             return True
         assert isinstance(address, IPv4Address | IPv6Address)
-        host = ipaddress.ip_address(address.host)
+        return self._trusts_host(address.host)
+
+    def _look_up(self, text: str) -> bool:
+        host = ipaddress.ip_address(text)
         if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped:
             host = host.ipv4_mapped  # a client of IPv4, at a socket that takes both
         return any(host in network for network in self._trusted)
