@@ -201,6 +201,8 @@ class TLSConnection(StackedTransport, TLSLayer):
         # The input that was not passed to OpenSSL yet.
         self._rest = NOTHING
         # The output that is not encrypted yet: before the handshake, and within `dataReceived`.
+        # Then its size, with that of the records below; within `dataReceived` without the first
+        # part, so that one short reply needs no sum.
         self._parts: list[bytes] = []
         self._size = 0
         self._collecting = False
@@ -279,57 +281,76 @@ class TLSConnection(StackedTransport, TLSLayer):
         if not self._direct or len(data) > MOST:
             self._receive(data)
             return
+        # One short record and its reply: as in `_decrypt` and `_flush`, without their calls. No
+        # attribute is called like a method, because the interpreter is slower at that.
+        incoming, read = self._incoming, self._read
         self._collecting = True
         try:
-            self._decrypt(data)
+            incoming.write(data)
+            try:
+                content = read(RECORD)
+            except OSError as error:
+                self._read_nothing(error)
+            else:
+                if content and not incoming.pending:
+                    self.protocol.dataReceived(content)
+                else:
+                    self._decrypt(b"", content=content)
         finally:
             self._collecting = False
             parts = self._parts
-            if len(parts) == 1 and self._size <= RECORD and not self._records:
-                # One short reply: as in `_flush` and `_encrypt`, without their calls.
-                self._size = 0
+            if parts and not self._size and len(parts[0]) <= RECORD:
+                write, outgoing, pass_on = self._write, self._outgoing, self._pass_on
                 try:
-                    self._write(parts.pop())
-                    self._pass_on(self._outgoing.read())  # type: ignore[misc]
+                    write(parts.pop())
+                    pass_on(outgoing.read())  # type: ignore[misc]
                 except OSError as error:
                     self._fail(error)
-            elif parts or self._records or self._outgoing.pending:
+            elif parts or self._size or self._outgoing.pending:
                 self._flush()
         if self._resting:
             self._direct = False
             self.transport.pauseProducing()
 
-    def _decrypt(self, data: bytes | memoryview, share: Share | None = None) -> None:
+    def _decrypt(
+        self, data: bytes | memoryview, share: Share | None = None, content: bytes | None = None
+    ) -> None:
         """Pass the application the content of OpenSSL's buffer, and then `data`.
 
         Args:
             data: the new input.
             share: of this turn of the loop; None: make one for the second record.
+            content: of the first record, if that is decrypted already.
         """
         incoming, read, begun = self._incoming, self._read, self._turns.seconds()
         incoming.write(data)
         while self._reading:
-            try:
-                data = read(RECORD)
-            except ssl.SSLWantReadError:
-                break  # the record is not complete
-            except ssl.SSLZeroReturnError:
-                data = b""
-            except OSError as error:
-                self._fail(error)
-                break
-            if not data:
+            if content is None:
+                try:
+                    content = read(RECORD)
+                except OSError as error:
+                    self._read_nothing(error)
+                    break
+            if not content:
                 self._end_input()
                 break
-            self.protocol.dataReceived(data)
+            self.protocol.dataReceived(content)
             if not incoming.pending:
                 break
+            content = None
             self._seal()
             if share is None:
                 share = self._turns.shares.get(self) or Share(self._turns, self, begun)
             if share.used_up():
                 self._wait_in_line()
                 break
+
+    def _read_nothing(self, error: OSError) -> None:
+        """Take OpenSSL's answer in place of a record's content."""
+        if isinstance(error, ssl.SSLZeroReturnError):
+            self._end_input()
+        elif not isinstance(error, ssl.SSLWantReadError):  # the record is not complete
+            self._fail(error)
 
     def _wait_in_line(self) -> None:
         """Continue in the next turn of the event loop."""
@@ -578,13 +599,15 @@ class TLSConnection(StackedTransport, TLSLayer):
     # The application's transport: writing.
 
     def write(self, data: bytes) -> None:
-        if data.__class__ is not bytes:
+        if type(data) is not bytes:
             data = bytes(memoryview(data))
         if not data:
             return  # OpenSSL would take it for an error
         if self._collecting and self._writable:
-            self._parts.append(data)
-            self._size += len(data)
+            parts = self._parts
+            if parts:
+                self._size += len(data)
+            parts.append(data)
             if self._size > BATCH:
                 self._flush()
         elif self._writable:
@@ -629,9 +652,9 @@ class TLSConnection(StackedTransport, TLSLayer):
     def _seal(self) -> None:
         """Encrypt the collected output, to be sent later."""
         if parts := self._parts:
+            self._size += len(parts[0]) + OVERHEAD
             data = parts[0] if len(parts) == 1 else b"".join(parts)
             parts.clear()
-            self._size += OVERHEAD
             try:
                 self._add(data)
             except OSError as error:
