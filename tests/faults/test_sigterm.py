@@ -11,10 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.scale import Scale
+from tests.faults.scale import Scale, number
 from tests.support.certificates import self_signed_pem
-from tests.support.clients import BANNER, PREFIX, connect, numbered, receive_all, unacknowledged
-from tests.support.daemon import CONCURRENT, TERMINATED, Daemon, Start, starting
+from tests.support.clients import (
+    BANNER,
+    PREFIX,
+    connect,
+    end_while_idle,
+    numbered,
+    receive_all,
+    unacknowledged,
+)
+from tests.support.daemon import CONCURRENT, REACTOR, TERMINATED, Daemon, Start, starting
+from tests.support.needs import not_here
 from tests.support.tls_peer import client_context
 from tests.support.waiting import PATIENCE, block_until
 
@@ -128,10 +137,10 @@ def test_sigterm_under_load_loses_nothing(tmp_path: Path, model: str, scale: Sca
     """Fault 4: Under load, all that the daemon's machine had received at SIGTERM is answered, in
     order, and no client is reset, in 1,000 SIGTERMs.
     """
-    for number in scale(ci=2, soak=400):
+    for turn in scale(ci=2, soak=400):
         with starting(tmp_path) as start:
             # Each time, something else is under way.
-            loaders = stop_under_load(start("--concurrency", model), (1 + number % 10) * 10_000)
+            loaders = stop_under_load(start("--concurrency", model), (1 + turn % 10) * 10_000)
             assert not any(loader.cut_off for loader in loaders)
 
 
@@ -189,3 +198,68 @@ def test_clients_that_the_daemon_has_not_accepted_yet_are_served(
             assert receive_all(client) == BANNER + PREFIX + b"happy\n"
         running.wait()
     assert "Traceback" not in running.log
+
+
+ECHOES = """
+import asyncio
+
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.transport.write(data)
+
+
+class Buffered(asyncio.BufferedProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+        self.buffer = bytearray(1024)
+
+    def get_buffer(self, hint):
+        return self.buffer
+
+    def buffer_updated(self, size):
+        self.transport.write(self.buffer[:size])
+
+
+async def streams(reader, writer):
+    while data := await reader.read(1024):
+        writer.write(data)
+"""
+
+
+@pytest.mark.parametrize("way", ["tcp", "tls", "proxy:tls"])
+@pytest.mark.parametrize("kind", [*CONCURRENT, "Echo", "Buffered", "streams"])
+def test_idle_clients_see_the_end_at_once_and_no_reset(
+    daemon: Start, tmp_path: Path, scale: Scale, kind: str, way: str
+) -> None:
+    """Fault 4: Idle clients see the end at once, close_notify over TLS, and no reset."""
+    if kind not in CONCURRENT and REACTOR == ["--reactor=epoll"]:
+        not_here("this reactor has no asyncio event loop")
+    (tmp_path / "served.py").write_text(ECHOES)
+    (tmp_path / "server.pem").write_bytes(self_signed_pem())
+    count = number(ci=50, soak=1000)
+    of_kind = ["--handler", f"served:{kind}"]
+    if kind in CONCURRENT:
+        of_kind = ["--concurrency", kind, "--no-banner", "--prefix="]
+    if kind == "thread-per-connection":
+        of_kind += ["--max-threads", str(2 * count)]
+    listen = f"{way}:0" if way == "tcp" else f"{way}:0:certificate=server.pem"
+    # A drain that waits for its deadline would take 200 s.
+    running = daemon("--listen", listen, *of_kind, "--drain-timeout", "200")
+
+    def dial() -> socket.socket:
+        client = connect(running)
+        if way.startswith("proxy"):
+            client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        if way == "tcp":
+            return client
+        # An end without close_notify would be an error.
+        return client_context().wrap_socket(client, suppress_ragged_eofs=False)
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(dial()) for _ in range(count)]
+        seconds = end_while_idle(running, clients)
+    scale.note(f"{kind}, {way}: {count} clients ended in {seconds:.2f} s")
