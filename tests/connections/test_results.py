@@ -464,8 +464,9 @@ def framed(kind: bytes, framing: Framing) -> bytes:
     return framing.encode(kind)
 
 
+HURRY = ["", ", in a hurry"]
 WAYS = {
-    name + (", in a hurry" if hurried else ""): replace(way, hurried=hurried)
+    name + hurry: replace(way, hurried=bool(hurry))
     for name, way in {
         "chunk, from uvloop": Way(Chunk(max_message=1), directly=True),
         "chunk": Way(Chunk(max_message=1)),
@@ -476,8 +477,19 @@ WAYS = {
         "serial, line": Way(Line(), serial=True),
         "serial, length": Way(Length(), serial=True),
     }.items()
-    for hurried in (False, True)
+    for hurry in HURRY
 }
+
+
+# As two parameters: where fewer combinations are asked for, each way is in a hurry or not.
+@pytest.fixture(params=HURRY)
+def hurry(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[name for name, way in WAYS.items() if not way.hurried])
+def way(request: pytest.FixtureRequest, hurry: str) -> str:
+    return f"{request.param}{hurry}"
 
 
 def check(server: Server, kinds: list[bytes], cuts: list[int], log: Log) -> None:
@@ -491,7 +503,6 @@ def check(server: Server, kinds: list[bytes], cuts: list[int], log: Log) -> None
     assert script.closed == [due.reason], kinds
 
 
-@pytest.mark.parametrize("way", WAYS)
 def test_a_result_of_any_kind_takes_its_place_among_those_of_one_read(way: str, log: Log) -> None:
     """Fault 68: Replies come in order, up to the `Close` or the error, and none after it."""
     with in_memory(WAYS[way]) as server:
@@ -508,7 +519,6 @@ def others(kind: bytes, way: str) -> tuple[bytes, ...]:
     return ANY[(ANY.index(kind) + [*WAYS].index(way)) % 5 :: 5]
 
 
-@pytest.mark.parametrize("way", WAYS)
 def test_results_are_sent_in_order_up_to_the_last_however_the_input_comes(
     way: str, log: Log
 ) -> None:
@@ -523,7 +533,6 @@ def test_results_are_sent_in_order_up_to_the_last_however_the_input_comes(
         talk()
 
 
-@pytest.mark.parametrize("way", WAYS)
 def test_a_handler_may_let_its_own_factory_drain(way: str) -> None:
     """Fault 88: Every message received so far is answered, in order, and then the connection
     closes.
@@ -540,7 +549,6 @@ def test_a_handler_may_let_its_own_factory_drain(way: str) -> None:
         assert script.closed == [due.reason]
 
 
-@pytest.mark.parametrize("way", WAYS)
 def test_a_handler_may_let_its_own_factory_abort(way: str) -> None:
     """Fault 88: An abort ends the connection at once, and does not count as an error of the
     handler.
@@ -675,14 +683,10 @@ def test_in_a_thread_of_its_own_results_do_not_depend_on_how_messages_are_cut_in
 # Over the network: every model and framing, without and with TLS.
 
 
-# TLS knows nothing of the framing: each model has it with one framing.
-OVER = [
-    *itertools.product(ConcurrencyModel, FRAMINGS, ["clear"]),
-    *zip(ConcurrencyModel, itertools.cycle(FRAMINGS), itertools.repeat("TLS")),
-]
-
-
-@pytest.mark.parametrize(("model", "framing", "way"), OVER)
+# TLS knows nothing of the framing.
+@pytest.mark.parametrize("model", ConcurrencyModel)
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("way", ["clear", "TLS"])
 @pytest_twisted.ensureDeferred
 async def test_every_model_and_framing_gives_the_same_results(
     model: ConcurrencyModel, framing: Framing, way: str, certificate: Path, log: Log
