@@ -58,9 +58,6 @@ class Image:
         python = environment.bin / "python"
         pip.write_text(f'#!/bin/sh\nexec {sys.executable} -m pip --python {python} "$@"\n')
         pip.chmod(0o755)
-        twistd = environment.bin / "twistd"
-        twistd.write_text(f"#!{python}\nfrom twisted.scripts.twistd import run\nrun()\n")
-        twistd.chmod(0o755)
         # The build finds its tools here, and can ask no index.
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},

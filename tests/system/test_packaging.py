@@ -62,7 +62,7 @@ class Environment:
         Args:
             folder: where.
             dependencies: whether it finds the packages of the environment that runs the tests,
-                behind its own.
+                behind its own, and has a `twistd`.
         """
         self.folder = folder
         self.bin = folder / "bin"
@@ -71,6 +71,11 @@ class Environment:
         if dependencies:
             (packages,) = folder.glob("lib/python*/site-packages")
             (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+            # As Twisted's wheel would bring it: its first line names the Python of the environment.
+            twistd = self.bin / "twistd"
+            lines = (f"#!{self.bin}/python", "from twisted.scripts.twistd import run", "run()")
+            twistd.write_text("\n".join(lines))
+            twistd.chmod(0o755)
 
     def install(self, *what: str | Path) -> None:
         pip = sys.executable, "-m", "pip", "--python", self.bin / "python"
@@ -125,12 +130,11 @@ def extended(installed: Environment, source: Path) -> Environment:
 @pytest.fixture(scope="module")
 def editable(folder: Path) -> Environment:
     """A copy of the source, installed as developers do."""
-    # That pip finds the dependencies, `installed` shows; with them here it takes a fifth.
+    # That pip finds the dependencies, `installed` shows; with them here it takes a tenth.
     environment = Environment(folder / "editable", dependencies=True)
     edited = copy_source(folder / "edited")
     both = "--editable", edited, "--editable", edited / SHOUT
-    options = "--no-build-isolation", "--no-deps", "--ignore-installed"
-    environment.install(*options, "twisted", *both)  # its scripts are those of its environment
+    environment.install("--no-build-isolation", "--no-deps", "--ignore-installed", *both)
     return environment
 
 
