@@ -71,7 +71,7 @@ class Environment:
         if dependencies:
             (packages,) = folder.glob("lib/python*/site-packages")
             (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-            # As Twisted's wheel would bring it: its first line names the Python of the environment.
+            # As Twisted's wheel brings it: its first line names the environment's Python.
             twistd = self.bin / "twistd"
             lines = (f"#!{self.bin}/python", "from twisted.scripts.twistd import run", "run()")
             twistd.write_text("\n".join(lines))
