@@ -131,7 +131,7 @@ class Conversation:
                     if type(reply) is bytes:
                         if encode is None:
                             pass
-                        elif tail is None or (reply and reply[-1] == last):
+                        elif tail is None or last in reply:
                             reply = encode(reply)
                         else:
                             reply += tail

@@ -25,11 +25,14 @@ from echod.messages.closing import State
 from echod.messages.framing import MOST_WHOLE
 from echod.messages.session import CLOSED
 from echod.reasons import EndReason
-from echod.turns import LONG, PACE, Share, Turns
+from echod.turns import FREE, LONG, PACE, Share
 
 if TYPE_CHECKING:
     from echod.interfaces import Stream
     from echod.messages.framing import DirectFraming
+
+# Between two looks at the clock, replies count as this much more than their length, in bytes.
+OVERHEAD_OF_PACE = PACE * OVERHEAD
 
 
 class DirectProtocol(EchoProtocol):
@@ -130,32 +133,47 @@ class DirectProtocol(EchoProtocol):
             encode, tail, last = framing.encode, framing.tail, framing.last
         replies: list[bytes] = []
         outer, self._batch = self._batch, replies
-        room, failure, share = MOST_BATCHED, None, None
         left, answered, length = iter(messages), len(messages), len(data)
+        room, failure = MOST_BATCHED, None
+        # A few messages are answered at once, without a share. Of more, only the beginning is
+        # noted until `FREE` is used up, which is later than the end of most reads.
+        share, begun = None, None
         if answered > PACE or length >= LONG or turns.shares:
-            share, unseen = self._share_of_read(turns, length, answered)
             seconds = turns.seconds
+            share = turns.shares.get(self.transport)
+            if share is not None:
+                begun, until, unseen = share.begun, share.until, 0
+            elif answered > PACE or length >= LONG:
+                begun, unseen = seconds(), 1
+                until = begun + FREE
+                if length >= LONG:
+                    share = Share(turns, self.transport, begun)
+                    turns.keep(share)
         try:
             for message in left:
-                if share is not None:
-                    unseen -= 1
-                    if unseen < 0:
+                if begun is not None:
+                    if unseen:
+                        unseen -= 1
+                    else:
                         unseen = PACE - 1
-                        room -= PACE * OVERHEAD  # of all since the last look, in one step
-                        if seconds() >= share.until and share.used_up():
-                            rest = [message, *left]
-                            answered -= len(rest)
-                            self._send_batch(replies)
-                            self._rest_with(self._framed(rest))
-                            return
+                        room -= OVERHEAD_OF_PACE
+                        if seconds() >= until:
+                            share = share or Share(turns, self.transport, begun)
+                            if share.used_up():
+                                rest = [message, *left]
+                                answered -= len(rest)
+                                self._send_batch(replies)
+                                self._rest_with(self._framed(rest))
+                                return
+                            until = share.until
                 reply = received(message)
                 if type(reply) is bytes:
                     if encode is None:
                         replies.append(reply)
-                    elif tail is None or (reply and reply[-1] == last):
+                    elif tail is None or last in reply:
                         replies.append(encode(reply))
                     else:
-                        replies += reply, tail  # in one step: another thread may push
+                        replies.append(reply + tail)
                     room -= len(reply)
                     if room <= 0:
                         self._send_batch(replies)
@@ -168,8 +186,8 @@ class DirectProtocol(EchoProtocol):
                     # A result is pending, or the handler has closed: the session takes the rest.
                     answered -= len(rest)
                     self._send_batch(replies)
-                    if share is not None:
-                        share.used_up()  # it counts, if the result comes in this turn
+                    if begun is not None:  # it counts, if the result comes in this turn
+                        (share or Share(turns, self.transport, begun)).used_up()
                     self._hold().receive(self._framed(rest))
                     self._answer_more()
                     return
@@ -194,21 +212,6 @@ class DirectProtocol(EchoProtocol):
             self.fail(failure)
         elif share is not None and length >= LONG:
             self._rest_before_reading(share)
-
-    def _share_of_read(self, turns: Turns, length: int, count: int) -> tuple[Share | None, int]:
-        """Return the share for a read, and after how many of its messages to look at it first.
-
-        It is None for a few messages: those are answered at once.
-        """
-        share = turns.shares.get(self.transport)
-        if share is not None:
-            return share, 0
-        if count > PACE or length >= LONG:
-            share = Share(turns, self.transport)
-            if length >= LONG:
-                turns.keep(share)
-            return share, 1
-        return None, count
 
     def _framed(self, messages: list[bytes]) -> bytes:
         """Return the part of a read that these messages were."""

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 import pytest_twisted
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, ConnectionLost
@@ -41,6 +43,7 @@ from echod.concurrency.pool import WorkerPool
 from echod.connections.admission import Admission
 from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.kernel import Taken, unread
+from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD
 from echod.connections.sweeper import URGENT_INTERVAL
 from echod.handlers.client import Client
 from echod.handlers.contract import ConcurrencyModel
@@ -49,6 +52,7 @@ from echod.proxy_header import ProxyHeader
 from echod.reactor import UvloopReactor
 from echod.reasons import Refusal
 from echod.tls import TLSError, TLSFacts
+from echod.turns import PACE, Turns
 from tests.support.clients import BANNER
 from tests.support.log import Log
 from tests.support.memory import Transport, connect, lose
@@ -1473,6 +1477,47 @@ async def test_what_is_asyncios_can_be_awaited_as_a_deferred() -> None:
         client = await server.connect()
         client.send(b"happy")
         await client.receive(b"happy")
+
+
+@pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"--"])
+def test_a_reply_is_framed_alike_whatever_it_contains_and_however_many_a_read_asks_for(
+    delimiter: bytes,
+) -> None:
+    parts = [b"x", delimiter, delimiter[:1], delimiter[-1:], b"y" * 200]
+    texts = st.lists(st.sampled_from(parts), max_size=4).map(b"".join)
+
+    @given(replies=st.lists(st.none() | texts, min_size=1, max_size=20))
+    def answer(replies: list[bytes | None]) -> None:
+        left = iter(replies)
+        factory = EchoFactory(
+            Clock(), handler=lambda message: next(left), framing=framing, banner=b""
+        )
+        protocol, transport = connect(factory)
+        protocol.dataReceived(delimiter * len(replies))
+        expected = [framing.encode(reply) for reply in replies if reply is not None]
+        assert transport.value() == b"".join(expected)
+        lose(protocol)
+
+    framing = Line(delimiter)
+    answer()
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000])
+def test_the_replies_of_a_read_are_written_before_they_take_much_memory(size: int) -> None:
+    class Counting(Transport):
+        def write(self, data: bytes) -> None:
+            written.append(data.count(b"\n"))
+
+    written: list[int] = []
+    turns = Turns(Clock())  # its time stands still
+    factory = EchoFactory(
+        Clock(), handler=lambda message: b"x" * size, framing=Line(), banner=b"", turns=turns
+    )
+    protocol, _ = connect(factory, Counting())
+    protocol.dataReceived(b"\n" * 1000)
+    assert sum(written) == 1000
+    assert max(written) * (size + OVERHEAD) <= MOST_BATCHED + PACE * (size + OVERHEAD)
+    lose(protocol)
 
 
 @pytest.mark.parametrize("delimiter", [b"\n", b"\r\n"])
