@@ -42,7 +42,7 @@ _EXECUTING = {"README.md", "errors.md"}
 
 # Programs that the commands of pages use, and that may be missing.
 _TOOLS = (
-    *("curl", "haproxy", "jq", "nc", "openssl"),
+    *("curl", "haproxy", "jq", "nc", "nft", "openssl"),
     *("promtool", "systemd-analyze", "systemd-socket-activate"),
 )
 

@@ -310,6 +310,7 @@ def test_a_program_of_a_marked_block_is_executed(tmp_path: Path, forking: Termin
 
 
 def test_a_forked_server_ends_at_ctrl_c(forking: Terminal) -> None:
+    tool("nc")
     server = forking.run("twistd -n echod")
     assert server is forking.server
     assert forking.run("echo happy | nc -N localhost 8888").printed[-1] == "OK...happy"
