@@ -85,7 +85,7 @@ def copy_of_the_project(directory: Path) -> None:
 def ask_for_tools(page: Path) -> None:
     """End the test of a page whose commands need a program that is missing: it says which."""
     for block in blocks(page):
-        if block.language == "console" and "skip" not in block.marks:
+        if block.language in ("console", "sh") and "skip" not in block.marks:
             for name in _TOOLS:
                 if re.search(rf"\b{name} ", block.text):
                     tool(name)
