@@ -45,6 +45,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         98: "A handler uses a descriptor of its connection, where echod does not see it",
         77: "A connection is told to close while a producer is registered",
         208: "A protocol over Twisted's own TLS aborts its connection",
+        209: "A client does not read, and data waits for it when the limit for that changes",
     },
     "Exhaustion": {
         17: "No descriptor is left, and 200 clients connect",

@@ -783,6 +783,52 @@ def test_with_short_reads_a_producer_is_paused_earlier(harness: Harness) -> None
     assert backlog < paused[0] <= backlog + 1000
 
 
+@pytest.mark.parametrize("case", ["shorter reads", "a limit", "a producer"])
+def test_a_producer_is_paused_if_too_much_waits_already(harness: Harness, case: str) -> None:
+    """Fault 209: A client for which too much waits to be sent already gets no more until it reads,
+    also if the limit is set only then, as by a long read that has to wait, or the producer comes
+    only then.
+    """
+    paused: list[int] = []
+    over = threading.Event()
+
+    class Sends(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+
+        def connectionMade(self) -> None:
+            most = transport_module.BACKLOG if case == "a producer" else 20_000
+            write = self.transport._uv.write  # as a protocol that is connected directly has it
+            if case != "a producer":
+                self.transport.registerProducer(self, True)
+            while self.transport.queued <= most:
+                write(b"x" * 1000)
+            assert paused == []
+            if case == "shorter reads":
+                self.transport.shortenReads()
+            elif case == "a limit":
+                self.transport.limitQueue(10_000)
+            else:
+                self.transport.registerProducer(self, True)
+            harness.reactor.callLater(0.01, over.set)
+
+        def pauseProducing(self) -> None:
+            paused.append(self.transport.queued)
+
+        def resumeProducing(self) -> None: ...
+
+        def stopProducing(self) -> None: ...
+
+    port = harness.listen(Sends)
+
+    def client() -> None:
+        with dial(port):
+            over.wait(10)  # and then the client resets, as it has not read
+
+    harness.run(client)
+    assert len(paused) == 1
+    assert harness.failures == []
+
+
 def test_reads_can_be_shortened(harness: Harness) -> None:
     """A protocol that keeps what it gets need not get a quarter of a megabyte at once."""
     longest: dict[bool, int] = {False: 0, True: 0}
