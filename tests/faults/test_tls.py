@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import select
 import signal
@@ -329,6 +330,8 @@ def guarded(folder: Path) -> Iterator[Daemon]:
         listen = "tls:0:interface=127.0.0.1:certificate=server.pem"
         running = start("--listen", listen)
         assert running.port
+        if os.geteuid() == 0:
+            running.wait_for("Handlers run as root")  # the last line of the start
         yield running
 
 
