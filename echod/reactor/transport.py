@@ -668,10 +668,6 @@ class StreamTransport:
         # A streaming one changes nothing for writes before the first of them is held up.
         if not streaming or self._write_paused or self._divert is not None:
             self._watch_writes()
-        if streaming and self._write_paused:
-            # A protocol that is connected directly passes by the divert. In a turn of its own,
-            # because the producer may not be ready.
-            self.reactor.loop.call_soon(self._pause_if_full, context=self.context)
         if not streaming:
             producer.resumeProducing()
             # It is asked again when the earlier data is sent, as in tcp.

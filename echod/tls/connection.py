@@ -775,6 +775,9 @@ class TLSConnection(StackedTransport, TLSLayer):
             producer.stopProducing()
             return
         self._producer, self._streaming = producer, streaming
+        if getattr(self.transport, "queued", 0):
+            # A write past the transport would not pause the producer of a buffer that is full.
+            self._pass_on = self.transport.write
         if self._open:
             self.transport.registerProducer(producer, streaming)
 

@@ -995,6 +995,27 @@ def test_no_turn_of_the_loop_is_one_connections_however_many_records_a_read_hold
     assert not wire.clock.getDelayedCalls()
 
 
+@pytest.mark.parametrize("queued", [0, 1])
+def test_a_producer_that_comes_when_data_waits_already_is_paused_by_the_transport(
+    certificate: Path, queued: int
+) -> None:
+    wire = Wire(certificate, Plain())
+    directly: list[bytes] = []
+    wire.connection.connect_directly(wire.lower, directly.append)  # type: ignore[arg-type]
+    wire.connect()
+    wire.begin()
+    wire.pass_on()
+    wire.take()
+    wire.client.do_handshake()
+    wire.pass_on()
+    wire.got()
+    wire.lower.queued = queued  # type: ignore[attr-defined]
+    wire.connection.registerProducer(Producer(), True)  # type: ignore[arg-type]
+    wire.connection.write(b"happy")
+    assert bool(directly) is not bool(queued)
+    assert bool(wire.lower.sent) is bool(queued)
+
+
 class Waiting:
     """Another connection that waits for its turn."""
 
