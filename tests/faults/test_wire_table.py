@@ -215,6 +215,7 @@ def wait_and_ask(stream: Stream) -> None:
 
 
 def send_until_it_is_full(stream: Stream) -> None:
+    select.select([stream.socket], [], [], PATIENCE)  # the daemon has the client, and greets it
     stream.socket.settimeout(BRIEFLY)
     with contextlib.suppress(TimeoutError):
         while True:
