@@ -775,19 +775,22 @@ class TLSConnection(StackedTransport, TLSLayer):
             producer.stopProducing()
             return
         self._producer, self._streaming = producer, streaming
-        if getattr(self.transport, "queued", 0):
-            # A write past the transport would not pause the producer of a buffer that is full.
-            self._pass_on = self.transport.write
         if self._open:
-            self.transport.registerProducer(producer, streaming)
+            self._register_below()
 
     def _start_producer(self) -> None:
         """Start a producer that was registered before the handshake was over."""
         if self._producer is not None:
-            self.transport.registerProducer(self._producer, self._streaming)
+            self._register_below()
             if self._producer_paused:
                 self._producer_paused = False
                 self._producer.resumeProducing()
+
+    def _register_below(self) -> None:
+        if getattr(self.transport, "queued", 0):
+            # A write past the transport would not pause the producer of a buffer that is full.
+            self._pass_on = self.transport.write
+        self.transport.registerProducer(self._producer, self._streaming)
 
     def unregisterProducer(self) -> None:
         if self._producer is None:
