@@ -17,6 +17,7 @@ from echod.errors import UserError
 from echod.faults.tls import ALERTS, MISTAKES, PROVOCATIONS
 from echod.testing import Server, serving
 from echod.tls.mistakes import Mistake
+from tests.support.clients import receive
 from tests.support.daemon import CONCURRENT, MODELS
 from tests.support.log import Log
 from tests.support.proxy_headers import line
@@ -54,7 +55,7 @@ class Served:
                 client.sendall(line())
             if self._way == "starttls":
                 client.sendall(b"STARTTLS\n")
-                assert client.recv(100) == b"go ahead\n"
+                assert receive(client, 9) == b"go ahead\n"
             yield client
 
     @contextlib.contextmanager
