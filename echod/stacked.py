@@ -15,6 +15,14 @@ class StackedTransport:
     __slots__ = ()
 
     transport: Any
+    _producer: Any
+
+    def _refuse_second(self, producer: object) -> None:
+        """Raise RuntimeError if a producer is registered already, as Twisted's transports do."""
+        if self._producer is not None:
+            raise RuntimeError(
+                f"{producer} cannot be registered: {self._producer} was never unregistered"
+            )
 
     # `ITCPTransport` has addresses of TCP alone, by its types; UNIX sockets come here, too.
 

@@ -849,10 +849,7 @@ class FaultyConnection(StackedTransport, Layer):
     # The protocol's transport: producers, both ways.
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        if self._producer is not None:
-            raise RuntimeError(
-                f"{producer} cannot be registered: {self._producer} was never unregistered"
-            )
+        self._refuse_second(producer)
         if self._over:
             producer.stopProducing()
             return

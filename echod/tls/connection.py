@@ -767,10 +767,7 @@ class TLSConnection(StackedTransport, TLSLayer):
     # The application's transport: producers, both ways.
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        if self._producer is not None:
-            raise RuntimeError(
-                f"{producer} cannot be registered: {self._producer} was never unregistered"
-            )
+        self._refuse_second(producer)
         if self._lost or self._failure is not None:
             producer.stopProducing()
             return
