@@ -695,7 +695,9 @@ class ConnectionProtocol(Protocol):
         if not self._draining and not self._lost:
             self._draining = True
             self._owner.urgent.add(self)
-            if self._entered and self._reason is None:
+            if self._reason is not None:
+                return  # it is closing
+            if self._entered:
                 self._cut_input()
             else:
                 self._drain_handshake()
@@ -705,4 +707,9 @@ class ConnectionProtocol(Protocol):
         unread.
         """
         if self._is_shaking_hands and not unread(self.transport):
-            self.abort(EndReason.DRAINED)
+            tls = tls_of(self.transport)
+            if tls is None:  # Twisted's own, which has no gentle end before that of a handshake
+                self.abort(EndReason.DRAINED)
+            else:
+                tls.abandon()
+                self.close(EndReason.DRAINED)

@@ -216,7 +216,9 @@ class StreamsProtocol(AsyncioProtocol):
         self._drain_on()
 
     def _drain_on(self) -> None:
-        if has_read(self.transport, self._drain_left):
+        if self._handshaking:
+            self._drain_handshake()
+        elif has_read(self.transport, self._drain_left):
             self._tell_end(EndReason.DRAINED)
 
     def _receive_slowly(self, data: bytes) -> None:

@@ -113,15 +113,21 @@ class HeaderProtocol(Protocol):
     # The interface that the factory needs of each connection.
 
     def sweep(self, now: float) -> None:
-        """Close if the header has not arrived in time."""
-        if now >= self._deadline and not self._over:
+        """Close if the header, or after a drain the proxy's FIN, has not arrived in time."""
+        if now < self._deadline:
+            return
+        if self._over:
+            self.transport.abortConnection()
+        else:
             self._refuse(Refusal.PROXY_TIMEOUT, "no PROXY header in time")
 
     def drain(self) -> None:
-        """Close, unless the header has arrived and is only unread."""
+        """Close gently, unless the header has arrived and is only unread."""
         self._draining = True
         if not self._over and not unread(self.transport):
-            self.abort(EndReason.DRAINED)
+            self._over = True
+            self._deadline = self._owner.seconds() + (self._owner.limits.linger or math.inf)
+            self.transport.loseWriteConnection()  # an end at once would reset a header on its way
 
     def abort(self, reason: EndReason) -> None:
         """Close at once, unless the next protocol has the connection already."""

@@ -495,7 +495,7 @@ class TLSConnection(StackedTransport, TLSLayer):
         words = "no memory" if isinstance(error, MemoryError) else str(reason)
         self._end_by(Failure(TLSError(words.lower().replace("_", " "))))
 
-    def abandon(self, last: bytes) -> None:
+    def abandon(self, last: bytes = b"") -> None:
         """End TLS without an end of its own: send these bytes as they are, and FIN."""
         self._outgoing.read()
         self._end_by(Failure(ConnectionDone()), last)

@@ -228,12 +228,32 @@ async def test_a_client_for_whom_tls_has_no_memory_is_closed_logged_and_counted_
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_drain_does_not_wait_for_a_handshake(certificate: Path) -> None:
+@pytest.mark.parametrize("sent", [b"", hello_of(None)], ids=["silent", "half-way"])
+async def test_a_drain_ends_a_handshake_without_a_reset(certificate: Path, sent: bytes) -> None:
+    """Fault 210: A client that has yet to end its handshake sees the end, and no reset."""
     async with secure(certificate) as server:
-        await connect_in_clear(server)
+        client = await connect_in_clear(server)
+        client.send(sent)
         await eventually(lambda: bool(server.factory.connections))
-        await server.factory.drain()
+        await client.until(lambda: bool(client.data) == bool(sent))
+        drained = server.factory.drain()
+        client.send(b"a byte that is on its way")
+        await client.receive_all()
+        assert client.clean
+        await drained
         assert server.factory.metrics.ended == {"drained": 1}
+
+
+def test_a_drain_does_not_reset_a_client_that_is_being_refused() -> None:
+    """Fault 210: Nor is a client reset that the model has refused, and that has yet to close."""
+    clock = Clock()
+    factory = EchoFactory(clock, model=Serial(clock.seconds, patience=0.0, queue_size=0))
+    (first, _), (refused, transport) = connect(factory), connect(factory)
+    assert b"waiting already" in transport.value()
+    factory.drain()
+    assert not transport.aborting
+    lose(first)
+    lose(refused)
 
 
 @pytest_twisted.ensureDeferred

@@ -30,7 +30,7 @@ from tests.support.serving import (
     serving,
     turns,
 )
-from tests.support.tls_peer import client_context
+from tests.support.tls_peer import client_context, hello_of
 from tests.support.waiting import PATIENCE
 
 MODELS = ["reactor", "serial", "defer-to-thread"]
@@ -446,13 +446,17 @@ async def test_a_client_that_goes_on_in_clear_or_falls_silent_is_disconnected(
 @every_model
 @pytest_twisted.ensureDeferred
 async def test_a_drain_ends_a_handshake_that_has_not_come(model: str, certificate: Path) -> None:
-    client = None
+    """Fault 210: So does a client whose handshake within the conversation has yet to come."""
     async with offering(certificate, model) as server:
         client = await server.connect()
         client.send(b"STARTTLS\n")
         await client.receive(b"go ahead\n")
         await eventually(lambda: all(is_tls(one) for one in server.factory.connections))
-        await server.factory.drain()
+        drained = server.factory.drain()
+        client.send(hello_of(None))
+        assert await client.receive_all() == b""
+        assert client.clean
+        await drained
         assert server.factory.metrics.ended == {"drained": 1}
 
 

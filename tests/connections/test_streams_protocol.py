@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 
+from echod.connections.transport_layers import tls_of
 from echod.daemon.slow import SlowCalls
 from echod.limits import Limits
 from tests.support.asyncio_serving import WAYS, ended, on_a_loop, serving
 from tests.support.log import Log
 from tests.support.reactor import reactor
 from tests.support.serving import eventually, server_context, turns
-from tests.support.tls_peer import client_context
+from tests.support.tls_peer import client_context, hello_of
 
 __all__ = ["on_a_loop"]
 
@@ -517,6 +518,35 @@ async def test_a_handshake_that_fails_is_told_to_the_handler_and_is_no_error(
         await eventually(lambda: not server.factory.connections and raised)
         assert raised == [ConnectionResetError]
         assert ended(server) == {reason: 1}
+        assert server.factory.metrics.handler_errors == 0
+
+
+@pytest.mark.parametrize("sent", [b"", hello_of(None)], ids=["silent", "half-way"])
+@pytest_twisted.ensureDeferred
+async def test_a_drain_ends_a_handshake_that_the_client_does_not_end(
+    sent: bytes, certificate: Path
+) -> None:
+    """Fault 210: So does a client whose handshake a handler of streams awaits."""
+
+    async def starttls(reader: Reader, writer: Writer) -> None:
+        writer.write(await reader.readline())
+        await writer.start_tls()  # type: ignore[call-arg]
+
+    offered = server_context(certificate)
+    async with serving(starttls, "clear", certificate, starttls=offered) as server:
+        client = await server.connect()
+        client.send(b"STARTTLS\n")
+        await client.receive(b"STARTTLS\n")
+        client.send(sent)
+        (connection,) = server.factory.connections
+        await eventually(lambda: tls_of(connection.transport) is not None)
+        await client.until(lambda: bool(client.data) == bool(sent))
+        drained = server.factory.drain()
+        client.send(b"a byte that is on its way")
+        await client.receive_all()
+        assert client.clean
+        await drained
+        assert ended(server) == {"drained": 1}
         assert server.factory.metrics.handler_errors == 0
 
 

@@ -46,6 +46,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         77: "A connection is told to close while a producer is registered",
         208: "A protocol over Twisted's own TLS aborts its connection",
         209: "A client does not read, and data waits for it when the limit for that changes",
+        210: "SIGTERM before a client's PROXY header, or the end of its handshake of TLS",
     },
     "Exhaustion": {
         17: "No descriptor is left, and 200 clients connect",

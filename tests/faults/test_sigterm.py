@@ -19,6 +19,7 @@ from tests.support.clients import (
     connect,
     end_while_idle,
     numbered,
+    receive,
     receive_all,
     unacknowledged,
 )
@@ -179,12 +180,7 @@ def test_clients_that_the_daemon_has_not_accepted_yet_are_served(
     running = daemon("--listen", listen, "--concurrency", model, *limits)
 
     def dial() -> socket.socket:
-        if listen == "tcp:0":
-            return connect(running)
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(PATIENCE)
-        client.connect(str(tmp_path / "echod.sock"))
-        return client
+        return connect(running) if listen == "tcp:0" else dial_unix(tmp_path / "echod.sock")
 
     with contextlib.ExitStack() as stack:
         running.wait_for("Socket now listening")
@@ -202,6 +198,8 @@ def test_clients_that_the_daemon_has_not_accepted_yet_are_served(
 
 ECHOES = """
 import asyncio
+
+from echod import Handler
 
 
 class Echo(asyncio.Protocol):
@@ -227,7 +225,29 @@ class Buffered(asyncio.BufferedProtocol):
 async def streams(reader, writer):
     while data := await reader.read(1024):
         writer.write(data)
+
+
+class Upgrading(Handler):
+    def opened(self, client):
+        self.client = client
+
+    def received(self, message):
+        if message == b"STARTTLS":
+            self.client.start_tls()
+        return message
 """
+
+
+def encrypted(client: socket.socket) -> socket.socket:
+    # An end without close_notify would be an error.
+    return client_context().wrap_socket(client, suppress_ragged_eofs=False)
+
+
+def dial_unix(path: Path) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(PATIENCE)
+    client.connect(str(path))
+    return client
 
 
 @pytest.mark.parametrize("way", ["tcp", "tls", "proxy:tls"])
@@ -254,12 +274,71 @@ def test_idle_clients_see_the_end_at_once_and_no_reset(
         client = connect(running)
         if way.startswith("proxy"):
             client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
-        if way == "tcp":
-            return client
-        # An end without close_notify would be an error.
-        return client_context().wrap_socket(client, suppress_ragged_eofs=False)
+        return client if way == "tcp" else encrypted(client)
 
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(dial()) for _ in range(count)]
         seconds = end_while_idle(running, clients)
     scale.note(f"{kind}, {way}: {count} clients ended in {seconds:.2f} s")
+
+
+def test_idle_clients_of_several_workers_see_the_end_at_once_and_no_reset(
+    daemon: Start, tmp_path: Path, scale: Scale
+) -> None:
+    """Fault 4: So do those of several workers, and of UNIX sockets."""
+    (tmp_path / "server.pem").write_bytes(self_signed_pem())
+    tls = ":certificate=server.pem"
+    listeners = ["tcp:0", f"tls:0{tls}", "unix:clear", f"tls:unix:encrypted{tls}"]
+    flags = [word for listener in listeners for word in ("--listen", listener)]
+    running = daemon(
+        *flags, "--workers", "2", "--no-banner", "--prefix=", "--drain-timeout", "200"
+    )
+    count = number(ci=10, soak=500)
+    with contextlib.ExitStack() as stack:
+        running.wait_for("Socket now listening", len(listeners))
+        ports = [int(port) for port in running.wait_for(r"has port (\d+)", 2)]
+        clients = [
+            stack.enter_context(client)
+            for _ in range(count)
+            for client in (
+                connect(ports[0]),
+                encrypted(connect(ports[1])),
+                dial_unix(tmp_path / "clear"),
+                encrypted(dial_unix(tmp_path / "encrypted")),
+            )
+        ]
+        seconds = end_while_idle(running, clients)
+    scale.note(f"workers: {len(clients)} clients ended in {seconds:.2f} s")
+
+
+def test_idle_clients_before_and_after_starttls_see_the_end_at_once_and_no_reset(
+    daemon: Start, tmp_path: Path, scale: Scale
+) -> None:
+    """Fault 210: So do those that have not begun their handshake, of `tls:` and of `starttls:`."""
+    (tmp_path / "served.py").write_text(ECHOES)
+    (tmp_path / "server.pem").write_bytes(self_signed_pem())
+    count = number(ci=10, soak=500)
+    tls = ":certificate=server.pem"
+    flags = ("--listen", f"starttls:0{tls}", "--listen", f"proxy:tls:0{tls}")
+    running = daemon(*flags, "--handler", "served:Upgrading", "--drain-timeout", "200")
+    with contextlib.ExitStack() as stack:
+        offering, behind_proxy = map(int, running.wait_for(r"starting on (\d+)", 2))
+
+        def dial(port: int) -> socket.socket:
+            return stack.enter_context(connect(port))
+
+        def asked() -> socket.socket:
+            client = dial(offering)
+            client.sendall(b"STARTTLS")
+            assert receive(client, 8) == b"STARTTLS"
+            return client
+
+        clients = [dial(offering) for _ in range(count)]
+        clients += [stack.enter_context(encrypted(asked())) for _ in range(count)]
+        silent = [asked() for _ in range(count)]
+        silent += [dial(behind_proxy) for _ in range(count)]  # without a header
+        for client in (handshaking := [dial(behind_proxy) for _ in range(count)]):
+            client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        running.wait_for("Connected with 192.0.2.1", count)
+        seconds = end_while_idle(running, clients, silent + handshaking)
+    scale.note(f"{5 * count} clients ended in {seconds:.2f} s")

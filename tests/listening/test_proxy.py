@@ -447,13 +447,27 @@ async def test_over_a_unix_socket_it_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_drain_closes_who_has_sent_no_header() -> None:
+async def test_a_drain_ends_who_has_sent_no_header_without_a_reset() -> None:
+    """Fault 210: So does a proxy whose header has yet to come."""
     async with proxied() as server:
         silent = await server.connect()
         await eventually(lambda: server.factory.connections)
-        await server.factory.drain()
+        drained = server.factory.drain()
+        silent.send(line())
         assert await silent.receive_all() == b""
+        assert silent.clean
+        await drained
         assert not server.factory.metrics.refused
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_proxy_that_does_not_close_after_a_drain_is_reset() -> None:
+    async with proxied(limits=Limits(linger=0.1)) as server:
+        deaf = await server.connect()
+        await eventually(lambda: server.factory.connections)
+        deaf.transport.pauseProducing()
+        await server.factory.drain()
+        deaf.transport.resumeProducing()
 
 
 @pytest_twisted.ensureDeferred
@@ -484,6 +498,7 @@ async def test_a_drain_does_not_wait_for_the_rest_of_a_header() -> None:
         drained = server.factory.drain()
         waiting.transport.resumeProducing()
         assert await client.receive_all() == b""
+        assert client.clean
         await drained
 
 

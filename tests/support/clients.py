@@ -30,8 +30,15 @@ def connect(to: Daemon | int, **options: object) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), PATIENCE, **options)  # type: ignore[arg-type]
 
 
-def end_while_idle(running: Daemon, clients: Sequence[socket.socket]) -> float:
+def end_while_idle(
+    running: Daemon, clients: Sequence[socket.socket], silent: Sequence[socket.socket] = ()
+) -> float:
     """Let clients of an echo speak, then end the daemon: each sees the end, and no reset.
+
+    Args:
+        running: the daemon.
+        clients: those that speak.
+        silent: those that do not, such as within a handshake of TLS.
 
     Returns:
         How many seconds the daemon took to end, once the clients had closed.
@@ -40,8 +47,8 @@ def end_while_idle(running: Daemon, clients: Sequence[socket.socket]) -> float:
         each.sendall(b"happy")
     assert all(receive(each, 5) == b"happy" for each in clients)
     running.signal()
-    assert all(receive_all(each) == b"" for each in clients)
-    for each in clients:
+    assert all(receive_all(each) == b"" for each in (*clients, *silent))
+    for each in (*clients, *silent):
         each.close()
     seconds = running.wait()
     assert running.process.returncode in TERMINATED
