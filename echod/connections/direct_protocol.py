@@ -260,13 +260,13 @@ class DirectProtocol(EchoProtocol):
     def push(self, data: BytesLike) -> bool:
         # With `_direct`, the connection is open and nothing waits; the framing changes nothing.
         # In a broadcast each call, and each object that is looked at, costs noticeable time.
-        if not self._direct or data.__class__ is not bytes:
+        if not self._direct or type(data) is not bytes:
             return super().push(data)
         outbox = self._outbox
         if get_ident() != self._owner.errands.thread:
             self._seen_activity = -1  # as in `EchoProtocol.push`
             return (outbox or self._open_outbox()).put(data)
-        if self._batch or not (outbox is None or outbox.is_empty):
+        if self._batch or (outbox is not None and (outbox.parts or outbox.ending)):
             return super().push(data)
         self._seen_activity = -1
         send = self._send if outbox is None else outbox.transmit

@@ -66,6 +66,9 @@ MOST_BATCHED = 16 * 1024
 OVERHEAD = 64
 
 
+# The longest read that is answered without a session: one object for all connections.
+LONGEST_DIRECT = LONG - 1
+
 # The end of the error of a handler that asks for TLS where the listener has none.
 NO_STARTTLS = (
     "offers no TLS to begin: listen by starttls:, as in "
@@ -205,7 +208,7 @@ class EchoProtocol(ConnectionProtocol):
     def _longest_direct(self) -> int:
         """The length of the longest read that is answered without a session."""
         # After a long read another one may follow at once, so its share of the turn is looked at.
-        return min(self._owner.framing.max_message, LONG - 1)
+        return min(self._owner.framing.max_message, LONGEST_DIRECT)
 
     # The conversation's context.
 
@@ -623,10 +626,11 @@ class EchoProtocol(ConnectionProtocol):
         if self._reason is not None or not self._entered:
             return False
         owner = self._owner
-        framed = owner.framing.encode(data if data.__class__ is bytes else sendable(data))
+        framed = owner.framing.encode(data if type(data) is bytes else sendable(data))
         # The next sweep sees activity: a client that only listens is not idle.
         self._seen_activity = -1
-        if get_ident() == owner.errands.thread:
+        in_loop = get_ident() == owner.errands.thread
+        if in_loop:
             if self._batch:
                 self._send_batch(self._batch)
             # As in `is_blocked` and `transmit`: in a broadcast, calls would cost noticeable time.
@@ -637,7 +641,7 @@ class EchoProtocol(ConnectionProtocol):
                 if self._session is not None and self._session.blocked:
                     self._open_outbox().held = len(framed)
                 return True
-        return (self._outbox or self._open_outbox()).put(framed)
+        return (self._outbox or self._open_outbox()).put(framed, in_loop)
 
     def _open_outbox(self) -> Outbox:
         with opening:

@@ -64,32 +64,52 @@ def sendable(data: BytesLike) -> bytes:
     return checked(data, "only bytes can be sent")
 
 
+class Errand:
+    """A call that is not an outbox's, in the form of one."""
+
+    __slots__ = ("flush",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.flush = function
+
+
 class Errands:
     """Calls in the event loop for other threads: any number at once costs one wake-up.
 
     Attributes:
         thread: the `threading.get_ident` of the event loop's thread.
+        asked: what waits for the loop to come by, and is flushed then.
+        is_due: whether the loop will come by.
     """
 
     def __init__(self, reactor: Callable[[], IReactorTime]) -> None:
         """Set up; `reactor` returns the reactor, when it is first needed."""
         self.thread = threading.get_ident()
+        self.asked: deque[Outbox | Errand] = deque()
+        self.is_due = False
         self._reactor = reactor
-        self._asked: deque[Callable[[], object]] = deque()
-        self._is_due = False
 
     def ask(self, function: Callable[[], object]) -> None:
         """Call `function` in the event loop, soon."""
-        self._asked.append(function)
-        if not self._is_due:
-            self._is_due = True
-            cast(IReactorFromThreads, self._reactor()).callFromThread(self._do)
+        self.add(Errand(function))
+
+    def add(self, errand: Outbox | Errand) -> None:
+        """Flush `errand` in the event loop, soon."""
+        self.asked.append(errand)
+        if not self.is_due:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let the loop come by."""
+        self.is_due = True
+        cast(IReactorFromThreads, self._reactor()).callFromThread(self._do)
 
     def _do(self) -> None:
-        self._is_due = False  # first: what is asked from here on is done here, or wakes the loop
-        for _ in range(len(self._asked)):
+        self.is_due = False  # first: what is asked from here on is done here, or wakes the loop
+        asked = self.asked
+        for _ in range(len(asked)):
             try:
-                self._asked.popleft()()
+                asked.popleft().flush()
             except Exception:  # an error of one connection must not keep the others waiting
                 log.failure("Sending to a client failed")
 
@@ -154,23 +174,37 @@ class Outbox:
         self._last: Callable[[], None] | None = None
         self._waiting: list[Callable[[], object]] = []
 
-    # In any thread.
+    # In any thread. In a broadcast by a thread most of the cost is here, and in `flush`: so there
+    # is no avoidable call, and a lock is not used by `with`, which makes two objects for it.
 
-    def put(self, data: bytes) -> bool:
-        """Take a framed push; return False, and take nothing, if there is no room."""
-        with self._lock:
-            unsent = self._size + self.held
-            if self.ending or (unsent and not self._has_room(unsent + len(data))):
+    def put(self, data: bytes, in_loop: bool = False) -> bool:
+        """Take a framed push; return False, and take nothing, if there is no room.
+
+        Args:
+            data: the push.
+            in_loop: whether this is the event loop's thread.
+        """
+        lock = self._lock
+        lock.acquire()
+        try:
+            size = len(data)
+            if self.ending:
+                return False
+            if (unsent := self._size + self.held) and not self._has_room(unsent + size):
                 return False
             self.parts.append(data)
-            self._size += len(data)
-        if not self._is_due:  # as in `_hurry`: in a broadcast, a call would cost noticeable time
-            errands = self._errands
-            if threading.get_ident() == errands.thread:
+            self._size += size
+        finally:
+            lock.release()
+        if in_loop:
+            if not self._is_due:
                 self.flush()
-            else:
-                self._is_due = True
-                errands.ask(self.flush)
+        elif not self._is_due:  # as in `_hurry`, without its calls
+            self._is_due = True
+            errands = self._errands
+            errands.asked.append(self)
+            if not errands.is_due:
+                errands.wake()
         return True
 
     def hand_over(self, data: bytes) -> None:
@@ -203,7 +237,7 @@ class Outbox:
             self.flush()
         elif not self._is_due:
             self._is_due = True
-            self._errands.ask(self.flush)
+            self._errands.add(self)
 
     @property
     def is_empty(self) -> bool:
@@ -240,33 +274,38 @@ class Outbox:
     def flush(self) -> None:
         """Pass on what waits, unless the transport's buffer is full."""
         self._is_due = False  # first: what is put from here on is passed on here, or asks again
-        if self._last is not None:
-            self.empty()
-            last, self._last = self._last, None
-            last()
-        elif not self.blocked:
-            self.empty()
-            if self._waiting:
-                self._tell()
-
-    def empty(self) -> None:
-        """Pass on everything."""
+        last = self._last
+        if self.blocked and last is None:
+            return
         parts = self.parts
         # A push may have left among the replies of a batch (`EchoProtocol._send_batch`).
-        if not (parts or self._size):
-            return
-        with self._lock:  # every other thread adds within it
-            if len(parts) == 1:
-                data = parts.pop()
-            else:
-                data = b"".join(parts)
-                parts.clear()
-            self._size = 0
-        if data:
-            transmit = self.transmit
-            transmit(data)
-        if self.blocked:  # from now on, or still
-            self.held += len(data)
+        if parts or self._size:
+            lock = self._lock
+            lock.acquire()  # every other thread adds within it
+            try:
+                if len(parts) == 1:
+                    data = parts.pop()
+                else:
+                    data = b"".join(parts)
+                    parts.clear()
+                self._size = 0
+            finally:
+                lock.release()
+            if data:
+                transmit = self.transmit
+                transmit(data)
+            if self.blocked:  # from now on, or still
+                self.held += len(data)
+        if last is not None:
+            self._last = None
+            last()
+        elif self._waiting:
+            self._tell()
+
+    def empty(self) -> None:
+        """Pass on everything, also if the transport's buffer is full: the end, or TLS, begins."""
+        self.blocked = False
+        self.flush()
 
     def resume(self) -> None:
         """Go on, because the transport has room again."""
@@ -277,6 +316,7 @@ class Outbox:
         """Take nothing more: the connection ends. Calling it again is harmless."""
         with self._lock:
             self.ending = True
+            self._last = None
         self.transmit = self._sender.transmit
         self._tell()
 
