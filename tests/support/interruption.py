@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import signal
+import subprocess
 from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any
@@ -27,9 +29,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """The plugin; it is told of signals in the main thread, whichever greenlet runs there."""
+    """The plugin; it is told of signals in the main thread, whichever greenlet runs there.
+
+    It passes SIGTERM on to the workers, which then have the ten seconds that pytest-xdist gives
+    them to clean up. By itself, pytest-xdist interrupts a test only when half of them are over.
+    Ctrl-C reaches the workers without it: the terminal sends SIGINT to the whole group.
+    """
 
     def __init__(self) -> None:
+        self._workers: list[subprocess.Popen[bytes]] = []
         self._session: pytest.Session | None = None
         self._main: greenlet.greenlet | None = None
         self._number = 0
@@ -46,8 +54,18 @@ class Interruption:
             signal.signal(number, self._interrupt)
         return (yield)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodeready(self, node: Any) -> None:
+        self._workers.append(node.gateway._io.popen)
+
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)  # the second one ends pytest at once
+        if number == signal.SIGTERM:
+            for worker in self._workers:
+                worker.send_signal(number)
+            if "PYTEST_XDIST_WORKER" in os.environ:
+                # That of pytest-xdist comes after five seconds: the test may be cleaning up.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._number = number
         assert self._session is not None
         # For where an exception is lost, in a test or beneath the reactor.
