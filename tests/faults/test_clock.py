@@ -6,8 +6,6 @@ import os
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.support.clients import connect, greeted, is_served, receive, receive_all
 from tests.support.daemon import Start
 from tests.support.needs import missing
@@ -55,8 +53,7 @@ class WallClock:
         self._file.write_text(f"{seconds:+d}\n")
 
 
-@pytest.mark.parametrize("step", [3600, -3600])
-def test_a_clock_that_is_set_moves_no_timer(daemon: Start, tmp_path: Path, step: int) -> None:
+def test_a_clock_that_is_set_moves_no_timer(daemon: Start, tmp_path: Path) -> None:
     """Fault 14: No time-out comes earlier or later when the clock is set forward or back by an
     hour.
     """
@@ -67,16 +64,18 @@ def test_a_clock_that_is_set_moves_no_timer(daemon: Start, tmp_path: Path, step:
     hasty = daemon(
         *("--handler", "served:wall_clock", "--idle-timeout", "2", "--no-banner"), env=environment
     )
-    with greeted(patient) as kept, connect(hasty) as dropped:
-        dropped.sendall(b"?")
-        assert abs(int(receive(dropped, 10)) - time.time()) < PATIENCE
-        clock.set(step)
-        dropped.sendall(b"?")
-        began = time.monotonic()
-        assert abs(int(receive(dropped, 10)) - time.time() - step) < PATIENCE
-        assert receive_all(dropped) == b""
-        assert 1.5 < time.monotonic() - began < PATIENCE
-        assert is_served(kept)
+    with greeted(patient) as kept:
+        for before, after in ((0, 3600), (3600, -3600)):
+            with connect(hasty) as dropped:
+                dropped.sendall(b"?")
+                assert abs(int(receive(dropped, 10)) - time.time() - before) < PATIENCE
+                clock.set(after)
+                dropped.sendall(b"?")
+                began = time.monotonic()
+                assert abs(int(receive(dropped, 10)) - time.time() - after) < PATIENCE
+                assert receive_all(dropped) == b""
+                assert 1.5 < time.monotonic() - began < PATIENCE
+            assert is_served(kept)
         patient.signal()
         assert receive_all(kept) == b""
     patient.wait()

@@ -139,7 +139,7 @@ def test_session_after_session_that_half_closes_at_once_loses_nothing(
     echo: Daemon, model: str, scale: Scale
 ) -> None:
     """Faults 1 and 2: Not one byte is lost or out of order in 100,000 sessions in each model."""
-    sessions = scale(ci=1000, soak=100_000)
+    sessions = scale(ci=300, soak=100_000)
     chance = random.Random(CLIENTS)
     faults: list[str] = []
 

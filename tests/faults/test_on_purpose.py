@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.scale import Scale
 from tests.support.waiting import PATIENCE
 
 
@@ -55,7 +56,6 @@ def test_a_seeded_daemon_gives_the_same_faults_again_and_counts_them(daemon: Any
 
 # The same faults for each of a thousand connections.
 
-CONNECTIONS = 1000
 CHOICES = (
     *("--fault", "close:p=0.2,after=30"),
     *("--fault", "reset:p=0.2,after=20"),
@@ -85,11 +85,11 @@ def talk(port: int, size: int) -> tuple[bytes, str]:
     return received, ""
 
 
-@pytest.mark.long
 def test_a_thousand_connections_have_the_same_faults_again_however_reads_fall(
-    daemon: Any,
+    daemon: Any, scale: Scale
 ) -> None:
     """Fault 163: The same seed gives each of 1,000 connections the same fault in two runs."""
+    count = sum(1 for _ in scale(ci=200, soak=1000))
     runs = []
     for seed, size in (("7", 1000), ("7", 11), ("8", 1000)):
         here = daemon(
@@ -97,10 +97,10 @@ def test_a_thousand_connections_have_the_same_faults_again_however_reads_fall(
             *("--fault-seed", seed, *CHOICES),
         )
         port = here.port
-        runs.append([talk(port, size) for _ in range(CONNECTIONS)])
+        runs.append([talk(port, size) for _ in range(count)])
         here.stop()
     first, again, other = runs
     assert first == again
     assert first != other
-    assert 100 < sum(error == "reset" for _, error in first) < 300
-    assert len({received for received, _ in first}) > 300
+    assert 0.1 < sum(error == "reset" for _, error in first) / count < 0.3
+    assert len({received for received, _ in first}) > 0.3 * count
