@@ -155,4 +155,7 @@ def test_thousands_of_connections_are_ended_while_another_client_is_served(
             client.close()
     print(f"ended {count} connections in {took:.2f} s")
     assert here.curl("GET", "/connections")["connections"] == []
-    assert "event loop has been blocked" not in here.running.log
+    # A thousand would be ended within the threshold in one turn, too: here only a busy machine
+    # would reach it. That they are ended in shares, `test_control_server.py` tests.
+    if scale.soak:
+        assert "event loop has been blocked" not in here.running.log
