@@ -83,6 +83,7 @@ class Drain:
         self._began = 0.0
         self._count = 0
         self._last_calls: IDelayedCall | None = None
+        self._deadline: IDelayedCall | None = None
         self._untold: list[Owned] = []
         self._telling = LoopingCall(self._tell_some)
         self._telling.clock = reactor
@@ -102,10 +103,11 @@ class Drain:
                 seconds=self._timeout,
                 _waiting=self._waiting(),
             )
-        reserved = self._reserved()
-        give_up = self._reactor.callLater(self._timeout - reserved, self._give_up)
-        rest = max(self._timeout, LEAST_OF_SERVICE)
-        deadline = self._reactor.callLater(rest, self._leave_service)
+        for_clients = self._timeout - self._reserved()
+        give_up = self._reactor.callLater(for_clients, self._give_up)
+        self._deadline = self._reactor.callLater(
+            for_clients + self._for_service(), self._leave_service
+        )
 
         def in_time(timer: IDelayedCall | None) -> None:
             if timer is not None and timer.active():
@@ -119,8 +121,8 @@ class Drain:
             .addCallback(lambda _: self._model.end())
             .addCallback(lambda _: in_time(give_up))
             .addCallback(lambda _: in_time(self._last_calls))
-            .addCallback(lambda _: None if self._life is None else self._life.close())
-            .addCallback(lambda _: in_time(deadline))
+            .addCallback(lambda _: self._close_service())
+            .addCallback(lambda _: in_time(self._deadline))
         )
 
     def _reserved(self) -> float:
@@ -128,6 +130,25 @@ class Drain:
         if self._life is None or not self._life.is_open:
             return 0.0
         return min(MOST_OF_SERVICE, SHARE_OF_SERVICE * self._timeout)
+
+    def _for_service(self) -> float:
+        """Return how many seconds there are from the end of the clients' time to the deadline."""
+        reserved = self._reserved()
+        return max(reserved, LEAST_OF_SERVICE - self._timeout + reserved)
+
+    def _close_service(self) -> Deferred[None] | None:
+        if self._life is None:
+            return None
+        self._keep_for_service(self._for_service() / 2)
+        return self._life.close()
+
+    def _keep_for_service(self, seconds: float) -> None:
+        """Let the deadline be this far off at least: the event loop may be late by more than the
+        service has.
+        """
+        if self._deadline is not None and self._deadline.active():
+            left = self._deadline.getTime() - self._reactor.seconds()
+            self._deadline.reset(max(left, seconds))
 
     def abort(self) -> None:
         """Close every connection at once, and wait for no handler, nor for the service."""
@@ -198,6 +219,7 @@ class Drain:
             _waiting=self._waiting(),
             _lines="".join(f"\n  {line}" for line in left),
         )
+        self._keep_for_service(self._for_service())
         # First, because the last connection may end the drain at once.
         self._last_calls = self._reactor.callLater(self._for_last_calls(), self._leave_handlers)
         self._abort_connections()

@@ -72,10 +72,30 @@ class FakeModel:
         self._drained.callback(None)
 
 
+class FakeLife:
+    """The life of a service whose last part ends when it is told to."""
+
+    name, generator, thread = "fake", None, None
+
+    def __init__(self) -> None:
+        self.is_open, self.is_closing, self.skipped = True, False, False
+        self.over: Deferred[None] = Deferred()
+
+    def close(self) -> Deferred[None]:
+        if self.skipped:
+            return succeed(None)
+        self.is_open, self.is_closing = False, True
+        return self.over
+
+    def skip(self) -> None:
+        self.is_open, self.is_closing, self.skipped = False, False, True
+        self.over.callback(None)
+
+
 class Draining:
     """A drain that has begun."""
 
-    def __init__(self, factory: FakeFactory, *, waiting: int = 0, **options: float) -> None:
+    def __init__(self, factory: FakeFactory, *, waiting: int = 0, **options: Any) -> None:
         self.clock, self.model = Clock(), FakeModel(waiting)
         factories: Any = [factory]
         model: Any = self.model
@@ -159,6 +179,46 @@ def test_the_work_that_waits_for_lost_clients_has_the_drains_time_and_is_told(
     assert draining.model.stopped
     told = "Drain time-out: aborting all; open connections: 0; calls for lost clients: 4"
     assert told in log.text
+
+
+# The drain's time, that of the clients, and that of the rest of the service.
+SHARES = [(2.0, 1.8, 0.2), (30.0, 29.0, 1.0), (0.1, 0.09, 0.41), (0.0, 0.0, 0.5)]
+
+
+@pytest.mark.parametrize(("timeout", "for_clients", "for_service"), SHARES)
+def test_a_client_that_stays_leaves_the_service_its_share(
+    timeout: float, for_clients: float, for_service: float
+) -> None:
+    life = FakeLife()
+    draining = Draining(FakeFactory(1, stubborn=True), timeout=timeout, life=life)
+    draining.clock.advance(for_clients - 0.001)
+    assert life.is_open
+    draining.clock.advance(0.002)
+    assert life.is_closing
+    draining.clock.advance(for_service - 0.002)
+    assert not life.skipped
+    draining.clock.advance(0.003)
+    assert life.skipped
+    assert draining.finished
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_the_service_has_its_share_even_if_the_event_loop_is_late(log: Log, waiting: int) -> None:
+    """On a busy machine, the end of the clients' time and the deadline may be due together."""
+    life = FakeLife()
+    factory = FakeFactory(1, stubborn=True)
+    draining = Draining(factory, timeout=2.0, life=life, waiting=waiting)
+    draining.clock.advance(5.0)
+    if waiting:  # a call of a handler runs
+        assert life.is_open
+        draining.clock.advance(5.0)
+    assert life.is_closing
+    draining.clock.advance(0.09)
+    assert life.is_closing
+    life.over.callback(None)
+    assert draining.finished
+    assert not draining.clock.getDelayedCalls()
+    assert "The rest of the service" not in log.text
 
 
 def test_an_abort_ends_a_gradual_drain() -> None:

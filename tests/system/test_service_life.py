@@ -300,7 +300,7 @@ def test_a_client_that_stays_leaves_time_for_the_rest(
         not_here("no asyncio loop runs")
     running = daemon(
         *("--handler", f"svc:{handler}", "--concurrency", model, "--no-banner"),
-        *("--drain-timeout", "2"),
+        *("--drain-timeout", "0.1"),
     )
     with connect(running) as client:
         client.sendall(b"happy")
@@ -327,7 +327,7 @@ def test_a_client_that_does_not_read_leaves_time_for_the_rest(
     """Fault 132: The same holds for a client that reads nothing of what waits for it."""
     running = daemon(
         *("--handler", f"svc:{name}:serves=endless", "--concurrency", model, "--no-banner"),
-        *("--drain-timeout", "2"),
+        *("--drain-timeout", "0.1"),
     )
     with connect(running) as client:
         client.sendall(b"happy")
