@@ -58,6 +58,15 @@ class Manager:
             pass_fds=numbers,
         )
 
+    def serve(self, *listen: str, names: str = "echod", flags: Iterable[str] = ()) -> Daemon:
+        """Start a daemon as above, and wait until it listens.
+
+        The start of an executed program takes a busy machine longer than a client has patience.
+        """
+        started = self.start(*listen, names=names, flags=flags)
+        started.wait_for("Socket now listening", len(listen), patience=2 * PATIENCE)
+        return started
+
 
 @pytest.fixture
 def manager(daemon: Start, tmp_path: Path) -> Iterator[Manager]:
@@ -99,11 +108,13 @@ def test_every_kind_of_socket_is_recognised(manager: Manager) -> None:
     """
     ports = manager.tcp(), manager.tcp(socket.AF_INET6)
     path = manager.unix()
-    running = manager.start("systemd:name=echod", names="echod:echod:echod")
+    running = manager.serve("systemd:name=echod", names="echod:echod:echod")
     with connect(ports[0]) as first, socket.create_connection(("::1", ports[1])) as second:
+        second.settimeout(PATIENCE)
         assert greeted(first)
         assert greeted(second)
     with socket.socket(socket.AF_UNIX) as third:
+        third.settimeout(PATIENCE)
         third.connect(path)
         assert greeted(third)
     running.tell()
@@ -116,7 +127,7 @@ def test_a_passed_socket_takes_what_others_take(manager: Manager, tmp_path: Path
     authority = Authority()
     (tmp_path / "server.pem").write_bytes(authority.pem)
     first, second, third = manager.tcp(), manager.tcp(), manager.tcp()
-    running = manager.start(
+    running = manager.serve(
         "proxy:systemd:name=clear",
         "tls:systemd:name=tls:certificate=server.pem",
         "proxy:tls:systemd:name=both:certificate=server.pem",
@@ -146,7 +157,7 @@ def test_clients_wait_while_the_daemon_restarts(manager: Manager, kind: str) -> 
             waiting.settimeout(PATIENCE)
             waiting.connect(("127.0.0.1", place) if kind == "tcp" else place)
             waiting.sendall(b"happy\n")
-            running = manager.start("systemd:name=echod")
+            running = manager.serve("systemd:name=echod")
             assert greeted(waiting)
             assert receive(waiting, 11) == b"OK...happy\n"
             waiting.shutdown(socket.SHUT_WR)
@@ -159,7 +170,7 @@ def test_without_names_a_number_will_do(manager: Manager) -> None:
     """Fault 63: If the sockets have no names, a listener can select one by its number."""
     manager.tcp()
     port = manager.tcp()
-    running = manager.start("systemd:index=1", names="")
+    running = manager.serve("systemd:index=1", names="")
     with connect(port) as connection:
         assert greeted(connection)
     running.wait_for("systemd passed sockets that no --listen, --status or --control uses")
@@ -201,11 +212,10 @@ def test_a_handler_begins_tls_on_a_passed_socket(manager: Manager, tmp_path: Pat
     (tmp_path / "upgrading.py").write_text(UPGRADING)
     (tmp_path / "server.pem").write_bytes(Authority().pem)
     port = manager.tcp()
-    running = manager.start(
+    manager.serve(
         f"starttls:systemd:name=echod:certificate={tmp_path / 'server.pem'}",
         flags=("--handler", "upgrading:Upgrading", "--framing", "line", "--no-banner"),
     )
-    running.wait_for("Serving the message handler")
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
         client.sendall(b"NOOP\n")
         assert receive(client, 9) == b"in clear\n"

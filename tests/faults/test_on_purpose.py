@@ -7,8 +7,6 @@ import socket
 import urllib.request
 from typing import Any
 
-import pytest
-
 from tests.faults.scale import Scale
 from tests.support.waiting import PATIENCE
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.programs import SCRIPTS, Program, block, children, close, limit, run
+from tests.support.served_workers import START
 from tests.support.waiting import PATIENCE, block_until
 
 # A handler that says, when it is imported, in which process it is.
@@ -155,7 +156,7 @@ def test_a_worker_of_a_forked_daemon_finds_what_an_executed_one_finds(tmp_path: 
             stderr=subprocess.PIPE,
             text=True,
         ) as program:
-            _, said = program.communicate(timeout=PATIENCE)
+            _, said = program.communicate(timeout=START)  # of the daemon, and of its worker
         assert "worker 1 was ended with exit code 7 before it served" in said
         assert int((tmp_path / "parent").read_text()) == program.pid
         found.append(json.loads((tmp_path / "facts").read_text()))
