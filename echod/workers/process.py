@@ -215,6 +215,8 @@ class Worker:
         options = self._options
         options.text = order["first_text"]
         options.parseOptions(order["arguments"])
+        # That of twistd's options which a check asks for.
+        options.parent = {"uid": order["uid"]}  # type: ignore[assignment] # `Options` are one
         if order["text"] != options.text:
             options.text = order["text"]
             options.settings = reloaded(options.settings, options.configure())

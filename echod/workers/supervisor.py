@@ -42,6 +42,7 @@ from echod.connections.shared_admission import AdmissionTable
 from echod.daemon import checks, ending
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.notify import Notifier
+from echod.daemon.process import Options, twistd_options
 from echod.daemon.resolve import StartError
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from echod.control import ControlServer
     from echod.daemon.service import Part
     from echod.interfaces import Reactor
-    from echod.settings.flags import Options
     from echod.status.server import StatusServer
     from echod.workers.code_reload import CodeReload
     from echod.workers.control import WorkersControl
@@ -324,6 +324,7 @@ class Supervisor(Service):
             "blocks": self._blocks,
             "key": self._key,
             "arguments": list(self._options.arguments),
+            "uid": twistd_options(self._options).get("uid"),
             "folder": str(self._folder),
             "rundir": os.getcwd(),
             "reactor": name_of(self.reactor),

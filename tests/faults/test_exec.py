@@ -66,6 +66,15 @@ def test_sigterm_ends_every_idle_program_and_resets_no_client(
     scale.note(f"{way}: {count} programs ended in {seconds:.2f} s")
 
 
+def test_workers_run_programs_as_root_if_that_is_asked_for(daemon: Start) -> None:
+    needs_root("another user is refused nothing here")
+    running = start(daemon, "cat", "--workers", "2")
+    running.wait_for("Socket now listening")
+    with connect(running) as connection:
+        connection.sendall(b"happy")
+        assert receive(connection, 5) == b"happy"
+
+
 @pytest.mark.parametrize("way", ["tcp", "tls"])
 def test_a_program_that_writes_more_than_its_client_reads_costs_little(
     daemon: Start, tmp_path: Path, scale: Scale, way: str

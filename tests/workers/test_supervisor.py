@@ -174,6 +174,7 @@ def test_workers_start_with_their_orders_and_their_sockets(make: Make) -> None:
         "blocks": 24,
         "key": served.supervisor._key,
         "arguments": served.options.arguments,
+        "uid": None,
         "folder": str(Path.cwd()),
         "first_text": "max-connections = 10\n",
         "rundir": str(Path.cwd()),

@@ -258,6 +258,7 @@ class Running:
             "block": 1,
             "key": "00" * 16,
             "arguments": ["--listen", "tcp:0:interface=127.0.0.1", "--config", CONFIG, *flags],
+            "uid": None,
             "folder": os.getcwd(),
             "rundir": os.getcwd(),
             "reactor": "uvloop",
