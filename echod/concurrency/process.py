@@ -276,20 +276,24 @@ def _status_of(pid: int) -> int | None:
 
 
 class _Pipe:
-    """Our end of a pipe."""
+    """Our end of a pipe.
+
+    Attributes:
+        closed: whether it is closed, or is so in the next turn of the event loop: see `_Exit`.
+    """
 
     def __init__(self, reactor: Reactor, file: IO[bytes]) -> None:
         self._reactor = reactor
         self._file = file
+        self.closed = False
         os.set_blocking(file.fileno(), False)
 
-    @property
-    def closed(self) -> bool:
-        """Whether it is closed."""
-        return self._file.closed
-
     def fileno(self) -> int:
-        return -1 if self._file.closed else self._file.fileno()
+        return -1 if self.closed else self._file.fileno()
+
+    def _close_file(self) -> None:
+        self.closed = True
+        self._reactor.callLater(0, self._file.close)
 
     def logPrefix(self) -> str:  # noqa: N802
         return "echod"
@@ -352,7 +356,7 @@ class _Output(_Pipe):
     def close(self) -> None:
         if not self.closed:
             self._reactor.removeReader(self)
-            self._file.close()
+            self._close_file()
 
 
 @implementer(IWriteDescriptor)
@@ -421,12 +425,17 @@ class _Input(_Pipe):
         if not self.closed:
             self._reactor.removeWriter(self)
             self._held = b""
-            self._file.close()
+            self._close_file()
 
 
 @implementer(IReadDescriptor)
 class _Exit:
-    """A descriptor that becomes readable when a process exits."""
+    """A descriptor that becomes readable when a process exits.
+
+    It is closed in the next turn of the event loop, as the pipes are. The reactor has taken all
+    events of a turn together, and may still have one of this descriptor: it would tell it to
+    another one that was opened meanwhile, for the next program or client, and has its number.
+    """
 
     def __init__(self, reactor: Reactor, descriptor: int, exited: Callable[[], None]) -> None:
         self._reactor = reactor
@@ -448,7 +457,7 @@ class _Exit:
     def connectionLost(self, reason: Failure) -> None:  # noqa: N802
         if self._descriptor >= 0:
             self._reactor.removeReader(self)
-            os.close(self._descriptor)
+            self._reactor.callLater(0, os.close, self._descriptor)
             self._descriptor = -1
             self._exited()
 

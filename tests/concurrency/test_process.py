@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 import pytest_twisted
 from hypothesis import given
@@ -134,3 +135,53 @@ def test_however_a_line_comes_it_is_told_whole_or_in_pieces_and_none_is_lost(
     lines.finish()
     assert all(0 < len(line) <= LONGEST_LINE for line in told)
     assert b"".join(told) == b"".join(pieces).replace(b"\n", b"")
+
+
+class Trigger:
+    """Acts on its event, the first of those that the reactor has got together."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+        self._reading, self.writing = os.pipe()
+
+    def fileno(self) -> int:
+        return self._reading
+
+    def logPrefix(self) -> str:
+        return "trigger"
+
+    def doRead(self) -> None:
+        reactor.removeReader(self)
+        self._act()
+        os.close(self._reading)
+        os.close(self.writing)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_event_of_a_program_that_ends_is_not_taken_for_one_of_the_next() -> None:
+    """Fault 211: The next program is served, and its end is seen."""
+    first, second = Recorder(), Recorder()
+    ended = first.start("read never")
+    processes: list[Process] = []
+
+    def end_and_start() -> None:
+        output = ended._output.fileno()
+        ended.end(0.1)
+        taken = [os.dup(0)]
+        while taken[-1] < output:
+            taken.append(os.dup(0))
+        os.close(taken.pop())
+        processes.append(second.start("cat"))  # by that number its exit would be watched
+        for descriptor in taken:
+            os.close(descriptor)
+
+    trigger = Trigger(end_and_start)
+    reactor.addReader(trigger)
+    os.write(trigger.writing, b"!")
+    os.kill(ended.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    await eventually(lambda: processes)
+    processes[0].write(b"happy")
+    await eventually(lambda: second.data == b"happy")
+    processes[0].end(0.1)
+    await eventually(lambda: first.reaped and second.reaped)

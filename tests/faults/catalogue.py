@@ -47,6 +47,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         208: "A protocol over Twisted's own TLS aborts its connection",
         209: "A client does not read, and data waits for it when the limit for that changes",
         210: "SIGTERM before a client's PROXY header, or the end of its handshake of TLS",
+        211: "A program ends in the turn of the event loop in which another is started",
     },
     "Exhaustion": {
         17: "No descriptor is left, and 200 clients connect",
