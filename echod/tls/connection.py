@@ -444,8 +444,11 @@ class TLSConnection(StackedTransport, TLSLayer):
 
     @property
     def undelivered(self) -> int:
-        """How many bytes, as on the wire, have arrived and are not read by the application."""
-        return 0 if self._input_over else self._waiting
+        """How many bytes, as on the wire, have arrived and are not read by the application.
+
+        Without those of a client's hello that is not complete: more has to come first.
+        """
+        return 0 if self._input_over or self._hello is not None else self._waiting
 
     def _choose(self) -> None:
         """Note whether the common case holds from here on."""
