@@ -52,10 +52,8 @@ def measured() -> list[str]:
 
 # Together in a process: the import of Twisted takes longer than most suites.
 PROCESSES = [
-    ("core", "fdset", "newtls", "socket", "stdio", "threads", "time"),
+    ("core", "fdset", "newtls", "socket", "stdio", "threads", "time", "udp", "unix"),
     ("tcp", "tls"),
-    ("udp",),
-    ("unix",),
     ("process",),
 ]
 assert sorted(name for names in PROCESSES for name in names) == sorted(SUITES)
