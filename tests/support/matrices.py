@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import pytest
 
@@ -39,41 +38,36 @@ class Matrices:
         self._step = STEPS.index(asked)
         config.addinivalue_line("markers", "whole: every combination of its parameters runs")
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(
-        self, config: pytest.Config, items: list[pytest.Item]
-    ) -> None:
-        if any("::" in argument for argument in config.args):
-            return  # the command names this very test
-        left_out = set(items) - set(self._chosen(items))
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-        items[:] = [item for item in items if item not in left_out]
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> Iterator[None]:
+        yield
+        # Before pytest makes a test of each combination, which costs more than the choice.
+        # All remain where the command names this very test.
+        if not any("::" in argument for argument in metafunc.config.args):
+            metafunc._calls[:] = self._chosen(metafunc.definition, metafunc._calls)
 
-    def _chosen(self, items: Sequence[pytest.Item]) -> Iterable[pytest.Item]:
-        tests = defaultdict[str, list[pytest.Item]](list)
-        # Sorted: their order may be another in each run, and the choice is to be the same.
-        for item in sorted(items, key=lambda item: item.nodeid):
-            tests[item.nodeid.split("[")[0]].append(item)
-        for combinations in tests.values():
-            step = self._step + (combinations[0].get_closest_marker("whole") is not None)
-            if step >= STEPS.index("all"):
-                yield from combinations
-            else:
-                yield from covering([(_values(item), item) for item in combinations], step + 1)
+    def _chosen(self, test: pytest.Item, combinations: Sequence[Any]) -> Sequence[Any]:
+        step = self._step + (test.get_closest_marker("whole") is not None)
+        if step >= STEPS.index("all") or len(combinations) < 2:
+            return combinations
+        groups = [
+            [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+            for names in (mark.args[0] for mark in test.iter_markers("parametrize"))
+        ]
+        rows = [
+            (_values(dict(combination.params), groups), number)
+            for number, combination in enumerate(combinations)
+        ]
+        return [combinations[number] for number in sorted(covering(rows, step + 1))]
 
 
-def _values(item: pytest.Item) -> tuple[Hashable, ...]:
-    """Return what tells a value of each parameter from its others."""
-    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
-        return ()
-    params = dict(item.callspec.params)
-    found: list[Hashable] = []
-    for mark in item.iter_markers("parametrize"):
-        names = mark.args[0]
-        names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
-        # The same objects are in every combination.
-        found.append(tuple(id(params.pop(name)) for name in names if name in params))
-    return (*found, *map(id, params.values()))
+def _values(params: dict[str, object], groups: Sequence[Sequence[str]]) -> tuple[Hashable, ...]:
+    """Return what tells a value of each parameter, or of those given together, from its others."""
+    # The same objects are in every combination.
+    together = [
+        tuple(id(params.pop(name)) for name in names if name in params) for names in groups
+    ]
+    return (*together, *map(id, params.values()))
 
 
 def covering(rows: Sequence[tuple[Sequence[Hashable], _T]], size: int) -> Iterable[_T]:
