@@ -61,13 +61,10 @@ class Lender:
             BaseException: the coroutine's.
         """
         loop, idle = self.loop, self._idle
-        if idle is None or idle[1].cancelling():  # by other code, while it was idle or before
-            self.stop()
-            lent = LentTask(self)
-            idle = lent, lent.task, lent.begin
+        if idle is None or idle[1].is_known:  # other code has cancelled it, while it was idle
+            idle = self._begin_idle()
         self._idle = None
-        lent, task, begin = idle
-        known = getrefcount(task)
+        lent, task, begin, references = idle
         try:
             _enter_task(loop, task)
         except RuntimeError:  # this is called within a step of another task
@@ -86,12 +83,19 @@ class Lender:
         if awaited is not ENDED:
             lent.awaited = awaited
             return lent
-        if getrefcount(task) == known and not task._callbacks:
+        if getrefcount(task) == references and not task.is_known:
             self._idle = idle
         else:
             lent.end()
         result, self.result = self.result, None
         return result
+
+    def _begin_idle(self) -> Idle:
+        """Return a new task, with the count of references to it while no other code has one."""
+        self.stop()
+        lent = LentTask(self)
+        task = lent.task  # one of the references, as in `start`; the tuple has another one
+        return lent, task, lent.begin, getrefcount(task)
 
     def _start_within(self, idle: Idle, coroutine: Coroutine[Any, Any, object]) -> object:
         """Do the same within a step of another task, which goes on after it."""
@@ -131,6 +135,26 @@ async def _nothing() -> None:
     """Stand for the coroutine of a task that has none yet."""
 
 
+class LendableTask(Task[object]):
+    """An asyncio task that notes if other code adds a callback to it, or cancels it."""
+
+    __slots__ = ("is_known",)
+
+    def __init__(self, coroutine: LentTask, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(coroutine, loop=loop, context=Context())
+        self.is_known = False
+        # It may be idle when the loop ends.
+        self._log_destroy_pending = False
+
+    def add_done_callback(self, function: Any, /, *, context: Context | None = None) -> None:
+        self.is_known = True
+        super().add_done_callback(function, context=context)
+
+    def cancel(self, msg: Any = None) -> bool:
+        self.is_known = True
+        return super().cancel(msg)
+
+
 class LentTask(BothAwaited):
     """A task that waits for work, and its coroutine.
 
@@ -158,9 +182,7 @@ class LentTask(BothAwaited):
         self._context: Context | None = None
         # While it is idle, it waits for this future.
         self._gate: asyncio.Future[None] = loop.create_future()
-        self.task: Task[object] = Task(self, loop=loop, context=Context())
-        # It may be idle when the loop ends.
-        self.task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self.task = LendableTask(self, loop)
 
     def take_over(
         self, coroutine: Coroutine[Any, Any, object], context: Context | None, arrived: Arrived
@@ -226,8 +248,9 @@ class LentTask(BothAwaited):
         return awaited
 
 
-# A task, the asyncio task that it is for, and the function that runs a coroutine's first step.
-Idle = tuple[LentTask, Task[object], Callable[..., object]]
+# A task, the asyncio task that it is for, the function that runs a coroutine's first step, and how
+# many references to the asyncio task there are as long as no other code has one.
+Idle = tuple[LentTask, LendableTask, Callable[..., object], int]
 
 
 def _ignore(failure: Failure) -> None:

@@ -234,15 +234,16 @@ class DirectProtocol(EchoProtocol):
             elif self._lends:
                 # As in `model.run`, without what holds since the first coroutine.
                 settled = model.lender.start(result)  # type: ignore[union-attr]
-                if type(settled) is LentTask:
-                    settled = model.wait_for(self._answered, result, settled)
             else:
                 settled = model.run(self._answered, result)
                 self._lends = self._kernel_counts and model.lender is not None
             if type(settled) is bytes:
                 send = self._send
                 send(settled if self._replies_are_plain else self._owner.framing.encode(settled))
-            elif not self._has_replied(settled):
+                return
+            if type(settled) is LentTask:
+                settled = model.wait_for(self._answered, result, settled)  # type: ignore[arg-type]
+            if not self._has_replied(settled):
                 self._hold().in_flight = True
             elif (session := self._session) is not None and session.in_flight:
                 session.answered()  # a stream that is over already
