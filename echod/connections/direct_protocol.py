@@ -30,6 +30,7 @@ from echod.turns import FREE, LONG, PACE, Share
 if TYPE_CHECKING:
     from echod.interfaces import Stream
     from echod.messages.framing import DirectFraming
+    from echod.tls import TLSConnection
 
 # Between two looks at the clock, replies count as this much more than their length, in bytes.
 OVERHEAD_OF_PACE = PACE * OVERHEAD
@@ -46,12 +47,12 @@ class DirectProtocol(EchoProtocol):
     # Whether the framing leaves replies as they are.
     _replies_are_plain: ClassVar[bool] = True
 
-    __slots__ = ("_kernel_counts", "_lends", "_send")
+    __slots__ = ("_kernel_counts", "_lends", "_send", "_tls_counts")
 
     def __init__(self, owner: Owner) -> None:
         EchoProtocol.__init__(self, owner)
         self._send: Callable[[bytes], None] = self._write
-        self._kernel_counts = False
+        self._kernel_counts = self._tls_counts = False
         # Whether the model's lender is that of the loop which calls here, and the context of the
         # conversation knows its client: so it is from the first coroutine on.
         self._lends = False
@@ -75,6 +76,21 @@ class DirectProtocol(EchoProtocol):
             return self.dataReceived
         self._kernel_counts = True
         self._send = write
+        return self._answer
+
+    def connect_over_tls(self, tls: TLSConnection) -> Callable[[bytes], None]:
+        """Return the function that TLS calls for each record, instead of `dataReceived`.
+
+        TLS counts the bytes then.
+
+        Args:
+            tls: the transport that `makeConnection` will get.
+        """
+        own = type(self).dataReceived is DirectProtocol.dataReceived
+        if not own or not tls.has_context:
+            return self.dataReceived
+        self._tls_counts = True
+        self._send = tls.write
         return self._answer
 
     def dataReceived(self, data: bytes) -> None:
@@ -236,7 +252,7 @@ class DirectProtocol(EchoProtocol):
                 settled = model.lender.start(result)  # type: ignore[union-attr]
             else:
                 settled = model.run(self._answered, result)
-                self._lends = self._kernel_counts and model.lender is not None
+                self._lends = self._is_counted_below and model.lender is not None
             if type(settled) is bytes:
                 send = self._send
                 send(settled if self._replies_are_plain else self._owner.framing.encode(settled))
@@ -285,7 +301,7 @@ class DirectProtocol(EchoProtocol):
     def _fastest_write(self) -> Callable[[bytes], None] | None:
         write = self._send
         # In this order: with a reason, `_stop` may have replaced it.
-        return write if self._kernel_counts and self._reason is None else None
+        return write if self._is_counted_below and self._reason is None else None
 
     # As in `EchoProtocol`, without the calls that are for a result to wait for, or for a closing
     # in several turns: most connections begin and end like this.
@@ -336,9 +352,9 @@ class DirectProtocol(EchoProtocol):
         return bool(stream.closeIfSent())  # a stream of the uvloop reactor: see `connect_directly`
 
     def _finish(self) -> None:
-        if self._kernel_counts:
+        if self._is_counted_below:
             self._bytes_received, self._bytes_sent = self._moved()
-            self._kernel_counts = False
+            self._kernel_counts = self._tls_counts = False
         self._send = _discard
         EchoProtocol._finish(self)
 
@@ -347,15 +363,23 @@ class DirectProtocol(EchoProtocol):
         messages = self._direct_messages
         if self._session is not None:
             messages += self._session.messages
-        if self._kernel_counts:
+        if self._is_counted_below:
             return messages, *self._moved()
         return messages, self._bytes_received, self._bytes_sent
 
-    def _moved(self) -> tuple[int, int]:
-        """Return the bytes received, without a PROXY header, and sent, as the kernel counts them.
+    @property
+    def _is_counted_below(self) -> bool:
+        """Whether the kernel or TLS counts the bytes, and `_send` is theirs."""
+        return self._kernel_counts or self._tls_counts
 
-        Here no layer is above the socket: see `connect_directly`.
+    def _moved(self) -> tuple[int, int]:
+        """Return the bytes received, without a PROXY header, and sent, as TLS or the kernel counts
+        them.
         """
+        if self._tls_counts:
+            tls: TLSConnection = self.transport  # type: ignore[assignment]
+            return tls.received, tls.sent
+        # Here no layer is above the socket: see `connect_directly`.
         handle: Any = self.transport.getHandle()
         received, sent = counted(handle, input_ended=self._input_ended)
         if (proxy := self.client.proxy) is not None:

@@ -14,7 +14,7 @@ Guarantees:
 * Memory is bounded. Input is decrypted only while the application reads; meanwhile only the rest
   of one read waits. Output goes to the transport at once, which pauses the application's producer.
   Before the handshake is over output waits, and a producer is paused above `MOST`. OpenSSL's
-  buffers never shrink, so they get at most `MOST` at a time.
+  buffers never shrink, so they get at most `MOST` at a time, and `MOST_OUT` to encrypt.
 * A server's OpenSSL begins with a whole ClientHello: the host in it chooses the certificate.
 * Errors are not logged here: `connectionLost` gets them, as a `TLSError`. The peer gets OpenSSL's
   alert, and `LINGER` seconds to read it.
@@ -71,6 +71,8 @@ RECORD = 2**14
 AROUND = 22
 # How many bytes OpenSSL gets to decrypt at a time: two records, so that hardly any is cut.
 MOST = 2 * (RECORD + AROUND)
+# How many it gets to encrypt at a time: room for an echo of two records, with a prefix for each.
+MOST_OUT = MOST + 1024
 # How many bytes leave in one write: a system call costs more than encrypting a record.
 BATCH = 5 * RECORD
 # How much longer than any other read one of full records may take before it counts against the
@@ -119,6 +121,8 @@ class TLSConnection(StackedTransport, TLSLayer):
     Attributes:
         protocol: the application's protocol.
         transport: the transport that carries what is encrypted; from `makeConnection` on.
+        received: how many bytes were passed to an application that does not count them itself.
+        sent: how many bytes the application has written.
     """
 
     transport: Stream
@@ -145,6 +149,7 @@ class TLSConnection(StackedTransport, TLSLayer):
         "_producer_paused",
         "_read",
         "_reading",
+        "_receiver",
         "_records",
         "_rest",
         "_resting",
@@ -157,6 +162,8 @@ class TLSConnection(StackedTransport, TLSLayer):
         "_writable",
         "_write",
         "protocol",
+        "received",
+        "sent",
         "transport",
     )
 
@@ -178,6 +185,9 @@ class TLSConnection(StackedTransport, TLSLayer):
             meddler: meddles with the server's side; None for none.
         """
         self.protocol: Any = protocol
+        self.received = self.sent = 0
+        # The application's faster function for input; None: `dataReceived`.
+        self._receiver: Callable[[bytes], None] | None = None
         self._clock = clock
         self._turns = turns or Turns(clock)
         self._incoming = ssl.MemoryBIO()
@@ -247,6 +257,9 @@ class TLSConnection(StackedTransport, TLSLayer):
         self._set_up()
 
     def connectionMade(self) -> None:
+        connect_over_tls = getattr(self.protocol, "connect_over_tls", None)
+        if connect_over_tls is not None:
+            self._receiver = connect_over_tls(self)
         self.protocol.makeConnection(self)
         if not self._lost:
             self._set_up()
@@ -293,9 +306,14 @@ class TLSConnection(StackedTransport, TLSLayer):
                 self._read_nothing(error)
             else:
                 if content and not incoming.pending:
-                    self.protocol.dataReceived(content)
+                    receive = self._receiver
+                    if receive is None:
+                        self.protocol.dataReceived(content)
+                    else:
+                        self.received += len(content)
+                        receive(content)
                 else:
-                    self._decrypt(b"", content=content)
+                    self._decrypt(content=content)
         finally:
             self._collecting = False
             parts = self._parts
@@ -312,36 +330,51 @@ class TLSConnection(StackedTransport, TLSLayer):
             self._direct = False
             self.transport.pauseProducing()
 
-    def _decrypt(
-        self, data: bytes | memoryview, share: Share | None = None, content: bytes | None = None
+    def _decrypt(  # noqa: C901 - calls for each record would cost
+        self, share: Share | None = None, content: bytes | None = None
     ) -> None:
-        """Pass the application the content of OpenSSL's buffer, and then `data`.
+        """Pass the application what OpenSSL's buffer holds, and then the rest of the read.
 
         Args:
-            data: the new input.
             share: of this turn of the loop; None: make one for the second record.
             content: of the first record, if that is decrypted already.
         """
-        incoming, read, begun = self._incoming, self._read, self._turns.seconds()
-        incoming.write(data)
-        while self._reading:
+        incoming, read, parts, turns = self._incoming, self._read, self._parts, self._turns
+        seconds = turns.seconds
+        receive = self._receiver
+        begun = seconds()
+        is_cut = False
+        while self._reading and not self._input_over:
             if content is None:
+                if is_cut or not incoming.pending:
+                    rest = self._rest
+                    if not rest:
+                        break
+                    room = MOST - incoming.pending
+                    incoming.write(rest[:room])
+                    self._rest = rest[room:] or NOTHING
                 try:
                     content = read(RECORD)
                 except OSError as error:
                     self._read_nothing(error)
-                    break
+                    is_cut = True
+                    continue
             if not content:
                 self._end_input()
                 break
-            self.protocol.dataReceived(content)
-            if not incoming.pending:
+            if receive is None:
+                self.protocol.dataReceived(content)
+            else:
+                self.received += len(content)
+                receive(content)
+            if not incoming.pending and not self._rest:
                 break
-            content = None
-            self._seal()
+            content, is_cut = None, False
+            if parts:
+                self._seal()
             if share is None:
-                share = self._turns.shares.get(self) or Share(self._turns, self, begun)
-            if share.used_up():
+                share = turns.shares.get(self) or Share(turns, self, begun)
+            if seconds() >= share.until and share.used_up():
                 self._wait_in_line()
                 break
 
@@ -402,7 +435,7 @@ class TLSConnection(StackedTransport, TLSLayer):
 
     def _read_on(self) -> None:
         """Decrypt the input as long as the application reads; then report its end."""
-        if self._waiting:
+        if self._rest or self._incoming.pending:
             self._decrypt_waiting()
         if self._resting:
             self.transport.pauseProducing()
@@ -424,11 +457,8 @@ class TLSConnection(StackedTransport, TLSLayer):
             self._wait_in_line()
         self._collecting = True
         try:
-            while self._reads and not self._input_over and self._waiting:
-                room = MOST - self._incoming.pending
-                data, self._rest = self._rest[:room], self._rest[room:] or NOTHING
-                self._decrypt(data, share)
-                self._seal()
+            if not self._resting:
+                self._decrypt(share)
         finally:
             self._collecting = False
             self._flush()
@@ -452,7 +482,8 @@ class TLSConnection(StackedTransport, TLSLayer):
 
     def _choose(self) -> None:
         """Note whether the common case holds from here on."""
-        self._direct = self._open and self._reads and not self._input_over and not self._waiting
+        reads = self._open and self._reading and not (self._resting or self._input_over)
+        self._direct = reads and not (self._rest or self._incoming.pending)
 
     def readConnectionLost(self) -> None:
         """Note the peer's FIN."""
@@ -606,6 +637,7 @@ class TLSConnection(StackedTransport, TLSLayer):
             data = bytes(memoryview(data))
         if not data:
             return  # OpenSSL would take it for an error
+        self.sent += len(data)
         if self._collecting and self._writable:
             parts = self._parts
             if parts:
@@ -654,25 +686,27 @@ class TLSConnection(StackedTransport, TLSLayer):
 
     def _seal(self) -> None:
         """Encrypt the collected output, to be sent later."""
-        if parts := self._parts:
-            self._size += len(parts[0]) + OVERHEAD
-            data = parts[0] if len(parts) == 1 else b"".join(parts)
-            parts.clear()
-            try:
-                self._add(data)
-            except OSError as error:
-                self._fail(error)
+        parts = self._parts
+        self._size += len(parts[0]) + OVERHEAD
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        try:
+            self._add(data)
+        except OSError as error:
+            self._fail(error)
 
     def _add(self, data: bytes | memoryview) -> None:
         """Make OpenSSL encrypt `data`, after its earlier records."""
         outgoing, write = self._outgoing, self._write
-        if outgoing.pending + len(data) <= MOST:  # as below, but faster
-            write(data)
-            return
-        for piece in _cut(memoryview(data), MOST):
-            if outgoing.pending + len(piece) > MOST:
+        if outgoing.pending + len(data) > MOST_OUT:
+            if outgoing.pending:
                 self._records.append(outgoing.read())
-            write(piece)
+            if len(data) > MOST_OUT:
+                for piece in _cut(memoryview(data), MOST):
+                    write(piece)
+                    self._records.append(outgoing.read())
+                return
+        write(data)
 
     def _encrypt(self, data: bytes) -> None:
         """Encrypt and send."""
@@ -682,10 +716,13 @@ class TLSConnection(StackedTransport, TLSLayer):
             if len(data) <= RECORD and not self._records:
                 write(data)
                 pass_on(outgoing.read())
-                return
-            for batch in _cut(memoryview(data), BATCH):
-                self._add(batch)
+            elif len(data) <= BATCH:
+                self._add(data)
                 self._send()
+            else:
+                for batch in _cut(memoryview(data), BATCH):
+                    self._add(batch)
+                    self._send()
         except OSError as error:
             self._fail(error)
 

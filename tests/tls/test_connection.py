@@ -48,6 +48,7 @@ class Lower:
         self.asked: list[str] = []
         self.producer: Any = None
         self.no_delay = False
+        self.has_context = False
 
     def write(self, data: bytes) -> None:
         assert data
@@ -265,6 +266,30 @@ def test_messages_go_both_ways(wire: Wire) -> None:
     assert wire.got() == b"daysdaysdays!"
     with pytest.raises(TypeError):
         wire.application.transport.write("text")
+
+
+@pytest.mark.parametrize("has_context", [True, False])
+@pytest.mark.parametrize("size", [1, 1000, RECORD, 70_000])
+def test_an_echo_counts_its_bytes_in_clear_whether_it_or_tls_counts_them(
+    certificate: Path, has_context: bool, size: int
+) -> None:
+    clock = Clock()
+    framing = Chunk(max_message=RECORD)
+    factory = EchoFactory(clock, handler=lambda data: data * 2, framing=framing, banner=b"happy\n")
+    factory.doStart()
+    application = factory.buildProtocol(THERE)
+    wire = Wire(certificate, application)
+    wire.lower.has_context = has_context
+    wire.shake_hands().send(b"x" * size)
+    assert application.push(b"days")
+    while not wire.clock.at_rest:
+        wire.clock.advance(0)
+    got = wire.got()
+    assert sorted(got) == sorted(b"happy\n" + b"x" * 2 * size + b"days")
+    assert application.figures == (-(-size // RECORD), size, len(got))
+    wire.connection.connectionLost(Failure(ConnectionDone()))
+    assert application.figures == (-(-size // RECORD), size, len(got))
+    factory.doStop()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
