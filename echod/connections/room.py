@@ -25,9 +25,11 @@ class Room:
 
         Args:
             reactor: the reactor.
-            descriptor: of the socket; it is closed at the end.
+            descriptor: of the socket; it is closed at the end, in the next turn of the event loop:
+                the reactor may still have an event for its number in this one.
             has_room: called once.
         """
+        self._clock = reactor
         self._reactor = IReactorFDSet(reactor)
         self._descriptor = descriptor
         self._has_room = has_room
@@ -44,8 +46,8 @@ class Room:
         """Wait no more. Calling it again is harmless."""
         if self._descriptor >= 0:
             self._reactor.removeWriter(self)
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
+            self._clock.callLater(0, os.close, self._descriptor)
+            self._descriptor = -1
 
     def connectionLost(self, reason: Failure) -> None:
         self.stop()
