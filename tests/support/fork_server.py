@@ -7,8 +7,8 @@ child has to be like. This process has one thread, no reactor, and handles no si
 Each connection to the socket, whose descriptor is the argument, is one request: JSON, with the
 child's descriptors. The answer is the child's process id.
 
-A daemon with `--workers` has such a process of its own, forked before it has run any code: workers
-are children of the daemon, and as new as executed ones.
+A daemon with `--workers` or `--reload` has such a process of its own, forked before it has run any
+code: workers are children of the daemon, and as new as executed ones.
 """
 
 from __future__ import annotations
@@ -402,7 +402,7 @@ if __name__ == "__main__":
         os._exit(0)
     _become(_request)
     _keep_frozen()
-    if "--workers" in _request["arguments"]:
+    if {"--workers", "--reload"}.intersection(_request["arguments"]):
         _request = _fork_workers_of(_request)
     # The program's module takes the place of this one.
     _main = types.ModuleType("__main__")

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.daemon import Daemon
 from tests.support.waiting import PACE, PATIENCE
 
-# A worker is executed, not forked: on a busy machine that takes a while.
+# Of workers that are executed, not forked: on a busy machine that takes a while.
 START = 3 * PATIENCE
 
 HANDLER = """
