@@ -821,7 +821,7 @@ async def test_a_reload_loads_one_certificate_in_a_turn_and_applies_all_at_once(
     before = many.serials
     many.issue()
     many.service.reload()
-    await eventually(lambda: "Reloaded" in log.text)
+    await eventually(lambda: log.has("Reloaded"))
     (line,) = re.findall("Reloaded; changed: (.*)", log.text)
     assert line.count(" (serial ") == 2
     assert line.endswith(f"), {HOSTS - 2} more certificates")
@@ -860,7 +860,7 @@ async def test_the_certificates_of_an_endpoint_that_a_reload_adds_are_loaded_one
     listen = many.service.configure.values["listen"]  # type: ignore[attr-defined]
     many.service.configure = Configured(listen=(*listen, added))
     many.service.reload()
-    await eventually(lambda: "Reloaded" in log.text)
+    await eventually(lambda: log.has("Reloaded"))
     assert len(many.turns) == len(set(many.turns)) == 2 * HOSTS
     assert "Ignored until restart: listen" in log.text
     (many.folder / f"{HOSTS - 1}.pem").write_text("damaged")

@@ -20,6 +20,17 @@ class Log:
             for event in self.events
         )
 
+    def has(self, beginning: str) -> bool:
+        """Return whether an event begins with this.
+
+        To wait for an event, ask this: on a busy machine `text` may have the stack of a stall,
+        and there the very line of the test that looks for the event.
+        """
+        return any(
+            eventAsText(event, includeTimestamp=False, includeSystem=False).startswith(beginning)
+            for event in self.events
+        )
+
     @property
     def errors(self) -> list[str]:
         """The events that are errors, as text."""
