@@ -13,6 +13,8 @@ Guarantees:
   and the caller is told to send no more; its output is read in pieces, and not while it is paused.
 * With the connection ends the whole process group: by SIGTERM, and by SIGKILL if some of it
   remains. Then the process has been reaped, and our ends of its pipes are closed.
+* The rest of a group, whose parent has ended, becomes a child of process 1. Where that is the
+  daemon, as in a container, it is reaped here too: no zombie stays.
 
 Each process is watched by a descriptor of its own (pidfd_open(2)), on every reactor alike, or by a
 thread where the kernel has none. No SIGCHLD is needed, which belongs to the reactor.
@@ -53,6 +55,10 @@ PIECE_OF_ERRORS = 4096
 
 # The longest line of standard error, in bytes; a longer one is cut.
 LONGEST_LINE = 2048
+
+# How many seconds after a process's end comes the first look whether all of its group has ended.
+# Each pause between looks is twice as long as the one before.
+FIRST_LOOK = 0.01
 
 
 class Served(Protocol):
@@ -188,8 +194,11 @@ class Process:
         """End the program, and all that it has started, at once."""
         self._input.close()
         self._output.close()
-        self._signal_group(signal.SIGKILL)
         self._stop_waiting()
+        if self._popen.returncode is None or self._over:
+            self._signal_group(signal.SIGKILL)
+        else:
+            self._kill_rest()
 
     def _signal_group(self, number: int) -> None:
         # The group's number is not given to another one while the leader is not reaped, or while
@@ -244,18 +253,42 @@ class Process:
     def _reap(self, patience: float) -> None:
         """Reap the process, and end what is left of its group."""
         self._popen.wait()  # which does not wait: it has exited
-        try:
-            os.killpg(self.pid, 0)
-        except (ProcessLookupError, PermissionError):
+        self._wait_for_group(self._reactor.seconds() + patience, FIRST_LOOK)
+
+    def _wait_for_group(self, deadline: float, pause: float) -> None:
+        """Wait until nothing is left of the group; at the deadline, end what is.
+
+        Args:
+            deadline: the reactor's time.
+            pause: the time until the next look, in seconds.
+        """
+        left = deadline - self._reactor.seconds()
+        if not self._group_exists():
             self._finish()
+        elif left > 0:
+            self._ending = self._reactor.callLater(
+                min(pause, left), self._wait_for_group, deadline, 2 * pause
+            )
         else:
-            self._ending = self._reactor.callLater(patience, self._kill_rest)
+            self._kill_rest()
 
     def _kill_rest(self) -> None:
         self._signal_group(signal.SIGKILL)
-        self._finish()
+        self._ending = self._reactor.callLater(FIRST_LOOK, self._finish)
+
+    def _group_exists(self) -> bool:
+        """Return whether the group has a member, after reaping those that are our children."""
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                pass
+        try:
+            os.killpg(self.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
 
     def _finish(self) -> None:
+        self._group_exists()  # which has reaped what SIGKILL has ended
         self._over = True
         self._errors.close()
         self._reaped(self)

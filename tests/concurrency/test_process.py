@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from echod.concurrency.process import LONGEST_LINE, Process, _Lines
 from tests.support.reactor import reactor
 from tests.support.serving import eventually
+
+PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 class Recorder:
@@ -121,6 +125,56 @@ async def test_a_program_may_be_killed_twice_and_after_its_end() -> None:
     await eventually(lambda: recorder.reaped)
     process.kill()
     process.end(1.0)
+
+
+LEAVES = "(trap '' TERM; echo ready; while :; do sleep 0.01; done) & "
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_program_leaves_may_be_killed_before_its_time() -> None:
+    recorder = Recorder()
+    process = recorder.start(LEAVES)
+    await eventually(lambda: recorder.data)
+    process.end(1000.0)
+    await eventually(lambda: process._popen.returncode is not None)
+    assert not recorder.reaped
+    process.kill()
+    process.kill()
+    await eventually(lambda: recorder.reaped)
+
+
+@pytest.fixture
+def as_process_1() -> Iterator[None]:
+    """Let this process be the parent of what other processes leave, as process 1 is."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    assert prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    yield
+    assert prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_program_is_gone_as_soon_as_the_last_of_its_group_is(as_process_1: None) -> None:
+    recorder = Recorder()
+    process = recorder.start("(trap '' TERM; echo ready; sleep 0.2) & exec sleep 1000")
+    await eventually(lambda: recorder.data)
+    process.end(1000.0)
+    await eventually(lambda: recorder.reaped)
+
+
+@pytest.mark.parametrize("leaves", [LEAVES, "(echo ready) & "], ids=["stays", "ends"])
+@pytest.mark.parametrize("ends", ["before", "with it"])
+@pytest_twisted.ensureDeferred
+async def test_as_process_1_no_zombie_stays_of_what_a_program_leaves(
+    as_process_1: None, leaves: str, ends: str
+) -> None:
+    """Fault 212: The daemon reaps each process that a program has started, and not waited for."""
+    recorder = Recorder()
+    process = recorder.start(leaves + ("cat" if ends == "with it" else ":"))
+    await eventually(lambda: recorder.data)
+    process.end(0.1)
+    await eventually(lambda: recorder.reaped)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-process.pid, os.WNOHANG)
 
 
 @given(st.lists(st.binary(max_size=3 * LONGEST_LINE), max_size=8))

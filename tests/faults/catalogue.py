@@ -48,6 +48,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         209: "A client does not read, and data waits for it when the limit for that changes",
         210: "SIGTERM before a client's PROXY header, or the end of its handshake of TLS",
         211: "A program ends in the turn of the event loop in which another is started",
+        212: "A program leaves a process behind, where the daemon is process 1",
     },
     "Exhaustion": {
         17: "No descriptor is left, and 200 clients connect",
