@@ -188,7 +188,8 @@ class UvloopReactor(EPollReactor, AsyncioSelectorReactor):
         if self._selectables and not self._ending:
             # Due timed calls come first, as in every turn of Twisted's own reactors.
             self.context.run(self._run_due_calls)
-            self.doPoll(0)
+            if self._selectables:  # still: epoll_wait does not take 0 for their number
+                self.doPoll(0)
 
     def addReader(self, reader: IReadDescriptor) -> None:
         if isinstance(reader, _SELF_WATCHED):

@@ -49,6 +49,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         210: "SIGTERM before a client's PROXY header, or the end of its handshake of TLS",
         211: "A program ends in the turn of the event loop in which another is started",
         212: "A program leaves a process behind, where the daemon is process 1",
+        213: "A timed call removes the last descriptor in the turn in which it is ready",
     },
     "Exhaustion": {
         17: "No descriptor is left, and 200 clients connect",

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.interfaces import (
+    IDelayedCall,
     IReactorCore,
     IReactorFDSet,
     IReactorProcess,
@@ -203,6 +204,42 @@ def test_udp_beside_streams(harness: Harness) -> None:
                 assert s.recv(100) == message
 
     harness.run(client)
+
+
+def test_a_timed_call_may_remove_the_last_descriptor_that_is_ready(harness: Harness) -> None:
+    """Fault 213: The event of a descriptor that was removed meanwhile is dropped."""
+    reactor = harness.reactor
+    reading, writing = os.pipe()
+
+    class Reader:
+        def fileno(self) -> int:
+            return reading
+
+        def doRead(self) -> None:
+            raise AssertionError("it is removed")
+
+    reader = Reader()
+
+    def remove() -> None:
+        reactor.removeReader(reader)
+        reactor.callLater(0, reactor.stop)
+
+    def begin() -> None:
+        reactor.addReader(reader)
+        due = reactor.callLater(0.01, remove)
+        # The loop looks for events right after this, and only then for what is due.
+        reactor.loop.call_soon(be_late, due)
+
+    def be_late(due: IDelayedCall) -> None:
+        os.write(writing, b"x")
+        while reactor.seconds() < due.getTime():
+            pass
+
+    reactor.callLater(0, begin)
+    harness.run_until_stopped()
+    os.close(reading)
+    os.close(writing)
+    assert harness.failures == []
 
 
 def test_what_is_removed_is_the_reactors_no_more(either: Harness) -> None:
