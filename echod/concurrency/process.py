@@ -60,6 +60,9 @@ LONGEST_LINE = 2048
 # Each pause between looks is twice as long as the one before.
 FIRST_LOOK = 0.01
 
+# How many seconds after SIGKILL a group is taken for gone.
+LAST_LOOK = 1.0
+
 
 class Served(Protocol):
     """The connection that a program serves, as its process sees it."""
@@ -253,13 +256,16 @@ class Process:
     def _reap(self, patience: float) -> None:
         """Reap the process, and end what is left of its group."""
         self._popen.wait()  # which does not wait: it has exited
-        self._wait_for_group(self._reactor.seconds() + patience, FIRST_LOOK)
+        self._wait_for_group(self._reactor.seconds() + patience, self._kill_rest)
 
-    def _wait_for_group(self, deadline: float, pause: float) -> None:
-        """Wait until nothing is left of the group; at the deadline, end what is.
+    def _wait_for_group(
+        self, deadline: float, too_late: Callable[[], None], pause: float = FIRST_LOOK
+    ) -> None:
+        """Finish when nothing is left of the group.
 
         Args:
             deadline: the reactor's time.
+            too_late: called at the deadline, if something is left.
             pause: the time until the next look, in seconds.
         """
         left = deadline - self._reactor.seconds()
@@ -267,14 +273,15 @@ class Process:
             self._finish()
         elif left > 0:
             self._ending = self._reactor.callLater(
-                min(pause, left), self._wait_for_group, deadline, 2 * pause
+                min(pause, left), self._wait_for_group, deadline, too_late, 2 * pause
             )
         else:
-            self._kill_rest()
+            too_late()
 
     def _kill_rest(self) -> None:
         self._signal_group(signal.SIGKILL)
-        self._ending = self._reactor.callLater(FIRST_LOOK, self._finish)
+        # Process 1 may be one that reaps nothing, so that the group does not go.
+        self._wait_for_group(self._reactor.seconds() + LAST_LOOK, self._finish)
 
     def _group_exists(self) -> bool:
         """Return whether the group has a member, after reaping those that are our children."""
@@ -288,7 +295,6 @@ class Process:
         return True
 
     def _finish(self) -> None:
-        self._group_exists()  # which has reaped what SIGKILL has ended
         self._over = True
         self._errors.close()
         self._reaped(self)
