@@ -56,6 +56,7 @@ from echod.tls import Copies
 from echod.turns import go_through
 from echod.workers.child import Child, backoff
 from echod.workers.link import SHOW_STACKS, Message
+from echod.workers.orphans import reap_orphans
 
 if TYPE_CHECKING:
     from echod.control import ControlServer
@@ -481,7 +482,8 @@ class Supervisor(Service):
     # Heartbeats.
 
     def _look(self) -> None:
-        """Kill a worker whose event loop stands still."""
+        """Kill a worker whose event loop stands still; reap orphans."""
+        reap_orphans()
         now = self.reactor.seconds()
         slept, self._looked = now - self._looked - LOOK, now
         for child in self._children:

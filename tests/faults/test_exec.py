@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pwd
 import re
 import shlex
+import signal
 import socket
 import sys
 import tempfile
@@ -18,7 +20,7 @@ from tests.faults.scale import Scale, number
 from tests.support.certificates import self_signed_pem
 from tests.support.clients import connect, end_while_idle, receive, receive_all
 from tests.support.daemon import TERMINATED, Daemon, Start, nothing_kept
-from tests.support.needs import needs_root
+from tests.support.needs import needs_root, tool
 from tests.support.tls_peer import client_context
 from tests.support.waiting import PATIENCE, block_until
 
@@ -26,9 +28,10 @@ from tests.support.waiting import PATIENCE, block_until
 AS_ROOT = ("--uid=0",)
 
 
-def children(running: Daemon) -> list[str]:
-    """Return the processes that a daemon has started, and has not reaped."""
-    task = Path(f"/proc/{running.process.pid}/task")
+def children(running: Daemon | str) -> list[str]:
+    """Return the processes that a daemon, or a process, is the parent of, and has not reaped."""
+    pid = running if isinstance(running, str) else running.process.pid
+    task = Path(f"/proc/{pid}/task")
     return [pid for each in task.glob("*/children") for pid in each.read_text().split()]
 
 
@@ -64,6 +67,34 @@ def test_sigterm_ends_every_idle_program_and_resets_no_client(
         clients = [stack.enter_context(client(running, way)) for _ in range(count)]
         seconds = end_while_idle(running, clients)
     scale.note(f"{way}: {count} programs ended in {seconds:.2f} s")
+
+
+def test_as_process_1_the_supervisor_of_workers_reaps_what_their_programs_leave(
+    daemon: Start,
+) -> None:
+    """Fault 212: So does the supervisor of workers; there, it may have left the group, too."""
+    needs_root("start a process 1")
+    waits = "read gone <&3"
+    leaves = f"exec 3<&0; ({waits}) & setsid sh -c {shlex.quote(waits)} &"
+    running = daemon(
+        *("--handler", f"exec:command=sh -c {shlex.quote(leaves)}", "--workers", "2"),
+        options=AS_ROOT,
+        under=[tool("unshare"), "--pid", "--fork", "--kill-child", "--mount-proc"],
+    )
+    running.wait_for("serves", 2)
+    (process_1,) = children(running)
+    workers = set(children(process_1))
+    try:
+        for _ in range(3):
+            with connect(running) as connection:
+                block_until(lambda: len(children(process_1)) == len(workers) + 2)
+                connection.shutdown(socket.SHUT_WR)
+                assert receive_all(connection) == b""
+            block_until(lambda: set(children(process_1)) == workers)
+    finally:
+        os.kill(int(process_1), signal.SIGTERM)  # unshare passes none on
+    running.wait()
+    assert "successor" not in running.log
 
 
 def test_workers_run_programs_as_root_if_that_is_asked_for(daemon: Start) -> None:
