@@ -597,7 +597,7 @@ class ConnectionProtocol(Protocol):
 
     def _deadline_passed(self) -> None:
         if self._is_shaking_hands and self._reason is None:
-            self.abort(EndReason.HANDSHAKE_TIMEOUT)
+            self._close_handshake(EndReason.HANDSHAKE_TIMEOUT)
             return
         if self._has_read():
             # The client reads the data in the kernel slowly, but it does read.
@@ -707,9 +707,13 @@ class ConnectionProtocol(Protocol):
         unread.
         """
         if self._is_shaking_hands and not unread(self.transport):
-            tls = tls_of(self.transport)
-            if tls is None:  # Twisted's own, which has no gentle end before that of a handshake
-                self.abort(EndReason.DRAINED)
-            else:
-                tls.abandon()
-                self.close(EndReason.DRAINED)
+            self._close_handshake(EndReason.DRAINED)
+
+    def _close_handshake(self, reason: EndReason) -> None:
+        """Send FIN alone: OpenSSL sends no alert within a handshake that has not failed."""
+        tls = tls_of(self.transport)
+        if tls is None:  # Twisted's own, which has no gentle end before that of a handshake
+            self.abort(reason)
+        else:
+            tls.abandon()
+            self.close(reason)

@@ -201,12 +201,16 @@ async def test_over_twisteds_own_tls_clients_are_greeted_answered_and_drained(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_client_that_does_not_shake_hands_is_disconnected_in_time(
-    certificate: Path,
+@pytest.mark.parametrize("sent", [0, 50, 1000], ids=["silent", "hello begun", "half-way"])
+async def test_a_client_that_does_not_shake_hands_sees_the_end_in_time(
+    certificate: Path, sent: int
 ) -> None:
+    """Fault 25: It sees the end of the stream, and no reset."""
     async with secure(certificate, limits=Limits(handshake_timeout=0.6)) as server:
-        silent = await connect_in_clear(server)
-        assert await silent.receive_all() == b""
+        client = await connect_in_clear(server)
+        client.send(hello_of(None)[:sent])
+        await client.receive_all()
+        assert client.clean
         await eventually(lambda: not server.factory.connections)
         assert server.factory.metrics.ended == {"handshake-timeout": 1}
 
@@ -373,7 +377,7 @@ def test_a_handshake_has_the_time_that_the_limit_gives_it_and_no_more(certificat
     wire.connect()
     wire.begin()
     wire.pass_on()
-    passed = seconds_until(clock, lambda: "abort" in wire.lower.asked)
+    passed = seconds_until(clock, lambda: "fin" in wire.lower.asked)
     assert 10 <= passed <= 10 + URGENT_INTERVAL
     wire.connection.connectionLost(connectionDone)
     assert factory.metrics.ended == {"handshake-timeout": 1}

@@ -432,10 +432,7 @@ async def test_a_client_that_goes_on_in_clear_or_falls_silent_is_disconnected(
 
     limits = Limits(handshake_timeout=0.5)
     async with offering(certificate, model, limits=limits) as server:
-        try:
-            await talk(server, conversation)
-        except ConnectionError:
-            assert reason == "handshake-timeout"
+        await talk(server, conversation)
         await eventually(lambda: not server.factory.connections)
         assert server.factory.metrics.ended == {reason: 1}
         assert server.factory.metrics.handler_errors == 0

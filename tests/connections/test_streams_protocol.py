@@ -515,6 +515,8 @@ async def test_a_handshake_that_fails_is_told_to_the_handler_and_is_no_error(
         await client.receive(b"STARTTLS\n")
         await turns(5)
         client.send(sent)
+        await client.receive_all()
+        assert client.clean
         await eventually(lambda: not server.factory.connections and raised)
         assert raised == [ConnectionResetError]
         assert ended(server) == {reason: 1}
