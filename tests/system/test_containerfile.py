@@ -53,7 +53,7 @@ class Image:
             folder: an empty one.
         """
         # The Python of the base image: nothing is installed there but what echod needs.
-        environment = Environment(folder / "python", dependencies=True)
+        environment = Environment(folder / "python")
         pip = environment.bin / "pip"
         python = environment.bin / "python"
         pip.write_text(f'#!/bin/sh\nexec {sys.executable} -m pip --python {python} "$@"\n')

@@ -1,4 +1,8 @@
-"""echod installed from real wheels, by pip, in fresh virtual environments."""
+"""echod installed from real wheels, by pip, in fresh virtual environments.
+
+The dependencies of the wheel, and no other packages, are copied there from the environment of the
+tests, with their bytecode: to fetch, install and compile them would take most of the time.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,18 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PathDistribution, distribution, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.support.clients import BANNER, connect, receive_all
 from tests.support.daemon import Daemon, Start
 from tests.support.needs import tool
 from tests.support.paths import ROOT
+from tests.support.programs import SCRIPTS
 
 # The first test that needs an environment waits for pip to make it.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(180)]
@@ -53,34 +60,65 @@ def build_wheel(source: Path, to: Path) -> Path:
     return built
 
 
+def needed(by: Iterable[str], extras: Iterable[str] = ()) -> Iterator[str]:
+    """Yield the names of the distributions that these requirements need, and of those they need.
+
+    Args:
+        by: the requirements of a distribution.
+        extras: its extras that are wanted.
+    """
+    for one in map(Requirement, by):
+        if not one.marker or any(one.marker.evaluate({"extra": each}) for each in ("", *extras)):
+            yield one.name
+            yield from needed(requires(one.name) or [], one.extras)
+
+
+def copy_what_is_needed(wheel: Path, packages: Path) -> None:
+    """Copy what a wheel needs into the folder of packages of an environment."""
+    with zipfile.ZipFile(wheel) as archive:
+        folders = zipfile.Path(archive).iterdir()
+        (metadata,) = (each for each in folders if each.name.endswith(".dist-info"))
+        required = PathDistribution(metadata).requires or []
+    for name in set(needed(required)):
+        of_it = distribution(name)
+        for top in {file.parts[0] for file in of_it.files or []} - {"..", "__pycache__"}:
+            found = Path(str(of_it.locate_file(top)))
+            if found.is_dir():
+                shutil.copytree(found, packages / top, dirs_exist_ok=True)
+            else:
+                shutil.copy2(found, packages)
+
+
 class Environment:
     """A fresh virtual environment."""
 
-    def __init__(self, folder: Path, *, dependencies: bool = False) -> None:
+    def __init__(self, folder: Path, *, wheel: Path | None = None) -> None:
         """Make it.
 
         Args:
             folder: where.
-            dependencies: whether it finds the packages of the environment that runs the tests,
-                behind its own, and has a `twistd`.
+            wheel: a wheel that finds what it needs there; without one, all packages of the
+                environment that runs the tests are found, behind its own.
         """
         self.folder = folder
         self.bin = folder / "bin"
         # A pip of its own would double the time; this one installs there as well.
         run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
-        if dependencies:
-            (packages,) = folder.glob("lib/python*/site-packages")
+        (packages,) = folder.glob("lib/python*/site-packages")
+        if wheel is None:
             (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-            # As Twisted's wheel brings it: its first line names the environment's Python.
-            twistd = self.bin / "twistd"
-            lines = (f"#!{self.bin}/python", "from twisted.scripts.twistd import run", "run()")
-            twistd.write_text("\n".join(lines))
-            twistd.chmod(0o755)
+        else:
+            copy_what_is_needed(wheel, packages)
+        # As Twisted's wheel brings them: the first line names the environment's Python.
+        for name in ("twistd", "twist"):
+            _, program = (SCRIPTS / name).read_text().split("\n", 1)
+            (self.bin / name).write_text(f"#!{self.bin}/python\n{program}")
+            (self.bin / name).chmod(0o755)
 
     def install(self, *what: str | Path) -> None:
+        """Install packages; pip fails where they need what is not there."""
         pip = sys.executable, "-m", "pip", "--python", self.bin / "python"
-        # Compiling all of Twisted would double it again.
-        run(*pip, "install", "--no-compile", *what, cwd=self.folder)
+        run(*pip, "install", "--no-compile", "--no-index", *what, cwd=self.folder)
 
     def listed(self, what: str) -> dict[str, str]:
         """Return the line of `echod handlers`, or `framings`, for each of them."""
@@ -106,32 +144,24 @@ def wheel(folder: Path, source: Path) -> Path:
     return build_wheel(source, folder / "wheel")
 
 
-@pytest.fixture(scope="module")
-def installed(folder: Path, wheel: Path) -> Environment:
-    """echod's wheel, installed."""
-    environment = Environment(folder / "installed")
-    environment.install(wheel)
-    return environment
-
-
 SHOUT = Path("examples") / "echod-shout"
 CONTENT_LENGTH = Path("examples") / "services" / "echod-content-length"
 
 
 @pytest.fixture(scope="module")
-def extended(installed: Environment, source: Path) -> Environment:
-    """The same environment, with packages of handlers and of a framing by other authors."""
+def installed(folder: Path, wheel: Path, source: Path) -> Environment:
+    """echod's wheel, and packages of handlers and of a framing by other authors."""
     handlers = build_wheel(source / SHOUT, source / "shout")
     framing = build_wheel(source / CONTENT_LENGTH, source / "content-length")
-    installed.install(handlers, framing)
-    return installed
+    environment = Environment(folder / "installed", wheel=wheel)
+    environment.install(wheel, handlers, framing)
+    return environment
 
 
 @pytest.fixture(scope="module")
 def editable(folder: Path) -> Environment:
     """A copy of the source, installed as developers do."""
-    # That pip finds the dependencies, `installed` shows; with them here it takes a tenth.
-    environment = Environment(folder / "editable", dependencies=True)
+    environment = Environment(folder / "editable")
     edited = copy_source(folder / "edited")
     both = "--editable", edited, "--editable", edited / SHOUT
     environment.install("--no-build-isolation", "--no-deps", "--ignore-installed", *both)
@@ -215,8 +245,8 @@ def test_twistd_finds_echod_from_an_editable_install(editable: Environment, daem
 @pytest.mark.parametrize(
     ("kind", "handler", "reply"),
     [
-        ("extended", "shout", b"HAPPY!\n"),
-        ("extended", "shout:marks=3", b"HAPPY!!!\n"),
+        ("installed", "shout", b"HAPPY!\n"),
+        ("installed", "shout:marks=3", b"HAPPY!!!\n"),
         ("editable", "whisper", b"happy\n"),
     ],
 )
@@ -229,8 +259,8 @@ def test_handlers_of_an_installed_package_run_by_name(
     assert answer(started, b"Happy\n") == reply
 
 
-def test_handlers_of_an_installed_package_are_listed(extended: Environment) -> None:
-    handlers = extended.listed("handlers")
+def test_handlers_of_an_installed_package_are_listed(installed: Environment) -> None:
+    handlers = installed.listed("handlers")
 
     assert handlers["shout"] == (
         "Sends back what it gets in capital letters, with exclamation marks. "
@@ -242,14 +272,14 @@ def test_handlers_of_an_installed_package_are_listed(extended: Environment) -> N
 
 
 def test_a_framing_of_an_installed_package_runs_by_name_and_is_listed(
-    extended: Environment, daemon: Start
+    installed: Environment, daemon: Start
 ) -> None:
-    assert extended.listed("framings")["content-length"] == (
+    assert installed.listed("framings")["content-length"] == (
         "A message, and a reply, follows its length in a header: `Content-Length: 5`. "
         "(max_message: int = 1048576)"
     )
     options = ("--framing", "content-length:max_message=10", "--handler", "upper")
-    started = daemon(*options, twistd=extended.bin / "twistd")
+    started = daemon(*options, twistd=installed.bin / "twistd")
 
     sent = b"Content-Length: 5\r\n\r\nhappy"
     assert answer(started, sent) == sent.upper().replace(b"CONTENT-LENGTH", b"Content-Length")
