@@ -61,7 +61,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # pytest keeps all the tests that it finds; `_warm` enables it
-    config.pluginmanager.register(Interruption())
+    config.pluginmanager.register(Interruption(config))
     config.pluginmanager.register(Workers(config))
     config.pluginmanager.register(Matrices(config))
     config.pluginmanager.register(TimeLimit(config))

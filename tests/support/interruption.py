@@ -36,7 +36,12 @@ class Interruption:
     Ctrl-C reaches the workers without it: the terminal sends SIGINT to the whole group.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: pytest.Config) -> None:
+        """Set up.
+
+        Args:
+            config: of pytest; the other plugins of this suite take it, too.
+        """
         self._workers: list[subprocess.Popen[bytes]] = []
         self._session: pytest.Session | None = None
         self._main: greenlet.greenlet | None = None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.interruption import Interruption
 from tests.support.paths import ROOT
 
 # To import what the whole conftest.py does takes longer than all else that such a pytest does.
@@ -17,8 +18,9 @@ def pytest_configure(config):
     config.pluginmanager.register({plugin}(config))
 """
 
-# Only the whole conftest.py uses these plugins.
-UNUSED = ("hypothesispytest", "twisted", "echod")
+# Only the whole conftest.py uses these plugins, and `Interruption` one of them.
+UNUSED = {"hypothesispytest", "twisted", "echod"}
+USED_BY = {Interruption: {"twisted"}}
 
 
 def own_pytest(
@@ -43,7 +45,7 @@ def own_pytest(
         module = only.__module__.rpartition(".")[2]
         conftest = CONFTEST.format(module=module, plugin=only.__name__)
         (folder / "tests" / "conftest.py").write_text(conftest)
-        without += UNUSED
+        without += UNUSED - USED_BY.get(only, set())
     plain = [*(f"-pno:{name}" for name in without), "-o", "addopts="]
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", *within, *plain, *options],

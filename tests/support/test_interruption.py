@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.interruption import Interruption
 from tests.support.own_pytest import own_pytest
 from tests.support.waiting import PATIENCE, block_until
 
@@ -73,9 +74,11 @@ def interrupted(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]
     """Start a pytest of its own, and wait until a test is at work."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(waits_in: str, *options: str) -> subprocess.Popen[str]:
+    def start(
+        waits_in: str, *options: str, only: type | None = Interruption
+    ) -> subprocess.Popen[str]:
         tests = ["-k", f"{waits_in} or later"]
-        process = own_pytest(tmp_path, {"signals": TESTS}, *tests, *options)
+        process = own_pytest(tmp_path, {"signals": TESTS}, *tests, *options, only=only)
         started.append(process)
         # Several pytests may be starting on a busy machine.
         block_until((tmp_path / "begun").exists, 2 * PATIENCE)
@@ -88,12 +91,12 @@ def interrupted(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]
 
 
 @pytest.mark.parametrize(
-    ("waits_in", "number", "options"),
+    ("waits_in", "number", "only", "options"),
     [
-        ("sleep", signal.SIGTERM, []),
-        ("reactor", signal.SIGINT, []),
+        ("sleep", signal.SIGTERM, Interruption, []),
+        ("reactor", signal.SIGINT, None, []),
         # One worker: a second would run the later test.
-        ("thread", signal.SIGTERM, ["-n", "1"]),
+        ("thread", signal.SIGTERM, Interruption, ["-n", "1"]),
     ],
 )
 def test_a_signal_ends_pytest_in_order(
@@ -101,9 +104,10 @@ def test_a_signal_ends_pytest_in_order(
     interrupted: Callable[..., subprocess.Popen[str]],
     waits_in: str,
     number: signal.Signals,
+    only: type | None,
     options: list[str],
 ) -> None:
-    process = interrupted(waits_in, *options)
+    process = interrupted(waits_in, *options, only=only)
     process.send_signal(number)
     said, _ = process.communicate(timeout=2 * PATIENCE)
     assert process.returncode == 128 + number, said
