@@ -13,7 +13,7 @@ from tests.support.daemon import Start
 from tests.support.needs import missing
 
 TOKEN = "0123456789abcdef"
-EXAMPLES = number(ci=8, soak=1000)  # of each operation
+EXAMPLES = number(ci=4, soak=1000)  # of each operation
 CONFIGURATION = """
 # No schema says which texts are faults, so some that fit it are refused.
 [[operations]]
