@@ -49,7 +49,7 @@ from tests.support.workers import Workers
 settings.register_profile(
     "echod",
     deadline=None,
-    max_examples=int(os.environ.get("EXAMPLES", "30")),
+    max_examples=int(os.environ.get("EXAMPLES", "20")),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("echod")
