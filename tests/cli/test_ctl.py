@@ -18,7 +18,7 @@ from echod.cli.ctl import PAGE, ControlError, connection_to
 from tests.cli.test_handlers import ECHOD
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER, connect, greeted, is_over, receive
-from tests.support.daemon import Daemon, Start
+from tests.support.daemon import Daemon, Start, starting
 from tests.support.programs import run
 from tests.support.waiting import block_until
 
@@ -61,22 +61,39 @@ def test_an_endpoint_that_makes_no_sense_is_refused(place: str) -> None:
 Ctl = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def here(daemon: Start, tmp_path: Path) -> Daemon:
-    path = tmp_path / "control"
+def controlled(daemon: Start, folder: Path) -> Daemon:
+    path = folder / "control"
     running = daemon("--control", f"unix:{path}", "--journal", "2000", "--journal-bytes", "20")
     block_until(path.exists)
     return running
 
 
-@pytest.fixture
-def ctl(here: Daemon, tmp_path: Path) -> Ctl:
-    environment = {**os.environ, "ECHOD_CONTROL": f"unix:{tmp_path / 'control'}"}
+def ctl_of(folder: Path) -> Ctl:
+    environment = {**os.environ, "ECHOD_CONTROL": f"unix:{folder / 'control'}"}
 
     def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return run(tmp_path, ECHOD, "ctl", *words, env=environment)
+        return run(folder, ECHOD, "ctl", *words, env=environment)
 
     return call
+
+
+@pytest.fixture
+def here(daemon: Start, tmp_path: Path) -> Daemon:
+    return controlled(daemon, tmp_path)
+
+
+@pytest.fixture
+def ctl(here: Daemon, tmp_path: Path) -> Ctl:
+    return ctl_of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ctl_that_changes_nothing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ctl]:
+    """Of a daemon that tests share."""
+    folder = tmp_path_factory.mktemp("ctl")
+    with starting(folder) as start:
+        controlled(start, folder)
+        yield ctl_of(folder)
 
 
 def lines(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
@@ -165,9 +182,9 @@ def test_all_pages_are_fetched(here: Daemon, ctl: Ctl) -> None:
     ],
 )
 def test_an_error_is_one_line_with_an_exit_code(
-    words: tuple[str, ...], code: int, said: str, ctl: Ctl
+    words: tuple[str, ...], code: int, said: str, ctl_that_changes_nothing: Ctl
 ) -> None:
-    done = ctl(*words)
+    done = ctl_that_changes_nothing(*words)
     assert done.returncode == code
     assert done.stdout == ""
     assert done.stderr.startswith("echod ctl: ")
