@@ -324,9 +324,7 @@ def hostile(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "options", [[], ["--handler", "echo:prefix=OK..."], ["--framing", "line"]]
-)
+@pytest.mark.parametrize("options", [[], ["--handler", "echo:prefix=OK...", "--framing", "line"]])
 def test_the_daemon_starts_as_ever_beside_plugins_that_are_broken_or_want_its_handlers_name(
     hostile: Path, daemon: Start, options: list[str]
 ) -> None:
