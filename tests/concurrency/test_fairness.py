@@ -130,4 +130,4 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
-TestQueue.settings = settings(max_examples=100, stateful_step_count=50)
+TestQueue.settings = settings(max_examples=50, stateful_step_count=50)

@@ -30,7 +30,7 @@ def test_hostile_bytes_are_parsed_or_refused(target: str, tmp_path: Path, scale:
     """A parser parses any bytes, or refuses them with its own error."""
     if scale.soak:
         fuzz(target, tmp_path, scale)
-    settings(max_examples=100)(given(st.binary(max_size=300))(TARGETS[target]))()
+    settings(max_examples=50)(given(st.binary(max_size=300))(TARGETS[target]))()
 
 
 def fuzz(target: str, directory: Path, scale: Scale) -> None:

@@ -260,7 +260,7 @@ def test_idle_clients_see_the_end_at_once_and_no_reset(
         not_here("this reactor has no asyncio event loop")
     (tmp_path / "served.py").write_text(ECHOES)
     (tmp_path / "server.pem").write_bytes(self_signed_pem())
-    count = number(ci=50, soak=1000)
+    count = number(ci=20, soak=1000)
     of_kind = ["--handler", f"served:{kind}"]
     if kind in CONCURRENT:
         of_kind = ["--concurrency", kind, "--no-banner", "--prefix="]

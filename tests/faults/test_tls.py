@@ -413,7 +413,7 @@ def test_a_certificate_may_be_rewritten_while_it_is_read(
     writer = threading.Thread(target=rewrite)
     writer.start()
     try:
-        for _ in scale(ci=150, soak=20_000):
+        for _ in scale(ci=60, soak=20_000):
             running.lines.clear()
             running.signal(signal.SIGHUP)
             running.wait_for("Reloaded; changed|Reload refused, nothing has changed: .*server.pem")
