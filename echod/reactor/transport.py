@@ -158,6 +158,7 @@ class StreamTransport:
     _backlog: int | None = None  # SHORT_BACKLOG, or the protocol's, or uvloop's own
     _backlog_left: int | None = None  # how many bytes may wait when a paused producer is resumed
     _reads_are_short = False
+    _reads_are_views = False
     _starts_paused = False
     _buffer_error: BaseException | None = None
     _drain_scheduled = False
@@ -257,6 +258,7 @@ class StreamTransport:
         """Let uvloop call ``data_received`` for each read from now on."""
         if self.connected:
             self.data_received = data_received  # type: ignore[method-assign,assignment]
+            self._reads_are_views = False
             if self._reads_are_short:
                 self.get_buffer, self.buffer_updated = self._buffer, self._take_from_buffer
             else:
@@ -526,6 +528,13 @@ class StreamTransport:
         else:
             divert(data)
 
+    def writeChunks(self, chunks: list[bytes]) -> None:
+        """Write long chunks by one system call, without copying them into one object."""
+        if self._divert is None:
+            self._uv.writelines(chunks)
+        else:
+            self._divert(b"".join(chunks))
+
     @property
     def _is_below_tls(self) -> bool:
         """Whether the protocol is Twisted's TLS."""
@@ -734,19 +743,33 @@ class StreamTransport:
         if self.connected and not self._reads_are_short:
             self._reads_are_short = True
             self.limitQueue(SHORT_BACKLOG)
-            # With these, uvloop takes it for an asyncio ``BufferedProtocol``.
-            self.get_buffer = self._buffer
-            self.buffer_updated = self._take_from_buffer
-            self._announce()
+            self._read_into_buffer()
+
+    def readInPlace(self) -> None:
+        """Pass each read to the protocol as a view of uvloop's buffer, which the next read
+        overwrites, and read at most :data:`SHORT_READ` bytes at once.
+
+        This is for a protocol that copies what it keeps.
+        """
+        if self.connected and not self._reads_are_views:
+            self._reads_are_views = True
+            self._read_into_buffer()
+
+    def _read_into_buffer(self) -> None:
+        # With these, uvloop takes it for an asyncio ``BufferedProtocol``.
+        self.get_buffer = self._buffer
+        self.buffer_updated = self._take_from_buffer
+        self._announce()
 
     def _buffer(self, hint: int) -> memoryview:
-        """Return uvloop's buffer for a read: all connections share it, because it is copied at
-        once.
+        """Return uvloop's buffer for a read: all connections share it, because a read is used or
+        copied at once.
         """
         return self.reactor.read_buffer
 
     def _take_from_buffer(self, size: int) -> None:
-        self.data_received(bytes(self.reactor.read_buffer[:size]))
+        view = self.reactor.read_buffer[:size]
+        self.data_received(view if self._reads_are_views else bytes(view))  # type: ignore[arg-type]
 
     startReading = resumeProducing
     stopReading = pauseProducing

@@ -60,7 +60,7 @@ from echod.stacked import StackedTransport
 from echod.tls.base import TLSError, TLSLayer
 from echod.tls.context import Context
 from echod.tls.facts import ClientHello, TLSFacts, facts_of
-from echod.turns import LONG, Share, Turns
+from echod.turns import FREE, LONG, Share, Turns
 
 if TYPE_CHECKING:
     from echod.interfaces import Stream
@@ -290,7 +290,7 @@ class TLSConnection(StackedTransport, TLSLayer):
         self._write: Callable[[Any], int] = plain.write
         self._shake_hands()
 
-    def dataReceived(self, data: bytes) -> None:
+    def dataReceived(self, data: bytes | memoryview) -> None:
         if not self._direct or len(data) > MOST:
             self._receive(data)
             return
@@ -313,7 +313,7 @@ class TLSConnection(StackedTransport, TLSLayer):
                         self.received += len(content)
                         receive(content)
                 else:
-                    self._decrypt(content=content)
+                    self._decrypt(content)
         finally:
             self._collecting = False
             parts = self._parts
@@ -330,19 +330,24 @@ class TLSConnection(StackedTransport, TLSLayer):
             self._direct = False
             self.transport.pauseProducing()
 
-    def _decrypt(  # noqa: C901 - calls for each record would cost
-        self, share: Share | None = None, content: bytes | None = None
-    ) -> None:
+    def _decrypt(self, content: bytes | None = None) -> None:  # noqa: C901 - calls would cost
         """Pass the application what OpenSSL's buffer holds, and then the rest of the read.
 
         Args:
-            share: of this turn of the loop; None: make one for the second record.
             content: of the first record, if that is decrypted already.
         """
         incoming, read, parts, turns = self._incoming, self._read, self._parts, self._turns
         seconds = turns.seconds
         receive = self._receiver
+        # A share of the turn is an object only once `FREE` is used up; before, only when it began.
         begun = seconds()
+        share = turns.shares.get(self) if turns.shares else None
+        if share is not None:
+            until = share.until
+        else:
+            until, rest = begun + FREE, self._rest
+            if len(rest) > RECORD and rest[3] >= RECORD >> 8:  # by its length, a full record
+                until += FULL
         is_cut = False
         while self._reading and not self._input_over:
             if content is None:
@@ -372,11 +377,13 @@ class TLSConnection(StackedTransport, TLSLayer):
             content, is_cut = None, False
             if parts:
                 self._seal()
-            if share is None:
-                share = turns.shares.get(self) or Share(turns, self, begun)
-            if seconds() >= share.until and share.used_up():
-                self._wait_in_line()
-                break
+            if seconds() >= until:
+                if share is None:
+                    share = turns.shares.get(self) or Share(turns, self, begun)
+                if share.used_up():
+                    self._wait_in_line()
+                    break
+                until = share.until
 
     def _read_nothing(self, error: OSError) -> None:
         """Take OpenSSL's answer in place of a record's content."""
@@ -404,22 +411,28 @@ class TLSConnection(StackedTransport, TLSLayer):
         if self._reads:
             self.transport.resumeProducing()
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, data: bytes | memoryview) -> None:
         """Take input outside of the common case."""
         if self._input_over or self._lost:
             return
         if self._open:
             if len(data) >= LONG:
                 self._shorten_reads()
+            if len(data) > MOST and type(data) is bytes:
+                self._read_in_place()
             self._rest = memoryview(bytes(self._rest) + data if self._rest else data)
-            self._read_on()
+            try:
+                self._read_on()
+            finally:
+                if self._rest and type(data) is not bytes:  # the next read overwrites that
+                    self._rest = memoryview(bytes(self._rest))
         else:
             self._incoming.write(data)
             if self._tls is not None:
                 self._shake_hands()
                 if self._incoming.pending > MOST:  # nothing reads that while a meddler holds
                     self.transport.pauseProducing()
-            elif self._hello is not None and self._hello.feed(data):
+            elif self._hello is not None and self._hello.feed(bytes(data)):
                 self._server_name = self._hello.server_name
                 self._hello = None
                 self._start_openssl()
@@ -432,6 +445,16 @@ class TLSConnection(StackedTransport, TLSLayer):
         shorten = getattr(self.transport, "shortenReads", None)
         if shorten is not None:
             shorten()
+
+    def _read_in_place(self) -> None:
+        """Get views of the buffer that the uvloop reactor reads into, instead of copies.
+
+        Do not do so from the beginning: a short read costs more then.
+        """
+        # Of its class: a wrapper passes on attributes, and is passed bytes.
+        read_in_place = getattr(type(self.transport), "readInPlace", None)
+        if read_in_place is not None:
+            read_in_place(self.transport)
 
     def _read_on(self) -> None:
         """Decrypt the input as long as the application reads; then report its end."""
@@ -448,17 +471,15 @@ class TLSConnection(StackedTransport, TLSLayer):
         turns = self._turns
         share = turns.shares.get(self)
         if share is None:
-            share = Share(turns, self)
             if len(self._rest) >= LONG:
+                share = Share(turns, self)
                 turns.keep(share)  # this turn may bring another read
-            elif int.from_bytes(self._rest[3:5]) > RECORD:  # the length of what is encrypted
-                share.until += FULL
         elif self._reads and share.used_up():
             self._wait_in_line()
         self._collecting = True
         try:
             if not self._resting:
-                self._decrypt(share)
+                self._decrypt()
         finally:
             self._collecting = False
             self._flush()
@@ -676,9 +697,16 @@ class TLSConnection(StackedTransport, TLSLayer):
     def _send(self) -> None:
         """Send OpenSSL's output."""
         data = self._outgoing.read()
-        if self._records:
-            data = b"".join((*self._records, data))
-            self._records.clear()
+        if records := self._records:
+            self._records = []
+            records.append(data)
+            # Of its class: a wrapper passes on attributes, and this would go past its `write`.
+            write_chunks = getattr(type(self.transport), "writeChunks", None)
+            if write_chunks is None:
+                self.transport.write(b"".join(records))
+            else:
+                write_chunks(self.transport, records)
+            return
         if data and self._meddler is not None and not self._open:
             data = self._meddler.handshake(data)
         if data:
@@ -686,12 +714,17 @@ class TLSConnection(StackedTransport, TLSLayer):
 
     def _seal(self) -> None:
         """Encrypt the collected output, to be sent later."""
-        parts = self._parts
-        self._size += len(parts[0]) + OVERHEAD
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts, outgoing, write = self._parts, self._outgoing, self._write
+        data = parts[0]
+        self._size += len(data) + OVERHEAD
+        if len(parts) > 1:
+            data = b"".join(parts)
         parts.clear()
         try:
-            self._add(data)
+            if outgoing.pending + len(data) <= MOST_OUT:
+                write(data)
+            else:
+                self._add(data)
         except OSError as error:
             self._fail(error)
 

@@ -876,6 +876,47 @@ def test_reads_can_be_shortened(harness: Harness) -> None:
     assert harness.failures == []
 
 
+def test_reads_can_be_views_of_one_buffer(harness: Harness) -> None:
+    views: list[object] = []
+
+    @implementer(IHalfCloseableProtocol)
+    class Copies(Protocol):
+        def connectionMade(self) -> None:
+            self.kept: list[bytes] = []
+
+        def dataReceived(self, data: bytes | memoryview) -> None:
+            views.append(data.obj if isinstance(data, memoryview) else None)
+            self.kept.append(bytes(data))
+            self.transport.readInPlace()
+            if len(self.kept) == 3:
+                self.transport.shortenReads()
+            self.transport.write(b"go on")
+
+        def readConnectionLost(self) -> None:
+            self.transport.writeChunks(self.kept)
+            self.transport.loseConnection()
+            self.transport.writeChunks([b"still", b"sent"])  # `write` is diverted now
+
+        def writeConnectionLost(self) -> None: ...
+
+    port = harness.listen(Copies)
+    sent = [letter * 30_000 for letter in (b"a", b"b", b"c", b"d", b"e")]
+
+    def client() -> None:
+        with dial(port) as connection:
+            for message in sent:
+                connection.sendall(message)
+                check(connection.recv(5, socket.MSG_WAITALL) == b"go on")
+            connection.shutdown(socket.SHUT_WR)
+            check(read_all(connection).endswith(b"".join(sent) + b"stillsent"))
+
+    harness.run(client)
+    assert views[0] is None
+    assert len(views) >= len(sent)
+    assert {id(view) for view in views[1:]} == {id(harness.reactor.read_buffer.obj)}
+    assert harness.failures == []
+
+
 # A protocol that is connected directly
 
 

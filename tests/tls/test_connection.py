@@ -148,10 +148,14 @@ class Wire:
     """A connection, with its application above and OpenSSL as its peer."""
 
     def __init__(
-        self, certificate: Path, application: Any = None, client: ssl.SSLContext | None = None
+        self,
+        certificate: Path,
+        application: Any = None,
+        client: ssl.SSLContext | None = None,
+        lower: Lower | None = None,
     ) -> None:
         self.application = Application() if application is None else application
-        self.clock, self.lower = Loop(), Lower()
+        self.clock, self.lower = Loop(), lower or Lower()
         self.work = Work(lambda: self.clock.turns)
         context = ServerContext(Files(str(certificate), alpn=("h2",)))
         turns = Turns(self.clock, self.work.seconds)
@@ -988,9 +992,9 @@ class Working(Application):
         self.transport.write(data)
 
 
-def at_work(certificate: Path) -> Wire:
+def at_work(certificate: Path, lower: Lower | None = None) -> Wire:
     application = Working()
-    wire = Wire(certificate, application).shake_hands()
+    wire = Wire(certificate, application, lower=lower).shake_hands()
     application.work = wire.work
     wire.got()
     return wire
@@ -1139,6 +1143,68 @@ def test_an_application_that_pauses_while_records_wait_is_given_none(certificate
         wire.clock.turn()
     assert len(wire.work.order) == 500
     assert wire.got() == b"x" * 500
+
+
+class InPlace(Lower):
+    """A transport as the uvloop reactor's, with long reads and writes that are not copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chunks: list[int] = []
+        self.reads_in_place = False
+
+    def readInPlace(self) -> None:
+        self.reads_in_place = True
+
+    def writeChunks(self, chunks: list[bytes]) -> None:
+        self.chunks.append(len(chunks))
+        self.write(b"".join(chunks))
+
+
+def test_long_reads_and_writes_are_not_copied_if_the_transport_can(certificate: Path) -> None:
+    lower = InPlace()
+    wire = at_work(certificate, lower)
+    wire.send(b"x" * 1000)
+    assert wire.got() == b"x" * 1000
+    assert not lower.reads_in_place
+    wire.send(b"x" * 4 * RECORD)
+    assert lower.reads_in_place
+    assert wire.got() == b"x" * 4 * RECORD
+    assert len(lower.chunks) == 1
+
+
+def test_what_a_wrapper_only_passes_on_does_not_go_past_it(certificate: Path) -> None:
+    lower = InPlace()
+
+    class Wrapper(Lower):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lower, name)
+
+    wire = at_work(certificate, Wrapper())
+    wire.send(b"x" * 4 * RECORD)
+    assert wire.got() == b"x" * 4 * RECORD
+    assert not lower.reads_in_place
+    assert not lower.chunks
+
+
+@pytest.mark.parametrize("waits_for", ["its turn", "the application"])
+def test_what_waits_of_a_read_in_place_is_not_overwritten(
+    certificate: Path, waits_for: str
+) -> None:
+    wire, buffer = at_work(certificate), bytearray(LONG)
+    for letter in (b"x", b"y"):
+        for _ in range(400):
+            wire.client.write(letter * 100)
+        data = wire.written()
+        if waits_for == "the application" and letter == b"y":
+            wire.connection.pauseProducing()
+        buffer[: len(data)] = data
+        wire.connection.dataReceived(memoryview(buffer)[: len(data)])
+        buffer[:] = bytes(LONG)
+    wire.connection.resumeProducing()
+    while not wire.clock.at_rest:
+        wire.clock.turn()
+    assert wire.got() == b"x" * 40_000 + b"y" * 40_000
 
 
 @pytest.mark.parametrize("how", ["lost", "aborted", "damaged"])
