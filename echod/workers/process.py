@@ -160,6 +160,15 @@ def tell_figures(look: Look, link: Link, number: int) -> None:
     asked.addErrback(lambda failure: log.failure("Collecting the figures failed", failure))
 
 
+def _import_for_requests(settings: Settings) -> None:
+    """Import what requests need: at the first of them, clients would wait for it."""
+    if settings.status:
+        import echod.status.several
+    if settings.control:
+        import echod.control.site
+        import echod.status.snapshot  # noqa: F401
+
+
 class Worker:
     """The process, once it has its first order."""
 
@@ -239,6 +248,7 @@ class Worker:
     def _make(self, order: Message) -> EchoService:
         from twisted.internet import reactor
 
+        _import_for_requests(self._options.settings)
         self._reactor = reactor
         options = self._options
         settings = options.settings

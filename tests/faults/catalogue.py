@@ -50,6 +50,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         211: "A program ends in the turn of the event loop in which another is started",
         212: "A program leaves a process behind, where the daemon is process 1",
         213: "A timed call removes the last descriptor in the turn in which it is ready",
+        214: "The first request to the control of a daemon with workers",
     },
     "Exhaustion": {
         17: "No descriptor is left, and 200 clients connect",
