@@ -1,9 +1,9 @@
 """Sending 100 bytes to each of 1,000 clients: echod beside a bare loop of uvloop's `write`.
 
-`python -m bench.broadcast` serves the clients of a child process, and sends in three ways, in
-turns: by a loop over uvloop's transports, by `Client.send` from the event loop, and by
-`Client.send` from a thread. It prints the CPU of the whole process for a message, and the ratios
-to the bare loop: the medians of five rounds.
+`python -m bench.broadcast` serves the clients of a child process, and sends in five ways, in
+turns: by a loop over uvloop's transports, and from the event loop and from a thread, each by
+`broadcast` and by a loop over `Client.send`. It prints the CPU of the whole process for a message,
+and the ratios to the bare loop: the medians of five rounds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from echod import Client, EchoFactory, Handler
+from echod import Client, EchoFactory, Handler, broadcast
 from echod.reactor import install
 
 CLIENTS = 1000
@@ -30,10 +30,17 @@ ROUNDS = 5
 SENDS = 40
 DATA = b"x" * 100
 SECONDS_BETWEEN_READS = 0.01
+# The most that a way may cost, as a multiple of the bare loop.
 BARS = {"loop": 1.15, "thread": 1.25}
 
-
 Pause = Callable[[float], Deferred[None]]
+
+
+class Way(NamedTuple):
+    """A way to send to all: a function, which is called in a thread or in the event loop."""
+
+    send: Callable[[], None]
+    in_thread: bool = False
 
 
 class Room(Handler):
@@ -68,41 +75,43 @@ def listen_to(port: int) -> None:
 
 
 def send_to_all() -> None:
-    """Push to each client."""
+    """Push to all clients at once."""
+    broadcast(Room.clients, DATA)
+
+
+def send_to_each() -> None:
+    """Push to one client after the other."""
     for client in Room.clients:
         client.send(DATA)
 
 
-async def measure(send: Callable[[], None], pause: Pause) -> float:
+async def measure(way: Way, pause: Pause) -> float:
     """Return the CPU of this process for one message, in microseconds."""
     began = time.process_time()
     for _ in range(SENDS):
-        if send is by_thread:
-            await deferToThread(send_to_all)
+        if way.in_thread:
+            await deferToThread(way.send)
         else:
-            send()
+            way.send()
         await pause(0)
         await pause(0)
     await pause(0.05)
     return (time.process_time() - began) / SENDS / CLIENTS * 1e6
 
 
-def by_thread() -> None:
-    """Stand for `send_to_all` in a thread."""
-
-
-async def measure_all(ways: dict[str, Callable[[], None]], pause: Pause) -> None:
+async def measure_all(ways: dict[str, Way], pause: Pause) -> None:
     """Measure the ways to send in turns, and print the medians."""
-    for send in ways.values():
-        await measure(send, pause)  # warm up
+    for way in ways.values():
+        await measure(way, pause)  # warm up
     rounds = []
     for number in range(ROUNDS):
         order = [*ways] if number % 2 == 0 else [*ways][::-1]
         rounds.append({name: await measure(ways[name], pause) for name in order})
     print(f"bare: {statistics.median(each['bare'] for each in rounds):.2f} µs a message")
-    for name, bar in BARS.items():
+    for name in ways:
         ratio = statistics.median(each[name] / each["bare"] for each in rounds)
-        print(f"{name}: {ratio:.2f} times that; the bar is {bar}")
+        bar = f"; the bar is {BARS[name]}" if name in BARS else ""
+        print(f"{name}: {ratio:.2f} times that{bar}")
 
 
 def main() -> None:
@@ -128,7 +137,13 @@ def main() -> None:
             for write in writes:
                 write(DATA)
 
-        ways = {"bare": bare, "loop": send_to_all, "thread": by_thread}
+        ways = {
+            "bare": Way(bare),
+            "loop": Way(send_to_all),
+            "thread": Way(send_to_all, in_thread=True),
+            "loop, each": Way(send_to_each),
+            "thread, each": Way(send_to_each, in_thread=True),
+        }
         await measure_all(ways, partial(deferLater, reactor))
 
     def end(result: object) -> object:

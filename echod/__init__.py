@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from echod.concurrency.models import ThreadPerConnection as ThreadPerConnection
     from echod.concurrency.pool import WorkerPool as WorkerPool
     from echod.concurrency.thread_socket import ConnectionSocket as ConnectionSocket
+    from echod.connections.broadcast import broadcast as broadcast
     from echod.connections.current import client as client
     from echod.connections.factory import EchoFactory as EchoFactory
     from echod.connections.message_protocol import EchoProtocol as EchoProtocol
@@ -80,6 +81,7 @@ _MODULES = {
     "ThreadPerConnection": "concurrency.models",
     "Varint": "messages.prefixed",
     "WorkerPool": "concurrency.pool",
+    "broadcast": "connections.broadcast",
     "client": "connections.current",
     "connection_handler": "handlers.kinds",
     "message_handler": "handlers.kinds",

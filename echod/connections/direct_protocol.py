@@ -15,8 +15,8 @@ from echod.concurrency.forking import forks
 from echod.concurrency.lending import LentTask
 from echod.concurrency.models import InReactor
 from echod.connections.kernel import counted, counts_bytes
-from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening, taken
-from echod.connections.outbox import Outbox
+from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening
+from echod.connections.outbox import Outbox, taken
 from echod.connections.owner import Owner
 from echod.connections.transport_layers import is_tls
 from echod.handlers.calling import greeting_of, overridden
@@ -276,20 +276,27 @@ class DirectProtocol(EchoProtocol):
 
     def push(self, data: BytesLike) -> bool:
         # With `_direct`, the connection is open and nothing waits; the framing changes nothing.
-        # In a broadcast each call, and each object that is looked at, costs noticeable time.
+        # Here and below, each call, and each object that is looked at, costs noticeable time.
         if not self._direct or type(data) is not bytes:
             return super().push(data)
+        if get_ident() == self._owner.errands.thread:
+            return self.push_here(data)
+        self._seen_activity = -1  # as in `EchoProtocol.push`
+        return (self._outbox or self._open_outbox()).put(data)
+
+    def push_here(self, framed: bytes) -> bool:
         outbox = self._outbox
-        if get_ident() != self._owner.errands.thread:
-            self._seen_activity = -1  # as in `EchoProtocol.push`
-            return (outbox or self._open_outbox()).put(data)
-        if self._batch or (outbox is not None and (outbox.parts or outbox.ending)):
-            return super().push(data)
+        if (
+            not self._direct
+            or self._batch
+            or (outbox is not None and (outbox.parts or outbox.ending))
+        ):
+            return super().push_here(framed)
         self._seen_activity = -1
         send = self._send if outbox is None else outbox.transmit
-        send(data)
+        send(framed)
         if not self._direct and self.is_blocked:
-            self._open_outbox().held = len(data)
+            self._open_outbox().held = len(framed)
         return True
 
     def _open_outbox(self) -> Outbox:

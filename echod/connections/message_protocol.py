@@ -25,7 +25,7 @@ from echod.concurrency.models import Awaited, InPool
 from echod.connections.clients import shown
 from echod.connections.kernel import has_read, is_reset, shorten_reads, unread
 from echod.connections.lifecycle import ConnectionProtocol
-from echod.connections.outbox import Errands, Outbox, sendable
+from echod.connections.outbox import Errands, Outbox, sendable, taken
 from echod.connections.owner import Owner
 from echod.connections.stream import (
     GOES_ON,
@@ -100,13 +100,6 @@ class ReplyBatch:
         if self.parts:
             self._size = 0
             self._write(self.parts)
-
-
-def taken(parts: list[bytes]) -> bytes:
-    """Empty `parts` and return its contents, joined; a part that a thread adds meanwhile stays."""
-    replies = parts[:]
-    del parts[: len(replies)]
-    return b"".join(replies)
 
 
 @implementer(IPushProducer)
@@ -627,21 +620,28 @@ class EchoProtocol(ConnectionProtocol):
             return False
         owner = self._owner
         framed = owner.framing.encode(data if type(data) is bytes else sendable(data))
+        if get_ident() == owner.errands.thread:
+            return self.push_here(framed)
+        self._seen_activity = -1
+        return (self._outbox or self._open_outbox()).put(framed)
+
+    def push_here(self, framed: bytes) -> bool:
+        """In the event loop: send a push, which is framed; see `Client.send`."""
+        if self._reason is not None or not self._entered:
+            return False
         # The next sweep sees activity: a client that only listens is not idle.
         self._seen_activity = -1
-        in_loop = get_ident() == owner.errands.thread
-        if in_loop:
-            if self._batch:
-                self._send_batch(self._batch)
-            # As in `is_blocked` and `transmit`: in a broadcast, calls would cost noticeable time.
-            session, outbox = self._session, self._outbox
-            if (session is None or not session.blocked) and (outbox is None or outbox.is_empty):
-                self._bytes_sent += len(framed)
-                self.transport.write(framed)
-                if self._session is not None and self._session.blocked:
-                    self._open_outbox().held = len(framed)
-                return True
-        return (self._outbox or self._open_outbox()).put(framed, in_loop)
+        if self._batch:
+            self._send_batch(self._batch)
+        # As in `is_blocked` and `transmit`: in a broadcast, calls would cost noticeable time.
+        session, outbox = self._session, self._outbox
+        if (session is None or not session.blocked) and (outbox is None or outbox.is_empty):
+            self._bytes_sent += len(framed)
+            self.transport.write(framed)
+            if self._session is not None and self._session.blocked:
+                self._open_outbox().held = len(framed)
+            return True
+        return (self._outbox or self._open_outbox()).put(framed, in_loop=True)
 
     def _open_outbox(self) -> Outbox:
         with opening:

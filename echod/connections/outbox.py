@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -34,8 +34,13 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IReactorTime
 
+    from echod.handlers.client import Client
+
     class Sender(Protocol):
         """A connection, as its outbox sees it."""
+
+        @property
+        def client(self) -> Client: ...
 
         @property
         def max_unsent(self) -> int:
@@ -62,6 +67,13 @@ def sendable(data: BytesLike) -> bytes:
         TypeError: it is not bytes.
     """
     return checked(data, "only bytes can be sent")
+
+
+def taken(parts: list[bytes]) -> bytes:
+    """Empty `parts` and return its contents, joined; a part that a thread adds meanwhile stays."""
+    replies = parts[:]
+    del parts[: len(replies)]
+    return b"".join(replies)
 
 
 class Errand:
@@ -120,6 +132,44 @@ def fire(deferred: Deferred[None]) -> None:
         deferred.callback(None)
 
 
+def put_in_each(outboxes: Iterable[Outbox], data: bytes) -> list[Client]:
+    """In another thread: put a framed push in each outbox, and wake the loop once for all.
+
+    This does what `Outbox.put` does, without its calls: in a broadcast by a thread they would cost
+    as much as the writes themselves.
+
+    Args:
+        outboxes: of connections that have the same `Errands`.
+        data: the push.
+
+    Returns:
+        The clients whose outboxes have taken nothing.
+    """
+    size = len(data)
+    full: list[Client] = []
+    due: list[Outbox] = []
+    for outbox in outboxes:
+        lock = outbox._lock
+        lock.acquire()
+        unsent = outbox._taken - outbox._passed + outbox.held
+        if outbox.ending or (unsent and not outbox._has_room(unsent + size)):
+            lock.release()
+            full.append(outbox._sender.client)
+            continue
+        outbox.parts.append(data)
+        outbox._taken += size
+        lock.release()
+        if not outbox._is_due:
+            outbox._is_due = True
+            due.append(outbox)
+    if due:
+        errands = due[0]._errands
+        errands.asked.extend(due)
+        if not errands.is_due:
+            errands.wake()
+    return full
+
+
 class Outbox:
     """The pushes and replies of one connection that wait to be passed to its transport.
 
@@ -137,8 +187,9 @@ class Outbox:
         "_is_due",
         "_last",
         "_lock",
+        "_passed",
         "_sender",
-        "_size",
+        "_taken",
         "_waiting",
         "blocked",
         "ending",
@@ -164,7 +215,7 @@ class Outbox:
         self._errands = sender.errands
         self.transmit = transmit or sender.transmit
         self.parts = [] if parts is None else parts
-        self._size = 0
+        self._taken = self._passed = 0
         self.blocked = sender.is_blocked
         self.held = 0
         self.ending = False
@@ -190,10 +241,11 @@ class Outbox:
             size = len(data)
             if self.ending:
                 return False
-            if (unsent := self._size + self.held) and not self._has_room(unsent + size):
+            unsent = self._taken - self._passed + self.held
+            if unsent and not self._has_room(unsent + size):
                 return False
             self.parts.append(data)
-            self._size += size
+            self._taken += size
         finally:
             lock.release()
         if in_loop:
@@ -213,7 +265,7 @@ class Outbox:
             if self.ending:
                 return
             self.parts.append(data)
-            self._size += len(data)
+            self._taken += len(data)
         if not self._is_due:
             self._hurry()
 
@@ -247,19 +299,20 @@ class Outbox:
     @property
     def is_clear(self) -> bool:
         """Whether nothing waits."""
-        return not (self._size or self.held or self.blocked) or self.ending
+        return self.ending or not (self._taken - self._passed or self.held or self.blocked)
 
     def drained(self) -> Awaitable[None]:
         """Wait until nothing waits, or the connection ends: in a thread, before this returns."""
         in_loop = threading.get_ident() == self._errands.thread
         deferred: Deferred[None] = Deferred()
         event = threading.Event()
+        if self.is_clear:
+            return succeed(None)
         with self._lock:
-            if self.is_clear:
-                return succeed(None)
             self._waiting.append(partial(fire, deferred) if in_loop else event.set)
         if in_loop:
             return deferred
+        self._errands.ask(self._tell)  # all may have been passed on before this waited
         event.wait()
         return succeed(None)
 
@@ -269,7 +322,7 @@ class Outbox:
         """Keep a reply for the next `flush`: it is always taken."""
         with self._lock:
             self.parts.append(data)
-            self._size += len(data)
+            self._taken += len(data)
 
     def flush(self) -> None:
         """Pass on what waits, unless the transport's buffer is full."""
@@ -278,24 +331,18 @@ class Outbox:
         if self.blocked and last is None:
             return
         parts = self.parts
+        # Without the lock. Other threads add a part, then count it, and then look at `_is_due`. So
+        # what leaves here uncounted is counted by the next flush, which that thread asks for.
+        counted = self._taken
         # A push may have left among the replies of a batch (`EchoProtocol._send_batch`).
-        if parts or self._size:
-            lock = self._lock
-            lock.acquire()  # every other thread adds within it
-            try:
-                if len(parts) == 1:
-                    data = parts.pop()
-                else:
-                    data = b"".join(parts)
-                    parts.clear()
-                self._size = 0
-            finally:
-                lock.release()
+        if parts or self._passed != counted:
+            data = parts.pop(0) if len(parts) == 1 else taken(parts)
             if data:
                 transmit = self.transmit
                 transmit(data)
             if self.blocked:  # from now on, or still
                 self.held += len(data)
+            self._passed = counted
         if last is not None:
             self._last = None
             last()

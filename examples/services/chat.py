@@ -5,7 +5,7 @@ $ twistd -n echod --handler chat:Chat --framing line
 
 from typing import ClassVar
 
-from echod import Client, Handler
+from echod import Client, Handler, broadcast
 
 
 class Chat(Handler):
@@ -16,8 +16,7 @@ class Chat(Handler):
         self.room.add(client)
 
     def received(self, message: bytes) -> None:
-        for other in self.room - {self.client}:
-            other.send(message)
+        broadcast(self.room - {self.client}, message)
 
     def closed(self, reason: str) -> None:
         self.room.discard(self.client)
