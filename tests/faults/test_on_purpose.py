@@ -87,7 +87,7 @@ def test_a_thousand_connections_have_the_same_faults_again_however_reads_fall(
     daemon: Any, scale: Scale
 ) -> None:
     """Fault 163: The same seed gives each of 1,000 connections the same fault in two runs."""
-    count = sum(1 for _ in scale(ci=100, soak=1000))
+    count = sum(1 for _ in scale(ci=200, soak=1000))
     runs = []
     for seed, size in (("7", 1000), ("7", 11), ("8", 1000)):
         here = daemon(
