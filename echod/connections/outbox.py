@@ -215,6 +215,8 @@ class Outbox:
         self._errands = sender.errands
         self.transmit = transmit or sender.transmit
         self.parts = [] if parts is None else parts
+        # How many bytes were ever taken, and how many of them passed on. Only the event loop
+        # changes the second, so that it passes on without the lock.
         self._taken = self._passed = 0
         self.blocked = sender.is_blocked
         self.held = 0
@@ -341,8 +343,11 @@ class Outbox:
                 transmit = self.transmit
                 transmit(data)
             if self.blocked:  # from now on, or still
-                self.held += len(data)
-            self._passed = counted
+                with self._lock:  # so that `put` counts it once
+                    self.held += len(data)
+                    self._passed = counted
+            else:
+                self._passed = counted
         if last is not None:
             self._last = None
             last()
