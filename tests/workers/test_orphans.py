@@ -32,7 +32,13 @@ def own():
     ended(pid)
 
 def orphan():
-    ended(int(subprocess.check_output(["/bin/sh", "-c", "sleep 0 >/dev/null & echo $!"])))
+    # It ends only when its shell, which would reap it, has gone.
+    reader, writer = os.pipe()
+    command = "exec 3<&0; cat <&3 >/dev/null & echo $!"
+    pid = int(subprocess.check_output(["/bin/sh", "-c", command], stdin=reader))
+    os.close(reader)
+    os.close(writer)
+    ended(pid)
 
 def count():
     return len(open("/proc/thread-self/children").read().split())
