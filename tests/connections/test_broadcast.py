@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -14,21 +14,8 @@ from hypothesis import strategies as st
 from echod import Client, Handler, Limits, Line, broadcast, connection_handler
 from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Chunk, Framing
-from tests.connections.test_outbox import every_model, in_a_thread
-from tests.support.reactor import reactor
+from tests.connections.test_outbox import Room, every_model, in_a_thread, wake_ups
 from tests.support.serving import eventually, in_thread, run, server_context, serving, turns
-
-
-class Room(Handler):
-    """Keeps the clients."""
-
-    clients: ClassVar[list[Client]] = []
-
-    def opened(self, client: Client) -> None:
-        self.clients.append(client)
-
-    def received(self, message: bytes) -> None:
-        pass
 
 
 @pytest.fixture(autouse=True)
@@ -163,12 +150,7 @@ async def test_a_broadcast_by_a_thread_wakes_the_loop_once(
         await in_a_thread(broadcast, Room.clients, b"x")
         for client in clients:
             await client.receive(b"x")
-        calls: list[Any] = []
-        monkeypatch.setattr(reactor, "callFromThread", calls.append)
-        thread = threading.Thread(target=broadcast, args=(Room.clients, b"happy"))
-        thread.start()
-        thread.join()
-        monkeypatch.undo()
+        calls = wake_ups(monkeypatch, lambda: broadcast(Room.clients, b"happy"))
         assert len(calls) == 1
         calls[0]()
         for client in clients:

@@ -414,6 +414,17 @@ async def test_sends_are_taken_while_the_daemon_drains(model: ConcurrencyModel, 
         assert told == [True]
 
 
+def wake_ups(monkeypatch: pytest.MonkeyPatch, function: Any) -> list[Any]:
+    """Call `function` in a thread, which ends before the loop goes on; return what it asks for."""
+    calls: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(reactor, "callFromThread", calls.append)
+        thread = threading.Thread(target=function)
+        thread.start()
+        thread.join()
+    return calls
+
+
 @pytest_twisted.ensureDeferred
 async def test_many_sends_from_threads_cost_one_wake_up_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
@@ -421,15 +432,9 @@ async def test_many_sends_from_threads_cost_one_wake_up_of_the_loop(
     async with serving(handler=Room, banner=b"") as server:
         clients = [await server.connect() for _ in range(5)]
         await eventually(lambda: len(Room.clients) == 5)
-        calls: list[Any] = []
-        monkeypatch.setattr(reactor, "callFromThread", calls.append)
-        # The thread ends before the loop goes on.
-        sender = threading.Thread(
-            target=lambda: [one.send(b"x") for one in Room.clients for _ in range(100)]
+        calls = wake_ups(
+            monkeypatch, lambda: [one.send(b"x") for one in Room.clients for _ in range(100)]
         )
-        sender.start()
-        sender.join()
-        monkeypatch.undo()
         assert len(calls) == 1
         calls[0]()
         for one in clients:
