@@ -21,6 +21,7 @@ from asyncio import Task, _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from sys import getrefcount
+from types import CoroutineType
 from types import coroutine as coroutine_function
 from typing import Any
 
@@ -48,11 +49,10 @@ class Lender:
         # The idle task. One is enough, unless handlers call each other. With its attributes,
         # because a class with `__getattr__`, and all attributes of its objects, are slow to read.
         self._idle: Idle | None = None
+        self._start = self.lending(_itself)
 
     def start(self, coroutine: Coroutine[Any, Any, object]) -> object:
         """Run the first step of `coroutine`.
-
-        This is the whole cost of a handler that need not wait, so there is no avoidable call.
 
         Returns:
             Its result; or, if it waits, a `LentTask`, whose `take_over` has to be called at once.
@@ -60,41 +60,62 @@ class Lender:
         Raises:
             BaseException: the coroutine's.
         """
-        loop, idle = self.loop, self._idle
-        if idle is None or idle[1].is_known:  # other code has cancelled it, while it was idle
-            idle = self._begin_idle()
-        self._idle = None
-        lent, task, begin, references = idle
-        try:
-            _enter_task(loop, task)
-        except RuntimeError:  # this is called within a step of another task
-            is_within = True
-        else:
-            is_within = False
-        if is_within:  # not above: an error of the coroutine's would have a context
-            return self._start_within(idle, coroutine)
-        try:
-            awaited = begin(coroutine)
-        except BaseException:
+        result = self._start(coroutine)
+        return result.result if type(result) is Ended else result
+
+    def lending(self, function: Callable[[Any], object]) -> Callable[[Any], object]:
+        """Return a function that calls `function`, and runs the first step of a coroutine that it
+        returns.
+
+        Any other result is returned as it is; so is a coroutine's if it is bytes. Another one is
+        in an `Ended`. If the coroutine waits, the result is a `LentTask`, as that of `start`.
+
+        That function is the whole cost of a handler that need not wait, so there is no avoidable
+        call.
+        """
+        loop = self.loop
+
+        def lend(argument: object) -> object:
+            coroutine = function(argument)
+            if type(coroutine) is not CoroutineType:
+                return coroutine
+            idle = self._idle
+            if idle is None or idle[1].is_known:  # other code has cancelled it, while it was idle
+                idle = self._begin_idle()
+            self._idle = None
+            lent, task, begin, references = idle
+            try:
+                _enter_task(loop, task)
+            except RuntimeError:  # this is called within a step of another task
+                is_within = True
+            else:
+                is_within = False
+            if is_within:  # not above: an error of the coroutine's would have a context
+                return self._start_within(idle, coroutine)
+            try:
+                awaited = begin(coroutine)
+            except BaseException:
+                _leave_task(loop, task)
+                lent.end()  # its error may know the task
+                raise
             _leave_task(loop, task)
-            lent.end()  # its error may know the task
-            raise
-        _leave_task(loop, task)
-        if awaited is not ENDED:
-            lent.awaited = awaited
-            return lent
-        if getrefcount(task) == references and not task.is_known:
-            self._idle = idle
-        else:
-            lent.end()
-        result, self.result = self.result, None
-        return result
+            if awaited is not ENDED:
+                lent.awaited, lent.coroutine = awaited, coroutine
+                return lent
+            if getrefcount(task) == references and not task.is_known:
+                self._idle = idle
+            else:
+                lent.end()
+            result, self.result = self.result, None
+            return result if type(result) is bytes else Ended(result)
+
+        return lend
 
     def _begin_idle(self) -> Idle:
         """Return a new task, with the count of references to it while no other code has one."""
         self.stop()
         lent = LentTask(self)
-        task = lent.task  # one of the references, as in `start`; the tuple has another one
+        task = lent.task  # one of the references, as in `lend`; the tuple has another one
         return lent, task, lent.begin, getrefcount(task)
 
     def _start_within(self, idle: Idle, coroutine: Coroutine[Any, Any, object]) -> object:
@@ -104,7 +125,7 @@ class Lender:
         _leave_task(self.loop, outer)
         self._idle = idle
         try:
-            return self.start(coroutine)
+            return self._start(coroutine)
         finally:
             _enter_task(self.loop, outer)
 
@@ -113,6 +134,24 @@ class Lender:
         if self._idle is not None:
             self._idle[0].end()
             self._idle = None
+
+
+class Ended:
+    """The result of a coroutine that has ended in its first step, and that is no bytes.
+
+    Attributes:
+        result: the result.
+    """
+
+    __slots__ = ("result",)
+
+    def __init__(self, result: object) -> None:
+        """Set up."""
+        self.result = result
+
+
+def _itself(coroutine: object) -> object:
+    return coroutine
 
 
 # Yielded by `_relay` at the end of a coroutine.
@@ -184,17 +223,13 @@ class LentTask(BothAwaited):
         self._gate: asyncio.Future[None] = loop.create_future()
         self.task = LendableTask(self, loop)
 
-    def take_over(
-        self, coroutine: Coroutine[Any, Any, object], context: Context | None, arrived: Arrived
-    ) -> None:
-        """Go on with a coroutine, whose first step has ended, in later turns of the loop.
+    def take_over(self, context: Context | None, arrived: Arrived) -> None:
+        """Go on with its coroutine, whose first step has ended, in later turns of the loop.
 
         Args:
-            coroutine: the coroutine.
             context: the context in which it runs; None for the task's own.
             arrived: takes its result.
         """
-        self.coroutine = coroutine
         self._lent = self._waits = True
         self._context = context
         if getattr(self.awaited, "_asyncio_future_blocking", False):

@@ -140,17 +140,15 @@ class InReactor(_OpenHouse):
                 followed = Followed(coroutine)
                 return self._wait(done, Deferred.fromCoroutine(followed.run()), followed)
         result = lender.start(coroutine)
-        return self.wait_for(done, coroutine, result) if type(result) is LentTask else result
+        return self.wait_for(done, result) if type(result) is LentTask else result
 
-    def wait_for(
-        self, done: Done, coroutine: Coroutine[Any, Any, object], lent: LentTask
-    ) -> Pending:
-        """Wait for a coroutine whose first step, in the task `lent`, has not ended it."""
-        awaited = AwaitedTask(lent, coroutine, done)
+    def wait_for(self, done: Done, lent: LentTask) -> Pending:
+        """Wait for the coroutine of `lent`: its first step has not ended it."""
+        awaited = AwaitedTask(lent, done)
         self._awaited[awaited] = None
         context = getattr(owner_of(done), "conversation", None)
         context = copy_context() if context is None else context  # an empty one is false
-        lent.take_over(coroutine, context, partial(self._arrived, awaited))
+        lent.take_over(context, partial(self._arrived, awaited))
         return Pending(awaited)
 
     def _find_lender(self) -> Lender | None:
@@ -301,8 +299,8 @@ class AwaitedTask(Awaited):
 
     __slots__ = ("_lent",)
 
-    def __init__(self, lent: LentTask, coroutine: Coroutine[Any, Any, object], done: Done) -> None:
-        super().__init__(coroutine, done)
+    def __init__(self, lent: LentTask, done: Done) -> None:
+        super().__init__(lent.coroutine, done)
         self._lent = lent
 
     def cancel(self) -> None:

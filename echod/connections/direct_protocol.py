@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from twisted.python.failure import Failure
 
 from echod.concurrency.forking import forks
-from echod.concurrency.lending import LentTask
+from echod.concurrency.lending import Ended, LentTask
 from echod.concurrency.models import InReactor
 from echod.connections.kernel import counted, counts_bytes
 from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening
@@ -47,15 +47,15 @@ class DirectProtocol(EchoProtocol):
     # Whether the framing leaves replies as they are.
     _replies_are_plain: ClassVar[bool] = True
 
-    __slots__ = ("_kernel_counts", "_lends", "_send", "_tls_counts")
+    __slots__ = ("_kernel_counts", "_respond", "_send", "_tls_counts")
 
     def __init__(self, owner: Owner) -> None:
         EchoProtocol.__init__(self, owner)
         self._send: Callable[[bytes], None] = self._write
         self._kernel_counts = self._tls_counts = False
-        # Whether the model's lender is that of the loop which calls here, and the context of the
-        # conversation knows its client: so it is from the first coroutine on.
-        self._lends = False
+        # The handler's `received`. From the first coroutine on it lends a task, too: since then
+        # the context of the conversation knows its client, and the loop's lender is known.
+        self._respond = self._received
 
     def connect_directly(
         self, transport: Stream, write: Callable[[bytes], None]
@@ -106,9 +106,9 @@ class DirectProtocol(EchoProtocol):
             # This is the whole cost of most messages. So there is no avoidable call, and no
             # attribute is called like a method, because the interpreter is slower at that.
             self._direct_messages += 1
-            received = self._received
+            respond = self._respond
             try:
-                reply = received(data)
+                reply = respond(data)
             except BaseException:
                 self.fail(Failure())
                 return
@@ -143,7 +143,7 @@ class DirectProtocol(EchoProtocol):
             self._hold().receive(data)
             self._answer_more(after_long_read=len(data) >= LONG)
             return
-        received, turns = self._received, self._owner.turns
+        respond, turns = self._respond, self._owner.turns
         encode = tail = None
         if framing is not None:
             encode, tail, last = framing.encode, framing.tail, framing.last
@@ -182,7 +182,7 @@ class DirectProtocol(EchoProtocol):
                                 self._rest_with(self._framed(rest))
                                 return
                             until = share.until
-                reply = received(message)
+                reply = respond(message)
                 if type(reply) is bytes:
                     if encode is None:
                         replies.append(reply)
@@ -245,20 +245,18 @@ class DirectProtocol(EchoProtocol):
         """Process a result that is not plain bytes: a coroutine, a Deferred, `Close`."""
         try:
             model: InReactor = self._owner.model  # type: ignore[assignment] # this class is for it
-            if type(result) is not CoroutineType:
-                settled = model.settle(self._answered, result)
-            elif self._lends:
-                # As in `model.run`, without what holds since the first coroutine.
-                settled = model.lender.start(result)  # type: ignore[union-attr]
+            if type(result) is Ended:
+                settled = result.result
+            elif type(result) is LentTask:
+                settled = model.wait_for(self._answered, result)
             else:
-                settled = model.run(self._answered, result)
-                self._lends = self._is_counted_below and model.lender is not None
-            if type(settled) is bytes:
-                send = self._send
-                send(settled if self._replies_are_plain else self._owner.framing.encode(settled))
-                return
-            if type(settled) is LentTask:
-                settled = model.wait_for(self._answered, result, settled)  # type: ignore[arg-type]
+                settled = model.settle(self._answered, result)
+                if type(result) is CoroutineType and self._is_counted_below and model.lender:
+                    self._respond = model.lender.lending(self._received)
+                if type(settled) is bytes:
+                    plain = self._replies_are_plain
+                    self._send(settled if plain else self._owner.framing.encode(settled))
+                    return
             if not self._has_replied(settled):
                 self._hold().in_flight = True
             elif (session := self._session) is not None and session.in_flight:
@@ -423,9 +421,9 @@ class DirectFramedProtocol(DirectProtocol):
             self._answer_messages()
         elif len(messages) == 1:
             self._direct_messages += 1
-            received = self._received
+            respond = self._respond
             try:
-                reply = received(messages[0])
+                reply = respond(messages[0])
                 framed = framing.encode(reply) if type(reply) is bytes else None
             except BaseException:
                 self.fail(Failure())

@@ -457,6 +457,41 @@ async def test_no_error_of_a_handler_ends_the_loop(
         assert "on purpose" in shown
 
 
+@pytest.mark.parametrize("wrong", ["a number", "a Deferred", "a coroutine"])
+@pytest.mark.parametrize("framing", [Chunk(64), Line()])
+@pytest.mark.parametrize("before", [0, 1, 3])
+@pytest_twisted.ensureDeferred
+async def test_a_coroutines_result_means_the_same_at_the_first_message_and_later(
+    wrong: str, framing: Framing, before: int, log: Log
+) -> None:
+    inner = sleeps()
+    results: dict[bytes, Any] = {
+        b"reply": b"reply",
+        b"nothing": None,
+        b"wrong": {"a number": 1, "a Deferred": succeed(b""), "a coroutine": inner}[wrong],
+    }
+
+    async def handler(message: bytes) -> Any:
+        return results[message]
+
+    async with serving(handler=handler, framing=framing, banner=b"") as server:
+        client = await server.connect()
+        for _ in range(before):
+            client.send(framing.encode(b"reply"))
+            await client.receive(framing.encode(b"reply"))
+            client.send(framing.encode(b"nothing"))
+            await eventually(
+                lambda: sum(one.figures[0] for one in server.factory.connections) % 2 == 0
+            )
+        client.send(framing.encode(b"wrong"))
+        assert await client.receive_all() == b""
+        await eventually(lambda: server.factory.metrics.ended == {"handler error": 1})
+        (error,) = log.take_errors()
+        name = type(results[b"wrong"]).__name__
+        assert f"a handler returns bytes, None or Close, not {name}" in error
+    inner.close()
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_cancelled_task_of_twisteds_is_an_error_of_the_handlers(log: Log) -> None:
     results: list[Any] = []

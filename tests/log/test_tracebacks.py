@@ -129,7 +129,7 @@ def test_a_handlers_traceback_has_its_own_lines_only(
             results.append(Failure())
             return
         assert isinstance(lent, LentTask)
-        lent.take_over(coroutine, None, results.append)
+        lent.take_over(None, results.append)
         while not results:
             await asyncio.sleep(0)
 
