@@ -41,29 +41,31 @@ def broadcast(clients: Iterable[Client], data: BytesLike) -> list[Client]:
     # This looks at what is private, and once at what all have in common, as a rule: each call for
     # each client would cost noticeable time. The copy is for a set that `closed` or another thread
     # changes meanwhile.
-    for client in [*clients]:
-        link: Any = client._link
-        if type(link) is not kind:
-            kind = type(link)
-            is_shared = issubclass(kind, EchoProtocol)
-        if not is_shared:  # gone, or without this kind of outbox
-            if link is None or not link.push(data):
-                missed.append(client)
-            continue
-        if link._owner is not owner:
-            missed += put_in_each(outboxes, framed)
-            outboxes.clear()
-            owner = link._owner
-            framed = owner.framing.encode(data)
-            in_loop = thread == owner.errands.thread
-        if in_loop:
-            if not link.push_here(framed):
-                missed.append(client)
-        elif link._outbox is None or not link._entered:
-            if not link.push(data):  # which makes an outbox
-                missed.append(client)
-        else:
-            link._seen_activity = -1  # as in `EchoProtocol.push_here`
-            outboxes.append(link._outbox)
-    missed += put_in_each(outboxes, framed)
+    try:
+        for client in [*clients]:
+            link: Any = client._link
+            if type(link) is not kind:
+                kind = type(link)
+                is_shared = issubclass(kind, EchoProtocol)
+            if not is_shared:  # gone, or without this kind of outbox
+                if link is None or not link.push(data):
+                    missed.append(client)
+                continue
+            if link._owner is not owner:
+                missed += put_in_each(outboxes, framed)
+                outboxes.clear()
+                owner = link._owner
+                framed = owner.framing.encode(data)
+                in_loop = thread == owner.errands.thread
+            if in_loop:
+                if not link.push_here(framed):
+                    missed.append(client)
+            elif link._outbox is None or not link._entered:
+                if not link.push(data):  # which makes an outbox
+                    missed.append(client)
+            else:
+                link._seen_activity = -1  # as in `EchoProtocol.push_here`
+                outboxes.append(link._outbox)
+    finally:  # those before one that raises get the message
+        missed += put_in_each(outboxes, framed)
     return missed

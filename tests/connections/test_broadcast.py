@@ -202,21 +202,31 @@ async def test_a_set_of_clients_may_change_meanwhile() -> None:
         await clients[2].receive(b"again")
 
 
-@pytest_twisted.ensureDeferred
-async def test_what_cannot_be_sent_is_an_error_before_anyone_gets_it() -> None:
+def test_what_cannot_be_sent_is_an_error_before_anyone_gets_it() -> None:
     with pytest.raises(TypeError, match="only bytes can be sent, not str"):
         broadcast([], "text")  # type: ignore[arg-type]
 
+
+@pytest_twisted.ensureDeferred
+async def test_those_before_a_handler_with_its_own_connection_get_the_message(
+    sending: Any,
+) -> None:
     @connection_handler
     def alone(conn: Any) -> None:
         conn.recv(1)
 
-    async with serving("thread-per-connection", handler=alone, banner=b"") as server:
+    async with (
+        serving(handler=Room, banner=b"") as room,
+        serving("thread-per-connection", handler=alone, banner=b"") as server,
+    ):
+        (client,) = await members(room, 1)
         await server.connect()
         connection = await server.accepted()
         await turns(5)
-        with pytest.raises(RuntimeError, match="this one has the connection itself"):
-            broadcast([connection.client], b"x")
+        for _ in range(2):  # the first makes the outbox
+            with pytest.raises(RuntimeError, match="this one has the connection itself"):
+                await sending(broadcast, [*Room.clients, connection.client], b"x")
+            await client.receive(b"x")
 
 
 def test_a_client_without_a_connection_is_missed() -> None:
