@@ -22,6 +22,7 @@ from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
 from tests.support.reactor import reactor
 from tests.support.serving import eventually, in_thread, run, server_context, serving, turns
+from tests.support.waiting import PACE
 
 MODELS = [
     ConcurrencyModel.REACTOR,
@@ -206,6 +207,7 @@ async def test_what_waits_for_a_client_that_does_not_read_is_bounded_and_it_is_d
             to.send(piece)  # the kernel's buffer may have grown
             other.send(b"happy")
             await other.receive(b"happy")
+            await deferLater(reactor, PACE)
         assert not to.send(b"x")
         ended = server.factory.metrics.ended
         await eventually(lambda: ended[EndReason.WRITE_TIMEOUT.value])
