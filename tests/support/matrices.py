@@ -6,24 +6,27 @@ values occurs at least once. `MATRIX` in the environment says otherwise:
 
 - `all`: every combination.
 - `pairs`: the default.
-- `values`: each value occurs at least once, with others that differ. `.ci/run` asks for this where
-  it runs the tests again, on another version of Python or another reactor.
+- `values`: each value occurs at least once, with others that differ.
+- `one`: one combination of each test; which one differs from test to test.
 
-A test that is marked `whole` runs one step more thoroughly: every combination, unless `MATRIX` is
-`values`, and then every pair. The parameters of one `parametrize` stay together: they are cases,
-not a product.
+A test that is marked `whole` runs one step more thoroughly; a test in a folder or file that is in
+`FEWER` in the environment, where spaces stand between them, one step less. `.ci/run` uses both
+variables where it runs the tests again, on another version of Python or another reactor. The
+parameters of one `parametrize` stay together: they are cases, not a product.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import zlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import pytest
 
-STEPS = ("values", "pairs", "all")
+# The place of each is the size of the groups of values that all occur.
+STEPS = ("one", "values", "pairs", "all")
 
 _T = TypeVar("_T")
 
@@ -36,6 +39,7 @@ class Matrices:
         if asked not in STEPS:
             raise pytest.UsageError(f"MATRIX={asked}: it is one of {', '.join(STEPS)}")
         self._step = STEPS.index(asked)
+        self._fewer = [config.rootpath / path for path in os.environ.get("FEWER", "").split()]
         config.addinivalue_line("markers", "whole: every combination of its parameters runs")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -48,8 +52,12 @@ class Matrices:
 
     def _chosen(self, test: pytest.Item, combinations: Sequence[Any]) -> Sequence[Any]:
         step = self._step + (test.get_closest_marker("whole") is not None)
+        step -= any(path == test.path or path in test.path.parents for path in self._fewer)
         if step >= STEPS.index("all") or len(combinations) < 2:
             return combinations
+        if step <= 0:
+            by_name = sorted(combinations, key=lambda each: each.id)  # sets have no order
+            return [by_name[zlib.crc32(test.nodeid.encode()) % len(by_name)]]
         groups = [
             [name.strip() for name in names.split(",")] if isinstance(names, str) else names
             for names in (mark.args[0] for mark in test.iter_markers("parametrize"))
@@ -58,7 +66,7 @@ class Matrices:
             (_values(dict(combination.params), groups), number)
             for number, combination in enumerate(combinations)
         ]
-        return [combinations[number] for number in sorted(covering(rows, step + 1))]
+        return [combinations[number] for number in sorted(covering(rows, step))]
 
 
 def _values(params: dict[str, object], groups: Sequence[Sequence[str]]) -> tuple[Hashable, ...]:

@@ -69,17 +69,30 @@ def test_alone(): pass
 
 
 @pytest.mark.parametrize(
-    ("asked", "three", "whole", "two"),
-    [("all", 27, 27, 9), ("pairs", 9, 27, 9), ("values", 3, 9, 3)],
+    ("asked", "fewer", "three", "whole", "two", "cases"),
+    [
+        ("all", "", 27, 27, 9, 4),
+        ("pairs", "", 9, 27, 9, 4),
+        ("values", "", 3, 9, 3, 4),
+        ("values", "elsewhere tests/test_numbers.py", 1, 3, 1, 1),
+    ],
 )
 def test_the_tests_that_run_are_those_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, three: int, whole: int, two: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    fewer: str,
+    three: int,
+    whole: int,
+    two: int,
+    cases: int,
 ) -> None:
     monkeypatch.setenv("MATRIX", asked)
+    monkeypatch.setenv("FEWER", fewer)
     process = own_pytest(tmp_path, {"numbers": TESTS}, "--collect-only", "-q", only=Matrices)
     said, _ = process.communicate(timeout=MINUTES)
     names = [line.split("::")[1].split("[")[0] for line in said.splitlines() if "::" in line]
     counts = {name: names.count(name) for name in names}
     assert counts.pop("test_three") - three in range(3)  # the choice is good, not the best
     assert counts.pop("test_whole") - whole in range(3)
-    assert counts == {"test_two": two, "test_cases": 4, "test_alone": 1}, said
+    assert counts == {"test_two": two, "test_cases": cases, "test_alone": 1}, said
