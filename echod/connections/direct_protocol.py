@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.python.failure import Failure
 
-from echod.concurrency.forking import forks
 from echod.concurrency.lending import Ended, LentTask
 from echod.concurrency.models import InReactor
 from echod.connections.kernel import counted, counts_bytes
 from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening
 from echod.connections.outbox import Outbox, taken
 from echod.connections.owner import Owner
-from echod.connections.transport_layers import is_tls
 from echod.handlers.calling import greeting_of, overridden
 from echod.handlers.contract import BytesLike
 from echod.messages.closing import State
@@ -347,14 +345,6 @@ class DirectProtocol(EchoProtocol):
         # The fastest way is only for open connections, and keeps the transport alive.
         self._send = self._write
         super()._stop()
-
-    def _close_at_once(self) -> bool:
-        # A child that this process has forked may keep the descriptor open: then only shutdown(2)
-        # ends the stream.
-        stream: Any = self.transport
-        if forks.seen or not (self._kernel_counts or is_tls(stream)):
-            return False
-        return bool(stream.closeIfSent())  # a stream of the uvloop reactor: see `connect_directly`
 
     def _finish(self) -> None:
         if self._is_counted_below:

@@ -37,6 +37,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.addresses import shown_address
+from echod.concurrency.forking import forks
 from echod.concurrency.model import Busy
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, Taken, is_reset, taken, traffic, unread, unsent
@@ -467,7 +468,11 @@ class ConnectionProtocol(Protocol):
 
     def _close_at_once(self) -> bool:
         """Close the transport now, if the kernel has all that was written; return whether."""
-        return False
+        # A child that this process has forked may keep the descriptor open: then only shutdown(2)
+        # ends the stream. A wrapper passes on the attributes of what it wraps, but not those of
+        # its class.
+        stream: Any = self.transport
+        return not forks.seen and hasattr(type(stream), "closeIfSent") and stream.closeIfSent()
 
     def _end_writing(self) -> None:
         """Let the client see the end of our stream, after all that was written."""

@@ -169,6 +169,9 @@ class SocketProtocol(ConnectionProtocol):
             ours.fileno(), socket.AF_UNIX, factory
         )
 
+    def _close_at_once(self) -> bool:
+        return False  # the handler may have kept a duplicate of the descriptor
+
     def _end_writing(self) -> None:
         if self._is_end_sent():
             # Twisted would try a write, and take EPIPE for a lost client.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from twisted.internet import ssl, tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
@@ -30,6 +32,7 @@ from echod.connections import lifecycle
 from echod.connections.direct_protocol import DirectProtocol
 from echod.connections.kernel import NOTHING_TAKEN, taken, traffic, unsent
 from echod.connections.sweeper import URGENT_INTERVAL
+from echod.handlers.builtin import Echo
 from echod.handlers.contract import ConcurrencyModel
 from echod.messages.closing import Event, State, after
 from echod.reactor.reactor import UvloopReactor
@@ -73,16 +76,74 @@ async def connect_in_clear(server: Server) -> Talker:
     return await Server.connect(server)
 
 
-@pytest.mark.parametrize("framing", [None, Line()], ids=["chunk", "line"])
+class _Asyncio(asyncio.Protocol):
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(BANNER)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(b"OK..." + data)
+
+
+class _Twisted(TwistedProtocol):
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.write(BANNER)
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(b"OK..." + data)
+
+
+async def _streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(BANNER)
+    while line := await reader.readline():
+        writer.write(b"OK..." + line)
+
+
+@pytest.mark.parametrize("forked", [False, True])
+@pytest.mark.parametrize(
+    ("handler", "model", "framing"),
+    [
+        (Echo, "reactor", None),
+        (Echo, "reactor", Line()),
+        (Echo, "defer-to-thread", None),
+        (_Asyncio, "reactor", None),
+        (_Twisted, "reactor", None),
+        (_streams, "reactor", None),
+    ],
+    ids=["chunk", "line", "pool", "asyncio", "twisted", "streams"],
+)
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_has_ended_sees_the_end_though_a_forked_child_has_its_socket(
-    framing: Line | None, monkeypatch: pytest.MonkeyPatch
+    handler: Any,
+    model: str,
+    framing: Line | None,
+    forked: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(forks, "seen", True)
-    async with serving(framing=framing) as server:
+    """Without a child, one close(2) is all that it takes, and no FIN goes before."""
+    if handler in (_Asyncio, _streams) and not isinstance(reactor, UvloopReactor):
+        not_here("the reactor has no asyncio event loop")
+    monkeypatch.setattr(forks, "seen", forked)
+    async with serving(model, handler=handler, framing=framing) as server:
+        half_closed = []
+        kind = server.factory.protocol
+
+        class Noting(kind):  # type: ignore[misc, valid-type]
+            __slots__ = ()
+
+            def _end_writing(self) -> None:
+                half_closed.append(self)
+                super()._end_writing()
+
+        server.factory.protocol = Noting
         client = await server.connect()
         connection = await server.accepted()
-        held = connection.transport.getHandle().dup()  # as a child would
+        held = connection.transport.getHandle().dup() if forked else None  # as a child would
         try:
             await client.receive(BANNER)
             client.send(b"happy\n")
@@ -90,9 +151,12 @@ async def test_a_client_that_has_ended_sees_the_end_though_a_forked_child_has_it
             await client.until(lambda: client.ended)
             assert bytes(client.data) == b"OK...happy\n"
         finally:
-            held.close()
+            if held is not None:
+                held.close()
         await eventually(lambda: not server.factory.connections)
     assert server.factory.metrics.ended == {EndReason.CLIENT.value: 1}
+    if isinstance(reactor, UvloopReactor):
+        assert bool(half_closed) is forked
 
 
 @pytest.mark.parametrize("model", ConcurrencyModel)
