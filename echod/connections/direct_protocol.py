@@ -53,6 +53,10 @@ class DirectProtocol(EchoProtocol):
         self._kernel_counts = self._tls_counts = False
         # The handler's `received`. From the first coroutine on it lends a task, too: since then
         # the context of the conversation knows its client, and the loop's lender is known.
+        self._respond: Callable[[bytes], object]
+
+    def _make_handler(self) -> None:
+        EchoProtocol._make_handler(self)
         self._respond = self._received
 
     def connect_directly(

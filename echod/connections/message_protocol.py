@@ -35,7 +35,7 @@ from echod.connections.stream import (
     stream_of,
 )
 from echod.connections.transport_layers import tls_of
-from echod.contexts import call_in, context_of, has_context, is_entered, take_over
+from echod.contexts import call_in, context_of, has_context, is_entered
 from echod.handlers.calling import close_in_thread, greeting_of, overridden
 from echod.handlers.contract import BytesLike, answer_of, reply_from
 from echod.log.event import LogLine
@@ -143,15 +143,11 @@ class EchoProtocol(ConnectionProtocol):
         """
         ConnectionProtocol.__init__(self, owner)
         # The conversation's own context; None if the transport has one.
-        self._context: Context | None = Context()
-        # A Failure, if the constructor has failed: the connection ends as if `opened` had.
-        self._handler: Any
+        self._context: Context | None = None
+        # It is made within the context; a Failure, if its constructor has failed: the connection
+        # ends as if `opened` had.
+        self._handler: Any = None
         self._received: Any = None
-        try:
-            self._handler = self._context.run(owner.handler.message_handler)
-            self._received = self._handler.received
-        except BaseException:
-            self._handler = Failure()
         self._pending: Any = None
         # The replies that are not written yet, while a read of several messages is answered.
         self._batch: list[bytes] | None = None
@@ -245,12 +241,19 @@ class EchoProtocol(ConnectionProtocol):
 
     def connectionMade(self) -> None:
         if not isinstance(self._owner.model, InPool) and has_context(self.transport):
-            constructors, self._context = self._context, None
-            assert constructors is not None
-            take_over(constructors)
+            self._make_handler()
             ConnectionProtocol.connectionMade(self)
         else:
+            self._context = Context()
+            self._context.run(self._make_handler)
             self._inside(super().connectionMade)
+
+    def _make_handler(self) -> None:
+        try:
+            self._handler = self._owner.handler.message_handler()
+            self._received = self._handler.received
+        except BaseException:
+            self._handler = Failure()
 
     def handshakeCompleted(self) -> None:
         done = self._encrypted if self._entered else super().handshakeCompleted
