@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from echod.concurrency.lending import Ended, LentTask
 from echod.concurrency.models import InReactor
 from echod.connections.kernel import counted, counts_bytes
+from echod.connections.lifecycle import UNSEEN
 from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening
 from echod.connections.outbox import Outbox, taken
 from echod.connections.owner import Owner
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from echod.interfaces import Stream
     from echod.messages.framing import DirectFraming
     from echod.tls import TLSConnection
+
+# Looked up once: see `lifecycle`.
+_BOTH_ENDED, _CLIENT = State.BOTH_ENDED, EndReason.CLIENT
 
 # Between two looks at the clock, replies count as this much more than their length, in bytes.
 OVERHEAD_OF_PACE = PACE * OVERHEAD
@@ -333,15 +337,20 @@ class DirectProtocol(EchoProtocol):
         if model.greets and (data := greeting_of(greeting, owner.framing, owner.banner)):
             send = self._send
             send(data)
+            if self._kernel_counts:  # otherwise `send` has counted it
+                self._bytes_sent += len(data)
 
     def readConnectionLost(self) -> None:
         # With `_direct`, no result and no input waits. The transport forgets its producer, and
         # the model the connection, when it is lost, which is next.
         if self._direct and self._outbox is None and self._close_at_once():
             self._input_ended = True
-            self._state, self._reason = State.BOTH_ENDED, EndReason.CLIENT
-            self._session, self._direct, self._send = CLOSED, 0, self._write
+            self._state, self._reason = _BOTH_ENDED, _CLIENT
+            self._session, self._direct, self._send = CLOSED, 0, _discard
             self._owner.turns.leave(self, self.transport)
+            if not self._direct_messages and self._seen_activity == UNSEEN:
+                # No message and no push: the kernel has counted no more than is counted here.
+                self._kernel_counts = False
         else:
             super().readConnectionLost()
 
@@ -351,7 +360,7 @@ class DirectProtocol(EchoProtocol):
         super()._stop()
 
     def _finish(self) -> None:
-        if self._is_counted_below:
+        if self._kernel_counts or self._tls_counts:
             self._bytes_received, self._bytes_sent = self._moved()
             self._kernel_counts = self._tls_counts = False
         self._send = _discard
@@ -362,7 +371,7 @@ class DirectProtocol(EchoProtocol):
         messages = self._direct_messages
         if self._session is not None:
             messages += self._session.messages
-        if self._is_counted_below:
+        if self._kernel_counts or self._tls_counts:
             return messages, *self._moved()
         return messages, self._bytes_received, self._bytes_sent
 

@@ -63,6 +63,9 @@ _FIN_SENT, _BOTH_ENDED, _LOST = State.FIN_SENT, State.BOTH_ENDED, State.LOST
 _INPUT_ENDS, _CLOSE, _OUTPUT_ENDS = Event.INPUT_ENDS, Event.CLOSE, Event.OUTPUT_ENDS
 _CLIENT = EndReason.CLIENT
 
+# Of `_seen_activity`: there was no sweep so far, and no push, after which it is -1.
+UNSEEN = -2
+
 log = Logger("echod.connection")
 _connected = LogLine(log, "info", "Connected with {peer}")
 _disconnected = LogLine(
@@ -140,7 +143,8 @@ class ConnectionProtocol(Protocol):
         # An incomplete message, or the work of the handler, as it was at the last
         # sweep, and since when.
         self._same_since: tuple[object, float] | None = None
-        self._seen_activity = -1
+        # `_activity` at the last sweep. A push changes it, so that the next sweep sees activity.
+        self._seen_activity = UNSEEN
         self.client = NOBODY
         # The network that it is counted under, once it is admitted: see `addresses.network_of`.
         self.network = ""

@@ -30,7 +30,7 @@ from echod.concurrency.model import Model
 from echod.concurrency.models import InReactor
 from echod.connections import lifecycle
 from echod.connections.direct_protocol import DirectProtocol
-from echod.connections.kernel import NOTHING_TAKEN, taken, traffic, unsent
+from echod.connections.kernel import NOTHING_TAKEN, counted, taken, traffic, unsent
 from echod.connections.sweeper import URGENT_INTERVAL
 from echod.handlers.builtin import Echo
 from echod.handlers.contract import ConcurrencyModel
@@ -157,6 +157,45 @@ async def test_a_client_that_has_ended_sees_the_end_though_a_forked_child_has_it
     assert server.factory.metrics.ended == {EndReason.CLIENT.value: 1}
     if isinstance(reactor, UvloopReactor):
         assert bool(half_closed) is forked
+
+
+@pytest.mark.parametrize("framing", [None, Line()], ids=["chunk", "line"])
+@pytest.mark.parametrize("pushes", ["never", "as it opens", "later"])
+@pytest_twisted.ensureDeferred
+async def test_the_bytes_of_a_silent_client_are_counted_and_the_kernel_is_asked_after_pushes(
+    pushes: str, framing: Line | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def noting(*arguments: Any, **options: Any) -> tuple[int, int]:
+        asked.append(arguments)
+        return counted(*arguments, **options)
+
+    monkeypatch.setattr(forks, "seen", False)  # another test may have forked
+    monkeypatch.setattr("echod.connections.direct_protocol.counted", noting)
+    monkeypatch.setattr(lifecycle.ConnectionProtocol, "sweep", lambda connection, now: None)
+
+    class Greeting(Handler):
+        def opened(self, client: Client) -> bytes:
+            if pushes == "as it opens":
+                client.send(b"news\n")
+            return b"hello\n"
+
+    async with serving(handler=Greeting, framing=framing) as server:
+        client = await server.connect()
+        connection = await server.accepted()
+        await client.until(lambda: b"hello\n" in client.data)
+        if pushes == "later":
+            connection.client.send(b"news\n")
+            await client.until(lambda: b"news\n" in client.data)
+        client.finish()
+        await client.until(lambda: client.ended)
+        await eventually(lambda: not server.factory.connections)
+    metrics = server.factory.metrics
+    assert (metrics.messages, metrics.bytes_received) == (0, 0)
+    assert metrics.bytes_sent == len(client.data) == (6 if pushes == "never" else 11)
+    if isinstance(reactor, UvloopReactor):
+        assert bool(asked) is (pushes != "never")
 
 
 @pytest.mark.parametrize("model", ConcurrencyModel)
