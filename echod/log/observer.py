@@ -105,11 +105,14 @@ class LogObserver:
         """
         if _RANK_BY_NAME[kind.level] < self._lowest:
             return False
-        limiter = self._limiter
-        with self._lock:
-            if not limiter.refuses(kind, self._clock(), peer):
+        limiter, lock = self._limiter, self._lock
+        lock.acquire()  # `with` would make two objects, for each line of each connection
+        try:
+            if not limiter.refuses(kind, self._clock, peer):
                 return True
             first = limiter.suppressed - limiter.reported == 1
+        finally:
+            lock.release()
         if first:
             self.writer.wake()  # from now on it has to write the summary in time
         return False

@@ -5,6 +5,7 @@ Pure: the time is passed in.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,25 +40,28 @@ class Tally:
     The algorithm is by Misra and Gries (1982): it keeps a count of each source that makes up more
     than one in `MOST_SOURCES`; the count is too low by at most that share of all, and exact if
     there are fewer sources.
+
+    Attributes:
+        counts: how many there were of each source that is kept.
     """
 
     def __init__(self) -> None:
         """Start with nothing counted."""
-        self._counts: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
 
     def add(self, source: str) -> None:
         """Count one more of `source`."""
-        counts = self._counts
+        counts = self.counts
         if source in counts:
             counts[source] += 1
         elif len(counts) < MOST_SOURCES:
             counts[source] = 1
         else:
-            self._counts = {name: n - 1 for name, n in counts.items() if n > 1}
+            self.counts = {name: n - 1 for name, n in counts.items() if n > 1}
 
     def top(self, most: int) -> list[tuple[str, int]]:
         """Return up to `most` of the most frequent sources, with their counts."""
-        return sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+        return sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))[:most]
 
 
 class Excess(NamedTuple):
@@ -120,31 +124,40 @@ class Limiter:
         if self._has_room(window):
             window.admitted += 1
             return True
-        self._exceed(window, peer)
+        self._exceed(window, peer.rpartition(":")[0])
         return False
 
-    def refuses(self, kind: EventKind, now: float, peer: str = "") -> bool:
+    def refuses(self, kind: EventKind, clock: Callable[[], float], peer: str = "") -> bool:
         """Return whether an event that is not made yet would be above the rate; count it if so.
 
-        Otherwise `admits` counts it when it is written; the arguments are the same.
+        Otherwise `admits` counts it when it is written.
+
+        Args:
+            kind: its kind.
+            clock: returns the time, in seconds; it is asked only if that matters.
+            peer: the client, as for `admits`.
         """
         window = self._windows.get(kind)
-        # As in `_has_room`, without its call: each connection asks this twice.
+        # As in `_has_room` and `_exceed`, without their calls: each connection asks this twice.
         if window is None or not self.rate or window.admitted < self.rate * WINDOW:
             return False
-        if not window.excess and now - window.began >= WINDOW:
+        if not window.excess and clock() - window.began >= WINDOW:
             return False  # `admits` begins another window
-        self._exceed(window, peer)
+        host = peer.rpartition(":")[0]
+        if host in window.sources.counts:
+            window.excess += 1
+            self.suppressed += 1
+            window.sources.counts[host] += 1
+        else:
+            self._exceed(window, host)
         return True
 
     def _has_room(self, window: _Window) -> bool:
         return not self.rate or window.admitted < self.rate * WINDOW
 
-    def _exceed(self, window: _Window, peer: str) -> None:
+    def _exceed(self, window: _Window, host: str) -> None:
         window.excess += 1
         self.suppressed += 1
-        host = peer.rpartition(":")[0]
-        # Without a call for an IPv4 address.
         if source := _network(host) if ":" in host else host:
             window.sources.add(source)
 

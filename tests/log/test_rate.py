@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,11 +38,11 @@ def test_the_number_of_kinds_is_bounded() -> None:
 def test_a_refusal_beforehand_counts_as_the_event_would_have() -> None:
     limiter = Limiter(rate=0.2)
     for _ in range(5):
-        if not limiter.refuses(kind(1), 0):
+        if not limiter.refuses(kind(1), lambda: 0):
             limiter.admits(kind(1), 0)
     assert limiter.suppressed == 3
     assert limiter.report(11) == [(kind(1), 3, 11, [])]
-    assert not limiter.refuses(kind(1), 11)
+    assert not limiter.refuses(kind(1), lambda: 11)
 
 
 @given(
@@ -54,7 +55,8 @@ def test_who_asks_beforehand_writes_and_counts_the_same(
     asking, unasked, now = Limiter(rate), Limiter(rate), 0.0
     for number, pause in events:
         now += pause
-        wanted = not asking.refuses(kind(number), now) and asking.admits(kind(number), now)
+        refused = asking.refuses(kind(number), partial(float, now))
+        wanted = not refused and asking.admits(kind(number), now)
         assert wanted is unasked.admits(kind(number), now)
         assert asking.suppressed == unasked.suppressed
         assert asking.report(now) == unasked.report(now)
@@ -65,7 +67,7 @@ def test_what_is_too_many_is_counted_by_address() -> None:
     limiter.admits(kind(1), 0, "192.0.2.9:1")
     peers = ["192.0.2.1:5"] * 5 + ["[2001:db8::1]:7", "[2001:db8::2]:7"] + ["192.0.2.2:1"]
     for peer in [*peers, "192.0.2.3:1", "192.0.2.3:2", "192.0.2.3:2", "a path", "", "[::1"]:
-        assert limiter.refuses(kind(1), 1, peer)
+        assert limiter.refuses(kind(1), lambda: 1, peer)
     (excess,) = limiter.report(11)
     assert excess.events == 14
     assert excess.top == [("192.0.2.1", 5), ("192.0.2.3", 3), ("2001:db8::/64", 2)]
