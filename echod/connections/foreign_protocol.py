@@ -49,7 +49,7 @@ from echod.connections.kernel import (
 )
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.transport_layers import tls_of
-from echod.contexts import call_in, context_of
+from echod.contexts import call_in, context_of, has_context
 from echod.messages.closing import Event
 from echod.reasons import EndReason
 
@@ -204,7 +204,7 @@ class ForeignProtocol(ConnectionProtocol):
             transport: the transport that `makeConnection` will get.
             write: the fastest way to write, as long as the connection is open.
         """
-        if not counts_traffic(transport) or context_of(transport) is None:
+        if not counts_traffic(transport) or not has_context(transport):
             return self.dataReceived
         self._kernel_counts = True
         self._write_directly = write
@@ -232,7 +232,7 @@ class ForeignProtocol(ConnectionProtocol):
     # From Twisted.
 
     def connectionMade(self) -> None:
-        if context_of(self.transport) is None:
+        if not has_context(self.transport):
             self._context = Context()
         self._from_transport(super().connectionMade)
 

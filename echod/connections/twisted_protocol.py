@@ -40,7 +40,7 @@ from echod.connections.clients import addresses_of
 from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import counts_traffic, queued, traffic
 from echod.connections.transport_layers import tls_of
-from echod.contexts import context_of
+from echod.contexts import has_context
 from echod.handlers.factories import IClosedByDrain, IEndless, IRelay
 from echod.messages.closing import State
 from echod.reasons import EndReason
@@ -93,7 +93,7 @@ class TwistedProtocol(ForeignProtocol):
     def connect_directly(
         self, transport: Stream, write: Callable[[bytes], None]
     ) -> Callable[[bytes], object]:
-        if not counts_traffic(transport) or context_of(transport) is None:
+        if not counts_traffic(transport) or not has_context(transport):
             return self.dataReceived
         # The user's protocol is made later, when the client's address is known.
         self._kernel_counts = self._is_direct = True

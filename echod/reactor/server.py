@@ -115,7 +115,7 @@ class TCPServerTransport(ServerTransport):
         return tcp_address(self.client)
 
     def _protocol_address(self) -> IPv4Address | IPv6Address:
-        return tcp_address(self.client)
+        return tcp_address(self._client)
 
 
 class UNIXServerTransport(DescriptorSender, ServerTransport):
