@@ -1,7 +1,8 @@
-"""A transport that stands on another one, and passes on what only the lowest one knows."""
+"""A transport that stands on another one, and what only the lowest one knows or does."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 
@@ -47,3 +48,17 @@ class StackedTransport:
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
         self.transport.setTcpKeepAlive(enabled)
+
+
+def write_now(transport: Any) -> None:
+    """Let the lowest transport write what its socket takes: its connection will be aborted.
+
+    Twisted's own transports write in the next turn of the loop, and drop all at `abortConnection`.
+    echod's reactor writes at once, and so does this.
+    """
+    while (below := getattr(transport, "transport", None)) is not None:
+        transport = below
+    if hasattr(transport, "doWrite") and transport.connected:
+        with suppress(OSError):  # a UNIX socket has no such option
+            transport.setTcpNoDelay(True)  # otherwise the kernel waits with it for an ACK
+        transport.doWrite()

@@ -46,6 +46,7 @@ from echod.handlers.client import encrypt, link
 from echod.log.event import LogLine
 from echod.messages.closing import TRANSITIONS, Event, State
 from echod.reasons import EndReason
+from echod.stacked import write_now
 from echod.text import escape
 from echod.tls.base import TLSError
 
@@ -487,12 +488,13 @@ class ConnectionProtocol(Protocol):
             self.transport.loseWriteConnection()
 
     def abort(self, reason: EndReason) -> None:
-        """Close at once, and drop unsent data. Calling it again is harmless."""
+        """Close at once, and drop what the socket does not take. Calling it again is harmless."""
         if self._step(Event.ABORT) is None:
             return
         if self._reason is None:
             self._reason = reason
             self._stop()
+        write_now(self.transport)
         self.transport.abortConnection()
 
     def let_go(self) -> None:

@@ -38,6 +38,7 @@ from echod.handlers.contract import HandlerError
 from echod.handlers.factories import IRelay
 from echod.log.event import LogLine
 from echod.proxy_header import ProxyHeader, encode
+from echod.stacked import write_now
 from echod.text import clipped, escape
 
 if TYPE_CHECKING:
@@ -281,6 +282,7 @@ class ForwardProtocol(Protocol):
         if reason.check(ConnectionDone):
             stream.loseConnection()
         else:
+            write_now(stream)
             stream.abortConnection()
 
     def _end(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -229,6 +230,40 @@ async def test_a_clients_reset_is_a_reset_to_the_upstream(certificate: Path) -> 
         client.reset()
         await eventually(lambda: served.reason is not None)
         assert not served.ended
+        assert not served.reason.check(type(connectionDone.value))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_what_an_upstream_sends_right_before_its_reset_reaches_the_client(
+    way: str, certificate: Path
+) -> None:
+    async with upstream() as up, forwarding(certificate, way, to=up.to) as server:
+        client = await server.connect()
+        client.send(b"hello")
+        served = await up.accepted()
+        await eventually(lambda: served.data == b"hello")
+        os.write(served.transport.getHandle().fileno(), b"its last words")
+        served.transport.abortConnection()
+        await client.until(lambda: client.reason is not None)
+        assert client.data == b"its last words"
+        assert not client.clean
+        await eventually(lambda: not server.factory.connections)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_client_sends_right_before_its_reset_reaches_the_upstream(
+    certificate: Path,
+) -> None:
+    async with upstream() as up, forwarding(certificate, to=up.to) as server:
+        with socket.create_connection(("127.0.0.1", server.number)) as client:
+            client.send(b"hello")
+            served = await up.accepted()
+            await eventually(lambda: served.data == b"hello")
+            client.send(b", and good-bye")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await eventually(lambda: served.reason is not None)
+        assert served.data == b"hello, and good-bye"
         assert not served.reason.check(type(connectionDone.value))
 
 
