@@ -56,7 +56,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.contexts import call_in, context_of
-from echod.stacked import StackedTransport
+from echod.stacked import StackedTransport, write_now
 from echod.tls.base import TLSError, TLSLayer
 from echod.tls.context import Context
 from echod.tls.facts import ClientHello, TLSFacts, facts_of
@@ -828,6 +828,9 @@ class TLSConnection(StackedTransport, TLSLayer):
         return False
 
     def abortConnection(self) -> None:
+        if self._collecting and self._writable:  # within a read: what was written before leaves
+            self._flush()
+            write_now(self.transport)
         self._lost = True
         self._stop()
         self.transport.abortConnection()

@@ -562,3 +562,22 @@ async def test_a_connection_that_pushes_nothing_has_no_outbox(model: Concurrency
         else:
             assert connection._outbox is None
             assert connection._batch is None
+
+
+class Leaving(Room):
+    """Sends something, and resets the connection."""
+
+    def received(self, message: bytes) -> None:
+        self.client.send(message)
+        self.client.abort()
+
+
+@every_model
+@pytest_twisted.ensureDeferred
+async def test_what_is_sent_before_an_abort_arrives(model: ConcurrencyModel, over: Any) -> None:
+    async with serving(model, handler=Leaving, over=over, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"happy")
+        await client.until(lambda: client.reason is not None)
+        assert client.data == b"happy"
+        assert not client.clean
