@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-    from typing import Protocol, Self, TypeAlias
+    from typing import Protocol, TypeAlias
 
     from echod.proxy_header import ProxyHeader
     from echod.tls import TLSFacts
@@ -60,20 +60,7 @@ def _place(local: str, listener: str) -> tuple[str, str]:
     return local, listener
 
 
-class _Unguarded:
-    """A client while it is made: a `Client` itself refuses to be changed, by a call each time."""
-
-    __slots__ = ("_link", "_peer", "_place", "_proxy", "_state", "_tls")
-
-    _link: Link | None
-    _peer: str
-    _place: tuple[str, str]
-    _proxy: ProxyHeader | None
-    _state: SimpleNamespace | None
-    _tls: TLSFacts | None
-
-
-class Client(_Unguarded):
+class Client:
     """The client of a connection.
 
     Attributes:
@@ -88,26 +75,30 @@ class Client(_Unguarded):
         state: a namespace for what the handler keeps for this client.
     """
 
-    __slots__ = ()
+    __slots__ = ("_link", "_peer", "_place", "_proxy", "_state", "_tls")
 
-    def __new__(
-        cls,
+    _link: Link | None
+    _peer: str
+    _place: tuple[str, str]
+    _proxy: ProxyHeader | None
+    _state: SimpleNamespace | None
+    _tls: TLSFacts | None
+
+    def __init__(
+        self,
         peer: str,
         local: str = "",
         listener: str = "",
         tls: TLSFacts | None = None,
         proxy: ProxyHeader | None = None,
-    ) -> Self:
+    ) -> None:
         """Describe a client without a connection, as tests of a handler may need one."""
-        made: Any = _Unguarded()
-        made._peer = peer
-        made._place = _place(local, listener)
-        made._tls = tls
-        made._proxy = proxy
-        made._state = None
-        made._link = None
-        made.__class__ = cls
-        return cast("Self", made)
+        _set(self, "_peer", peer)
+        _set(self, "_place", _place(local, listener))
+        _set(self, "_tls", tls)
+        _set(self, "_proxy", proxy)
+        _set(self, "_state", None)
+        _set(self, "_link", None)
 
     def send(self, data: BytesLike) -> bool:
         """Send `data`, framed like a reply; any thread may call this, at any time.

@@ -53,6 +53,16 @@ def test_only_the_state_may_be_written_to() -> None:
     assert client.peer == "127.0.0.1:1"
 
 
+def test_a_test_of_a_handler_may_have_a_client_of_its_own_class() -> None:
+    class Deaf(Client):
+        def send(self, data: object) -> bool:
+            return False
+
+    client = Deaf("127.0.0.1:1", LOCAL)
+    assert client.peer == "127.0.0.1:1"
+    assert not client.send(b"x")
+
+
 def test_a_client_is_shown_by_its_facts() -> None:
     assert repr(Client("")) == "<Client without an address>"
     shown = repr(Client("127.0.0.1:1", LOCAL, "tcp:8888", TLSFacts("TLSv1.3", "odd")))
