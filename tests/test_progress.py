@@ -133,9 +133,16 @@ def test_a_command_that_is_ended_by_a_signal_fails_as_in_a_shell() -> None:
 
 
 def test_ctrl_c_ends_both_without_a_traceback(terminal: Callable[..., Terminal]) -> None:
-    code = (
-        "print('Collecting', flush=True)\ntry: input()\nexcept KeyboardInterrupt: print('ended')"
-    )
+    # It does not wait for input: a signal right before the system call would not end that.
+    code = """\
+import time
+try:
+    print("Collecting", flush=True)
+    while True:
+        time.sleep(0.02)
+except KeyboardInterrupt:
+    print("ended")
+"""
     screen = terminal(*PYTHON, code)
     screen.read_to("Collecting")
     os.killpg(screen.process.pid, signal.SIGINT)
