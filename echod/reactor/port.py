@@ -242,9 +242,7 @@ class TCPPort(AcceptingPort):
 
     def _transport(self, skt: StreamSocket, address: _RetAddress) -> TCPServerTransport:
         assert self.factory is not None
-        if len(address) == 4:
-            address = with_scope(address)
-        return TCPServerTransport(skt, address, self.factory, self, self.reactor)
+        return TCPServerTransport(skt, with_scope(address), self.factory, self, self.reactor)
 
 
 class UNIXPort(AcceptingPort, unix.Port):
