@@ -61,14 +61,14 @@ class Lender:
             BaseException: the coroutine's.
         """
         result = self._start(coroutine)
-        return result.result if type(result) is Ended else result
+        return result.value if type(result) is Returned else result
 
     def lending(self, function: Callable[[Any], object]) -> Callable[[Any], object]:
         """Return a function that calls `function`, and runs the first step of a coroutine that it
         returns.
 
         Any other result is returned as it is; so is a coroutine's if it is bytes. Another one is
-        in an `Ended`. If the coroutine waits, the result is a `LentTask`, as that of `start`.
+        in a `Returned`. If the coroutine waits, the result is a `LentTask`, as that of `start`.
 
         That function is the whole cost of a handler that need not wait, so there is no avoidable
         call.
@@ -107,7 +107,7 @@ class Lender:
             else:
                 lent.end()
             result, self.result = self.result, None
-            return result if type(result) is bytes else Ended(result)
+            return result if type(result) is bytes else Returned(result)
 
         return lend
 
@@ -136,18 +136,18 @@ class Lender:
             self._idle = None
 
 
-class Ended:
-    """The result of a coroutine that has ended in its first step, and that is no bytes.
+class Returned:
+    """The result of a coroutine that has ended in its first step, if it is not bytes.
 
     Attributes:
-        result: the result.
+        value: the result.
     """
 
-    __slots__ = ("result",)
+    __slots__ = ("value",)
 
-    def __init__(self, result: object) -> None:
+    def __init__(self, value: object) -> None:
         """Set up."""
-        self.result = result
+        self.value = value
 
 
 def _itself(coroutine: object) -> object:

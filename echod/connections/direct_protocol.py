@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.python.failure import Failure
 
-from echod.concurrency.lending import Ended, LentTask
+from echod.concurrency.lending import LentTask, Returned
 from echod.concurrency.models import InReactor
 from echod.connections.kernel import counted, counts_bytes
 from echod.connections.lifecycle import UNSEEN
@@ -251,8 +251,8 @@ class DirectProtocol(EchoProtocol):
         """Process a result that is not plain bytes: a coroutine, a Deferred, `Close`."""
         try:
             model: InReactor = self._owner.model  # type: ignore[assignment] # this class is for it
-            if type(result) is Ended:
-                settled = result.result
+            if type(result) is Returned:
+                settled = result.value
             elif type(result) is LentTask:
                 settled = model.wait_for(self._answered, result)
             else:
@@ -360,7 +360,7 @@ class DirectProtocol(EchoProtocol):
         super()._stop()
 
     def _finish(self) -> None:
-        if self._kernel_counts or self._tls_counts:
+        if self._is_counted_below:
             self._bytes_received, self._bytes_sent = self._moved()
             self._kernel_counts = self._tls_counts = False
         self._send = _discard
@@ -371,7 +371,7 @@ class DirectProtocol(EchoProtocol):
         messages = self._direct_messages
         if self._session is not None:
             messages += self._session.messages
-        if self._kernel_counts or self._tls_counts:
+        if self._is_counted_below:
             return messages, *self._moved()
         return messages, self._bytes_received, self._bytes_sent
 
