@@ -139,7 +139,7 @@ class Client:
             link.close_after(data)
 
     def abort(self) -> None:
-        """Close at once: what was not sent is dropped, and the client sees an error (RST)."""
+        """Close at once: the client sees an error (RST), and unsent data is lost."""
         if (link := self._link) is not None:
             link.abort_soon()
 

@@ -108,6 +108,15 @@ def forwarding(
     return server_by(way, factory, certificate)
 
 
+async def forwarded(server: Server, up: Upstream) -> tuple[Talker, Scripted]:
+    """Connect a client, and wait for what it sends; return it, and its upstream's side."""
+    client = await server.connect()
+    client.send(b"hello")
+    served = await up.accepted()
+    await eventually(lambda: served.data == b"hello")
+    return client, served
+
+
 @asynccontextmanager
 async def echoing(kind: str, certificate: Path, folder: Path) -> AsyncIterator[dict[str, Any]]:
     """An upstream that echoes, by one of `UPSTREAMS`; gives the arguments of `forward`."""
@@ -208,10 +217,7 @@ async def test_an_upstreams_reset_is_a_reset_to_the_client_and_a_line_in_the_log
 ) -> None:
     """Fault 152: The other side sees a reset, too."""
     async with upstream() as up, forwarding(certificate, to=up.to) as server:
-        client = await server.connect()
-        client.send(b"hello")
-        served = await up.accepted()
-        await eventually(lambda: served.data == b"hello")
+        client, served = await forwarded(server, up)
         served.transport.abortConnection()
         await client.until(lambda: client.reason is not None)
         assert not client.clean
@@ -223,10 +229,7 @@ async def test_an_upstreams_reset_is_a_reset_to_the_client_and_a_line_in_the_log
 async def test_a_clients_reset_is_a_reset_to_the_upstream(certificate: Path) -> None:
     """Fault 152: The other side sees a reset, too."""
     async with upstream() as up, forwarding(certificate, to=up.to) as server:
-        client = await server.connect()
-        client.send(b"hello")
-        served = await up.accepted()
-        await eventually(lambda: served.data == b"hello")
+        client, served = await forwarded(server, up)
         client.reset()
         await eventually(lambda: served.reason is not None)
         assert not served.ended
@@ -239,10 +242,7 @@ async def test_what_an_upstream_sends_right_before_its_reset_reaches_the_client(
     way: str, certificate: Path
 ) -> None:
     async with upstream() as up, forwarding(certificate, way, to=up.to) as server:
-        client = await server.connect()
-        client.send(b"hello")
-        served = await up.accepted()
-        await eventually(lambda: served.data == b"hello")
+        client, served = await forwarded(server, up)
         os.write(served.transport.getHandle().fileno(), b"its last words")
         served.transport.abortConnection()
         await client.until(lambda: client.reason is not None)
