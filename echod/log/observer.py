@@ -40,6 +40,7 @@ class LogObserver:
 
     Attributes:
         writer: writes the lines; start it, and close it at the end.
+        above: the kinds of which no event is written now: see `Limiter.above`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class LogObserver:
         self._render = _renderer(format, stamps=sink.stamps, worker=worker)
         self._lowest = LEVELS.index(level)
         self._limiter = Limiter(rate)
+        self.above = self._limiter.above
         self._clock = clock
         self._lock = threading.RLock()
         self._sink = sink
@@ -84,7 +86,8 @@ class LogObserver:
             files: how many old files to keep, if the log goes to a file; 0: all.
         """
         self._lowest = LEVELS.index(level)
-        self._limiter.rate = rate
+        with self._lock:
+            self._limiter.change(rate)
         if isinstance(self._sink, FileSink):
             self._sink.keep = files
 
@@ -101,27 +104,28 @@ class LogObserver:
     def wants(self, kind: EventKind, peer: str) -> bool:
         """Return whether an event of `kind` about `peer` would be written.
 
-        An event above the rate is counted here, and need not be made.
+        An event above the rate is counted here, and need not be made. While the kind is in
+        `above`, it is quicker to note the event there.
         """
         if _RANK_BY_NAME[kind.level] < self._lowest:
             return False
-        limiter, lock = self._limiter, self._lock
-        lock.acquire()  # `with` would make two objects, for each line of each connection
-        try:
-            if not limiter.refuses(kind, self._clock, peer):
-                return True
-            first = limiter.suppressed - limiter.reported == 1
-        finally:
-            lock.release()
+        with self._lock:
+            refused = self._limiter.refuses(kind, self._clock, peer)
+            first = refused and self._limiter.holding == 1
         if first:
             self.writer.wake()  # from now on it has to write the summary in time
-        return False
+        return not refused
+
+    def count(self, kind: EventKind) -> None:
+        """Count the events of `kind` that were noted in `above`."""
+        with self._lock:
+            self._limiter.count(kind, self._clock())
 
     def _admits(self, kind: EventKind, peer: str) -> bool:
         limiter = self._limiter
         with self._lock:
             admitted = limiter.admits(kind, self._clock(), peer)
-            first = not admitted and limiter.suppressed - limiter.reported == 1
+            first = not admitted and limiter.holding == 1
         if first:
             self.writer.wake()  # as above
         return admitted
@@ -218,7 +222,8 @@ class LogObserver:
     @property
     def suppressed(self) -> int:
         """The number of events that were counted instead of written."""
-        return self._limiter.suppressed
+        with self._lock:
+            return self._limiter.suppressed
 
 
 def _renderer(form: str, *, stamps: bool, worker: int) -> Callable[[LogEvent], str]:

@@ -5,6 +5,7 @@ Pure: the time is passed in.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,6 +19,9 @@ WINDOW = 10.0
 # How many addresses are told apart in the suppressed events of a kind, and how many are named.
 MOST_SOURCES = 64
 NAMED = 3
+
+# How many suppressed events of a kind are noted before they are counted by address.
+MOST_NOTED = 256
 
 # How many kinds are told apart; there are few formats, unless a handler makes them from input.
 MOST_KINDS = 1000
@@ -49,15 +53,18 @@ class Tally:
         """Start with nothing counted."""
         self.counts: dict[str, int] = {}
 
-    def add(self, source: str) -> None:
-        """Count one more of `source`."""
+    def add(self, source: str, count: int = 1) -> None:
+        """Count `count` more of `source`."""
         counts = self.counts
         if source in counts:
-            counts[source] += 1
+            counts[source] += count
         elif len(counts) < MOST_SOURCES:
-            counts[source] = 1
+            counts[source] = count
         else:
-            self.counts = {name: n - 1 for name, n in counts.items() if n > 1}
+            fewest = min(count, *counts.values())
+            self.counts = {name: n - fewest for name, n in counts.items() if n > fewest}
+            if count > fewest:
+                self.counts[source] = count - fewest
 
     def top(self, most: int) -> list[tuple[str, int]]:
         """Return up to `most` of the most frequent sources, with their counts."""
@@ -93,18 +100,31 @@ class _Window:
 class Limiter:
     """Counts events by kind, and decides which are above the rate.
 
+    Only one thread at a time may call it. But any thread may append to a list in `above`.
+
     Attributes:
         rate: how many events of one kind may be written a second, over `WINDOW` seconds; 0: all.
-        suppressed: how many events were above the rate.
+        above: the kinds of which all events are above the rate until the next report, and for
+            each a list: to append the peer of such an event, as for `refuses`, is to suppress it.
+            Call `count` when it is longer than `MOST_NOTED`.
+        counted: how many events were above the rate, without those that are in a list.
         reported: how many of them `report` has returned.
     """
 
     def __init__(self, rate: float) -> None:
         """Start with nothing counted."""
         self.rate = rate
-        self.suppressed = 0
+        self.above: dict[EventKind, list[str]] = {}
+        self.counted = 0
         self.reported = 0
         self._windows: dict[EventKind, _Window] = {}
+        # Each list is kept: a thread that has got it from `above` may append to it later.
+        self._noted: dict[EventKind, list[str]] = {}
+
+    def change(self, rate: float) -> None:
+        """Use another rate from now on."""
+        self.rate = rate
+        self.above.clear()
 
     def admits(self, kind: EventKind, now: float, peer: str = "") -> bool:
         """Count an event; return whether it may be written.
@@ -138,28 +158,36 @@ class Limiter:
             peer: the client, as for `admits`.
         """
         window = self._windows.get(kind)
-        # As in `_has_room` and `_exceed`, without their calls: each connection asks this twice.
-        if window is None or not self.rate or window.admitted < self.rate * WINDOW:
+        if window is None or self._has_room(window):
             return False
         if not window.excess and clock() - window.began >= WINDOW:
             return False  # `admits` begins another window
-        host = peer.rpartition(":")[0]
-        if host in window.sources.counts:
-            window.excess += 1
-            self.suppressed += 1
-            window.sources.counts[host] += 1
-        else:
-            self._exceed(window, host)
+        self._exceed(window, peer.rpartition(":")[0])
+        self.above[kind] = self._noted.setdefault(kind, [])
         return True
 
     def _has_room(self, window: _Window) -> bool:
         return not self.rate or window.admitted < self.rate * WINDOW
 
-    def _exceed(self, window: _Window, host: str) -> None:
-        window.excess += 1
-        self.suppressed += 1
+    def _exceed(self, window: _Window, host: str, count: int = 1) -> None:
+        window.excess += count
+        self.counted += count
         if source := _network(host) if ":" in host else host:
-            window.sources.add(source)
+            window.sources.add(source, count)
+
+    def count(self, kind: EventKind, now: float) -> None:
+        """Count the events of `kind` that were only noted, in `above`.
+
+        Args:
+            kind: the kind.
+            now: the time.
+        """
+        noted = self._noted[kind]
+        peers = noted[:]
+        del noted[: len(peers)]  # another thread may have appended more
+        window = self._windows.setdefault(kind, _Window(now))
+        for host, count in Counter([peer.rpartition(":")[0] for peer in peers]).items():
+            self._exceed(window, host, count)
 
     def _make_room(self, kind: EventKind, now: float) -> EventKind:
         for known, window in list(self._windows.items()):
@@ -168,9 +196,14 @@ class Limiter:
         return kind if len(self._windows) < MOST_KINDS else _OTHERS
 
     @property
-    def holding(self) -> bool:
-        """Whether there are suppressed events to report, now or later."""
-        return self.suppressed > self.reported
+    def suppressed(self) -> int:
+        """How many events were above the rate."""
+        return self.counted + sum(map(len, self._noted.values()))
+
+    @property
+    def holding(self) -> int:
+        """How many suppressed events are to be reported, now or later; of each kind, not all."""
+        return self.counted - self.reported
 
     def report(self, now: float, *, everything: bool = False) -> list[Excess]:
         """Return the suppressed events, and forget them.
@@ -180,11 +213,15 @@ class Limiter:
             everything: include kinds whose window is not over yet.
         """
         reports = []
+        for kind, noted in self._noted.items():
+            if noted:
+                self.count(kind, now)
         for kind, window in list(self._windows.items()):
             lasted = now - window.began
             if window.excess and (everything or lasted >= WINDOW):
                 self.reported += window.excess
                 del self._windows[kind]
+                self.above.pop(kind, None)
                 seconds, top = max(1, round(lasted)), window.sources.top(NAMED)
                 reports.append(Excess(kind, window.excess, seconds, top))
         return reports

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,6 +73,38 @@ def test_the_end_tells_how_many_were_never_made(observed_by: Observe) -> None:
     written(observer, line, 12)
     observer.close()
     assert "2 more like this in 1 s (most from 127.0.0.1: 2): Number {number}" in sink.lines[-1]
+
+
+def test_a_higher_rate_holds_for_the_next_line(
+    observed_by: Observe, observer: LogObserver
+) -> None:
+    observed_by(observer)
+    assert len(written(observer, line, 25)) == 10
+    observer.reconfigure(level="info", rate=20 / WINDOW, files=0)
+    assert len(written(observer, line, 25)) == 10
+    observer.reconfigure(level="error", rate=20 / WINDOW, files=0)
+    assert written(observer, line, 25) == []
+    assert (observer.suppressed, observer.written) == (30, 20)
+
+
+def test_no_line_of_several_threads_is_left_out_or_counted_twice(observed_by: Observe) -> None:
+    sink, now, each = Kept(), [0.0], 20_000
+    observer = LogObserver(sink, format="json", rate=10 / WINDOW, clock=lambda: now[0])
+    observed_by(observer)
+    threads = [threading.Thread(target=written, args=(observer, line, each)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        now[0] += WINDOW
+        observer._report()
+        assert observer.suppressed <= each * len(threads)
+    for thread in threads:
+        thread.join()
+    observer.close()
+    records = [json.loads(text) for text in sink.lines]
+    told = sum(record.get("count", 0) for record in records)
+    made = sum("number" in record for record in records)
+    assert (told, made) == (observer.suppressed, each * len(threads) - observer.suppressed)
 
 
 def test_an_observer_of_somebody_elses_sees_every_line(
