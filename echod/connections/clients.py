@@ -15,11 +15,12 @@ from zope.interface import implementer
 
 from echod.addresses import shown_address, twisted_address
 from echod.connections.transport_layers import tls_of
-from echod.handlers.client import Client
+from echod.handlers.client import Client, connected, place
 from echod.log.event import LogLine
 from echod.log.tracebacks import traceback_of_handler
 
 if TYPE_CHECKING:
+    from echod.handlers.client import Link
     from echod.proxy_header import ProxyHeader
     from echod.tls import TLSFacts
 
@@ -29,10 +30,36 @@ _failed = LogLine(Logger("echod.connection"), "error", "Error while serving {pee
 NOBODY = Client("")
 
 
-def client_of(transport: ITransport, listener: str) -> Client:
-    """Return the client of `transport`, which connected to the endpoint `listener`."""
-    peer, local = transport.getPeer(), transport.getHost()
-    return Client(shown_address(peer), shown_address(local), listener)
+class Places:
+    """Makes the place of each client of a listener, as `Client` keeps it."""
+
+    def __init__(self, listener: str) -> None:
+        """Set up.
+
+        Args:
+            listener: the endpoint.
+        """
+        self._listener = listener
+        self._local: IAddress | None = None
+        self._place = place("", listener)
+
+    def at(self, local: IAddress) -> tuple[str, str]:
+        """Return the place of a client that connected to the address `local`."""
+        if local is not self._local:  # mostly it is one object for all clients of a port
+            self._local, self._place = local, place(shown_address(local), self._listener)
+        return self._place
+
+
+def client_of(connection: Link, transport: ITransport, places: Places) -> Client:
+    """Return the client of a connection that begins.
+
+    Args:
+        connection: the connection.
+        transport: its transport.
+        places: of its listener.
+    """
+    peer = shown_address(transport.getPeer())
+    return connected(peer, places.at(transport.getHost()), connection)
 
 
 def addresses_of(client: Client, transport: ITransport) -> tuple[IAddress, IAddress]:

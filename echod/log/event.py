@@ -17,7 +17,7 @@ from typing import Any
 
 from twisted.logger import Logger, LogLevel, globalLogPublisher
 
-from echod.log.rate import MOST_NOTED, EventKind
+from echod.log.rate import MOST_NOTED, EventKind, source_of
 
 
 class LogLine:
@@ -37,13 +37,14 @@ class LogLine:
         self._level = LogLevel.lookupByName(level)
         self._kind = EventKind(log.namespace, form, level)
 
-    def wanted(self, peer: str) -> bool:
+    def wanted(self, peer: str, source: str | None = None) -> bool:
         """Return whether to make the line; if not, it has been counted.
 
         A foreign observer, which cannot be asked beforehand, sees every line.
 
         Args:
             peer: the client that it is about, as `ADDRESS:PORT`.
+            source: what `source_of` returns for it, if that is known.
         """
         observer: Any
         try:
@@ -51,11 +52,13 @@ class LogLine:
             noted: list[str] | None = observer.above.get(self._kind)
         except (ValueError, AttributeError):
             return True
+        if source is None:
+            source = source_of(peer)
         if noted is None:
             wants: Callable[[EventKind, str], bool] = observer.wants
-            return wants(self._kind, peer)
+            return wants(self._kind, source)
         # While there are many connections a second, each comes here twice.
-        noted.append(peer)
+        noted.append(source)
         if len(noted) > MOST_NOTED:
             observer.count(self._kind)
         return False

@@ -101,8 +101,8 @@ class LogObserver:
         if text := self._render(event):
             self.writer.add(Line(text, level.name))
 
-    def wants(self, kind: EventKind, peer: str) -> bool:
-        """Return whether an event of `kind` about `peer` would be written.
+    def wants(self, kind: EventKind, source: str) -> bool:
+        """Return whether an event of `kind` about a client of `source` would be written.
 
         An event above the rate is counted here, and need not be made. While the kind is in
         `above`, it is quicker to note the event there.
@@ -110,7 +110,7 @@ class LogObserver:
         if _RANK_BY_NAME[kind.level] < self._lowest:
             return False
         with self._lock:
-            refused = self._limiter.refuses(kind, self._clock, peer)
+            refused = self._limiter.refuses(kind, self._clock, source)
             first = refused and self._limiter.holding == 1
         if first:
             self.writer.wake()  # from now on it has to write the summary in time

@@ -105,8 +105,8 @@ class Limiter:
     Attributes:
         rate: how many events of one kind may be written a second, over `WINDOW` seconds; 0: all.
         above: the kinds of which all events are above the rate until the next report, and for
-            each a list: to append the peer of such an event, as for `refuses`, is to suppress it.
-            Call `count` when it is longer than `MOST_NOTED`.
+            each a list: to append the source of such an event is to suppress it. Call `count`
+            when it is longer than `MOST_NOTED`.
         counted: how many events were above the rate, without those that are in a list.
         reported: how many of them `report` has returned.
     """
@@ -144,10 +144,10 @@ class Limiter:
         if self._has_room(window):
             window.admitted += 1
             return True
-        self._exceed(window, peer.rpartition(":")[0])
+        self._exceed(window, source_of(peer))
         return False
 
-    def refuses(self, kind: EventKind, clock: Callable[[], float], peer: str = "") -> bool:
+    def refuses(self, kind: EventKind, clock: Callable[[], float], source: str = "") -> bool:
         """Return whether an event that is not made yet would be above the rate; count it if so.
 
         Otherwise `admits` counts it when it is written.
@@ -155,24 +155,24 @@ class Limiter:
         Args:
             kind: its kind.
             clock: returns the time, in seconds; it is asked only if that matters.
-            peer: the client, as for `admits`.
+            source: see `source_of`.
         """
         window = self._windows.get(kind)
         if window is None or self._has_room(window):
             return False
         if not window.excess and clock() - window.began >= WINDOW:
             return False  # `admits` begins another window
-        self._exceed(window, peer.rpartition(":")[0])
+        self._exceed(window, source)
         self.above[kind] = self._noted.setdefault(kind, [])
         return True
 
     def _has_room(self, window: _Window) -> bool:
         return not self.rate or window.admitted < self.rate * WINDOW
 
-    def _exceed(self, window: _Window, host: str, count: int = 1) -> None:
+    def _exceed(self, window: _Window, source: str, count: int = 1) -> None:
         window.excess += count
         self.counted += count
-        if source := _network(host) if ":" in host else host:
+        if source:
             window.sources.add(source, count)
 
     def count(self, kind: EventKind, now: float) -> None:
@@ -183,11 +183,11 @@ class Limiter:
             now: the time.
         """
         noted = self._noted[kind]
-        peers = noted[:]
-        del noted[: len(peers)]  # another thread may have appended more
+        sources = noted[:]
+        del noted[: len(sources)]  # another thread may have appended more
         window = self._windows.setdefault(kind, _Window(now))
-        for host, count in Counter([peer.rpartition(":")[0] for peer in peers]).items():
-            self._exceed(window, host, count)
+        for source, count in Counter(sources).items():
+            self._exceed(window, source, count)
 
     def _make_room(self, kind: EventKind, now: float) -> EventKind:
         for known, window in list(self._windows.items()):
@@ -227,8 +227,17 @@ class Limiter:
         return reports
 
 
-def _network(host: str) -> str:
-    """Return the network under which to count an IPv6 address; "" if it is none."""
+def source_of(peer: str) -> str:
+    """Return what the events about a client are counted under: its IPv4 address, or IPv6 network.
+
+    It is "" if the client has no such address.
+
+    Args:
+        peer: its address, as `ADDRESS:PORT`; an IPv6 address is in brackets.
+    """
+    host = peer.rpartition(":")[0]
+    if ":" not in host:
+        return host
     try:
         return network_of(host.strip("[]"))
     except ValueError:

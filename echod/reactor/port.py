@@ -36,7 +36,7 @@ from echod.reactor.server import (
     tcp_address,
     with_scope,
 )
-from echod.reactor.transport import StreamSocket
+from echod.reactor.transport import Attaching, StreamSocket, attach_soon
 
 if TYPE_CHECKING:
     from _socket import _RetAddress
@@ -119,6 +119,14 @@ class AcceptingPort(tcp.Port):
 
     def doRead(self) -> None:
         """Accept the waiting clients."""
+        begun: list[tuple[ServerTransport, Attaching]] = []
+        try:
+            self._accept_batch(begun)
+        finally:
+            if begun:
+                attach_soon(self.reactor, begun)
+
+    def _accept_batch(self, begun: list[tuple[ServerTransport, Attaching]]) -> None:
         failures = 0
         for _ in range(BATCH):
             try:
@@ -129,21 +137,19 @@ class AcceptingPort(tcp.Port):
                 failures += 1
                 if not self._go_on_after(exception):
                     return
-            else:
-                self._accepted(descriptor, address)
+                continue
+            # uvloop makes it non-blocking, but the socket object has to know: a duplicate of it
+            # would make the connection blocking. The flag tells it, without a system call.
+            skt = StreamSocket(self.addressFamily, _NON_BLOCKING_STREAM, 0, descriptor)
+            try:
+                stream = self._transport(skt, address)
+                begun.append((stream, stream.attaching()))
+            except Exception:
+                _log.failure("cannot take the connection from {address}", address=address)
+                skt.close()
         if failures > BATCH // 2:
             # Clients that reconnect as soon as they are refused must not keep the loop busy.
             self._rest()
-
-    def _accepted(self, descriptor: int, address: _RetAddress) -> None:
-        # uvloop makes it non-blocking, but the socket object has to know: a duplicate of it would
-        # make the connection blocking. The flag tells it, without a system call.
-        skt = StreamSocket(self.addressFamily, _NON_BLOCKING_STREAM, 0, descriptor)
-        try:
-            self._transport(skt, address).attach()
-        except Exception:
-            _log.failure("cannot take the connection from {address}", address=address)
-            skt.close()
 
     def _transport(self, skt: StreamSocket, address: _RetAddress) -> ServerTransport:
         raise NotImplementedError

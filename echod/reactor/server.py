@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -153,15 +152,26 @@ class UNIXServerTransport(DescriptorSender, ServerTransport):
         return self._local if self.server is None else self.client
 
 
-@lru_cache(maxsize=1)  # a connection asks twice as it begins, and need not keep it
+# An address, and what `tcp_address` has made of it: a connection asks twice as it begins, and need
+# not keep it. Not `lru_cache`: that computes a hash.
+_newest: tuple[tuple[Any, ...], IPv4Address | IPv6Address] | None = None
+
+
 def tcp_address(address: tuple[Any, ...]) -> IPv4Address | IPv6Address:
     """Convert an address to Twisted's form."""
+    global _newest
+    newest = _newest
+    if newest is not None and newest[0] is address:
+        return newest[1]
+    made: IPv4Address | IPv6Address
     if len(address) == 4:
-        return IPv6Address("TCP", *address)
-    # Its constructor would take a third of a connection's time here to see that TCP is a protocol.
-    made = IPv4Address.__new__(IPv4Address)
-    made.type = "TCP"
-    made.host, made.port = address
+        made = IPv6Address("TCP", *address)
+    else:
+        # Its constructor would take long to see that TCP is a protocol.
+        made = IPv4Address.__new__(IPv4Address)
+        made.type = "TCP"
+        made.host, made.port = address
+    _newest = address, made
     return made
 
 

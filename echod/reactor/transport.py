@@ -35,10 +35,10 @@ import asyncio
 import gc
 import socket
 import struct
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.internet import error, main
 from twisted.internet.interfaces import (
@@ -82,6 +82,9 @@ BACKLOG = 65536
 
 #: The same after :meth:`StreamTransport.shortenReads`.
 SHORT_BACKLOG = 16384
+
+# A coroutine of uvloop that has a socket, and waits for the end: its call of ``connection_made``.
+Attaching: TypeAlias = Coroutine[object, None, object]
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -176,13 +179,19 @@ class StreamTransport:
 
         :raise OSError: uvloop cannot take the socket, which still belongs to the caller.
         """
-        loop = self.reactor.loop
-        attaching = loop.connect_accepted_socket(self._as_protocol, self.socket)
-        # The coroutine only waits for connection_made, which is now queued. Our callback is queued
-        # right after it, so it finds that done: no task and no future callback is needed, and
-        # nothing can come between the two.
+        attach_soon(self.reactor, [(self, self.attaching())])
+
+    def attaching(self) -> Attaching:
+        """Begin to give the socket to uvloop; pass the result to :func:`attach_soon`.
+
+        :raise OSError: as :meth:`attach`.
+        """
+        attaching: Attaching = self.reactor.loop.connect_accepted_socket(
+            self._as_protocol, self.socket
+        )
+        # The coroutine only waits for connection_made, which is now queued.
         attaching.send(None)
-        loop.call_soon(self._attached, attaching, context=self.reactor.context)
+        return attaching
 
     def _as_protocol(self) -> Any:
         return self
@@ -193,12 +202,13 @@ class StreamTransport:
         self.connected = 1
         self.socket.stream = self
         self.reactor.streams.add(self)
-        uv.resume_reading()  # uvloop does so after this call: see `_attached`
+        uv.resume_reading()  # uvloop does so after this call: see `attached`
         self._open()
         if not uv.is_reading():
             self._starts_paused = True
 
-    def _attached(self, attaching: Coroutine[object, None, object]) -> None:
+    def attached(self, attaching: Attaching) -> None:
+        """End what :meth:`attaching` has begun, after ``connection_made``."""
         try:
             attaching.send(None)
         except StopIteration:
@@ -824,6 +834,20 @@ class StreamTransport:
         raise NotImplementedError
 
     _protocol_name = "no protocol"
+
+
+def attach_soon(reactor: LoopReactor, begun: Sequence[tuple[StreamTransport, Attaching]]) -> None:
+    """End what :meth:`StreamTransport.attaching` has begun, in this turn of the loop.
+
+    The callback is queued right after each ``connection_made``, so it finds that done: no task and
+    no future callback is needed, and nothing can come between.
+    """
+    reactor.loop.call_soon(_attach, begun, context=reactor.context)
+
+
+def _attach(begun: Sequence[tuple[StreamTransport, Attaching]]) -> None:
+    for stream, attaching in begun:
+        stream.attached(attaching)
 
 
 def _call_in(context: Context | None, function: Callable[..., None], *arguments: object) -> None:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 
-from echod.handlers.client import Client, encrypt
+from echod.handlers.client import Client, connected, encrypt, place
 from echod.proxy_header import ProxyHeader
 from echod.tls import TLSFacts
 
@@ -61,6 +62,18 @@ def test_a_test_of_a_handler_may_have_a_client_of_its_own_class() -> None:
     client = Deaf("127.0.0.1:1", LOCAL)
     assert client.peer == "127.0.0.1:1"
     assert not client.send(b"x")
+
+
+def test_the_client_of_a_connection_is_like_one_that_a_test_makes() -> None:
+    link: Any = object()
+    client, like = connected("10.0.0.1:5", place(LOCAL, "tcp:1"), link), Client("", LOCAL, "tcp:1")
+    assert type(client) is Client
+    assert repr(client) == "<Client 10.0.0.1:5, listener='tcp:1'>"
+    assert (client.local, client.tls, client.proxy) == (like.local, like.tls, like.proxy)
+    assert client._place is like._place
+    assert client._link is link
+    with pytest.raises(AttributeError, match="'peer' of a client cannot be set"):
+        client.peer = "me"  # type: ignore[misc]
 
 
 def test_a_client_is_shown_by_its_facts() -> None:

@@ -2,11 +2,22 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet import address
 
-from echod.log.rate import MOST_KINDS, MOST_SOURCES, WINDOW, EventKind, Limiter, Tally
+from echod.addresses import network_at, shown_address
+from echod.log.rate import (
+    MOST_KINDS,
+    MOST_SOURCES,
+    WINDOW,
+    EventKind,
+    Limiter,
+    Tally,
+    source_of,
+)
 
 
 def kind(number: int) -> EventKind:
@@ -73,13 +84,22 @@ def test_what_is_too_many_is_counted_by_address() -> None:
     peers = ["192.0.2.1:5"] * 5 + ["[2001:db8::1]:7", "[2001:db8::2]:7"] + ["192.0.2.2:1"]
     for peer in [*peers, "192.0.2.3:1", "192.0.2.3:2", "192.0.2.3:2", "a path", "", "[::1"]:
         if (noted := limiter.above.get(kind(1))) is not None:
-            noted.append(peer)
+            noted.append(source_of(peer))
         else:
-            assert limiter.refuses(kind(1), lambda: 1, peer)
+            assert limiter.refuses(kind(1), lambda: 1, source_of(peer))
     assert limiter.suppressed == 14
     (excess,) = limiter.report(11)
     assert excess.events == 14
     assert excess.top == [("192.0.2.1", 5), ("192.0.2.3", 3), ("2001:db8::/64", 2)]
+
+
+@given(st.ip_addresses(), st.integers(0, 65535))
+def test_the_source_of_a_client_is_the_network_that_it_counts_under(
+    host: IPv4Address | IPv6Address, port: int
+) -> None:
+    kind = address.IPv4Address if host.version == 4 else address.IPv6Address
+    client = kind("TCP", str(host), port)
+    assert source_of(shown_address(client)) == network_at(client)
 
 
 @given(
