@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import dropwhile
+
 from twisted.logger import LogEvent, LogLevel, eventAsText
 
 
@@ -20,16 +22,22 @@ class Log:
             for event in self.events
         )
 
-    def has(self, beginning: str) -> bool:
-        """Return whether an event begins with this.
+    def count(self, beginning: str, since: str = "") -> int:
+        """Return how many events begin with this, from the first one on that begins with `since`.
 
         To wait for an event, ask this: on a busy machine `text` may have the stack of a stall,
         and there the very line of the test that looks for the event.
         """
-        return any(
-            eventAsText(event, includeTimestamp=False, includeSystem=False).startswith(beginning)
+        lines = [
+            eventAsText(event, includeTimestamp=False, includeSystem=False)
             for event in self.events
-        )
+        ]
+        rest = dropwhile(lambda line: not line.startswith(since), lines)
+        return sum(line.startswith(beginning) for line in rest)
+
+    def has(self, beginning: str) -> bool:
+        """Return whether an event begins with this: see `count`."""
+        return self.count(beginning) > 0
 
     @property
     def errors(self) -> list[str]:
