@@ -333,7 +333,7 @@ class DirectProtocol(EchoProtocol):
                 self._after_opened(greeting)
             return
         self._handler_open = True
-        self._direct = self._longest_direct
+        self._direct = self._longest_direct()
         if model.greets and (data := greeting_of(greeting, owner.framing, owner.banner)):
             send = self._send
             send(data)
@@ -360,7 +360,7 @@ class DirectProtocol(EchoProtocol):
         super()._stop()
 
     def _finish(self) -> None:
-        if self._is_counted_below:
+        if self._kernel_counts or self._tls_counts:  # without a call: each connection comes here
             self._bytes_received, self._bytes_sent = self._moved()
             self._kernel_counts = self._tls_counts = False
         self._send = _discard
@@ -371,7 +371,7 @@ class DirectProtocol(EchoProtocol):
         messages = self._direct_messages
         if self._session is not None:
             messages += self._session.messages
-        if self._is_counted_below:
+        if self._kernel_counts or self._tls_counts:  # as above
             return messages, *self._moved()
         return messages, self._bytes_received, self._bytes_sent
 
@@ -379,6 +379,10 @@ class DirectProtocol(EchoProtocol):
     def _is_counted_below(self) -> bool:
         """Whether the kernel or TLS counts the bytes, and `_send` is theirs."""
         return self._kernel_counts or self._tls_counts
+
+    def _begins_with_tls(self) -> bool:
+        # The look at the interface takes noticeable time, and here no layer is above the socket.
+        return not self._kernel_counts and EchoProtocol._begins_with_tls(self)
 
     def _moved(self) -> tuple[int, int]:
         """Return the bytes received, without a PROXY header, and sent, as TLS or the kernel counts
@@ -405,7 +409,6 @@ class DirectFramedProtocol(DirectProtocol):
 
     __slots__ = ()
 
-    @property
     def _longest_direct(self) -> int:
         return MOST_WHOLE
 

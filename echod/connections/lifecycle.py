@@ -41,7 +41,7 @@ from echod.concurrency.forking import forks
 from echod.concurrency.model import Busy
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, Taken, is_reset, taken, traffic, unread, unsent
-from echod.connections.transport_layers import faults_before, layer_of, tls_of
+from echod.connections.transport_layers import faults_before, layer_of, settle, tls_of
 from echod.handlers.client import encrypt, link
 from echod.log.event import LogLine
 from echod.messages.closing import TRANSITIONS, Event, State
@@ -289,7 +289,7 @@ class ConnectionProtocol(Protocol):
             link(client, self)
         if not self.is_check and _connected.wanted(client.peer, self.network):
             _connected.write(peer=shown(client), listener=client.listener)
-        if ISSLTransport.providedBy(self.transport):
+        if self._begins_with_tls():
             # Until its handshake is over, a client occupies none of the model's places.
             self._expect_by(owner.limits.handshake_timeout)
         else:
@@ -309,6 +309,9 @@ class ConnectionProtocol(Protocol):
         encrypt(self.client, tls_facts(self.transport))
         if (layer := layer_of(self.transport)) is not None:
             layer.handshaken()
+
+    def _begins_with_tls(self) -> bool:
+        return ISSLTransport.providedBy(self.transport)
 
     @property
     def _is_shaking_hands(self) -> bool:
@@ -651,6 +654,8 @@ class ConnectionProtocol(Protocol):
         elif self._owner.model.overdue(self, now):
             self._time_out(EndReason.SERIAL_TIMEOUT)
         elif self._activity != self._seen_activity:
+            if self._seen_activity < 0:
+                settle(self.transport)
             self._seen_activity = self._activity
             self._idle_since = now
         else:

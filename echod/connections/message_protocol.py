@@ -191,11 +191,10 @@ class EchoProtocol(ConnectionProtocol):
         """Do without the session until there is something to hold or to wait for."""
         self._direct_messages += session.messages
         self._session = None
-        self._direct = self._longest_direct
+        self._direct = self._longest_direct()
 
-    @property
     def _longest_direct(self) -> int:
-        """The length of the longest read that is answered without a session."""
+        """Return the length of the longest read that is answered without a session."""
         # After a long read another one may follow at once, so its share of the turn is looked at.
         longest = self._owner.framing.max_message
         return longest if longest < LONGEST_DIRECT else LONGEST_DIRECT  # not `min`: for each one
@@ -348,7 +347,7 @@ class EchoProtocol(ConnectionProtocol):
         self._waited()
         self._handler_open = not isinstance(greeting, Failure)
         if self._is_opening and self._handler_open and not self._draining:
-            self._direct = self._longest_direct
+            self._direct = self._longest_direct()
             try:
                 self._greet(greeting)
             except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import MethodType
 
 from twisted.internet.defer import Deferred
 
@@ -19,7 +20,9 @@ _NOTHING = {"opened": Handler.opened, "closed": Handler.closed}
 def overridden(handler: Handler, hook: str) -> Callable[..., object] | None:
     """Return `handler`'s method `hook`, unless it is missing or does nothing."""
     method = getattr(handler, hook, None)
-    return None if getattr(method, "__func__", None) is _NOTHING[hook] else method
+    if type(method) is MethodType and method.__func__ is _NOTHING[hook]:
+        return None
+    return method
 
 
 def call_opened(handler: Handler, client: Client) -> object:

@@ -402,8 +402,8 @@ def test_a_second_server_with_its_first_reply_is_quick() -> None:
             return time.process_time() - began
 
     # 2 ms on a quiet machine, and 10 are promised. The processor's time, as others may have all of
-    # the processors meanwhile; the least of many, as they also slow each other down. To measure the
-    # coverage takes as long again.
+    # the processors meanwhile; the least of many, as they also slow each other down. The coverage
+    # takes as long again.
     allowed = 0.010 if coverage.Coverage.current() is None else 0.020
     assert min(first_reply() for _ in range(30)) < allowed
 
