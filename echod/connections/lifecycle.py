@@ -41,7 +41,7 @@ from echod.concurrency.forking import forks
 from echod.concurrency.model import Busy
 from echod.connections.clients import NOBODY, client_of, is_twisted_tls, shown, tls_facts
 from echod.connections.kernel import NOTHING_TAKEN, Taken, is_reset, taken, traffic, unread, unsent
-from echod.connections.transport_layers import faults_before, layer_of, settle, tls_of
+from echod.connections.transport_layers import faults_before, layer_of, tls_of
 from echod.handlers.client import encrypt, link
 from echod.log.event import LogLine
 from echod.messages.closing import TRANSITIONS, Event, State
@@ -654,8 +654,6 @@ class ConnectionProtocol(Protocol):
         elif self._owner.model.overdue(self, now):
             self._time_out(EndReason.SERIAL_TIMEOUT)
         elif self._activity != self._seen_activity:
-            if self._seen_activity < 0:
-                settle(self.transport)
             self._seen_activity = self._activity
             self._idle_since = now
         else:

@@ -85,13 +85,6 @@ def below(transport: Any) -> Any:
     return transport
 
 
-def settle(transport: Any) -> None:
-    """Let the transport at the socket take less memory: its connection has lasted for a while."""
-    settle = getattr(below(transport), "settle", None)
-    if settle is not None:
-        settle()
-
-
 def note_before(transport: Any, fault: str) -> None:
     """Note that a fault on purpose has hit a connection before its protocol was made."""
     below(transport).faults_before = (fault,)

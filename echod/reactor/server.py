@@ -90,14 +90,12 @@ class TCPServerTransport(ServerTransport):
         client: tuple[Any, ...] = self._client or self._uv.get_extra_info("peername")
         return client
 
-    def settle(self) -> None:
-        """Take less memory, now that the connection has lasted for a while."""
-        # uvloop has the address of an IPv4 client too; but not that of a client that had reset the
-        # connection before. To compare them takes 2 % of a connection that ends at once.
-        client = self._client
-        if client is None or len(client) != 2 or not self.connected:
-            return
-        if self._uv.get_extra_info("peername") == client:
+    def _open(self) -> None:
+        ServerTransport._open(self)
+        # uvloop has the address of an IPv4 client too, in less memory; but not that of a client
+        # that had reset the connection before. Later, to compare them would cost a connection that
+        # ends at once nothing, but then the memory is left in pieces.
+        if len(self._client) == 2 and self._uv.get_extra_info("peername") == self._client:
             self._client = None
 
     @classmethod
