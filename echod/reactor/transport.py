@@ -738,6 +738,8 @@ class StreamTransport:
 
     def resumeProducing(self) -> None:
         if self.connected and not self.disconnecting and not self._read_ended:
+            if self._starts_paused:
+                self._starts_paused = False  # `attached` may come later
             self._uv.resume_reading()
             self.reactor.streams.add(self)  # it may have been removed, as by removeAll
 
@@ -839,8 +841,8 @@ class StreamTransport:
 def attach_soon(reactor: LoopReactor, begun: Sequence[tuple[StreamTransport, Attaching]]) -> None:
     """End what :meth:`StreamTransport.attaching` has begun, in this turn of the loop.
 
-    The callback is queued right after each ``connection_made``, so it finds that done: no task and
-    no future callback is needed, and nothing can come between.
+    The callback is queued right behind each ``connection_made``, so it finds them done: no task
+    and no future callback is needed. Only the others' ``connection_made`` can come between.
     """
     reactor.loop.call_soon(_attach, begun, context=reactor.context)
 

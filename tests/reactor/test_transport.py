@@ -395,6 +395,29 @@ def test_paused_from_the_start(harness: Harness) -> None:
     assert Late.events == ["resumed", b"x", "ConnectionDone"]
 
 
+def test_a_later_client_resumes_one_that_was_accepted_with_it(harness: Harness) -> None:
+    class Waits(Remembers):
+        events: list[Any] = []  # noqa: RUF012
+        first: list[Any] = []  # noqa: RUF012
+
+        def connectionMade(self) -> None:
+            if self.first:  # the partner that the first has waited for
+                self.first[0].resumeProducing()
+            else:
+                self.transport.pauseProducing()
+                self.first.append(self.transport)
+
+    port = harness.listen(Waits)
+    # Both wait to be accepted when the reactor begins to run.
+    paused, _ = dial(port), dial(port)
+
+    def client() -> None:
+        paused.sendall(b"x")
+        block_until(lambda: Waits.events == [b"x"])
+
+    harness.run(client)
+
+
 # Writing and closing
 
 
