@@ -96,6 +96,8 @@ class LogObserver:
         level = event.get("log_level") or LogLevel.info
         if _RANKS.get(level, 0) < self._lowest and not event.get("log_always"):
             return
+        if self.writer.in_child:
+            self._report()  # there is no other thread to do that
         if not self._admits(_kind(event), str(event.get("peer", ""))):
             return
         if text := self._render(event):
@@ -149,9 +151,14 @@ class LogObserver:
         self.writer.flush(0)
 
     def restart(self) -> None:
-        """In a forked child: replace locks that another thread of the parent may have held."""
+        """In a forked child: replace locks that another thread of the parent may have held, and
+        leave the events that the parent has counted to the parent.
+        """
         self._lock = threading.RLock()
         self.writer.restart()
+        if self.writer.in_child:
+            self._limiter = Limiter(self._limiter.rate)
+            self.above = self._limiter.above
 
     def finish(self) -> None:
         """After the event loop has ended: report suppressed events, and wait for later lines."""

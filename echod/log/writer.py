@@ -41,6 +41,7 @@ class LogWriter:
     Attributes:
         written: how many lines the sink has accepted.
         dropped: how many lines were lost.
+        in_child: whether this is a forked child, which has no thread: `add` writes.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class LogWriter:
         self._reported = 0
         self._running = False
         self._finishing = False
-        self._in_child = False
+        self.in_child = False
         self._reset()
 
     def _reset(self) -> None:
@@ -98,7 +99,7 @@ class LogWriter:
         pending = [] if self._running else self._pending
         if self._running:
             self._running = False
-            self._in_child = True
+            self.in_child = True
             self._sink = self._sink.in_child()
         self._reset()
         for line in pending:
@@ -119,7 +120,7 @@ class LogWriter:
                 return
             self._pending.append(line)
             self._size += len(line.text)
-        if self._in_child:
+        if self.in_child:
             self._write_pending()
             return
         if self._running and self._thread is None:

@@ -348,6 +348,26 @@ def test_a_forked_child_does_not_wait_for_the_parents_threads() -> None:
     observed.observer.close()
 
 
+def test_a_forked_child_counts_its_own_lines_and_gives_their_number() -> None:
+    observed = Observed(rate=0.1)
+    observed.observer.writer.start()
+    observed.log.info("again")
+    observed.log.info("again")  # this one is the parent's to report
+    child = os.fork()
+    if not child:
+        observed.observer.restart()
+        observed.sink.lines.clear()
+        for _ in range(3):
+            observed.log.info("again")
+        observed.now += WINDOW
+        observed.log.info("again")
+        texts = [line.partition("] ")[2] for line in observed.sink.lines]
+        expected = ["again", "… 2 more like this in 10 s: again", "again"]
+        os._exit(0 if texts == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    observed.observer.close()
+
+
 def test_how_many_files_are_kept_can_be_changed_on_the_way(tmp_path: Path) -> None:
     sink = FileSink(str(tmp_path / "log"), keep=3)
     observer = LogObserver(sink)
