@@ -1,8 +1,9 @@
 """Hold a framing of a user's own to the interface.
 
 Guarantees: an incomplete message costs at most `ALLOWANCE` more than `max_message`, even if the
-framer forgets to look; no message is longer than `max_message`; and every error of a framer is
-raised by `next_message`, behind the messages before it, wherever the framer raised it.
+framer forgets to look; no message is longer than `max_message`; every error of a framer is raised
+by `next_message`, behind the messages before it, wherever the framer raised it; and `encode`
+returns bytes of its own, or raises.
 
 A framing that comes with echod does all this by itself, and pays nothing here.
 """
@@ -29,16 +30,24 @@ def guarded(framing: Framing) -> Framing:
 class Guarded:
     """A framing whose framers are watched."""
 
-    __slots__ = ("encode", "encode_line", "framing", "max_message")
+    __slots__ = ("encode_line", "framing", "max_message")
 
     def __init__(self, framing: Framing) -> None:
         self.framing = framing
         self.max_message = framing.max_message
-        self.encode = framing.encode
         self.encode_line = framing.encode_line
 
     def framer(self) -> Framer:
         return GuardedFramer(self.framing.framer(), self.max_message)
+
+    def encode(self, reply: bytes) -> bytes:
+        framed: object = self.framing.encode(reply)
+        if type(framed) is bytes:
+            return framed
+        # Later, where several replies are sent at once, it would cost the others too.
+        if not isinstance(framed, bytes | bytearray | memoryview):
+            raise TypeError(f"encode returns bytes, not {type(framed).__name__}")
+        return bytes(framed)  # the framing may use its buffer again
 
 
 class GuardedFramer:
@@ -52,7 +61,7 @@ class GuardedFramer:
     def __init__(self, framer: Framer, max_message: int) -> None:
         self._framer = framer
         self._max_message = max_message
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self.buffered = 0
 
     def feed(self, data: bytes) -> None:
@@ -61,7 +70,7 @@ class GuardedFramer:
         try:
             self._framer.feed(data)
             self.buffered = self._framer.buffered
-        except Exception as error:
+        except BaseException as error:  # `sys.exit`, too, ends no more than the connection
             self._error = error
             self.buffered += len(data)
 
@@ -70,7 +79,7 @@ class GuardedFramer:
             return
         try:
             self._framer.end()
-        except Exception as error:
+        except BaseException as error:
             self._error = error
 
     def next_message(self) -> bytes | None:

@@ -54,6 +54,13 @@ class Buffers(Careless):
         return None if (message := super().next_message()) is None else bytearray(message)
 
 
+class Exits(Careless):
+    def feed(self, data: bytes) -> None:
+        super().feed(data)
+        if b"!" in data:
+            raise SystemExit("no shouting")
+
+
 class Own(Line):
     """A subclass of a built-in framing, which has none of its properties."""
 
@@ -83,6 +90,27 @@ def test_a_framing_of_ones_own_frames_as_it_did() -> None:
     framing = framing_of(Careless)
     assert framing.max_message == 100
     assert framing.encode(b"x") == framing.encode_line(b"x") == b"x\n"
+
+
+def test_a_reply_that_is_framed_in_a_buffer_may_wait_while_that_is_used_again() -> None:
+    class Reuses(Own):
+        buffer = bytearray()
+
+        def encode(self, reply: bytes) -> Any:
+            self.buffer[:] = reply
+            return self.buffer
+
+    framing = guarded(Reuses())
+    assert b"".join([framing.encode(b"a"), framing.encode(b"b")]) == b"ab"
+
+
+def test_a_reply_that_is_framed_as_anything_else_is_an_error_at_once() -> None:
+    class Decodes(Own):
+        def encode(self, reply: bytes) -> Any:
+            return reply.decode()
+
+    with pytest.raises(TypeError, match="encode returns bytes, not str"):
+        guarded(Decodes()).encode(b"a")
 
 
 @given(st.lists(st.binary(max_size=20)), st.lists(st.integers(0, 10**6)))
@@ -137,6 +165,14 @@ def test_an_error_that_is_raised_too_early_comes_behind_the_messages_before_it(
         framer.feed(read)
     framer.end()
     assert [framer.next_message() for _ in answered] == answered
+
+
+def test_a_framer_that_exits_does_so_behind_the_messages_before_it() -> None:
+    framer = framing_of(Exits).framer()
+    framer.feed(b"a\n!")
+    assert framer.next_message() == b"a"
+    with pytest.raises(SystemExit, match="no shouting"):
+        framer.next_message()
 
 
 def test_a_message_that_is_no_bytes_is_an_error_of_the_framers() -> None:
