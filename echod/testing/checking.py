@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
 
-from echod.handlers.contract import ConcurrencyModel, HandlerError
+from echod.handlers.contract import ConcurrencyModel, HandlerError, checked
 from echod.handlers.kinds import KINDS, Kind, kind_of, message_handler
 from echod.handlers.lookup import adopt
-from echod.testing.client import Connection
+from echod.messages.framing import Chunk
+from echod.testing.client import MESSAGE_RULE, Connection
 from echod.testing.serving import Server, serving
 
 MESSAGES = (b"one", b"two", b"three")
@@ -28,7 +29,7 @@ def check(
     messages: Sequence[bytes] = MESSAGES,
     *,
     models: Iterable[str] = tuple(ConcurrencyModel),
-    framing: str = "line",
+    framing: object = "line",
     **settings: Any,
 ) -> None:
     """Check that a handler's replies do not depend on the network, nor on its model.
@@ -46,11 +47,13 @@ def check(
         handler: a handler; give its arguments by `functools.partial`.
         messages: the messages of a conversation, which may end with the last reply.
         models: the concurrency models to run it in; those that it cannot run in are left out.
-        framing: how the messages are framed; not `chunk`, which has no messages of its own.
+        framing: how the messages are framed, as in `serving`; not `chunk`, which has no messages
+            of its own.
         **settings: other settings of the daemon; see `serving`.
 
     Raises:
         AssertionError: a rule does not hold; the text says which, and what came.
+        TypeError: a message is not bytes.
         ValueError: the handler is for no messages, the framing has no messages of its own, the
             settings say where to listen, or no model is left.
     """
@@ -61,8 +64,9 @@ def check(
             "check connects by TCP, in clear: a handler gets the same over TLS and by a UNIX "
             "socket; to see one there, use serving(handler, tls=True)"
         )
-    if framing.partition(":")[0] == "chunk":
+    if _is_chunk(framing):
         raise ValueError("with chunk framing, how the input is cut is part of the input")
+    messages = [checked(message, MESSAGE_RULE) for message in messages]
     if kind_of(handler) is None:  # under thread-per-connection it would get the socket
         handler = _message_handler(handler)
     left = [model for model in models if _can_run(handler, ConcurrencyModel(model))]
@@ -79,6 +83,12 @@ def check(
             replies[model] = case.replies
     if len(set(replies.values())) > 1:
         raise AssertionError(f"the models give different replies: {replies}")
+
+
+def _is_chunk(framing: object) -> bool:
+    if isinstance(framing, str):
+        return framing.partition(":")[0] == "chunk"
+    return framing is Chunk or isinstance(framing, Chunk)
 
 
 def _message_handler(function: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
+from echod.handlers.contract import checked
 from echod.messages.framing import Chunk, Framing
+
+# For `checked`: what a test may send as a message.
+MESSAGE_RULE = "a message is bytes"
 
 _READ = 65536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -71,9 +75,7 @@ class Connection:
         Raises:
             TypeError: it is not bytes.
         """
-        if not isinstance(message, bytes):
-            raise TypeError(f"a message is bytes, not {type(message).__name__}")
-        self.sendall(self.framing.encode(message))
+        self.sendall(self.framing.encode(checked(message, MESSAGE_RULE)))
 
     def receive_message(self) -> bytes:
         """Return the next reply without its framing; with chunk framing, the data of one read.
@@ -83,12 +85,14 @@ class Connection:
             EOFError: the server has ended the stream instead.
         """
         if isinstance(self.framing, Chunk):
-            data = self.recv(_READ)
+            with self._expecting("no reply"):
+                data = self.recv(_READ)
             if not data:
                 raise self._ended("the server has ended the stream")
             return data
         while (message := self._framer.next_message()) is None:
-            data = self.recv(_READ)
+            with self._expecting("no whole reply" if self._framer.buffered else "no reply"):
+                data = self.recv(_READ)
             if not data:
                 raise self._ended("the server has ended the stream, and no reply is left")
             self._framer.feed(data)
@@ -111,18 +115,34 @@ class Connection:
         """
         data = bytearray()
         while len(data) < size:
-            more = self.recv(size - len(data))
+            with self._expecting(f"{len(data)} of {size} bytes", data):
+                more = self.recv(size - len(data))
             if not more:
                 raise self._ended(f"the server has ended the stream after {bytes(data)!r}")
             data += more
         return bytes(data)
 
     def receive_all(self) -> bytes:
-        """Return all bytes up to the server's end of the stream."""
+        """Return all bytes up to the server's end of the stream.
+
+        Raises:
+            TimeoutError: it has not come in time.
+        """
         data = bytearray()
-        while more := self.recv(_READ):
-            data += more
+        with self._expecting("no end of the stream", data):
+            while more := self.recv(_READ):
+                data += more
         return bytes(data)
+
+    @contextmanager
+    def _expecting(self, what: str, data: bytearray | None = None) -> Iterator[None]:
+        """Say at a time-out what has come instead, and in which time."""
+        try:
+            yield
+        except TimeoutError:
+            came = f": {bytes(data)!r}" if data else ""
+            text = f"{what} in {self.socket.gettimeout():g} s{came}"
+            raise TimeoutError(text) from None
 
     def _ended(self, text: str) -> EOFError:
         """Return the error of an early end, which names the handler's own error."""

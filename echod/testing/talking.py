@@ -19,10 +19,12 @@ from twisted.python.failure import Failure
 from echod.connections.factory import EchoFactory
 from echod.connections.message_protocol import NO_STARTTLS
 from echod.handlers.client import Client
+from echod.handlers.contract import checked
 from echod.handlers.kinds import KINDS, Kind, kind_of
 from echod.limits import Limits
 from echod.messages.framing import MOST
 from echod.messages.prefixed import Length
+from echod.testing.client import MESSAGE_RULE
 from echod.testing.in_memory import PEER, MemoryTransport, VirtualReactor
 
 _ANY_LENGTH = Length(max_message=MOST)
@@ -116,8 +118,10 @@ class Conversation:
         """Send a message.
 
         Raises:
+            TypeError: it is not bytes.
             TalkError: the handler needs the global reactor, or asyncio's loop.
         """
+        message = checked(message, MESSAGE_RULE)
         self._do(self._transport.deliver, _ANY_LENGTH.encode(message))
 
     def ask(self, message: bytes) -> bytes | None:

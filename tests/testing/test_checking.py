@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from echod import Handler, message_handler
+from echod import Chunk, Handler, Length, Line, message_handler
 from echod.handlers.builtin import Count, Echo, upper
 from echod.testing import check
 from tests.support.log import Log
@@ -24,6 +24,8 @@ GOOD: dict[str, tuple[Any, dict[str, Any]]] = {
     "with a last reply": (Count, {"messages": [b"one", b"quit", b"late"]}),
     "without messages": (upper, {"messages": []}),
     "framed by length": (upper, {"framing": "length", "models": ["reactor"]}),
+    "with a framing of its own": (upper, {"framing": Length(bytes=1), "models": ["reactor"]}),
+    "with a class of framings": (upper, {"framing": Line, "models": ["reactor"]}),
 }
 
 
@@ -93,9 +95,15 @@ def test_a_handler_that_breaks_a_rule_is_told_which(handler: str, log: Log) -> A
     log.take_errors()
 
 
-def test_chunks_are_no_messages() -> None:
+@pytest.mark.parametrize("framing", ["chunk", Chunk, Chunk(max_message=10)], ids=repr)
+def test_chunks_are_no_messages(framing: Any) -> None:
     with pytest.raises(ValueError, match="chunk"):
-        check(upper, framing="chunk")
+        check(upper, framing=framing)
+
+
+def test_a_message_that_is_not_bytes_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^a message is bytes, not str$"):
+        check(upper, ["one"])  # type: ignore[list-item]
 
 
 def test_a_handler_that_no_model_is_left_for_is_refused() -> None:

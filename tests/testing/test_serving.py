@@ -295,6 +295,29 @@ def test_a_wait_that_comes_to_nothing_says_so() -> None:
 
 
 @blocking
+def test_a_client_that_waits_in_vain_says_what_has_come() -> None:
+    with serving(shout, framing="length") as server, server.connect(timeout=0.05) as client:
+        with pytest.raises(TimeoutError, match=r"^no reply in 0\.05 s$"):
+            client.receive_message()
+        client.send_message(b"happy")
+        server.wait_until(lambda: server.messages)
+        with pytest.raises(TimeoutError, match=r"^9 of 99 bytes in 0\.05 s: b'.*HAPPY'$"):
+            client.receive_exactly(99)
+        client.sendall(b"\0\0\0\1x")
+        with pytest.raises(TimeoutError, match=r"^no end of the stream in 0\.05 s: b'.*X'$"):
+            client.receive_all()
+
+
+@blocking
+def test_a_client_that_waits_in_vain_says_that_a_reply_is_not_whole() -> None:
+    with serving(shout) as server, server.connect(timeout=0.05) as client:
+        client = Connection(client.socket, Line())
+        client.sendall(b"happy")
+        with pytest.raises(TimeoutError, match=r"^no whole reply in 0\.05 s$"):
+            client.receive_message()
+
+
+@blocking
 def test_a_server_that_cannot_start_says_why(log: Log) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     place = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"

@@ -277,3 +277,8 @@ def test_a_handler_that_begins_tls_needs_a_network() -> None:
     with pytest.raises(TalkError, match=r"begins TLS.*serving\(handler, listen=\"starttls:0"):
         conversation.send(b"STARTTLS")
     assert conversation.errors == []
+
+
+def test_a_message_that_is_not_bytes_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^a message is bytes, not str$"):
+        talk(Count, ["one"])  # type: ignore[list-item]
