@@ -36,7 +36,7 @@ TWISTD = {
 }
 
 # With one of these no handler has to be named: they print and exit, or name it in another way.
-_INSTEAD = {"--handler", "--config", "--help", "--version", "--help-reactors"}
+_INSTEAD = {"--handler", "--config", "-h", "--help", "--version", "--help-reactors"}
 
 
 class ServeError(UserError):

@@ -230,7 +230,7 @@ def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStre
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser raises its own errors
-        raise ListenError(_plainly(kind, error)) from error
+        raise ListenError(_plainly(kind, error, _as_listener(text))) from error
     return endpoint
 
 
@@ -301,12 +301,38 @@ def _check_backlog(text: str) -> None:
         raise ListenError(f"backlog={quoted(text)} is not a number of connections")
 
 
-def _plainly(kind: str, error: Exception) -> str:
-    """Explain an error in an endpoint string of this kind in clearer words."""
+def _as_listener(text: str) -> str:
+    """Return an address with a port, `127.0.0.1:8888`, as a listener; "" for anything else."""
+    address, _, port = text.rpartition(":")
+    if not _is_port(port):
+        return ""
+    address = address.removeprefix("[").removesuffix("]")
+    kind = "tcp6" if ":" in address else "tcp"
+    if _is_address(address):
+        is_every = ipaddress.ip_address(address).is_unspecified
+    elif address == "localhost" or ("." in address and re.fullmatch(HOST_NAME, address)):
+        is_every = False
+    elif address in ("", "*"):
+        is_every = True
+    else:
+        return ""
+    escaped = address.replace(":", r"\:")
+    return f"{kind}:{port}" if is_every else f"{kind}:{port}:interface={escaped}"
+
+
+def _plainly(kind: str, error: Exception, listener: str = "") -> str:
+    """Explain an error in an endpoint string in clearer words.
+
+    Args:
+        kind: its kind.
+        error: what Twisted's parser has raised.
+        listener: what the string may have meant; "" if nothing is known.
+    """
     said = str(error) or type(error).__name__
     for pattern, words in PLAIN_WORDS:
         if found := re.fullmatch(pattern, said):
             meant = did_you_mean(kind, (*OPTIONS, *TLS_OPTIONS, "proxy"))
+            meant = f"write {listener}" if listener else meant
             meant = meant or f"one is written as in {EXAMPLE}"
             return words.format(*found.groups(), kind=kind, meant=meant)
     return said

@@ -26,6 +26,14 @@ from echod.settings.schema import (
 )
 from echod.text import did_you_mean, escape
 
+# Flags that other servers have, and what they are here.
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("address", "bind", "host", "interface"), "--listen tcp:8888:interface=127.0.0.1"
+    ),
+    "user": "--uid USER, an option of twistd",
+}
+
 
 class Options(usage.Options):
     """The flags, for `twistd`: one for each field of `Settings`, and those about the file.
@@ -70,6 +78,8 @@ class Options(usage.Options):
         flag = f"{dashes}{name}"
         if place := self._place_before_echod(flag):
             return place
+        if here := _ELSEWHERE.get(name):
+            return f"there is no option {flag}; it is given as {here}"
         meant = did_you_mean(name, (option.rstrip("=") for option in self.longOpt), "--")
         if not meant and (about := _that_mention(name)):
             meant = f"{' and '.join(one.flag for one in about)} may have what you need"
@@ -93,7 +103,9 @@ class Options(usage.Options):
     def parseArgs(self, *arguments: str) -> None:
         """Accept nothing but flags."""
         if arguments:
-            raise usage.UsageError(f"unexpected argument {arguments[0]!r}")
+            raise usage.UsageError(
+                f"unexpected argument {arguments[0]!r}; a handler is given as --handler NAME"
+            )
 
     def postOptions(self) -> None:
         """Set `settings`; or only print them, or report that they are good, and exit."""
@@ -193,6 +205,8 @@ class Options(usage.Options):
     def opt_help(self) -> NoReturn:
         """Print this help, and exit."""
         _print_and_exit(str(self))
+
+    opt_h = opt_help
 
     def getUsage(self, width: int | None = None) -> str:
         """Return the text of `--help`: the settings, in sections."""

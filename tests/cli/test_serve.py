@@ -213,6 +213,7 @@ REFUSED = {
     "echo --port": "option --port requires argument",
     "echo --port=http": "--port: 'http' is not a whole number",
     "echo -n": "-n is an option of twistd, and stands before echod: twistd -n echod",
+    "echo --user=nobody": "no option --user; it is given as --uid USER, an option of twistd",
     "echo --daemonize": "there is no option --daemonize",
     "echo --pidfile=a": "--pidfile is an option of twistd",
     "echo --reactor=none": "The specified reactor does not exist: 'none'",
@@ -261,6 +262,7 @@ def test_a_configuration_can_be_checked(folder: Path) -> None:
 
 def test_help_says_what_it_is_and_lists_each_flag_in_its_group(folder: Path) -> None:
     shown = run(folder, ECHOD, "serve", "--help").stdout
+    assert run(folder, ECHOD, "serve", "-h").stdout == shown
     of_twistd = run(folder, SCRIPTS / "twistd", "echod", "--help").stdout
     assert shown.startswith("Usage: echod serve HANDLER [options]\n")
     assert "`twistd -n --pidfile= echod --handler HANDLER ...`" in " ".join(shown.split())

@@ -32,6 +32,9 @@ def refusal(*arguments: str, runner: usage.Options | None = None) -> str:
         ("--thread-count", "did you mean --threads?"),
         ("--cert=x", "there is no option --cert; --listen may have what you need"),
         ("--tls", "--listen and --handshake-timeout may have what you need"),
+        ("--host=::1", "no option --host; it is given as --listen tcp:8888:interface=127.0.0.1"),
+        ("--bind=x", "no option --bind; it is given as --listen tcp:8888:interface=127.0.0.1"),
+        ("--user=x", "there is no option --user; it is given as --uid USER"),
         ("-x", "there is no option -x (see"),
         ("--zzzz", "there is no option --zzzz (see"),
         ("--\x1b", r"there is no option --\x1b (see"),
@@ -41,6 +44,18 @@ def refusal(*arguments: str, runner: usage.Options | None = None) -> str:
 )
 def test_an_unknown_flag_is_answered_by_what_may_be_meant(flag: str, meant: str) -> None:
     assert meant in refusal(flag)
+
+
+def test_a_word_that_is_no_flag_may_be_the_handler() -> None:
+    assert "unexpected argument 'upper'; a handler is given as --handler NAME" in refusal("upper")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_has_a_short_flag(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        Options().parseOptions([flag])
+    assert caught.value.code == 0
+    assert "--listen=TEXT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
