@@ -13,6 +13,7 @@ from echod.text import escape, told
 _OURS = f"{Path(__file__).parent}/"
 # The handlers that come with echod are treated like any other handler.
 _BUILTIN = f"{_OURS}handlers/builtin.py"
+_CONTRACT = f"{_OURS}handlers/contract.py"
 _STDLIB = Path(os.__file__).parent
 _LIBRARY = (str(_STDLIB), str(Path(sys.exec_prefix, sys.platlibdir, _STDLIB.name)))
 # Where packages are installed; also within the folders of Python's library.
@@ -59,6 +60,11 @@ def definition_of(target: object) -> str:
 def is_ours(file: str) -> bool:
     """Return whether a file is echod's own."""
     return file.startswith(_OURS) and file != _BUILTIN
+
+
+def is_contract(file: str) -> bool:
+    """Return whether a file is where echod refuses what a handler has returned."""
+    return file == _CONTRACT
 
 
 def is_users(file: str) -> bool:

@@ -19,6 +19,7 @@ there.
 
 from __future__ import annotations
 
+import difflib
 import enum
 import functools
 import inspect
@@ -30,7 +31,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, overload
 
-from echod.handlers.contract import ConcurrencyModel, HandlerError
+from echod.handlers.contract import ConcurrencyModel, Handler, HandlerError
 
 
 class Kind(enum.StrEnum):
@@ -219,7 +220,8 @@ def kind_of(target: object) -> Kind | None:
         return Kind.CONNECTION
     if foreign := _foreign_kind(target if made is None else made):
         return foreign
-    if callable(getattr(target if made is None else made, "received", None)):
+    if callable(received := getattr(target if made is None else made, "received", None)):
+        _check_that_it_has_its_own(received, made or type(target))
         return Kind.MESSAGE
     if not callable(target):
         raise HandlerError(_why_not_callable(target))
@@ -233,6 +235,19 @@ def kind_of(target: object) -> Kind | None:
     if _is_async(target):
         return Kind.STREAMS if _takes_streams(target) else Kind.MESSAGE
     return _kind_by_annotation(target) or _result_kind(target)
+
+
+def _check_that_it_has_its_own(received: object, made: type) -> None:
+    """Refuse a class that has a method of a similar name, and `received` from `Handler` only."""
+    if getattr(received, "__func__", received) is not Handler.received:
+        return
+    names = {name.lower(): name for name in dir(made) if not hasattr(Handler, name)}
+    for close in difflib.get_close_matches("received", names, 1, 0.8):
+        if callable(getattr(made, names[close])):
+            raise HandlerError(
+                f"the class {made.__qualname__} has no method `received`: "
+                f"rename its `{names[close]}`"
+            )
 
 
 def _why_not_callable(target: object) -> str:

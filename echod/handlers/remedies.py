@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import traceback
-from types import MappingProxyType
+from types import CodeType, MappingProxyType
 
 from echod.handlers.calling import greeting_of
+from echod.handlers.contract import Handler
 from echod.handlers.kinds import Kind, class_of, within
 from echod.user_code import definition_of
 
@@ -25,20 +26,27 @@ def add_remedy(error: BaseException | None, name: str, target: object = None) ->
         name: the handler's name.
         target: the handler; its place is named where no line of it is in the traceback.
     """
-    if type(error) is NotImplementedError and _comes_from_sendfile(error):
-        error.add_note(
+    if error is None:
+        return
+    remedy = ""
+    if type(error) is NotImplementedError:
+        remedy = _about_what_is_missing(error, name)
+    elif type(error) in (AttributeError, RuntimeError, TypeError):
+        said = error.args[0] if error.args else None
+        remedy = _remedy(error, said, name, target) if type(said) is str else ""
+    if remedy and not hasattr(error, "__notes__"):
+        error.add_note(remedy)
+
+
+def _about_what_is_missing(error: NotImplementedError, name: str) -> str:
+    if _raised_by(error) is _NOT_OVERRIDDEN:
+        return f"The handler {name} has no method `received`: add it, as messages have come"
+    if _comes_from_sendfile(error):
+        return (
             f"The handler {name} uses sendfile, which does not work on this connection: write the "
             "file in pieces, with await writer.drain() after each"
         )
-    if error is None or type(error) not in (AttributeError, RuntimeError, TypeError):
-        return
-    said = error.args[0] if error.args else None
-    if (
-        type(said) is str
-        and not hasattr(error, "__notes__")
-        and (remedy := _remedy(error, said, name, target))
-    ):
-        error.add_note(remedy)
+    return ""
 
 
 def _remedy(error: BaseException, said: str, name: str, target: object) -> str:
@@ -109,12 +117,19 @@ def _uses_connection_as_message(error: BaseException, said: str) -> bool:
 
 def _comes_from_sendfile(error: BaseException) -> bool:
     """Return whether the method of asyncio's loops has raised `error`, as uvloop has none."""
+    code = _raised_by(error)
+    return code is not None and code.co_name == "sendfile" and "asyncio" in code.co_filename
+
+
+def _raised_by(error: BaseException) -> CodeType | None:
+    """Return the code that has raised an error; None if it has not been raised."""
     step = error.__traceback__
     while step is not None and step.tb_next is not None:
         step = step.tb_next
-    code = None if step is None else step.tb_frame.f_code
-    return code is not None and code.co_name == "sendfile" and "asyncio" in code.co_filename
+    return None if step is None else step.tb_frame.f_code
 
+
+_NOT_OVERRIDDEN = Handler.received.__code__
 
 # The errors of asyncio's awaitables where no loop runs.
 NO_LOOP = {"await wasn't used with future", "no running event loop"}

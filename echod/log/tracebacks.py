@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from echod.errors import UserError
 from echod.text import escape_lines, shortened
-from echod.user_code import is_ours, is_users, place_of
+from echod.user_code import is_contract, is_ours, is_users, place_of
 
 
 def traceback_of(failure: Failure) -> str:
@@ -35,8 +35,8 @@ def traceback_of_handler(failure: Failure) -> str:
     """Return the traceback of a handler's error in the same form, without echod's way to the
     handler.
 
-    Only frames that led to code of another are left out: if echod itself has raised, its frames
-    stay.
+    Only frames that led to code of another are left out, or to the refusal of what the handler has
+    returned: if echod itself has raised, its frames stay.
     """
     tb, error = failure.tb, failure.value
     if tb is None or error is None:
@@ -45,7 +45,9 @@ def traceback_of_handler(failure: Failure) -> str:
     def show() -> str:
         shown = traceback.TracebackException(type(error), error, tb, compact=True)
         _leave_out_ours(shown)
-        return "".join(shown.format())
+        # Python leaves out this line if no frame is left; but it is what people look for.
+        heading = "" if shown.stack or shown.exceptions else "Traceback (most recent call last):\n"
+        return heading + "".join(shown.format())
 
     return _safely(type(error), show)
 
@@ -87,9 +89,9 @@ def _leave_out_ours(shown: traceback.TracebackException) -> None:
         one = waiting.pop()
         if id(one) not in seen:
             seen.add(id(one))
-            last = max(
-                (i for i, at in enumerate(one.stack) if not is_ours(at.filename)), default=0
-            )
+            others = [i for i, at in enumerate(one.stack) if not is_ours(at.filename)]
+            refused = bool(one.stack) and is_contract(one.stack[-1].filename)
+            last = len(one.stack) if refused else max(others, default=0)
             one.stack[:last] = [at for at in one.stack[:last] if not is_ours(at.filename)]
             linked = (one.__cause__, one.__context__, *(one.exceptions or ()))
             waiting += [other for other in linked if other is not None]

@@ -217,6 +217,27 @@ def test_a_class_without_received_is_no_handler(target: Any) -> None:
         kind_of(target)
 
 
+@pytest.mark.parametrize("name", ["recieved", "receive", "dataReceived", "on_received"])
+def test_a_received_by_another_name_is_told_at_the_start(name: str) -> None:
+    made = type("Misspelt", (Handler,), {name: lambda self, message: message})
+    for target in (made, made(), functools.partial(made)):
+        with pytest.raises(HandlerError, match=f"has no method `received`: rename its `{name}`$"):
+            kind_of(target)
+
+
+def test_a_handler_that_only_greets_needs_no_received() -> None:
+    class Greeting(Handler):
+        receiver = None
+
+        def opened(self, client: Client) -> bytes:
+            return self.reverse().encode()
+
+        def reverse(self) -> str:
+            return "hello"[::-1]
+
+    assert kind_of(Greeting) is Kind.MESSAGE
+
+
 @pytest.mark.parametrize(
     ("target", "kind"),
     [

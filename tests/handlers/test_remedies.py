@@ -56,6 +56,17 @@ def test_a_text_as_reply_says_to_encode_it() -> None:
     ]
 
 
+def test_a_class_without_received_is_told_of_it() -> None:
+    class Greeting(Handler): ...
+
+    with pytest.raises(NotImplementedError) as raised:
+        Greeting().received(b"message")
+    assert notes_of(raised.value) == [
+        "The handler served:mine has no method `received`: add it, as messages have come"
+    ]
+    assert notes_of(NotImplementedError()) == []
+
+
 async def forgotten() -> bytes:
     return b""
 

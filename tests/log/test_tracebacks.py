@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from echod.awaiting import make_task
 from echod.concurrency.lending import Lender, LentTask
 from echod.errors import UserError
+from echod.handlers.contract import Close, answer_of
 from echod.log.tracebacks import traceback_of, traceback_of_handler, traceback_of_start
 from echod.messages.framing import Line
 from echod.text import LONGEST
@@ -159,6 +160,20 @@ def test_an_error_that_meets_no_other_code_is_shown_whole() -> None:
     ours = Failure(failure.value, type(failure.value), tb)
     assert traceback_of_handler(ours) == traceback_of(ours)
     assert PACKAGE in traceback_of(ours)
+
+
+def test_a_wrong_reply_is_shown_without_the_way_to_it_through_echod() -> None:
+    failure = failure_of(lambda: answer_of("text") and None)
+    assert failure.tb is not None
+    ours = Failure(failure.value, type(failure.value), failure.tb.tb_next.tb_next)
+    assert traceback_of_handler(ours).splitlines() == [
+        "Traceback (most recent call last):",
+        "TypeError: a handler returns bytes, None or Close, not str",
+    ]
+    of_close = traceback_of_handler(failure_of(lambda: Close("text") and None))  # type: ignore[arg-type]
+    assert of_close.startswith("Traceback (most recent call last):\n")
+    assert f'File "{__file__}"' in of_close
+    assert PACKAGE not in of_close
 
 
 def test_a_failure_without_a_traceback_is_shown_as_it_shows_itself() -> None:
