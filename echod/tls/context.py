@@ -234,7 +234,8 @@ def _load_certificate(context: ssl.SSLContext, pair: Pair, once: Read) -> None:
     key = pair.key or pair.certificate
     certificates = _chained(pair, once)
     if "PRIVATE KEY-----" not in once(key):
-        hint = "" if pair.key else ": name the key's own file"
+        beside = Path(key).with_suffix(KEY).name
+        hint = "" if pair.key else f": name the key's own file, or in a folder call it {beside}"
         raise FilesError(f"{key} holds no private key in PEM{hint}")
     with as_file(certificates) as certificate_file, as_file(once(key)) as key_file:
         try:
