@@ -80,6 +80,9 @@ def test_a_certificate_and_its_key_are_taken(folder: Path, names: dict[str, str]
     assert client.compression() is None
 
 
+OWN_KEY = "name the key's own file, or in a folder call it certificate.key"
+
+
 @pytest.mark.parametrize(
     ("certificate", "names", "why"),
     [
@@ -88,12 +91,7 @@ def test_a_certificate_and_its_key_are_taken(folder: Path, names: dict[str, str]
         ("pair.pem", {"key": "none.pem"}, "cannot read {}/none.pem: No such file"),
         ("pair.pem", {"key": "."}, "cannot read {}: Is a directory"),
         ("text.pem", {}, "{}/text.pem holds no certificate in PEM"),
-        (
-            "certificate.pem",
-            {},
-            "{}/certificate.pem holds no private key in PEM: name the key's own file, or in a "
-            "folder call it certificate.key",
-        ),
+        ("certificate.pem", {}, f"{{}}/certificate.pem holds no private key in PEM: {OWN_KEY}"),
         ("pair.pem", {"key": "text.pem"}, "{}/text.pem holds no private key in PEM"),
         ("pair.pem", {"key": "other.pem"}, "{}/other.pem is not the key of the cert"),
         ("pair.pem", {"key": "encrypted.pem"}, "the key in {}/encrypted.pem is encr"),
