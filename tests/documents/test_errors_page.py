@@ -35,6 +35,8 @@ class Lines(echod.Handler):
     def opened(self): pass
     def received(self, message): return message
 class Nothing: pass
+class Misspelt(echod.Handler):
+    def recieved(self, message): return message
 class Pool(echod.Handler):
     def __init__(self, *, size: int = 0):
         if size < 1: raise ValueError("size must be at least 1")
@@ -93,6 +95,7 @@ CAUSES = {
     "handler of asyncio streams": ["h:talk"],
     "main: it takes no message": ["h:main"],
     "the class Nothing": ["h:Nothing", "--concurrency=thread-per-connection"],
+    "the class Misspelt": ["h:Misspelt"],
     "Pool cannot be made": ["h:Pool"],
     "make takes no argument 'max_message'": ["echo", "--framing=fr:make", "--max-message=9"],
     "Own is no framing": ["echo", "--framing=fr:Own"],
@@ -114,6 +117,7 @@ FOREIGN = {
     "No module named 'twisted.scripts'",
     "AttributeError: 'bytes' object has no attribute 'sendall'",
     "TypeError: can't concat ConnectionSocket to bytes",
+    "NotImplementedError",
 }
 
 
