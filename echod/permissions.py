@@ -1,4 +1,6 @@
-"""Whether other users can write to a folder that the daemon imports from or has a socket in."""
+"""Whether other users can write to a folder that the daemon imports from or has a socket in, and
+what this user can see.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,19 @@ import grp
 import os
 import pwd
 import stat
+from pathlib import Path
 
 ROOT = 0
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file, as far as this user may look."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path's own raises where the user may not look
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder, as far as this user may look."""
+    return os.path.isdir(path)  # noqa: PTH112 - as above
 
 
 def others_can_write(found: os.stat_result, uid: int) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from echod.permissions import ROOT, others_can_write
+from echod.permissions import ROOT, is_file, is_folder, others_can_write
 
 # The file to which twistd writes its process id by default.
 PIDFILE = "twistd.pid"
@@ -44,18 +44,18 @@ def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
     except OSError as error:
         return f"the current directory: {error.strerror}: change to one that exists"
     pidfile = twistd.get("pidfile")
+    # twistd detects these too, but reports them in a traceback.
+    if pidfile and not is_file(Path(pidfile)) and not os.access(Path(pidfile).parent, os.W_OK):
+        return (
+            f"--pidfile {pidfile}: that directory is not writable; name another file, or none: "
+            "twistd --pidfile= echod"
+        )
     if pidfile and Path(pidfile).is_symlink():
         return (
             f"--pidfile {pidfile} is a symbolic link: twistd would write to its target; "
             "remove it, or name another file"
         )
-    # twistd detects these too, but reports them in a traceback.
-    if pidfile and not Path(pidfile).exists() and not os.access(Path(pidfile).parent, os.W_OK):
-        return (
-            f"--pidfile {pidfile}: that directory is not writable; name another file, or none: "
-            "twistd --pidfile= echod"
-        )
-    if not Path(twistd.get("rundir") or ".").is_dir():
+    if not is_folder(Path(twistd.get("rundir") or ".")):
         return f"--rundir {twistd['rundir']}: there is no such directory"
     if uid == ROOT and twistd.get("gid") is not None and twistd.get("uid") is None:
         return "--gid without --uid leaves the daemon running as root: name a --uid too"

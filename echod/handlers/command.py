@@ -12,6 +12,7 @@ from pathlib import Path
 
 from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import Kind
+from echod.permissions import is_file
 from echod.text import clipped, escape
 
 # The variables of the daemon that a program gets, besides those about its client.
@@ -66,7 +67,7 @@ class Command:
             return path
         if (found := shutil.which(name, path=folders)) is None:
             for folder in folders.split(os.pathsep):
-                if (there := Path(folder, name)).is_file():
+                if is_file(there := Path(folder, name)):
                     _check_executable(str(there))
             where = escape(clipped(folders, 200))
             raise HandlerError(f"exec: no program in PATH ({where}) is named {_shown(name)}")

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from echod.errors import UserError
 from echod.handlers.importing import import_watched
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
+from echod.permissions import is_file
 from echod.text import clipped, escape, quoted
 from echod.user_code import definition_of, told_with_place
 from echod.value import Value
@@ -280,10 +281,10 @@ class Catalogue(NamedTuple):
     def _suggestion(self, name: str, names: Sequence[str]) -> str:
         """Suggest a correction for a name that does not exist."""
         file = Path(f"{_module(name).replace('.', '/')}.py")
-        if "\0" not in name and len(name) < 200 and file.is_file():
+        if is_file(file):
             there = escape(clipped(_module(name)))
             return f"{escape(clipped(str(file)))} is in this folder: give {there}:{self.example}"
-        if "\0" not in name and "exec" in self.builtin and Path(name[:200]).is_file():
+        if "exec" in self.builtin and is_file(Path(name)):
             return f"if it is a program, write exec:command={escape(clipped(name))}"
         if close := get_close_matches(name, names, 1):
             return f"did you mean {close[0]}?"
@@ -422,7 +423,7 @@ def _hidden(module: str) -> str:
     """Return the path of a module in the current folder that another one hides; "" if none is."""
     own = Path.cwd() / f"{module.replace('.', '/')}.py"
     found = getattr(sys.modules[module], "__file__", None)
-    return str(own) if own.exists() and not (found and own.samefile(found)) else ""
+    return str(own) if is_file(own) and not (found and own.samefile(found)) else ""
 
 
 def _is_part(name: str | None, module: str) -> bool:

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
 
 from echod.handlers.importing import ModulesOnly
+from echod.permissions import is_file
 from echod.text import clipped, escape, quoted, told
 from twisted import plugins
 
@@ -166,7 +167,7 @@ def _hidden() -> Iterator[Offer]:
     for entry in sys.path:
         folder = Path(entry, "twisted", "plugins").absolute()
         package = folder / "__init__.py"
-        if isinstance(entry, ModulesOnly) or not package.exists() or folder.resolve() in seen:
+        if isinstance(entry, ModulesOnly) or not is_file(package) or folder.resolve() in seen:
             continue
         seen.add(folder.resolve())
         why = escape(str(package))

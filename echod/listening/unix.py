@@ -142,9 +142,15 @@ def check_directory(directory: Path) -> None:
             error.errno,
             f"There is no directory {directory}: make it first, as in mkdir {directory}",
         ) from None
+    except PermissionError as error:
+        raise OSError(error.errno, f"This user may not enter {directory}") from None
     mode = found.st_mode
     if not stat.S_ISDIR(mode):
         raise OSError(errno.ENOTDIR, f"{directory} is not a directory")
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+        if not read_only:  # of which `bind` tells
+            raise OSError(errno.EACCES, f"This user may not make a file in {directory}")
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise OSError(
             errno.EPERM,

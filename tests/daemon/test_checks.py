@@ -69,6 +69,21 @@ def test_a_pidfile_that_cannot_be_written_is_refused(
     assert refusal({"pidfile": str(tmp_path / "twistd.pid")}, uid=SOMEBODY) is None
 
 
+def test_folders_that_this_user_may_not_enter_are_refused(tmp_path: Path) -> None:
+    needs_root("become another user")
+    closed = tmp_path / "closed"
+    tmp_path.chmod(0)
+    os.seteuid(SOMEBODY)
+    try:
+        why = refusal({"pidfile": f"{closed}/twistd.pid"}, uid=SOMEBODY)
+        assert why is not None
+        assert why.startswith(f"--pidfile {closed}/twistd.pid: that directory is not writable")
+        why = refusal({"rundir": f"{closed}"}, uid=SOMEBODY)
+        assert why == f"--rundir {closed}: there is no such directory"
+    finally:
+        os.seteuid(0)
+
+
 def test_a_current_directory_that_is_gone_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from echod.handlers.command import Command
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.kinds import Kind
 from echod.handlers.lookup import adopt, parse, resolve
+from tests.support.needs import needs_root
 
 REACTOR = ConcurrencyModel.REACTOR
 
@@ -52,6 +54,7 @@ def test_without_path_the_systems_own_is_used(monkeypatch: pytest.MonkeyPatch) -
         ("''", "exec:command= names no program"),
         ("cat 'a", "no closing quotation"),
         ("no-such-program", "no program in PATH"),
+        ("a" * 300, "no program in PATH"),
         ("./no-such", "/no-such: No such file or directory"),
         ("/etc/passwd", "exec: /etc/passwd is not executable by the user "),
         ("/tmp", "exec: /tmp is not a file"),
@@ -73,6 +76,21 @@ def test_a_program_in_path_that_is_not_executable_is_named(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HandlerError, match="/mine is not executable by the user "):
         Command(command="mine")
+
+
+def test_a_folder_in_path_that_its_user_cannot_enter_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_root("become another user")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    tmp_path.chmod(0)
+    os.seteuid(65534)
+    try:
+        assert Path(Command(command="cat").path).name == "cat"
+        with pytest.raises(HandlerError, match=r"no program in PATH .* is named no-such-program"):
+            Command(command="no-such-program")
+    finally:
+        os.seteuid(0)
 
 
 def test_a_program_that_its_user_cannot_run_is_found_at_the_second_look(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import socketserver
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,7 @@ from echod.handlers.lookup import NAMES, adopt, installed, parse, resolve
 from echod.handlers.naming import Spec
 from echod.handlers.parameters import described, parameters_of
 from tests.support.log import Log
+from tests.support.needs import needs_root
 from twisted import plugins
 
 REACTOR = ConcurrencyModel.REACTOR
@@ -546,6 +548,21 @@ def test_a_program_that_is_named_as_a_handler_is_answered_with_exec(here: Path) 
             HandlerError, match=f"if it is a program, write exec:command={written}"
         ):
             resolve(parse(written), REACTOR)
+
+
+def test_a_folder_that_its_user_may_not_enter_hides_no_handler_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_root("become another user")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    tmp_path.chmod(0)
+    os.seteuid(65534)
+    try:
+        assert HANDLERS.keys() <= {offer.name for offer in installed()}
+        with pytest.raises(HandlerError, match="no handler is named "):
+            resolve(parse(f"{tmp_path}/closed/mine"), REACTOR)
+    finally:
+        os.seteuid(0)
 
 
 def test_the_path_of_a_file_is_answered_with_its_module(

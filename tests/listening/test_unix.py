@@ -18,6 +18,7 @@ from echod.listening import unix
 from echod.listening.unix import UNIXEndpoint
 from tests.support.clients import BANNER
 from tests.support.log import Log
+from tests.support.needs import needs_root
 from tests.support.reactor import reactor
 from tests.support.serving import Talker
 
@@ -131,6 +132,20 @@ async def test_a_shared_directory_is_warned_of(tmp_path: Path, log: Log) -> None
     tmp_path.chmod(0o1777)
     async with listening(tmp_path / "s"):
         assert "another user could have been there first" in log.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_directory_that_its_user_may_not_use_is_said_to_be(tmp_path: Path) -> None:
+    needs_root("become another user")
+    tmp_path.chmod(0)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError, match=r"This user may not make a file in /$"):
+            await UNIXEndpoint(reactor, "/s").listen(EchoFactory(reactor))
+        with pytest.raises(PermissionError, match=f"This user may not enter {tmp_path}/a$"):
+            await UNIXEndpoint(reactor, f"{tmp_path}/a/s").listen(EchoFactory(reactor))
+    finally:
+        os.seteuid(0)
 
 
 @pytest_twisted.ensureDeferred
