@@ -37,7 +37,7 @@ from echod.connections.stream import (
 from echod.connections.transport_layers import tls_of
 from echod.contexts import call_in, context_of, has_context, is_entered
 from echod.handlers.calling import close_in_thread, greeting_of, overridden
-from echod.handlers.contract import BytesLike, answer_of, reply_from
+from echod.handlers.contract import BytesLike, Close, answer_of, reply_from
 from echod.log.event import LogLine
 from echod.messages.framing import FramingError
 from echod.messages.session import CLOSED, Session
@@ -235,7 +235,15 @@ class EchoProtocol(ConnectionProtocol):
         """
         if self._context is None or not isinstance(self._owner.model, InPool):
             return function
-        return partial(self._context.run, reply_from, function)
+        return partial(self._context.run, self._reply_from, function)
+
+    def _reply_from(self, function: Callable[..., object], *arguments: object) -> object:
+        """In a pool's thread: return the result of handler code; no reply after its `close`."""
+        reply = reply_from(function, *arguments)
+        outbox = self._outbox
+        if outbox is not None and outbox.ending and isinstance(reply, bytes | Close):
+            return None
+        return reply
 
     # From Twisted.
 
@@ -557,7 +565,10 @@ class EchoProtocol(ConnectionProtocol):
 
     def _write(self, data: bytes) -> None:
         if (outbox := self._outbox) is not None and not outbox.is_empty:
-            outbox.add(data)
+            if isinstance(self._owner.model, InPool):
+                outbox.add_before_last(data)  # see `_reply_from`
+            else:
+                outbox.add(data)
             outbox.flush()
         elif self._reason is None:  # as in `transmit`, without another call
             self._bytes_sent += len(data)
@@ -573,7 +584,8 @@ class EchoProtocol(ConnectionProtocol):
         elif parts:
             data = parts.pop(0) if len(parts) == 1 else taken(parts)
             if outbox is not None:
-                self._write(data)
+                outbox.add_before_last(data)
+                outbox.flush()
             elif self._reason is None:  # as in `transmit`, without another call
                 self._bytes_sent += len(data)
                 self.transport.write(data)

@@ -76,6 +76,21 @@ def taken(parts: list[bytes]) -> bytes:
     return b"".join(replies)
 
 
+class _LastWords(bytes):
+    """The last push of a connection."""
+
+    __slots__ = ()
+
+
+def _drop_late(parts: list[bytes]) -> None:
+    """Drop the replies behind the last push: the event loop's batch may go on in `parts`."""
+    for place, part in enumerate(parts):
+        if type(part) is _LastWords:
+            del parts[place + 1 :]
+            return
+    parts.clear()  # it has left already
+
+
 class Errand:
     """A call that is not an outbox's, in the form of one."""
 
@@ -281,7 +296,7 @@ class Outbox:
             if self.ending:
                 return
             self.ending = True
-            self.parts.append(data)
+            self.parts.append(_LastWords(data))
             self._last = then
         self._hurry()
 
@@ -321,9 +336,16 @@ class Outbox:
     # In the event loop.
 
     def add(self, data: bytes) -> None:
-        """Keep a reply for the next `flush`: it is always taken."""
+        """Keep a reply for the next `flush`; behind the last push it is dropped."""
         with self._lock:
-            self.parts.append(data)
+            if not self.ending:
+                self.parts.append(data)
+                self._taken += len(data)
+
+    def add_before_last(self, data: bytes) -> None:
+        """Keep a reply that was handed over before the last push, if that is taken already."""
+        with self._lock:
+            self.parts.insert(len(self.parts) - self.ending, data)
             self._taken += len(data)
 
     def flush(self) -> None:
@@ -333,12 +355,14 @@ class Outbox:
         if self.blocked and last is None:
             return
         parts = self.parts
+        if last is not None:
+            _drop_late(parts)
         # Without the lock. Other threads add a part, then count it, and then look at `_is_due`. So
         # what leaves here uncounted is counted by the next flush, which that thread asks for.
         counted = self._taken
         # A push may have left among the replies of a batch (`EchoProtocol._send_batch`).
         if parts or self._passed != counted:
-            data = parts.pop(0) if len(parts) == 1 else taken(parts)
+            data = parts.pop(0) if len(parts) == 1 and last is None else taken(parts)
             if data:
                 transmit = self.transmit
                 transmit(data)

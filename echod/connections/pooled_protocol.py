@@ -7,7 +7,6 @@ from typing import cast
 from echod.concurrency.model import Busy
 from echod.concurrency.models import InPool
 from echod.connections.message_protocol import EchoProtocol
-from echod.handlers.contract import reply_from
 
 
 class PooledProtocol(EchoProtocol):
@@ -28,7 +27,7 @@ class PooledProtocol(EchoProtocol):
         try:
             assert self._context is not None
             submit, run = cast("InPool", self._owner.model).submit, self._context.run
-            arguments = (reply_from, self._received, data)
+            arguments = (self._reply_from, self._received, data)
             self._pending = submit(self._answered_directly, run, arguments)
             self._direct_messages += 1
         except Busy as busy:

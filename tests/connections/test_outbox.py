@@ -22,7 +22,7 @@ from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
 from tests.support.reactor import reactor
 from tests.support.serving import eventually, in_thread, run, server_context, serving, turns
-from tests.support.waiting import PACE
+from tests.support.waiting import PACE, block_until
 
 MODELS = [
     ConcurrencyModel.REACTOR,
@@ -314,6 +314,76 @@ async def test_a_reply_after_close_is_dropped(
         client.send(b"\n\n\n")
         assert await client.receive_all() == framing.encode(b"bye")
         assert client.clean
+
+
+@pytest.mark.parametrize("model", MODELS[:2])
+@pytest.mark.parametrize("framing", [Chunk(1), Line()], ids=["chunk", "line"])
+@pytest_twisted.ensureDeferred
+async def test_a_reply_after_close_is_dropped_while_others_are_answered(
+    model: ConcurrencyModel, framing: Framing
+) -> None:
+    async with serving(model, handler=Closing, framing=framing, banner=b"") as server:
+        clients = [await server.connect() for _ in range(30)]
+        for client in clients:
+            client.send(b"\n\n\n")
+        answers = [await client.receive_all() for client in clients]
+        assert answers == [framing.encode(b"bye")] * 30
+
+
+class ClosedByAnother(Room):
+    """Another thread closes once a reply is on its way to the event loop."""
+
+    def received(self, message: bytes) -> bytes:
+        threading.Thread(target=self.close).start()
+        return b"reply, "
+
+    def close(self) -> None:
+        connection: Any = self.client._link
+        stands, goes_on = threading.Event(), threading.Event()
+
+        def stand_still() -> None:
+            stands.set()
+            goes_on.wait()
+
+        reactor.callFromThread(stand_still)
+        stands.wait()
+        block_until(lambda: connection.owner.model.pool._results)
+        self.client.close(b"bye")
+        goes_on.set()
+
+
+@pytest.mark.parametrize("framing", [Chunk(), Line()], ids=["chunk", "line"])
+@pytest_twisted.ensureDeferred
+async def test_a_reply_before_a_close_by_another_thread_arrives_before_its_last_words(
+    framing: Framing,
+) -> None:
+    async with serving(
+        ConcurrencyModel.DEFER_TO_THREAD, handler=ClosedByAnother, framing=framing, banner=b""
+    ) as server:
+        client = await server.connect()
+        client.send(b"\n")
+        expected = framing.encode(b"reply, ") + framing.encode(b"bye")
+        assert await client.receive_all() == expected
+
+
+class ClosedByAnotherMeanwhile(Room):
+    """Another thread closes while the event loop answers the second message of a read."""
+
+    def received(self, message: bytes) -> bytes:
+        if message == b"2":
+            thread = threading.Thread(target=self.client.close, args=(b"bye",))
+            thread.start()
+            thread.join()
+        return message
+
+
+@pytest.mark.parametrize("framing", [Chunk(1), Line()], ids=["chunk", "line"])
+@pytest_twisted.ensureDeferred
+async def test_no_reply_follows_the_last_words_of_another_thread(framing: Framing) -> None:
+    async with serving(handler=ClosedByAnotherMeanwhile, framing=framing, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"".join(framing.encode(message) for message in (b"1", b"2", b"3")))
+        assert (await client.receive_all()).endswith(framing.encode(b"bye"))
 
 
 @every_model
