@@ -100,7 +100,8 @@ def serving(
         (pytest-twisted), where blocking calls would stop the server too.
 
     Raises:
-        SettingError: there is no such setting, its value is not valid, or two contradict.
+        SettingError: there is no such setting, its value is not valid, two contradict, or it is
+            `workers`.
         StartError, UnusableFraming: the framing cannot be used.
     """
     framing = None
@@ -117,6 +118,10 @@ def serving(
         handler = None
     else:
         made = make_settings(settings)
+    if made.workers:
+        raise SettingError(
+            "workers: the server runs in the process of the test; start `echod serve` for several"
+        )
     return Server(handler, made, framing, tls=tls, unix=unix, direct=direct)
 
 

@@ -333,6 +333,8 @@ def test_a_server_that_cannot_start_says_why(log: Log) -> None:
         ({"framing": "lines="}, "framing: 'lines=' is not of the form NAME"),
         ({"framing": "lines"}, "--framing: no framing is named 'lines'; installed: chunk"),
         ({"idle_timeout": -1}, "idle_timeout: '-1' is not a number of seconds"),
+        ({"workers": 2}, "workers: the server runs in the process of the test"),
+        ({"workers": "auto"}, "workers: the server runs in the process of the test"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict[str, Any], error: str) -> None:
