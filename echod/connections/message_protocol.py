@@ -565,10 +565,7 @@ class EchoProtocol(ConnectionProtocol):
 
     def _write(self, data: bytes) -> None:
         if (outbox := self._outbox) is not None and not outbox.is_empty:
-            if isinstance(self._owner.model, InPool):
-                outbox.add_before_last(data)  # see `_reply_from`
-            else:
-                outbox.add(data)
+            outbox.add(data)
             outbox.flush()
         elif self._reason is None:  # as in `transmit`, without another call
             self._bytes_sent += len(data)
@@ -584,8 +581,7 @@ class EchoProtocol(ConnectionProtocol):
         elif parts:
             data = parts.pop(0) if len(parts) == 1 else taken(parts)
             if outbox is not None:
-                outbox.add_before_last(data)
-                outbox.flush()
+                self._write(data)
             elif self._reason is None:  # as in `transmit`, without another call
                 self._bytes_sent += len(data)
                 self.transport.write(data)

@@ -76,21 +76,6 @@ def taken(parts: list[bytes]) -> bytes:
     return b"".join(replies)
 
 
-class _LastWords(bytes):
-    """The last push of a connection."""
-
-    __slots__ = ()
-
-
-def _drop_late(parts: list[bytes]) -> None:
-    """Drop the replies behind the last push: the event loop's batch may go on in `parts`."""
-    for place, part in enumerate(parts):
-        if type(part) is _LastWords:
-            del parts[place + 1 :]
-            return
-    parts.clear()  # it has left already
-
-
 class Errand:
     """A call that is not an outbox's, in the form of one."""
 
@@ -129,7 +114,11 @@ class Errands:
     def wake(self) -> None:
         """Let the loop come by."""
         self.is_due = True
-        cast(IReactorFromThreads, self._reactor()).callFromThread(self._do)
+        self.call(self._do)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call `function` in the event loop, after all that was to be called there before."""
+        cast(IReactorFromThreads, self._reactor()).callFromThread(function)
 
     def _do(self) -> None:
         self.is_due = False  # first: what is asked from here on is done here, or wakes the loop
@@ -199,6 +188,7 @@ class Outbox:
 
     __slots__ = (
         "_errands",
+        "_final",
         "_is_due",
         "_last",
         "_lock",
@@ -238,6 +228,8 @@ class Outbox:
         self.ending = False
         self._lock = threading.Lock()
         self._is_due = False
+        # The last push until the event loop takes it, with the later `_last`.
+        self._final: tuple[bytes, Callable[[], None]] | None = None
         # Called in the event loop when all is passed on.
         self._last: Callable[[], None] | None = None
         self._waiting: list[Callable[[], object]] = []
@@ -291,14 +283,19 @@ class Outbox:
         return not most or size <= most
 
     def put_last(self, data: bytes, then: Callable[[], None]) -> None:
-        """Take the last push, and call `then` in the event loop after it is passed on."""
+        """Take the last push, and call `then` in the event loop after it is passed on.
+
+        From another thread the loop gets it behind the replies that pool threads have returned.
+        """
         with self._lock:
             if self.ending:
                 return
             self.ending = True
-            self.parts.append(_LastWords(data))
-            self._last = then
-        self._hurry()
+            self._final = data, then
+        if threading.get_ident() == self._errands.thread:
+            self._pass_on_last()
+        else:
+            self._errands.call(self._pass_on_last)
 
     def _hurry(self) -> None:
         """Flush now in the event loop, and soon from another thread."""
@@ -336,17 +333,17 @@ class Outbox:
     # In the event loop.
 
     def add(self, data: bytes) -> None:
-        """Keep a reply for the next `flush`; behind the last push it is dropped."""
+        """Keep a reply for the next `flush`: it is always taken."""
         with self._lock:
-            if not self.ending:
-                self.parts.append(data)
-                self._taken += len(data)
-
-    def add_before_last(self, data: bytes) -> None:
-        """Keep a reply that was handed over before the last push, if that is taken already."""
-        with self._lock:
-            self.parts.insert(len(self.parts) - self.ending, data)
+            self.parts.append(data)
             self._taken += len(data)
+
+    def _pass_on_last(self) -> None:
+        if self._final is not None:  # the connection has not ended meanwhile
+            data, self._last = self._final
+            self._final = None
+            self.parts.append(data)
+            self.flush()
 
     def flush(self) -> None:
         """Pass on what waits, unless the transport's buffer is full."""
@@ -355,14 +352,12 @@ class Outbox:
         if self.blocked and last is None:
             return
         parts = self.parts
-        if last is not None:
-            _drop_late(parts)
         # Without the lock. Other threads add a part, then count it, and then look at `_is_due`. So
         # what leaves here uncounted is counted by the next flush, which that thread asks for.
         counted = self._taken
         # A push may have left among the replies of a batch (`EchoProtocol._send_batch`).
         if parts or self._passed != counted:
-            data = parts.pop(0) if len(parts) == 1 and last is None else taken(parts)
+            data = parts.pop(0) if len(parts) == 1 else taken(parts)
             if data:
                 transmit = self.transmit
                 transmit(data)
@@ -392,7 +387,9 @@ class Outbox:
         """Take nothing more: the connection ends. Calling it again is harmless."""
         with self._lock:
             self.ending = True
-            self._last = None
+            if self._final is not None:
+                self.parts.append(self._final[0])
+            self._final = self._last = None
         self.transmit = self._sender.transmit
         self._tell()
 

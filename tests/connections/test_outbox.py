@@ -331,39 +331,41 @@ async def test_a_reply_after_close_is_dropped_while_others_are_answered(
 
 
 class ClosedByAnother(Room):
-    """Another thread closes once a reply is on its way to the event loop."""
+    """Another thread closes once a reply is on its way to the event loop, behind a push."""
 
     def received(self, message: bytes) -> bytes:
+        stands, self.goes_on = threading.Event(), threading.Event()
+
+        def stand_still() -> None:
+            stands.set()
+            self.goes_on.wait()
+
+        reactor.callFromThread(stand_still)
+        stands.wait()
+        if message.startswith(b"push"):
+            self.client.send(b"push, ")
         threading.Thread(target=self.close).start()
         return b"reply, "
 
     def close(self) -> None:
         connection: Any = self.client._link
-        stands, goes_on = threading.Event(), threading.Event()
-
-        def stand_still() -> None:
-            stands.set()
-            goes_on.wait()
-
-        reactor.callFromThread(stand_still)
-        stands.wait()
         block_until(lambda: connection.owner.model.pool._results)
         self.client.close(b"bye")
-        goes_on.set()
+        self.goes_on.set()
 
 
 @pytest.mark.parametrize("framing", [Chunk(), Line()], ids=["chunk", "line"])
+@pytest.mark.parametrize("words", [[b"reply, "], [b"push, ", b"reply, "]], ids=["reply", "both"])
 @pytest_twisted.ensureDeferred
 async def test_a_reply_before_a_close_by_another_thread_arrives_before_its_last_words(
-    framing: Framing,
+    framing: Framing, words: list[bytes]
 ) -> None:
     async with serving(
         ConcurrencyModel.DEFER_TO_THREAD, handler=ClosedByAnother, framing=framing, banner=b""
     ) as server:
         client = await server.connect()
-        client.send(b"\n")
-        expected = framing.encode(b"reply, ") + framing.encode(b"bye")
-        assert await client.receive_all() == expected
+        client.send(framing.encode(words[0]))
+        assert await client.receive_all() == b"".join(map(framing.encode, [*words, b"bye"]))
 
 
 class ClosedByAnotherMeanwhile(Room):
