@@ -78,13 +78,18 @@ def pytest_collection() -> Iterator[object]:
 
 
 def pytest_collection_finish() -> None:
-    """Let pytest find out the version of Twisted once, not before each test.
-
-    It reads the metadata of Twisted for that, which takes a millisecond.
-    """
-    plugin: Any = importlib.import_module("_pytest.unittest")
-    with contextlib.suppress(AttributeError):
+    """Spare pytest and hypothesis what takes them long."""
+    with contextlib.suppress(AttributeError, ImportError):
+        # The version of Twisted, from its metadata, before each test: a millisecond.
+        plugin: Any = importlib.import_module("_pytest.unittest")
         plugin._get_twisted_version = functools.cache(plugin._get_twisted_version)
+    with contextlib.suppress(AttributeError, ImportError):
+        # The characters of UTF-8, by trying a million, in each new clone: three seconds.
+        charmap: Any = importlib.import_module("hypothesis.internal.charmap")
+        intervals: Any = importlib.import_module("hypothesis.internal.intervalsets").IntervalSet
+        all_but_surrogates = intervals(((0, 0xD7FF), (0xE000, sys.maxunicode)))
+        known = {"utf-8": (all_but_surrogates, intervals(()))}
+        charmap.intervals_from_codec = known.__getitem__
 
 
 @pytest.fixture

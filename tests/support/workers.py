@@ -42,6 +42,9 @@ class Workers:
         starts_workers = config.getoption("numprocesses", None)
         if starts_workers:
             config.option.dist = "worksteal"
+        # pytest marks the files of the tests that it compiles with its own assertions.
+        plain = config.getoption("assertmode") == "plain"
+        self._rewriter = "" if plain else f"-pytest-{pytest.__version__}"
         self._collects = not starts_workers or hasattr(config, "workerinput")
 
     @pytest.hookimpl(wrapper=True)
@@ -68,7 +71,7 @@ class Workers:
         """
         if self._is_within_a_test or not self._collects or sys.dont_write_bytecode:
             return set()
-        tail = f"{sys.implementation.cache_tag}-pytest-{pytest.__version__}.pyc"
+        tail = f"{sys.implementation.cache_tag}{self._rewriter}.pyc"
         return {
             path
             for path in self._tests.rglob("test_*.py")
