@@ -542,6 +542,7 @@ class TLSConnection(StackedTransport, TLSLayer):
         if half_closeable is not None:
             half_closeable.readConnectionLost()
         else:
+            self._stop_producer()
             self.loseConnection()
 
     def _fail(self, error: Exception) -> None:
@@ -574,17 +575,21 @@ class TLSConnection(StackedTransport, TLSLayer):
         self._failure = failure
         self._input_over = True
         self._stop()
-        if self._producer is not None:
-            if self._open:
-                self.transport.unregisterProducer()
-            self._producer.stopProducing()
-            self._producer = None
+        self._stop_producer()
         self._flush()
         if last:
             self.transport.write(last)
         self.transport.resumeProducing()
         self.transport.loseWriteConnection()
         self._set_timer(self._clock.callLater(LINGER, self.transport.abortConnection))
+
+    def _stop_producer(self) -> None:
+        """Let go of the application's producer: the connection ends without it."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            if self._open:
+                self.transport.unregisterProducer()
+            producer.stopProducing()
 
     def _set_timer(self, timer: IDelayedCall | None) -> None:
         before, self._timer = self._timer, timer

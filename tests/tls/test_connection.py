@@ -580,6 +580,22 @@ def test_closing_waits_for_the_producer(wire: Wire, how: str, asked: str) -> Non
     assert wire.records() == [b"its last", b""]
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_the_end_of_a_peer_stops_the_producer_of_an_application_without_half_close(
+    certificate: Path, streaming: bool
+) -> None:
+    """As in clear: the peer does not read on, so the rest of an answer keeps no connection."""
+    wire = Wire(certificate, Plain()).shake_hands()
+    producer, transport = Producer(), wire.application.transport
+    transport.registerProducer(producer, streaming)
+    transport.write(b"its last")
+    wire.end()
+    assert producer.events == ["stop"]
+    assert wire.lower.producer is None
+    assert wire.lower.asked == ["close"]
+    assert wire.records() == [b"its last", b""]
+
+
 def test_the_end_is_sent_once_whatever_produces_after_it(wire: Wire) -> None:
     transport = wire.application.transport
     transport.loseWriteConnection()
