@@ -197,7 +197,8 @@ class EchoProtocol(ConnectionProtocol):
         """Return the length of the longest read that is answered without a session."""
         # After a long read another one may follow at once, so its share of the turn is looked at.
         longest = self._owner.framing.max_message
-        return longest if longest < LONGEST_DIRECT else LONGEST_DIRECT  # not `min`: for each one
+        # Not `min`: each connection comes here, and a call takes longer.
+        return longest if longest < LONGEST_DIRECT else LONGEST_DIRECT
 
     # The conversation's context.
 

@@ -93,8 +93,8 @@ class TCPServerTransport(ServerTransport):
     def _open(self) -> None:
         ServerTransport._open(self)
         # uvloop has the address of an IPv4 client too, in less memory; but not that of a client
-        # that had reset the connection before. Later, to compare them would cost a connection that
-        # ends at once nothing, but then the memory is left in pieces.
+        # that had reset the connection before. A later look would spare it to a connection that
+        # ends at once, but the memory that it frees would be in pieces.
         if len(self._client) == 2 and self._uv.get_extra_info("peername") == self._client:
             self._client = None
 
@@ -112,7 +112,7 @@ class TCPServerTransport(ServerTransport):
         return tcp_address(with_scope(self.socket.getsockname()))
 
     def getPeer(self) -> IPv4Address | IPv6Address:
-        return tcp_address(self._client or self.client)
+        return tcp_address(self._client or self.client)  # as it begins, without a call
 
     def _protocol_address(self) -> IPv4Address | IPv6Address:
         return tcp_address(self._client)
