@@ -11,9 +11,9 @@ from twisted.logger import Logger
 
 from echod.control.site import API, ControlSite, Routes
 from echod.listening.endpoints import Listening
-from echod.listening.listener import Listener
 from echod.text import escape
 from echod.web.hosts import Hosts
+from echod.web.server import WebServer
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = Logger("echod")
 
 
-class ControlServer(Listener[ControlSite]):
+class ControlServer(WebServer[ControlSite]):
     """The listener of the control."""
 
     flag = "--control "

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 
 from echod.listening.endpoints import Listening
-from echod.listening.listener import Listener
 from echod.reasons import Check
 from echod.status.look import Source
 from echod.status.site import StatusSite, make_site
 from echod.status.snapshot import Snapshot
 from echod.text import escape
 from echod.web.hosts import Hosts
+from echod.web.server import WebServer
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
 
 
-class StatusServer(Listener[StatusSite]):
+class StatusServer(WebServer[StatusSite]):
     """The listener of the status, and its own measurements."""
 
     flag = "--status "

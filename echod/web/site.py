@@ -2,14 +2,16 @@
 
 It is meant for a private address, and does little harm if others can reach it. A connection serves
 one request within `REQUEST_SECONDS`, a request has at most `WebSite.most_body` bytes of body, and
-no error shows text of a request. There are at most `MOST_CLIENTS` connections; when one more
-arrives, the one that has been silent longest is closed, so idle connections cannot block others.
+no error shows text of a request. When `MOST_CLIENTS` are connected and one more arrives, the one
+that has been silent longest is closed, so idle connections cannot block others. A client whose
+request has arrived is not closed: if all have asked, further ones wait in the kernel's queue,
+apart from those that were accepted in the same turn.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +25,7 @@ from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from echod.connections.kernel import unread
 from echod.web.hosts import Hosts
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 # How long a client may take for its request and for reading the answer.
 REQUEST_SECONDS = 10.0
 
-# The most connections at once.
+# The most connections at once, apart from those of the last turn.
 MOST_CLIENTS = 32
 
 # A body that is too long is read to its end, and then refused, up to so many times the longest:
@@ -204,12 +207,16 @@ class WebChannel(HTTPChannel):
             super().dataReceived(data)
         except Exception:  # the library raises various errors for an invalid request
             self._respondToBadRequestAndDisconnect()
+        self.site.heard(self)
 
     def allHeadersReceived(self) -> None:
         if not self.site.allows(self.requests[-1]):
             # Not even by a "100 Continue".
             self.requests[-1].requestHeaders.removeHeader(b"Expect")
         super().allHeadersReceived()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._respondToBadRequestAndDisconnect()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         request = self.requests[-1] if self.requests else None
@@ -235,6 +242,8 @@ class WebSite(Site):
         most_body: how many bytes the body of a request may have.
         works_long: whether the work for an answer may take long: the client's time stands still.
         not_allowed: the answer to a request that `allows` refuses.
+        on_full: called when no further connection should be accepted.
+        on_room: called when further ones should be accepted again.
     """
 
     noisy = False
@@ -250,6 +259,9 @@ class WebSite(Site):
     def __init__(self, resource: Resource, reactor: IReactorTime) -> None:
         super().__init__(resource, timeout=REQUEST_SECONDS, reactor=reactor)
         self.clients = 0
+        self.on_full: Callable[[], None] = lambda: None
+        self.on_room: Callable[[], None] = lambda: None
+        self._is_full = False
         # Connections without a request so far, the oldest first.
         self._silent: dict[WebChannel, None] = {}
 
@@ -262,24 +274,31 @@ class WebSite(Site):
         return BAD_REQUEST
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        if self.clients >= MOST_CLIENTS and not self._make_room():
-            return None
+        if self.clients >= MOST_CLIENTS:
+            self._make_room()
         return super().buildProtocol(addr)
 
-    def _make_room(self) -> bool:
-        """Close the connection that has been silent longest; return whether there is one."""
-        oldest = next(iter(self._silent), None)
-        if oldest is None:
-            return False
-        self.left(oldest)
-        oldest.transport.abortConnection()
-        return True
+    def _make_room(self) -> None:
+        """Close those that have been silent longest; if all have asked, accept no more."""
+        for channel in list(self._silent):
+            if not unread(channel.transport):  # its request may wait there
+                self.left(channel)
+                channel.transport.abortConnection()
+                if self.clients < MOST_CLIENTS:
+                    return
+        self._is_full = True
+        self.on_full()
 
     def came(self, channel: WebChannel) -> None:
         """Count a new connection."""
         self.clients += 1
         self._silent[channel] = None
         channel.counted = True
+
+    def heard(self, channel: WebChannel) -> None:
+        """Note that a connection has been read: if it is still silent, it can be closed."""
+        if channel in self._silent:
+            self._accept_again()
 
     def has_asked(self, channel: WebChannel) -> None:
         """Note that a request has arrived: its connection closes after the answer."""
@@ -290,6 +309,13 @@ class WebSite(Site):
         self._silent.pop(channel, None)
         self.clients -= channel.counted
         channel.counted = False
+        if self.clients < MOST_CLIENTS:
+            self._accept_again()
+
+    def _accept_again(self) -> None:
+        if self._is_full:
+            self._is_full = False
+            self.on_room()
 
     def log(self, request: object) -> None:
         """Log nothing: health checks come every few seconds."""

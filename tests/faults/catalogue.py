@@ -51,6 +51,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         212: "A program leaves a process behind, where the daemon is process 1",
         213: "A timed call removes the last descriptor in the turn in which it is ready",
         214: "The first request to the control of a daemon with workers",
+        215: "300 clients request the status, or the control, at once",
     },
     "Exhaustion": {
         17: "No descriptor is left, and 200 clients connect",

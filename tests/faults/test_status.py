@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.clients import BANNER, connect, receive, receive_all
 from tests.support.daemon import Daemon, Start
 from tests.support.needs import tool
-from tests.support.waiting import block_until
+from tests.support.waiting import PATIENCE, block_until
 
 ETC = Path(__file__).parent.parent.parent / "etc"
 
@@ -112,6 +112,29 @@ def test_idle_connections_keep_nobody_from_asking_for_health(
     for _ in range(100):
         clients.enter_context(connect(here.port))
     assert [here.curl("/healthz") for _ in range(5)] == [(200, "ok\n")] * 5
+
+
+@pytest.mark.parametrize("kind", ["status", "control"])
+def test_many_who_ask_at_once_are_all_answered(
+    daemon: Start, tmp_path: Path, clients: ExitStack, kind: str
+) -> None:
+    """Fault 215: Each of 300 requests that wait in the kernel at once is answered."""
+    running = daemon(f"--{kind}", f"unix:{tmp_path}/web")
+    running.wait_for("Socket now listening")
+    block_until((tmp_path / "web").exists)
+    running.signal(signal.SIGSTOP)
+    try:
+        asking = []
+        for _ in range(300):
+            asking.append(clients.enter_context(socket.socket(socket.AF_UNIX)))
+            asking[-1].settimeout(PATIENCE)
+            asking[-1].connect(f"{tmp_path}/web")
+            asking[-1].sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    finally:
+        running.signal(signal.SIGCONT)
+    answers = [receive_all(each).partition(b"\r\n")[0] for each in asking]
+    status = b"200 OK" if kind == "status" else b"404 Not Found"
+    assert answers == [b"HTTP/1.1 " + status] * 300
 
 
 def test_a_page_in_a_browser_cannot_read_the_status_by_a_name_of_its_own(observed: Any) -> None:

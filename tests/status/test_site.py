@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -315,17 +316,49 @@ def test_when_there_are_many_who_has_been_silent_for_longest_makes_room(
         assert site.clients == MOST_CLIENTS
 
 
-def test_who_has_asked_is_not_turned_away(looking: Looking) -> None:
+@pytest.mark.parametrize("head", [b"GET /%s HTTP/1.1", b"GET / HTTP/1.1\r\nCookie: %s"])
+def test_a_request_with_a_line_that_is_too_long_is_refused(site: StatusSite, head: bytes) -> None:
+    visitor = Visitor(site)
+    assert visitor.ask(head % (b"a" * 20_000) + b"\r\n\r\n")[0] == 400
+    assert visitor.transport.value().count(b"HTTP/1.1") == 1
+
+
+def test_while_all_have_asked_nobody_is_accepted(looking: Looking) -> None:
     site, figures = looking
+    accepting = [True]
+    site.on_full, site.on_room = lambda: accepting.append(False), lambda: accepting.append(True)
     visitors = [Visitor(site) for _ in range(MOST_CLIENTS)]
     for visitor in visitors:
         visitor.channel.dataReceived(ASK)
-    assert Visitor(site).channel is None
+    assert accepting == [True]
+    late = Visitor(site)
+    assert accepting == [True, False]
+    assert not late.lost
     assert not any(visitor.lost for visitor in visitors)
-    for visitor in visitors:
+    late.channel.dataReceived(b"GET ")  # it can make room
+    assert accepting == [True, False, True]
+    last = Visitor(site)
+    assert late.lost
+    assert accepting == [True, False, True, False]
+    last.lose()
+    visitors[0].lose()
+    assert accepting == [True, False, True, False, True]
+    for visitor in visitors[1:]:
         visitor.lose()
     assert site.clients == 0
     assert figures.called
+
+
+def test_a_request_that_waits_in_the_kernel_is_not_closed_for_another_one(
+    site: StatusSite,
+) -> None:
+    visitors = [Visitor(site) for _ in range(MOST_CLIENTS)]
+    ours, client = socket.socketpair()
+    with ours, client:
+        visitors[0].transport.getHandle = lambda: ours
+        client.send(b"GET /healthz HTTP/1.0\r\n\r\n")
+        Visitor(site)
+        assert [visitor.lost for visitor in visitors[:3]] == [False, True, False]
 
 
 def test_those_who_ask_at_once_share_one_look_and_so_do_those_of_one_second(
