@@ -397,7 +397,10 @@ _DEFAULTS = {"control": None, "control_token_file": None, "ca": None, "json": Fa
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and whose options are written in full."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, **arguments)
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"echod ctl: {escape(message)} (see: {self.prog} --help)\n")

@@ -20,7 +20,7 @@ from twisted.scripts import twistd
 from echod.daemon.process import Options
 from echod.errors import UserError
 from echod.printing import printing
-from echod.settings.flags import entry
+from echod.settings.flags import entry, refuse_abbreviations
 from echod.text import clipped, escape, quoted
 from twisted.plugins import echod_plugin
 
@@ -108,21 +108,18 @@ def twistd_arguments(arguments: Sequence[str]) -> list[str]:
     """
     options = ServeOptions()
     options.parent = _Twistd()
-    own = [flag.partition("=") for flag in TWISTD]
+    own = [flag.partition("=")[:2] for flag in TWISTD]
+    options.longOpt += ["".join(flag) for flag in own]
     try:
-        given, words = getopt.gnu_getopt(
-            arguments,
-            options.shortOpt,
-            [*options.longOpt, *(f"{name}{equals}" for name, equals, _ in own)],
-        )
-    except getopt.GetoptError as error:
+        refuse_abbreviations(arguments, options.longOpt)
+        given, words = getopt.gnu_getopt(arguments, options.shortOpt, options.longOpt)
+    except (getopt.GetoptError, usage.UsageError) as error:
         raise usage.UsageError(options.explain(str(error))) from None
-    names = {f"--{name}" for name, _, _ in own}
-    with_value = {f"--{name}" for name, equals, _ in own if equals}
+    names = {f"--{name}" for name, _ in own}
     before: list[str] = []
     after: list[str] = []
     for flag, value in given:
-        takes_value = f"{flag[2:]}=" in options.longOpt or flag in with_value
+        takes_value = f"{flag[2:]}=" in options.longOpt
         (before if flag in names else after).extend([flag, value] if takes_value else [flag])
     _check_names(dict(given))
     return ["-n", "--pidfile=", *before, "echod", *_handler(words, dict(given)), *after]

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +32,7 @@ _ELSEWHERE = {
         ("address", "bind", "host", "interface"), "--listen tcp:8888:interface=127.0.0.1"
     ),
     "user": "--uid USER, an option of twistd",
+    "log-file": "--logfile FILE, an option of twistd",
 }
 
 
@@ -64,6 +65,7 @@ class Options(usage.Options):
         """Read the command line; report an error in one line, with exit code 1."""
         self.arguments = list(sys.argv[1:] if options is None else options)
         try:
+            refuse_abbreviations(self.arguments, self.longOpt)
             super().parseOptions(options)
         except (usage.UsageError, UserError) as error:
             said = escape(self.explain(str(error)))
@@ -80,7 +82,12 @@ class Options(usage.Options):
             return place
         if here := _ELSEWHERE.get(name):
             return f"there is no option {flag}; it is given as {here}"
-        meant = did_you_mean(name, (option.rstrip("=") for option in self.longOpt), "--")
+        names = [option.rstrip("=") for option in self.longOpt]
+        begin_so = [f"--{each}" for each in names if each.startswith(name)]
+        if len(begin_so) > 1:
+            meant = f"those that begin so are: {', '.join(begin_so)}"
+        else:
+            meant = did_you_mean(name, names, "--")
         if not meant and (about := _that_mention(name)):
             meant = f"{' and '.join(one.flag for one in about)} may have what you need"
         return f"there is no option {flag}{meant and '; '}{meant}"
@@ -224,6 +231,28 @@ class Options(usage.Options):
         for flag in ("config=FILE", "check-config", "print-config", "version", "help"):
             method = getattr(self, f"opt_{flag.partition('=')[0].replace('-', '_')}")
             yield from entry(f"--{flag}", " ".join(method.__doc__.split()), width)
+
+
+def refuse_abbreviations(words: Sequence[str], options: Iterable[str]) -> None:
+    """Refuse the options that `getopt` would complete: `--log-file` is not `--log-files`.
+
+    Args:
+        words: a command line.
+        options: the long options, as `getopt` takes them.
+
+    Raises:
+        UsageError: an option is not written in full, in the words of `getopt`.
+    """
+    takes_value = {f"--{option.rstrip('=')}": option.endswith("=") for option in options}
+    remaining = iter(words)
+    for word in remaining:
+        flag, equals, _ = word.partition("=")
+        if flag == "--":
+            return
+        if flag.startswith("--") and flag not in takes_value:
+            raise usage.UsageError(f"option {flag} not recognized")
+        if takes_value.get(flag) and not equals:
+            next(remaining, None)  # its value, which may look like an option
 
 
 def _that_mention(word: str) -> list[Setting]:

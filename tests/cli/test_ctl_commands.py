@@ -423,6 +423,7 @@ def test_without_an_endpoint_the_error_says_how_to_name_one(
         (("connections", "0"), "'0' is not a number from 1"),
         (("connections", "--limit", "-1"), "'-1' is not a number from 1"),
         (("nosuch",), "invalid choice"),
+        (("disconnect", "--al"), "unrecognized arguments: --al"),
         ((), "COMMAND"),
         (("faults", "--control", "x"), "'x' is no endpoint of a control"),
         (("faults", "--control", "http://x:y"), "is no URL"),

@@ -38,12 +38,22 @@ def refusal(*arguments: str, runner: usage.Options | None = None) -> str:
         ("-x", "there is no option -x (see"),
         ("--zzzz", "there is no option --zzzz (see"),
         ("--\x1b", r"there is no option --\x1b (see"),
-        ("--max", "option --max not a unique prefix"),
+        ("--max=5", "no option --max; those that begin so are: --max-"),
+        ("--idle=5", "there is no option --idle; did you mean --idle-timeout?"),
+        ("--log-fil=5", "there is no option --log-fil; did you mean --log-files?"),
+        ("--log-file=x", "no option --log-file; it is given as --logfile FILE, an option"),
+        ("--no-ban", "there is no option --no-ban; did you mean --no-banner?"),
         ("--port", "option --port requires argument"),
     ],
 )
 def test_an_unknown_flag_is_answered_by_what_may_be_meant(flag: str, meant: str) -> None:
     assert meant in refusal(flag)
+
+
+def test_a_value_may_look_like_an_option() -> None:
+    options = Options()
+    options.parseOptions(["--banner", "--log-file", "--prefix=--idle"])
+    assert (options.settings.banner, options.settings.prefix) == (b"--log-file", "--idle")
 
 
 def test_a_word_that_is_no_flag_may_be_the_handler() -> None:
