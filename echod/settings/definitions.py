@@ -311,7 +311,7 @@ class Settings(Value):
         Text(
             "The longest message, in bytes; chunk cuts longer ones, the other framings refuse "
             "them. Short for --framing NAME:max_message=N.",
-            whole_number(1, 2**31 - 1),
+            whole_number(1, 2**31 - 1, "bytes"),
             unset=f"chunk {Chunk.max_message}, line {Line.max_message}, length, netstring and "
             f"varint {MOST_PREFIXED}",
             unit="bytes",
@@ -413,7 +413,7 @@ class Settings(Value):
         Text(
             "How many of the first bytes of each connection are remembered, as its handler gets "
             "them; 0: none.",
-            whole_number(0, 2**20),
+            whole_number(0, 2**20, "bytes"),
             unit="bytes",
             example=1024,
             needs=NEEDS_JOURNAL,
@@ -544,7 +544,7 @@ class Settings(Value):
         Text(
             "How many bytes of a client's input are held while its messages wait; above that, the "
             "daemon stops reading from it.",
-            whole_number(1, 2**31 - 1),
+            whole_number(1, 2**31 - 1, "bytes"),
             unit="bytes",
             reload=True,
             needs=NEEDS_LOOP_OR_POOL,
@@ -555,7 +555,7 @@ class Settings(Value):
         Text(
             "How many bytes may wait until a client reads them, beside the reply to its message; "
             "above that, nothing more can be sent to it.",
-            whole_number(1, 2**31 - 1),
+            whole_number(1, 2**31 - 1, "bytes"),
             unit="bytes",
             reload=True,
         ),

@@ -134,7 +134,9 @@ class Setting(NamedTuple):
         except UserError as error:
             raise SettingError(str(error)) from None
         except ValueError as error:
-            raise SettingError(f"{quoted(text)} is not {error}") from None
+            plain = in_plain_numbers(text, self.text.unit)
+            hint = f"; write {plain}" if plain else ""
+            raise SettingError(f"{quoted(text)} is not {error}{hint}") from None
 
     def from_file(self, value: object) -> object:
         """Convert a TOML value into the setting's value.
@@ -149,8 +151,7 @@ class Setting(NamedTuple):
 
     def _from_native(self, value: object) -> object:
         if type(value) not in _ACCEPTED[self.native] and value not in self.text.words:
-            wanted, given = _KINDS[self.native], _KINDS.get(type(value), "something else")
-            raise SettingError(f"{quoted(value)} is {given}, but this takes {wanted}")
+            raise SettingError(self._wrong_kind(value))
         if self.native is bool:
             return value
         try:
@@ -158,6 +159,32 @@ class Setting(NamedTuple):
         except ValueError:  # it has more digits than Python prints
             text = quoted(value)  # for the error
         return self.from_flag(text)
+
+    def _wrong_kind(self, value: object) -> str:
+        """Return why a TOML value of this type is refused.
+
+        Raises:
+            SettingError: it is a string, and not the number that it should be.
+        """
+        shown = str(value).lower() if isinstance(value, bool) else quoted(value)
+        if isinstance(value, str):
+            if self.native is not bool:
+                self.from_flag(value)
+            elif value not in ("true", "false"):
+                return f"{shown} is neither true nor false"
+            return f"{shown} is a string: write {value}, without quotation marks"
+        wanted = _KINDS[self.native] + (self.text.unit and f" of {self.text.unit}")
+        return f"{shown} is {_KINDS.get(type(value), 'a date or a time')}, but this takes {wanted}"
+
+    def unquoted(self, text: str) -> str:
+        """Return why this text without quotation marks is no value; "" if it only lacks those."""
+        if self.native is str:
+            return ""
+        try:
+            self._from_native(text)
+        except SettingError as error:
+            return str(error)
+        return ""
 
     def in_file(self, value: Any) -> str:
         """Format `value` for a file; `from_file` reads it back.
@@ -194,7 +221,7 @@ _KINDS = {
     float: "a number",
     str: "a string",
     list: "an array",
-    dict: "a table",
+    dict: "a table",  # in an array
 }
 
 
@@ -248,8 +275,8 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        kinds = {one.key: one.native for one in settings}
-        raise SettingError(f"{file}{toml_errors.explain(str(error), text, kinds)}") from None
+        unquoted = {one.key: one.unquoted for one in settings}
+        raise SettingError(f"{file}{toml_errors.explain(str(error), text, unquoted)}") from None
     except ValueError:
         raise SettingError(f"{file}: a number in it has thousands of digits") from None
     except RecursionError:
@@ -258,7 +285,7 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
     values: dict[str, Any] = {}
     for key, value in table.items():
         try:
-            if key not in known:
+            if key not in known or isinstance(value, dict):
                 raise SettingError(_unknown(key, value, known))
             values[known[key].name] = known[key].from_file(value)
         except SettingError as error:
@@ -345,8 +372,15 @@ def as_file(settings: Iterable[Setting], values: object) -> str:
 # Parsers of flags.
 
 
-def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers from `lowest` to `highest`, as TOML writes decimal ones."""
+def whole_number(lowest: int, highest: int, unit: str = "") -> Callable[[str], int]:
+    """Return a parser of whole numbers from `lowest` to `highest`, as TOML writes decimal ones.
+
+    Args:
+        lowest: the least one.
+        highest: the greatest one.
+        unit: what is counted, for the error: "bytes".
+    """
+    wanted = f"a whole number{unit and ' of '}{unit} from {lowest} to {highest}"
 
     def parse_number(text: str) -> int:
         # `int` accepts other notations too, and raises for numbers that are too long.
@@ -354,7 +388,7 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
             lowest <= int(text) <= highest
         ):
             hint = ", without zeros before it" if re.fullmatch("0+[0-9]+", text) else ""
-            raise ValueError(f"a whole number from {lowest} to {highest}{hint}")
+            raise ValueError(f"{wanted}{hint}")
         return int(text)
 
     return parse_number
@@ -386,6 +420,22 @@ def seconds_from(least: float) -> Callable[[str], float]:
 
 
 seconds = seconds_from(0.001)
+
+_UNITS: dict[str, dict[str, float]] = {
+    "seconds": {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400},
+    "bytes": {
+        f"{prefix}{end}": 1024.0**power
+        for power, prefix in enumerate("kmg", 1)
+        for end in ("", "b", "ib")
+    },
+}
+
+
+def in_plain_numbers(text: str, unit: str) -> str:
+    """Return what to write for a quantity in another unit, as in `10m` or `64k`; "" for others."""
+    match = re.fullmatch("([0-9]{1,9}(?:[.][0-9]{1,9})?) ?([a-z]{1,3})", text.lower())
+    factor = _UNITS.get(unit, {}).get(match[2]) if match else None
+    return f"{round(float(match[1]) * factor, 3):.15g}" if match and factor else ""
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:

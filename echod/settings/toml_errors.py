@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from echod.text import clipped, escape
 
@@ -24,13 +24,14 @@ _PLAIN_WORDS = (
 )
 
 
-def explain(error: str, text: str, kinds: Mapping[str, type]) -> str:
+def explain(error: str, text: str, unquoted: Mapping[str, Callable[[str], str]]) -> str:
     """Return the line, the key and the mistake, as in `:2: framing: write framing = "line"`.
 
     Args:
         error: the message of `tomllib`.
         text: the content of the file.
-        kinds: the type of each setting's value, by key.
+        unquoted: by key, what returns why a text without quotation marks is no value of the
+            setting; "" if it only lacks those.
     """
     text = text.replace("\r\n", "\n")  # as `tomllib` does, before it counts
     said, _, place = error.rpartition(" (at ")
@@ -47,11 +48,15 @@ def explain(error: str, text: str, kinds: Mapping[str, type]) -> str:
     if not keys:
         return f":{line}: {said}"
     key = keys[-1][1]
-    return f":{line}: {escape(clipped(key))}: {_mistake(said, text, position, keys, kinds)}"
+    return f":{line}: {escape(clipped(key))}: {_mistake(said, text, position, keys, unquoted)}"
 
 
 def _mistake(
-    said: str, text: str, position: int, keys: list[re.Match[str]], kinds: Mapping[str, type]
+    said: str,
+    text: str,
+    position: int,
+    keys: list[re.Match[str]],
+    unquoted: Mapping[str, Callable[[str], str]],
 ) -> str:
     key = keys[-1][1]
     if said.startswith("Cannot overwrite"):
@@ -71,17 +76,11 @@ def _mistake(
         return f"has no value; write {key} = VALUE"
     if not invalid and not said.startswith("Expected newline"):
         return said
-    return _wrong_value("" if within_array else f"{key} = ", value, kinds.get(key))
-
-
-def _wrong_value(before: str, value: str, kind: type | None) -> str:
-    shown = escape(clipped(value))
-    if kind is bool:
-        return f"{shown} is neither true nor false"
-    if kind in (int, float):
-        return f"{shown} is not a number"
-    if value[:1] in "\"'[{":
-        return f"{shown} goes on after its end"
+    if value[:1] in ('"', "'", "[", "{"):
+        return f"{escape(clipped(value))} goes on after its end"
+    if key in unquoted and (why := unquoted[key](value)):
+        return why
+    before = "" if within_array else f"{key} = "
     text = json.dumps(value, ensure_ascii=False)
     return f"a text needs quotation marks: write {escape(clipped(before + text))}"
 

@@ -17,6 +17,7 @@ from echod.settings.schema import (
     by_section,
     describe,
     escaped_bytes,
+    in_plain_numbers,
     one_of,
     read_file,
     seconds,
@@ -123,13 +124,18 @@ def test_an_empty_file_says_nothing() -> None:
         (f"layers = {'[' * 300}{']' * 300}", "layers: [[[[[[[...]]]]]]] is an array, but this"),
         (
             f"layers.{'.'.join('a' * 5000)} = 1",
-            "layers: {'a': {'a': {'a': {'a': {'a': {'a':",
+            "layers: there are no tables: put every key at the top level",
         ),
         (f"taste = '{'x' * 9000}'", f"taste: '{'x' * 27}...{'x' * 28}' is not one of: sweet"),
         (f"{'x' * 9000} = 1", f": {'x' * 57}...: there is no such key"),
-        ("layers = '3'", ":1: layers: '3' is a string, but this takes a whole number"),
+        ("layers = '3'", ":1: layers: '3' is a string: write 3, without quotation marks"),
+        ("layers = 'x'", ":1: layers: 'x' is not a whole number from 1 to 9"),
+        ("height = '2 m'", "is not a number of seconds, 0 or from 0.001 to 10000000, as in 90 or"),
+        ("height = '2 m'", "; write 120"),
+        ("height = 2h", "; write 7200"),
+        ("height = [1]", "[1] is an array, but this takes a number of seconds"),
         ("layers = 3.5", "3.5 is a number, but this takes a whole number"),
-        ("layers = true", "True is true or false, but this takes a whole number"),
+        ("layers = true", "true is true or false, but this takes a whole number"),
         ("layers = [3]", "[3] is an array, but this takes a whole number"),
         ("height = true", "this takes a number"),
         ("height = nan", "'nan' is not a number of seconds, 0 or from 0.001 to 10000000"),
@@ -138,8 +144,10 @@ def test_an_empty_file_says_nothing() -> None:
         ("candles = [[1]]", "[1] is an array"),
         ("taste = 'salty'", "taste: 'salty' is not one of: sweet, sour"),
         ("taste = 'sweets'", "is not one of: sweet, sour; did you mean sweet?"),
-        ("taste = 1979-05-27", "is something else, but this takes a string"),
+        ("taste = 1979-05-27", "is a date or a time, but this takes a string"),
         ("writing = '\\x1'", "is not text in which"),
+        ("icing = 'true'", "'true' is a string: write true, without quotation marks"),
+        ("icing = 'yes'", "'yes' is neither true nor false"),
         ("icing = 1", "1 is a whole number, but this takes true or false"),
         ("\n\nlayer = 3", "cake.toml:3: layer: there is no such key; did you mean layers?"),
         ("Layers = 3", "did you mean layers?"),
@@ -199,6 +207,29 @@ def test_a_duration_is_nothing_else(text: str) -> None:
     with pytest.raises(SettingError, match=r"not a number of seconds, 0 or from 0") as caught:
         CAKE[1].from_flag(text)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "plain"),
+    [
+        ("10m", "seconds", "600"),
+        ("500ms", "seconds", "0.5"),
+        ("1.5 H", "seconds", "5400"),
+        ("1d", "seconds", "86400"),
+        ("64k", "bytes", "65536"),
+        ("1 MiB", "bytes", "1048576"),
+        ("2GB", "bytes", "2147483648"),
+        ("10m", "", ""),
+        ("soon", "seconds", ""),
+        ("10", "seconds", ""),
+        ("1 month", "seconds", ""),
+        ("9" * 99 + "m", "seconds", ""),
+    ],
+)
+def test_a_quantity_in_another_unit_is_answered_by_what_to_write(
+    text: str, unit: str, plain: str
+) -> None:
+    assert in_plain_numbers(text, unit) == plain
 
 
 def test_a_whole_sentence_of_a_parser_is_left_as_it_is() -> None:

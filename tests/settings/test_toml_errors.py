@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from echod.settings.definitions import SETTINGS
 from echod.settings.toml_errors import explain
 
-KINDS = {one.key: one.native for one in SETTINGS}
+UNQUOTED = {one.key: one.unquoted for one in SETTINGS}
 
 
 def error_of(text: str) -> str:
     with pytest.raises(tomllib.TOMLDecodeError) as caught:
         tomllib.loads(text)
-    return explain(str(caught.value), text, KINDS)
+    return explain(str(caught.value), text, UNQUOTED)
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,13 @@ def error_of(text: str) -> str:
         ('"port" = 1\nport = 2', ":2: port: is given twice, first in line 1"),
         ("port = 80\n[port]\nx = 1", ":2: port: is given twice, first in line 1"),
         ("a.b = 1\na = 2", ":2: a: is given twice"),
-        ("no-banner = True", ":1: no-banner: True is neither true nor false"),
-        ("idle-timeout = 10s", ":1: idle-timeout: 10s is not a number"),
-        ("threads = 1,5", ":1: threads: 1,5 is not a number"),
-        ("slow-handler = .5", ":1: slow-handler: .5 is not a number"),
+        ("no-banner = True", ":1: no-banner: 'True' is neither true nor false"),
+        ("idle-timeout = 10m", ":1: idle-timeout: '10m' is not a number of seconds, 0 or from"),
+        ("idle-timeout = 10m", "; write 600"),
+        ("max-message = 64k", ":1: max-message: '64k' is not a whole number of bytes from 1 to"),
+        ("threads = 1,5", ":1: threads: '1,5' is not a whole number from 1 to 10000"),
+        ("slow-handler = .5", ":1: slow-handler: '.5' is not a number of seconds"),
+        ("workers = auto", ':1: workers: a text needs quotation marks: write workers = "auto"'),
         ('framing = "line" "x"', ':1: framing: "line" "x" goes on after its end'),
         ("port = ", ":1: port: has no value; write port = VALUE"),
         ("port 3", ":1: port: no = follows the key; write port = VALUE"),
@@ -61,6 +64,6 @@ def test_each_mistake_is_one_printable_line(text: str) -> None:
     try:
         tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        said = explain(str(error), text, KINDS)
+        said = explain(str(error), text, UNQUOTED)
         assert said.startswith(":")
         assert len(said.splitlines()) == 1

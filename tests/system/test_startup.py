@@ -128,7 +128,7 @@ def test_a_file_can_be_checked_printed_and_used(tmp_path: Path, daemon: Start) -
     ("content", "why"),
     [
         ("prot = 0", "echod.toml:1: prot: there is no such key; did you mean port?"),
-        ("port = 'http'", "echod.toml:1: port: 'http' is a string, but this takes a whole number"),
+        ("port = 'http'", "echod.toml:1: port: 'http' is not a whole number from 0 to 65535"),
         ("handler = 'nonesuch'", "echod.toml: --handler: no handler is named 'nonesuch'"),
         ("listen = 'tcp:x'", "echod.toml: --listen tcp:x: "),
         (
