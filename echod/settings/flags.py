@@ -85,7 +85,7 @@ class Options(usage.Options):
         names = [option.rstrip("=") for option in self.longOpt]
         begin_so = [f"--{each}" for each in names if each.startswith(name)]
         if len(begin_so) > 1:
-            meant = f"those that begin so are: {', '.join(begin_so)}"
+            meant = f"the options that begin with it are: {', '.join(begin_so)}"
         else:
             meant = did_you_mean(name, names, "--")
         if not meant and (about := _that_mention(name)):

@@ -211,7 +211,7 @@ REFUSED = {
     "echo --handler=count": "the handler is named twice: echo and --handler count",
     "echo --prot=1": "there is no option --prot; did you mean --port?",
     "echo --fram=line": "there is no option --fram; did you mean --framing?",
-    "--hel": "there is no option --hel; those that begin so are: --help, --help-reactors",
+    "--hel": "no option --hel; the options that begin with it are: --help, --help-reactors",
     "echo --logfil=x": "there is no option --logfil; did you mean --logfile?",
     "echo --port": "option --port requires argument",
     "echo --port=http": "--port: 'http' is not a whole number",

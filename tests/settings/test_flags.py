@@ -38,7 +38,7 @@ def refusal(*arguments: str, runner: usage.Options | None = None) -> str:
         ("-x", "there is no option -x (see"),
         ("--zzzz", "there is no option --zzzz (see"),
         ("--\x1b", r"there is no option --\x1b (see"),
-        ("--max=5", "no option --max; those that begin so are: --max-"),
+        ("--max=5", "no option --max; the options that begin with it are: --max-"),
         ("--idle=5", "there is no option --idle; did you mean --idle-timeout?"),
         ("--log-fil=5", "there is no option --log-fil; did you mean --log-files?"),
         ("--log-file=x", "no option --log-file; it is given as --logfile FILE, an option"),
