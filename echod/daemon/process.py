@@ -7,7 +7,6 @@ The only module that touches global state: the reactor, the environment, `sys.pa
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from twisted.python import usage
 
 from echod.connections.admission import Admission
 from echod.daemon import checks, choose_reactor, file_limit
+from echod.daemon.background import teller, write_error
 from echod.daemon.build import build_service, make_shared
 from echod.daemon.capture import Capture, capturing
 from echod.daemon.file_limit import fit_limits
@@ -43,6 +43,7 @@ from echod.settings.flags import Options as SettingsOptions
 from echod.text import escape
 
 if TYPE_CHECKING:
+    from echod.interfaces import Reactor
     from echod.limits import Limits
     from echod.listening.shared import PassedSockets
 
@@ -134,6 +135,7 @@ def make_daemon(options: Options, log_observer: LogObserver | None) -> EchoServi
     service.configure = options.configure
     service.placed = options.placed
     service.other_user = options.other_user
+    service.tell_error = teller_of(options, reactor)
     service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
     service.signals = Signals(
         reactor,
@@ -204,6 +206,13 @@ def prepare_service(
     if danger and service.handler.kind is Kind.PROGRAM:
         raise SystemExit(f"echod: --handler: {danger}")
     return service
+
+
+def teller_of(options: Options, reactor: Reactor) -> Callable[[UserError], object]:
+    """Return what tells of an error of the start, if it goes into the background."""
+    # Else the excepthook does; `twist` stays in the foreground.
+    stays = twistd_options(options).get("nodaemon", True)
+    return (lambda _: None) if stays else teller(reactor)
 
 
 def twistd_options(options: Options) -> Mapping[str, Any]:
@@ -308,10 +317,7 @@ def show_start_errors_in_one_line() -> None:
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, UserError):
-            # sys.stderr is the log, so write to the terminal, in one piece: the log's thread may
-            # write there, too.
-            with contextlib.suppress(OSError):
-                os.write(2, f"echod: {error}\n".encode(errors="backslashreplace"))
+            write_error(2, error)  # sys.stderr is the log
         else:
             previous(kind, error, trace)
 

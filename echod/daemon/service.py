@@ -22,6 +22,7 @@ from echod.concurrency.models import InPool
 from echod.concurrency.pool import WorkerPool
 from echod.connections.factory import EchoFactory
 from echod.daemon import checks, ending, file_limit, opening
+from echod.daemon.background import telling
 from echod.daemon.capture import Capture
 from echod.daemon.drain import Drain
 from echod.daemon.file_limit import fit_limits
@@ -97,6 +98,7 @@ class EchoService(Service):
         authority: of certificates with mistakes; None if there are none, and never will be.
         parts: take new settings at a reload.
         other_user: how this program is run as another user, for the log.
+        tell_error: tells of an error of the start, before twistd does.
         life: the life of the service that it opens at the start; None without one.
         faults: the faults on purpose, see `change_faults`; None if it has none, and never will.
         serve: takes the handler that the service has yielded.
@@ -150,6 +152,7 @@ class EchoService(Service):
         self.authority: SharedMistakes | None = None
         self.parts: list[Part] = [lambda wanted: partial(self._reconfigure, wanted)]
         self.other_user = "Run the program as another user"
+        self.tell_error: Callable[[UserError], object] = lambda _: None
         self.reactor = reactor
         self._settings = settings
         self._model = model
@@ -181,6 +184,7 @@ class EchoService(Service):
         if self.log_observer is not None and isinstance(parent, Componentized):
             parent.setComponent(ILogObserver, self.log_observer)
 
+    @telling
     def privilegedStartService(self) -> None:
         """Listen, while low ports and protected paths are still allowed.
 
@@ -281,6 +285,7 @@ class EchoService(Service):
         if self._listening is not None:  # a slow endpoint: no caller waits for it
             self._end_with_error()
 
+    @telling
     def startService(self) -> None:
         """Listen, unless that was done with privileges already: `twist` has no such step."""
         super().startService()

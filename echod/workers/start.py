@@ -17,6 +17,7 @@ from echod.daemon.process import (
     Options,
     show_start_errors_in_one_line,
     take_precautions,
+    teller_of,
     twistd_options,
 )
 from echod.daemon.resolve import named, resolve_status
@@ -72,6 +73,7 @@ def make_supervisor(options: Options, log_observer: LogObserver | None) -> Super
     if os.geteuid() == ROOT and twistd.get("uid") is not None:
         supervisor.copies = copies
     supervisor.other_user = options.other_user
+    supervisor.tell_error = teller_of(options, reactor)
     supervisor.notifier = Notifier.from_environment(reactor, supervisor.describe, os.environ)
     supervisor.signals = Signals(
         reactor,

@@ -40,6 +40,7 @@ from twisted.python.failure import Failure
 
 from echod.connections.shared_admission import AdmissionTable
 from echod.daemon import checks, ending
+from echod.daemon.background import telling
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.notify import Notifier
 from echod.daemon.process import Options, twistd_options
@@ -103,6 +104,7 @@ class Supervisor(Service):
         signals: turns signals into drain and abort.
         draining: whether it drains, or has ended.
         other_user: how this program is run as another user, for the log.
+        tell_error: tells of an error of the start, before twistd does.
         status: the status of the service; None if it was not asked for.
         figures: its source.
         code_reload: replaces the workers when their files change; None if they are not watched.
@@ -135,6 +137,7 @@ class Supervisor(Service):
         self.signals: Signals | None = None
         self.draining = False
         self.other_user = "Run the program as another user"
+        self.tell_error: Callable[[UserError], object] = lambda _: None
         self.status: StatusServer | None = None
         self.figures: WorkersLook | None = None
         self.code_reload: CodeReload | None = None
@@ -178,6 +181,7 @@ class Supervisor(Service):
 
     # The start.
 
+    @telling
     def privilegedStartService(self) -> None:
         """Bind, while low ports and protected paths are still allowed.
 
@@ -236,6 +240,7 @@ class Supervisor(Service):
         """The processes of workers that have not ended."""
         return [child for child in self._children if child.state != "ended"]
 
+    @telling
     def startService(self) -> None:
         """Start the workers; return once they serve, or at once if their files are watched: code
         that cannot start can be mended.

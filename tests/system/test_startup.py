@@ -354,12 +354,20 @@ def test_a_port_that_is_taken_ends_it_with_one_line(
     assert list(tmp_path.glob("*.pid")) == []
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_port_that_is_taken_keeps_it_from_going_into_the_background(
-    tmp_path: Path, taken: int
+    tmp_path: Path, taken: int, workers: int
 ) -> None:
-    ended = run(tmp_path, SCRIPTS / "twistd", "--logfile=log", "echod", f"--port={taken}")
+    ended = run(
+        *(tmp_path, SCRIPTS / "twistd", "--logfile=log", "echod"),
+        *(f"--port={taken}", f"--workers={workers}"),
+    )
     assert ended.returncode == 1
-    assert TAKEN in ended.stderr
+    # The whole line comes before that of twistd, which cuts it.
+    whole, cut, *_ = ended.stderr.splitlines()
+    assert whole.startswith(f"echod: tcp:{taken}: {TAKEN}; ")
+    assert whole.endswith("or take another port")
+    assert cut.startswith("An error has occurred: ")
     assert "Traceback" not in ended.stderr
     # The child fails, and may live a moment longer.
     block_until(lambda: TAKEN in (tmp_path / "log").read_text())
