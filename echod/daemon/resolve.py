@@ -36,7 +36,7 @@ _UNIX = "(tls:|ssl:)?unix:"
 class StartError(UserError):
     """The daemon cannot start; the text says where and why, in one line."""
 
-    # In the background twistd shows the first 100 characters of an error, including this name.
+    # In the background twistd, too, shows the beginning of an error, including this name.
     __module__ = "echod"
 
 
