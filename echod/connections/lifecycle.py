@@ -488,6 +488,8 @@ class ConnectionProtocol(Protocol):
         if is_twisted_tls(self.transport):
             self.transport.loseConnection()
             self.writeConnectionLost()
+        elif self._is_shaking_hands and self._entered:
+            self.transport.loseConnection()  # a half-close would wait for the handshake
         else:
             self.transport.loseWriteConnection()
 

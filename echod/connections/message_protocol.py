@@ -820,12 +820,6 @@ class EchoProtocol(ConnectionProtocol):
 
     # The end.
 
-    def _end_writing(self) -> None:
-        if self._is_shaking_hands and self._entered:
-            self.transport.loseConnection()  # a half-close would wait for the handshake
-        else:
-            super()._end_writing()
-
     def _stop(self) -> None:
         if self._owner.starts_tls is not None:
             self._owner.starts_tls.asked.discard(self)

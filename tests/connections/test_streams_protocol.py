@@ -525,6 +525,29 @@ async def test_a_handshake_that_fails_is_told_to_the_handler_and_is_no_error(
 
 @pytest.mark.parametrize("sent", [b"", hello_of(None)], ids=["silent", "half-way"])
 @pytest_twisted.ensureDeferred
+async def test_a_handler_that_gives_a_handshake_up_closes_at_once(
+    sent: bytes, certificate: Path
+) -> None:
+    async def starttls(reader: Reader, writer: Writer) -> None:
+        writer.write(await reader.readline())
+        with pytest.raises(TimeoutError):
+            await writer.start_tls(context, ssl_handshake_timeout=0.1)
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    async with serving(starttls, "clear", certificate) as server:
+        client = await server.connect()
+        client.send(b"STARTTLS\n")
+        await client.receive(b"STARTTLS\n")
+        client.send(sent)
+        await client.receive_all()
+        assert client.clean
+        await eventually(lambda: not server.factory.connections)
+        assert ended(server) == {"handler closed": 1}
+
+
+@pytest.mark.parametrize("sent", [b"", hello_of(None)], ids=["silent", "half-way"])
+@pytest_twisted.ensureDeferred
 async def test_a_drain_ends_a_handshake_that_the_client_does_not_end(
     sent: bytes, certificate: Path
 ) -> None:
