@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -277,6 +278,19 @@ def check_for_restart(
         yield from _check_endpoint(resolve_status, reactor, wanted.status, "--status")
     if wanted.control not in ("", running.control) and "systemd:" not in wanted.control:
         yield from _check_endpoint(resolve_control, reactor, wanted.control, "--control")
+
+
+def why_refused(error: Exception) -> str:
+    """Return why a reload is refused; a fault in a program is shown with its type and place."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ImportError):
+        return (
+            f"{error}, which the new settings need: this process may no longer read its modules, "
+            "as after --chroot; a restart takes them"
+        )
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
 
 
 def _check_endpoint(

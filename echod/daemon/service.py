@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -28,7 +27,13 @@ from echod.daemon.drain import Drain
 from echod.daemon.file_limit import fit_limits
 from echod.daemon.freezing import Freezer
 from echod.daemon.notify import Notifier
-from echod.daemon.resolve import StartError, check_for_restart, check_yielded, named
+from echod.daemon.resolve import (
+    StartError,
+    check_for_restart,
+    check_yielded,
+    named,
+    why_refused,
+)
 from echod.daemon.signals import Signals
 from echod.daemon.slow import SlowCalls
 from echod.daemon.stalls import StallWatch
@@ -521,11 +526,8 @@ class EchoService(Service):
             self._refused = ""
         except CancelledError:  # a drain has begun
             raise
-        except UserError as error:
-            self._refuse(str(error))
-        except Exception as error:  # a fault in a program: the service goes on as it was
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            self._refuse(f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})")
+        except Exception as error:  # the service goes on as it was
+            self._refuse(why_refused(error))
 
     def _reload_ended(self, _: object) -> None:
         self._reload = None

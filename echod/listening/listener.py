@@ -258,7 +258,8 @@ def bind_error(error: BaseException) -> str:
     usual = os.strerror(cause.errno)
     why = escape(cause.strerror or usual)
     remedy = REMEDIES.get(cause.errno) if why == usual else None
-    said = f"Bind failed. Error Code : {cause.errno} Message {why}"
+    file = f": {escape(str(cause.filename))}" if cause.filename and why == usual else ""
+    said = f"Bind failed. Error Code : {cause.errno} Message {why}{file}"
     return f"{said}; {remedy}" if remedy else said
 
 

@@ -37,6 +37,7 @@ from echod.daemon.process import (
     reload_of_log,
     reload_of_signals,
 )
+from echod.daemon.resolve import why_refused
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.listening.shared import PassedSockets, close_on_exec
@@ -403,10 +404,8 @@ class Worker:
         try:
             wanted = self._service.adapt(self._options.configure())
             self._commit = await self._service.prepare(wanted)
-        except UserError as error:
-            why = str(error)
-        except Exception as error:  # a fault in a program: the service goes on as it was
-            why = f"{type(error).__name__}: {error}"
+        except Exception as error:  # the service goes on as it was
+            why = why_refused(error)
         if why:
             self._options.text = before
         self._link.send(news="prepared", number=order["number"], why=escape(why))

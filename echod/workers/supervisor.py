@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import IServiceCollection, Service
 from twisted.internet import process
@@ -44,7 +44,7 @@ from echod.daemon.background import telling
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.notify import Notifier
 from echod.daemon.process import Options, twistd_options
-from echod.daemon.resolve import StartError
+from echod.daemon.resolve import StartError, why_refused
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.listening.listener import bind_error
@@ -523,8 +523,8 @@ class Supervisor(Service):
         try:
             text = self._options.read_file()
             wanted = self._options.configure_from(text)
-        except UserError as error:
-            self._reload_ends(str(error))
+        except Exception as error:  # the workers go on as they were
+            self._reload_ends(why_refused(error))
             return
         serving = [seat.child for seat in self._seats if seat.child is not None]
         self._reload = Reload(
@@ -806,8 +806,8 @@ class Reload:
 
     def _not_prepared(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            failure.trap(UserError)
-            self._end(str(failure.value))
+            failure.trap(Exception)
+            self._end(why_refused(cast(Exception, failure.value)))
 
     def told(self, child: Child, news: Message) -> None:
         """Take a worker's answer, or that it lives; with many files to read it has more time."""

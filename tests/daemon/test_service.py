@@ -671,6 +671,20 @@ def test_a_reload_shows_an_error_of_the_operators_without_a_place_in_the_program
     assert line.endswith(r"Reload refused, nothing has changed: there is no such file\nand more")
 
 
+def test_a_reload_whose_modules_cannot_be_imported_asks_for_a_restart(log: Log) -> None:
+    def configure() -> Settings:
+        from echod import nonesuch  # type: ignore[attr-defined]
+
+        raise AssertionError(nonesuch)
+
+    service = build_service(settings(), reactor)
+    service.configure = configure
+    service.reload()
+    (line,) = log.take_errors()
+    assert "cannot import name 'nonesuch'" in line
+    assert line.endswith("may no longer read its modules, as after --chroot; a restart takes them")
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_reload_imports_nothing_and_looks_for_no_sockets_that_are_not_passed_yet(
     log: Log,

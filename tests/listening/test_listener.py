@@ -158,6 +158,13 @@ def test_an_error_with_words_of_its_own_gets_no_remedy_for_a_port() -> None:
     assert bind_error(OSError(98, "a file is there")).endswith("a file is there")
 
 
+def test_an_error_names_the_file_that_is_missing_as_after_a_chroot() -> None:
+    error = FileNotFoundError(2, "No such file or directory", "/dev/null")
+    assert bind_error(error).endswith(
+        "Error Code : 2 Message No such file or directory: /dev/null"
+    )
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_paused_listener_lets_clients_wait_until_no_reason_is_left() -> None:
     made: Any = listener()

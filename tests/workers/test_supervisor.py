@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -721,6 +722,20 @@ def test_a_late_answer_is_not_taken_for_that_of_the_next_reload(
     other.answer()
     assert one.done[-1] == "commit"
     assert errors(log)
+
+
+def test_a_reload_for_which_the_supervisor_lacks_a_module_is_refused(
+    two: Supervision, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "echod.faults", None)
+    two.file.write_text('fault = "drip"\n')
+    two.supervisor.reload()
+    assert two.processes[0].done == []
+    (line,) = errors(log)
+    assert line.startswith("Reload refused, nothing has changed: import of echod.faults halted")
+    two.file.write_text("max-connections = 20\n")
+    two.supervisor.reload()
+    assert two.processes[0].done == ["prepare"]
 
 
 def test_a_reload_does_not_wait_for_a_worker_that_ends_and_its_successor_catches_up(

@@ -458,7 +458,7 @@ async def test_a_fault_in_a_program_refuses_new_settings_and_the_service_goes_on
     monkeypatch.setattr(running.worker._service, "prepare", fail)
     supervisor.order(do="prepare", number=1, text="banner = 'new'")
     (told,) = await supervisor.heard("prepared")
-    assert told["why"] == r"ZeroDivisionError: by\nzero"
+    assert told["why"].startswith(r"ZeroDivisionError: by\nzero (")
     assert await running.greeting() == BANNER
 
 
