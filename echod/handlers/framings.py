@@ -15,6 +15,7 @@ from echod.handlers.kinds import class_of, within
 from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import Parameters, described, keywords_of
 from echod.messages.framing import MOST, Framing
+from echod.messages.guarded import guarded
 from echod.text import clipped, escape
 from echod.user_code import definition_of, place_of, told_with_place
 
@@ -68,13 +69,7 @@ def resolve_framing(spec: Spec) -> Framing:
             the arguments, or it lacks a part of `echod.Framing`.
     """
     target = NAMES.find(spec.name)
-    try:
-        takes = _parameters_of(spec.name, target)
-    except UserError:
-        raise
-    except Exception as error:  # the object may raise when it is inspected
-        shown = escape(clipped(spec.name))
-        raise UnusableFraming(f"{shown} cannot be used: {told_with_place(error)}") from error
+    takes = _parameters_of(spec.name, target)
     NAMES.check_separators(spec, takes.named)
     arguments = NAMES.convert_arguments(spec.name, takes, spec.arguments, target)
     return _made(spec.name, target, arguments)
@@ -114,13 +109,23 @@ def _described(name: str, target: object) -> Installed:
 
 
 def _parameters_of(name: str, target: object) -> Parameters:
-    """Return the arguments of a framing: a class, a function that makes one, or a framing."""
-    if class_of(target) is not None:
-        _check_parts(name, class_of(target), _METHODS)
-    elif not callable(target) or hasattr(target, "framer"):
-        return Parameters()
-    assert callable(target)
-    return keywords_of(target, 0)
+    """Return the arguments of a framing: a class, a function that makes one, or a framing.
+
+    Raises:
+        UnusableFraming: it lacks a part of `echod.Framing`, or raises when it is inspected.
+    """
+    try:
+        if class_of(target) is not None:
+            _check_parts(name, class_of(target), _METHODS)
+        elif not callable(target) or hasattr(target, "framer"):
+            return Parameters()
+        assert callable(target)
+        return keywords_of(target, 0)
+    except UserError:
+        raise
+    except Exception as error:
+        shown = escape(clipped(name))
+        raise UnusableFraming(f"{shown} cannot be used: {told_with_place(error)}") from error
 
 
 def _made(name: str, target: object, arguments: Mapping[str, object]) -> Framing:
@@ -134,7 +139,7 @@ def _made(name: str, target: object, arguments: Mapping[str, object]) -> Framing
     try:
         if class_of(target) is not None or not hasattr(target, "framer"):
             framing = target(**arguments) if callable(target) else target
-        _check(name, framing)
+        return _checked(name, framing)
     except UnusableFraming:
         raise
     except ValueError as error:  # an argument's, most likely
@@ -143,18 +148,22 @@ def _made(name: str, target: object, arguments: Mapping[str, object]) -> Framing
         ) from error
     except (Exception, SystemExit) as error:
         raise UnusableFraming(f"{shown} cannot be made: {told_with_place(error)}") from error
-    return cast("Framing", framing)
 
 
-def _check(name: str, framing: object) -> None:
-    """Check that an object is a framing: use what is always used before the first message."""
+def _checked(name: str, framing: object) -> Framing:
+    """Check that an object is a framing: use what is always used before the first message.
+
+    Returns:
+        The framing, guarded: what has been read of it is not read again.
+    """
     _check_parts(name, framing, (*_METHODS, "max_message"))
-    one = cast("Framing", framing)
+    given = cast("Framing", framing)
+    one = guarded(given)
     if type(one.max_message) is not int or not 1 <= one.max_message <= MOST:
         raise UnusableFraming(
             f"{escape(clipped(name))} is no framing: max_message is a number from 1 to {MOST}"
         )
-    framer = one.framer()
+    framer = given.framer()
     _check_parts(f"the framer of {name}", framer, _OF_FRAMERS)
     if type(framer.buffered) is not int:
         raise UnusableFraming(
@@ -163,6 +172,7 @@ def _check(name: str, framing: object) -> None:
         )
     if type(one.encode_line(b"")) is not bytes:
         raise UnusableFraming(f"{escape(clipped(name))} is no framing: encode_line gives no bytes")
+    return one
 
 
 def _check_parts(name: str, target: object, parts: tuple[str, ...]) -> None:

@@ -2,8 +2,8 @@
 
 Guarantees: an incomplete message costs at most `ALLOWANCE` more than `max_message`, even if the
 framer forgets to look; no message is longer than `max_message`; every error of a framer is raised
-by `next_message`, behind the messages before it, wherever the framer raised it; and `encode`
-returns bytes of its own, or raises.
+by `next_message`, behind the messages before it, wherever the framer raised it; `encode` returns
+bytes of its own, or raises; and `max_message` is read once.
 
 A framing that comes with echod does all this by itself, and pays nothing here.
 """
@@ -18,8 +18,8 @@ ALLOWANCE = 64 * 1024
 
 
 def guarded(framing: Framing) -> Framing:
-    """Return a framing that keeps to the interface; a built-in one as it is."""
-    if type(framing) is Chunk:
+    """Return a framing that keeps to the interface; a built-in or guarded one as it is."""
+    if type(framing) in (Chunk, Guarded):
         return framing
     from echod.messages.prefixed import Length, Netstring, Varint  # not for the default framing
 

@@ -43,6 +43,7 @@ from echod.settings.schema import (
     without_effect,
 )
 from echod.text import clipped, escape, unescaped
+from echod.user_code import told_with_place
 from echod.value import Value
 
 if TYPE_CHECKING:
@@ -911,6 +912,9 @@ class Settings(Value):
             return framing.encode_line(self.banner.removesuffix(b"\n"))
         except ValueError as error:
             raise SettingError(f"--banner: {error}") from None
+        except Exception as error:  # of a framing of a user's own
+            why = f"{escape(self.framing.name)} cannot frame it: {told_with_place(error)}"
+            raise SettingError(f"--banner: {why}") from error
 
     def make_limits(self) -> Limits:
         """Return the limits on clients."""

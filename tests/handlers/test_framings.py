@@ -18,7 +18,10 @@ from echod.handlers.framings import (
     resolve_framing,
 )
 from echod.messages.framing import Chunk, Fixed, Framing, Line
+from echod.messages.guarded import Guarded, guarded
 from echod.messages.prefixed import Length, Netstring, Varint
+from echod.settings.definitions import Settings
+from echod.settings.schema import SettingError
 from tests.support.clients import BANNER, connect, receive
 from tests.support.daemon import Start
 from tests.support.distributions import add_distribution
@@ -93,6 +96,34 @@ def choosy(*, size: int = 0):
     raise ValueError("size has to be even,\\nnot " + str(size))
 
 
+class Fickle:
+    encode = encode_line = staticmethod(bytes)
+    reads = 0
+
+    def framer(self):
+        return Line().framer()
+
+    @property
+    def max_message(self):
+        Fickle.reads += 1
+        if Fickle.reads > 2:
+            raise ValueError("no longer")
+        return 5
+
+
+class Hidden(Fickle):
+    @property
+    def max_message(self):
+        raise ValueError("not yet")
+
+
+class Shy(Fickle):
+    max_message = 5
+
+    def encode_line(self, text):
+        return {b"": b""}[text]
+
+
 class Resisting:
     def __getattr__(self, name):
         raise RuntimeError("no good")
@@ -163,9 +194,23 @@ def test_a_framing_is_found_by_its_name_and_gets_its_arguments(
 def test_a_framing_of_ones_own_is_a_class_a_function_that_makes_one_or_an_object(
     text: str, delimiter: bytes, longest: int
 ) -> None:
-    framing = resolve(text)
+    held = resolve(text)
+    framing = held.framing if isinstance(held, Guarded) else held
     assert isinstance(framing, Line)
     assert (framing.delimiter, framing.max_message) == (delimiter, longest)
+
+
+def test_the_greatest_size_is_not_read_again_after_the_check() -> None:
+    assert guarded(resolve("users:Fickle")).max_message == 5
+
+
+def test_a_framing_that_cannot_frame_the_banner_is_named() -> None:
+    settings = Settings(framing=parse_framing("users:Shy"), banner=b"Hello")
+    with pytest.raises(SettingError) as caught:
+        settings.make_banner(resolve("users:Shy"))
+    assert str(caught.value).startswith(
+        "--banner: users:Shy cannot frame it: KeyError: b'Hello' ("
+    )
 
 
 INTERFACE = "(see echod.Framing)"
@@ -242,6 +287,7 @@ INTERFACE = "(see echod.Framing)"
         ("users:Textual", "users:Textual is no framing: encode_line gives no bytes"),
         ("users:resisting", "users:resisting cannot be made: RuntimeError: no good"),
         ("users:calling", "users:calling cannot be used: RuntimeError: no good"),
+        ("users:Hidden", "users:Hidden: not yet ("),
         ("users:Failing", r"users:Failing cannot be made: KeyError: 'x\n'"),
     ],
 )
