@@ -21,8 +21,8 @@ from echod.errors import UserError
 from echod.tls.der import host_names, not_after, serial_number
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----"
-# The ends of the names of a folder's files that are certificates, and of their keys'.
-IN_FOLDERS = (".pem", ".crt")
+# The ends of the names of a folder's certificates, in lower case, and of their keys.
+IN_FOLDERS = (".pem", ".crt", ".cert", ".cer")
 KEY = ".key"
 
 # A host's name, or all of a domain, as a certificate has it.
@@ -75,11 +75,13 @@ class Pair:
             raise FilesError(f"cannot read {folder}: {_why(error)}") from error
         known = frozenset(names)
         certificates = [
-            name for name in names if name.endswith(IN_FOLDERS) and not name.startswith(".")
+            name
+            for name in names
+            if name.lower().endswith(IN_FOLDERS) and not name.startswith(".")
         ]
         if not certificates:
             raise FilesError(
-                f"{folder} holds no certificate: no file there ends in {' or '.join(IN_FOLDERS)}"
+                f"{folder} holds no certificate: no file there ends in {', '.join(IN_FOLDERS)}"
             )
         for name in certificates:
             key = name[: name.rindex(".")] + KEY

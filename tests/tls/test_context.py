@@ -35,12 +35,12 @@ def folder(tmp_path: Path) -> Path:
         "certificate.pem": certificate,
         "key.pem": b"-----BEGIN PRIVATE" + key,
         "other.pem": AUTHORITY.key,
-        "encrypted.pem": encrypted_key(),
-        "damaged.pem": damaged,
+        "encrypted.CER": encrypted_key(),
+        "damaged.CER": damaged,
         "damaged-key.pem": b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
         "text.pem": b"hello\xff\n",
         "ca.pem": AUTHORITY.certificate,
-        "expired.pem": AUTHORITY.issue("old", -DAY),
+        "expired.CER": AUTHORITY.issue("old", -DAY),
     }.items():
         (tmp_path / name).write_bytes(content)
     return tmp_path
@@ -94,12 +94,12 @@ OWN_KEY = "name the key's own file, or in a folder call it certificate.key"
         ("certificate.pem", {}, f"{{}}/certificate.pem holds no private key in PEM: {OWN_KEY}"),
         ("pair.pem", {"key": "text.pem"}, "{}/text.pem holds no private key in PEM"),
         ("pair.pem", {"key": "other.pem"}, "{}/other.pem is not the key of the cert"),
-        ("pair.pem", {"key": "encrypted.pem"}, "the key in {}/encrypted.pem is encr"),
+        ("pair.pem", {"key": "encrypted.CER"}, "the key in {}/encrypted.CER is encr"),
         ("pair.pem", {"key": "damaged-key.pem"}, "the certificate in {}/pair.pem or"),
-        ("damaged.pem", {"key": "key.pem"}, "the certificate in {}/damaged.pem or "),
+        ("damaged.CER", {"key": "key.pem"}, "the certificate in {}/damaged.CER or "),
         ("pair.pem", {"chain": "text.pem"}, "{}/text.pem holds no certificate in PEM"),
         ("pair.pem", {"client_ca": "text.pem"}, "{}/text.pem holds no certificate in"),
-        ("pair.pem", {"client_ca": "damaged.pem"}, "a certificate in {}/damaged.pem"),
+        ("pair.pem", {"client_ca": "damaged.CER"}, "a certificate in {}/damaged.CER"),
         ("pair.pem", {"dh_parameters": "text.pem"}, "{}/text.pem holds no Diffie-Hell"),
     ],
 )
@@ -128,8 +128,8 @@ def shown_to(server: ServerContext, host: str | None) -> str:
 HOSTS = {
     "a.pem": ("first", ("first.example",)),
     "b.crt": ("shop", ("shop.example", "WWW.shop.example")),
-    "c.pem": ("all", ("*.shop.example", "*.example")),
-    "d.pem": ("old.example", ()),
+    "c.cert": ("all", ("*.shop.example", "*.example")),
+    "d.CER": ("old.example", ()),
 }
 
 
@@ -190,7 +190,7 @@ def test_a_client_gets_the_certificate_for_the_host_that_it_asks_for(
     ("file", "hosts", "why"),
     [
         ("e.pem", ["new.example", "Shop.example"], "{0}/b.crt and {0}/e.pem are both for shop.ex"),
-        ("e.pem", ["*.example"], "{0}/c.pem and {0}/e.pem are both for *.example: leave out one"),
+        ("e.pem", ["*.example"], "{0}/c.cert and {0}/e.pem are both for *.example: leave out one"),
         ("e.pem", [], "{0}/e.pem names no host, so no client would get it: put it first"),
         ("b.pem", ["b.example"], "{0}/b.key is not the key of the certificate in {0}/b.pem"),
     ],
@@ -246,7 +246,7 @@ def test_each_step_of_a_reload_loads_one_certificate(
 def test_what_was_in_use_before_a_reload_is_freed_one_by_one(several: Path) -> None:
     server = ServerContext(Files(str(several)))
     before = server._loaded.by_host
-    (several / "d.pem").unlink()
+    (several / "d.CER").unlink()
     count, left_over = len(before), reread(server)()
     for number, _ in enumerate(left_over, 1):
         assert len(before) == count - number
@@ -263,7 +263,7 @@ def test_a_reload_takes_what_a_folder_holds_now(several: Path) -> None:
     take_into_use()
     assert shown_to(server, "new.test") == "new"
     assert shown_to(server, "shop.example") == "all"
-    assert [Path(one.path).name for one in server.served] == ["a.pem", "c.pem", "d.pem", "e.pem"]
+    assert [Path(one.path).name for one in server.served] == ["a.pem", "c.cert", "d.CER", "e.pem"]
 
 
 @pytest.fixture(params=[OSError, AttributeError])
@@ -329,7 +329,7 @@ def test_a_reload_that_fails_changes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "days"), [("pair.pem", 1), ("expired.pem", -1), ("certificate.pem", 1)]
+    ("name", "days"), [("pair.pem", 1), ("expired.CER", -1), ("certificate.pem", 1)]
 )
 def test_the_end_of_validity_is_told(folder: Path, name: str, days: int) -> None:
     key = "key.pem" if name == "certificate.pem" else name
