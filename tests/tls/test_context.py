@@ -35,12 +35,12 @@ def folder(tmp_path: Path) -> Path:
         "certificate.pem": certificate,
         "key.pem": b"-----BEGIN PRIVATE" + key,
         "other.pem": AUTHORITY.key,
-        "encrypted.CER": encrypted_key(),
-        "damaged.CER": damaged,
+        "encrypted.pem": encrypted_key(),
+        "damaged.pem": damaged,
         "damaged-key.pem": b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
         "text.pem": b"hello\xff\n",
         "ca.pem": AUTHORITY.certificate,
-        "expired.CER": AUTHORITY.issue("old", -DAY),
+        "expired.pem": AUTHORITY.issue("old", -DAY),
     }.items():
         (tmp_path / name).write_bytes(content)
     return tmp_path
@@ -94,12 +94,12 @@ OWN_KEY = "name the key's own file, or in a folder call it certificate.key"
         ("certificate.pem", {}, f"{{}}/certificate.pem holds no private key in PEM: {OWN_KEY}"),
         ("pair.pem", {"key": "text.pem"}, "{}/text.pem holds no private key in PEM"),
         ("pair.pem", {"key": "other.pem"}, "{}/other.pem is not the key of the cert"),
-        ("pair.pem", {"key": "encrypted.CER"}, "the key in {}/encrypted.CER is encr"),
+        ("pair.pem", {"key": "encrypted.pem"}, "the key in {}/encrypted.pem is encr"),
         ("pair.pem", {"key": "damaged-key.pem"}, "the certificate in {}/pair.pem or"),
-        ("damaged.CER", {"key": "key.pem"}, "the certificate in {}/damaged.CER or "),
+        ("damaged.pem", {"key": "key.pem"}, "the certificate in {}/damaged.pem or "),
         ("pair.pem", {"chain": "text.pem"}, "{}/text.pem holds no certificate in PEM"),
         ("pair.pem", {"client_ca": "text.pem"}, "{}/text.pem holds no certificate in"),
-        ("pair.pem", {"client_ca": "damaged.CER"}, "a certificate in {}/damaged.CER"),
+        ("pair.pem", {"client_ca": "damaged.pem"}, "a certificate in {}/damaged.pem"),
         ("pair.pem", {"dh_parameters": "text.pem"}, "{}/text.pem holds no Diffie-Hell"),
     ],
 )
@@ -329,7 +329,7 @@ def test_a_reload_that_fails_changes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "days"), [("pair.pem", 1), ("expired.CER", -1), ("certificate.pem", 1)]
+    ("name", "days"), [("pair.pem", 1), ("expired.pem", -1), ("certificate.pem", 1)]
 )
 def test_the_end_of_validity_is_told(folder: Path, name: str, days: int) -> None:
     key = "key.pem" if name == "certificate.pem" else name
