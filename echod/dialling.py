@@ -9,11 +9,13 @@ Guarantees:
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - the look-up of a name would import it
 import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from twisted.internet import endpoints
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
@@ -75,8 +77,6 @@ class Destination:
 
     def endpoint(self, reactor: Any, timeout: float) -> IStreamClientEndpoint:
         """Return what connects to it, within `timeout` seconds."""
-        from twisted.internet import endpoints  # slow to import
-
         if self.path:
             return endpoints.UNIXClientEndpoint(reactor, self.path, timeout)
         try:

@@ -715,6 +715,17 @@ def test_no_client_waits_for_an_import(
     assert sorted(name for name in later if name.startswith("echod")) == []
 
 
+def test_no_client_that_is_forwarded_waits_for_an_import(daemon: Start) -> None:
+    upstream = daemon()
+    running = daemon("--handler", f"forward:to=localhost:{upstream.port}", under=IMPORTTIME)
+    running.wait_for("Socket now listening")
+    before = imported_by(running)
+    with connect(running) as connection:
+        assert receive(connection, len(BANNER)) == BANNER
+    running.wait_for("Disconnected from")
+    assert imported_by(running) - before == set()
+
+
 def test_no_client_of_a_worker_waits_for_an_import_that_a_first_request_needs(
     daemon: Start,
 ) -> None:
