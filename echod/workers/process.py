@@ -186,6 +186,7 @@ class Worker:
         self._commit: Callable[[], None] | None = None
         # Whether settings are being made ready; and the orders about them that came since.
         self._preparing = False
+        self._told_to_stop = False
         self._later: deque[Message] = deque()
         self._options = WorkerOptions()
         self._reactor: Any = None
@@ -213,7 +214,7 @@ class Worker:
         os.chdir(order["rundir"])
         service.startService()
         # As twistd does: first of all the service stops.
-        self._reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._stop)
         beats = LoopingCall(self._beat)
         self._reactor.callWhenRunning(beats.start, HEARTBEAT)
         if service.look is not None:
@@ -323,6 +324,7 @@ class Worker:
         assert self._signals is not None
         match order["do"]:
             case "stop":
+                self._told_to_stop = True
                 if order["whole"]:
                     self._take_queues()
                 self._signals.stop()
@@ -337,6 +339,16 @@ class Worker:
         assert self._service is not None
         for listener, ends in zip(self._service.listeners, self._order["ends"], strict=True):
             listener.is_last = ends
+
+    def _stop(self) -> Deferred[None]:
+        """Drain; serve the clients that wait, too, unless the supervisor has said whether a
+        successor does: a signal to the whole group may come here first.
+        """
+        assert self._service is not None
+        for listener, ends in zip(self._service.listeners, self._order["ends"], strict=True):
+            if ends and not self._told_to_stop:
+                listener.accept_waiting("")
+        return self._service.stopService()
 
     def _left_alone(self) -> None:
         """End, because the supervisor has."""

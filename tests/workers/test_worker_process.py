@@ -50,6 +50,7 @@ from echod.workers.process import (
 from tests.support.clients import BANNER
 from tests.support.reactor import reactor
 from tests.support.serving import Talker, eventually
+from tests.support.waiting import PATIENCE
 
 CONFIG = "echod.toml"
 
@@ -334,7 +335,7 @@ async def test_a_worker_serves_its_passed_socket_and_says_when_it_is_ready(
     assert Path.cwd() == elsewhere
     service = running.worker._service
     assert service.is_worker
-    assert ("before", "shutdown", service.stopService) in held.triggers
+    assert ("before", "shutdown", running.worker._stop) in held.triggers
     assert running.signals.asked == ["install"]
     assert running.signals.options["supervised"]
     assert not os.get_inheritable(held.table.descriptor)
@@ -700,6 +701,23 @@ async def test_a_worker_serves_its_queue_at_the_end_of_the_service_and_else_leav
     if not served:
         running.accept_one()
     assert await waits == (BANNER if served else b"")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_worker_serves_its_queue_if_a_signal_comes_before_the_order(
+    running: Running, supervisor: Supervisor, ends: bool
+) -> None:
+    running.start(ends=[ends])
+    await supervisor.heard("ready")
+    await running.greeting()
+    with socket.create_connection(("127.0.0.1", running.port), PATIENCE) as client:
+        client.shutdown(socket.SHUT_WR)
+        await running.worker._stop()
+        assert running.has_waiting_client is not ends
+        if not ends:
+            running.accept_one()
+        assert client.recv(1024) == (BANNER if ends else b"")
 
 
 # The process.

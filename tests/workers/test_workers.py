@@ -157,6 +157,28 @@ def test_a_signal_to_the_whole_group_drains_once(
     running.wait()
 
 
+def test_a_signal_to_a_halted_group_loses_nothing(two: Daemon) -> None:
+    """Fault 173: If every process is halted when the signal comes, nothing is lost."""
+    pids = [two.process.pid, *served_by(two).values()]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(two)) for _ in range(4)]
+        for client in clients:
+            ask(client)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        clients += [stack.enter_context(connect(two)) for _ in range(20)]
+        for client in clients:
+            client.sendall(b"halted\n")
+        # The workers go on before their supervisor, which could tell them that the service ends.
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            for pid in reversed(pids):
+                os.kill(pid, number)
+        for client in clients:
+            assert receive_all(client).endswith(b" halted\n")
+    two.wait()
+    assert two.process.returncode in TERMINATED
+
+
 def test_workers_end_with_their_supervisor(two: Daemon) -> None:
     """Fault 173: If the supervisor dies, the workers end."""
     pids = served_by(two)
