@@ -95,7 +95,10 @@ class HeaderProtocol(Protocol):
     def _refuse(self, refusal: Refusal, why: str) -> None:
         self._over = True
         self._factory.refuse(self.transport.getPeer(), refusal, why)
-        self.transport.abortConnection()
+        if refusal is Refusal.PROXY_TIMEOUT:  # an end, as of any client that is silent
+            self.transport.loseConnection()
+        else:
+            self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if not self._over:

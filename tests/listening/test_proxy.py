@@ -390,6 +390,7 @@ async def test_a_header_that_does_not_come_in_time_is_refused(log: Log, sent: by
         client = await server.connect()
         client.send(sent)
         assert await client.receive_all() == b""
+        assert client.clean
         assert server.factory.metrics.refused == {Refusal.PROXY_TIMEOUT.value: 1}
     assert "no PROXY header in time" in log.text
 
