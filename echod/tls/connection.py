@@ -25,7 +25,8 @@ A message takes few calls. One flag, `_direct`, marks the common case. An except
 its way of asking for more input, is expensive; it is avoided when the buffer is known to be empty.
 Writes within `dataReceived` are collected, and leave in one write. They are encrypted before the
 next record is decrypted: after a damaged record OpenSSL encrypts nothing, so the replies to
-earlier records would be lost.
+earlier records would be lost. Only a full record, which a peer's longer write continues, is passed
+on together with the records behind it, and so goes unanswered if the next one is damaged.
 """
 
 from __future__ import annotations
@@ -73,8 +74,12 @@ AROUND = 22
 MOST = 2 * (RECORD + AROUND)
 # How many it gets to encrypt at a time: room for an echo of two records, with a prefix for each.
 MOST_OUT = MOST + 1024
+# How many of a longer write it gets at a time: full records only.
+PIECE = 2 * RECORD
 # How many bytes leave in one write: a system call costs more than encrypting a record.
 BATCH = 5 * RECORD
+# How many full records of one read the application gets together: their echo is a batch at most.
+TOGETHER = 4
 # How much longer than any other read one of full records may take before it counts against the
 # connection's share of a turn, in seconds: its records are four at most, and each costs as much as
 # ten short ones. Otherwise a busy loop would answer 64 KiB in two turns and writes.
@@ -336,7 +341,7 @@ class TLSConnection(StackedTransport, TLSLayer):
         Args:
             content: of the first record, if that is decrypted already.
         """
-        incoming, read, parts, turns = self._incoming, self._read, self._parts, self._turns
+        incoming, parts, turns = self._incoming, self._parts, self._turns
         seconds = turns.seconds
         receive = self._receiver
         # A share of the turn is an object only once `FREE` is used up; before, only when it began.
@@ -348,33 +353,23 @@ class TLSConnection(StackedTransport, TLSLayer):
             until, rest = begun + FREE, self._rest
             if len(rest) > RECORD and rest[3] >= RECORD >> 8:  # by its length, a full record
                 until += FULL
-        is_cut = False
         while self._reading and not self._input_over:
-            if content is None:
-                if is_cut or not incoming.pending:
-                    rest = self._rest
-                    if not rest:
-                        break
-                    room = MOST - incoming.pending
-                    incoming.write(rest[:room])
-                    self._rest = rest[room:] or NOTHING
-                try:
-                    content = read(RECORD)
-                except OSError as error:
-                    self._read_nothing(error)
-                    is_cut = True
-                    continue
+            content, behind = self._next_content(content)
             if not content:
-                self._end_input()
-                break
-            if receive is None:
+                pass
+            elif receive is None:
                 self.protocol.dataReceived(content)
             else:
                 self.received += len(content)
                 receive(content)
-            if not incoming.pending and not self._rest:
+            if behind is not None:
+                if parts:
+                    self._seal()
+                self._read_nothing(behind)
                 break
-            content, is_cut = None, False
+            if not (incoming.pending or self._rest):
+                break
+            content = None
             if parts:
                 self._seal()
             if seconds() >= until:
@@ -385,12 +380,63 @@ class TLSConnection(StackedTransport, TLSLayer):
                     break
                 until = share.until
 
-    def _read_nothing(self, error: OSError) -> None:
-        """Take OpenSSL's answer in place of a record's content."""
-        if isinstance(error, ssl.SSLZeroReturnError):
-            self._end_input()
-        elif not isinstance(error, ssl.SSLWantReadError):  # the record is not complete
-            self._fail(error)
+    def _next_content(self, content: bytes | None) -> tuple[bytes, bytes | OSError | None]:
+        """Return the content of the next record; of full ones with what continues them.
+
+        A peer's longer write is cut into full records and one that is not. The application gets
+        at most so many at a time that their echo leaves in one write.
+
+        Args:
+            content: of the first record, if that is decrypted already.
+
+        Returns:
+            The content, none if this read has no whole record any more; and what OpenSSL has
+            returned or raised behind it: none for the peer's end, an error, or None.
+        """
+        if content is not None and len(content) < RECORD:
+            return content, None if content else content
+        incoming, read, rest = self._incoming, self._read, self._rest
+        records = [] if content is None else [content]
+        behind: bytes | OSError | None = None
+        while len(records) < TOGETHER:
+            if not incoming.pending:
+                if not rest:
+                    break
+                incoming.write(rest[:MOST])
+                rest = rest[MOST:]
+            try:
+                content = read(RECORD)
+            except ssl.SSLWantReadError:  # the record is cut: OpenSSL has it, and waits for more
+                continue
+            except ssl.SSLZeroReturnError:
+                behind = b""
+                break
+            except OSError as error:
+                behind = error
+                self._write = _raising(error)  # OpenSSL encrypts nothing more
+                break
+            if not content:
+                behind = content
+                break
+            records.append(content)
+            if len(content) < RECORD:
+                break
+        self._rest = rest or NOTHING
+        return records[0] if len(records) == 1 else b"".join(records), behind
+
+    def _read_nothing(self, what: bytes | OSError) -> None:
+        """Take what OpenSSL has returned or raised in place of a record's content."""
+        if isinstance(what, ssl.SSLWantReadError):
+            return  # the record is not complete
+        if self._closing or self._lost or self._failure is not None:
+            return
+        if isinstance(what, bytes | ssl.SSLZeroReturnError):
+            if self._reading:
+                self._end_input()
+            else:
+                self._eof = True  # it is passed on when the application reads again
+        else:
+            self._fail(what)
 
     def _wait_in_line(self) -> None:
         """Continue in the next turn of the event loop."""
@@ -457,32 +503,29 @@ class TLSConnection(StackedTransport, TLSLayer):
             read_in_place(self.transport)
 
     def _read_on(self) -> None:
-        """Decrypt the input as long as the application reads; then report its end."""
+        """Decrypt the input as far as the application reads, and this turn of the loop allows;
+        then report its end.
+        """
         if self._rest or self._incoming.pending:
-            self._decrypt_waiting()
+            turns = self._turns
+            share = turns.shares.get(self) if turns.shares else None
+            if share is not None:
+                if self._reads and share.used_up():
+                    self._wait_in_line()
+            elif len(self._rest) >= LONG:
+                turns.keep(Share(turns, self))  # this turn may bring another read
+            self._collecting = True
+            try:
+                if not self._resting:
+                    self._decrypt()
+            finally:
+                self._collecting = False
+                self._flush()
         if self._resting:
             self.transport.pauseProducing()
         elif self._eof and self._reading and not self._input_over:
             self._end_input()
         self._choose()
-
-    def _decrypt_waiting(self) -> None:
-        """Decrypt the input that waits, as far as this turn of the loop allows."""
-        turns = self._turns
-        share = turns.shares.get(self)
-        if share is None:
-            if len(self._rest) >= LONG:
-                share = Share(turns, self)
-                turns.keep(share)  # this turn may bring another read
-        elif self._reads and share.used_up():
-            self._wait_in_line()
-        self._collecting = True
-        try:
-            if not self._resting:
-                self._decrypt()
-        finally:
-            self._collecting = False
-            self._flush()
 
     @property
     def _reads(self) -> bool:
@@ -735,15 +778,17 @@ class TLSConnection(StackedTransport, TLSLayer):
 
     def _add(self, data: bytes | memoryview) -> None:
         """Make OpenSSL encrypt `data`, after its earlier records."""
-        outgoing, write = self._outgoing, self._write
-        if outgoing.pending + len(data) > MOST_OUT:
-            if outgoing.pending:
-                self._records.append(outgoing.read())
-            if len(data) > MOST_OUT:
-                for piece in _cut(memoryview(data), MOST):
-                    write(piece)
-                    self._records.append(outgoing.read())
-                return
+        outgoing, write, records = self._outgoing, self._write, self._records
+        size, pending = len(data), outgoing.pending
+        if pending + size > MOST_OUT:
+            if pending:
+                records.append(outgoing.read())
+            data = memoryview(data)
+            while size > MOST_OUT:
+                write(data[:PIECE])
+                records.append(outgoing.read())
+                data = data[PIECE:]
+                size -= PIECE
         write(data)
 
     def _encrypt(self, data: bytes) -> None:
@@ -973,6 +1018,15 @@ class TLSFactory(Factory):
 def _prefix(named: object) -> str:
     provider = ILoggingContext(named, None)
     return str(provider.logPrefix()) if provider is not None else type(named).__name__
+
+
+def _raising(error: OSError) -> Callable[[Any], int]:
+    """Return a function in place of OpenSSL's, which has failed."""
+
+    def write(_: object) -> int:
+        raise error
+
+    return write
 
 
 def _cut(data: memoryview, size: int) -> Iterator[memoryview]:

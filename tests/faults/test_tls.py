@@ -140,7 +140,8 @@ def test_what_came_before_a_damaged_record_is_answered(
     daemons: dict[str, Daemon], model: str, version: ssl.TLSVersion, size: int
 ) -> None:
     """Fault 3: A damaged record destroys no reply that a handler in the event loop has given to
-    earlier messages, in the same read or not.
+    earlier messages, in the same read or not. Only full records share the fate of the record that
+    continues them.
     """
     running = daemons[model]
     for damage in (b"GET / ", b""):

@@ -743,7 +743,7 @@ def test_a_damaged_record_ends_the_connection(wire: Wire) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("damage", ["a bit", "plain bytes"])
-@pytest.mark.parametrize("size", [1, 1000, RECORD, MOST, 70_000, 300_000])
+@pytest.mark.parametrize("size", [1, 1000, RECORD + 1, MOST, 70_000, 300_000])
 def test_what_came_before_a_damaged_record_is_answered(
     certificate: Path, version: ssl.TLSVersion, damage: str, size: int
 ) -> None:
@@ -773,6 +773,113 @@ def test_a_reply_longer_than_a_batch_is_sent_before_a_damaged_record_is_looked_a
     wire.client.write(b"y")
     wire.connection.dataReceived(wire.written() + b"GET / HTTP/1.1\r\n\r\n")
     assert wire.got_before_the_alert() == b"x" * 3 * BATCH + b"y" * 3 * BATCH
+
+
+def cut_off(wire: Wire, *sizes: int) -> bytes:
+    """Return writes of these sizes as one read, with a damaged record behind them."""
+    for size in sizes:
+        wire.client.write(b"x" * size)
+    intact = wire.written()
+    wire.client.write(b"damaged")
+    return intact + wire.written()[:-1] + b"\0"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("sizes", [(RECORD,), (5, 3 * RECORD), (3 * RECORD, 9, RECORD)])
+@pytest.mark.parametrize("ends", [False, True])
+def test_full_records_before_a_damaged_one_are_passed_on_but_not_answered(
+    certificate: Path, version: ssl.TLSVersion, sizes: tuple[int, ...], ends: bool
+) -> None:
+    class Ending(Echo):
+        def dataReceived(self, data: bytes) -> None:
+            Plain.dataReceived(self, data)
+            super().dataReceived(data)
+            if ends and len(data) == sizes[-1]:
+                self.transport.loseConnection()
+
+    wire = Wire(certificate, Ending(), client_context(version)).shake_hands()
+    wire.got()
+    wire.connection.dataReceived(cut_off(wire, *sizes))
+    assert sum(map(len, wire.application.got)) == sum(sizes)
+    assert wire.lower.asked[0] == "fin"
+    assert wire.got_before_the_alert() == b"x" * sum(sizes[:-1])
+    wire.connection.connectionLost(Failure(ConnectionDone()))
+    assert "bad record mac" in str(wire.application.reason.value)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("read", [1 << 20, 100_000, MOST + 1, 1000])
+@pytest.mark.parametrize(
+    "size", [RECORD - 1, RECORD, RECORD + 1, 4 * RECORD - 1, 4 * RECORD, 4 * RECORD + 1, 200_000]
+)
+def test_a_long_write_arrives_in_parts_of_at_most_four_records(
+    certificate: Path, version: ssl.TLSVersion, size: int, read: int
+) -> None:
+    wire = Wire(certificate, client=client_context(version)).shake_hands()
+    sent = (b"%07d\n" * (size // 8 + 1) % tuple(range(size // 8 + 1)))[:size]
+    wire.client.write(sent)
+    data = wire.written()
+    for start in range(0, len(data), read):
+        wire.connection.dataReceived(data[start : start + read])
+        wire.clock.advance(0)
+    assert b"".join(wire.application.got) == sent
+    if read > len(data):
+        whole, rest = divmod(size, 4 * RECORD)
+        assert [len(part) for part in wire.application.got] == [4 * RECORD] * whole + [rest] * (
+            rest > 0
+        )
+
+
+class Stopping(Application):
+    """It answers, then pauses, or ends otherwise as it is told."""
+
+    how = "pauseProducing"
+
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)
+        self.transport.write(data)
+        getattr(self.transport, self.how)()
+
+    def readConnectionLost(self) -> None:
+        super().readConnectionLost()
+        self.transport.loseConnection()
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_close_notify_behind_full_records_waits_for_an_application_that_pauses(
+    certificate: Path, count: int
+) -> None:
+    wire = Wire(certificate, Stopping()).shake_hands()
+    wire.client.write(b"x" * count * RECORD)
+    with pytest.raises(ssl.SSLWantReadError):
+        wire.client.unwrap()
+    wire.pass_on()
+    assert wire.application.events == ["handshake"]
+    assert wire.got() == b"x" * count * RECORD
+    wire.application.transport.resumeProducing()
+    wire.clock.advance(0)
+    assert wire.application.events == ["handshake", "input over"]
+    assert wire.lower.asked == ["close"]
+
+
+@pytest.mark.parametrize("how", ["loseConnection", "abortConnection"])
+@pytest.mark.parametrize("end", ["close_notify", "damage"])
+def test_what_is_behind_full_records_does_not_matter_once_the_application_has_ended(
+    certificate: Path, how: str, end: str
+) -> None:
+    wire = Wire(certificate, Stopping()).shake_hands()
+    wire.application.how = how
+    if end == "damage":
+        wire.connection.dataReceived(cut_off(wire, RECORD))
+        assert wire.lower.asked in (["fin", "close"], ["fin", "abort"])
+    else:
+        wire.client.write(b"x" * RECORD)
+        with pytest.raises(ssl.SSLWantReadError):
+            wire.client.unwrap()
+        wire.pass_on()
+        assert wire.application.events == ["handshake"]
+        assert wire.got() == b"x" * RECORD
+        assert wire.lower.asked == ["close" if how == "loseConnection" else "abort"]
 
 
 def test_a_client_that_leaves_within_the_handshake_is_closed(certificate: Path) -> None:
