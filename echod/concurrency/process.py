@@ -175,6 +175,11 @@ class Process:
 
     # Its end.
 
+    @property
+    def has_exited(self) -> bool:
+        """Whether the program has exited; another process may have its output still."""
+        return self._status is not None
+
     def end(self, patience: float) -> None:
         """End the program, and all that it has started; calling it again is harmless.
 

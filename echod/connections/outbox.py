@@ -7,6 +7,8 @@ Guarantees:
 
 * Messages leave in the order in which any thread has handed them over: a push when it calls `put`,
   a reply when the handler has returned it, a piece of a stream when the generator has yielded it.
+  From a pool's thread a reply counts once the event loop has got it. A push of another thread may
+  come between: no program could tell that the handler had returned before.
 * At most `--max-unsent` bytes of pushes wait; a longer one only if nothing waits.
 * No call waits for the client, except `Outbox.drained` in a thread.
 * After `end`, nothing is taken.

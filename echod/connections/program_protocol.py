@@ -276,4 +276,6 @@ class ProgramProtocol(ConnectionProtocol):
     def waits_for(self) -> str:
         if self._process is None or self._reason is not None:
             return super().waits_for
+        if self._process.has_exited:
+            return "its program has ended, but another process holds its standard output"
         return f"its program, process {self._process.pid}, has not ended"

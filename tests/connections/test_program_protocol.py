@@ -329,6 +329,20 @@ async def test_output_that_another_process_keeps_open_is_passed_on(certificate: 
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_process_that_holds_the_output_of_a_program_is_told_from_the_program(
+    certificate: Path,
+) -> None:
+    async with serving(shell("read line; sleep 1000 & echo now"), certificate) as server:
+        client = await server.connect()
+        (connection,) = server.factory.connections
+        assert connection.waits_for.startswith("its program, process ")
+        client.send(b"\n")
+        await client.receive(b"now\n")
+        gone = "its program has ended, but another process holds its standard output"
+        await eventually(lambda: connection.waits_for == gone)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_program_that_does_not_exit_ends_after_both_streams(
     certificate: Path, log: Log
 ) -> None:
