@@ -9,6 +9,7 @@ Pure: text in, values out, and back. Every error is a `SettingError` of one line
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -134,8 +135,11 @@ class Setting(NamedTuple):
         except UserError as error:
             raise SettingError(str(error)) from None
         except ValueError as error:
-            plain = in_plain_numbers(text, self.text.unit)
-            hint = f"; write {plain}" if plain else ""
+            hint = ""
+            if plain := in_plain_numbers(text, self.text.unit):
+                with contextlib.suppress(ValueError):  # it is out of range
+                    self.text.parse(plain)
+                    hint = f"; write {plain}"
             raise SettingError(f"{quoted(text)} is not {error}{hint}") from None
 
     def from_file(self, value: object) -> object:

@@ -232,6 +232,11 @@ def test_a_quantity_in_another_unit_is_answered_by_what_to_write(
     assert in_plain_numbers(text, unit) == plain
 
 
+def test_no_quantity_out_of_range_is_proposed() -> None:
+    with pytest.raises(SettingError, match=r"as in 90 or 0\.5$"):
+        CAKE[1].from_flag("1000d")
+
+
 def test_a_whole_sentence_of_a_parser_is_left_as_it_is() -> None:
     def refuse(text: str) -> str:
         raise SettingError(f"no {text} today")
