@@ -34,6 +34,9 @@ FIRST_SOCKET = 7
 # The supervisor sends it to a worker that stands still: the kernel's word for "used up its time".
 SHOW_STACKS = signal.SIGXCPU
 
+# How long a signal to the whole process group may take to arrive everywhere, in seconds.
+MOMENT = 0.1
+
 Message = dict[str, Any]
 
 

@@ -25,6 +25,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, globalLogBeginner
 from twisted.python.failure import Failure
 
+from echod.connections.outbox import fire
 from echod.connections.shared_admission import AdmissionTable, SharedAdmission
 from echod.daemon import choose_reactor, ending
 from echod.daemon.capture import Capture, capturing
@@ -47,7 +48,7 @@ from echod.settings.definitions import reloaded
 from echod.text import escape
 from echod.tls import Copies
 from echod.workers.handover import Handover
-from echod.workers.link import LIMITS, SHOW_STACKS, STDERR, Link, LinkSink, Message
+from echod.workers.link import LIMITS, MOMENT, SHOW_STACKS, STDERR, Link, LinkSink, Message
 from echod.workers.sources import Sources
 
 if TYPE_CHECKING:
@@ -186,7 +187,8 @@ class Worker:
         self._commit: Callable[[], None] | None = None
         # Whether settings are being made ready; and the orders about them that came since.
         self._preparing = False
-        self._told_to_stop = False
+        # Fires once the supervisor has told this process to stop.
+        self._told: Deferred[None] = Deferred()
         self._later: deque[Message] = deque()
         self._options = WorkerOptions()
         self._reactor: Any = None
@@ -324,9 +326,9 @@ class Worker:
         assert self._signals is not None
         match order["do"]:
             case "stop":
-                self._told_to_stop = True
                 if order["whole"]:
                     self._take_queues()
+                self._reactor.callFromThread(fire, self._told)
                 self._signals.stop()
             case "hurry":
                 self._signals.stop()
@@ -340,22 +342,29 @@ class Worker:
         for listener, ends in zip(self._service.listeners, self._order["ends"], strict=True):
             listener.is_last = ends
 
-    def _stop(self) -> Deferred[None]:
-        """Drain; serve the clients that wait, too, unless the supervisor has said whether a
-        successor does: a signal to the whole group may come here first.
-        """
-        assert self._service is not None
-        for listener, ends in zip(self._service.listeners, self._order["ends"], strict=True):
-            if ends and not self._told_to_stop:
-                listener.accept_waiting("")
-        return self._service.stopService()
-
     def _left_alone(self) -> None:
         """End, because the supervisor has."""
         assert self._signals is not None
         self._signals.stop()
 
     # In the event loop.
+
+    def _stop(self) -> Deferred[None]:
+        """Drain, once the supervisor has said whether a successor comes.
+
+        A signal to the whole group may come here first. Until it comes there, the clients of this
+        worker's sockets are to be served: no successor will.
+        """
+        service = self._service
+        assert service is not None
+        late = self._reactor.callLater(MOMENT, fire, self._told)
+
+        def drain(_: None) -> Deferred[None]:
+            if late.active():
+                late.cancel()
+            return service.stopService()
+
+        return self._told.addCallback(drain)
 
     def _obey_in_turn(self, order: Message) -> None:
         match order["do"]:

@@ -56,7 +56,7 @@ from echod.text import clipped, escape, plural
 from echod.tls import Copies
 from echod.turns import go_through
 from echod.workers.child import Child, backoff
-from echod.workers.link import SHOW_STACKS, Message
+from echod.workers.link import MOMENT, SHOW_STACKS, Message
 from echod.workers.orphans import reap_orphans
 
 if TYPE_CHECKING:
@@ -72,9 +72,6 @@ log = Logger("echod")
 
 # How long one turn of the event loop may wait before it runs, in seconds.
 TURN = 0.02
-
-# How long a signal to the whole process group may take to arrive everywhere, in seconds.
-MOMENT = 0.1
 
 # A worker that has served for this long, in seconds, has not failed to start.
 PROVEN = 1.0

@@ -30,12 +30,11 @@ from echod.log.sinks import Line
 from echod.settings.flags import Options
 from echod.workers import supervisor as supervising
 from echod.workers.child import LAST_LINES
-from echod.workers.link import FIRST_SOCKET, LIMITS, LOG, SHOW_STACKS, STDOUT
+from echod.workers.link import FIRST_SOCKET, LIMITS, LOG, MOMENT, SHOW_STACKS, STDOUT
 from echod.workers.supervisor import (
     CATCH_UP,
     LAST_STACK,
     LOOK,
-    MOMENT,
     PROVEN,
     READY_IN,
     SPARE,

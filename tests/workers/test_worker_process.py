@@ -703,21 +703,29 @@ async def test_a_worker_serves_its_queue_at_the_end_of_the_service_and_else_leav
     assert await waits == (BANNER if served else b"")
 
 
-@pytest.mark.parametrize("ends", [True, False])
 @pytest_twisted.ensureDeferred
-async def test_a_worker_serves_its_queue_if_a_signal_comes_before_the_order(
-    running: Running, supervisor: Supervisor, ends: bool
+async def test_a_worker_that_gets_a_signal_serves_until_it_is_told_what_follows(
+    running: Running, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running.start(ends=[ends])
+    monkeypatch.setattr(worker_process, "MOMENT", PATIENCE)
+    running.start()
     await supervisor.heard("ready")
-    await running.greeting()
-    with socket.create_connection(("127.0.0.1", running.port), PATIENCE) as client:
-        client.shutdown(socket.SHUT_WR)
-        await running.worker._stop()
-        assert running.has_waiting_client is not ends
-        if not ends:
-            running.accept_one()
-        assert client.recv(1024) == (BANNER if ends else b"")
+    stopped = running.worker._stop()
+    assert await running.greeting() == BANNER
+    assert not supervisor.hear("draining")
+    supervisor.order(do="stop", whole=True)
+    await stopped
+    assert supervisor.hear("draining")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_worker_that_alone_gets_a_signal_drains_soon(
+    running: Running, supervisor: Supervisor
+) -> None:
+    running.start()
+    await supervisor.heard("ready")
+    await running.worker._stop()
+    assert supervisor.hear("draining")
 
 
 # The process.
