@@ -477,6 +477,7 @@ class WorkerPool:
                 result = Failure()
             worker.over(result)
             results.append((done, result))
+            del result  # an exception's traceback has this frame: it would keep all of it alive
             if not self._turn_is_due:
                 self._ask_for_a_turn()
 

@@ -382,6 +382,7 @@ class ForeignProtocol(ConnectionProtocol):
             self._told_lost = True
             self._mute()
             self._call(self._lose, self._error)
+            self._error = None  # the frames of its traceback have this connection
 
     def _finish(self) -> None:
         self._count()

@@ -97,7 +97,6 @@ class StreamsProtocol(AsyncioProtocol):
             raise
         except BaseException as error:
             if not self._tells_of_the_end(error):
-                self._error = self._error or error
                 self.fail(Failure())
         finally:
             # Before the writer is dropped, which would warn that it is open.
@@ -107,7 +106,9 @@ class StreamsProtocol(AsyncioProtocol):
         """Return whether a handler has raised `error` because its client has left."""
         if isinstance(error, asyncio.IncompleteReadError):
             return self._told_end or self._told_lost
-        return self._told_lost and (isinstance(error, ConnectionError) or error is self._error)
+        assert self._reader is not None
+        told = isinstance(error, ConnectionError) or error is self._reader.exception()
+        return self._told_lost and told
 
     def _over(self, task: asyncio.Task[None]) -> None:
         """Close, if the task has ended before it began; or count the connection out."""

@@ -356,6 +356,7 @@ class StreamTransport:
                 if isinstance(exception, OSError) and _was_raised(exception) and not self._reason:
                     self.failed(exception)  # uvloop reports all errors but these
                 self._finish(self._reason or self._reason_for(exception))
+                self._reason = None  # the frames of its traceback have this transport
             running.stream = None
 
     # Closing

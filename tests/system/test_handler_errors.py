@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import connect, is_over, receive, warm_up
-from tests.support.daemon import MODELS, Daemon, nothing_kept, starting
+from tests.support.daemon import MODELS, REACTOR, Daemon, Start, nothing_kept, starting
+from tests.support.needs import not_here
 from tests.support.paths import ROOT
 from tests.support.waiting import block_until
 
@@ -261,3 +262,69 @@ def test_an_error_by_a_usual_mistake_names_handler_and_remedy(
                 assert connection.recv(100) == b"slept"
             else:
                 running.wait_for(note)
+
+
+# Memory.
+
+BULKY = """
+import asyncio
+import gc
+
+from twisted.internet.protocol import Protocol
+
+gc.disable()  # a reference cycle would wait for it
+
+
+class Bulk:
+    def __del__(self):
+        print("freed")
+
+
+def fail(data):
+    bulk = Bulk()
+    raise RuntimeError("bulky")
+
+
+def message(message: bytes) -> bytes:
+    fail(message)
+
+
+async def streams(reader, writer):
+    fail(await reader.read(5))
+
+
+def conversation(connection):
+    fail(connection.recv(5))
+
+
+class Asyncio(asyncio.Protocol):
+    def data_received(self, data):
+        fail(data)
+
+
+class Twisted(Protocol):
+    def dataReceived(self, data):
+        fail(data)
+"""
+
+
+@pytest.mark.parametrize(
+    ("handler", "model"),
+    [
+        *(("message", model) for model in MODELS),
+        ("conversation", "thread-per-connection"),
+        *((handler, "reactor") for handler in ("streams", "Asyncio", "Twisted")),
+    ],
+)
+def test_what_a_handler_that_raises_had_is_freed_at_the_end_of_its_connection(
+    daemon: Start, tmp_path: Path, handler: str, model: str
+) -> None:
+    if handler in ("streams", "Asyncio") and REACTOR == ["--reactor=epoll"]:
+        not_here("such a handler is refused on this reactor")
+    (tmp_path / "bulky.py").write_text(BULKY)
+    running = daemon("--handler", f"bulky:{handler}", "--concurrency", model, "--no-banner")
+    with connect(running) as connection:
+        connection.sendall(b"happy")
+        assert is_over(connection)
+    running.wait_for("freed")
+    running.wait_for("RuntimeError: bulky")
