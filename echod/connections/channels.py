@@ -276,7 +276,13 @@ class RelayChannel(Protocol):
         """Make a thread that is blocked in the socket fail."""
         self._when_connected(lambda: self.transport.abortConnection())
 
-    reset = wake  # the client's own connection is reset, too
+    def reset(self) -> None:
+        """Relay what the thread has written by now, and let it fail; the client's own connection
+        is reset, too.
+        """
+        if self.transport is not None and not self._over and (size := unread(self.transport)):
+            self.dataReceived(os.read(self.transport.getHandle().fileno(), size))
+        self.wake()
 
     def _when_connected(self, ask: Callable[[], object]) -> None:
         if self.transport is None:

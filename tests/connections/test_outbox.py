@@ -644,8 +644,7 @@ class Leaving(Room):
         self.client.abort()
 
 
-# Not from a connection's own thread: what it has sent may be on its way to TLS.
-@pytest.mark.parametrize("model", MODELS[:2])
+@every_model
 @pytest_twisted.ensureDeferred
 async def test_what_is_sent_before_an_abort_arrives(model: ConcurrencyModel, over: Any) -> None:
     async with serving(model, handler=Leaving, over=over, banner=b"") as server:
