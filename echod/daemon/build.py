@@ -28,6 +28,7 @@ from echod.daemon.resolve import (
     find_target,
     find_token,
     ignored_by,
+    looking_at_handler,
     named,
     resolve_control,
     resolve_listen,
@@ -89,7 +90,7 @@ def build_service(
         StartError: the handler or the framing cannot be loaded, or an endpoint string is wrong.
     """
     target = find_target(settings) if given is None else given
-    with named("--handler"):
+    with looking_at_handler():
         defaults = defaults_of(target)
         settings, taken = settings.with_defaults(defaults)
     handler = find_handler(settings, target, is_named=given is None)

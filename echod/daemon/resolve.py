@@ -22,6 +22,7 @@ from echod.listening.socket_activation import InheritedSockets
 from echod.listening.validity import tell_validity
 from echod.settings.definitions import Settings
 from echod.text import clipped, escape
+from echod.user_code import place_of, told_with_place
 
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
@@ -54,6 +55,24 @@ def named(setting: str) -> Iterator[None]:
         raise StartError(escape(f"{setting}: {error}")) from error
 
 
+@contextmanager
+def looking_at_handler() -> Iterator[None]:
+    """Do the same as `named` for the handler, whose attributes may raise any error.
+
+    Raises:
+        StartError: an error was raised, the operator's or one of the handler's code.
+    """
+    with named("--handler"):
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            if not place_of(error):
+                raise
+            raise StartError(f"it cannot be used: {told_with_place(error)}") from error
+
+
 def find_target(settings: Settings) -> object:
     """Return the function, class or other object that `settings` name as the handler.
 
@@ -75,7 +94,7 @@ def find_handler(settings: Settings, target: object, *, is_named: bool) -> Resol
     Raises:
         StartError: it is no handler, or other settings have no effect with it.
     """
-    with named("--handler"):
+    with looking_at_handler():
         if is_named:
             handler = resolve(settings.handler_spec, settings.concurrency, target)
         else:

@@ -32,6 +32,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, overload
 
 from echod.handlers.contract import ConcurrencyModel, Handler, HandlerError
+from echod.text import quoted
 
 
 class Kind(enum.StrEnum):
@@ -172,18 +173,33 @@ def message_handler(
 def defaults_of(target: object) -> Defaults:
     """Return the settings that a handler asks for: arguments of its decorator, or attributes of a
     class with a method `received`.
+
+    Raises:
+        HandlerError: it asks for a banner that is text.
     """
     made = class_of(target)
     if made is None or not hasattr(made, "received"):
         found = getattr(within(target), "__echod_defaults__", None)
-        return found if isinstance(found, Defaults) else Defaults()
+        if not isinstance(found, Defaults):
+            return Defaults()
+        _refuse_text(found.banner)
+        return found
     framing, concurrency = getattr(made, "framing", None), getattr(made, "concurrency", None)
     banner = getattr(made, "banner", None)
+    if getattr(made, "opened", None) in (None, Handler.opened):  # else it may be for that
+        _refuse_text(banner)
     return Defaults(
         framing if isinstance(framing, str) else None,
         str(concurrency) if isinstance(concurrency, str) else None,
         banner if isinstance(banner, bytes) else None,
     )
+
+
+def _refuse_text(banner: object) -> None:
+    if isinstance(banner, str):
+        raise HandlerError(
+            f'its banner {quoted(banner)} is text, and bytes are sent: write banner = b"..."'
+        )
 
 
 def connection_handler(function: F) -> F:

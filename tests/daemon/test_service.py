@@ -671,6 +671,22 @@ def test_a_reload_shows_an_error_of_the_operators_without_a_place_in_the_program
     assert line.endswith(r"Reload refused, nothing has changed: there is no such file\nand more")
 
 
+class Resisting:
+    def __getattr__(self, name: str) -> object:
+        raise ValueError("no good")
+
+    def __call__(self, message: bytes) -> bytes:
+        return message
+
+
+def test_a_handler_whose_attributes_raise_is_an_error_of_one_line() -> None:
+    with pytest.raises(StartError) as caught:
+        build_service(settings(), reactor, given=Resisting())
+    said = str(caught.value)
+    assert said.startswith("--handler: it cannot be used: ValueError: no good (")
+    assert "test_service.py, line " in said
+
+
 def test_a_reload_whose_modules_cannot_be_imported_asks_for_a_restart(log: Log) -> None:
     def configure() -> Settings:
         from echod import nonesuch  # type: ignore[attr-defined]

@@ -346,7 +346,24 @@ def test_a_handler_may_ask_for_settings() -> None:
 
         def received(self, message: bytes) -> None: ...
 
+    class Greeting(Other):
+        banner = "Hello"
+
+        def opened(self, client: Client) -> bytes:
+            return self.banner.encode()
+
     assert kind_of(marked) is Kind.MESSAGE
+    assert defaults_of(Greeting) == Defaults()
     assert defaults_of(marked) == Defaults("line", "serial", b"")
     assert defaults_of(Asking) == Defaults("line", "serial", b"Hello")
     assert defaults_of(Other) == defaults_of(len) == Defaults()
+
+
+def test_a_banner_that_is_text_is_refused() -> None:
+    class Asking(Handler):
+        banner = "Hello"
+
+    marked = message_handler(banner="Hello")(lambda message: message)  # type: ignore[call-overload]
+    for target in (Asking, marked):
+        with pytest.raises(HandlerError, match="its banner 'Hello' is text, and bytes are sent"):
+            defaults_of(target)
