@@ -406,11 +406,12 @@ class TLSConnection(StackedTransport, TLSLayer):
                 rest = rest[MOST:]
             try:
                 content = read(RECORD)
-            except ssl.SSLWantReadError:  # the record is cut: OpenSSL has it, and waits for more
+            except ssl.SSLWantReadError:  # the record is cut
+                if not rest:
+                    break
+                incoming.write(rest[:MOST])
+                rest = rest[MOST:]
                 continue
-            except ssl.SSLZeroReturnError:
-                behind = b""
-                break
             except OSError as error:
                 behind = error
                 self._write = _raising(error)  # OpenSSL encrypts nothing more
