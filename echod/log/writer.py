@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from echod.errors import UserError
 from echod.log.sinks import Line, Sink
 
 # How many characters may wait to be written: some 8,000 lines, or a few seconds of a flood.
@@ -33,6 +34,10 @@ GATHER = 0.02
 
 # How long the end of the process may wait for the last lines, in seconds.
 LAST_WAIT = 0.5
+
+
+class NoThreadError(UserError):
+    """The system allows no thread for the log."""
 
 
 class LogWriter:
@@ -85,7 +90,11 @@ class LogWriter:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start writing. Call it after the process has forked: threads do not survive a fork."""
+        """Start writing. Call it after the process has forked: threads do not survive a fork.
+
+        Raises:
+            NoThreadError: the system allows no further thread.
+        """
         self._running = True
         self._launch()
 
@@ -108,8 +117,15 @@ class LogWriter:
     def _launch(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="echod-log", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="echod-log", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # at the system's limit, or the unit's
+                    raise NoThreadError(
+                        f"no thread can be started for the log ({error}): raise the limit, as by "
+                        "ulimit -u, or TasksMax= in a unit"
+                    ) from None
+                self._thread = thread
                 self.wake()
 
     def add(self, line: Line) -> None:
@@ -124,7 +140,8 @@ class LogWriter:
             self._write_pending()
             return
         if self._running and self._thread is None:
-            self._launch()
+            with contextlib.suppress(NoThreadError):  # the next line tries again
+                self._launch()
         if self._finishing and threading.current_thread() is not self._thread:
             self._finishing = self.flush(LAST_WAIT)
         elif not self._waking:

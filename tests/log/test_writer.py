@@ -9,7 +9,8 @@ import pytest
 
 from echod.log import writer as logwriter
 from echod.log.sinks import DescriptorSink, Line, Sink
-from echod.log.writer import LogWriter
+from echod.log.writer import LogWriter, NoThreadError
+from tests.support.serving import no_more_threads
 from tests.support.waiting import PATIENCE, block_until
 
 
@@ -196,3 +197,24 @@ def test_that_no_new_file_can_be_had_is_told_in_the_old_one(
     assert writer.flush(PATIENCE)
     assert writer.flush(PATIENCE)
     assert sink.lines == ["no new file: odd"]
+
+
+def test_without_a_thread_it_does_not_start_and_says_what_to_do(
+    writer: LogWriter, sink: ListSink
+) -> None:
+    writer.add(Line("starting", "info"))
+    with no_more_threads(), pytest.raises(NoThreadError, match=r"can't start new thread.*ulimit -u"):
+        writer.start()
+    writer.close()
+    assert sink.lines == ["starting"]
+
+
+def test_a_thread_that_could_not_be_started_is_started_for_a_later_line(
+    writer: LogWriter, sink: ListSink
+) -> None:
+    with no_more_threads():
+        with pytest.raises(NoThreadError):
+            writer.start()
+        writer.add(Line("one", "info"))
+    writer.add(Line("two", "info"))
+    block_until(lambda: sink.lines == ["one", "two"])
