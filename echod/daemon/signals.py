@@ -262,7 +262,8 @@ class Signals:
     def _insist_without_thread(self) -> None:
         """Let the kernel's timer end the process, with SIGALRM; its pidfile stays."""
         self._threadless = True
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        with contextlib.suppress(ValueError):  # only the main thread may; it is the default
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, max(self.patience, GRACE))
 
     def _insist(self) -> None:

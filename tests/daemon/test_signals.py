@@ -241,6 +241,34 @@ def test_where_no_thread_can_be_started_the_kernels_timer_ends_the_process(
     assert ended.returncode == -signal.SIGALRM
 
 
+ORDERED = """
+import _thread, threading, time
+from echod.daemon import signals
+
+class Reactor:
+    addSystemEventTrigger = sigTerm = sigInt = staticmethod(lambda *arguments: None)
+    callFromThread = staticmethod(lambda *arguments: print("stopping", flush=True))
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+threading.Thread.start = refuse
+handlers = signals.Signals(Reactor(), abort=str, reload=str, patience=0.2, supervised=True)
+handlers.install()
+_thread.start_new_thread(handlers.stop, ())
+time.sleep(60)
+"""
+
+
+def test_an_order_to_stop_is_obeyed_where_no_thread_can_be_started() -> None:
+    """Fault 216: A worker at the system's limit of threads stops when it is told to."""
+    ended = subprocess.run(
+        [sys.executable, "-c", ORDERED], capture_output=True, timeout=20, check=False
+    )
+    assert (ended.stdout, ended.stderr) == (b"stopping\n", b"")
+    assert ended.returncode == -signal.SIGALRM
+
+
 def test_under_a_supervisor_only_its_order_hurries(looped: FakeReactor, exits: list[int]) -> None:
     handlers = make(looped, supervised=True, grace=0.05)
     handlers.install()

@@ -79,6 +79,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         69: "A client sends far more messages at once than can be answered in a moment",
         70: "Clients send and vanish while every thread is at work",
         71: "One address opens as many connections as there are threads, or places in a queue",
+        216: "A worker has to stop where no thread can be started",
     },
     "Security": {
         39: "A client sends control characters",
