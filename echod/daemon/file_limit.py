@@ -38,6 +38,9 @@ MOST_OF_A_THREAD = 3
 # and one that tells of its end.
 MOST_OF_A_PROCESS = 4
 
+# The descriptors of a connection that is forwarded: its own, and the one to the other server.
+OF_A_FORWARDED = 2
+
 
 def make_room(wanted: int) -> int:
     """Raise the limit of this process to `wanted` descriptors, as far as the system allows it.
@@ -63,7 +66,11 @@ def make_room(wanted: int) -> int:
 
 
 def fit(
-    allowed: int, connections: int, helpers: int, each: int = MOST_OF_A_THREAD
+    allowed: int,
+    connections: int,
+    helpers: int,
+    each: int = MOST_OF_A_THREAD,
+    of_a_connection: int = 1,
 ) -> tuple[int, int]:
     """Return how many connections, and threads or processes of theirs, there is room for.
 
@@ -75,10 +82,11 @@ def fit(
         connections: how many connections are wanted.
         helpers: how many of these may have a thread, or process, of their own.
         each: how many descriptors it needs besides the connection.
+        of_a_connection: how many descriptors every connection needs.
     """
     room = allowed - min(SPARE, allowed // 2)
     helpers = min(helpers, room // (1 + each))
-    return max(1, min(connections, room - helpers * each)), helpers
+    return max(1, min(connections, (room - helpers * each) // of_a_connection)), helpers
 
 
 def level() -> Level:
@@ -133,11 +141,12 @@ def fit_limits(settings: Settings) -> Settings:
     wanted = settings.max_connections or MOST_CONNECTIONS
     setting, each = _helpers(settings)
     helpers = getattr(settings, setting) if setting else 0
-    needed = wanted + helpers * each + SPARE
+    of_a_connection = OF_A_FORWARDED if settings.handler.name == "forward" else 1
+    needed = wanted * of_a_connection + helpers * each + SPARE
     allowed = make_room(needed)
     if allowed >= needed and settings.max_connections:
         return settings
-    connections, fitting = fit(allowed, wanted, helpers, each)
+    connections, fitting = fit(allowed, wanted, helpers, each, of_a_connection)
     changes: dict[str, Any] = {"max_connections": connections}
     if settings.max_connections_per_address:
         share = max(1, connections * 3 // 4)

@@ -84,3 +84,13 @@ def test_there_is_room_for_the_pipes_of_each_program(handler: str, most: int) ->
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, HARD))
     assert fit_limits(asked) == asked
     assert soft() == 400 + SPARE + (4 * most if handler != "echo" else 0)
+
+
+def test_there_is_room_for_both_sides_of_a_forwarded_connection() -> None:
+    if HARD < 2 * 400 + SPARE:
+        not_here("the hard limit is too low")
+    asked = Settings(handler=parse("forward:to=localhost:80"), max_connections=400)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, HARD))
+    assert fit_limits(asked) == asked
+    assert soft() == 2 * 400 + SPARE
+    assert fit(1000, 2000, 0, of_a_connection=2) == (372, 0)
