@@ -37,8 +37,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# They are what a daemon has imported once it serves: except the reactor, whose import makes it,
-# and echod's plugin, which handles signals from its import on.
+# They are what a daemon has imported once it serves, also with a status, a control or faults on
+# purpose. Not the reactor, whose import makes it, nor echod's plugin, which handles signals from
+# its import on.
 _IMPORTS = (
     "argparse",
     "asyncio",
@@ -46,8 +47,15 @@ _IMPORTS = (
     "unittest",
     "uvloop",
     "echod.cli.serve",
+    "echod.connections.direct_protocol",
+    "echod.connections.pooled_protocol",
+    "echod.connections.socket_protocol",
+    "echod.control.server",
     "echod.entry",
+    "echod.faults.grammar",
     "echod.reactor",
+    "echod.status.server",
+    "echod.tls.connection",
     "echod.workers.process",
     "echod.workers.start",
     "twisted.cred.strcred",
