@@ -40,6 +40,7 @@ from tests.support.interruption import Interruption
 from tests.support.log import Log
 from tests.support.matrices import Matrices
 from tests.support.reactor import reactor
+from tests.support.reports import Reports
 from tests.support.time_limit import TimeLimit
 from tests.support.waiting import PATIENCE
 from tests.support.workers import Workers
@@ -64,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Interruption(config))
     config.pluginmanager.register(Workers(config))
     config.pluginmanager.register(Matrices(config))
+    config.pluginmanager.register(Reports(config))
     config.pluginmanager.register(TimeLimit(config))
 
 
@@ -122,15 +124,9 @@ _DESCRIPTORS = "/proc/self/fd"
 
 def _descriptors() -> set[int]:
     listed = os.listdir(_DESCRIPTORS)  # noqa: PTH208 - each test does it twice
-    return {number for number in map(int, listed) if _is_open(number)}
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:  # it was that of the list itself
-        return False
-    return True
+    lists = os.dup(0)  # the lowest number that is free: it was that of the list itself
+    os.close(lists)
+    return {*map(int, listed)} - {lists}
 
 
 def _what(descriptor: int) -> str:
