@@ -49,7 +49,8 @@ class Log:
         """Return the errors, which the test has expected, and forget them."""
         errors = self.errors
         if errors:
-            self.events[:] = [event for event in self.events if not _is_error(event)]
+            latest = self.events[self._looked_at :]
+            self.events[self._looked_at :] = [event for event in latest if not _is_error(event)]
         self._looked_at = len(self.events)
         return errors
 
