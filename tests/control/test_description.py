@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.faults.scale import number
 from tests.support.daemon import Start
 from tests.support.needs import missing
+from tests.support.paths import ROOT
 
 TOKEN = "0123456789abcdef"
 EXAMPLES = number(ci=4, soak=1000)  # of each operation
@@ -32,6 +34,8 @@ def schemathesis(port: int, folder: Path) -> None:
         [PROGRAM, "run", f"http://127.0.0.1:{port}/openapi.json", "--no-color",
          f"--header=Authorization: Bearer {TOKEN}", f"--max-examples={EXAMPLES}"],
         cwd=folder,
+        # There hypothesis keeps what it has found out about Unicode, which takes it seconds.
+        env={**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(ROOT / ".hypothesis")},
         capture_output=True,
         text=True,
     )  # fmt: skip
