@@ -190,6 +190,8 @@ def prepare_service(
     if not starting and twistd.get("pidfile") == checks.PIDFILE:
         twistd = {**twistd, "pidfile": ""}
     take_precautions(twistd)
+    if twistd.get("chroot"):
+        import encodings.idna  # noqa: F401 - with it Python looks up the first name of a host
     _import_from_current_directory()
     show_start_errors_in_one_line()
     choose_reactor.follow_the_monotonic_clock(reactor)

@@ -70,8 +70,9 @@ class Listener(Generic[Served]):
         self.factory = factory
         self.tls = wanted.tls
         self._reactor = reactor
-        self._wanted = wanted
-        self._trusted = trusted
+        self._endpoint = wanted.endpoint
+        # Now, because it imports what it needs, which is too late after a chroot.
+        self._wrapped = wanted.wrap(factory, reactor, trusted)
         self._stopped = False
         # Why it does not accept, though it listens.
         self._pauses: set[str] = set()
@@ -85,12 +86,12 @@ class Listener(Generic[Served]):
             Fires once it listens, or has been stopped before it could; fails with `ListenError`.
         """
         self._stopped = False
-        factory = self._wanted.wrap(self.factory, self._reactor, self._trusted)
+        factory = self._wrapped
         if self._arrivals is not None:
             from echod.listening.arrivals import HoldingFactory  # rarely needed
 
             factory = HoldingFactory(factory, self._arrivals)
-        return self._wanted.endpoint.listen(factory).addCallbacks(self._listens, self._refused)
+        return self._endpoint.listen(factory).addCallbacks(self._listens, self._refused)
 
     def add_faults(self, faults: Faults, note: Callable[[str], None]) -> None:
         """Use the faults on purpose that are the listener's.

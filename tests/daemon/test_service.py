@@ -40,7 +40,6 @@ from echod.handlers.kinds import KINDS
 from echod.handlers.lookup import adopt
 from echod.handlers.naming import Catalogue, Spec
 from echod.limits import Limits
-from echod.listening.endpoints import Listening
 from echod.listening.socket_activation import InheritedSockets
 from echod.settings.definitions import SETTINGS, Settings
 from echod.tls import Files, ServerContext
@@ -188,7 +187,7 @@ async def test_the_manager_hears_of_no_reload_before_everybody_listens(
 ) -> None:
     service = build_service(settings(listen=(LOOPBACK, LOOPBACK)), reactor)
     endpoint = SlowEndpoint()
-    service.listeners[1]._wanted = Listening(endpoint)  # type: ignore[arg-type]
+    service.listeners[1]._endpoint = endpoint  # type: ignore[assignment]
     with managing(str(tmp_path / "notify")) as manager:
         service.notifier = Notifier(reactor, service.describe, address=manager.address)
         service.startService()
@@ -220,7 +219,7 @@ async def test_an_endpoint_that_fails_late_stops_the_daemon(log: Log) -> None:
     service = build_service(settings(), reactor)
     stoppable, endpoint = StoppableReactor(), SlowEndpoint()
     service.reactor = stoppable  # type: ignore[assignment]
-    service.listeners[0]._wanted = Listening(endpoint)
+    service.listeners[0]._endpoint = endpoint  # type: ignore[assignment]
     service.privilegedStartService()
     assert not stoppable.stopped
     endpoint.listening.errback(OSError(errno.EADDRINUSE, "x"))

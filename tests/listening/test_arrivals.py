@@ -320,7 +320,7 @@ async def test_a_socket_without_a_file_says_that_it_cannot_refuse(
         given = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "given"}
         inherited = InheritedSockets(given, os.dup(abstract.fileno()))
         wanted = parse_listen(reactor, "systemd:name=given", inherited)
-        made.listener._wanted = wanted
+        made.listener._endpoint = wanted.endpoint
         await made.listener.listen()
         made.change("refuse")
         said = log.take_errors()[0]

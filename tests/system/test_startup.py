@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -724,6 +725,27 @@ def test_no_client_that_is_forwarded_waits_for_an_import(daemon: Start) -> None:
         assert receive(connection, len(BANNER)) == BANNER
     running.wait_for("Disconnected from")
     assert imported_by(running) - before == set()
+
+
+def test_each_kind_of_listener_serves_after_a_chroot(
+    daemon: Start, certificate: Path, tmp_path: Path
+) -> None:
+    needs_root("change the root")
+    (tmp_path / "root" / "dev").mkdir(parents=True)
+    os.mknod(tmp_path / "root" / "dev" / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    running = daemon(
+        *("--framing=line", "--listen=tcp6:0", "--listen=unix:/socket"),
+        f"--listen=tls:0:certificate={certificate}",
+        f"--listen=proxy:tls:0:certificate={certificate}",
+        options=[f"--chroot={tmp_path}/root"],
+        executed=True,
+    )
+    _, encrypted, proxied = map(int, running.wait_for(r"starting on (\d+)$", 3))
+    for port, header in ((encrypted, b""), (proxied, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")):
+        clear = connect(port)
+        clear.sendall(header)
+        with client_context().wrap_socket(clear) as connection:
+            converse(connection)
 
 
 def test_no_client_of_a_worker_waits_for_an_import_that_a_first_request_needs(
