@@ -2,13 +2,14 @@
 
 The supervisor binds them once, keeps them for life, and gives each worker its own:
 
-* A TCP port has a socket for each worker (SO_REUSEPORT): the kernel draws one for each client. The
-  first is bound without that option, so that a port of another daemon, even of the same user's, is
-  an error, and is not shared in silence.
+* A TCP port has a socket for each worker (SO_REUSEPORT): the kernel draws one for each client. One
+  more is bound before, without that option, so that a port of another daemon, even of the same
+  user's, is an error, and is not shared in silence.
 * A UNIX socket, or a socket from systemd, has one queue: all workers accept from it.
 
 A worker that dies leaves its socket, with the clients that wait there, to its successor. The
-processes that accept do so through duplicates: no client is reset before the last is closed.
+processes that accept do so through duplicates: no client is reset before the last is closed. While
+its successors cannot start, the socket is withdrawn, so that no client waits there for ever.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IStreamServerEndpoint
 
@@ -54,6 +55,7 @@ class SharedSockets:
         self._sockets: list[socket.socket] = []
         # For each worker.
         self._shares: list[list[int]] = []
+        self._withdrawn: set[int] = set()
 
     def bind(self) -> None:
         """Bind and listen.
@@ -75,6 +77,24 @@ class SharedSockets:
     def descriptors_of(self, number: int) -> Sequence[int]:
         """Return the descriptors for the worker with this number, from 1 on."""
         return self._shares[number - 1]
+
+    def withdraw(self, number: int) -> None:
+        """Reset the clients that wait for one worker alone, and let the others have the next ones.
+
+        Args:
+            number: the worker's, from 1 on.
+        """
+        if isinstance(self._endpoint, TCPEndpoint):
+            with contextlib.suppress(OSError):  # this system cannot: they wait on
+                self._sockets[number - 1].shutdown(socket.SHUT_RD)
+                self._withdrawn.add(number)
+
+    def restore(self, number: int) -> None:
+        """Let a worker have clients again, after `withdraw`."""
+        if number in self._withdrawn:
+            self._withdrawn.remove(number)
+            assert isinstance(self._endpoint, TCPEndpoint)
+            self._sockets[number - 1].listen(self._endpoint.backlog)
 
     @property
     def end_with_service(self) -> bool:
@@ -110,25 +130,34 @@ def _reusing(endpoint: TCPEndpoint, count: int) -> list[socket.socket]:
         flags=socket.AI_PASSIVE,
     )
     address = found[0][4]
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo, _bound(family, address, shared=False) as first:
+        # A worker's socket has to name its port: one that was drawn is lost by `withdraw`.
+        address = (address[0], first.getsockname()[1], *address[2:])
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made = []
-        for number in range(count):
-            one = socket.socket(family, socket.SOCK_STREAM)
-            undo.callback(one.close)
-            one.setblocking(False)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if number:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            one.bind(address)
-            # Not before: the first must not share the port of another daemon.
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            address = (address[0], one.getsockname()[1], *address[2:])
-            made.append(one)
+        for _ in range(count):
+            made.append(_bound(family, address, shared=True))
+            undo.callback(made[-1].close)
         for one in made:
             one.listen(endpoint.backlog)
         undo.pop_all()
+    return made
+
+
+def _bound(family: int, address: Any, *, shared: bool) -> socket.socket:
+    """Return a socket that is bound to an address, alone or with others that share it."""
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
     return made
 
 

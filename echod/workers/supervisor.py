@@ -76,6 +76,9 @@ TURN = 0.02
 # A worker that has served for this long, in seconds, has not failed to start.
 PROVEN = 1.0
 
+# While the successor of a worker waits for longer, in seconds, the others have its clients.
+LONG_WAIT = 1.0
+
 # How often the heartbeats are looked at, in seconds.
 LOOK = 0.5
 
@@ -340,6 +343,8 @@ class Supervisor(Service):
         sockets = [one.descriptors_of(seat.number) for _, one in self._listeners]
         seat.next = child
         self._children.add(child)
+        for _, shared in self._listeners:
+            shared.restore(seat.number)
         try:
             if self._table is None:
                 self._table = AdmissionTable.create(self._blocks)
@@ -475,6 +480,10 @@ class Supervisor(Service):
         delay = backoff(seat.failures)
         if why:
             when = f"in {delay:g} s" if delay else "now"
+            if delay > LONG_WAIT and any(each.child for each in self._seats):
+                when += ", and the others have its clients"
+                for _, shared in self._listeners:
+                    shared.withdraw(seat.number)
             log.error("{why}; its successor starts {when}", why=escape(why), when=when)
         if delay:
             seat.later = self.reactor.callLater(delay, self._start, seat)

@@ -203,6 +203,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
     },
     "Workers": {
         170: "A worker is killed, or ended, with `--workers`",
+        217: "A worker dies, and its successor cannot start",
         171: "A worker ends again and again, or none can start",
         172: "A worker stands still",
         173: "The supervisor dies, or a signal reaches every process",

@@ -81,6 +81,29 @@ def test_workers_may_be_ended_under_load(daemon: Start, tmp_path: Path, scale: S
     assert load.closed <= THREADS * number(ci=20, soak=200)
 
 
+def test_the_others_have_the_clients_of_a_worker_that_cannot_start_again(
+    daemon: Start, tmp_path: Path
+) -> None:
+    """Fault 217: Clients do not wait for it: the other workers serve them until it can start."""
+    running = started(daemon, tmp_path)
+    (tmp_path / "broken").touch()
+    killed = served_by(running)[1]
+    os.kill(killed, signal.SIGKILL)
+    running.wait_for("and the others have its clients", patience=START)
+    for _ in range(20):
+        with connect(running) as client:
+            assert ask(client) == served_by(running)[2]
+    (tmp_path / "broken").unlink()
+    successor = wait_until_served(running, 3)[1]
+    assert successor != killed
+
+    def is_served_by_it() -> bool:
+        with connect(running) as client:
+            return ask(client) == successor
+
+    block_until(is_served_by_it)
+
+
 def test_the_draw_of_a_worker_is_fair(daemon: Start, tmp_path: Path) -> None:
     """Bursts of 50 connections; a fair draw differs by less than this, in all but one run of 10^6
     (1,000 connections), or as the kernel's hash allows (8,000).

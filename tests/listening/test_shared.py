@@ -13,6 +13,7 @@ import pytest
 from echod.listening.endpoints import ListenError, parse_listen
 from echod.listening.shared import PassedSockets, SharedSockets
 from tests.support.reactor import reactor
+from tests.support.waiting import PATIENCE
 
 
 def shared(text: str, count: int = 2) -> SharedSockets:
@@ -32,6 +33,40 @@ def test_each_worker_has_a_socket_of_its_own_on_one_port(text: str) -> None:
                 ports.add(opened.getsockname()[1])
                 assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         assert ports == {sockets.port}
+
+
+def has_clients(descriptor: int) -> bool:
+    """Accept all the clients that wait; return whether there was one."""
+    found = False
+    with (
+        socket.socket(fileno=os.dup(descriptor)) as listening,
+        contextlib.suppress(OSError),
+    ):
+        listening.setblocking(False)
+        while True:
+            listening.accept()[0].close()
+            found = True
+    return found
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_others_have_the_clients_of_a_socket_that_is_withdrawn(number: int) -> None:
+    sockets = shared("tcp:0:interface=127.0.0.1")
+    with contextlib.closing(sockets), contextlib.ExitStack() as clients:
+        sockets.bind()
+        (own,), (other,) = (sockets.descriptors_of(each) for each in (number, 3 - number))
+        place = ("127.0.0.1", sockets.port)
+
+        def connect() -> None:
+            for _ in range(40):
+                clients.enter_context(socket.create_connection(place, PATIENCE))
+
+        sockets.withdraw(number)
+        connect()
+        assert (has_clients(own), has_clients(other)) == (False, True)
+        sockets.restore(number)
+        connect()
+        assert (has_clients(own), has_clients(other)) == (True, True)
 
 
 def test_a_port_that_another_daemon_shares_among_its_workers_is_in_use() -> None:
