@@ -90,11 +90,15 @@ class SharedSockets:
                 self._withdrawn.add(number)
 
     def restore(self, number: int) -> None:
-        """Let a worker have clients again, after `withdraw`."""
+        """Let a worker have clients again, after `withdraw`.
+
+        Raises:
+            OSError: the system refuses that for now.
+        """
         if number in self._withdrawn:
-            self._withdrawn.remove(number)
             assert isinstance(self._endpoint, TCPEndpoint)
             self._sockets[number - 1].listen(self._endpoint.backlog)
+            self._withdrawn.remove(number)
 
     @property
     def end_with_service(self) -> bool:

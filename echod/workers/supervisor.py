@@ -343,9 +343,9 @@ class Supervisor(Service):
         sockets = [one.descriptors_of(seat.number) for _, one in self._listeners]
         seat.next = child
         self._children.add(child)
-        for _, shared in self._listeners:
-            shared.restore(seat.number)
         try:
+            for _, shared in self._listeners:
+                shared.restore(seat.number)
             if self._table is None:
                 self._table = AdmissionTable.create(self._blocks)
             if not self._free_blocks:
