@@ -58,6 +58,9 @@ _ALONE = re.compile(r"((?:\w+=\S* )*)((?:\S*/)?(?:twistd|echod)(?: [^|&;<>()`\n]
 # It says to a program that it is to wait.
 _FORKED = "ECHOD_PAGE_FORKED"
 
+# How long a server that listens may go on to start, in seconds: later it works for its clients.
+SETTLES = 2.0
+
 # In place of a program: it waits until the program is forked, or else executes it.
 _WAITS = f"""\
 #!/bin/sh
@@ -257,9 +260,14 @@ class Terminal:
         # curl shows how far it is where its output is no terminal.
         (scratch / ".curlrc").write_text("silent\nshow-error\n")
 
-    def until(self, condition: Callable[[], object]) -> bool:
-        """Wait until `condition()` holds; return whether it does in time."""
-        deadline = time.monotonic() + self.patience
+    def until(self, condition: Callable[[], object], patience: float | None = None) -> bool:
+        """Wait until `condition()` holds; return whether it does in time.
+
+        Args:
+            condition: returns whether it holds.
+            patience: for how long, in seconds; None: as long as the reader waits.
+        """
+        deadline = time.monotonic() + (self.patience if patience is None else patience)
         # The table of this machine's connections may be large.
         pause = 0.005 if self._network.within else 0.05
         while not condition():
@@ -289,6 +297,8 @@ class Terminal:
             self.interrupt(command)
             raise TimeoutError(f"it has neither ended nor begun to listen in {self.patience} s")
         if not command.ended:
+            # It may have further sockets, which come right behind the first.
+            self.until(self._is_at_rest, SETTLES)
             self.server = command
         elif _OF_THE_SHELL.match(text):
             self._shell.append(text)
@@ -412,6 +422,10 @@ class Terminal:
         for command in self._started:
             command.process.wait()
 
+    def _is_at_rest(self) -> bool:
+        """Return whether all of this page's processes wait for something."""
+        return not any(_state_of(process) in ("R", "D") for process in self._left())
+
     def _left(self) -> list[int]:
         """Return this page's processes: they have its mark in their environment, or its network.
 
@@ -446,9 +460,15 @@ def _has_begun(process: subprocess.Popen[bytes]) -> bool:
 
 def _state(process: subprocess.Popen[bytes]) -> str:
     """Return the letter of the state of a process: T if it has stopped, Z if it has ended."""
-    if process.poll() is not None:
+    return "Z" if process.poll() is not None else _state_of(process.pid)
+
+
+def _state_of(process: int) -> str:
+    """Return the letter of the state of a process that has this number; Z if there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         return "Z"
-    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _words(path: Path) -> list[str]:

@@ -59,6 +59,27 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     )
 
 
+def test_a_server_that_listens_may_go_on_to_start(run: Run) -> None:
+    tool("nc")
+    slow = """
+import socket
+with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+    first.bind("first")
+    first.listen()
+    sum(range(10_000_000))
+    second.bind("second")
+    second.listen()
+    second.accept()
+"""
+    assert (
+        run(
+            f"<!-- file: slow.py -->\n```python{slow}```\n\n"
+            "```\n$ python slow.py\n```\n\n```\n$ nc -NU second < /dev/null\n```\n"
+        )
+        == []
+    )
+
+
 def test_a_page_that_is_right_has_no_differences(run: Run) -> None:
     assert run("```\n$ printf 'a\\nb\\n'\na\nb\n$ true\n```\n\n```python\nprint()\n```\n") == []
 
