@@ -100,10 +100,14 @@ class Daemon:
     def wait_for(self, pattern: str, count: int = 1, patience: float = PATIENCE) -> list[str]:
         """Wait until `count` lines match `pattern`; return their first groups, or the matches."""
         found: list[str] = []
+        searched = 0
 
         def is_there() -> bool:
-            matches = [match for line in self.lines if (match := re.search(pattern, line))]
-            found[:] = [match[1] if match.re.groups else match[0] for match in matches]
+            nonlocal searched
+            fresh = self.lines[searched:]
+            searched += len(fresh)
+            matches = [match for line in fresh if (match := re.search(pattern, line))]
+            found.extend(match[1] if match.re.groups else match[0] for match in matches)
             return len(found) >= count
 
         with self._changed:
