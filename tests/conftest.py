@@ -165,7 +165,7 @@ def _warm() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(request: pytest.FixtureRequest, log: Log) -> Iterator[None]:
+def nothing_left_behind(log: Log) -> Iterator[None]:
     """Fail a test that leaves an error in the log, a descriptor, a thread or a delayed call."""
     before = _descriptors(), set(threading.enumerate()), set(reactor.getDelayedCalls())
     yield
