@@ -6,8 +6,9 @@ log line and its TLS. Guarantees, besides those of `echod.connections.twisted_pr
 * Either side's end of stream is passed on by itself, after all that came before it; the other
   direction goes on.
 * Each side pauses the other while it does not keep up.
-* A reset is passed on as a reset. An upstream that cannot be reached resets the client, and says
-  why in one line of the log.
+* A reset is passed on as a reset; behind an end of stream, which says that nothing is missing, as
+  a close, after all that came before. An upstream that cannot be reached resets the client, and
+  says why in one line of the log.
 * The client is not read while its upstream is being connected.
 
 It imports TLS and `echod.dialling` once it is used: the table of built-in handlers imports it.
@@ -261,16 +262,16 @@ class ForwardProtocol(Protocol):
         """Pass the end of the upstream's connection on: a reset as a reset."""
         if self._over:
             return
-        if reason.check(ConnectionDone):
-            self._end()
-            self.transport.loseConnection()
-            return
-        if self._ready:
-            self._log(_lost, _told(reason))
-            self._end()
-            self.transport.abortConnection()
-        else:
+        if not self._ready and not reason.check(ConnectionDone):
             self._give_up(_told(reason))
+            return
+        if not reason.check(ConnectionDone):
+            self._log(_lost, _told(reason))
+        self._end()
+        if self._upstream_ended or reason.check(ConnectionDone):
+            self.transport.loseConnection()
+        else:
+            self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._over:
@@ -279,7 +280,7 @@ class ForwardProtocol(Protocol):
         self._end()
         if stream is None:
             return
-        if reason.check(ConnectionDone):
+        if self._client_ended or reason.check(ConnectionDone):
             stream.loseConnection()
         else:
             write_now(stream)

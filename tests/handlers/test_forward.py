@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -34,8 +35,10 @@ from tests.support.serving import (
     Server,
     Talker,
     eventually,
+    in_thread,
     server_by,
     server_context,
+    turns,
 )
 
 BIG = 1_000_000
@@ -234,6 +237,87 @@ async def test_a_clients_reset_is_a_reset_to_the_upstream(certificate: Path) -> 
         await eventually(lambda: served.reason is not None)
         assert not served.ended
         assert not served.reason.check(type(connectionDone.value))
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The forwarded connections."""
+    made: list[Any] = []
+    build = Forward.buildProtocol
+
+    def build_and_note(self: Forward, addr: Any) -> Any:
+        made.append(build(self, addr))
+        return made[-1]
+
+    monkeypatch.setattr(Forward, "buildProtocol", build_and_note)
+    return made
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_client_gets_all_of_an_upstream_that_ends_and_then_resets(
+    certificate: Path, built: list[Any], log: Log
+) -> None:
+    """Fault 152: A reset behind the end of its stream loses nothing that came before."""
+    data = os.urandom(2 * BIG)
+    async with upstream() as up, forwarding(certificate, to=up.to) as server:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", server.number))
+            client.setblocking(False)
+            served = await up.accepted()
+            served.transport.write(data)
+            served.transport.loseWriteConnection()
+            got = bytearray()
+            while not built[0]._upstream_ended:
+                await eventually(lambda: readable(client))
+                got += client.recv(65536)
+                await turns(3)
+            served.transport.abortConnection()
+            await eventually(lambda: served.reason)
+            client.send(b"more")  # only a write finds the reset behind an end
+            await eventually(lambda: log.text.count("has broken off for 127.0.0.1:"))
+            while len(got) < len(data):
+                await eventually(lambda: readable(client))
+                got += client.recv(BIG) or pytest.fail(f"{len(data) - len(got)} are lost")
+            assert got == data
+            await eventually(lambda: readable(client))
+            assert client.recv(1) == b""
+        await eventually(lambda: not server.factory.connections)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_upstream_gets_all_of_a_client_that_ends_and_then_resets(
+    certificate: Path, built: list[Any]
+) -> None:
+    """Fault 152: A reset behind the end of its stream loses nothing that came before."""
+    data = os.urandom(2 * BIG)
+    async with upstream() as up, forwarding(certificate, to=up.to) as server:
+        with socket.create_connection(("127.0.0.1", server.number)) as client:
+            served = await up.accepted()
+            served.transport.pauseProducing()
+            served.transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+
+            def send() -> None:
+                client.sendall(data)
+                client.shutdown(socket.SHUT_WR)
+
+            sent = in_thread(send)
+            while not built[0]._client_ended:
+                served.transport.resumeProducing()
+                await turns(1)
+                served.transport.pauseProducing()
+                await turns(3)
+            await sent
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await eventually(lambda: not server.factory.connections)
+        served.transport.resumeProducing()
+        await eventually(lambda: served.ended or served.reason)
+        assert served.data == data
+        assert served.ended
+
+
+def readable(client: socket.socket) -> bool:
+    return bool(select.select([client], [], [], 0)[0])
 
 
 @pytest.mark.parametrize("way", WAYS)
