@@ -262,13 +262,14 @@ class ForwardProtocol(Protocol):
         """Pass the end of the upstream's connection on: a reset as a reset."""
         if self._over:
             return
-        if not self._ready and not reason.check(ConnectionDone):
+        is_clean = reason.check(ConnectionDone)
+        if not (is_clean or self._ready):
             self._give_up(_told(reason))
             return
-        if not reason.check(ConnectionDone):
+        if not is_clean:
             self._log(_lost, _told(reason))
         self._end()
-        if self._upstream_ended or reason.check(ConnectionDone):
+        if is_clean or self._upstream_ended:
             self.transport.loseConnection()
         else:
             self.transport.abortConnection()

@@ -355,23 +355,22 @@ class TLSConnection(StackedTransport, TLSLayer):
                 until += FULL
         while self._reading and not self._input_over:
             content, behind = self._next_content(content)
-            if not content:
-                pass
-            elif receive is None:
-                self.protocol.dataReceived(content)
-            else:
-                self.received += len(content)
-                receive(content)
-            if behind is not None:
-                if parts:
-                    self._seal()
-                self._read_nothing(behind)
+            if content:
+                if receive is None:
+                    self.protocol.dataReceived(content)
+                else:
+                    self.received += len(content)
+                    receive(content)
+            elif behind is None:
+                break  # the next record is not complete
+            if behind is None and not (incoming.pending or self._rest):
                 break
-            if not (incoming.pending or self._rest):
-                break
-            content = None
             if parts:
                 self._seal()
+            if behind is not None:
+                self._read_nothing(behind)
+                break
+            content = None
             if seconds() >= until:
                 if share is None:
                     share = turns.shares.get(self) or Share(turns, self, begun)
@@ -394,23 +393,22 @@ class TLSConnection(StackedTransport, TLSLayer):
             returned or raised behind it: none for the peer's end, an error, or None.
         """
         if content is not None and len(content) < RECORD:
-            return content, None if content else content
+            return content, None if content else b""
         incoming, read, rest = self._incoming, self._read, self._rest
         records = [] if content is None else [content]
         behind: bytes | OSError | None = None
+        is_cut = False
         while len(records) < TOGETHER:
-            if not incoming.pending:
+            if is_cut or not incoming.pending:
                 if not rest:
                     break
                 incoming.write(rest[:MOST])
                 rest = rest[MOST:]
+                is_cut = False
             try:
                 content = read(RECORD)
-            except ssl.SSLWantReadError:  # the record is cut
-                if not rest:
-                    break
-                incoming.write(rest[:MOST])
-                rest = rest[MOST:]
+            except ssl.SSLWantReadError:
+                is_cut = True
                 continue
             except OSError as error:
                 behind = error
