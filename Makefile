@@ -4,8 +4,8 @@
 PYTHON ?= python3
 PORT = 8888
 SOAK_HOURS = 8
-# Three for each of two processors: half of the time tests wait. Each of them imports all tests.
-WORKERS = 6
+# Four for each of two processors: half of the time tests wait. Each of them imports all tests.
+WORKERS = 8
 
 # For install-service: the folders of the program, of systemd's units, and of the settings.
 PREFIX = /opt/echod

@@ -1,6 +1,6 @@
 """Workers of pytest side by side, and the tests that run when no other does.
 
-`make test` begins six workers, with `-n 6`: many tests wait for something, such as a time-out,
+`make test` begins eight workers, with `-n 8`: many tests wait for something, such as a time-out,
 and others have the processors meanwhile. Each worker takes a part of the tests, file by file; one
 that has done its own takes from another. Without `-n` all tests run in one process. A test that is
 marked `alone` waits until no other runs, in any worker or any other pytest of this folder, and
