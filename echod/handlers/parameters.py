@@ -24,6 +24,13 @@ NUMBERS: Mapping[object, str] = {
     int: r"[+-]?[0-9]+",
     float: r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?",
 }
+# How an error says that the values of a type are written.
+_WRITTEN: Mapping[object, str] = {
+    int: "a whole number, as in 65536",
+    float: "a number, as in 90 or 0.5",
+    bool: "true or false",
+    bytes: r"text in which \n, \r, \t, \\ and \x1b are escapes",
+}
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 # Annotations of a base class's constructor may still be text.
@@ -149,7 +156,9 @@ def convert(text: str, parameter: inspect.Parameter) -> object:
                 raise ValueError
             return int(text) if wanted is int else float(text)
     except (ValueError, KeyError):
-        raise Unconvertible(f"{shown} is not of type {_named(wanted)}") from None
+        raise Unconvertible(
+            f"{shown} is not of type {_named(wanted)}: write {_WRITTEN[wanted]}"
+        ) from None
     return text
 
 

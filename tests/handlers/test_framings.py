@@ -238,10 +238,16 @@ INTERFACE = "(see echod.Framing)"
             "line:max_message=5:delimiter=x",
             "arguments are separated by commas: line:max_message=5,",
         ),
-        ("line:max_message=many", "line: max_message=many is not of type int"),
+        (
+            "line:max_message=64k",
+            "line: max_message=64k is not of type int: write a whole number, as in 65536",
+        ),
         ("line:max_message=0", "line: max_message is a number from 1 to 2147483647, not 0"),
         ("line:delimiter=", "line: a delimiter has at least one byte"),
-        (r"line:delimiter=\x1", r"line: delimiter=\x1 is not of type bytes"),
+        (
+            r"line:delimiter=\x1",
+            r"line: delimiter=\x1 is not of type bytes: write text in which \n, \r, \t, \\ and \x1b",
+        ),
         ("fixed", "fixed needs the argument 'size': fixed:size=..."),
         (
             "fixed:2",

@@ -198,13 +198,19 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
             )
             for wrong in (":", ";", "&", " ", ": ")
         ),
-        ("count:start=soon", "count: start=soon is not of type int"),
+        ("count:start=soon", "count: start=soon is not of type int: write a whole number, as in 6"),
         ("count:start=1_0", "count: start=1_0 is not of type int"),
         ("count:start=\u0967", "is not of type int"),
         ("users_handlers:tag:name=n,rate=nan", "rate=nan is not of type float"),
-        ("users_handlers:tag:name=n,rate=1_0", "rate=1_0 is not of type float"),
+        (
+            "users_handlers:tag:name=n,rate=1_0",
+            "rate=1_0 is not of type float: write a number, as in 90 or 0.5$",
+        ),
         ("count:start=" + "9" * 5000, r"start=9{57}\.\.\. is not of type int"),
-        ("users_handlers:Inner.shout:loud=perhaps", "loud=perhaps is not of type bool"),
+        (
+            "users_handlers:Inner.shout:loud=perhaps",
+            "loud=perhaps is not of type bool: write true or false$",
+        ),
         ("users_handlers:tag", "needs the argument 'name': users_handlers:tag:name=..."),
         (
             "users_handlers:deaf",
