@@ -156,6 +156,10 @@ class EchoFactory(Factory):
         self.journal = journal
         self._mistakes = mistakes
         if faults is not None:
+            # Now, because after a chroot it is too late.
+            from echod.connections.faulty import FaultyConnection  # rarely needed
+
+            self._faulty = FaultyConnection
             self.metrics.faults.update(dict.fromkeys(faults.names, 0))
         self._sweeper: Sweeper[Owned] = Sweeper(lambda: self.reactor, 0)
         self.connections = self._sweeper.members
@@ -317,9 +321,7 @@ class EchoFactory(Factory):
         if self._faults is not None:
             chosen = self._faults.choose(getattr(peer, "host", ""))
             if chosen is not None:
-                from echod.connections.faulty import FaultyConnection  # rarely needed
-
-                return FaultyConnection(protocol, chosen, self)
+                return self._faulty(protocol, chosen, self)
         return protocol
 
     def _proxied(self, address: ProxiedAddress) -> ConnectionProtocol:

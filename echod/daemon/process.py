@@ -7,6 +7,7 @@ The only module that touches global state: the reactor, the environment, `sys.pa
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -190,8 +191,6 @@ def prepare_service(
     if not starting and twistd.get("pidfile") == checks.PIDFILE:
         twistd = {**twistd, "pidfile": ""}
     take_precautions(twistd)
-    if twistd.get("chroot"):
-        import encodings.idna  # noqa: F401 - with it Python looks up the first name of a host
     _import_from_current_directory()
     show_start_errors_in_one_line()
     choose_reactor.follow_the_monotonic_clock(reactor)
@@ -202,12 +201,24 @@ def prepare_service(
         )
     except UserError as error:
         raise SystemExit(f"echod: {options.placed(str(error))}") from None
+    if twistd.get("chroot"):
+        _import_what_comes_late(service)
     if service.authority is not None and os.geteuid() == ROOT:
         service.authority.owner = twistd.get("uid")
     danger = checks.refusal_of_programs(twistd, uid=os.geteuid())
     if danger and service.handler.kind is Kind.PROGRAM:
         raise SystemExit(f"echod: --handler: {danger}")
     return service
+
+
+def _import_what_comes_late(service: EchoService) -> None:
+    """Import what Python and cryptography import when they first use it."""
+    import encodings.ascii  # of certificates with mistakes
+    import encodings.idna  # noqa: F401 - of the name of a host
+
+    if service.authority is not None:
+        with contextlib.suppress(UserError):  # it comes again with a fault that needs it
+            service.authority.get_mistakes().certificate  # noqa: B018
 
 
 def teller_of(options: Options, reactor: Reactor) -> Callable[[UserError], object]:

@@ -246,7 +246,7 @@ INTERFACE = "(see echod.Framing)"
         ("line:delimiter=", "line: a delimiter has at least one byte"),
         (
             r"line:delimiter=\x1",
-            r"line: delimiter=\x1 is not of type bytes: write text in which \n, \r, \t, \\ and \x1b",
+            r"line: delimiter=\x1 is not of type bytes: write text in which \n, \r, \t, \\ and ",
         ),
         ("fixed", "fixed needs the argument 'size': fixed:size=..."),
         (

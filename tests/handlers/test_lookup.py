@@ -198,7 +198,10 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
             )
             for wrong in (":", ";", "&", " ", ": ")
         ),
-        ("count:start=soon", "count: start=soon is not of type int: write a whole number, as in 6"),
+        (
+            "count:start=soon",
+            "count: start=soon is not of type int: write a whole number, as in 6",
+        ),
         ("count:start=1_0", "count: start=1_0 is not of type int"),
         ("count:start=\u0967", "is not of type int"),
         ("users_handlers:tag:name=n,rate=nan", "rate=nan is not of type float"),

@@ -52,6 +52,16 @@ def handlers(tmp_path: Path) -> Callable[[str], int]:
     return (tmp_path / "served.py").write_text
 
 
+@pytest.fixture
+def new_root(tmp_path: Path) -> Path:
+    """A folder without modules, which a daemon can change its root to."""
+    needs_root("change the root")
+    root = tmp_path / "root"
+    (root / "dev").mkdir(parents=True)
+    os.mknod(root / "dev" / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    return root
+
+
 # Its output.
 
 
@@ -728,24 +738,37 @@ def test_no_client_that_is_forwarded_waits_for_an_import(daemon: Start) -> None:
 
 
 def test_each_kind_of_listener_serves_after_a_chroot(
-    daemon: Start, certificate: Path, tmp_path: Path
+    daemon: Start, certificate: Path, new_root: Path
 ) -> None:
-    needs_root("change the root")
-    (tmp_path / "root" / "dev").mkdir(parents=True)
-    os.mknod(tmp_path / "root" / "dev" / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     running = daemon(
         *("--framing=line", "--listen=tcp6:0", "--listen=unix:/socket"),
         f"--listen=tls:0:certificate={certificate}",
         f"--listen=proxy:tls:0:certificate={certificate}",
-        options=[f"--chroot={tmp_path}/root"],
+        "--listen=badtls:0",
+        options=[f"--chroot={new_root}"],
         executed=True,
     )
-    _, encrypted, proxied = map(int, running.wait_for(r"starting on (\d+)$", 3))
-    for port, header in ((encrypted, b""), (proxied, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")):
+    _, encrypted, proxied, bad = map(int, running.wait_for(r"starting on (\d+)$", 4))
+    header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
+    for port, ahead in ((encrypted, b""), (proxied, header), (bad, b"")):
         clear = connect(port)
-        clear.sendall(header)
+        clear.sendall(ahead)
         with client_context().wrap_socket(clear) as connection:
             converse(connection)
+
+
+def test_wrong_certificates_are_served_after_a_chroot(
+    daemon: Start, certificate: Path, new_root: Path
+) -> None:
+    running = daemon(
+        *("--framing=line", f"--listen=tls:0:certificate={certificate}"),
+        "--fault=wrong-certificate:ca=/ca.pem",
+        options=[f"--chroot={new_root}"],
+        executed=True,
+    )
+    with client_context().wrap_socket(connect(running)) as connection:
+        converse(connection)
+    assert (new_root / "ca.pem").is_file()
 
 
 def test_no_client_of_a_worker_waits_for_an_import_that_a_first_request_needs(
