@@ -60,16 +60,25 @@ class AdmissionTable:
         """
         self.descriptor = descriptor
         self._blocks = blocks
-        self._map = mmap.mmap(descriptor, 4 * blocks * _BLOCK)
+        self._map = mmap.mmap(descriptor, self.size(blocks))
         self.counters = memoryview(self._map).cast("I")
         self._numbered = memoryview(self._map).cast("Q")[_NUMBERED // 2 :: _BLOCK // 2]
 
     @classmethod
     def create(cls, blocks: int) -> AdmissionTable:
-        """Make a new one, with nothing counted."""
+        """Make a new one, with nothing counted.
+
+        Raises:
+            OSError: the system has no memory for it, or allows no file of its size.
+        """
         descriptor = os.memfd_create("echod-limits")
-        os.ftruncate(descriptor, 4 * blocks * _BLOCK)
+        os.ftruncate(descriptor, cls.size(blocks))
         return cls(descriptor, blocks)
+
+    @staticmethod
+    def size(blocks: int) -> int:
+        """Return how many bytes it takes for so many processes."""
+        return 4 * blocks * _BLOCK
 
     def numbers(self, block: int) -> Iterator[int]:
         """Yield the numbers of the connections of a process, all higher than those given before.

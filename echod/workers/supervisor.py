@@ -246,10 +246,12 @@ class Supervisor(Service):
         that cannot start can be mended.
 
         Raises:
-            StartError: none of them can, or a signal ends the start.
+            StartError: none of them can, there is no memory for their limits, or a signal ends the
+                start.
         """
         super().startService()
         count = len(self._seats)
+        self._make_table()
         log.info("Starting {count} {noun}", count=count, noun=plural(count, "worker", "workers"))
         if self.code_reload is None:
             self._start_and_wait()
@@ -259,6 +261,23 @@ class Supervisor(Service):
             self._start(seat)
         self.code_reload.start()
         self.reactor.callWhenRunning(self._when_running)
+
+    def _make_table(self) -> None:
+        try:
+            self._table = AdmissionTable.create(self._blocks)
+        except OSError as error:
+            self._close()
+            size = -(-AdmissionTable.size(self._blocks) >> 10)
+            why = (
+                f"the {size} KiB of memory in which workers count their connections cannot be "
+                f"made: {error.strerror}"
+            )
+            if error.errno == errno.EFBIG:
+                why += (
+                    "; raise the limit on the size of files: ulimit -f, or LimitFSIZE= in a unit"
+                )
+            log.critical("{why}", why=why)
+            raise StartError(why) from error
 
     def _start_and_wait(self) -> None:
         stopped: list[int] = []
@@ -341,13 +360,12 @@ class Supervisor(Service):
             "ends": [one.end_with_service for _, one in self._listeners],
         }
         sockets = [one.descriptors_of(seat.number) for _, one in self._listeners]
+        assert self._table is not None
         seat.next = child
         self._children.add(child)
         try:
             for _, shared in self._listeners:
                 shared.restore(seat.number)
-            if self._table is None:
-                self._table = AdmissionTable.create(self._blocks)
             if not self._free_blocks:
                 raise OSError(errno.EAGAIN, "too many of its predecessors drain")
             child.block = order["block"] = self._free_blocks.popleft()
@@ -356,7 +374,8 @@ class Supervisor(Service):
             self._children.discard(child)
             if "block" in order:
                 self._free_blocks.append(child.block)
-            child.state, child.why = "ended", f"worker {seat.number}: {error.strerror}"
+            child.state = "ended"
+            child.why = f"worker {seat.number} cannot be started: {error.strerror}"
             self._not_started(seat, child)
 
     # News of workers.

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import signal
+import socket
 import struct
 import sys
 from collections.abc import Iterator
@@ -116,6 +117,17 @@ class Supervision:
                 if not each.has_ended:
                     each.tell("beat")
             self.reactor.advance(LOOK)
+
+
+class Unwilling(socket.socket):
+    """A socket whose port another one listens on."""
+
+    refuses = True
+
+    def listen(self, backlog: int = 1) -> None:
+        if self.refuses:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        super().listen(backlog)
 
 
 class Make(Protocol):
@@ -316,9 +328,29 @@ def test_a_system_without_room_for_processes_is_the_reason(make: Make, log: Log)
     served = make(1)
     served.reactor.refusal = OSError(errno.EAGAIN, "no more processes")
     served.supervisor.privilegedStartService()
-    with pytest.raises(StartError, match="worker 1: no more processes"):
+    with pytest.raises(StartError, match="worker 1 cannot be started: no more processes"):
         served.supervisor.startService()
     assert errors(log)
+
+
+def test_without_memory_for_the_limits_the_start_says_what_to_do(
+    make: Make, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    def refuse(blocks: int) -> AdmissionTable:
+        raise OSError(errno.EFBIG, "File too large")
+
+    served = make(2)
+    served.supervisor.privilegedStartService()
+    monkeypatch.setattr(AdmissionTable, "create", refuse)
+    why = (
+        "the 3073 KiB of memory in which workers count their connections cannot be made: File too "
+        "large; raise the limit on the size of files: ulimit -f, or LimitFSIZE= in a unit"
+    )
+    with pytest.raises(StartError, match=f"^{re.escape(why)}$"):
+        served.supervisor.startService()
+    assert errors(log) == [why]
+    assert not served.sockets._sockets
+    assert not served.processes
 
 
 def test_one_worker_that_serves_is_enough_for_the_start(make: Make, log: Log) -> None:
@@ -527,7 +559,7 @@ def test_too_many_predecessors_that_drain_hold_a_successor_back(
     free.clear()
     two.processes[0].tell("draining")
     two.reactor.advance(MOMENT)
-    why = "worker 1: too many of its predecessors drain"
+    why = "worker 1 cannot be started: too many of its predecessors drain"
     assert errors(log)[0].startswith(why)
     assert len(two.processes) == 2
     free.extend(kept)
@@ -545,8 +577,26 @@ def test_starts_that_fail_use_up_no_room_for_later_ones(two: Supervision, log: L
     two.reactor.refusal = None
     two.pass_by(30)
     assert two.processes[2].orders[0]["number"] == 1
-    late = "worker 1: no more processes; its successor starts in 30 s"
+    late = "worker 1 cannot be started: no more processes; its successor starts in 30 s"
     assert set(errors(log)[1:]) >= {f"{late}, and the others have its clients"}
+
+
+def test_a_socket_that_cannot_listen_again_is_tried_with_the_next_successor(
+    two: Supervision, log: Log
+) -> None:
+    two.reactor.refusal = OSError(errno.EAGAIN, "no more processes")
+    two.processes[0].end(1)
+    two.pass_by(5)
+    assert "the others have its clients" in errors(log)[-1]
+    two.reactor.refusal = None
+    shared = two.sockets._sockets[0] = Unwilling(fileno=two.sockets._sockets[0].detach())
+    two.pass_by(10)
+    assert len(two.processes) == 2
+    assert errors(log)[-1].startswith("worker 1 cannot be started: Address already in use; its")
+    shared.refuses = False
+    two.pass_by(30)
+    assert two.processes[2].orders[0]["number"] == 1
+    assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
 
 def test_a_worker_that_drains_by_itself_has_a_successor_meanwhile(
