@@ -12,13 +12,24 @@ from __future__ import annotations
 import encodings.idna  # noqa: F401 - the look-up of a name would import it
 import ipaddress
 import re
+import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet import endpoints
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IProtocolFactory,
+    IReactorPluggableNameResolver,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.threads import deferToThreadPool
+from zope.interface import implementer
 
 from echod.errors import UserError
 from echod.text import clipped, quoted
@@ -82,9 +93,66 @@ class Destination:
         try:
             version = ipaddress.ip_address(self.host).version
         except ValueError:
-            return endpoints.HostnameEndpoint(reactor, self.host, self.port, timeout)
+            return _NamedEndpoint(reactor, self.host, self.port, timeout)
         endpoint = endpoints.TCP4ClientEndpoint if version == 4 else endpoints.TCP6ClientEndpoint
         return endpoint(reactor, self.host, self.port, timeout)
+
+
+@dataclass(frozen=True)
+@implementer(IStreamClientEndpoint)
+class _NamedEndpoint:
+    """Connects to a name, and fails at once if no thread can be started to look it up.
+
+    Twisted's endpoint would then neither connect nor fail.
+    """
+
+    reactor: Any
+    host: str
+    port: int
+    timeout: float
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self._connect(factory))
+
+    async def _connect(self, factory: IProtocolFactory) -> Any:
+        pool, kind = self.reactor.getThreadPool(), socket.SOCK_STREAM
+        try:
+            looking = deferToThreadPool(
+                self.reactor, pool, socket.getaddrinfo, self.host, self.port, 0, kind
+            )
+        except RuntimeError as error:  # at the system's limit, or the unit's
+            # Twisted would wait for it at the end of the process.
+            pool.threads[:] = [one for one in pool.threads if one.ident]
+            raise RuntimeError(
+                f"no thread can look up its name ({error}; see ulimit -u)"
+            ) from None
+        try:
+            found = await looking
+        except socket.gaierror:
+            found = []
+        named = _Named(self.reactor, [place for *_, place in found])
+        return await endpoints.HostnameEndpoint(named, self.host, self.port, self.timeout).connect(
+            factory
+        )
+
+
+@implementer(IReactorPluggableNameResolver, IHostnameResolver)
+class _Named:
+    """The reactor, where a name has the addresses that have been found."""
+
+    def __init__(self, reactor: Any, found: Sequence[tuple[Any, ...]]) -> None:
+        self._reactor = reactor
+        self._found = found
+        self.nameResolver = self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def resolveHostName(self, receiver: Any, *_: object, **__: object) -> None:  # type: ignore[override]
+        for host, port, *more in self._found:
+            kind = IPv6Address if more else IPv4Address
+            receiver.addressResolved(kind("TCP", host, port, *more))
+        receiver.resolutionComplete()
 
 
 class _Announced(TLSConnection):

@@ -17,6 +17,7 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from echod.connections.factory import EchoFactory
@@ -36,6 +37,7 @@ from tests.support.serving import (
     Talker,
     eventually,
     in_thread,
+    no_more_threads,
     server_by,
     server_context,
     turns,
@@ -365,6 +367,29 @@ async def test_an_upstream_that_is_gone_resets_the_client_and_the_log_says_why(
         await eventually(lambda: not server.factory.connections)
     assert log.text.count("Cannot forward ") == 1
     assert f" to {to}: connection refused" in log.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_that_no_thread_can_look_up_resets_the_client_and_the_log_says_why(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    pool = ThreadPool(0, 1)
+    pool.start()
+    monkeypatch.setattr(reactor, "getThreadPool", lambda: pool)
+    async with upstream() as up:
+        to = f"localhost:{up.port.getHost().port}"
+        async with forwarding(certificate, to=to) as server:
+            with no_more_threads():
+                client = await server.connect()
+                await client.until(lambda: client.reason is not None)
+            assert not client.clean
+            await eventually(lambda: not server.factory.connections)
+            _, served = await forwarded(server, up)
+            served.transport.loseConnection()
+    pool.stop()
+    why = "no thread can look up its name (can't start new thread; see ulimit -u)"
+    assert log.text.count("Cannot forward ") == 1
+    assert f" to {to}: {why}" in log.text
 
 
 @pytest_twisted.ensureDeferred
