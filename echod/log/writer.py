@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from echod.errors import UserError
+from echod.errors import NoThreadError
 from echod.log.sinks import Line, Sink
 
 # How many characters may wait to be written: some 8,000 lines, or a few seconds of a flood.
@@ -34,10 +34,6 @@ GATHER = 0.02
 
 # How long the end of the process may wait for the last lines, in seconds.
 LAST_WAIT = 0.5
-
-
-class NoThreadError(UserError):
-    """The system allows no thread for the log."""
 
 
 class LogWriter:
@@ -121,10 +117,7 @@ class LogWriter:
                 try:
                     thread.start()
                 except RuntimeError as error:  # at the system's limit, or the unit's
-                    raise NoThreadError(
-                        f"no thread can be started for the log ({error}): raise the limit, as by "
-                        "ulimit -u, or TasksMax= in a unit"
-                    ) from None
+                    raise NoThreadError("the log", error) from None
                 self._thread = thread
                 self.wake()
 

@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from echod.errors import NoThreadError
 from echod.log.sinks import DescriptorSink, Line
 
 # The descriptors of a worker.
@@ -147,6 +148,9 @@ class Link:
         Args:
             obey: is called with each order, in a thread.
             gone: is called once the supervisor has gone, in that thread.
+
+        Raises:
+            NoThreadError: the system allows no further thread.
         """
 
         def read() -> None:
@@ -155,14 +159,17 @@ class Link:
                     obey(json.loads(line))
             gone()
 
-        threading.Thread(target=read, name="echod-orders", daemon=True).start()
         self.start_writing()
+        _start_thread(read, "echod-orders")
 
     def start_writing(self) -> None:
-        """Start the thread that writes, unless it runs: from then on any thread may `send`."""
+        """Start the thread that writes, unless it runs: from then on any thread may `send`.
+
+        Raises:
+            NoThreadError: the system allows no further thread.
+        """
         if self._writer is None:
-            self._writer = threading.Thread(target=self._write, name="echod-news", daemon=True)
-            self._writer.start()
+            self._writer = _start_thread(self._write, "echod-news")
 
     def send(self, **message: object) -> None:
         """Tell the supervisor, in any thread once one writes; nothing waits for it."""
@@ -195,3 +202,12 @@ class Link:
         with contextlib.suppress(OSError):  # the supervisor has gone
             while view:
                 view = view[os.write(self._news, view) :]
+
+
+def _start_thread(work: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # at the system's limit, or the unit's
+        raise NoThreadError("the orders of the supervisor", error) from None
+    return thread

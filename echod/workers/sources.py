@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from traceback import walk_tb
 
+from echod.errors import NoThreadError
 from echod.user_code import is_users
 
 # How often a thread looks for modules that have been imported since, in seconds.
@@ -34,8 +35,15 @@ class Sources:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the thread: it tells the files of an import that does not end, too."""
-        threading.Thread(target=self._run, name="echod-sources", daemon=True).start()
+        """Start the thread: it tells the files of an import that does not end, too.
+
+        Raises:
+            NoThreadError: the system allows no further thread.
+        """
+        try:
+            threading.Thread(target=self._run, name="echod-sources", daemon=True).start()
+        except RuntimeError as error:  # at the system's limit, or the unit's
+            raise NoThreadError("--reload", error) from None
 
     def _run(self) -> None:
         while True:

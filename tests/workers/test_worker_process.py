@@ -776,6 +776,30 @@ def test_a_worker_that_cannot_start_says_why_and_ends_with_code_1(
 
 
 @pytest.mark.usefixtures("handlers_kept")
+@pytest.mark.parametrize("thread", ["echod-orders", "echod-news"])
+def test_a_worker_without_a_thread_for_its_link_says_what_to_do(
+    running: Running, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, thread: str
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(one: threading.Thread) -> None:
+        if one.name == thread:
+            raise RuntimeError("can't start new thread")
+        start(one)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    supervisor.order(**running.order(sockets=[]))
+    with pytest.raises(SystemExit) as caught:
+        main_with(monkeypatch, supervisor)
+    assert caught.value.code == 1
+    supervisor.link.finish(PATIENCE)
+    (told,) = supervisor.hear("failed")
+    assert told["why"].startswith(
+        "no thread can be started for the orders of the supervisor (can't"
+    )
+
+
+@pytest.mark.usefixtures("handlers_kept")
 def test_a_worker_imports_no_web_server_even_for_its_figures() -> None:
     """That would take a tenth of the time of its start, for which its clients wait."""
     code = (
