@@ -235,7 +235,17 @@ class LentTask(BothAwaited):
         if getattr(self.awaited, "_asyncio_future_blocking", False):
             # Only a task takes this mark of `await` away, and no other coroutine could await it.
             self.awaited._asyncio_future_blocking = False
-        self.task.add_done_callback(lambda task: arrived(_result_of(task)), context=Context())
+
+        def over(task: Task[object]) -> None:
+            result: object
+            try:
+                result = task.result()
+            except BaseException:
+                result = Failure()
+            arrived(result)
+            del task, result, self.task  # the traceback of an error has this frame and this object
+
+        self.task.add_done_callback(over, context=Context())
         self._open_gate()
 
     def end(self) -> None:
@@ -290,10 +300,3 @@ Idle = tuple[LentTask, LendableTask, Callable[..., object], int]
 
 def _ignore(failure: Failure) -> None:
     """Handle the error of a Deferred that was cancelled: no code waits for it."""
-
-
-def _result_of(task: Task[object]) -> object:
-    try:
-        return task.result()
-    except BaseException:
-        return Failure()

@@ -289,6 +289,11 @@ def message(message: bytes) -> bytes:
     fail(message)
 
 
+async def waiting(message: bytes) -> bytes:
+    await asyncio.sleep(0)
+    fail(message)
+
+
 async def streams(reader, writer):
     fail(await reader.read(5))
 
@@ -313,13 +318,14 @@ class Twisted(Protocol):
     [
         *(("message", model) for model in MODELS),
         ("conversation", "thread-per-connection"),
-        *((handler, "reactor") for handler in ("streams", "Asyncio", "Twisted")),
+        *((handler, "reactor") for handler in ("waiting", "streams", "Asyncio", "Twisted")),
+        ("waiting", "serial"),
     ],
 )
 def test_what_a_handler_that_raises_had_is_freed_at_the_end_of_its_connection(
     daemon: Start, tmp_path: Path, handler: str, model: str
 ) -> None:
-    if handler in ("streams", "Asyncio") and REACTOR == ["--reactor=epoll"]:
+    if handler in ("waiting", "streams", "Asyncio") and REACTOR == ["--reactor=epoll"]:
         not_here("such a handler is refused on this reactor")
     (tmp_path / "bulky.py").write_text(BULKY)
     running = daemon("--handler", f"bulky:{handler}", "--concurrency", model, "--no-banner")
