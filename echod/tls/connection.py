@@ -567,6 +567,9 @@ class TLSConnection(StackedTransport, TLSLayer):
         self._stop()
         self._set_timer(None)
         self.protocol.connectionLost(self._failure or reason)
+        # These lead back here, `_write` by an error's traceback: all would wait for the collector.
+        self.protocol = self._receiver = None
+        self._write = len
 
     def _stop(self) -> None:
         """Stop reading and writing."""

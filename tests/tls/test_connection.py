@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import ssl
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -1344,3 +1346,18 @@ def test_a_connection_that_ends_while_records_wait_leaves_nothing(
     wire.connection.connectionLost(Failure(ConnectionDone()))
     assert not wire.clock.getDelayedCalls()
     assert len(wire.work.order) == before
+
+
+@pytest.mark.parametrize("last", [b"", b"no record", b"\x17\x03\x03\x00\x20" + bytes(32)])
+def test_nothing_of_a_connection_waits_for_the_garbage_collector(wire: Wire, last: bytes) -> None:
+    wire.send(b"happy")
+    application = weakref.ref(wire.application)
+    gc.disable()
+    try:
+        wire.client.write(b"days")
+        wire.connection.dataReceived(wire.written() + last)
+        wire.connection.connectionLost(Failure(ConnectionDone()))
+        del wire.application, wire.connection
+        assert application() is None
+    finally:
+        gc.enable()
