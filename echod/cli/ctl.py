@@ -432,7 +432,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, parents=[common], help=text, description=f"{text}.")
+        sentence = f"{text[0].upper()}{text[1:]}."
+        made = commands.add_parser(name, parents=[common], help=text, description=sentence)
         made.set_defaults(run=run)
         return made
 

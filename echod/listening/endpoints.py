@@ -50,7 +50,7 @@ INCOMPLETE = f"{{kind}}: is not complete; it is written as in {EXAMPLE}"
 
 # The messages of Twisted's parsers of endpoint strings, and clearer ones for the operator.
 PLAIN_WORDS = (
-    (r"Unknown endpoint type: (.*)", "there is no kind of listener {0}; {meant}"),
+    (r"Unknown endpoint type: .*", "there is no kind of listener {quoted}; {meant}"),
     (r"invalid literal for int\(\) .*: (.*)", "{0} is not a number"),
     (r".* got an unexpected keyword argument (.*)", "{kind}: takes no option {0}"),
     (r".* (?:takes .* positional arguments but|got multiple values for argument) .*", TOO_MANY),
@@ -75,6 +75,9 @@ NO_ENDPOINTS = {
     "stdio": "standard input is a single stream, not a listener",
 }
 
+
+# Kinds that other servers have, and echod does not.
+NOT_SERVED = ("udp", "udp6", "ws", "wss")
 
 # The options of the kinds whose options are known, and of TLS before any kind.
 OPTIONS = {
@@ -254,7 +257,8 @@ def _tcp_endpoint(reactor: Reactor, kind: str, words: Words) -> TCPEndpoint:
         raise ListenError(TOO_MANY.format(kind=kind))
     if not given["port"]:
         raise ListenError(INCOMPLETE.format(kind=kind))
-    port, backlog = _port_number(given["port"]), BACKLOG
+    second = POSITIONS[kind][1]
+    port, backlog = _port_number(given["port"], given[second]), BACKLOG
     if given["backlog"] is not None:
         _check_backlog(given["backlog"])
         backlog = int(given["backlog"])
@@ -266,12 +270,14 @@ def _tcp_endpoint(reactor: Reactor, kind: str, words: Words) -> TCPEndpoint:
     return TCPEndpoint(reactor, port, interface or "", backlog)
 
 
-def _port_number(text: str) -> int:
+def _port_number(text: str, behind: str | None) -> int:
+    """Return the port; `behind` is the next word, which is the port if this one is an address."""
     if _is_port(text):
         return int(text)
     if re.fullmatch("-?[0-9]+", text):
         raise ListenError(f"{text[:20]} is not a port number from 0 to 65535")
-    raise ListenError(f"{quoted(text)} is not a number")
+    listener = _as_listener(f"{text}:{behind}")
+    raise ListenError(f"{quoted(text)} is not a number{listener and '; write '}{listener}")
 
 
 def _check_interface(text: str) -> None:
@@ -302,7 +308,10 @@ def _check_backlog(text: str) -> None:
 
 
 def _as_listener(text: str) -> str:
-    """Return an address with a port, `127.0.0.1:8888`, as a listener; "" for anything else."""
+    """Return `127.0.0.1:8888`, or the path of a socket, as a listener; "" for anything else."""
+    first = text.partition(":")[0]
+    if "/" in first or first.endswith(".sock"):
+        return f"unix:{text}"
     address, _, port = text.rpartition(":")
     if not _is_port(port):
         return ""
@@ -331,10 +340,14 @@ def _plainly(kind: str, error: Exception, listener: str = "") -> str:
     said = str(error) or type(error).__name__
     for pattern, words in PLAIN_WORDS:
         if found := re.fullmatch(pattern, said):
-            meant = did_you_mean(kind, (*OPTIONS, *TLS_OPTIONS, "proxy"))
-            meant = f"write {listener}" if listener else meant
+            if listener:
+                meant = f"write {listener}"
+            elif kind.lower() in NOT_SERVED:
+                meant = "echod serves streams: TCP, TLS and UNIX sockets"
+            else:
+                meant = did_you_mean(kind, (*OPTIONS, *TLS_OPTIONS, "proxy"))
             meant = meant or f"one is written as in {EXAMPLE}"
-            return words.format(*found.groups(), kind=kind, meant=meant)
+            return words.format(*found.groups(), kind=kind, quoted=quoted(kind), meant=meant)
     return said
 
 

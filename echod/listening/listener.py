@@ -244,6 +244,7 @@ def is_waited_for(port: Any) -> bool:
 REMEDIES = {
     errno.EADDRINUSE: "ss -ltnp shows which process has it: stop that, or take another port",
     errno.EADDRNOTAVAIL: "ip address lists the addresses of this machine",
+    socket.EAI_NONAME: "interface= takes an address of this machine, or a name of one",
     errno.EACCES: "a port below 1024 needs root, CAP_NET_BIND_SERVICE or a socket from systemd",
 }
 
@@ -258,8 +259,10 @@ def bind_error(error: BaseException) -> str:
         return f"Bind failed. Error Code : {errno.EINVAL} Message {escape(str(cause))}"
     usual = os.strerror(cause.errno)
     why = escape(cause.strerror or usual)
-    remedy = REMEDIES.get(cause.errno) if why == usual else None
-    file = f": {escape(str(cause.filename))}" if cause.filename and why == usual else ""
+    # `os.strerror` does not know the numbers of names that cannot be looked up.
+    is_usual = why == usual or isinstance(cause, socket.gaierror)
+    remedy = REMEDIES.get(cause.errno) if is_usual else None
+    file = f": {escape(str(cause.filename))}" if cause.filename and is_usual else ""
     said = f"Bind failed. Error Code : {cause.errno} Message {why}{file}"
     return f"{said}; {remedy}" if remedy else said
 

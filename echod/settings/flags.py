@@ -31,6 +31,14 @@ _ELSEWHERE = {
     **dict.fromkeys(
         ("address", "bind", "host", "interface"), "--listen tcp:8888:interface=127.0.0.1"
     ),
+    **dict.fromkeys(
+        ("tls", "ssl", "cert", "certfile", "ssl-certfile", "key", "keyfile", "ssl-keyfile"),
+        "--listen tls:8443:certificate=cert.pem:key=key.pem",
+    ),
+    **dict.fromkeys(("unix", "uds", "socket"), "--listen unix:/run/echod/echod.sock"),
+    **dict.fromkeys(("v", "verbose", "debug"), "--log-level debug"),
+    **dict.fromkeys(("daemon", "daemonize"), "twistd echod, without -n"),
+    "p": "--port 8888",
     "user": "--uid USER, an option of twistd",
     "log-file": "--logfile FILE, an option of twistd",
 }
@@ -78,9 +86,11 @@ class Options(usage.Options):
             return error
         dashes, name = unknown.groups()
         flag = f"{dashes}{name}"
-        if place := self._place_before_echod(flag):
+        here = _ELSEWHERE.get(name)
+        # Elsewhere -p is a port; a twistd option, too, but a rare one: --profile.
+        if flag != "-p" and (place := self._place_before_echod(flag)):
             return place
-        if here := _ELSEWHERE.get(name):
+        if here:
             return f"there is no option {flag}; it is given as {here}"
         names = [option.rstrip("=") for option in self.longOpt]
         begin_so = [f"--{each}" for each in names if each.startswith(name)]

@@ -141,6 +141,10 @@ async def test_what_cannot_listen_says_where_and_why(log: Log) -> None:
             OSError(errno.EADDRNOTAVAIL, None),
             "Error Code : 99 Message Cannot assign requested addr",
         ),
+        (
+            socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            "Error Code : -2 Message Name or service not known; interface= takes an address",
+        ),
         (OSError(errno.EMFILE, None), "Error Code : 24 Message Too many open files"),
         (CannotListenError("", 1, OSError(98, None)), "Error Code : 98 Message Address already"),
         (OSError(98, "in use\x1b"), r"Error Code : 98 Message in use\x1b"),
