@@ -118,12 +118,19 @@ class UNIXEndpoint:
                 if _identity(self._path) == ours:
                     self._path.unlink()
 
+        # At once: after a start that fails, the reactor does not run.
+        def stop_listening() -> Any:
+            withdraw()
+            return stop()
+
         # Twisted's method would remove any file there, and fail if there is none.
         def connection_lost(reason: Failure) -> None:
             withdraw()
             tcp.Port.connectionLost(port, reason)
 
+        stop = port.stopListening
         port.withdraw = withdraw
+        port.stopListening = stop_listening
         port.connectionLost = connection_lost
         listening: IListeningPort = port
         return listening

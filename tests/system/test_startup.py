@@ -386,6 +386,19 @@ def test_a_port_that_is_taken_keeps_it_from_going_into_the_background(
     block_until(lambda: list(tmp_path.glob("*.pid")) == [])
 
 
+@pytest.mark.parametrize("reactor", ["uvloop", "epoll"])
+def test_a_start_that_fails_leaves_no_socket_in_the_folder(
+    tmp_path: Path, taken: int, reactor: str
+) -> None:
+    ended = run(
+        *(tmp_path, SCRIPTS / "twistd", "-n", f"--reactor={reactor}", "echod"),
+        *("--listen=unix:s", "--status=unix:t", "--control=unix:c", f"--port={taken}"),
+    )
+    assert ended.returncode == 1
+    assert f"echod: tcp:{taken}: {TAKEN}" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_when_the_second_port_is_taken_the_first_is_given_up(
     tmp_path: Path, taken: int, free: int
 ) -> None:
