@@ -19,6 +19,8 @@ from tests.support.needs import not_here
 from tests.support.reactor import reactor
 from tests.support.serving import eventually, serving
 
+pytestmark = pytest.mark.long
+
 SHORT = Limits(handler_timeout=0.3)
 
 

@@ -44,6 +44,8 @@ from tests.support.serving import (
 )
 from tests.support.waiting import PATIENCE
 
+pytestmark = pytest.mark.long
+
 MODEL = ConcurrencyModel.THREAD_PER_CONNECTION
 
 # Reads some bytes, or the end; a way to wait gives one for a socket.

@@ -34,6 +34,8 @@ from tests.support.daemon import CONCURRENT, Daemon, Start, nothing_kept
 from tests.support.programs import limit
 from tests.support.waiting import PATIENCE, block_until
 
+pytestmark = pytest.mark.long
+
 # So much may the memory of the daemon grow because of one client, in bytes.
 MOST = 8 << 20
 VOLUME = 100_000_000

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.own_pytest import own_pytest
 from tests.support.waiting import PATIENCE
-from tests.support.workers import Workers
+from tests.support.workers import Workers, long_ones_first
 
 # Several pytests start on a busy machine.
 pytestmark = pytest.mark.timeout(300)
@@ -96,3 +99,39 @@ def test_a_pytest_that_a_test_starts_in_the_same_folder_does_not_wait_for_it(
     process = own_pytest(tmp_path, {"nested": NESTED}, only=Workers)
     said, _ = process.communicate(timeout=MINUTES)
     assert "2 passed" in said, said
+
+
+@dataclass(frozen=True)
+class Item:
+    path: str
+    number: int
+    is_long: bool
+
+    def get_closest_marker(self, name: str) -> object:
+        return True if self.is_long else None
+
+
+@given(
+    items=st.lists(st.builds(Item, st.sampled_from("abcdef"), st.integers(), st.booleans())),
+    workers=st.integers(1, 4),
+)
+def test_all_tests_run_and_a_file_of_long_ones_stays_together(
+    items: list[Item], workers: int
+) -> None:
+    ordered = long_ones_first(items, workers)
+    assert sorted(map(repr, ordered)) == sorted(map(repr, items))
+    for path in "abcdef":
+        places = [at for at, item in enumerate(ordered) if item.path == path and item.is_long]
+        assert places == [place for place, _ in enumerate(places, places[0] if places else 0)]
+
+
+def test_each_worker_begins_with_a_file_of_long_ones() -> None:
+    long_ones = [Item(path, number, True) for path in "xyz" for number in range(2)]
+    others = [Item(path, number, False) for path in "abc" for number in range(5)]
+    ordered = long_ones_first([*others, *long_ones], 3)
+    # xdist gives each of the three workers seven.
+    for worker, path in enumerate("xyz"):
+        share = ordered[7 * worker : 7 * worker + 7]
+        assert [item.path for item in share if item.is_long] == [path, path]
+        assert [item.is_long for item in share] == [True] * 2 + [False] * 5
+    assert [item for item in ordered if not item.is_long] == others

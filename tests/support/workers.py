@@ -5,19 +5,23 @@ and others have the processors meanwhile. Each worker takes a part of the tests,
 that has done its own takes from another. Without `-n` all tests run in one process. A test that is
 marked `alone` waits until no other runs, in any worker or any other pytest of this folder, and
 holds up those that come after it. A pytest that a test of this folder starts waits for none: that
-test waits for it. A test that is marked `long` is among the first, so that short ones fill up the
-end. In a fresh clone, one worker compiles the tests before the others collect them.
+test waits for it. Each worker begins with some of the files whose tests are marked `long`: short
+ones fill up the end. In a fresh clone, one worker compiles the tests before the others collect
+them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pytest
 
@@ -46,6 +50,7 @@ class Workers:
         plain = config.getoption("assertmode") == "plain"
         self._rewriter = "" if plain else f"-pytest-{pytest.__version__}"
         self._collects = not starts_workers or hasattr(config, "workerinput")
+        self._count: int = getattr(config, "workerinput", {"workercount": 1})["workercount"]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self) -> Iterator[object]:
@@ -80,7 +85,7 @@ class Workers:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = _long_ones_first(items)
+        items[:] = long_ones_first(items, self._count)
 
     # Outside of the timer of pytest-timeout: to wait is no fault of the test's.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -117,5 +122,34 @@ def _locked(descriptor: int, how: int) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def _long_ones_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    return sorted(items, key=lambda item: item.get_closest_marker("long") is None)
+class Marked(Protocol):
+    """A test, as far as its order depends on it."""
+
+    @property
+    def path(self) -> Hashable: ...
+
+    def get_closest_marker(self, name: str) -> object: ...
+
+
+_Item = TypeVar("_Item", bound=Marked)
+
+
+def long_ones_first(items: Iterable[_Item], workers: int) -> list[_Item]:
+    """Order tests so that each worker begins with some of the files whose tests are long.
+
+    xdist gives each worker as many tests as any other, in this order.
+    """
+    others: deque[_Item] = deque()
+    files: dict[Hashable, list[_Item]] = {}
+    for item in items:
+        is_long = item.get_closest_marker("long") is not None
+        (files.setdefault(item.path, []) if is_long else others).append(item)
+    shares: list[list[_Item]] = [[] for _ in range(workers)]
+    for share, of_file in zip(itertools.cycle(shares), files.values(), strict=False):
+        share += of_file
+    left = len(others) + sum(map(len, shares))
+    for number, share in enumerate(shares):
+        while others and len(share) < left // (workers - number):
+            share.append(others.popleft())
+        left -= len(share)
+    return [*itertools.chain(*shares)]
