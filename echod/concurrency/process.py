@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -144,9 +145,9 @@ class Process:
         self._errors = _Output(
             reactor, stderr, PIECE_OF_ERRORS, self._lines.add, self._lines.finish
         )
+        self._watch()
         self._output.resume()
         self._errors.resume()
-        self._watch()
 
     # The program's standard input.
 
@@ -219,11 +220,18 @@ class Process:
         try:
             descriptor = os.pidfd_open(self.pid)
         except OSError:  # a kernel before 5.3, a sandbox, or no descriptor is left
-            threading.Thread(
-                target=self._wait, name=f"echod-process-{self.pid}", daemon=True
-            ).start()
+            self._watch_in_thread()
         else:
             _Exit(self._reactor, descriptor, self._exited).watch()
+
+    def _watch_in_thread(self) -> None:
+        name = f"echod-process-{self.pid}"
+        try:
+            threading.Thread(target=self._wait, name=name, daemon=True).start()
+        except RuntimeError:  # the program has been the last one for which there was room
+            self._signal_group(signal.SIGKILL)
+            with self._popen:  # close the pipes, and reap it
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
 
     def _wait(self) -> None:
         with contextlib.suppress(ChildProcessError):  # it has been waited for already

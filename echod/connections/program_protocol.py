@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from echod.connections.owner import Owner
 
 _complained = LogLine(Logger("echod.program"), "info", "The program for {peer} says: {text}")
+_not_run = LogLine(Logger("echod.program"), "error", "Cannot serve {peer}: {why}")
 
 
 @implementer(IPushProducer)
@@ -80,9 +81,19 @@ class ProgramProtocol(ConnectionProtocol):
     def _start(self) -> None:
         command, model = self._owner.handler.target, self._owner.model
         assert isinstance(command, Command) and isinstance(model, Processes)
-        self._process = model.start(command, self._environment(), self)
+        try:
+            self._process = model.start(command, self._environment(), self)
+        except OSError as error:
+            self._not_run(command, error)
+            return
         self._has_place = True
         self.transport.registerProducer(self, True)
+
+    def _not_run(self, command: Command, error: OSError) -> None:
+        """Close: the program, which could be run at the start, cannot be run any more."""
+        if _not_run.wanted(self.client.peer):
+            _not_run.write(peer=shown(self.client), why=command.why_not_run(error))
+        self.close(EndReason.HANDLER_ERROR)
 
     def _environment(self) -> dict[str, str]:
         """Return what the program is told about its client, as UCSPI-TCP does."""

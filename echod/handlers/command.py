@@ -59,6 +59,18 @@ class Command:
         """
         _check_executable(self.path)
 
+    def why_not_run(self, error: OSError) -> str:
+        """Return in a line why the system did not run the program.
+
+        Args:
+            error: the system's, which does not say whether it means a script or its interpreter.
+        """
+        try:
+            self.check()
+        except HandlerError as found:
+            return str(found)
+        return f"exec: {_shown(self.path)}: {error.strerror}"
+
     def _found(self) -> str:
         name, folders = self.words[0], self.environment["PATH"]
         if "/" in name:

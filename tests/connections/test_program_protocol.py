@@ -434,22 +434,38 @@ async def test_a_system_without_room_for_a_process_refuses_the_client(
         assert server.factory.model.levels[0].used == 0
 
 
+@pytest.mark.parametrize(
+    ("script", "mode", "why"),
+    [
+        (None, 0, "exec: {path}: No such file or directory"),
+        ("#!/gone\n", 0o755, "exec: /gone (the interpreter of {path}): No such file or directory"),
+        ("#!/bin/sh\n", 0o644, "exec: {path} is not executable by the user "),
+        ("echo said\n", 0o755, "exec: {path}: Exec format error"),
+    ],
+)
 @pytest_twisted.ensureDeferred
-async def test_a_program_that_is_gone_since_the_start_is_an_error_of_its_client_only(
-    certificate: Path, tmp_path: Path, log: Log
+async def test_a_program_that_cannot_be_run_any_more_costs_its_client_one_line(
+    certificate: Path, tmp_path: Path, log: Log, script: str | None, mode: int, why: str
 ) -> None:
+    """Fault 218: Each client sees the end of the stream, and costs one line, which says why; once
+    the program is there again, clients are served.
+    """
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\necho said")
     program.chmod(0o755)
     async with serving(str(program), certificate) as server:
         program.rename(tmp_path / "away")
+        if script is not None:
+            program.write_text(script)
+            program.chmod(mode)
         client = await server.connect()
         assert await client.receive_all() == b""
         (tmp_path / "away").rename(program)
         client = await server.connect()
         assert await client.receive_all() == b"said\n"
-    (error,) = log.take_errors()
-    assert "No such file or directory" in str(error)
+    (line,) = log.take_errors()
+    assert why.format(path=program) in line
+    assert "Traceback" not in line
 
 
 @pytest_twisted.ensureDeferred
@@ -493,6 +509,31 @@ async def test_where_the_kernel_gives_no_descriptor_for_a_process_a_thread_waits
         client.finish()
         assert await client.receive_all() == b"happy"
         await eventually(lambda: not server.factory.connections)
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_there_is_no_room_for_that_thread_the_client_is_refused_and_nothing_left(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 113: If the system has room for the process, but not for the thread that waits for it
+    where the kernel gives no descriptor, the client is told so.
+    """
+
+    def none(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    def no_room(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with serving("sleep 100", certificate) as server:
+        monkeypatch.setattr(os, "pidfd_open", none)
+        with monkeypatch.context() as patch:
+            patch.setattr("echod.concurrency.process.threading.Thread.start", no_room)
+            client = await server.connect()
+            told = b"Server busy: Resource temporarily unavailable, try again later\n"
+            assert await client.receive_all() == told
+        assert server.factory.model.levels[0].used == 0
+        assert no_child()
 
 
 @pytest_twisted.inlineCallbacks

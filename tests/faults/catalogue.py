@@ -152,6 +152,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         111: "`exec`: the client, or its program, does not read",
         112: "`exec`: a program does not end, or leaves processes behind",
         113: "`exec`: more clients than processes; the system allows no more",
+        218: "`exec`: the program is removed, replaced or damaged while the daemon serves",
         114: "`exec`: SIGTERM while many programs run, idle or at work",
         115: "`exec`: a program writes to its standard error without end",
         116: "A Twisted protocol raises in one of its callbacks",
