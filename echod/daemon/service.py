@@ -563,7 +563,7 @@ class EchoService(Service):
         ready = [part(settings) for part in self.parts]
 
         def apply() -> None:
-            before = self.certificates
+            before = self._served()
             spent = [exchange() for exchange in certificates]
             for take_into_use in ready:
                 take_into_use()
@@ -584,11 +584,13 @@ class EchoService(Service):
 
     def _tell_changes(self, changed: list[Setting], before: list[ServedCertificate]) -> None:
         """Log what a reload has changed."""
-        known = set(before)
-        exchanged = [each for each in self.certificates if each not in known]
+        contents = {(one, one.content) for one in before}
+        served = (one for one in self._served() if (one, one.content) not in contents)
+        exchanged, known = list(dict.fromkeys(served)), set(before)
         taken = ", ".join(
             [one.key for one in changed if one.text.reload]
             + [
+                f"{'key, chain or client-ca of ' if one in known else ''}"
                 f"certificate {escape(one.path)} (serial {one.serial})"
                 for one in exchanged[:NAMED]
             ]
@@ -602,7 +604,10 @@ class EchoService(Service):
     @property
     def certificates(self) -> list[ServedCertificate]:
         """The certificates in use, each once."""
-        return list(dict.fromkeys(one for context in self._contexts() for one in context.served))
+        return list(dict.fromkeys(self._served()))
+
+    def _served(self) -> list[ServedCertificate]:
+        return [one for context in self._contexts() for one in context.served]
 
     def _contexts(self) -> list[ServerSide]:
         """Return the TLS contexts."""

@@ -24,11 +24,21 @@ DAY = 86400.0
 
 
 def tell_validity(certificate: ServedCertificate) -> None:
-    """Log the expiry of a certificate: as a warning if that is soon, or past."""
-    until = certificate.valid_until
-    left = until - datetime.datetime.now(datetime.UTC)
+    """Log the expiry of a certificate: as a warning if that is soon, or past; so is a beginning
+    that is to come.
+    """
+    now, until = datetime.datetime.now(datetime.UTC), certificate.valid_until
+    left = until - now
     path = escape(certificate.path)
-    if left <= datetime.timedelta():
+    if certificate.valid_from > now:
+        log.warn(
+            "{path} is not valid before {date:%Y-%m-%d %H:%M} UTC, and until then clients will "
+            "refuse it: put another certificate there and send SIGHUP, or set the clock",
+            path=path,
+            date=certificate.valid_from,
+            serial=certificate.serial,
+        )
+    elif left <= datetime.timedelta():
         log.warn(
             "{path} has expired on {date:%Y-%m-%d}, and clients will refuse it: "
             "put a new certificate there and send SIGHUP",

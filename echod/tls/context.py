@@ -13,12 +13,12 @@ import re
 import ssl
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
 
 from echod.errors import UserError
-from echod.tls.der import host_names, not_after, serial_number
+from echod.tls.der import host_names, serial_number, validity
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 # The ends of the names of a folder's certificates, in lower case, and of their keys.
@@ -27,6 +27,8 @@ KEY = ".key"
 
 # A host's name, or all of a domain, as a certificate has it.
 HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+
+ALWAYS = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 Read: TypeAlias = Callable[[str], str]
 # Applies what was read again, and returns steps that free what was in use before.
@@ -197,10 +199,17 @@ class Files:
             with _explained(f"the certificate in {pair.certificate} is damaged"):
                 first = certificates_in(once(pair.certificate))[0]
                 der = ssl.PEM_cert_to_DER_cert(first)
-                served = ServedCertificate(pair.certificate, serial_number(der), not_after(der))
+                begin, end = validity(der)
+                served = ServedCertificate(
+                    pair.certificate, serial_number(der), end, begin, self._content(pair, once)
+                )
                 return _One(context, served, host_names(der))
         except OSError as error:
             raise FilesError(f"{pair.certificate} cannot be used: {_why(error)}") from error
+
+    def _content(self, pair: Pair, once: Read) -> int:
+        paths = (pair.certificate, pair.key, pair.chain, self.client_ca, self.dh_parameters)
+        return hash(tuple(path and once(path) for path in paths))
 
     def _load_client_ca(self, context: ssl.SSLContext, path: str, once: Read) -> None:
         if CERTIFICATE not in once(path):
@@ -315,11 +324,15 @@ class ServedCertificate:
         path: the file that it was read from.
         serial: its serial number, in hexadecimal.
         valid_until: when its validity ends.
+        valid_from: when it begins.
+        content: differs if its files do, such as its key, its chain, or `client_ca`.
     """
 
     path: str
     serial: str
     valid_until: datetime.datetime
+    valid_from: datetime.datetime = ALWAYS
+    content: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,20 @@ ALTERNATIVE_NAMES = b"\x55\x1d\x11"
 HOST_NAME = 0x82
 
 
-def not_after(certificate: bytes) -> datetime.datetime:
-    """Return the end of a certificate's validity (RFC 5280, 4.1.2.5).
+def validity(certificate: bytes) -> tuple[datetime.datetime, datetime.datetime]:
+    """Return the beginning and the end of a certificate's validity (RFC 5280, 4.1.2.5).
 
     Raises:
         ValueError: it is not a certificate.
     """
-    validity = _fields(certificate)[3]
-    tag, moment, _ = element(element(element(validity)[1])[2])
+    begin, end = _two(element(_fields(certificate)[3])[1])
+    return _moment(begin), _moment(end)
+
+
+def _moment(der: bytes) -> datetime.datetime:
+    tag, body, _ = element(der)
     form = "%y%m%d%H%M%SZ" if tag == UTC_TIME else "%Y%m%d%H%M%SZ"
-    return datetime.datetime.strptime(moment.decode(), form).replace(tzinfo=datetime.UTC)
+    return datetime.datetime.strptime(body.decode(), form).replace(tzinfo=datetime.UTC)
 
 
 def serial_number(certificate: bytes) -> str:

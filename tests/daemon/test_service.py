@@ -601,6 +601,11 @@ async def test_a_reload_reads_the_certificate_of_the_status_again(
     assert f"Reloaded; changed: certificate {path} (serial {served.serial})" in log.text
     service.reload()
     assert "Reloaded; changed: nothing" in log.text
+    path.write_bytes(path.read_bytes() + Authority().certificate)
+    service.reload()
+    chained = f"changed: key, chain or client-ca of certificate {path} (serial {served.serial})"
+    assert chained in log.text
+    assert service.certificates == [served]
     await service.stopService()
 
 
@@ -729,7 +734,7 @@ FAULTS = [
     "echod.daemon.service.fit_limits",
     "echod.settings.definitions.Settings.make_limits",
     "echod.settings.definitions.Settings.make_banner",
-    "echod.tls.context.not_after",
+    "echod.tls.context.validity",
     "tests.daemon.test_service.Configured.__call__",
 ]
 

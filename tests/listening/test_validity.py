@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel
 
 from echod.listening.validity import DAY, NEAR, ValidityWatch, tell_validity
 from echod.tls import ServedCertificate
@@ -39,3 +40,12 @@ def test_what_is_said_is_what_is_to_do(log: Log) -> None:
         assert said in log.text.splitlines()[-1]
         assert ("put a new certificate there" in log.text.splitlines()[-1]) == (days < NEAR)
         assert log.events[-1]["serial"] == "0A1B"
+
+
+def test_a_certificate_that_is_not_valid_yet_is_named(log: Log) -> None:
+    begin = datetime.now(UTC) + timedelta(hours=1)
+    tell_validity(ServedCertificate("server.pem", "0A1B", begin + timedelta(days=90), begin))
+    assert f"server.pem is not valid before {begin:%Y-%m-%d %H:%M} UTC" in log.text
+    assert log.events[-1]["log_level"] is LogLevel.warn
+    tell_validity(ServedCertificate("server.pem", "0A1B", begin + timedelta(days=90)))
+    assert "server.pem is valid until " in log.text

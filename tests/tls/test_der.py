@@ -10,7 +10,7 @@ from cryptography.x509.name import _ASN1Type
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.tls.der import element, elements, host_names, not_after, subject
+from echod.tls.der import element, elements, host_names, subject, validity
 from tests.support.certificates import DAY, Authority
 
 AUTHORITY = Authority("an authority")
@@ -100,11 +100,12 @@ def test_an_attribute_has_openssls_name_or_its_numbers(oid: str, name: str) -> N
     assert subject(certificate) == ((name, "x"),)
 
 
-def test_validity_ends_in_either_form_of_time() -> None:
+def test_validity_begins_and_ends_in_either_form_of_time() -> None:
     for days in (1, 365 * 40):  # UTCTime, and from 2050 on GeneralizedTime
-        end = not_after(der_of(AUTHORITY.issue("name", days * DAY)))
-        expected = datetime.datetime.now(datetime.UTC) + days * DAY
-        assert abs(end - expected) < datetime.timedelta(minutes=5)
+        found = validity(der_of(AUTHORITY.issue("name", days * DAY)))
+        for moment, away in zip(found, (-9, days), strict=True):
+            expected = datetime.datetime.now(datetime.UTC) + away * DAY
+            assert abs(moment - expected) < datetime.timedelta(minutes=5)
 
 
 def test_elements_may_be_long() -> None:
@@ -115,7 +116,7 @@ def test_elements_may_be_long() -> None:
 
 @given(st.binary(max_size=40))
 def test_no_bytes_make_it_fail_otherwise(data: bytes) -> None:
-    for read in (subject, not_after, host_names, lambda data: list(elements(data))):
+    for read in (subject, validity, host_names, lambda data: list(elements(data))):
         with contextlib.suppress(ValueError):
             read(data)
 
@@ -128,7 +129,7 @@ def test_no_change_to_a_certificate_makes_it_fail_otherwise(data: st.DataObject)
     changed = bytearray(CERTIFICATE)
     for place in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=4)):
         changed[place] = data.draw(st.integers(0, 255))
-    for read in (subject, not_after, host_names):
+    for read in (subject, validity, host_names):
         with contextlib.suppress(ValueError):
             read(bytes(changed[: data.draw(st.integers(0, len(changed)))]))
 

@@ -25,7 +25,7 @@ from echod.settings.definitions import SETTINGS, Settings
 from echod.settings.schema import SettingError, read_file
 from echod.text import escape, escape_lines, unescape
 from echod.tls import Files, ServerContext, TLSFactory
-from echod.tls.der import not_after, subject
+from echod.tls.der import subject, validity
 from echod.tls.facts import ClientHello
 from tests.support.certificates import Authority
 from tests.support.tls_peer import records
@@ -240,7 +240,7 @@ def hello(data: bytes) -> None:
 
 def certificate(data: bytes) -> None:
     """The fields of a certificate are found, or a ValueError is raised."""
-    for read in (subject, not_after):
+    for read in (subject, validity):
         with contextlib.suppress(ValueError):
             read(data)
 
