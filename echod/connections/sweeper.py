@@ -6,6 +6,9 @@ data or to shake hands, are checked twice a second.
 
 Checking ten thousand connections at once would keep the event loop busy for ten milliseconds and
 more. So a round is cut into slices of `SLICE` connections, each well below a millisecond.
+
+If the event loop was held up, by a handler or because the process was stopped, it first reads what
+came meanwhile: a client that has sent something in time is not silent.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ URGENT_INTERVAL = 0.5
 LONGEST_INTERVAL = 10.0
 # How many connections are checked at once.
 SLICE = 250
+# How late a check may be, in seconds; later, the event loop was held up.
+LATE = 0.1
+# How long it then has to read what came meanwhile, in seconds: at least one turn.
+CATCH_UP = 0.01
 
 
 class Watched(Protocol):
@@ -70,6 +77,7 @@ class Sweeper(Generic[Member]):
             _Round(self.members, interval),
         )
         self._timer: IDelayedCall | None = None
+        self._due = 0.0
 
     def look_every(self, interval: float) -> None:
         """Check each connection once in `interval` seconds, from the next round on."""
@@ -82,7 +90,7 @@ class Sweeper(Generic[Member]):
         if self._timer is None:
             for one in self._rounds:
                 one.restart(self._clock().seconds())
-            self._timer = self._clock().callLater(URGENT_INTERVAL, self._sweep)
+            self._wait(URGENT_INTERVAL)
 
     def discard(self, member: Member) -> None:
         """Stop checking `member`."""
@@ -93,6 +101,16 @@ class Sweeper(Generic[Member]):
             if timer.active():
                 timer.cancel()
 
+    def _wait(self, seconds: float) -> None:
+        self._due = self._clock().seconds() + seconds
+        self._timer = self._clock().callLater(seconds, self._begin)
+
+    def _begin(self) -> None:
+        if self._clock().seconds() - self._due > LATE:
+            self._timer = self._clock().callLater(CATCH_UP, self._sweep)
+        else:
+            self._sweep()
+
     def _sweep(self) -> None:
         now, fired = self._clock().seconds(), self._timer
         for one in self._rounds:
@@ -101,8 +119,7 @@ class Sweeper(Generic[Member]):
         if not self.urgent:
             self.urgent.clear()  # otherwise it keeps the memory of ten thousand members
         if self._timer is fired:  # it was not stopped and restarted meanwhile
-            pause = min(one.pause(now) for one in self._rounds)
-            self._timer = self._clock().callLater(pause, self._sweep)
+            self._wait(min(one.pause(now) for one in self._rounds))
 
     def _look_at(self, member: Member, now: float) -> None:
         if member in self.members:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from echod.connections.sweeper import SLICE, URGENT_INTERVAL, Sweeper, interval_for
+from echod.connections.sweeper import CATCH_UP, SLICE, URGENT_INTERVAL, Sweeper, interval_for
 from tests.support.log import Log
 
 
@@ -54,6 +54,17 @@ def test_never_are_more_than_a_slice_looked_at_in_one_go() -> None:
     run(clock, 6)
     at_once = Counter(look for member in members for look in member.looks)
     assert max(at_once.values()) <= 2 * SLICE  # a slice of each round
+
+
+def test_what_came_while_the_loop_stood_still_is_read_before_anybody_is_looked_at() -> None:
+    clock, _, (member,) = crowd(1)
+    clock.advance(30)
+    assert not member.looks
+    clock.advance(CATCH_UP)
+    assert member.looks
+    before = len(member.looks)
+    run(clock, 5.1)  # in time again
+    assert len(member.looks) > before
 
 
 def test_what_is_urgent_is_looked_at_twice_a_second() -> None:

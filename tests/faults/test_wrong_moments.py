@@ -22,7 +22,7 @@ from tests.faults.scale import Scale
 from tests.support import programs
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER, connect, greeted, is_served, receive, receive_all, serves
-from tests.support.daemon import REACTOR, TERMINATED, TWISTD, Daemon, Start
+from tests.support.daemon import MODELS, REACTOR, TERMINATED, TWISTD, Daemon, Start
 from tests.support.needs import needs_root
 from tests.support.programs import SCRIPTS, Program, Step, block
 from tests.support.waiting import PATIENCE, block_until
@@ -80,6 +80,27 @@ def test_a_process_that_was_halted_goes_on_and_blames_nobody(daemon: Start, scal
         assert float(held_up) > 1
         assert is_served(connection)
     assert "The event loop has been blocked" not in running.log
+
+
+@pytest.mark.parametrize(
+    ("model", "flag"),
+    [*((model, "--idle-timeout") for model in MODELS), ("serial", "--serial-timeout")],
+)
+def test_a_client_that_has_sent_while_the_process_was_halted_was_not_silent(
+    daemon: Start, model: str, flag: str
+) -> None:
+    """Fault 65: A time-out that passes meanwhile does not disconnect a client that has sent
+    something.
+    """
+    running = daemon("--concurrency", model, flag, "2", "--no-banner")
+    with connect(running) as connection, connect(running):
+        running.wait_for("Connected with", 2)
+        time.sleep(1)  # how long the client is silent before
+        running.signal(signal.SIGSTOP)
+        connection.sendall(b"happy\n")
+        time.sleep(1.5)  # how long it is halted, at least
+        running.signal(signal.SIGCONT)
+        assert receive(connection, 11) == b"OK...happy\n"
 
 
 # SIGHUP.
