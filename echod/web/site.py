@@ -262,7 +262,7 @@ class WebSite(Site):
         self.on_full: Callable[[], None] = lambda: None
         self.on_room: Callable[[], None] = lambda: None
         self._is_full = False
-        # Connections without a request so far, the oldest first.
+        # Connections without a request so far, the one that has been silent longest first.
         self._silent: dict[WebChannel, None] = {}
 
     def allows(self, request: Request) -> bool:
@@ -296,8 +296,11 @@ class WebSite(Site):
         channel.counted = True
 
     def heard(self, channel: WebChannel) -> None:
-        """Note that a connection has been read: if it is still silent, it can be closed."""
+        """Note that a connection has been read: while its request is not whole, it can be closed,
+        after those that have been silent for longer.
+        """
         if channel in self._silent:
+            self._silent[channel] = self._silent.pop(channel)
             self._accept_again()
 
     def has_asked(self, channel: WebChannel) -> None:

@@ -304,16 +304,18 @@ def test_a_client_has_little_time(site: StatusSite, clock: Clock) -> None:
 def test_when_there_are_many_who_has_been_silent_for_longest_makes_room(
     site: StatusSite,
 ) -> None:
-    visitors = [Visitor(site) for _ in range(MOST_CLIENTS)]
-    visitors[0].channel.dataReceived(b"GET /healthz HT")
-    for newcomer in range(3):
-        status, _, _ = Visitor(site).ask(b"GET /healthz HTTP/1.0\r\n\r\n")
+    slow, *visitors = (Visitor(site) for _ in range(MOST_CLIENTS))
+    request = b"GET /healthz HTTP/1.0\r\n\r\n"
+    for newcomer, piece in enumerate((request[:1], request[1:9], request[9:-1])):
+        slow.channel.dataReceived(piece)
+        status, _, _ = Visitor(site).ask(request)
         assert status == 200
         assert [visitor.lost for visitor in visitors[: newcomer + 2]] == [
             *[True] * (newcomer + 1),
             False,
         ]
         assert site.clients == MOST_CLIENTS
+    assert slow.ask(request[-1:])[0] == 200
 
 
 @pytest.mark.parametrize("head", [b"GET /%s HTTP/1.1", b"GET / HTTP/1.1\r\nCookie: %s"])
