@@ -99,6 +99,12 @@ def cancel(deferred: Deferred[object]) -> None:
         log.failure("Cancelling a handler's pending result failed")
 
 
+def fire(deferred: Deferred[None]) -> None:
+    """Fire `deferred`, unless its waiter has been cancelled meanwhile."""
+    if not deferred.called:
+        deferred.callback(None)
+
+
 def expected(awaited: Any) -> Any:
     """Mark a future as `await` does, so that a task accepts it; other objects stay as they are.
 

@@ -29,6 +29,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
+from echod.awaiting import fire
 from echod.handlers.contract import BytesLike, checked
 
 if TYPE_CHECKING:
@@ -130,12 +131,6 @@ class Errands:
                 asked.popleft().flush()
             except Exception:  # an error of one connection must not keep the others waiting
                 log.failure("Sending to a client failed")
-
-
-def fire(deferred: Deferred[None]) -> None:
-    """Fire `deferred`, unless its waiter has been cancelled meanwhile."""
-    if not deferred.called:
-        deferred.callback(None)
 
 
 def put_in_each(outboxes: Iterable[Outbox], data: bytes) -> list[Client]:
@@ -262,7 +257,7 @@ class Outbox:
         if in_loop:
             if not self._is_due:
                 self.flush()
-        elif not self._is_due:  # as in `_hurry`, without its calls
+        elif not self._is_due:  # as in `hand_over`, without its calls
             self._is_due = True
             errands = self._errands
             errands.asked.append(self)
@@ -277,8 +272,13 @@ class Outbox:
                 return
             self.parts.append(data)
             self._taken += len(data)
-        if not self._is_due:
-            self._hurry()
+        if self._is_due:
+            return
+        if threading.get_ident() == self._errands.thread:
+            self.flush()
+        else:
+            self._is_due = True
+            self._errands.add(self)
 
     def _has_room(self, size: int) -> bool:
         most = self._sender.max_unsent
@@ -298,14 +298,6 @@ class Outbox:
             self._pass_on_last()
         else:
             self._errands.call(self._pass_on_last)
-
-    def _hurry(self) -> None:
-        """Flush now in the event loop, and soon from another thread."""
-        if threading.get_ident() == self._errands.thread:
-            self.flush()
-        elif not self._is_due:
-            self._is_due = True
-            self._errands.add(self)
 
     @property
     def is_empty(self) -> bool:

@@ -39,6 +39,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorSocket
 from twisted.internet.protocol import ServerFactory
 from twisted.python.failure import Failure
 
+from echod.awaiting import fire
 from echod.concurrency.conversation import Conversation
 from echod.concurrency.model import Busy
 from echod.concurrency.socket_outbox import SocketOutbox, end_outbox, outbox_of
@@ -49,7 +50,7 @@ from echod.connections.kernel import (
     taken,
 )
 from echod.connections.lifecycle import ConnectionProtocol
-from echod.connections.outbox import fire, sendable
+from echod.connections.outbox import sendable
 from echod.connections.room import Room
 from echod.connections.waiting import Task, is_awaited, running_time, tasks
 from echod.handlers.kinds import Kind

@@ -38,9 +38,6 @@ MOST_OF_A_THREAD = 3
 # and one that tells of its end.
 MOST_OF_A_PROCESS = 4
 
-# The descriptors of a connection that is forwarded: its own, and the one to the other server.
-OF_A_FORWARDED = 2
-
 
 def make_room(wanted: int) -> int:
     """Raise the limit of this process to `wanted` descriptors, as far as the system allows it.
@@ -141,7 +138,7 @@ def fit_limits(settings: Settings) -> Settings:
     wanted = settings.max_connections or MOST_CONNECTIONS
     setting, each = _helpers(settings)
     helpers = getattr(settings, setting) if setting else 0
-    of_a_connection = OF_A_FORWARDED if settings.handler.name == "forward" else 1
+    of_a_connection = getattr(HANDLERS.get(settings.handler.name), "descriptors", 1)
     needed = wanted * of_a_connection + helpers * each + SPARE
     allowed = make_room(needed)
     if allowed >= needed and settings.max_connections:

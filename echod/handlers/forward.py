@@ -51,8 +51,13 @@ _lost = LogLine(Logger("echod.forward"), "warn", "{to} has broken off for {peer}
 
 
 class Forward(Factory):
-    """Passes each connection on to another server, and its replies back."""
+    """Passes each connection on to another server, and its replies back.
 
+    Attributes:
+        descriptors: how many each client needs: its own, and the one to the other server.
+    """
+
+    descriptors = 2
     noisy = False
 
     def __init__(

@@ -25,7 +25,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, globalLogBeginner
 from twisted.python.failure import Failure
 
-from echod.connections.outbox import fire
+from echod.awaiting import fire
 from echod.connections.shared_admission import AdmissionTable, SharedAdmission
 from echod.daemon import choose_reactor, ending
 from echod.daemon.capture import Capture, capturing
