@@ -66,19 +66,25 @@ def parse_fault(text: str) -> Rule:
     name, colon, rest = text.partition(":")
     kind = FAULTS.get(name)
     if kind is None:
-        hint = did_you_mean(name, FAULTS) or f"there are: {', '.join(FAULTS)}"
+        if re.split("[ ,=]", name)[0] in FAULTS:
+            hint = "keys follow a colon, as in reset:after=10"
+        else:
+            hint = did_you_mean(name, FAULTS) or f"there are: {', '.join(FAULTS)}"
         raise FaultError(f"no fault is named {quoted(name)}; {hint}")
     own, common = keys_of(kind), keys_of(Selection)
     directions: dict[str, object] = {"direction": kind.directions}
     if issubclass(kind, Arrival):
         common, directions = {word: common[word] for word in KEYS}, {}
         common["after"] = parse_after_seconds
+    known = [*own, *common, *(directions if len(kind.directions) > 1 else ())]
     values: dict[str, object] = {}
-    for word, value in _arguments(rest) if colon else ():
+    for word, equals, value in _arguments(rest) if colon else ():
+        if not equals:
+            takes = f"{name} takes: {', '.join(known)}"
+            raise FaultError(f"{quoted(word)} is not of the form key=value; {takes}")
         if word in values:
             raise FaultError(f"{name}: {word} is given twice")
         if word not in {**own, **common, **directions}:
-            known = [*own, *common, *(directions if len(kind.directions) > 1 else ())]
             hint = did_you_mean(word, known) or f"it takes: {', '.join(known)}"
             raise FaultError(f"{name} takes no key {quoted(word)}; {hint}")
         parse = own.get(word) or common.get(word) or _direction(kind)
@@ -119,8 +125,8 @@ def _check(name: str, values: Mapping[str, object]) -> None:
         raise FaultError(f"{name}: jitter and sigma contradict each other")
 
 
-def _arguments(text: str) -> Iterator[tuple[str, str]]:
-    r"""Split `key=value,...` where a comma has no backslash before it."""
+def _arguments(text: str) -> Iterator[tuple[str, str, str]]:
+    r"""Split `key=value,...` where a comma has no backslash before it; and each at its `=`."""
     items = [""]
     for part in re.findall(r"\\.|\\$|,|[^,\\]+", text, re.DOTALL):
         if part == ",":
@@ -129,6 +135,4 @@ def _arguments(text: str) -> Iterator[tuple[str, str]]:
             items[-1] += part
     for item in items:
         word, equals, value = item.partition("=")
-        if not equals:
-            raise FaultError(f"{quoted(item)} is not of the form key=value")
-        yield word, re.sub(r"\\([\\,])", r"\1", value)
+        yield word, equals, re.sub(r"\\([\\,])", r"\1", value)
