@@ -74,16 +74,16 @@ foreign: ## run the tests of Twisted and of programs made with it on both reacto
 	.venv-foreign/bin/python -m tests.foreign --document docs/reliability.md
 
 install-service: ## install the systemd units (see docs/deploy.md); DESTDIR=, PREFIX=/opt/echod
-	install -d $(addprefix $(DESTDIR)$(LIBDIR)/,systemd/system sysusers.d tmpfiles.d)
+	install -d "$(DESTDIR)$(LIBDIR)"/{systemd/system,sysusers.d,tmpfiles.d}
 	set -o pipefail; for unit in etc/systemd/*; do \
 	  sed 's|/opt/echod|$(PREFIX)|g; s|/etc/echod|$(SYSCONFDIR)/echod|g' "$$unit" | \
 	    install -m 644 /dev/stdin "$(DESTDIR)$(LIBDIR)/systemd/system/$${unit##*/}" || exit; \
 	done
-	install -m 644 etc/sysusers.d/echod.conf $(DESTDIR)$(LIBDIR)/sysusers.d
-	install -m 644 etc/tmpfiles.d/echod.conf $(DESTDIR)$(LIBDIR)/tmpfiles.d
-	install -d $(DESTDIR)$(SYSCONFDIR)/echod
-	test -e $(DESTDIR)$(SYSCONFDIR)/echod/echod.toml || \
-	  install -m 644 etc/echod.toml $(DESTDIR)$(SYSCONFDIR)/echod
+	install -m 644 etc/sysusers.d/echod.conf "$(DESTDIR)$(LIBDIR)/sysusers.d"
+	install -m 644 etc/tmpfiles.d/echod.conf "$(DESTDIR)$(LIBDIR)/tmpfiles.d"
+	install -d "$(DESTDIR)$(SYSCONFDIR)/echod"
+	test -e "$(DESTDIR)$(SYSCONFDIR)/echod/echod.toml" || \
+	  install -m 644 etc/echod.toml "$(DESTDIR)$(SYSCONFDIR)/echod"
 
 clean: ## remove the output of all other targets
 	rm -rf $(VENV) .venv-foreign build dist *.egg-info .coverage* htmlcov

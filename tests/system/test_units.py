@@ -58,7 +58,7 @@ def read(unit: str) -> configparser.ConfigParser:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The target of `make install-service`; the program is the one under test."""
-    directory = tmp_path_factory.mktemp("installed")
+    directory = tmp_path_factory.mktemp("in stalled")
     install(directory)
     return directory
 
