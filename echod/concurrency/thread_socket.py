@@ -81,6 +81,9 @@ _SHORTAGES = {errno.EIO, errno.ENOBUFS, errno.ENOMEM}
 # raises the first.
 _REMEMBERED = 8
 
+# How often a handler may read the end of the stream while it sends nothing.
+MOST_ENDS = 10_000
+
 _recv = socket.socket.recv
 _recv_into = socket.socket.recv_into
 _send = socket.socket.send
@@ -100,12 +103,14 @@ class ConnectionSocket(SharedSocket):
 
     __slots__ = (
         "_end",
+        "_ends",
         "_errors",
         "_interrupted",
         "_local",
         "_peer",
         "_polled_at",
         "_released",
+        "_sent_at_end",
         "_uncounted_since",
         "detached",
         "draining",
@@ -135,6 +140,8 @@ class ConnectionSocket(SharedSocket):
         self.received_bytes = 0
         self.messages = 0
         self.incomplete = 0
+        self._ends = 0
+        self._sent_at_end = 0
         self.exposed = False
         self.detached = False
         self._polled_at = -1
@@ -153,6 +160,7 @@ class ConnectionSocket(SharedSocket):
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         if self.draining and (bufsize := min(bufsize, self._left())) <= 0:
+            self._give_end()
             return b""
         self.receiving = True
         try:
@@ -165,12 +173,15 @@ class ConnectionSocket(SharedSocket):
         if not (flags and flags & _PEEK):
             self.received_bytes += len(data)
         self.receiving = False
+        if not data and bufsize and not flags:
+            self._give_end()
         return data
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         if self.draining:
             nbytes = min(nbytes or memoryview(buffer).nbytes, self._left())
             if nbytes <= 0:
+                self._give_end()
                 return 0
         self.receiving = True
         try:
@@ -183,7 +194,24 @@ class ConnectionSocket(SharedSocket):
         if not (flags and flags & _PEEK):
             self.received_bytes += count
         self.receiving = False
+        if not count and not flags:
+            self._give_end()
         return count
+
+    def _give_end(self) -> None:
+        """Count the reads of the end of the stream, between which nothing is sent.
+
+        Raises:
+            RuntimeError: a handler does nothing else, which would take a processor for ever.
+        """
+        if self._sent_at_end != self.sent_bytes:
+            self._sent_at_end, self._ends = self.sent_bytes, 0
+        self._ends += 1
+        if self._ends > MOST_ENDS:
+            raise RuntimeError(
+                f"the client has ended its stream, and the handler has read this end {MOST_ENDS} "
+                'times: a read that returns b"" is the last one; return then'
+            )
 
     # These methods are rarely used, so they are written for brevity, not for speed.
 

@@ -104,6 +104,31 @@ def test_it_is_released_though_a_file_is_open(
     file.close()
 
 
+@pytest.mark.parametrize("draining", [False, True])
+@pytest.mark.parametrize(
+    "read", [lambda conn: conn.recv(9), lambda conn: conn.recv_into(bytearray(9))]
+)
+def test_a_handler_that_reads_nothing_but_the_end_is_ended(
+    pair: tuple[ConnectionSocket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[ConnectionSocket], Any],
+    draining: bool,
+) -> None:
+    monkeypatch.setattr(thread_socket, "MOST_ENDS", 5)
+    conn, peer = pair
+    if draining:
+        conn.drain(0)
+    else:
+        peer.shutdown(socket.SHUT_WR)
+    for _ in range(3):
+        assert not any(read(conn) for _ in range(5))
+        conn.sendall(b"x")  # it may send on, and look for more meanwhile
+    assert not any(read(conn) for _ in range(5))
+    with pytest.raises(RuntimeError, match="the handler has read this end 5 times") as caught:
+        read(conn)
+    assert not conn.caused(caught.value)
+
+
 def test_a_relayed_socket_gives_the_clients_addresses() -> None:
     ours, theirs = socket.socketpair()
     with theirs:

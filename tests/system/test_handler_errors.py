@@ -334,3 +334,18 @@ def test_what_a_handler_that_raises_had_is_freed_at_the_end_of_its_connection(
         assert is_over(connection)
     running.wait_for("freed")
     running.wait_for("RuntimeError: bulky")
+
+
+def test_a_handler_that_reads_the_end_of_the_stream_for_ever_gives_its_thread_back(
+    daemon: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "endless.py").write_text(
+        "def talk(conn):\n    while True:\n        conn.recv(9)\n"
+    )
+    model = ("--concurrency", "thread-per-connection")
+    running = daemon("--handler", "endless:talk", *model, "--no-banner")
+    with connect(running) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert is_over(connection)
+    running.wait_for("RuntimeError: the client has ended its stream, and the handler has read")
+    running.wait_for("Disconnected from .*: handler error")
