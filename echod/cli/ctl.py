@@ -129,7 +129,7 @@ class Client:
             self._connection.request(method, path, data, self._headers)
             response = self._connection.getresponse()
             content = response.read()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             raise ControlError(f"{self._place}: {_reason(error)}", UNREACHABLE) from None
         finally:
             self._connection.close()
@@ -157,8 +157,8 @@ def connection_to(place: str, ca: str | None = None) -> http.client.HTTPConnecti
     r"""Return an HTTP connection, not connected, to an endpoint.
 
     Args:
-        place: `unix:PATH`, `tcp:PORT`, `tcp:HOST:PORT`, `tls:HOST:PORT` or a URL; the options of
-            the daemon's own endpoint string may follow, and `interface=` is used.
+        place: `unix:PATH`, `tcp:PORT` or `PORT`, `tcp:HOST:PORT`, `tls:HOST:PORT` or a URL; the
+            options of the daemon's own endpoint string may follow, and `interface=` is used.
         ca: a file with the certificates to trust; None for the system's.
 
     Raises:
@@ -167,14 +167,16 @@ def connection_to(place: str, ca: str | None = None) -> http.client.HTTPConnecti
     if re.match("https?://", place):
         return _connection_by_url(place, ca)
     kind, *words = (
-        re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\\:])+", place)
+        re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\\:])+", place) or [""]
     )
+    if kind.isdecimal():  # as for the daemon's --control
+        kind, words = "tcp", [kind, *words]
     options = dict(word.partition("=")[::2] for word in words if "=" in word)
     words = [word for word in words if "=" not in word]
     if kind == "unix" and words:
         return _UNIXConnection(words[0])
     host = options.get("interface") or (words[0] if len(words) == 2 else "127.0.0.1")
-    if kind not in ("tcp", "tcp6", "tls") or len(words) not in (1, 2) or not words[-1].isdigit():
+    if kind not in ("tcp", "tcp6", "tls") or len(words) not in (1, 2) or not words[-1].isdecimal():
         raise ControlError(
             f"{quoted(place)} is no endpoint of a control, as in unix:/run/echod/control.sock, "
             "tcp:9465, tcp:HOST:PORT, tls:HOST:PORT or http://HOST:PORT",

@@ -29,6 +29,7 @@ TOKEN = "0123456789abcdef"
     ("place", "host", "port"),
     [
         ("tcp:9465", "127.0.0.1", 9465),
+        ("9465", "127.0.0.1", 9465),
         ("tcp:9465:interface=10.0.0.1", "10.0.0.1", 9465),
         ("tcp:9465:interface=0.0.0.0", "127.0.0.1", 9465),
         (r"tcp6:9465:interface=\:\:", "::1", 9465),
@@ -177,6 +178,9 @@ def test_all_pages_are_fetched(here: Daemon, ctl: Ctl) -> None:
         ((), 2, "COMMAND"),
         (("faults", "--control", "unix:/nosuch"), 3, "No such file"),
         (("faults", "--control", "x"), 2, "is no endpoint of a control"),
+        (("faults", "--control", ":"), 2, "is no endpoint of a control"),
+        (("faults", "--control", "tcp:\N{SUPERSCRIPT TWO}"), 2, "is no endpoint of a control"),
+        (("faults", "--control", "tcp:a..b:1"), 3, "'idna' codec"),
         (("faults", "--control-token-file", "/nosuch"), 2, "No such file"),
         (("faults", "--control", "tls:1", "--ca", "/nosuch"), 2, "--ca /nosuch"),
     ],
