@@ -937,6 +937,23 @@ def _repeated(values: Iterable[T]) -> T | None:
 
 SETTINGS = describe(Settings)
 
+# Flags and keys that other servers have, and the flags that they are here.
+ELSEWHERE = {
+    **dict.fromkeys(
+        ("address", "bind", "host", "interface"), "--listen tcp:8888:interface=127.0.0.1"
+    ),
+    **dict.fromkeys(
+        ("tls", "ssl", "cert", "certfile", "ssl-certfile", "key", "keyfile", "ssl-keyfile"),
+        "--listen tls:8443:certificate=cert.pem:key=key.pem",
+    ),
+    **dict.fromkeys(("unix", "uds", "socket"), "--listen unix:/run/echod/echod.sock"),
+    **dict.fromkeys(("v", "verbose", "debug"), "--log-level debug"),
+    **dict.fromkeys(("daemon", "daemonize"), "twistd echod, without -n"),
+    "p": "--port 8888",
+    **dict.fromkeys(("user", "uid"), "--uid USER, an option of twistd"),
+    **dict.fromkeys(("log-file", "logfile"), "--logfile FILE, an option of twistd"),
+}
+
 
 def configure(flags: Mapping[str, Any], text: str = "", file: str = "") -> Settings:
     """Return the settings from flags and a file; flags win.
@@ -949,7 +966,7 @@ def configure(flags: Mapping[str, Any], text: str = "", file: str = "") -> Setti
     Raises:
         SettingError: something in the file is wrong, or two settings contradict each other.
     """
-    written = set_aside(SETTINGS, read_file(SETTINGS, text, file), flags)
+    written = set_aside(SETTINGS, read_file(SETTINGS, text, file, ELSEWHERE), flags)
     try:
         return Settings(**written, **flags, given=frozenset({*written, *flags}))
     except SettingError as error:

@@ -16,7 +16,7 @@ from twisted.python import usage
 from echod import __version__
 from echod.errors import UserError
 from echod.printing import printing
-from echod.settings.definitions import SETTINGS, Settings, configure, differences
+from echod.settings.definitions import ELSEWHERE, SETTINGS, Settings, configure, differences
 from echod.settings.schema import (
     Setting,
     SettingError,
@@ -25,23 +25,6 @@ from echod.settings.schema import (
     placed,
 )
 from echod.text import did_you_mean, escape
-
-# Flags that other servers have, and what they are here.
-_ELSEWHERE = {
-    **dict.fromkeys(
-        ("address", "bind", "host", "interface"), "--listen tcp:8888:interface=127.0.0.1"
-    ),
-    **dict.fromkeys(
-        ("tls", "ssl", "cert", "certfile", "ssl-certfile", "key", "keyfile", "ssl-keyfile"),
-        "--listen tls:8443:certificate=cert.pem:key=key.pem",
-    ),
-    **dict.fromkeys(("unix", "uds", "socket"), "--listen unix:/run/echod/echod.sock"),
-    **dict.fromkeys(("v", "verbose", "debug"), "--log-level debug"),
-    **dict.fromkeys(("daemon", "daemonize"), "twistd echod, without -n"),
-    "p": "--port 8888",
-    "user": "--uid USER, an option of twistd",
-    "log-file": "--logfile FILE, an option of twistd",
-}
 
 
 class Options(usage.Options):
@@ -86,7 +69,7 @@ class Options(usage.Options):
             return error
         dashes, name = unknown.groups()
         flag = f"{dashes}{name}"
-        here = _ELSEWHERE.get(name)
+        here = ELSEWHERE.get(name)
         # Elsewhere -p is a port; a twistd option, too, but a rare one: --profile.
         if flag != "-p" and (place := self._place_before_echod(flag)):
             return place

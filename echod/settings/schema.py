@@ -259,13 +259,16 @@ def by_section(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
     return sections
 
 
-def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, Any]:
+def read_file(
+    settings: Sequence[Setting], text: str, file: str, elsewhere: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the values in a TOML file, by name.
 
     Args:
         settings: the settings that the file may contain.
         text: the content of the file.
         file: the file's name in errors.
+        elsewhere: the flags to use instead of keys that do not exist.
 
     Raises:
         SettingError: it is not TOML, or has an unknown key or a value that is not valid.
@@ -290,7 +293,7 @@ def read_file(settings: Sequence[Setting], text: str, file: str) -> dict[str, An
     for key, value in table.items():
         try:
             if key not in known or isinstance(value, dict):
-                raise SettingError(_unknown(key, value, known))
+                raise SettingError(_unknown(key, value, known, elsewhere))
             values[known[key].name] = known[key].from_file(value)
         except SettingError as error:
             raise SettingError(f"{file}{_line_of(key, text)}: {clipped(key)}: {error}") from None
@@ -326,9 +329,13 @@ def _name(key: str) -> str:
     return key.replace("-", "_")
 
 
-def _unknown(key: str, value: object, known: Mapping[str, Setting]) -> str:
+def _unknown(
+    key: str, value: object, known: Mapping[str, Setting], elsewhere: Mapping[str, str]
+) -> str:
     if isinstance(value, dict):
         return "there are no tables: put every key at the top level"
+    if flag := elsewhere.get(key):
+        return f"there is no such key; as a flag, it is {flag}"
     meant = did_you_mean(key, known) or f"there are: {', '.join(known)}"
     return f"there is no such key; {meant}"
 

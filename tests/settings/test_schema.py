@@ -53,7 +53,7 @@ CAKE = describe(Cake)
 
 
 def read(text: str) -> dict[str, Any]:
-    return read_file(CAKE, text, "cake.toml")
+    return read_file(CAKE, text, "cake.toml", {})
 
 
 def test_a_field_is_described_by_its_name_type_and_text() -> None:

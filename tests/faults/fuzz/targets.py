@@ -149,7 +149,7 @@ def file(data: bytes) -> None:
     string = json.dumps(text, ensure_ascii=False)
     for content in (text, f"{setting.key} = {text}", f"{setting.key} = {string}"):
         with contextlib.suppress(SettingError):
-            Settings(**read_file(SETTINGS, content, "file"))
+            Settings(**read_file(SETTINGS, content, "file", {}))
 
 
 def handler(data: bytes) -> None:
