@@ -47,7 +47,7 @@ async def waits(service, *, until: str = "", size: int = 1, slow: float = 0.0):
 
 def endless(message):
     while True:
-        yield bytes(65536)
+        yield bytes(1 << 25)  # more than the kernel takes: it waits from the first write on
 
 @echod.connection_handler
 def forever(conn):
