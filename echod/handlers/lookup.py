@@ -200,6 +200,8 @@ def adopt(
     plain = isinstance(target, types.FunctionType) and not arguments
     if plain and (hint := _wrong_parameters(target, kind)):
         raise HandlerError(f"{name}: {hint}")
+    if kind is Kind.CONNECTION:
+        target = _given_the_address(target, arguments or {})
     converted = NAMES.convert_arguments(name, parameters_of(target), arguments or {}, target)
     if kind is Kind.PROGRAM and class_of(target) is not None:
         return ResolvedHandler(name, kind, target(**converted))  # type: ignore[operator]
@@ -228,8 +230,10 @@ def installed() -> list[Installed]:
 
 
 def _described(name: str, target: object) -> Installed:
-    arguments = described(parameters_of(target))
-    notes = notes_on(kind_of(target), models_for(target))
+    kind = kind_of(target)
+    taken = _given_the_address(target, {}) if kind is Kind.CONNECTION else target
+    arguments = described(parameters_of(taken))
+    notes = notes_on(kind, models_for(target))
     return Installed(name, summary(target), "echod", arguments, notes=notes)
 
 
@@ -254,13 +258,8 @@ def _wrong_parameters(function: Any, kind: Kind) -> str:
     code = function.__code__
     names = code.co_varnames[: code.co_argcount]
     is_coroutine = inspect.iscoroutinefunction(function)
-    if kind is Kind.CONNECTION and names[1:] in _ADDRESSES:
-        return f"a connection handler takes ({names[0]}); use {names[0]}.getpeername()"
-    if kind is Kind.MESSAGE and not is_coroutine and names[1:] in _ADDRESSES:
-        return (
-            f"a handler of a socket takes ({names[0]}), and runs with --concurrency "
-            f"thread-per-connection; use {names[0]}.getpeername()"
-        )
+    if kind is Kind.MESSAGE and not is_coroutine and len(names) == 2 and names[1] in _ADDRESSES:
+        return "it takes a socket: it runs with --concurrency thread-per-connection"
     if kind is Kind.MESSAGE and is_coroutine and names[1:] == ("reader", "writer"):
         return f"let its parameters be (reader, writer, *, {names[0]})"
     if not is_coroutine and names == ("reader", "writer"):
@@ -270,8 +269,35 @@ def _wrong_parameters(function: Any, kind: Kind) -> str:
     return ""
 
 
-# The parameter for the client's address, as in tutorials.
-_ADDRESSES = {("addr",), ("address",), ("client_address",)}
+# The parameter for the client's address, as `accept` returns it: `handle(conn, addr)`.
+_ADDRESSES = ("addr", "address", "client_address")
+
+
+def _given_the_address(target: Any, arguments: Mapping[str, object]) -> Any:
+    """Return a connection handler that takes the socket alone.
+
+    If its second parameter is for the address, and no argument of the handler is, it is given that
+    of the client.
+    """
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # a builtin without one
+        return target
+    parameters = list(signature.parameters.values())
+    if class_of(target) is not None or len(parameters) < 2:
+        return target
+    address = parameters.pop(1)
+    if address.name not in _ADDRESSES or address.name in arguments:
+        return target
+    if address.default is not address.empty or address.kind is address.KEYWORD_ONLY:
+        return target
+
+    @functools.wraps(target)
+    def converse(conn: Any, **more: object) -> object:
+        return target(conn, conn.getpeername(), **more)
+
+    converse.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return converse
 
 
 def _check_call(name: str, target: Any, kind: Kind, arguments: Mapping[str, object]) -> None:

@@ -138,6 +138,21 @@ async def test_an_unchanged_socketserver_handler_runs(way: str, certificate: Pat
 
 @WAYS
 @pytest_twisted.ensureDeferred
+async def test_a_loop_over_a_socket_and_its_address_runs_unchanged(
+    way: str, certificate: Path
+) -> None:
+    def loop(conn: socket.socket, addr: tuple[str, int]) -> None:
+        while data := conn.recv(1024):
+            conn.sendall(addr[0].encode() + b":" + data)
+
+    async with both(way, certificate, handler=loop) as server:
+        client = await server.connect()
+        client.send(b"happy\n")
+        await client.receive(b"127.0.0.1:happy\n")
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
 async def test_the_socket_is_what_a_socket_is(way: str, certificate: Path) -> None:
     seen: dict[str, Any] = {}
 

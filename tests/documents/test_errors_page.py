@@ -43,9 +43,7 @@ class Pool(echod.Handler):
     def received(self, message): return message
 def f(): return b""
 three = 3
-@echod.connection_handler
 def loop(conn, addr): pass
-def unmarked(conn, addr): pass
 def talk(reader, writer): pass
 async def main(): pass
 """,
@@ -89,8 +87,7 @@ CAUSES = {
     "f takes no message": ["h:f"],
     "`opened` takes no client": ["h:Lines"],
     "has run the reactor": ["noguard:handle"],
-    "a connection handler takes (conn)": ["h:loop", "--concurrency=thread-per-connection"],
-    "a handler of a socket takes (conn)": ["h:unmarked"],
+    "it takes a socket": ["h:loop"],
     "no handler is named 'talk.sh'": ["talk.sh"],
     "handler of asyncio streams": ["h:talk"],
     "main: it takes no message": ["h:main"],
@@ -162,9 +159,7 @@ def test_an_error_of_the_start_is_as_the_page_has_it(home: Path, key: str) -> No
     # The page names one module where the causes have their own.
     wanted = re.escape(said).replace(r"\.\.\.", ".*").replace("/home/me", re.escape(str(home)))
     wanted = re.sub(r"line\\ \d+", r"line\\ \\d+", wanted)
-    wanted = re.sub(
-        r"handlers(?=\\\.py,|:(f|Lines|loop|unmarked|talk|main|Pool)\b)", r"\\w+", wanted
-    )
+    wanted = re.sub(r"handlers(?=\\\.py,|:(f|Lines|loop|talk|main|Pool)\b)", r"\\w+", wanted)
     assert re.search(wanted, ended.stderr), f"{wanted}\n{ended.stderr}"
 
 

@@ -454,12 +454,7 @@ def test_a_service_without_a_yield_names_the_line_of_its_own_file(here: Path) ->
 @pytest.mark.parametrize(
     ("definition", "model", "why"),
     [
-        ("def f(conn, addr)", OWN_THREAD, "takes (conn); use conn.getpeername()"),
-        (
-            "def f(conn, addr)",
-            REACTOR,
-            "runs with --concurrency thread-per-connection; use conn.getpeername()",
-        ),
+        ("def f(conn, addr)", REACTOR, "it runs with --concurrency thread-per-connection"),
         ("def f(reader, writer)", REACTOR, "make it async def"),
         ("def f(reader, writer)", OWN_THREAD, "make it async def"),
         ("async def f()", REACTOR, "name the function that it gives to start_server"),
@@ -480,6 +475,50 @@ def test_the_parameters_of_another_library_get_their_remedy(
         resolve(parse("foreign:f"), model)
     assert str(caught.value).startswith("foreign:f: ")
     assert str(caught.value).endswith(why)
+
+
+class Connected:
+    """As much of a socket as `_given_the_address` needs."""
+
+    def getpeername(self) -> tuple[str, int]:
+        return "192.0.2.1", 60225
+
+
+def greet(conn: Any, addr: object, size: int = 1) -> object:
+    return conn, addr, size
+
+
+class Room:
+    def talk(self, conn: Any, client_address: object, /) -> object:
+        return conn, client_address, 1
+
+
+@pytest.mark.parametrize("target", [greet, Room().talk])
+def test_a_second_parameter_for_the_address_is_given_that_of_the_client(target: Any) -> None:
+    conn = Connected()
+    found = adopt(target, OWN_THREAD)
+    assert found.kind is Kind.CONNECTION
+    assert found.converse(conn) == (conn, ("192.0.2.1", 60225), 1)
+    assert found.name == target.__name__
+
+
+def test_an_address_is_no_argument_in_the_list_of_handlers(dropin: Path, tmp_path: Path) -> None:
+    (tmp_path / "addressed.py").write_text(
+        "import socket\ndef loop(conn: socket.socket, addr, size=1): ...\n"
+    )
+    (dropin / "users_dropin.py").write_text(
+        "from echod import HandlerPlugin\nloop = HandlerPlugin('loop', 'addressed:loop')\n"
+    )
+    (found,) = [one for one in installed() if one.name == "loop"]
+    assert found.arguments == ("size: int = 1",)
+
+
+def test_its_other_arguments_are_converted() -> None:
+    conn = Connected()
+    found = adopt(greet, OWN_THREAD, arguments={"size": "3"})
+    assert found.converse(conn) == (conn, ("192.0.2.1", 60225), 3)
+    with pytest.raises(HandlerError, match=r"takes no argument 'sise'"):
+        adopt(greet, OWN_THREAD, arguments={"sise": "3"})
 
 
 def test_an_address_that_is_given_or_has_a_default_is_an_argument() -> None:
