@@ -42,6 +42,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from echod.concurrency.socket_outbox import SharedSocket
+from echod.handlers.contract import MOST_ENDS, EndIgnored
 
 if TYPE_CHECKING:
     from _socket import _RetAddress
@@ -80,9 +81,6 @@ _SHORTAGES = {errno.EIO, errno.ENOBUFS, errno.ENOMEM}
 # How many of its errors a connection remembers: a handler may try again, and fail again, before it
 # raises the first.
 _REMEMBERED = 8
-
-# How often a handler may read the end of the stream while it sends nothing.
-MOST_ENDS = 10_000
 
 _recv = socket.socket.recv
 _recv_into = socket.socket.recv_into
@@ -202,16 +200,13 @@ class ConnectionSocket(SharedSocket):
         """Count the reads of the end of the stream, between which nothing is sent.
 
         Raises:
-            RuntimeError: a handler does nothing else, which would take a processor for ever.
+            EndIgnored: a handler does nothing else, which would take a processor for ever.
         """
         if self._sent_at_end != self.sent_bytes:
             self._sent_at_end, self._ends = self.sent_bytes, 0
         self._ends += 1
         if self._ends > MOST_ENDS:
-            raise RuntimeError(
-                f"the client has ended its stream, and the handler has read this end {MOST_ENDS} "
-                'times: a read that returns b"" is the last one; return then'
-            )
+            raise EndIgnored(MOST_ENDS)
 
     # These methods are rarely used, so they are written for brevity, not for speed.
 

@@ -12,6 +12,8 @@ The handler runs in a task of its own, in its connection's context. Guarantees, 
   daemon: after the drain's deadline it has the time of `echod.daemon.drain.LAST_CALLS`, and a few
   turns of the event loop.
 * A cancelled task is no error, nor is an exception that tells the handler of the end.
+* A handler that reads on at the end, without a pause in between, gets an error: it would hold the
+  event loop for ever.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from echod.concurrency.models import TURNS_TO_END
 from echod.connections.asyncio_protocol import AsyncioProtocol
 from echod.connections.foreign_protocol import QUIET
 from echod.connections.kernel import has_answered, has_read, unread
+from echod.handlers.contract import MOST_ENDS, EndIgnored
 from echod.reasons import EndReason
 
 if TYPE_CHECKING:
@@ -70,7 +73,7 @@ class StreamsProtocol(AsyncioProtocol):
     def _make(self) -> object:
         loop = asyncio.get_running_loop()
         limit = self._owner.limits.max_pending or LIMIT
-        self._reader = asyncio.StreamReader(limit=limit, loop=loop)
+        self._reader = _Reader(limit=limit, loop=loop)
         return _ReaderProtocol(self._reader, loop=loop)
 
     def _connect(self) -> None:
@@ -281,6 +284,49 @@ class _Given:
         self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_name: str | None
     ) -> ssl.SSLObject:
         return self._context.wrap_bio(incoming, outgoing, server_side=True)
+
+
+class _Reader(asyncio.StreamReader):
+    """Becomes another reader at its end, so that the reads before cost nothing more."""
+
+    def feed_eof(self) -> None:
+        super().feed_eof()
+        self.__class__ = _EndedReader
+
+
+class _EndedReader(_Reader):
+    """Ends a handler that reads on: no such read waits, so it would hold the loop for ever."""
+
+    # How often it has been read in this turn of the loop.
+    _ends = 0
+
+    def _give_end(self) -> None:
+        if self._buffer:  # type: ignore[attr-defined]
+            return
+        if not self._ends:
+            asyncio.get_running_loop().call_soon(self._turned, context=Context())
+        self._ends += 1
+        if self._ends > MOST_ENDS:
+            raise EndIgnored(MOST_ENDS)
+
+    def _turned(self) -> None:
+        self._ends = 0
+
+    async def read(self, n: int = -1) -> bytes:
+        self._give_end()
+        return await super().read(n)
+
+    async def readline(self) -> bytes:
+        self._give_end()
+        return await super().readline()
+
+    async def readuntil(self, separator: Any = b"\n") -> bytes:
+        self._give_end()
+        return await super().readuntil(separator)
+
+    async def readexactly(self, n: int) -> bytes:
+        self._give_end()
+        return await super().readexactly(n)
 
 
 class _ReaderProtocol(asyncio.StreamReaderProtocol):

@@ -73,6 +73,21 @@ def checked(data: object, rule: str = "a handler returns bytes, None or Close") 
         raise TypeError(f"{rule}, not {type(data).__name__}") from None
 
 
+# How often a handler may read the end of the stream, and do nothing else meanwhile.
+MOST_ENDS = 10_000
+
+
+class EndIgnored(RuntimeError):
+    """A handler reads nothing but the end of the stream, which would go on for ever."""
+
+    def __init__(self, times: int) -> None:
+        """Set up; `times` is how often it has read the end."""
+        super().__init__(
+            f"the client has ended its stream, and the handler has read this end {times} times: "
+            'a read that returns b"" is the last one; return then'
+        )
+
+
 @dataclass(frozen=True)
 class Close:
     """The last reply: echod sends `reply`, then closes the connection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import ssl
 from asyncio import StreamReader as Reader
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 
+from echod.connections import streams_protocol
 from echod.connections.transport_layers import tls_of
 from echod.daemon.slow import SlowCalls
 from echod.limits import Limits
@@ -81,6 +83,60 @@ async def test_what_a_client_sends_before_its_end_is_answered(way: str, certific
         client.finish()
         assert await client.receive_all() == b"happy" * 40_000
         assert client.clean
+
+
+async def reads_on(reader: Reader, writer: Writer) -> None:
+    while True:
+        writer.write(await reader.read(100))
+
+
+async def reads_lines_on(reader: Reader, writer: Writer) -> None:
+    while True:
+        writer.write(await reader.readline())
+
+
+async def reads_on_after_errors(reader: Reader, writer: Writer) -> None:
+    while True:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            writer.write(await reader.readexactly(3))
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            writer.write(await reader.readuntil(b"\n"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("handler", [reads_on, reads_lines_on, reads_on_after_errors])
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_reads_nothing_but_the_end_is_ended(
+    handler: Any, way: str, certificate: Path, log: Log
+) -> None:
+    async with serving(handler, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"ok\n")
+        client.finish()
+        assert await client.receive_all() == b"ok\n"
+        await eventually(lambda: not server.factory.connections)
+        (error,) = log.take_errors()
+        assert "the handler has read this end 10000 times" in error
+        assert ended(server) == {"handler error": 1}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_handler_may_look_for_more_while_it_waits_for_something_else(
+    way: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def polls(reader: Reader, writer: Writer) -> None:
+        for _ in range(20):
+            await reader.read(100)
+            await reader.readline()
+            await asyncio.sleep(0)
+        writer.write(b"done")
+
+    monkeypatch.setattr(streams_protocol, "MOST_ENDS", 3)
+    async with serving(polls, way, certificate) as server:
+        client = await server.connect()
+        client.finish()
+        assert await client.receive_all() == b"done"
 
 
 @pytest.mark.parametrize("way", WAYS)
