@@ -13,6 +13,7 @@ OTHERS = {
     "Abandoned",  # the daemon itself gave up waiting
     "Busy",
     "Dropped",
+    "EndIgnored",  # by a handler, for its author
     "FramingError",
     "MessageCutShort",
     "MessageTooLong",
