@@ -13,7 +13,6 @@ OTHERS = {
     "Abandoned",  # the daemon itself gave up waiting
     "Busy",
     "Dropped",
-    "EndIgnored",  # by a handler, for its author
     "FramingError",
     "MessageCutShort",
     "MessageTooLong",

@@ -42,7 +42,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from echod.concurrency.socket_outbox import SharedSocket
-from echod.handlers.contract import MOST_ENDS, EndIgnored
+from echod.handlers.contract import MOST_ENDS, end_ignored
 
 if TYPE_CHECKING:
     from _socket import _RetAddress
@@ -200,13 +200,13 @@ class ConnectionSocket(SharedSocket):
         """Count the reads of the end of the stream, between which nothing is sent.
 
         Raises:
-            EndIgnored: a handler does nothing else, which would take a processor for ever.
+            RuntimeError: a handler does nothing else, which would take a processor for ever.
         """
         if self._sent_at_end != self.sent_bytes:
             self._sent_at_end, self._ends = self.sent_bytes, 0
         self._ends += 1
         if self._ends > MOST_ENDS:
-            raise EndIgnored(MOST_ENDS)
+            raise end_ignored(MOST_ENDS)
 
     # These methods are rarely used, so they are written for brevity, not for speed.
 

@@ -31,7 +31,7 @@ from echod.concurrency.models import TURNS_TO_END
 from echod.connections.asyncio_protocol import AsyncioProtocol
 from echod.connections.foreign_protocol import QUIET
 from echod.connections.kernel import has_answered, has_read, unread
-from echod.handlers.contract import MOST_ENDS, EndIgnored
+from echod.handlers.contract import MOST_ENDS, end_ignored
 from echod.reasons import EndReason
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ class _EndedReader(_Reader):
             asyncio.get_running_loop().call_soon(self._turned, context=Context())
         self._ends += 1
         if self._ends > MOST_ENDS:
-            raise EndIgnored(MOST_ENDS)
+            raise end_ignored(MOST_ENDS)
 
     def _turned(self) -> None:
         self._ends = 0

@@ -77,15 +77,16 @@ def checked(data: object, rule: str = "a handler returns bytes, None or Close") 
 MOST_ENDS = 10_000
 
 
-class EndIgnored(RuntimeError):
-    """A handler reads nothing but the end of the stream, which would go on for ever."""
+def end_ignored(times: int) -> RuntimeError:
+    """Return the error of a handler that reads nothing but the end of the stream.
 
-    def __init__(self, times: int) -> None:
-        """Set up; `times` is how often it has read the end."""
-        super().__init__(
-            f"the client has ended its stream, and the handler has read this end {times} times: "
-            'a read that returns b"" is the last one; return then'
-        )
+    Args:
+        times: how often it has read the end.
+    """
+    return RuntimeError(
+        f"the client has ended its stream, and the handler has read this end {times} times: "
+        'a read that returns b"" is the last one; return then'
+    )
 
 
 @dataclass(frozen=True)
