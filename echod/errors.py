@@ -11,19 +11,3 @@ class UserError(Exception):
     Errors of a peer are not among these (`FramingError`, `ProxyError`, `TLSError`, `Busy`): an
     operator cannot correct them, and they end one connection.
     """
-
-
-class NoThreadError(UserError):
-    """The system allows no further thread."""
-
-    def __init__(self, part: str, error: RuntimeError) -> None:
-        """Set up.
-
-        Args:
-            part: which part of the daemon needs the thread.
-            error: the error of its start.
-        """
-        super().__init__(
-            f"no thread can be started for {part} ({error}): raise the limit, as by ulimit -u, or "
-            "TasksMax= in a unit"
-        )

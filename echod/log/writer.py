@@ -22,8 +22,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from echod.errors import NoThreadError
 from echod.log.sinks import Line, Sink
+from echod.threads import NoThreadError, start_thread
 
 # How many characters may wait to be written: some 8,000 lines, or a few seconds of a flood.
 MOST_PENDING = 1024 * 1024
@@ -113,12 +113,7 @@ class LogWriter:
     def _launch(self) -> None:
         with self._lock:
             if self._thread is None:
-                thread = threading.Thread(target=self._work, name="echod-log", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:  # at the system's limit, or the unit's
-                    raise NoThreadError("the log", error) from None
-                self._thread = thread
+                self._thread = start_thread(self._work, "echod-log", "the log")
                 self.wake()
 
     def add(self, line: Line) -> None:

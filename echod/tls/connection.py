@@ -568,6 +568,7 @@ class TLSConnection(StackedTransport, TLSLayer):
         self._set_timer(None)
         self.protocol.connectionLost(self._failure or reason)
         # These lead back here, `_write` by an error's traceback: all would wait for the collector.
+        # From here on, `_write` takes what it is given, and writes nothing.
         self.protocol = self._receiver = None
         self._write = len
 

@@ -24,8 +24,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from echod.errors import NoThreadError
 from echod.log.sinks import DescriptorSink, Line
+from echod.threads import start_thread
 
 # The descriptors of a worker.
 STDOUT, STDERR = 1, 2
@@ -37,6 +37,9 @@ SHOW_STACKS = signal.SIGXCPU
 
 # How long a signal to the whole process group may take to arrive everywhere, in seconds.
 MOMENT = 0.1
+
+# The part of a worker that needs the two threads.
+_PART = "the orders of the supervisor"
 
 Message = dict[str, Any]
 
@@ -160,7 +163,7 @@ class Link:
             gone()
 
         self.start_writing()
-        _start_thread(read, "echod-orders")
+        start_thread(read, "echod-orders", _PART)
 
     def start_writing(self) -> None:
         """Start the thread that writes, unless it runs: from then on any thread may `send`.
@@ -169,7 +172,7 @@ class Link:
             NoThreadError: the system allows no further thread.
         """
         if self._writer is None:
-            self._writer = _start_thread(self._write, "echod-news")
+            self._writer = start_thread(self._write, "echod-news", _PART)
 
     def send(self, **message: object) -> None:
         """Tell the supervisor, in any thread once one writes; nothing waits for it."""
@@ -202,12 +205,3 @@ class Link:
         with contextlib.suppress(OSError):  # the supervisor has gone
             while view:
                 view = view[os.write(self._news, view) :]
-
-
-def _start_thread(work: Callable[[], None], name: str) -> threading.Thread:
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError as error:  # at the system's limit, or the unit's
-        raise NoThreadError("the orders of the supervisor", error) from None
-    return thread

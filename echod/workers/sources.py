@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from traceback import walk_tb
 
-from echod.errors import NoThreadError
+from echod.threads import start_thread
 from echod.user_code import is_users
 
 # How often a thread looks for modules that have been imported since, in seconds.
@@ -40,10 +40,7 @@ class Sources:
         Raises:
             NoThreadError: the system allows no further thread.
         """
-        try:
-            threading.Thread(target=self._run, name="echod-sources", daemon=True).start()
-        except RuntimeError as error:  # at the system's limit, or the unit's
-            raise NoThreadError("--reload", error) from None
+        start_thread(self._run, "echod-sources", "--reload")
 
     def _run(self) -> None:
         while True:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from echod.errors import NoThreadError
 from echod.log import writer as logwriter
 from echod.log.sinks import DescriptorSink, Line, Sink
 from echod.log.writer import LogWriter
+from echod.threads import NoThreadError
 from tests.support.serving import no_more_threads
 from tests.support.waiting import PATIENCE, block_until
 
