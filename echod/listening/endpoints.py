@@ -33,7 +33,7 @@ from echod import tls
 from echod.addresses import Network
 from echod.errors import UserError
 from echod.listening.socket_activation import ActivatedEndpoint, InheritedSockets
-from echod.listening.tcp import BACKLOG, IPv6Endpoint, TCPEndpoint
+from echod.listening.tcp import BACKLOG, IPv6Endpoint, PluginEndpoint, TCPEndpoint
 from echod.listening.validity import tell_validity
 from echod.text import did_you_mean, quoted
 
@@ -217,24 +217,25 @@ def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStre
         return passed
     kind, _, rest = text.partition(":")
     if kind.isdigit():
-        kind, text = "tcp", f"tcp:{text}"
+        kind, rest = "tcp", text
+    words = Words.split(rest)
     if kind in OPTIONS:
-        _check_options(kind, Words.split(text.partition(":")[2]), OPTIONS[kind])
+        _check_options(kind, words, OPTIONS[kind])
     if kind == "unix":
-        return _unix_endpoint(reactor, Words.split(rest))
+        return _unix_endpoint(reactor, words)
     if kind == "systemd":
-        return _activated_endpoint(reactor, Words.split(rest), inherited)
+        return _activated_endpoint(reactor, words, inherited)
     if kind in NO_ENDPOINTS:
         raise ListenError(NO_ENDPOINTS[kind])
     if kind in POSITIONS:
-        return _tcp_endpoint(reactor, kind, Words.split(text.partition(":")[2]))
+        return _tcp_endpoint(reactor, kind, words)
     from twisted.internet.endpoints import serverFromString  # slow to import, and rarely needed
 
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser raises its own errors
         raise ListenError(_plainly(kind, error, _as_listener(text))) from error
-    return endpoint
+    return endpoint if "backlog" in words.names else PluginEndpoint(endpoint)
 
 
 def _check_options(kind: str, words: Words, known: Sequence[str]) -> None:
@@ -352,7 +353,7 @@ def _plainly(kind: str, error: Exception, listener: str = "") -> str:
 
 
 def _unix_endpoint(reactor: Reactor, words: Words) -> UNIXEndpoint:
-    from echod.listening.unix import BACKLOG, MODE, UNIXEndpoint  # only with unix:
+    from echod.listening.unix import MODE, UNIXEndpoint  # only with unix:
 
     mode = words.pop("mode") or f"{MODE:o}"
     backlog = words.pop("backlog") or str(BACKLOG)

@@ -204,10 +204,6 @@ class Listener(Generic[Served]):
             self._stop_accepting()
         if self._stopped:  # it was stopped before the endpoint was ready
             return self.stop()
-        if "backlog=" not in self.description and hasattr(port, "socket"):
-            # Twisted lets 50 clients wait. When the queue is full, the kernel reports some further
-            # clients as connected, and these would wait for a greeting for ever.
-            port.socket.listen(socket.SOMAXCONN)
         for each in self._ports:
             _send_at_once(each.socket)
         if self._arrivals is not None:

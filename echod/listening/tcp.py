@@ -21,7 +21,8 @@ from zope.interface import implementer
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
 
-# How many connections the kernel queues: its maximum.
+# How many connections the kernel queues: its maximum. When the queue is full, the kernel reports
+# some further clients as connected, and these would wait for a greeting for ever.
 BACKLOG = socket.SOMAXCONN
 
 
@@ -78,3 +79,20 @@ class IPv6Endpoint(TCPEndpoint):
                 made.fileno(), socket.AF_INET6, factory
             )
         return port
+
+
+@implementer(IStreamServerEndpoint)
+class PluginEndpoint:
+    """Listens as a plugin of Twisted's does, but with `BACKLOG`: Twisted lets 50 clients wait."""
+
+    def __init__(self, endpoint: IStreamServerEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        return self._endpoint.listen(factory).addCallback(_lengthen_queue)
+
+
+def _lengthen_queue(port: Any) -> Any:
+    if hasattr(port, "socket"):
+        port.socket.listen(BACKLOG)
+    return port

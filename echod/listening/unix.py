@@ -34,6 +34,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.listening.tcp import BACKLOG
 from echod.permissions import others_can_write
 from echod.text import escape
 
@@ -44,9 +45,6 @@ log = Logger("echod")
 
 # Owner and group: other clients need to join the group, or another mode.
 MODE = 0o660
-
-# How many connections the kernel queues: its maximum.
-BACKLOG = socket.SOMAXCONN
 
 # How long to wait for another daemon that starts in the same directory.
 LOCK_SECONDS = 2.0

@@ -15,8 +15,8 @@ from echod.errors import UserError
 from echod.listening.endpoints import Words, parse_listen
 from echod.listening.proxy import ProxyFactory
 from echod.listening.socket_activation import InheritedSockets
-from echod.listening.tcp import IPv6Endpoint, TCPEndpoint
-from echod.listening.unix import BACKLOG, UNIXEndpoint
+from echod.listening.tcp import BACKLOG, IPv6Endpoint, TCPEndpoint
+from echod.listening.unix import UNIXEndpoint
 from echod.tls import Files, Pair, ServerContext, TLSFactory
 from echod.tls.context import Loaded
 from tests.support.certificates import DAY, Authority

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory, Protocol
 
+from echod.listening.backlog import backlog_of
 from echod.listening.endpoints import ListenError, Listening, parse_listen
 from echod.listening.listener import Listener, bind_error
 from tests.support.log import Log
@@ -34,6 +36,32 @@ async def test_it_has_an_address_while_it_listens_and_listens_again() -> None:
             pass
         await made.stop()
     assert made.address is None
+    await made.stop()
+
+
+@pytest.mark.parametrize(
+    ("description", "length"),
+    [
+        ("tcp:0:interface=127.0.0.1", socket.SOMAXCONN),
+        ("tcp:0:interface=127.0.0.1:backlog=7", 7),
+        ("tcp:0:127.0.0.1:7", 7),
+        ("tcp6:0:7", 7),
+        ("plugin:0", socket.SOMAXCONN),
+        ("plugin:0:backlog=7", 7),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_as_many_clients_wait_as_the_endpoint_says_or_as_can(
+    description: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plugin(reactor: Any, text: str) -> TCP4ServerEndpoint:
+        return TCP4ServerEndpoint(reactor, 0, 7, "127.0.0.1")
+
+    monkeypatch.setattr("twisted.internet.endpoints.serverFromString", plugin)
+    made = listener(description=description)
+    await made.listen()
+    (port,) = made._ports
+    assert backlog_of(port.socket) == length
     await made.stop()
 
 
