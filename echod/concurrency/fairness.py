@@ -53,7 +53,7 @@ class Holders:
                 del self.by_address[address]
 
 
-class Turns(Generic[T]):
+class FairQueue(Generic[T]):
     """A queue in which addresses take turns."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from echod.concurrency.model import Model
-from echod.concurrency.models import InPool
+from echod.concurrency.models import InPool, InReactor
 from echod.errors import UserError
 from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import Kind
@@ -287,8 +287,6 @@ async def opened(
         ServiceError: it cannot be opened.
     """
     from twisted.internet import reactor
-
-    from echod.concurrency.models import InReactor
 
     used = InReactor() if model is None else model
     name = definition.function.__name__

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.awaiting import cancel
-from echod.concurrency.fairness import Holders, Turns
+from echod.concurrency.fairness import FairQueue, Holders
 from echod.concurrency.lending import Lender, LentTask
 from echod.concurrency.model import (
     Abandoned,
@@ -205,17 +205,14 @@ class InReactor(_OpenHouse):
         return succeed(None)
 
     def drop(self) -> None:
-        self._cancel_all()
-
-    def _cancel_all(self) -> None:
-        """Cancel each call, once: a second time could end the `finally` of a first."""
+        # Each call once: a second time could end the `finally` of a first.
         self._stopped = True
         for awaited in list(self._awaited):
             if not awaited.abandoned:
                 self.abandon(awaited)
 
     def stop(self) -> None:
-        self._cancel_all()
+        self.drop()
         if self.lender is not None:
             self.lender.stop()
         if any(isinstance(one, AwaitedTask) for one in self._awaited):
@@ -352,7 +349,7 @@ class Serial(InReactor):
         self.shared = shared
         self._queue_size = queue_size
         self._holder: object = None
-        self._waiting: Turns[Callable[[], None]] = Turns()
+        self._waiting: FairQueue[Callable[[], None]] = FairQueue()
         self._contended_since = 0.0
         self._advancing = False
 

@@ -310,8 +310,7 @@ class ConnectionSocket(SharedSocket):
 
         Returns:
             Whether it will. A `recv` with a time-out (`settimeout`) waits in another call and
-                cannot
-            be interrupted, nor can one in a thread that the handler has started.
+            cannot be interrupted, nor can one in a thread that the handler has started.
         """
         if self.thread is None or self.gettimeout() is not None:
             return False

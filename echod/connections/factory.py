@@ -1,8 +1,7 @@
 """The factory of one listener: makes a protocol for each connection, and holds their shared state.
 
-`EchoFactory` chooses a connection's protocol once, when it is accepted: `EchoProtocol` passes
-messages to a handler, in the event loop or the pool; `SocketProtocol` passes the socket to a
-thread. It works in any Twisted program::
+`EchoFactory` chooses the class of its protocols once, when it gets its handler: see
+`echod.connections.choice`. It works in any Twisted program::
 
     endpoints.serverFromString(reactor, "tcp:8888").listen(EchoFactory(reactor))
 """

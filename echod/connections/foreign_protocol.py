@@ -1,4 +1,4 @@
-"""The base of protocols that are not echod's own: one of asyncio, of Twisted, or a program.
+"""The base of protocols that are not echod's own: those of asyncio and of Twisted.
 
 echod's protocol stays the transport's, and calls the user's. A subclass says how: see the methods
 "of each kind" below. This class keeps, for all of them, the promises of `lifecycle`:

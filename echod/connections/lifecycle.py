@@ -1,7 +1,8 @@
 """The base of every connection's protocol: admission, deadlines, drain, and the one way to close.
 
-`ConnectionProtocol` is the base of both kinds: `message_protocol.EchoProtocol` passes messages to
-a handler, and `socket_protocol.SocketProtocol` passes the socket to a thread. It guarantees:
+`ConnectionProtocol` is the base of all kinds: `message_protocol` passes messages to a handler,
+`socket_protocol` passes the socket to a thread, `program_protocol` relays to a program, and
+`foreign_protocol` calls protocols of asyncio and Twisted. It guarantees:
 
 * there is one way to close, `close` (gently) or `abort` (at once); the first reason given counts;
   a table in `echod.messages.closing` has the order of the steps;
@@ -141,8 +142,8 @@ class ConnectionProtocol(Protocol):
         self._deadline = math.inf
         self._began = 0.0
         self._idle_since = 0.0
-        # An incomplete message, or the work of the handler, as it was at the last
-        # sweep, and since when.
+        # An incomplete message, or the work of the handler, as it was at the last sweep, and since
+        # when.
         self._same_since: tuple[object, float] | None = None
         # `_activity` at the last sweep. A push changes it, so that the next sweep sees activity.
         self._seen_activity = UNSEEN

@@ -147,7 +147,7 @@ class SharedAdmission(Admission):
         super()._use(self._most)
 
     @property
-    def levels(self) -> Sequence[Level]:  # type: ignore[override]
+    def levels(self) -> tuple[Level, ...]:
         """The numbers of connections in all processes, in total and from one address."""
         busiest = heapq.nlargest(_BUSIEST, self.by_address, key=self.by_address.__getitem__)
         highest = max(map(self._from_address, busiest), default=0)

@@ -150,7 +150,7 @@ class TwistedProtocol(ForeignProtocol):
         if isinstance(error, RuntimeError) and trace is not None and trace.tb_next is None:
             self._receive(data)  # the context is entered already: no code of the user's has run
         else:
-            self._failed()
+            self._fail_by_user(Failure())
 
     def _receive_slowly(self, data: bytes) -> None:
         if not self._kernel_counts:
@@ -164,12 +164,7 @@ class TwistedProtocol(ForeignProtocol):
         try:
             self._user.dataReceived(data)
         except BaseException:
-            self._failed()
-
-    def _failed(self) -> None:
-        failure = Failure()
-        self._error = failure.value
-        self.fail(failure)
+            self._fail_by_user(Failure())
 
     def _receiver(self) -> Callable[[bytes], object]:
         receiver: Callable[[bytes], object] = self._user.dataReceived
@@ -334,11 +329,6 @@ class TwistedProtocol(ForeignProtocol):
         """Close, after all that was written."""
         asked = self.face.disconnecting
         self.close(self._why_closed() if asked else EndReason.CLIENT)
-
-    @property
-    def closing(self) -> bool:
-        """Whether echod closes the connection already."""
-        return self._reason is not None
 
     def expect_end(self) -> None:
         """Wait not much longer for a client to answer the end of TLS."""
@@ -591,5 +581,5 @@ class _BelowTLS(TwistedTransport):
         self._connection.lose()
 
     def abortConnection(self) -> None:
-        if not self._connection.closing:
+        if not self._connection.is_closing:
             super().abortConnection()

@@ -197,9 +197,8 @@ class Handler:
 
         Returns:
             `bytes` to send them (framed like the messages; a `bytearray` or `memoryview` works
-                too,
-            and may be reused at once), None to send nothing, `Close(b"...")` to send a last reply
-            and close, or a generator of these to send them one by one, as fast as the client
+            too, and may be reused at once), None to send nothing, `Close(b"...")` to send a last
+            reply and close, or a generator of these to send them one by one, as fast as the client
             reads. In the event loop also an async generator, or a coroutine or a Deferred of one
             of these; it is cancelled if the client goes away.
         """

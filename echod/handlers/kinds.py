@@ -47,6 +47,10 @@ class Kind(enum.StrEnum):
     SERVICE = "service"
 
 
+# The models in which coroutines run.
+IN_THE_LOOP = (ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL)
+
+
 class Traits(NamedTuple):
     """The properties of a kind.
 
@@ -310,20 +314,17 @@ def is_async(target: object) -> bool:
 
 
 def _is_generator(function: object) -> bool:
-    return any(
-        inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one)
-        for one in (function, getattr(function, "__call__", None))  # noqa: B004 - as below
-    )
+    return _is_one_of(function, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 def _is_async(function: object) -> bool:
-    if inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(
-        getattr(function, "__call__", None)  # noqa: B004 - as below
-    ):
-        return True
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - the question is about the method itself
-    )
+    return _is_one_of(function, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+
+
+def _is_one_of(function: object, *questions: Callable[[object], bool]) -> bool:
+    """Return whether a function, or the method by which an object is called, is one of these."""
+    called = getattr(function, "__call__", None)  # noqa: B004 - the method itself is asked for
+    return any(ask(function) or ask(called) for ask in questions)
 
 
 def models_for(target: object) -> tuple[ConcurrencyModel, ...]:
@@ -337,7 +338,7 @@ def models_for(target: object) -> tuple[ConcurrencyModel, ...]:
         models: tuple[ConcurrencyModel, ...] = within(target).models  # type: ignore[attr-defined]
         return models
     if kind in (None, Kind.MESSAGE) and is_async(target):
-        return (ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL)
+        return IN_THE_LOOP
     return KINDS[kind or Kind.MESSAGE].models
 
 
@@ -386,13 +387,7 @@ def _is_twisted(one: object) -> bool:
 
 def _takes_streams(function: Callable[..., object]) -> bool:
     """Return whether an `async def` takes a reader and a writer, and no message."""
-    parameters = _parameters(function)
-    required = [
-        one
-        for one in parameters
-        if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
-        and one.default is one.empty
-    ]
+    required = _required(function)
     return len(required) == 2 and _annotation(function, required[0]) is not bytes
 
 
@@ -408,13 +403,19 @@ def _kind_by_annotation(function: Callable[..., object]) -> Kind | None:
 
 def _result_kind(function: Callable[..., object]) -> Kind | None:
     """Return the kind of protocol that a function without required parameters says it makes."""
-    if any(one.default is one.empty and one.kind in _POSITIONAL for one in _parameters(function)):
+    if _required(function):
         return None
     annotation = _hints(function).get("return")
     return _foreign_kind(annotation) if isinstance(annotation, type) else None
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _required(function: Callable[..., object]) -> list[inspect.Parameter]:
+    """Return the positional parameters without a default."""
+    found = _parameters(function)
+    return [one for one in found if one.kind in _POSITIONAL and one.default is one.empty]
 
 
 def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
@@ -433,9 +434,8 @@ def _annotation(function: Callable[..., object], parameter: inspect.Parameter) -
 
 def _hints(function: Callable[..., object]) -> dict[str, object]:
     """Return the annotations of a function by name; the text of one that cannot be resolved."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    plain = inspect.unwrap(function)
+    plain: Any = within(function)
+    plain = inspect.unwrap(plain)
     routine = isinstance(plain, (types.FunctionType, types.MethodType))
     owner = plain if routine else type(plain).__call__
     try:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from echod.errors import UserError
 from echod.handlers.contract import ConcurrencyModel, HandlerError
-from echod.handlers.kinds import Defaults, Kind
+from echod.handlers.kinds import IN_THE_LOOP, Defaults, Kind
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -110,7 +110,7 @@ class ServiceDefinition:
     def models(self) -> tuple[ConcurrencyModel, ...]:
         """The concurrency models that it can run in."""
         if self.is_async:
-            return (ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL)
+            return IN_THE_LOOP
         return tuple(ConcurrencyModel)
 
     def check(self, function: Check) -> Check:

@@ -72,8 +72,3 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = MappingProxyType(
         (State.ABORTED, Event.LOSE): State.LOST,
     }
 )
-
-
-def after(state: State, event: Event) -> State | None:
-    """Return the state that follows `state` by `event`; None: the event is refused."""
-    return TRANSITIONS.get((state, event))

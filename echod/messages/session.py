@@ -21,7 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from echod.messages.framing import Framer
 
 # The default; the daemon uses `--max-pending`.
 READ_AHEAD = 64 * 1024
@@ -68,19 +71,6 @@ SETS: Mapping[str, Mapping[str, bool]] = MappingProxyType(
 )
 
 
-class MessageSource(Protocol):
-    """The interface of a framer (see `echod.messages.framing.Framer`)."""
-
-    @property
-    def buffered(self) -> int: ...
-
-    def feed(self, data: bytes) -> None: ...
-
-    def end(self) -> None: ...
-
-    def next_message(self) -> bytes | None: ...
-
-
 class _Nothing:
     """The framer of a session that is closed."""
 
@@ -123,7 +113,7 @@ class Session:
 
     def __init__(
         self,
-        framer: MessageSource,
+        framer: Framer,
         *,
         max_messages: int | None = None,
         read_ahead: int = READ_AHEAD,

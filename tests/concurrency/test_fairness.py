@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from echod.concurrency.fairness import TIMES_THE_FREE, Holders, Turns, may_have_another
+from echod.concurrency.fairness import TIMES_THE_FREE, FairQueue, Holders, may_have_another
 
 
 def take_all(size: int, addresses: int) -> list[int]:
@@ -86,7 +86,7 @@ class Queue(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns: Turns[int] = Turns()
+        self.turns: FairQueue[int] = FairQueue()
         self.waiting: list[tuple[int, str]] = []
         self.passed: dict[str, Counter[str]] = {}
         self.last = ""

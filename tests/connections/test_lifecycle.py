@@ -34,7 +34,7 @@ from echod.connections.kernel import NOTHING_TAKEN, counted, taken, traffic, uns
 from echod.connections.sweeper import URGENT_INTERVAL
 from echod.handlers.builtin import Echo
 from echod.handlers.contract import ConcurrencyModel
-from echod.messages.closing import Event, State, after
+from echod.messages.closing import TRANSITIONS, Event, State
 from echod.reactor.reactor import UvloopReactor
 from echod.tls.context import certificates_in
 from tests.support.certificates import Authority
@@ -754,7 +754,7 @@ def test_a_connection_goes_by_the_table_through_any_events(events: list[Event]) 
     state, passed, ended_by = State.OPEN, {State.OPEN}, None
     for event in events:
         cause[event]()
-        if (then := after(state, event)) is not None:
+        if (then := TRANSITIONS.get((state, event))) is not None:
             if state in (State.OPEN, State.INPUT_ENDED):
                 ended_by = reasons.get(event)
             state = then

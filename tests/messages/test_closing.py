@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from echod.messages.closing import TRANSITIONS, Event, State, after
+from echod.messages.closing import TRANSITIONS, Event, State
 from tests.support.paths import ROOT
 
 # The pairs that are not in the table, each with its reason.
@@ -28,6 +28,10 @@ REFUSED = {
     **dict.fromkeys(itertools.product([State.ABORTED], {*Event} - {Event.LOSE})),
     **dict.fromkeys(itertools.product([State.LOST], Event)),
 }
+
+
+def after(state: State, event: Event) -> State | None:
+    return TRANSITIONS.get((state, event))
 
 
 def reached_from(state: State) -> set[State]:
