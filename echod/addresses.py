@@ -55,6 +55,11 @@ def network_at(address: object) -> str:
     return ""
 
 
+def host_and_port(host: str, port: int) -> str:
+    """Return an IP address and a port as one text."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def shown_address(address: object) -> str:
     """Return a Twisted address as logs show it, escaped."""
     if isinstance(address, IPv4Address):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from echod.addresses import shown_address
+from echod.addresses import host_and_port, shown_address
 from echod.journal import Encryption, Facts, Proxied
 from echod.text import clipped, escape
 
@@ -73,8 +73,7 @@ def _place(address: Address | None) -> str | None:
         return None
     if isinstance(address, bytes):
         return _short(address)
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return host_and_port(*address)
 
 
 def _short(text: str | bytes) -> str:

@@ -18,6 +18,7 @@ import ssl
 import time
 from typing import TYPE_CHECKING
 
+from echod.addresses import host_and_port
 from echod.handlers.contract import Handler
 from echod.proxy_header import FieldType, ProxyHeader
 
@@ -122,5 +123,4 @@ def _place(address: Address | None) -> str | None:
         return None
     if isinstance(address, bytes):
         return address.decode("utf-8", "backslashreplace")
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return host_and_port(*address)
