@@ -44,6 +44,8 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.timers import cancel_timer
+
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
 
@@ -263,8 +265,7 @@ class Process:
             self._served.program_exited(self._status)
 
     def _stop_waiting(self) -> None:
-        if self._ending is not None and self._ending.active():
-            self._ending.cancel()
+        cancel_timer(self._ending)
 
     def _reap(self, patience: float) -> None:
         """Reap the process, and end what is left of its group."""

@@ -62,6 +62,7 @@ from echod.handlers.kinds import Kind
 from echod.messages.cutting import Cutter as MessageCutter
 from echod.reasons import EndReason
 from echod.stacked import StackedTransport
+from echod.timers import cancel_timer
 from echod.tls import TLSConnection
 
 if TYPE_CHECKING:
@@ -127,17 +128,15 @@ class _Stream:
 
     def set_timer(self, latest: float = math.inf) -> None:
         """Wait for the next item, for the next fault that begins by time, or until `latest`."""
-        self.stop()
-        due = min(latest, self.course.wake_at, self.due)
-        if due < math.inf:
-            wait = max(0.0, due - self._owner.seconds())
-            self._timer = self._owner.reactor.callLater(wait, self._fired)
+        self._wait_until(min(latest, self.course.wake_at, self.due))
 
     def wait_for_reset(self) -> None:
         """Wait for a reset that waits for no byte, while the other side takes nothing."""
-        self.stop()
         resets = [item.due for item in self.items if item.act is Act.RESET_NOW]
-        due = min([self.course.wake_at, *resets])
+        self._wait_until(min([self.course.wake_at, *resets]))
+
+    def _wait_until(self, due: float) -> None:
+        self.stop()
         if due < math.inf:
             wait = max(0.0, due - self._owner.seconds())
             self._timer = self._owner.reactor.callLater(wait, self._fired)
@@ -153,9 +152,8 @@ class _Stream:
         self._pump()
 
     def stop(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
+        cancel_timer(self._timer)
+        self._timer = None
 
     def change(self, course: Course, now: float) -> None:
         """Use this course from now on; items that only a former stage has held are due now."""
@@ -443,9 +441,8 @@ class FaultyConnection(StackedTransport, Layer):
         self._note()
 
     def _set_timer(self, timer: IDelayedCall | None) -> None:
-        before, self._timer = self._timer, timer
-        if before is not None and before.active():
-            before.cancel()
+        cancel_timer(self._timer)
+        self._timer = timer
 
     # From the client to the protocol.
 

@@ -21,6 +21,7 @@ from echod.faults.tls import (
     OfHandshake,
     OmittingNotice,
 )
+from echod.timers import cancel_timer
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
@@ -178,6 +179,5 @@ class Meddling:
 
     def stop(self) -> None:
         """Stop the timer."""
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
+        cancel_timer(self._timer)
+        self._timer = None

@@ -20,6 +20,8 @@ from typing import Generic, Protocol, TypeVar
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from echod.timers import cancel_timer
+
 log = Logger("echod.connection")
 
 # How often connections with an urgent deadline are checked, in seconds.
@@ -97,9 +99,8 @@ class Sweeper(Generic[Member]):
         self.members.discard(member)
         self.urgent.discard(member)
         if not self.members and self._timer is not None:
-            timer, self._timer = self._timer, None
-            if timer.active():
-                timer.cancel()
+            cancel_timer(self._timer)
+            self._timer = None
 
     def _wait(self, seconds: float) -> None:
         self._due = self._clock().seconds() + seconds

@@ -85,6 +85,16 @@ def below(transport: Any) -> Any:
     return transport
 
 
+def hand_over(transport: Any, protocol: Any) -> None:
+    """Let another protocol take the place of the one that a transport at the socket has."""
+    own_way = getattr(transport, "handOver", None)
+    if own_way is not None:
+        own_way(protocol)
+    else:
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+
+
 def note_before(transport: Any, fault: str) -> None:
     """Note that a fault on purpose has hit a connection before its protocol was made."""
     below(transport).faults_before = (fault,)

@@ -28,6 +28,7 @@ from echod.connections.factory import EchoFactory
 from echod.connections.owner import Owned
 from echod.daemon.stacks import frames_of_coroutine, frames_of_thread, from_handler, in_one_line
 from echod.text import escape
+from echod.timers import cancel_timer
 
 log = Logger("echod")
 
@@ -43,8 +44,8 @@ LEAST_OF_SERVICE = 0.5
 
 # Seconds after the deadline in which threads may do what the end of a connection asks for: close
 # a generator, and return from a call that its lost connection ends; and in which coroutines, which
-# have been cancelled, may wait in their `finally`. If a service is to be closed,
-# it is at most half of the service's share. It has to be below `echod.daemon.signals.GRACE`.
+# have been cancelled, may wait in their `finally`. If a service is to be closed, these are at most
+# half of the service's share. They have to be below `echod.daemon.signals.GRACE`.
 LAST_CALLS = 0.2
 
 
@@ -109,20 +110,16 @@ class Drain:
             for_clients + self._for_service(), self._leave_service
         )
 
-        def in_time(timer: IDelayedCall | None) -> None:
-            if timer is not None and timer.active():
-                timer.cancel()
-
         # The deadline also covers the work of handlers after their connections are gone.
         return (
             self._tell_gradually()
             .addCallback(lambda _: DeferredList([each.drain() for each in self._factories]))
             .addCallback(lambda _: self._model.drain())
             .addCallback(lambda _: self._model.end())
-            .addCallback(lambda _: in_time(give_up))
-            .addCallback(lambda _: in_time(self._last_calls))
+            .addCallback(lambda _: cancel_timer(give_up))
+            .addCallback(lambda _: cancel_timer(self._last_calls))
             .addCallback(lambda _: self._close_service())
-            .addCallback(lambda _: in_time(self._deadline))
+            .addCallback(lambda _: cancel_timer(self._deadline))
         )
 
     def _reserved(self) -> float:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from echod.metrics import Metrics
+from echod.timers import cancel_timer
 
 # By how many the open connections have to grow before all objects are frozen again.
 STEP = 500
@@ -61,9 +62,8 @@ class Freezer:
     def stop(self) -> None:
         """Thaw all objects. Calling it again is harmless."""
         if self._timer is not None:
-            timer, self._timer = self._timer, None
-            if timer.active():
-                timer.cancel()
+            cancel_timer(self._timer)
+            self._timer = None
             gc.callbacks.remove(self._collected)
             gc.unfreeze()
 

@@ -41,6 +41,7 @@ from echod.log.event import LogLine
 from echod.proxy_header import ProxyHeader, encode
 from echod.stacked import write_now
 from echod.text import clipped, escape
+from echod.timers import cancel_timer
 
 if TYPE_CHECKING:
     from echod.interfaces import Stream
@@ -179,7 +180,6 @@ class ForwardProtocol(Protocol):
             self._give_up(_told(failure))
 
     def _timed_out(self) -> None:
-        self._timer = None
         seconds = self._settings.timeout
         self._give_up(f"it has not answered within {seconds:g} s")
 
@@ -197,7 +197,7 @@ class ForwardProtocol(Protocol):
 
     def upstream_ready(self, stream: Stream) -> None:
         """Begin to forward: the upstream is connected."""
-        self._stop_timer()
+        cancel_timer(self._timer)
         if self._over:
             stream.abortConnection()
             return
@@ -295,7 +295,7 @@ class ForwardProtocol(Protocol):
     def _end(self) -> None:
         """Let go of the upstream; nothing follows."""
         self._over = True
-        self._stop_timer()
+        cancel_timer(self._timer)
         stream = self._stream
         if stream is not None and self._ready and not self._client_ended:
             stream.unregisterProducer()
@@ -306,11 +306,6 @@ class ForwardProtocol(Protocol):
             dialling.cancel()
         elif stream is not None and not self._ready:
             stream.abortConnection()
-
-    def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
 
     @property
     def _stream(self) -> Stream | None:

@@ -36,6 +36,7 @@ from echod.handlers.transcript import (
 )
 from echod.log.event import LogLine
 from echod.text import clipped, escape
+from echod.timers import cancel_timer
 
 _mismatch = LogLine(
     Logger("echod.script"), "warn", "{peer} has left the script {file}, {mismatch}"
@@ -187,6 +188,5 @@ class ScriptProtocol(Protocol):
     def _end(self) -> None:
         self._over = True
         self._actions.close()
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
+        cancel_timer(self._timer)
+        self._timer = None

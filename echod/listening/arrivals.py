@@ -38,10 +38,11 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from echod.connections.transport_layers import note_before
+from echod.connections.transport_layers import hand_over, note_before
 from echod.faults.arrival import ConnectTimeout, Refuse, SlowAccept, at_work, next_change
 from echod.listening.backlog import backlog_of
 from echod.text import escape
+from echod.timers import cancel_timer
 
 if TYPE_CHECKING:
     from echod.faults import Rule
@@ -70,7 +71,11 @@ class Accepting(TypingProtocol):
 
 
 class Arrivals:
-    """The faults on purpose of one listener."""
+    """The faults on purpose of one listener.
+
+    Attributes:
+        reactor: for timers.
+    """
 
     def __init__(
         self,
@@ -82,12 +87,12 @@ class Arrivals:
         """Set up, without faults.
 
         Args:
-            reactor: for timers.
+            reactor: see above.
             description: the endpoint.
             note: counts a fault that happens, by name.
             accepting: lets the listener accept or not.
         """
-        self._reactor = reactor
+        self.reactor = reactor
         self._description = description
         self._note = note
         self._accepting = accepting
@@ -104,14 +109,14 @@ class Arrivals:
     def change(self, rules: Sequence[Rule]) -> None:
         """Use these faults from now on; their times begin now."""
         self._rules = rules
-        self._began = self._reactor.seconds()
+        self._began = self.reactor.seconds()
         if self._sockets is not None:
             self._look()
 
     def begin(self, sockets: Sequence[socket.socket]) -> None:
         """Begin: the listener listens on these."""
         self._sockets = sockets
-        self._began = self._reactor.seconds()
+        self._began = self.reactor.seconds()
         self._look()
 
     def stop(self) -> None:
@@ -123,17 +128,16 @@ class Arrivals:
 
     def _look(self) -> None:
         """Begin and end what is due, and look again when the next is."""
-        elapsed = self._reactor.seconds() - self._began
+        elapsed = self.reactor.seconds() - self._began
         self._raise(at_work(self._rules, elapsed, Refuse, ConnectTimeout))
         self._set_slow(at_work(self._rules, elapsed, SlowAccept))
         self._set_timer(next_change(self._rules, elapsed))
 
     def _set_timer(self, wait: float) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
+        cancel_timer(self._timer)
+        self._timer = None
         if wait < math.inf:
-            self._timer = self._reactor.callLater(wait, self._look)
+            self._timer = self.reactor.callLater(wait, self._look)
 
     # The sockets that let no client in.
 
@@ -218,11 +222,6 @@ class Arrivals:
             self._accepting.pause("too many held")
         elif not held:
             self._accepting.resume("too many held")
-
-    @property
-    def clock(self) -> Reactor:
-        """The reactor."""
-        return self._reactor
 
 
 class Barrier(TypingProtocol):
@@ -378,7 +377,7 @@ class Held(Protocol):
 
     def connectionMade(self) -> None:
         self.transport.pauseProducing()
-        self._timer = self._arrivals.clock.callLater(self._seconds, self.go_on)
+        self._timer = self._arrivals.reactor.callLater(self._seconds, self.go_on)
         self._arrivals.held(self, held=True)
 
     def go_on(self) -> None:
@@ -391,20 +390,13 @@ class Held(Protocol):
             transport.abortConnection()
             return
         transport.resumeProducing()  # first: the protocol may pause it, and let a thread read
-        hand_over = getattr(transport, "handOver", None)
-        if hand_over is not None:
-            hand_over(protocol)
-        else:
-            transport.protocol = protocol
-            protocol.makeConnection(transport)
+        hand_over(transport, protocol)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._let_go()
 
     def _let_go(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
+        cancel_timer(self._timer)
         self._arrivals.held(self, held=False)
 
 

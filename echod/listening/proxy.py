@@ -26,6 +26,7 @@ from echod.addresses import Network, shown_address, twisted_address
 from echod.connections.admission import without_text
 from echod.connections.clients import ProxiedAddress
 from echod.connections.kernel import unread
+from echod.connections.transport_layers import hand_over
 from echod.handlers.client import Client
 from echod.proxy_header import HeaderParser, ProxyError, ProxyHeader
 from echod.reasons import Check, EndReason, Refusal
@@ -79,12 +80,7 @@ class HeaderProtocol(Protocol):
             transport.abortConnection()
             return
         others = set(self._owner.connections) if self._draining else set()
-        hand_over = getattr(transport, "handOver", None)
-        if hand_over is not None:
-            hand_over(protocol)
-        else:
-            transport.protocol = protocol
-            protocol.makeConnection(transport)
+        hand_over(transport, protocol)
         self._owner.unwatch(self)
         if self._parser.rest:
             protocol.dataReceived(self._parser.rest)

@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from echod.text import escape, plural
+from echod.timers import cancel_timer
 
 if TYPE_CHECKING:
     from echod.tls import ServedCertificate
@@ -93,8 +94,7 @@ class ValidityWatch:
 
     def stop(self) -> None:
         """Stop checking. Calling it again is harmless."""
-        if self._call is not None and self._call.active():
-            self._call.cancel()
+        cancel_timer(self._call)
 
     def _look(self) -> None:
         self.start()

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from echod.concurrency.pool import WorkerPool
 from echod.metrics import Histogram, Totals
+from echod.timers import cancel_timer
 
 # Seconds between two measurements.
 INTERVAL = 0.5
@@ -59,8 +60,7 @@ class Probes:
 
     def stop(self) -> None:
         """Stop measuring."""
-        if self._call is not None and self._call.active():
-            self._call.cancel()
+        cancel_timer(self._call)
 
     def _look(self) -> None:
         late = max(0.0, self._reactor.seconds() - self._due)

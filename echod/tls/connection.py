@@ -58,6 +58,7 @@ from zope.interface import implementer
 
 from echod.contexts import call_in, context_of
 from echod.stacked import StackedTransport, write_now
+from echod.timers import cancel_timer
 from echod.tls.base import TLSError, TLSLayer
 from echod.tls.context import Context
 from echod.tls.facts import ClientHello, TLSFacts, facts_of
@@ -638,9 +639,8 @@ class TLSConnection(StackedTransport, TLSLayer):
             producer.stopProducing()
 
     def _set_timer(self, timer: IDelayedCall | None) -> None:
-        before, self._timer = self._timer, timer
-        if before is not None and before.active():
-            before.cancel()
+        cancel_timer(self._timer)
+        self._timer = timer
 
     # The handshake.
 

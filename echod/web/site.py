@@ -26,6 +26,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from echod.connections.kernel import unread
+from echod.timers import cancel_timer
 from echod.web.hosts import Hosts
 
 if TYPE_CHECKING:
@@ -198,9 +199,8 @@ class WebChannel(HTTPChannel):
 
     def stop_deadline(self) -> None:
         """Give the client any time, until `start_deadline`."""
-        deadline, self._deadline = self._deadline, None
-        if deadline is not None and deadline.active():
-            deadline.cancel()
+        cancel_timer(self._deadline)
+        self._deadline = None
 
     def dataReceived(self, data: bytes) -> None:
         try:

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from echod.log.sinks import Line
 from echod.text import LONGEST, escape
+from echod.timers import cancel_timer
 from echod.workers.link import (
     FIRST_SOCKET,
     LIMITS,
@@ -259,8 +260,7 @@ class Child(ProcessProtocol):
             return
         self._over = True
         self._has_ended()
-        if self._last_lines is not None and self._last_lines.active():
-            self._last_lines.cancel()
+        cancel_timer(self._last_lines)
         for descriptor, rest in self._printed.items():
             if rest:
                 self._print(descriptor, b"\n")

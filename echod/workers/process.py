@@ -46,6 +46,7 @@ from echod.log.observer import LogObserver
 from echod.log.tracebacks import traceback_of_start
 from echod.settings.definitions import reloaded
 from echod.text import escape
+from echod.timers import cancel_timer
 from echod.tls import Copies
 from echod.workers.handover import Handover
 from echod.workers.link import LIMITS, MOMENT, SHOW_STACKS, STDERR, Link, LinkSink, Message
@@ -360,8 +361,7 @@ class Worker:
         late = self._reactor.callLater(MOMENT, fire, self._told)
 
         def drain(_: None) -> Deferred[None]:
-            if late.active():
-                late.cancel()
+            cancel_timer(late)
             return service.stopService()
 
         return self._told.addCallback(drain)

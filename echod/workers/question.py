@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 
+from echod.timers import cancel_timer
+
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
@@ -51,6 +53,5 @@ class Question:
 
     def forget(self) -> None:
         """Measure no time any more: the asking code does not wait."""
-        late, self._late = self._late, None
-        if late is not None and late.active():
-            late.cancel()
+        cancel_timer(self._late)
+        self._late = None

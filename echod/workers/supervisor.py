@@ -53,6 +53,7 @@ from echod.log.observer import LogObserver
 from echod.log.sinks import Line
 from echod.settings.definitions import Settings, differences, reloaded
 from echod.text import clipped, escape, plural
+from echod.timers import cancel_timer
 from echod.tls import Copies
 from echod.turns import go_through
 from echod.workers.child import Child, backoff
@@ -726,8 +727,7 @@ class Supervisor(Service):
 
     def _all_ended(self) -> None:
         stopped, self._stopped = self._stopped, None
-        if self._kill is not None and self._kill.active():
-            self._kill.cancel()
+        cancel_timer(self._kill)
         if self._looks.running:
             self._looks.stop()
         self.notifier.close()
@@ -856,8 +856,7 @@ class Reload:
         """End it, without a decision."""
         self._waiting.clear()
         self._preparing.cancel()
-        if self._late.active():
-            self._late.cancel()
+        cancel_timer(self._late)
 
     def _end(self, why: str) -> None:
         self.cancel()
