@@ -24,6 +24,9 @@ def limit(default: T, why: str) -> T:
 # 2 GB a day.
 LOG_RATE = 100
 
+# The highest seed of faults on purpose: each reader of JSON takes it exactly.
+HIGHEST_SEED = 2**53
+
 
 class Limits(Value):
     """Bounds on clients; times in seconds, sizes in bytes; 0 is no limit.

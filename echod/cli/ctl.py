@@ -433,9 +433,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        sentence = f"{text[0].upper()}{text[1:]}."
-        made = commands.add_parser(name, parents=[common], help=text, description=sentence)
+    def add(
+        name: str, run: object, text: str, description: str = "", *parents: _Parser
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name,
+            parents=[common, *parents],
+            help=text,
+            description=description or f"{text[0].upper()}{text[1:]}.",
+        )
         made.set_defaults(run=run)
         return made
 
@@ -446,14 +452,14 @@ def _parser() -> argparse.ArgumentParser:
     selecting.add_argument(
         "--listener", help="only clients of this listener: its number, from 1, or its endpoint"
     )
-    listing = commands.add_parser(
+    listing = add(
         "connections",
-        parents=[common, selecting],
-        help="list connections, or show one",
-        description="List connections, the open ones and those that the daemon remembers "
-        "(--journal); or show one by its number.",
+        connections,
+        "list connections, or show one",
+        "List connections, the open ones and those that the daemon remembers (--journal); or show "
+        "one by its number.",
+        selecting,
     )
-    listing.set_defaults(run=connections)
     listing.add_argument("id", nargs="?", type=_id, metavar="ID", help="show this connection")
     listing.add_argument(
         "--open", dest="state", action="store_const", const="open", help="only open ones"
@@ -464,13 +470,13 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--reason", help="only those that ended for this reason")
     listing.add_argument("--fault", help="only those in which this fault has happened")
     listing.add_argument("--limit", type=_id, metavar="N", help="at most so many")
-    ending = commands.add_parser(
+    ending = add(
         "disconnect",
-        parents=[common, selecting],
-        help="end connections",
-        description="End connections: those of these numbers, those that are selected, or all.",
+        disconnect,
+        "end connections",
+        "End connections: those of these numbers, those that are selected, or all.",
+        selecting,
     )
-    ending.set_defaults(run=disconnect)
     ending.add_argument("ids", nargs="*", type=_id, metavar="ID", help="end this connection")
     ending.add_argument("--all", action="store_true", help="end every connection")
     ending.add_argument(

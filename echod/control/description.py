@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from echod import __version__
-from echod.control.selection import DEFAULT, MOST, REASONS
+from echod.control.selection import DEFAULT, HIGHEST, MOST, MOST_FAULTS, REASONS
 from echod.faults import FAULTS
+from echod.limits import HIGHEST_SEED
 
 Schema = dict[str, Any]
 
@@ -176,7 +177,7 @@ _MORE_FILTERS = [
     _query("fault", {"enum": [*FAULTS]}, "connections in which this fault has happened"),
     _query(
         "after",
-        {"type": "integer", "minimum": 0, "maximum": 2**53, "default": 0},
+        {"type": "integer", "minimum": 0, "maximum": HIGHEST, "default": 0},
         "connections with a higher number",
     ),
     _query(
@@ -194,7 +195,7 @@ _ID = {
     "name": "id",
     "in": "path",
     "required": True,
-    "schema": {"type": "integer", "minimum": 1, "maximum": 2**53},
+    "schema": {"type": "integer", "minimum": 1, "maximum": HIGHEST},
     "description": "the number of the connection",
 }
 
@@ -210,10 +211,10 @@ def _object(properties: dict[str, Schema], optional: tuple[str, ...] = ()) -> Sc
 
 _FAULT_LIST: Schema = {
     "type": "array",
-    "maxItems": 100,
+    "maxItems": MOST_FAULTS,
     "items": {"type": "string", "description": "as for --fault: NAME[:key=value,...]"},
 }
-_SEED: Schema = {"type": "integer", "minimum": 0, "maximum": 2**53}
+_SEED: Schema = {"type": "integer", "minimum": 0, "maximum": HIGHEST_SEED}
 
 _SCHEMAS: Schema = {
     "Connection": _object(

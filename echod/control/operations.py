@@ -17,11 +17,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.control.description import describe
-from echod.control.selection import Selection, arguments, selection
+from echod.control.selection import MOST_FAULTS, Selection, arguments, selection
 from echod.control.site import JSON, Call, Refused, Routes, told
 from echod.errors import UserError
 from echod.faults import FaultPlan, Rule, parse_fault
 from echod.journal import Journal, Record
+from echod.limits import HIGHEST_SEED
 from echod.reasons import EndReason
 from echod.web.site import Answer
 
@@ -39,10 +40,6 @@ SHARE = 20
 _FILTERS = ("address", "listener")
 # The arguments of a list.
 LIST = (*_FILTERS, "state", "reason", "fault", "after", "limit")
-
-# The most faults at once, and the highest seed, as of --fault-seed.
-MOST_FAULTS = 100
-HIGHEST_SEED = 2**53
 
 
 class Subject(Protocol):

@@ -18,6 +18,12 @@ from echod.reasons import EndReason
 # The most connections in one answer, and how many there are by default.
 MOST, DEFAULT = 10_000, 1000
 
+# The highest number of a connection: each reader of JSON takes it exactly.
+HIGHEST = 2**53
+
+# The most faults on purpose at once.
+MOST_FAULTS = 100
+
 REASONS = tuple(reason.value for reason in EndReason)
 
 _ADDRESS = re.compile(r"(?:\[([^\]]+)\]|([0-9.]+)):[0-9]{1,5}")
@@ -146,7 +152,7 @@ def selection(given: Mapping[str, str]) -> Selection:
         state=state,
         reason=_one_of(given, "reason", REASONS),
         fault=_one_of(given, "fault", FAULTS),
-        after=_number(given, "after", 0, 2**53),
+        after=_number(given, "after", 0, HIGHEST),
         limit=_number(given, "limit", 1, MOST, DEFAULT),
     )
 

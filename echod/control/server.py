@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from echod.control.site import API, ControlSite, Routes
+from echod.control.token import VARIABLE
 from echod.listening.endpoints import Listening
 from echod.text import escape
 from echod.web.hosts import Hosts
@@ -58,8 +59,9 @@ class ControlServer(WebServer[ControlSite]):
         if on_network and self.factory.token is None:
             log.warn(
                 "--control {where} refuses every request: there is no token; give "
-                "--control-token-file, or ECHOD_CONTROL_TOKEN in the environment",
+                "--control-token-file, or {variable} in the environment",
                 where=escape(self.description),
+                variable=VARIABLE,
             )
 
     def use_token(self, token: bytes | None) -> None:

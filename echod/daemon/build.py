@@ -38,11 +38,11 @@ from echod.daemon.service import EchoService, Part
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.kinds import Kind, defaults_of
 from echod.handlers.lookup import ResolvedHandler
-from echod.listening.endpoints import Listening, is_badtls
+from echod.listening.endpoints import Listening
 from echod.listening.listener import Listener
 from echod.listening.socket_activation import InheritedSockets, started_with
 from echod.metrics import Metrics
-from echod.settings.definitions import Settings
+from echod.settings.definitions import Settings, is_bad_tls
 from echod.text import clipped, escape
 from echod.turns import Turns
 
@@ -287,7 +287,7 @@ def make_journal(
 
 def make_authority(settings: Settings, *, changeable: bool) -> SharedMistakes | None:
     """Return the authority of `badtls:` and of wrong certificates; None if there are none."""
-    listens = any(map(is_badtls, settings.endpoints))
+    listens = any(map(is_bad_tls, settings.endpoints))
     if not (listens or changeable or settings.trust_files):
         return None
     from echod.listening.badtls import SharedMistakes  # rarely needed

@@ -17,10 +17,10 @@ from echod.handlers.framings import check_framing, resolve_framing
 from echod.handlers.kinds import KINDS, Kind
 from echod.handlers.lookup import NAMES, ResolvedHandler, adopt, check_name, resolve
 from echod.handlers.service import ServiceDefinition
-from echod.listening.endpoints import Listening, Words, is_badtls, parse_listen
+from echod.listening.endpoints import Listening, Words, parse_listen
 from echod.listening.socket_activation import InheritedSockets
 from echod.listening.validity import tell_validity
-from echod.settings.definitions import Settings
+from echod.settings.definitions import Settings, is_bad_tls
 from echod.text import clipped, escape
 from echod.user_code import place_of, told_with_place
 
@@ -219,7 +219,7 @@ def resolve_status(reactor: Reactor, description: str, inherited: InheritedSocke
 def _resolve_site(
     reactor: Reactor, description: str, inherited: InheritedSockets, flag: str
 ) -> Listening:
-    if is_badtls(description):
+    if is_bad_tls(description):
         raise StartError(
             f"{flag} {escape(description)}: its clients would not trust its certificates; use tls:"
         )

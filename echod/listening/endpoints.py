@@ -142,11 +142,6 @@ class Listening(NamedTuple):
         return wrapped
 
 
-def is_badtls(text: str) -> bool:
-    """Return whether an endpoint string is one of `badtls:`."""
-    return text.removeprefix("proxy:").startswith("badtls:")
-
-
 def parse_listen(
     reactor: Reactor,
     text: str,

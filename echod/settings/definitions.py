@@ -21,10 +21,10 @@ from echod.handlers.framings import FRAMINGS, parse_framing
 from echod.handlers.kinds import Defaults
 from echod.handlers.lookup import parse
 from echod.handlers.naming import Spec
-from echod.limits import LOG_RATE, Limits
+from echod.limits import HIGHEST_SEED, LOG_RATE, Limits
 from echod.log.lines import FORMATS as LOG_FORMATS
 from echod.log.observer import LEVELS as LOG_LEVELS
-from echod.messages.framing import MOST_PREFIXED, Chunk, Framing, Line
+from echod.messages.framing import MOST, MOST_PREFIXED, Chunk, Framing, Line
 from echod.settings.schema import (
     Need,
     Setting,
@@ -157,7 +157,8 @@ def _is_secure(endpoint: str) -> bool:
     return endpoint.removeprefix("proxy:").startswith(("tls:", "ssl:", "starttls:", "badtls:"))
 
 
-def _is_bad_tls(endpoint: str) -> bool:
+def is_bad_tls(endpoint: str) -> bool:
+    """Return whether an endpoint string is one of `badtls:`."""
     return endpoint.removeprefix("proxy:").startswith("badtls:")
 
 
@@ -312,7 +313,7 @@ class Settings(Value):
         Text(
             "The longest message, in bytes; chunk cuts longer ones, the other framings refuse "
             "them. Short for --framing NAME:max_message=N.",
-            whole_number(1, 2**31 - 1, "bytes"),
+            whole_number(1, MOST, "bytes"),
             unset=f"chunk {Chunk.max_message}, line {Line.max_message}, length, netstring and "
             f"varint {MOST_PREFIXED}",
             unit="bytes",
@@ -360,7 +361,7 @@ class Settings(Value):
         Text(
             "The number on which all chance of --fault depends: with the same one, clients that "
             "connect in the same order get the same faults.",
-            whole_number(0, 2**53),
+            whole_number(0, HIGHEST_SEED),
             unset="another one at each start, which is logged",
             example=1,
             needs=NEEDS_FAULT,
@@ -545,7 +546,7 @@ class Settings(Value):
         Text(
             "How many bytes of a client's input are held while its messages wait; above that, the "
             "daemon stops reading from it.",
-            whole_number(1, 2**31 - 1, "bytes"),
+            whole_number(1, MOST, "bytes"),
             unit="bytes",
             reload=True,
             needs=NEEDS_LOOP_OR_POOL,
@@ -556,7 +557,7 @@ class Settings(Value):
         Text(
             "How many bytes may wait until a client reads them, beside the reply to its message; "
             "above that, nothing more can be sent to it.",
-            whole_number(1, 2**31 - 1, "bytes"),
+            whole_number(1, MOST, "bytes"),
             unit="bytes",
             reload=True,
         ),
@@ -726,7 +727,7 @@ class Settings(Value):
             raise SettingError(
                 f"--fault and {flag}: its seed and counts hold for one process: leave out {flag}"
             )
-        for endpoint in filter(_is_bad_tls, self.endpoints):
+        for endpoint in filter(is_bad_tls, self.endpoints):
             raise SettingError(
                 f"--listen {escape(clipped(endpoint))} and {flag}: each worker would have an "
                 f"authority of its own: leave out {flag}"
