@@ -62,3 +62,13 @@ def write_now(transport: Any) -> None:
         with suppress(OSError):  # a UNIX socket has no such option
             transport.setTcpNoDelay(True)  # otherwise the kernel waits with it for an ACK
         transport.doWrite()
+
+
+def shorten_reads(transport: object) -> None:
+    """Make a transport read in smaller pieces from now on, if it can.
+
+    Held data costs as much as the longest read, which is 250 KiB on uvloop.
+    """
+    shorten = getattr(transport, "shortenReads", None)
+    if shorten is not None:
+        shorten()

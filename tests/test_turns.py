@@ -18,10 +18,10 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from echod import Chunk, Close, EchoFactory, Handler, Length, Line
-from echod.connections.kernel import shorten_reads
 from echod.messages.framing import Framing
 from echod.reactor.transport import SHORT_READ
 from echod.reasons import EndReason
+from echod.stacked import shorten_reads
 from echod.turns import LONG, LONGEST_REST, PACE, SLICE, TURN, Share, Turns, go_through
 from tests.support.log import Log
 from tests.support.looping import BOUND, Loop, Work

@@ -26,7 +26,6 @@ from echod.connections.kernel import (
     output_ended,
     queued,
     reset,
-    shorten_reads,
     spoke_last,
     taken,
     traffic,
@@ -36,6 +35,7 @@ from echod.connections.kernel import (
 from echod.connections.traffic import TrafficWatch, WatchedSocket
 from echod.connections.transport_layers import Layer
 from echod.handlers.client import Client
+from echod.stacked import shorten_reads
 
 if TYPE_CHECKING:
     from _socket import _RetAddress

@@ -61,7 +61,7 @@ from echod.faults import (
 from echod.handlers.kinds import Kind
 from echod.messages.cutting import Cutter as MessageCutter
 from echod.reasons import EndReason
-from echod.stacked import StackedTransport
+from echod.stacked import StackedTransport, shorten_reads
 from echod.timers import cancel_timer
 from echod.tls import TLSConnection
 
@@ -871,9 +871,7 @@ class FaultyConnection(StackedTransport, Layer):
 
     def shortenReads(self) -> None:
         """Make the transport below read in smaller pieces, if it can."""
-        shorten = getattr(self.transport, "shortenReads", None)
-        if shorten is not None:
-            shorten()
+        shorten_reads(self.transport)
 
     # The protocol's transport: the rest.
 

@@ -279,16 +279,6 @@ def counted(handle: socket.socket, *, input_ended: bool) -> tuple[int, int]:
     return received, sent - again + waiting
 
 
-def shorten_reads(transport: object) -> None:
-    """Make a transport read in smaller pieces from now on, if it can.
-
-    Held data costs as much as the longest read, which is 250 KiB on uvloop.
-    """
-    shorten = getattr(transport, "shortenReads", None)
-    if shorten is not None:
-        shorten()
-
-
 def _held_by_kernel(transport: object, request: int) -> int:
     handle = _handle(transport)
     return 0 if handle is None else held_in(handle, request)

@@ -23,7 +23,7 @@ from zope.interface import implementer
 from echod.concurrency.model import Abandoned, Busy, Dropped, Pending
 from echod.concurrency.models import Awaited, InPool
 from echod.connections.clients import shown
-from echod.connections.kernel import has_read, is_reset, shorten_reads, unread
+from echod.connections.kernel import has_read, is_reset, unread
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.connections.outbox import Errands, Outbox, sendable, taken
 from echod.connections.owner import Owner
@@ -42,6 +42,7 @@ from echod.log.event import LogLine
 from echod.messages.framing import FramingError
 from echod.messages.session import CLOSED, Session
 from echod.reasons import EndReason
+from echod.stacked import shorten_reads
 from echod.turns import LONG, PACE, Share
 
 if TYPE_CHECKING:

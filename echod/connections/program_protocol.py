@@ -27,11 +27,12 @@ from zope.interface import implementer
 from echod.concurrency.process import Process
 from echod.concurrency.processes import Processes
 from echod.connections.clients import addresses_of, is_twisted_tls, shown
-from echod.connections.kernel import has_read, is_reset, shorten_reads, taken, unread
+from echod.connections.kernel import has_read, is_reset, taken, unread
 from echod.connections.lifecycle import ConnectionProtocol
 from echod.handlers.command import Command
 from echod.log.event import LogLine
 from echod.reasons import EndReason
+from echod.stacked import shorten_reads
 from echod.text import escape
 
 if TYPE_CHECKING:

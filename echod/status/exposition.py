@@ -7,8 +7,8 @@ and limits. No text from a client is in them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -28,6 +28,8 @@ from echod.metrics import Histogram
 from echod.status.snapshot import STATES, ListenerFigures, Snapshot, WorkerFigures
 from echod.status.strain import strains
 from echod.text import clipped, escape
+
+One = TypeVar("One", ListenerFigures, WorkerFigures)
 
 log = Logger("echod.status")
 _left_out = LogLine(
@@ -76,59 +78,7 @@ class EchodCollector(Collector):
         yield from _pool(now)
         yield from _log(now)
         if now.workers:
-            yield from _workers(now)
-
-
-def _workers(now: Snapshot) -> Iterator[Metric]:
-    """Yield the figures of each worker; its counters begin anew when it is replaced."""
-    for name, what, figure, grows in _BY_WORKER:
-        family = (CounterMetricFamily if grows else GaugeMetricFamily)(
-            name, what, labels=["worker"]
-        )
-        for one in now.workers:
-            family.add_metric([str(one.number)], figure(one))
-        yield family
-
-
-# As `_BY_LISTENER`, of a worker.
-_BY_WORKER: tuple[tuple[str, str, Callable[[WorkerFigures], float], bool], ...] = (
-    (
-        "echod_worker_ready",
-        "1 while the worker takes new clients.",
-        lambda one: float(one.state == "ready"),
-        False,
-    ),
-    (
-        "echod_worker_connections_open",
-        "Open connections of the worker.",
-        lambda one: one.open,
-        False,
-    ),
-    (
-        "echod_worker_connections_accepted",
-        "Connections that the worker has accepted.",
-        lambda one: one.accepted,
-        True,
-    ),
-    (
-        "echod_worker_messages",
-        "Messages that the worker has passed to the handler.",
-        lambda one: one.messages,
-        True,
-    ),
-    (
-        "echod_worker_cpu_seconds",
-        "Processor time that the worker has used.",
-        lambda one: one.cpu,
-        True,
-    ),
-    (
-        "echod_worker_resident_memory_bytes",
-        "Memory of the worker.",
-        lambda one: one.resident,
-        False,
-    ),
-)
+            yield from _each(_BY_WORKER, "worker", {str(one.number): one for one in now.workers})
 
 
 def _daemon(now: Snapshot) -> Iterator[Metric]:
@@ -173,8 +123,10 @@ def _limits(now: Snapshot) -> Iterator[Metric]:
     yield expiry
 
 
-# Name, help, how to read it from a listener's figures, and whether it is a counter.
-_BY_LISTENER: tuple[tuple[str, str, Callable[[ListenerFigures], float], bool], ...] = (
+# Name, help, how to read it from the figures of one, and whether it is a counter.
+_Figure = tuple[str, str, Callable[[One], float], bool]
+
+_BY_LISTENER: tuple[_Figure[ListenerFigures], ...] = (
     (
         "echod_listening",
         "1 while the daemon listens there.",
@@ -195,14 +147,60 @@ _BY_LISTENER: tuple[tuple[str, str, Callable[[ListenerFigures], float], bool], .
 )
 
 
-def _connections(now: Snapshot) -> Iterator[Metric]:
-    for name, what, figure, grows in _BY_LISTENER:
-        family = (CounterMetricFamily if grows else GaugeMetricFamily)(
-            name, what, labels=["listener"]
-        )
-        for listener in now.listeners:
-            family.add_metric([listener.name], figure(listener))
+# Since the start of the process: a worker's counters begin anew when it is replaced.
+_BY_WORKER: tuple[_Figure[WorkerFigures], ...] = (
+    (
+        "echod_worker_ready",
+        "1 while the worker takes new clients.",
+        lambda one: float(one.state == "ready"),
+        False,
+    ),
+    (
+        "echod_worker_connections_open",
+        "Open connections of the worker.",
+        lambda one: one.open,
+        False,
+    ),
+    (
+        "echod_worker_connections_accepted",
+        "Connections that the worker has accepted.",
+        lambda one: one.accepted,
+        True,
+    ),
+    (
+        "echod_worker_messages",
+        "Messages that the worker has passed to the handler.",
+        lambda one: one.messages,
+        True,
+    ),
+    (
+        "echod_worker_cpu_seconds",
+        "Processor time that the worker has used.",
+        lambda one: one.cpu,
+        True,
+    ),
+    (
+        "echod_worker_resident_memory_bytes",
+        "Memory of the worker.",
+        lambda one: one.resident,
+        False,
+    ),
+)
+
+
+def _each(
+    figures: Sequence[_Figure[One]], label: str, named: Mapping[str, One]
+) -> Iterator[Metric]:
+    """Yield each figure, of all listeners or workers."""
+    for name, what, figure, grows in figures:
+        family = (CounterMetricFamily if grows else GaugeMetricFamily)(name, what, labels=[label])
+        for key, one in named.items():
+            family.add_metric([key], figure(one))
         yield family
+
+
+def _connections(now: Snapshot) -> Iterator[Metric]:
+    yield from _each(_BY_LISTENER, "listener", {one.name: one for one in now.listeners})
     ended = CounterMetricFamily(
         "echod_connections_ended", "Ended connections, by reason.", labels=["listener", "reason"]
     )

@@ -32,7 +32,6 @@ from echod.status.snapshot import (
     ListenerFigures,
     LogFigures,
     PoolFigures,
-    Rates,
     Snapshot,
     WorkerFigures,
 )
@@ -304,11 +303,6 @@ class OwnOfWorkers(Collector):
         yield from metrics.values()
 
 
-def rated(now: Snapshot, rates: Rates | None) -> Snapshot:
-    """Return the figures with these rates."""
-    return replace(now, rates=rates)
-
-
-async def figures_of(source: Source) -> dict[str, Any]:
+async def encoded(source: Source) -> dict[str, Any]:
     """Return this worker's figures, for its supervisor."""
     return encode(await source.look(), source.own())

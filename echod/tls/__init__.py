@@ -15,8 +15,8 @@ Unlike `twisted.protocols.tls`, it has:
 * Certificates that can be read again while connections are open (`ServerContext.reread`).
 * A low cost: see `echod.tls.connection`.
 
-Of echod it imports only `contexts`, `errors`, `interfaces` and `turns`, which import nothing else
-of it: it could be published on its own.
+Of echod it imports only `contexts`, `errors`, `interfaces`, `stacked`, `timers` and `turns`, which
+import nothing else of it: it could be published on its own.
 
 Each name is imported when it is first used (PEP 562): a daemon without TLS starts without it.
 """

@@ -57,7 +57,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.contexts import call_in, context_of
-from echod.stacked import StackedTransport, write_now
+from echod.stacked import StackedTransport, shorten_reads, write_now
 from echod.timers import cancel_timer
 from echod.tls.base import TLSError, TLSLayer
 from echod.tls.context import Context
@@ -463,7 +463,8 @@ class TLSConnection(StackedTransport, TLSLayer):
             return
         if self._open:
             if len(data) >= LONG:
-                self._shorten_reads()
+                # The rest of a read may have to wait. Not from the start: each read costs more.
+                shorten_reads(self.transport)
             if len(data) > MOST and type(data) is bytes:
                 self._read_in_place()
             self._rest = memoryview(bytes(self._rest) + data if self._rest else data)
@@ -482,15 +483,6 @@ class TLSConnection(StackedTransport, TLSLayer):
                 self._server_name = self._hello.server_name
                 self._hello = None
                 self._start_openssl()
-
-    def _shorten_reads(self) -> None:
-        """Bound the rest of a read, which may have to wait, to less than uvloop's 250 KiB.
-
-        Do not do so from the beginning, because each read then costs more.
-        """
-        shorten = getattr(self.transport, "shortenReads", None)
-        if shorten is not None:
-            shorten()
 
     def _read_in_place(self) -> None:
         """Get views of the buffer that the uvloop reactor reads into, instead of copies.

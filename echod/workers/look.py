@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from echod.status.look import RateMeter
-from echod.status.several import Ended, Figures, OwnOfWorkers, merge, rated
+from echod.status.several import Ended, Figures, OwnOfWorkers, merge
 from echod.status.snapshot import Build, LogFigures, Snapshot
 from echod.workers.child import Child
 from echod.workers.question import Question
@@ -95,7 +96,7 @@ class WorkersLook:
             self._ended,
             time.time(),
         )
-        return rated(now, self._rates.measure(self._reactor.seconds(), now.listeners))
+        return replace(now, rates=self._rates.measure(self._reactor.seconds(), now.listeners))
 
     def _live(self) -> list[Figures]:
         live = sorted(self._children(), key=lambda each: (each.number, each.pid))

@@ -153,12 +153,12 @@ def tell_figures(look: Look, link: Link, number: int) -> None:
         link: to the supervisor.
         number: of its question; 0 if it has not asked.
     """
-    from echod.status.several import figures_of  # only with --status
+    from echod.status.several import encoded  # only with --status
 
     def tell(figures: dict[str, Any]) -> None:
         link.send(news="figures", number=number, figures=figures)
 
-    asked = Deferred.fromCoroutine(figures_of(look))
+    asked = Deferred.fromCoroutine(encoded(look))
     asked.addCallback(tell)
     asked.addErrback(lambda failure: log.failure("Collecting the figures failed", failure))
 

@@ -25,13 +25,13 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from twisted.application.service import IServiceCollection, Service
 from twisted.internet import process
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
@@ -43,7 +43,7 @@ from echod.daemon import checks, ending
 from echod.daemon.background import telling
 from echod.daemon.choose_reactor import name_of
 from echod.daemon.notify import Notifier
-from echod.daemon.process import Options, twistd_options
+from echod.daemon.process import Options, reload_of_log, twistd_options
 from echod.daemon.resolve import StartError, why_refused
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
@@ -59,6 +59,7 @@ from echod.turns import go_through
 from echod.workers.child import Child, backoff
 from echod.workers.link import MOMENT, SHOW_STACKS, Message
 from echod.workers.orphans import reap_orphans
+from echod.workers.reload import Reload
 
 if TYPE_CHECKING:
     from echod.control import ControlServer
@@ -88,9 +89,6 @@ LAST_STACK = 0.5
 
 # The number of a reload of one worker alone, which takes the settings in force.
 CATCH_UP = 0
-
-# How long workers may take to make new settings ready, in seconds.
-READY_IN = 10.0
 
 # How long the kill waits after the deadline by which a worker ends by itself, in seconds.
 SPARE = 0.3
@@ -144,7 +142,7 @@ class Supervisor(Service):
         self.code_reload: CodeReload | None = None
         self.control: ControlServer | None = None
         self.operations: WorkersControl | None = None
-        self.parts: list[Part] = []
+        self.parts: list[Part] = [reload_of_log(log_observer)]
         self.copies = Copies()
         self._options = options
         self._settings = options.settings
@@ -578,7 +576,8 @@ class Supervisor(Service):
             self._text = text
             changed = differences(self._settings, wanted)
             self._settings = reloaded(self._settings, wanted)
-            self._reconfigure()
+            if self.signals is not None:
+                self.signals.reconfigure(patience_for(self._settings))
             taken = ", ".join(one.key for one in changed if one.text.reload)
             log.info(
                 "Reloaded in every worker; changed: {taken}",
@@ -590,14 +589,6 @@ class Supervisor(Service):
             if seat.child is not None and seat.child.text != self._text:
                 self._catch_up(seat.child)
         self._reload_ends(why)
-
-    def _reconfigure(self) -> None:
-        settings = self._settings
-        if self.signals is not None:
-            self.signals.reconfigure(patience_for(settings))
-        self.log_observer.reconfigure(
-            level=settings.log_level, rate=settings.log_rate, files=settings.log_files
-        )
 
     def _reload_ends(self, why: str) -> None:
         self._refused = escape(clipped(why, 500))
@@ -781,95 +772,6 @@ class Seat:
     def is_settled(self) -> bool:
         """Whether one process serves, and the renewal waits for no other."""
         return self.child is not None and self.next is None and self.leaving is None
-
-
-class Reload:
-    """One reload: the workers and this process make the settings ready, then all apply them, or
-    none.
-    """
-
-    _last = 0
-
-    def __init__(
-        self,
-        reactor: Reactor,
-        children: Sequence[Child],
-        text: str,
-        own: Coroutine[Any, Any, list[Callable[[], object]]],
-        decided: Callable[[str], object],
-    ) -> None:
-        """Set up.
-
-        Args:
-            reactor: for the deadline.
-            children: the workers.
-            text: the content of the file of settings.
-            own: makes this process ready, and returns the functions that apply the settings.
-            decided: is called with the reason against it; "" if all are ready.
-        """
-        Reload._last += 1
-        self._number = Reload._last
-        self._children = list(children)
-        self._waiting: set[object] = {self, *children}
-        self._text = text
-        self._steps = own
-        self._preparing: Deferred[Any] = succeed(None)
-        self._ready: list[Callable[[], object]] = []
-        self._decided = decided
-        self._late = reactor.callLater(READY_IN, self._end, "a worker does not answer")
-
-    def begin(self) -> None:
-        """Ask the workers, and make this process ready."""
-        for child in self._children:
-            child.order(do="prepare", number=self._number, text=self._text)
-        self._preparing = Deferred.fromCoroutine(self._steps)
-        self._preparing.addCallbacks(self._prepared, self._not_prepared)
-
-    def _prepared(self, ready: list[Callable[[], object]]) -> None:
-        self._ready = ready
-        self.gone(self)
-
-    def _not_prepared(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            failure.trap(Exception)
-            self._end(why_refused(cast(Exception, failure.value)))
-
-    def told(self, child: Child, news: Message) -> None:
-        """Take a worker's answer, or that it lives; with many files to read it has more time."""
-        if news["news"] == "alive":
-            if news["preparing"] and child in self._waiting:
-                self._late.reset(READY_IN)
-        elif news["number"] == self._number:
-            if news["why"]:
-                self._end(str(news["why"]))
-            else:
-                self.gone(child)
-
-    def gone(self, waited_for: object) -> None:
-        """Wait no longer for this worker: its successor gets the settings in force."""
-        if waited_for in self._waiting:
-            self._waiting.discard(waited_for)
-            if not self._waiting:
-                self._end("")
-
-    def cancel(self) -> None:
-        """End it, without a decision."""
-        self._waiting.clear()
-        self._preparing.cancel()
-        cancel_timer(self._late)
-
-    def _end(self, why: str) -> None:
-        self.cancel()
-        self._decided(why)
-
-    def finish(self, *, apply: bool) -> None:
-        """Let all apply the settings, or forget them."""
-        for take_into_use in self._ready if apply else ():
-            take_into_use()
-        for child in self._children:
-            child.order(do="commit" if apply else "forget")
-            if apply:
-                child.text = self._text
 
 
 def _stop(child: Child, *, whole: bool = True) -> None:

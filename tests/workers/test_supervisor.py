@@ -32,12 +32,12 @@ from echod.settings.flags import Options
 from echod.workers import supervisor as supervising
 from echod.workers.child import LAST_LINES
 from echod.workers.link import FIRST_SOCKET, LIMITS, LOG, MOMENT, SHOW_STACKS, STDOUT
+from echod.workers.reload import READY_IN
 from echod.workers.supervisor import (
     CATCH_UP,
     LAST_STACK,
     LOOK,
     PROVEN,
-    READY_IN,
     SPARE,
     TURN,
     Supervisor,
