@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from twisted.scripts.twistd import run
 
-from echod.tls import context
+from echod.tls import files
 
-with_tickets = context.new_server_context
+with_tickets = files.new_server_context
 
 
 def without_tickets(alpn: Sequence[str] = ()) -> ssl.SSLContext:
@@ -20,5 +20,5 @@ def without_tickets(alpn: Sequence[str] = ()) -> ssl.SSLContext:
 
 
 if __name__ == "__main__":
-    context.new_server_context = without_tickets
+    files.new_server_context = without_tickets
     run()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.listening.badtls import SharedMistakes
     from echod.messages.framing import Framing
-    from echod.tls.context import Files, Loaded
+    from echod.tls.files import Files, Loaded
 
 
 # A UNIX socket, in clear or with TLS.
@@ -342,7 +342,8 @@ class _LoadedLater(InheritedSockets):
         self.files: list[Files] = []
 
     def load(self, files: Files) -> Loaded:
-        from echod.tls.context import Loaded, new_server_context  # only with tls:
+        from echod.tls.context import new_server_context  # only with tls:
+        from echod.tls.files import Loaded
 
         self.files.append(files)
         return Loaded(new_server_context(), {}, ())

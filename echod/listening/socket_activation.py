@@ -40,7 +40,7 @@ log = Logger("echod.listening")
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.tls import Copies, Files
-    from echod.tls.context import Loaded
+    from echod.tls.files import Loaded
 
 FIRST = 3
 

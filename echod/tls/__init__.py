@@ -31,27 +31,27 @@ if TYPE_CHECKING:
     from echod.tls.connection import TLSFactory as TLSFactory
     from echod.tls.context import ClientContext as ClientContext
     from echod.tls.context import Context as Context
-    from echod.tls.context import Files as Files
-    from echod.tls.context import FilesError as FilesError
-    from echod.tls.context import Pair as Pair
     from echod.tls.context import ServedCertificate as ServedCertificate
-    from echod.tls.context import ServerContext as ServerContext
     from echod.tls.context import ServerSide as ServerSide
     from echod.tls.copies import Copies as Copies
     from echod.tls.facts import Certificate as Certificate
     from echod.tls.facts import TLSFacts as TLSFacts
+    from echod.tls.files import Files as Files
+    from echod.tls.files import Pair as Pair
+    from echod.tls.files import ServerContext as ServerContext
+    from echod.tls.pem import FilesError as FilesError
 
 _MODULES = {
     "Certificate": "facts",
     "ClientContext": "context",
     "Context": "context",
     "Copies": "copies",
-    "Files": "context",
-    "FilesError": "context",
+    "Files": "files",
+    "FilesError": "pem",
     "Meddler": "connection",
-    "Pair": "context",
+    "Pair": "files",
     "ServedCertificate": "context",
-    "ServerContext": "context",
+    "ServerContext": "files",
     "ServerSide": "context",
     "TLSConnection": "connection",
     "TLSError": "base",

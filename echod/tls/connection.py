@@ -61,7 +61,8 @@ from echod.stacked import StackedTransport, shorten_reads, write_now
 from echod.timers import cancel_timer
 from echod.tls.base import TLSError, TLSLayer
 from echod.tls.context import Context
-from echod.tls.facts import ClientHello, TLSFacts, facts_of
+from echod.tls.facts import TLSFacts, facts_of
+from echod.tls.hello import ClientHello
 from echod.turns import FREE, LONG, Share, Turns
 
 if TYPE_CHECKING:

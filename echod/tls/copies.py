@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from echod.tls.context import Disk, Files, FilesError, Loaded, Pair
+from echod.tls.files import Disk, Files, Loaded, Pair
+from echod.tls.pem import FilesError
 
 
 class Copies:

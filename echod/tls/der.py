@@ -59,10 +59,8 @@ def subject(certificate: bytes) -> tuple[tuple[str, str], ...]:
 
     Returns:
         (attribute, value) pairs in their order, those of one relative name one after the other.
-            An
-        attribute has OpenSSL's name, or the numbers of its OID. A value that is not text, such as
-            a
-        BIT STRING, is "#" and its DER in hexadecimal (RFC 4514, 2.4).
+        An attribute has OpenSSL's name, or the numbers of its OID. A value that is not text, such
+        as a BIT STRING, is "#" and its DER in hexadecimal (RFC 4514, 2.4).
 
     Raises:
         ValueError: it is not a certificate.

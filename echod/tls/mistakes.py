@@ -28,7 +28,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from echod.tls.context import Exchange, ServedCertificate, as_file, new_server_context
+from echod.tls.context import Exchange, ServedCertificate, new_server_context
+from echod.tls.pem import as_file
 
 # An extension, and whether it is critical.
 Extensions = Sequence[tuple[x509.ExtensionType, bool]]

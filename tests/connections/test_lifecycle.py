@@ -36,7 +36,7 @@ from echod.handlers.builtin import Echo
 from echod.handlers.contract import ConcurrencyModel
 from echod.messages.closing import TRANSITIONS, Event, State
 from echod.reactor.reactor import UvloopReactor
-from echod.tls.context import certificates_in
+from echod.tls.pem import certificates_in
 from tests.support.certificates import Authority
 from tests.support.clients import BANNER
 from tests.support.log import Log

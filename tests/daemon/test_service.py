@@ -734,7 +734,7 @@ FAULTS = [
     "echod.daemon.service.fit_limits",
     "echod.settings.definitions.Settings.make_limits",
     "echod.settings.definitions.Settings.make_banner",
-    "echod.tls.context.validity",
+    "echod.tls.files.validity",
     "tests.daemon.test_service.Configured.__call__",
 ]
 

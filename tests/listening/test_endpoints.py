@@ -18,7 +18,7 @@ from echod.listening.socket_activation import InheritedSockets
 from echod.listening.tcp import BACKLOG, IPv6Endpoint, TCPEndpoint
 from echod.listening.unix import UNIXEndpoint
 from echod.tls import Files, Pair, ServerContext, TLSFactory
-from echod.tls.context import Loaded
+from echod.tls.files import Loaded
 from tests.support.certificates import DAY, Authority
 from tests.support.log import Log
 from tests.support.reactor import reactor

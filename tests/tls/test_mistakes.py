@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from echod.tls.context import certificates_in
 from echod.tls.mistakes import KEPT, Mistake, Mistakes, MistakesContext
+from echod.tls.pem import certificates_in
 from tests.support.certificates import Authority
 from tests.support.needs import tool
 from tests.support.tls_peer import client_context

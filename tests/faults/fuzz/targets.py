@@ -26,7 +26,7 @@ from echod.settings.schema import SettingError, read_file
 from echod.text import escape, escape_lines, unescape
 from echod.tls import Files, ServerContext, TLSFactory
 from echod.tls.der import subject, validity
-from echod.tls.facts import ClientHello
+from echod.tls.hello import ClientHello
 from tests.support.certificates import Authority
 from tests.support.tls_peer import records
 

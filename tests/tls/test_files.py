@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from echod.tls import Files, FilesError, Pair, ServerContext, context
-from echod.tls.context import new_server_context, read
+from echod.tls import Files, FilesError, Pair, ServerContext
+from echod.tls.context import new_server_context
 from echod.tls.der import subject
 from echod.tls.facts import facts_of
+from echod.tls.pem import read
 from tests.support.certificates import DAY, Authority, encrypted_key
 from tests.support.tls_peer import VERSIONS, client_context, reread
 
@@ -237,7 +238,7 @@ def test_each_step_of_a_reload_loads_one_certificate(
         made.append(new_server_context(alpn))
         return made[-1]
 
-    monkeypatch.setattr(context, "new_server_context", make)
+    monkeypatch.setattr("echod.tls.files.new_server_context", make)
     for count, _ in enumerate(server.reread(), 1):
         assert len(made) == count
     assert len(made) == len(server.served)
@@ -362,7 +363,7 @@ def test_a_file_that_changes_while_it_is_read_is_one_thing_or_the_other(
             path.write_bytes(next(turns))
             return read(of)
 
-        monkeypatch.setattr(context, "read", changing)
+        monkeypatch.setattr("echod.tls.files.read", changing)
         try:
             server = ServerContext(files(folder, "pair.pem"))
         except FilesError as error:
