@@ -63,7 +63,6 @@ class Metrics:
             sent: bytes to the client.
         """
         self.ended[reason] += 1
-        # As in `_pass`, without its call: each connection comes here.
         self.messages += messages
         self.bytes_received += received
         self.bytes_sent += sent
@@ -80,9 +79,6 @@ class Metrics:
             sent: bytes to it.
         """
         self.checks[check] += 1
-        self._pass(messages, received, sent)
-
-    def _pass(self, messages: int, received: int, sent: int) -> None:
         self.messages += messages
         self.bytes_received += received
         self.bytes_sent += sent

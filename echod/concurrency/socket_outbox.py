@@ -11,7 +11,7 @@ Guarantees:
 * After `end` no other thread uses the socket: its descriptor may belong to another client.
 
 While others send nothing there is no outbox, and the thread pays one look for each reply. It
-may be made in the middle of a reply. The thread sets `SharedSocket.sending`, then looks for an
+may be made in the middle of a reply. The thread sets `OutboxSocket.sending`, then looks for an
 outbox; others make the outbox, then look at `sending`. So one of the two sees the other.
 """
 
@@ -31,7 +31,7 @@ _sendall = socket.socket.sendall
 _opening = threading.Lock()
 
 
-class SharedSocket(socket.socket):
+class OutboxSocket(socket.socket):
     """A thread's socket, by which others may send.
 
     Attributes:
@@ -55,7 +55,7 @@ class SharedSocket(socket.socket):
 
 
 def outbox_of(
-    conn: SharedSocket, most: Callable[[], int], ask: Callable[[], object]
+    conn: OutboxSocket, most: Callable[[], int], ask: Callable[[], object]
 ) -> SocketOutbox | None:
     """Return the outbox of `conn`, a new one if it has none; None if its thread is done with it.
 
@@ -70,7 +70,7 @@ def outbox_of(
         return conn.outbox
 
 
-def end_outbox(conn: SharedSocket) -> None:
+def end_outbox(conn: OutboxSocket) -> None:
     """In the connection's thread: send what waits; then no other thread uses the socket."""
     with _opening:
         conn.ended = True
@@ -103,7 +103,7 @@ class SocketOutbox:
     )
 
     def __init__(
-        self, conn: SharedSocket, most: Callable[[], int], ask: Callable[[], object]
+        self, conn: OutboxSocket, most: Callable[[], int], ask: Callable[[], object]
     ) -> None:
         """Set up: see `outbox_of`."""
         self._conn = conn

@@ -41,7 +41,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from echod.concurrency.socket_outbox import SharedSocket
+from echod.concurrency.socket_outbox import OutboxSocket
 from echod.handlers.contract import MOST_ENDS, end_ignored
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ _PEEK = int(socket.MSG_PEEK)
 _T = TypeVar("_T")
 
 
-class ConnectionSocket(SharedSocket):
+class ConnectionSocket(OutboxSocket):
     """One client's connection, blocking, owned by one thread.
 
     Closing it, or returning from the handler, ends the connection gently: what was sent is

@@ -9,15 +9,13 @@ from pathlib import PurePath
 from types import FrameType
 
 from echod.text import escape, escape_lines
+from echod.user_code import is_ours
 
 # How many frames of a stack are shown, counted from the innermost.
 DEPTH = 16
 
 # A stack, the outermost frame first.
 Frames = list[FrameType]
-
-# The handlers that come with echod are treated like any other handler.
-HANDLERS = "echod.handlers.builtin"
 
 
 def frames_under(frame: FrameType | None) -> Frames:
@@ -57,15 +55,14 @@ def module_of(frame: FrameType) -> str:
 
 def from_handler(frames: Frames) -> Frames:
     """Leave out the frames of echod that led to the handler, if it is within the handler."""
-    names = [module_of(frame) for frame in frames]
-    for index, name in enumerate(names):
-        if not (_is_ours(name) or name == "threading"):
+    for index, frame in enumerate(frames):
+        if not (_is_ours(frame) or module_of(frame) == "threading"):
             return frames[index:]
     return frames
 
 
-def _is_ours(module: str) -> bool:
-    return module.startswith("echod.") and module != HANDLERS
+def _is_ours(frame: FrameType) -> bool:
+    return is_ours(frame.f_code.co_filename)
 
 
 def shown(frames: Frames) -> str:
@@ -81,7 +78,7 @@ def in_one_line(frames: Frames) -> str:
 
     echod's own frames are left out, unless there are no others.
     """
-    frames = [frame for frame in frames if not _is_ours(module_of(frame))] or frames
+    frames = [frame for frame in frames if not _is_ours(frame)] or frames
     places = [
         f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
         for frame in frames

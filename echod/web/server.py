@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from echod.listening.endpoints import Listening
@@ -10,7 +9,6 @@ from echod.listening.listener import Listener
 from echod.web.site import WebSite
 
 if TYPE_CHECKING:
-    from echod.addresses import Network
     from echod.interfaces import Reactor
 
 Site = TypeVar("Site", bound=WebSite)
@@ -20,13 +18,8 @@ class WebServer(Listener[Site]):
     """A listener of a site: while that is full, clients wait in the kernel's queue."""
 
     def __init__(
-        self,
-        reactor: Reactor,
-        description: str,
-        wanted: Listening,
-        factory: Site,
-        trusted: Sequence[Network] = (),
+        self, reactor: Reactor, description: str, wanted: Listening, factory: Site
     ) -> None:
-        super().__init__(reactor, description, wanted, factory, trusted)
+        super().__init__(reactor, description, wanted, factory)
         factory.on_full = lambda: self.pause("full")
         factory.on_room = lambda: self.resume("full")

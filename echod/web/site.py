@@ -67,16 +67,11 @@ class WebRequest(Request):
         is_too_long: whether its body is longer than the site accepts.
     """
 
+    channel: WebChannel
     authority: str | None = None
     is_too_long = False
     _refused = False
     _read = 0
-
-    @property
-    def site_of_channel(self) -> WebSite:
-        """The site."""
-        channel: WebChannel = self.channel  # type: ignore[assignment]
-        return channel.site
 
     @property
     def on_network(self) -> bool:
@@ -90,7 +85,7 @@ class WebRequest(Request):
 
     def gotLength(self, length: int | None) -> None:
         super().gotLength(0)  # in memory, however long it is
-        site = self.site_of_channel
+        site = self.channel.site
         takes_chunks = site.most_body > 0 and site.allows(self)
         self._has_come(length or 0, refused=length is None and not takes_chunks)
 
@@ -102,7 +97,7 @@ class WebRequest(Request):
 
     def _has_come(self, length: int, *, refused: bool = False) -> None:
         """Refuse a body that has so many bytes, or will have."""
-        most = self.site_of_channel.most_body
+        most = self.channel.site.most_body
         self.is_too_long = self.is_too_long or refused or length > most
         if not self._refused and (refused or length > most * MOST_READ):
             self._refused = True
@@ -111,11 +106,10 @@ class WebRequest(Request):
     def process(self) -> None:
         if self._refused:
             return
-        channel: WebChannel = self.channel  # type: ignore[assignment]
-        site = channel.site
-        site.has_asked(channel)
+        site = self.channel.site
+        site.has_asked(self.channel)
         if site.works_long:
-            channel.stop_deadline()
+            self.channel.stop_deadline()
         if not site.allows(self):
             self._set_headers()
             self.respond(site.not_allowed)
@@ -129,8 +123,7 @@ class WebRequest(Request):
 
     def respond(self, answer: Answer) -> None:
         """Send the whole answer."""
-        channel: WebChannel = self.channel  # type: ignore[assignment]
-        channel.start_deadline()
+        self.channel.start_deadline()
         self.setResponseCode(answer.status, HTTPStatus(answer.status).phrase.encode())
         for name, value in answer.headers.items():
             self.setHeader(name, value)
@@ -141,7 +134,7 @@ class WebRequest(Request):
 
     def _handleStar(self) -> None:
         self._set_headers()
-        self.setHeader(b"Allow", self.site_of_channel.methods)
+        self.setHeader(b"Allow", self.channel.site.methods)
         super()._handleStar()
 
     def render(self, resrc: Resource) -> None:
@@ -149,7 +142,7 @@ class WebRequest(Request):
         super().render(resrc)
 
     def _set_headers(self) -> None:
-        for name, value in {**_HEADERS, **self.site_of_channel.headers}.items():
+        for name, value in {**_HEADERS, **self.channel.site.headers}.items():
             self.setHeader(name, value)
 
 
