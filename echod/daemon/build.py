@@ -21,6 +21,7 @@ from echod.concurrency.pool import WorkerPool
 from echod.connections.admission import Admission
 from echod.connections.factory import EchoFactory
 from echod.daemon.choose_reactor import name_of
+from echod.daemon.reload import Part
 from echod.daemon.resolve import (
     check_reactor,
     find_framing,
@@ -34,7 +35,7 @@ from echod.daemon.resolve import (
     resolve_listen,
     resolve_status,
 )
-from echod.daemon.service import EchoService, Part
+from echod.daemon.service import EchoService
 from echod.handlers.contract import ConcurrencyModel
 from echod.handlers.kinds import Kind, defaults_of
 from echod.handlers.lookup import ResolvedHandler
@@ -116,9 +117,9 @@ def build_service(
         _log_handler(handler, model, settings)
     else:
         service.serve = partial(_serve, listeners, timer, model, settings)
-    service.adapt = lambda wanted: wanted.with_defaults(defaults)[0]
-    service.parts += [_reload_of(listener.factory) for listener in listeners]
-    service.parts.append(lambda wanted: partial(model.reconfigure, wanted.make_limits()))
+    service.reloading.adapt = lambda wanted: wanted.with_defaults(defaults)[0]
+    service.reloading.parts += [_reload_of(listener.factory) for listener in listeners]
+    service.reloading.parts.append(lambda wanted: partial(model.reconfigure, wanted.make_limits()))
     if timer is not None and passed is not None:
         service.look = make_look(service, timer)  # for the supervisor, which has the status
     elif timer is not None:
@@ -126,7 +127,7 @@ def build_service(
     if settings.control and passed is None:  # that of workers is their supervisor's
         service.control = make_control(service, settings, inherited)
         # twistd may change to another folder after this.
-        service.parts.append(partial(reload_token, service.control, Path.cwd()))
+        service.reloading.parts.append(partial(reload_token, service.control, Path.cwd()))
     if unused := inherited.unused:
         log.warn(
             "systemd passed sockets that no --listen, --status or --control uses: {names}",

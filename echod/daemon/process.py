@@ -29,8 +29,9 @@ from echod.daemon.build import build_service, make_shared
 from echod.daemon.capture import Capture, capturing
 from echod.daemon.file_limit import fit_limits
 from echod.daemon.notify import Notifier
+from echod.daemon.reload import Part
 from echod.daemon.resolve import ignored_by
-from echod.daemon.service import EchoService, Part
+from echod.daemon.service import EchoService
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.handlers.importing import ModulesOnly
@@ -133,8 +134,8 @@ def make_daemon(options: Options, log_observer: LogObserver | None) -> EchoServi
     service.capture = capture
     if capture is not None:
         reactor.addSystemEventTrigger("after", "shutdown", capture.withdraw)
-    service.configure = options.configure
-    service.placed = options.placed
+    service.reloading.configure = options.configure
+    service.reloading.placed = options.placed
     service.other_user = options.other_user
     service.tell_error = teller_of(options, reactor)
     service.notifier = Notifier.from_environment(reactor, service.describe, os.environ)
@@ -147,9 +148,9 @@ def make_daemon(options: Options, log_observer: LogObserver | None) -> EchoServi
         flush=log_observer.writer.flush if log_observer is not None else lambda _: None,
     )
     service.signals.install()
-    service.parts.append(reload_of_signals(service.signals))
+    service.reloading.parts.append(reload_of_signals(service.signals))
     if log_observer is not None:
-        service.parts.append(reload_of_log(log_observer))
+        service.reloading.parts.append(reload_of_log(log_observer))
     return service
 
 

@@ -1,15 +1,14 @@
-"""The service: listen, serve, reload, drain."""
+"""The service: listen, serve, drain."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IServiceCollection, Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
@@ -24,16 +23,10 @@ from echod.daemon import checks, ending, file_limit, opening
 from echod.daemon.background import telling
 from echod.daemon.capture import Capture
 from echod.daemon.drain import Drain
-from echod.daemon.file_limit import fit_limits
 from echod.daemon.freezing import Freezer
 from echod.daemon.notify import Notifier
-from echod.daemon.resolve import (
-    StartError,
-    check_for_restart,
-    check_yielded,
-    named,
-    why_refused,
-)
+from echod.daemon.reload import Reloading
+from echod.daemon.resolve import StartError, check_yielded, named
 from echod.daemon.signals import Signals
 from echod.daemon.slow import SlowCalls
 from echod.daemon.stalls import StallWatch
@@ -43,13 +36,11 @@ from echod.handlers.kinds import Kind
 from echod.handlers.lookup import ResolvedHandler
 from echod.limits import Level
 from echod.listening.listener import Listener
-from echod.listening.validity import ValidityWatch, tell_validity
+from echod.listening.validity import ValidityWatch
 from echod.log.observer import LogObserver
 from echod.metrics import Metrics
-from echod.settings.definitions import Settings, differences, reloaded
-from echod.settings.schema import Setting
-from echod.text import clipped, escape
-from echod.turns import go_through
+from echod.settings.definitions import Settings
+from echod.text import escape
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -67,16 +58,8 @@ if TYPE_CHECKING:
 
 log = Logger("echod")
 
-# How many exchanged certificates the line about a reload names.
-NAMED = 10
-
 # Why a listener may let clients wait: the service is not open yet; the control has said so.
 _OPENING, _SUSPENDED = "opening", "suspended"
-
-
-# A part that can take new settings while the daemon runs. It raises if they cannot be used;
-# otherwise it returns the function that takes them into use, which does not fail.
-Part = Callable[[Settings], Callable[[], object]]
 
 
 class EchoService(Service):
@@ -86,9 +69,7 @@ class EchoService(Service):
         reactor: the reactor.
         listeners: the listeners, in the order given.
         metrics: the stalls of the event loop; each listener counts the rest.
-        configure: returns the new settings, for `reload`.
-        adapt: adds the settings that the handler asks for.
-        placed: adds to an error about settings where each was given.
+        reloading: takes new settings and certificates into use.
         notifier: notifies the service manager.
         signals: turns signals into drain and abort; None if another part does.
         ready: whether it takes new clients: it listens, and does not drain.
@@ -101,7 +82,6 @@ class EchoService(Service):
         control: the control; None if it was not asked for.
         journal: the record of connections; None if it was not asked for.
         authority: of certificates with mistakes; None if there are none, and never will be.
-        parts: take new settings at a reload.
         other_user: how this program is run as another user, for the log.
         tell_error: tells of an error of the start, before twistd does.
         life: the life of the service that it opens at the start; None without one.
@@ -139,9 +119,9 @@ class EchoService(Service):
         self.listeners = listeners
         self.faults = faults
         self.metrics = metrics
-        self.configure = lambda: settings
-        self.adapt: Callable[[Settings], Settings] = lambda wanted: wanted
-        self.placed: Callable[[str, Settings], str] = lambda error, _: error
+        self.reloading = Reloading(reactor, settings, self._contexts)
+        self.reloading.parts.append(lambda _: self._reconfigure)
+        self.reloading.began, self.reloading.ended = self._reload_began, self._reload_ended
         self.notifier = Notifier(reactor, self.describe)
         self.is_worker = False
         self.signals: Signals | None = None
@@ -155,11 +135,9 @@ class EchoService(Service):
         self.control: ControlServer | None = None
         self.journal: Journal[ConnectionProtocol] | None = None
         self.authority: SharedMistakes | None = None
-        self.parts: list[Part] = [lambda wanted: partial(self._reconfigure, wanted)]
         self.other_user = "Run the program as another user"
         self.tell_error: Callable[[UserError], object] = lambda _: None
         self.reactor = reactor
-        self._settings = settings
         self._model = model
         self.life = life
         self.serve: Callable[[ResolvedHandler], None] = lambda _: None
@@ -177,11 +155,6 @@ class EchoService(Service):
         self._drain: Drain | None = None
         self._listening: Deferred[None] | None = None
         self._failures: list[Failure] = []
-        self._refused = ""
-        # The reload that goes on, and whether another one was asked for meanwhile.
-        self._reload: Deferred[None] | None = None
-        self._reload_again = False
-        self._clearing_up: Deferred[None] = succeed(None)
 
     def setServiceParent(self, parent: IServiceCollection | None) -> None:
         """Join an application; twistd gets the log observer from the application."""
@@ -222,6 +195,10 @@ class EchoService(Service):
         self._stop_listening()
         for site in self._sites:
             site.stop()
+
+    @property
+    def _settings(self) -> Settings:
+        return self.reloading.settings
 
     @property
     def _sites(self) -> list[StatusServer | ControlServer]:
@@ -368,10 +345,9 @@ class EchoService(Service):
         if self._listening is not None:
             self._listening.addCallback(lambda _: self._when_listening())
 
-    def _reconfigure(self, settings: Settings) -> None:
-        self._settings = settings
+    def _reconfigure(self) -> None:
         self._watch_for_stalls()
-        self._slow.reconfigure(settings.slow_handler)
+        self._slow.reconfigure(self._settings.slow_handler)
 
     def _watch_for_stalls(self) -> None:
         threshold = self._settings.stall_threshold
@@ -397,10 +373,7 @@ class EchoService(Service):
         super().stopService()
         self.ready = False
         self.draining = True
-        self._reload_again = False
-        if self._reload is not None:
-            self._reload.cancel()
-        self._stop_clearing_up()
+        self.reloading.stop()
         self.notifier.stopping()
         for listener in self.listeners:  # the clients that wait are served, as at every stop
             if listener.takes_queue:
@@ -504,110 +477,22 @@ class EchoService(Service):
             log.info("Faults on purpose, seed {seed}: {faults}", seed=seed, faults=faults)
 
     def reload(self) -> None:
-        """Apply the new settings, or change nothing and log why.
+        """Apply the new settings, or change nothing and log why."""
+        if not self.draining:
+            self.reloading.reload()
 
-        Files are read over several turns of the event loop if there are many; one that is asked
-        for meanwhile follows.
-        """
-        if self.draining:
-            return
-        if self._reload is not None:
-            self._reload_again = True
-            return
+    def _reload_began(self) -> None:
         if self.ready:  # otherwise the manager waits for the start, and expects no other message
             self.notifier.reloading()
-        self._reload = Deferred.fromCoroutine(self._apply_wanted())
-        self._reload.addBoth(self._reload_ended)
 
-    async def _apply_wanted(self) -> None:
-        try:
-            apply = await self.prepare(self.adapt(self.configure()))
-            apply()
-            self._refused = ""
-        except CancelledError:  # a drain has begun
-            raise
-        except Exception as error:  # the service goes on as it was
-            self._refuse(why_refused(error))
-
-    def _reload_ended(self, _: object) -> None:
-        self._reload = None
+    def _reload_ended(self) -> None:
         if self.ready:
             self.notifier.ready()
-        again, self._reload_again = self._reload_again, False
-        if again:
-            self.reload()
-
-    def _refuse(self, why: str) -> None:
-        self._refused = escape(clipped(why, 500))
-        log.error("Reload refused, nothing has changed: {why}", why=self._refused)
-
-    async def prepare(self, wanted: Settings) -> Callable[[], None]:
-        """Make new settings ready; return the function that applies them, which does not fail.
-
-        Raises:
-            UserError: they, or a file that they name, cannot be used, or the next start would
-                fail on them; nothing has changed.
-            Exception: a program has a fault; nothing has changed.
-        """
-        wanted = fit_limits(wanted)
-        try:
-            steps = check_for_restart(self._settings, wanted, self.reactor)
-            await go_through(self.reactor, steps)
-        except StartError as error:
-            raise StartError(self.placed(str(error), wanted)) from error
-        certificates = [
-            await go_through(self.reactor, context.reread()) for context in self._contexts()
-        ]
-        changed = differences(self._settings, wanted)
-        settings = reloaded(self._settings, wanted)
-        ready = [part(settings) for part in self.parts]
-
-        def apply() -> None:
-            before = self._served()
-            spent = [exchange() for exchange in certificates]
-            for take_into_use in ready:
-                take_into_use()
-            self._tell_changes(changed, before)
-            self._clear_up(spent)
-
-        return apply
-
-    def _clear_up(self, spent: Iterable[Iterator[None]]) -> None:
-        """Do in later turns what a reload leaves over: to free a thousand contexts takes 13 ms."""
-        self._stop_clearing_up()
-        steps = go_through(self.reactor, _left_over(self.certificates, spent))
-        self._clearing_up = Deferred.fromCoroutine(steps)
-
-    def _stop_clearing_up(self) -> None:
-        self._clearing_up.addErrback(lambda failure: failure.trap(CancelledError))
-        self._clearing_up.cancel()
-
-    def _tell_changes(self, changed: list[Setting], before: list[ServedCertificate]) -> None:
-        """Log what a reload has changed."""
-        contents = {(one, one.content) for one in before}
-        served = (one for one in self._served() if (one, one.content) not in contents)
-        exchanged, known = list(dict.fromkeys(served)), set(before)
-        taken = ", ".join(
-            [one.key for one in changed if one.text.reload]
-            + [
-                f"{'key, chain or client-ca of ' if one in known else ''}"
-                f"certificate {escape(one.path)} (serial {one.serial})"
-                for one in exchanged[:NAMED]
-            ]
-            + [f"{len(exchanged) - NAMED} more certificates"] * (len(exchanged) > NAMED)
-        )
-        # Log it at any level, because the operator has asked for it, and expects an answer.
-        log.info("Reloaded; changed: {taken}", taken=taken or "nothing", log_always=True)
-        if fixed := ", ".join(one.key for one in changed if not one.text.reload):
-            log.warn("Ignored until restart: {fixed}", fixed=fixed)
 
     @property
     def certificates(self) -> list[ServedCertificate]:
         """The certificates in use, each once."""
-        return list(dict.fromkeys(self._served()))
-
-    def _served(self) -> list[ServedCertificate]:
-        return [one for context in self._contexts() for one in context.served]
+        return self.reloading.certificates
 
     def _contexts(self) -> list[ServerSide]:
         """Return the TLS contexts."""
@@ -618,7 +503,8 @@ class EchoService(Service):
     def describe(self) -> str:
         """Describe the current state in a few words, for the service manager."""
         count = sum(len(listener.factory.connections) for listener in self.listeners)
-        refused = f"; the last reload was refused: {self._refused}" if self._refused else ""
+        why = self.reloading.refused
+        refused = f"; the last reload was refused: {why}" if why else ""
         doing = "Suspended" if self.suspended else "Serving"
         return f"{'Draining' if self.draining else doing}; connections: {count}{refused}"
 
@@ -655,14 +541,3 @@ class EchoService(Service):
         log.info("Stopped")
         # They stop last, so that they answer as long as possible.
         return DeferredList([site.stop() for site in self._sites]).addCallback(lambda _: None)
-
-
-def _left_over(
-    certificates: Iterable[ServedCertificate], spent: Iterable[Iterator[None]]
-) -> Generator[None, None, None]:
-    """Log the expiry of each certificate, then let go of those before: of one in each step."""
-    for certificate in certificates:
-        tell_validity(certificate)
-        yield
-    for one in spent:
-        yield from one

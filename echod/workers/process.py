@@ -284,7 +284,7 @@ class Worker:
         service.is_worker = True
         service.log_observer = observer
         service.capture = capture
-        service.placed = options.placed
+        service.reloading.placed = options.placed
         if settings.control and service.journal is not None:
             self._handover = Handover(reactor, service.journal, self._link)
         service.notifier = LinkNotifier(reactor, service, self._link, self._handover)
@@ -297,8 +297,8 @@ class Worker:
             supervised=True,
         )
         service.signals.install()
-        service.parts.append(reload_of_signals(service.signals))
-        service.parts.append(reload_of_log(observer))
+        service.reloading.parts.append(reload_of_signals(service.signals))
+        service.reloading.parts.append(reload_of_log(observer))
         self._service = service
         atexit.register(self._link.finish, LAST_WORDS)
         self._link.start(self._obey, self._left_alone)
@@ -423,8 +423,8 @@ class Worker:
         before, self._options.text = self._options.text, order["text"]
         why = ""
         try:
-            wanted = self._service.adapt(self._options.configure())
-            self._commit = await self._service.prepare(wanted)
+            wanted = self._service.reloading.adapt(self._options.configure())
+            self._commit = await self._service.reloading.prepare(wanted)
         except Exception as error:  # the service goes on as it was
             why = why_refused(error)
         if why:

@@ -63,7 +63,7 @@ from echod.workers.reload import Reload
 
 if TYPE_CHECKING:
     from echod.control import ControlServer
-    from echod.daemon.service import Part
+    from echod.daemon.reload import Part
     from echod.interfaces import Reactor
     from echod.status.server import StatusServer
     from echod.workers.code_reload import CodeReload

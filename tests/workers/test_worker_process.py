@@ -408,13 +408,13 @@ async def test_orders_that_come_while_files_are_read_are_obeyed_in_their_order(
     running.start()
     await supervisor.heard("ready")
     assert running.worker._service is not None
-    prepare, read = running.worker._service.prepare, Deferred[None]()
+    prepare, read = running.worker._service.reloading.prepare, Deferred[None]()
 
     async def prepare_later(wanted: Settings) -> object:
         await read
         return await prepare(wanted)
 
-    monkeypatch.setattr(running.worker._service, "prepare", prepare_later)
+    monkeypatch.setattr(running.worker._service.reloading, "prepare", prepare_later)
     supervisor.order(do="prepare", number=1, text="banner = 'new'")
     supervisor.order(do="commit")
     supervisor.order(do="prepare", number=2, text="banner = 'newest'")
@@ -456,7 +456,7 @@ async def test_a_fault_in_a_program_refuses_new_settings_and_the_service_goes_on
     def fail(wanted: Settings) -> None:
         raise ZeroDivisionError("by\nzero")
 
-    monkeypatch.setattr(running.worker._service, "prepare", fail)
+    monkeypatch.setattr(running.worker._service.reloading, "prepare", fail)
     supervisor.order(do="prepare", number=1, text="banner = 'new'")
     (told,) = await supervisor.heard("prepared")
     assert told["why"].startswith(r"ZeroDivisionError: by\nzero (")
