@@ -1,6 +1,6 @@
 """The process that twistd runs: flags in, a running service out.
 
-What is global is taken and changed here, and passed on: the reactor, the environment, `sys.path`,
+It takes what is global, changes it, and passes it on: the reactor, the environment, `sys.path`,
 `sys.excepthook`, the log, and SIGUSR1.
 """
 
