@@ -12,7 +12,8 @@ import pytest
 import pytest_twisted
 
 from echod.cli import ctl as module
-from echod.cli.ctl import CONTROL, TOKEN, ctl
+from echod.cli.control_client import CONTROL, TOKEN
+from echod.cli.ctl import ctl
 from tests.cli.test_ctl import answering
 from tests.control.test_control_server import Controlled, port_of, running
 from tests.support.certificates import Authority

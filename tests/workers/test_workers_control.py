@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from echod.cli.ctl import Client
+from echod.cli.control_client import Client
 from echod.control.description import describe
 from echod.control.site import Call, perform
 from echod.web.site import Answer
