@@ -157,9 +157,11 @@ class ConnectionSocket(OutboxSocket):
         self._released = False
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        if self.draining and (bufsize := min(bufsize, self._left())) <= 0:
-            self._give_end()
-            return b""
+        if self.draining:
+            if (left := self._left()) <= 0:
+                self._give_end(bufsize, flags)
+                return b""
+            bufsize = min(bufsize, left)
         self.receiving = True
         try:
             data = _recv(self, bufsize, flags)
@@ -171,16 +173,17 @@ class ConnectionSocket(OutboxSocket):
         if not (flags and flags & _PEEK):
             self.received_bytes += len(data)
         self.receiving = False
-        if not data and bufsize and not flags:
-            self._give_end()
+        if not data:
+            self._give_end(bufsize, flags)
         return data
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         if self.draining:
-            nbytes = min(nbytes or memoryview(buffer).nbytes, self._left())
-            if nbytes <= 0:
-                self._give_end()
+            nbytes = nbytes or memoryview(buffer).nbytes
+            if (left := self._left()) <= 0:
+                self._give_end(nbytes, flags)
                 return 0
+            nbytes = min(nbytes, left)
         self.receiving = True
         try:
             count = _recv_into(self, buffer, nbytes, flags)
@@ -192,16 +195,24 @@ class ConnectionSocket(OutboxSocket):
         if not (flags and flags & _PEEK):
             self.received_bytes += count
         self.receiving = False
-        if not count and not flags:
-            self._give_end()
+        if not count:
+            self._give_end(nbytes or memoryview(buffer).nbytes, flags)
         return count
 
-    def _give_end(self) -> None:
+    def _give_end(self, wanted: int, flags: int) -> None:
         """Count the reads of the end of the stream, between which nothing is sent.
+
+        One with flags does not count: it may be a look whether the client is still there.
+
+        Args:
+            wanted: how many bytes were asked for; it is no end if none were.
+            flags: of the read.
 
         Raises:
             RuntimeError: a handler does nothing else, which would take a processor for ever.
         """
+        if not wanted or flags:
+            return
         if self._sent_at_end != self.sent_bytes:
             self._sent_at_end, self._ends = self.sent_bytes, 0
         self._ends += 1
@@ -222,29 +233,41 @@ class ConnectionSocket(OutboxSocket):
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[bytes, list[tuple[int, int, bytes]], int, _RetAddress]:
         end: tuple[bytes, list[tuple[int, int, bytes]], int, _RetAddress] = (b"", [], 0, None)
-        if self.draining and (bufsize := min(bufsize, self._left())) <= 0:
-            return end
-        return self._receive(
+        if self.draining:
+            if (left := self._left()) <= 0:
+                self._give_end(bufsize, flags)
+                return end
+            bufsize = min(bufsize, left)
+        received = self._receive(
             lambda: super(ConnectionSocket, self).recvmsg(bufsize, ancbufsize, flags),
             lambda received: len(received[0]),
             flags,
             end,
         )
+        if not received[0]:
+            self._give_end(bufsize, flags)
+        return received
 
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[tuple[int, int, bytes]], int, _RetAddress]:
         end: tuple[int, list[tuple[int, int, bytes]], int, _RetAddress] = (0, [], 0, None)
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        wanted = sum(view.nbytes for view in views)
         if self.draining:
-            buffers = _shortened(buffers, self._left())
-            if not buffers:
+            if (left := self._left()) <= 0:
+                self._give_end(wanted, flags)
                 return end
-        return self._receive(
-            lambda: super(ConnectionSocket, self).recvmsg_into(buffers, ancbufsize, flags),
+            views = _shortened(views, left)
+        received = self._receive(
+            lambda: super(ConnectionSocket, self).recvmsg_into(views, ancbufsize, flags),
             lambda received: received[0],
             flags,
             end,
         )
+        if not received[0]:
+            self._give_end(wanted, flags)
+        return received
 
     def _receive(
         self, receive: Callable[[], _T], count: Callable[[_T], int], flags: int, end: _T
@@ -505,12 +528,10 @@ def is_no_loss_yet(error: BaseException) -> bool:
     return isinstance(error, BlockingIOError | TimeoutError) and not is_loss(error)
 
 
-def _shortened(buffers: Iterable[WriteableBuffer], size: int) -> list[memoryview]:
-    """Return the first `size` bytes of `buffers`."""
+def _shortened(views: Iterable[memoryview], size: int) -> list[memoryview]:
+    """Return the first `size` bytes of `views`."""
     shortened = []
-    for buffer in buffers:
-        view = memoryview(buffer).cast("B")[: max(0, size)]
-        size -= view.nbytes
-        if view.nbytes:
-            shortened.append(view)
+    for view in views:
+        shortened.append(view[:size])
+        size -= shortened[-1].nbytes
     return shortened

@@ -300,8 +300,8 @@ class _EndedReader(_Reader):
     # How often it has been read in this turn of the loop.
     _ends = 0
 
-    def _give_end(self) -> None:
-        if self._buffer:  # type: ignore[attr-defined]
+    def _give_end(self, wanted: int = -1) -> None:
+        if self._buffer or not wanted:  # type: ignore[attr-defined]
             return
         if not self._ends:
             asyncio.get_running_loop().call_soon(self._turned, context=Context())
@@ -313,7 +313,7 @@ class _EndedReader(_Reader):
         self._ends = 0
 
     async def read(self, n: int = -1) -> bytes:
-        self._give_end()
+        self._give_end(n)
         return await super().read(n)
 
     async def readline(self) -> bytes:
@@ -325,7 +325,7 @@ class _EndedReader(_Reader):
         return await super().readuntil(separator)
 
     async def readexactly(self, n: int) -> bytes:
-        self._give_end()
+        self._give_end(n)
         return await super().readexactly(n)
 
 

@@ -106,7 +106,13 @@ def test_it_is_released_though_a_file_is_open(
 
 @pytest.mark.parametrize("draining", [False, True])
 @pytest.mark.parametrize(
-    "read", [lambda conn: conn.recv(9), lambda conn: conn.recv_into(bytearray(9))]
+    "read",
+    [
+        lambda conn: conn.recv(9),
+        lambda conn: conn.recv_into(bytearray(9)),
+        lambda conn: conn.recvmsg(9)[0],
+        lambda conn: conn.recvmsg_into([bytearray(9)])[0],
+    ],
 )
 def test_a_handler_that_reads_nothing_but_the_end_is_ended(
     pair: tuple[ConnectionSocket, socket.socket],
@@ -127,6 +133,35 @@ def test_a_handler_that_reads_nothing_but_the_end_is_ended(
     with pytest.raises(RuntimeError, match="the handler has read this end 5 times") as caught:
         read(conn)
     assert not conn.caused(caught.value)
+
+
+@pytest.mark.parametrize("draining", [False, True])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda conn: conn.recv(0),
+        lambda conn: conn.recv(9, socket.MSG_PEEK),
+        lambda conn: conn.recv_into(bytearray()),
+        lambda conn: conn.recv_into(bytearray(9), 0, socket.MSG_PEEK),
+        lambda conn: conn.recvmsg(0)[0],
+        lambda conn: conn.recvmsg(9, 0, socket.MSG_PEEK)[0],
+        lambda conn: conn.recvmsg_into([])[0],
+        lambda conn: conn.recvmsg_into([bytearray(9)], 0, socket.MSG_PEEK)[0],
+    ],
+)
+def test_a_look_at_the_end_is_no_read_of_it(
+    pair: tuple[ConnectionSocket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[ConnectionSocket], Any],
+    draining: bool,
+) -> None:
+    monkeypatch.setattr(thread_socket, "MOST_ENDS", 5)
+    conn, peer = pair
+    if draining:
+        conn.drain(0)
+    else:
+        peer.shutdown(socket.SHUT_WR)
+    assert not any(read(conn) for _ in range(20))
 
 
 def test_a_relayed_socket_gives_the_clients_addresses() -> None:

@@ -129,6 +129,7 @@ async def test_a_handler_may_look_for_more_while_it_waits_for_something_else(
         for _ in range(20):
             await reader.read(100)
             await reader.readline()
+            assert [await reader.read(0) for _ in range(9)] == [b""] * 9  # no read of the end
             await asyncio.sleep(0)
         writer.write(b"done")
 
