@@ -142,9 +142,6 @@ NEEDS_LOOP_OR_POOL = Need(
 NEEDS_PROGRAM = Need("--handler exec", lambda settings: settings.handler.name == "exec")
 NEEDS_FAULT = Need("--fault", lambda settings: bool(settings.fault))
 NEEDS_CONTROL = Need("--control", lambda settings: bool(settings.control))
-NEEDS_JOURNAL = Need(
-    "--journal or --control", lambda settings: bool(settings.journal or settings.control)
-)
 NEEDS_STATUS = Need("--status", lambda settings: bool(settings.status))
 NEEDS_WORKERS = Need("--workers", lambda settings: bool(settings.workers))
 
@@ -408,6 +405,7 @@ class Settings(Value):
             "when, by which listener, how many bytes, and why they ended; 0: none.",
             whole_number(0, 1_000_000),
             example=1000,
+            needs=NEEDS_CONTROL,
         ),
     )
     journal_bytes: int = setting(
@@ -418,7 +416,7 @@ class Settings(Value):
             whole_number(0, 2**20, "bytes"),
             unit="bytes",
             example=1024,
-            needs=NEEDS_JOURNAL,
+            needs=NEEDS_CONTROL,
         ),
     )
     start_timeout: float = setting(

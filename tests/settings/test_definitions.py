@@ -587,6 +587,8 @@ def test_settings_can_be_checked(file: Path, capsys: pytest.CaptureFixture[str])
             ),
         ),
         (["--status-host=a"], "--status-host has no effect: it needs --status"),
+        (["--journal=9"], "--journal has no effect: it needs --control"),
+        (["--journal-bytes=9"], "--journal-bytes has no effect: it needs --control"),
         (
             ["--max-connections-per-address=3", "--listen=unix:a", "--listen=tls:unix:b"],
             "--max-connections-per-address has no effect: it needs a listener other than unix:",
@@ -614,6 +616,7 @@ def test_a_setting_without_effect_is_named_with_the_choice_that_it_needs(
         ["--proxy-trust=10.0.0.0/8", "--proxy-timeout=3", "--port=1", "--listen=proxy:unix:a"],
         ["--handshake-timeout=3", "--listen=proxy:ssl:1:privateKey=k"],
         ["--status=tcp:1", "--status-host=a"],
+        ["--control=unix:a", "--journal=9", "--journal-bytes=9"],
         ["--max-connections-per-address=3", "--listen=proxy:unix:a"],
         ["--max-connections-per-address=3", "--listen=unix:a", "--port=0"],
     ],
