@@ -188,7 +188,8 @@ class Catalogue(NamedTuple):
         for key in takes.named:
             if key in takes.required and key not in texts:
                 raise self.error(
-                    f"{name} needs the argument {key!r}: {name}:{key}=...{_partial(target, key)}"
+                    f"{name} needs the argument {key!r}: {name}:{key}=..."
+                    f"{_partial(name, target, key)}"
                 )
         try:
             return {
@@ -383,10 +384,12 @@ def _right_form(name: str, key: str, text: str, parameters: Sequence[str]) -> st
     return f"; {word} {escape(clipped(form))}{'?' if close else ''}"
 
 
-def _partial(target: object, key: str) -> str:
-    """Suggest how to give a class an argument that is no text; "" for a function."""
+def _partial(name: str, target: object, key: str) -> str:
+    """Suggest how to give a class of the user's own an argument that is no text; "" for a
+    function, and for an installed class.
+    """
     made = target.func if isinstance(target, functools.partial) else target
-    if not isinstance(made, type):
+    if not isinstance(made, type) or ":" not in name:
         return ""
     return (
         f"; or, for an object, name a partial of it, as in made = functools.partial("

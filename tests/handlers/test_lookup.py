@@ -589,6 +589,12 @@ def test_a_protocol_that_needs_an_object_may_be_a_partial(typed: str) -> None:
     assert handler.kind is Kind.TWISTED_PROTOCOL
 
 
+def test_an_installed_handler_that_needs_an_argument_is_answered_without_code() -> None:
+    with pytest.raises(HandlerError) as raised:
+        resolve(parse("forward"), REACTOR)
+    assert str(raised.value) == "forward needs the argument 'to': forward:to=..."
+
+
 def test_a_program_that_is_named_as_a_handler_is_answered_with_exec(here: Path) -> None:
     (here / "talk.sh").touch()
     for written in ("talk.sh", "./talk.sh"):
