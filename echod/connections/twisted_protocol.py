@@ -458,8 +458,15 @@ class TwistedTransport:
             self._connection.end_when_produced(self._connection.end_output)
 
     def abortConnection(self) -> None:
+        self._abort(EndReason.HANDLER)
+
+    def abort_in_error(self) -> None:
+        """Do the same, because the protocol cannot serve its client; it has logged why."""
+        self._abort(EndReason.HANDLER_ERROR)
+
+    def _abort(self, reason: EndReason) -> None:
         self.disconnecting = True
-        self._connection.abort(EndReason.HANDLER)
+        self._connection.abort(reason)
 
     # A consumer, for the user's producer; and a producer, of what the client sends.
 

@@ -187,7 +187,7 @@ class ForwardProtocol(Protocol):
         if not self._over:
             self._log(_failed, why)
             self._end()
-            self.transport.abortConnection()
+            self.transport.abort_in_error()
 
     def _log(self, line: LogLine, why: str) -> None:
         peer = shown_address(self.transport.getPeer())

@@ -367,6 +367,7 @@ async def test_an_upstream_that_is_gone_resets_the_client_and_the_log_says_why(
         await eventually(lambda: not server.factory.connections)
     assert log.text.count("Cannot forward ") == 1
     assert f" to {to}: connection refused" in log.text
+    assert log.text.count(": handler error (") == 1
 
 
 @pytest_twisted.ensureDeferred
