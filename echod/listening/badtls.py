@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import threading
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IListeningPort,
     IProtocolFactory,
@@ -23,6 +22,7 @@ from zope.interface import implementer
 
 from echod.errors import UserError
 from echod.text import escape
+from echod.threads import NoThreadError, start_thread
 
 if TYPE_CHECKING:
     from echod.tls.mistakes import Mistakes
@@ -77,7 +77,7 @@ class SharedMistakes:
     def make_ahead(self, reactor: IReactorFromThreads) -> Deferred[None]:
         """Make the certificates in a thread: the first time, their import takes long.
 
-        An error comes again when they are asked for.
+        An error comes again when they are asked for. Without a thread they are made then.
         """
         made: Deferred[None] = Deferred()
 
@@ -86,7 +86,10 @@ class SharedMistakes:
                 self.mistakes.certificate  # noqa: B018 - it is kept
             reactor.callFromThread(made.callback, None)
 
-        threading.Thread(target=work, name="echod-authority", daemon=True).start()
+        try:
+            start_thread(work, "echod-authority", "the certificates")
+        except NoThreadError:
+            return succeed(None)
         return made
 
     def get_mistakes(self) -> Mistakes:

@@ -21,6 +21,7 @@ from echod.listening.unix import UNIXEndpoint
 from echod.tls.mistakes import MistakesContext
 from tests.support.log import Log
 from tests.support.reactor import reactor
+from tests.support.serving import no_more_threads
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,14 @@ def test_it_listens_for_this_machine_unless_another_address_is_asked_for(
     assert isinstance(listening.tls, MistakesContext)
     assert listening.proxied is text.startswith("proxy:")
     assert not listening.starts_clear
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_certificates_are_made_later_if_there_is_no_thread_for_them() -> None:
+    authority = SharedMistakes()
+    with no_more_threads():
+        await authority.make_ahead(reactor)
+    assert authority.mistakes.certificate
 
 
 def test_listeners_share_an_authority() -> None:
