@@ -87,7 +87,7 @@ def open_before_running(
         signals.starting = start.on_signal
     pool = _start_threads(reactor)
     try:
-        result = _opened(reactor, life, timeout, grace, start)
+        result = _opened(reactor, life, timeout, grace, start, signals)
     finally:
         if signals is not None:
             signals.starting = None
@@ -107,7 +107,12 @@ def open_before_running(
 
 
 def _opened(
-    reactor: Reactor, life: Life, timeout: float, grace: float, start: _Start
+    reactor: Reactor,
+    life: Life,
+    timeout: float,
+    grace: float,
+    start: _Start,
+    signals: Signals | None,
 ) -> ResolvedHandler | Failure | None:
     results: list[ResolvedHandler | Failure] = []
     deadline = time.monotonic() + (timeout or math.inf)
@@ -120,6 +125,8 @@ def _opened(
         start.late = time.monotonic() >= deadline
     if results:
         return results[0]
+    if start.number and signals is not None:
+        signals.answer()
     life.skip()
     end = time.monotonic() + grace
     while not results and time.monotonic() < end:

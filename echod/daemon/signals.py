@@ -245,8 +245,12 @@ class Signals:
             signal.setitimer(signal.ITIMER_REAL, self._grace)
         self._reactor.callFromThread(self._abort)
 
-    def _begin_shutdown(self) -> None:
+    def answer(self) -> None:
+        """Note that the event loop, or a start, has seen the signal: its end may take time."""
         self._answered = True
+
+    def _begin_shutdown(self) -> None:
+        self.answer()
         self.insist()
 
     def insist(self) -> None:

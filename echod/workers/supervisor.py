@@ -309,6 +309,8 @@ class Supervisor(Service):
     def _end_start(self) -> None:
         """Kill what has been started; a service of a worker is over by its drain's time."""
         self.draining = True
+        if self.signals is not None:
+            self.signals.answer()
         deadline = time.monotonic() + self._settings.drain_timeout + GRACE
         for child in list(self._children):
             _stop(child)

@@ -254,7 +254,7 @@ def test_a_service_that_blocks_the_main_thread_is_interrupted(standing: Any) -> 
 
 def test_a_signal_ends_the_start(standing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending, "end_by_signal", steps.append)
-    signals = SimpleNamespace(starting=None)
+    signals = SimpleNamespace(starting=None, answer=lambda: steps.append("answered"))
 
     @service
     async def hangs(service: Service) -> AsyncIterator[Any]:
@@ -264,7 +264,7 @@ def test_a_signal_ends_the_start(standing: Any, monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(StartError, match="SIGTERM came while hangs was opened"):
         opened(standing, hangs, signals=signals)
-    assert steps == [signal.SIGTERM]
+    assert steps == ["answered", signal.SIGTERM]
     assert signals.starting is None
 
 

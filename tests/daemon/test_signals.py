@@ -14,6 +14,7 @@ import pytest
 from echod.concurrency.thread_socket import INTERRUPT
 from echod.daemon import ending, signals
 from echod.daemon.signals import Signals
+from tests.support.log import Log
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, INTERRUPT)
 
@@ -311,6 +312,24 @@ def test_a_signal_during_the_start_goes_to_who_starts(
     assert (taken, looped.stopped_by) == ([signal.SIGINT], [])
     join_stopper()
     assert exits == [128 + signal.SIGINT]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_only_a_loop_that_has_not_seen_the_signal_does_not_answer(
+    looped: FakeReactor,
+    exits: list[int],
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    answered: bool,
+) -> None:
+    monkeypatch.setattr(signals, "NOTICE", 0.02)
+    handlers = make(looped, patience=0.1)
+    handlers.install()
+    handlers.starting = lambda number: handlers.answer() if answered else None
+    os.kill(os.getpid(), signal.SIGTERM)
+    join_stopper()
+    assert exits == [128 + signal.SIGTERM]
+    assert ("does not answer" in log.text) is not answered
 
 
 def test_a_fork_blocks_the_signals_until_the_child_handles_none(

@@ -406,6 +406,8 @@ def test_a_signal_ends_the_start_and_its_workers(
     served = make()
     supervisor = served.supervisor
     supervisor.signals = handled(served)
+    answered: list[bool] = []
+    monkeypatch.setattr(supervisor.signals, "answer", lambda: answered.append(True))
     supervisor.privilegedStartService()
 
     def interrupt() -> None:
@@ -419,6 +421,7 @@ def test_a_signal_ends_the_start_and_its_workers(
         supervisor.startService()
     assert ends == [signal.SIGTERM]
     assert supervisor.signals.starting is None
+    assert answered == [True]
     assert [each.done for each in served.processes] == [["stop"], ["stop"]]
     # The second reads no orders yet.
     assert [each.signals for each in served.processes] == [[], [signal.SIGTERM]]
