@@ -55,6 +55,11 @@ def refusal(twistd: Mapping[str, Any], *, uid: int) -> str | None:
             f"--pidfile {pidfile} is a symbolic link: twistd would write to its target; "
             "remove it, or name another file"
         )
+    if pidfile and not twistd.get("chroot") and (why := _why_not_written(Path(pidfile))):
+        return (
+            f"--pidfile {pidfile} cannot be written: {why}; name another file, or none: "
+            "twistd --pidfile= echod"
+        )
     if not is_folder(Path(twistd.get("rundir") or ".")):
         return f"--rundir {twistd['rundir']}: there is no such directory"
     if uid == ROOT and twistd.get("gid") is not None and twistd.get("uid") is None:
@@ -80,6 +85,24 @@ def refusal_of_programs(twistd: Mapping[str, Any], *, uid: int) -> str | None:
         )
     if twistd.get("euid"):
         return "exec with --euid: the programs could become root again; leave out --euid"
+    return None
+
+
+def _why_not_written(pidfile: Path) -> str | None:
+    """Try to write a new file there; return why it cannot be written, or None."""
+    try:
+        descriptor = os.open(pidfile, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        return None  # twistd looks whose it is
+    except OSError as error:
+        return error.strerror
+    try:
+        os.write(descriptor, b"%d" % os.getpid())  # a full disk still takes the name
+    except OSError as error:
+        return error.strerror
+    finally:
+        os.close(descriptor)
+        pidfile.unlink()
     return None
 
 

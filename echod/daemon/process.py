@@ -298,9 +298,9 @@ def _settle_pidfile(twistd: Any) -> None:
         return
     pidfile = Path(twistd.get("rundir") or ".", twistd["pidfile"]).absolute()
     twistd["pidfile"] = str(pidfile)
-    if pidfile.is_symlink():
-        return  # which is refused
     try:
+        if pidfile.is_symlink():
+            return  # which is refused
         if why := checks.why_stale(pidfile):
             log.warn(
                 "Removing the pidfile {pidfile}: {why}", pidfile=escape(str(pidfile)), why=why

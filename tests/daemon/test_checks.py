@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -67,6 +68,21 @@ def test_a_pidfile_that_cannot_be_written_is_refused(
     assert refusal({"pidfile": str(tmp_path / "twistd.pid")}, uid=SOMEBODY) is not None
     (tmp_path / "twistd.pid").touch()  # twistd handles it: that process may be running
     assert refusal({"pidfile": str(tmp_path / "twistd.pid")}, uid=SOMEBODY) is None
+
+
+def test_a_pidfile_for_which_the_disk_has_no_room_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pidfile = tmp_path / "twistd.pid"
+    monkeypatch.setattr(os, "write", fail)
+    assert refusal({"pidfile": str(pidfile)}, uid=ROOT) == (
+        f"--pidfile {pidfile} cannot be written: No space left on device; name another file, or "
+        "none: twistd --pidfile= echod"
+    )
+    assert not pidfile.exists()
 
 
 def test_folders_that_this_user_may_not_enter_are_refused(tmp_path: Path) -> None:

@@ -199,6 +199,8 @@ def test_a_pidfile_that_cannot_be_read_stops_the_start_in_one_line(tmp_path: Pat
     with pytest.raises(SystemExit) as caught:
         _settle_pidfile({"pidfile": str(tmp_path)})
     assert caught.value.code == f"echod: --pidfile {tmp_path}: Is a directory"
+    with pytest.raises(SystemExit, match=r"x: File name too long$"):
+        _settle_pidfile({"pidfile": "x" * 256})
     _settle_pidfile({"pidfile": str(tmp_path / "nosuch")})  # which is no error
     _settle_pidfile({"pidfile": ""})
     _settle_pidfile(None)
