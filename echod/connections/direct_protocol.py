@@ -15,7 +15,7 @@ from echod.concurrency.lending import LentTask, Returned
 from echod.concurrency.models import InReactor
 from echod.connections.kernel import counted, counts_bytes
 from echod.connections.lifecycle import UNSEEN
-from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD, EchoProtocol, opening
+from echod.connections.message_protocol import EchoProtocol, opening
 from echod.connections.outbox import Outbox, taken
 from echod.connections.owner import Owner
 from echod.handlers.calling import greeting_of, overridden
@@ -27,6 +27,7 @@ from echod.reasons import EndReason
 from echod.turns import FREE, LONG, PACE, Share
 
 if TYPE_CHECKING:
+    from echod.connections.message_protocol import Collected
     from echod.interfaces import Stream
     from echod.messages.framing import DirectFraming
     from echod.tls import TLSConnection
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
 # Looked up once: see `lifecycle`.
 _BOTH_ENDED, _CLIENT = State.BOTH_ENDED, EndReason.CLIENT
 
-# Between two looks at the clock, replies count as this much more than their length, in bytes.
-OVERHEAD_OF_PACE = PACE * OVERHEAD
+# The most replies that leave together, but for those between two looks at the clock, and the
+# longest one that waits for others, in bytes.
+MOST_TOGETHER = 32
+LONGEST_TOGETHER = 2048
 
 
 class DirectProtocol(EchoProtocol):
@@ -135,79 +138,69 @@ class DirectProtocol(EchoProtocol):
     def _answer_all(  # noqa: C901 - see below
         self, data: bytes, messages: Sequence[bytes], framing: DirectFraming | None = None
     ) -> None:
-        """Answer the messages of a read; small replies leave together.
+        """Answer the messages of a read; small replies leave together, and are framed then.
 
-        Calls for each message would cost.
+        Calls for each message would cost, and so does a look at the length of each. Once another
+        thread has opened an outbox, which takes over the replies so far, the session goes on.
 
         Args:
             data: the read.
             messages: its messages.
             framing: of the replies; None if it leaves them as they are.
         """
-        # The same as `ReplyBatch`, in a list: its calls would be a third of the cost of this.
         if self._outbox is not None:
             self._hold().receive(data)
             self._answer_more(after_long_read=len(data) >= LONG)
             return
         respond, turns = self._respond, self._owner.turns
-        encode = tail = None
-        if framing is not None:
-            encode, tail, last = framing.encode, framing.tail, framing.last
+        encode = None
+        if framing is not None and framing.tail is None:  # it cannot frame every reply
+            encode, framing = framing.encode, None
         replies: list[bytes] = []
-        outer, self._batch = self._batch, replies
+        outer, self._batch = self._batch, (replies, framing)
         left, answered, length = iter(messages), len(messages), len(data)
-        room, failure = MOST_BATCHED, None
+        unseen, failure = answered, None
         # A few messages are answered at once, without a share. Of more, only the beginning is
         # noted until `FREE` is used up, which is later than the end of most reads.
-        share, begun = None, None
-        if answered > PACE or length >= LONG or turns.shares:
-            seconds = turns.seconds
-            share = turns.shares.get(self.transport)
-            if share is not None:
-                begun, until, unseen = share.begun, share.until, 0
-            elif answered > PACE or length >= LONG:
-                begun, unseen = seconds(), 1
-                until = begun + FREE
-                if length >= LONG:
-                    share = Share(turns, self.transport, begun)
-                    turns.keep(share)
+        share, begun, seconds = None, None, turns.seconds
+        if turns.shares and (share := turns.shares.get(self.transport)) is not None:
+            begun, until, unseen = share.begun, share.until, 0
+        elif answered > PACE or length >= LONG:
+            begun, unseen = seconds(), 1
+            until = begun + FREE
+            if length >= LONG:
+                share = Share(turns, self.transport, begun)
+                turns.keep(share)
         try:
             for message in left:
-                if begun is not None:
-                    if unseen:
-                        unseen -= 1
-                    else:
-                        unseen = PACE - 1
-                        room -= OVERHEAD_OF_PACE
-                        if seconds() >= until:
-                            share = share or Share(turns, self.transport, begun)
-                            if share.used_up():
-                                rest = [message, *left]
-                                answered -= len(rest)
-                                self._send_batch(replies)
-                                self._rest_with(self._framed(rest))
-                                return
-                            until = share.until
+                if unseen:
+                    unseen -= 1
+                else:
+                    unseen = PACE - 1
+                    if len(replies) > MOST_TOGETHER:
+                        self._send_replies(replies, framing)
+                    if seconds() >= until:
+                        share = share or Share(turns, self.transport, begun)
+                        if share.used_up():
+                            rest = [message, *left]
+                            answered -= len(rest)
+                            self._send_replies(replies, framing)
+                            self._rest_with(self._framed(rest))
+                            return
+                        until = share.until
                 reply = respond(message)
                 if type(reply) is bytes:
-                    if encode is None:
-                        replies.append(reply)
-                    elif tail is None or last in reply:
-                        replies.append(encode(reply))
-                    else:
-                        replies.append(reply + tail)
-                    room -= len(reply)
-                    if room <= 0:
-                        self._send_batch(replies)
-                        room = MOST_BATCHED
+                    replies.append(reply if encode is None else encode(reply))
+                    if len(reply) > LONGEST_TOGETHER:
+                        self._send_replies(replies, framing)
                 elif reply is not None:
-                    self._send_batch(replies)
-                    room = MOST_BATCHED
+                    self._send_replies(replies, framing)
                     self._process_directly(reply)
-                if not self._direct and (rest := [*left]):
-                    # A result is pending, or the handler has closed: the session takes the rest.
+                if (not self._direct or self._outbox is not None) and (rest := [*left]):
+                    # A result is pending, the handler has closed, or another thread has pushed:
+                    # the session takes the rest.
                     answered -= len(rest)
-                    self._send_batch(replies)
+                    self._send_replies(replies, framing)
                     if begun is not None:  # it counts, if the result comes in this turn
                         (share or Share(turns, self.transport, begun)).used_up()
                     self._hold().receive(self._framed(rest))
@@ -218,18 +211,16 @@ class DirectProtocol(EchoProtocol):
             failure = Failure()
         finally:
             self._direct_messages += answered
-            # In this order: an outbox that another thread opens from here on does not take over
-            # the list any more, and changes `_send`; one that is being opened is waited for.
+            # In this order: an outbox that another thread opens from here on takes over no reply,
+            # and changes `_send`; one that is being opened is waited for.
             send, self._batch = self._send, outer
-            if replies:  # nothing is left of them if the session has the rest
-                if opening.locked():
-                    with opening:
-                        pass
-                outbox = self._outbox
-                if outbox is None or outbox.parts is not replies:
-                    send(b"".join(replies))
-                else:
-                    outbox.flush()
+            if opening.locked():
+                with opening:
+                    pass
+            if self._outbox is not None:
+                self._send_behind(_framed(replies, framing))
+            elif replies:  # nothing is left of them if the session has the rest
+                send(framing.join(replies) if framing else b"".join(replies))
         if failure:
             self.fail(failure)
         elif share is not None and length >= LONG:
@@ -271,12 +262,45 @@ class DirectProtocol(EchoProtocol):
         except BaseException:
             self.fail(Failure())
 
-    def _send_batch(self, parts: list[bytes]) -> None:
+    def _send_replies(self, replies: list[bytes], framing: DirectFraming | None) -> None:
+        """Send, and forget, the replies of a read before its end."""
+        send, batch, self._batch = self._send, self._batch, None  # as at the end of a read
+        if opening.locked():
+            with opening:
+                pass
+        data = _framed(replies, framing)
+        replies.clear()
+        if self._outbox is not None:
+            self._send_behind(data)
+        elif data:
+            send(data)
+        self._batch = batch
+
+    def _send_behind(self, data: bytes) -> None:
+        """Send replies behind the earlier ones that a new outbox has taken over, and those."""
+        if data:
+            self._write(data)
+        if self._outbox is not None:
+            self._outbox.flush()
+
+    def _send_batch(self, batch: Collected) -> None:
+        if isinstance(batch, tuple):
+            self._send_replies(*batch)
+            return
         send = self._send  # before the look at the outbox: that changes it
-        if parts and self._outbox is None:
-            send(parts.pop(0) if len(parts) == 1 else taken(parts))
+        if batch and self._outbox is None:
+            send(batch.pop(0) if len(batch) == 1 else taken(batch))
         else:
-            super()._send_batch(parts)
+            super()._send_batch(batch)
+
+    def _handed_over(self) -> list[bytes] | None:
+        batch = self._batch
+        if not isinstance(batch, tuple):
+            return batch
+        replies, framing = batch
+        taken = replies[:]
+        del replies[: len(taken)]  # not one that the loop adds meanwhile
+        return [_framed(taken, framing)] if taken else []
 
     def push(self, data: BytesLike) -> bool:
         # With `_direct`, the connection is open and nothing waits; the framing changes nothing.
@@ -450,6 +474,10 @@ class DirectFramedProtocol(DirectProtocol):
 # functions share, which costs each message as much as a call.
 def _cut(data: bytes, size: int) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def _framed(replies: list[bytes], framing: DirectFraming | None) -> bytes:
+    return framing.join(replies) if framing else b"".join(replies)
 
 
 def _discard(data: bytes) -> None:

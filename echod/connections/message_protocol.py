@@ -47,7 +47,12 @@ from echod.turns import LONG, PACE, Share
 
 if TYPE_CHECKING:
     from echod.connections.stream import Batch
+    from echod.messages.framing import DirectFraming
     from echod.tls import Context as TLSContext
+
+    # The replies that wait in the event loop for those behind them: framed, or with the framing
+    # that frames them when they leave, if one still has to.
+    Collected = list[bytes] | tuple[list[bytes], DirectFraming | None]
 
 _CLIENT = EndReason.CLIENT  # looked up once: see `lifecycle`
 # Two threads must not make two outboxes for one connection.
@@ -151,7 +156,7 @@ class EchoProtocol(ConnectionProtocol):
         self._received: Any = None
         self._pending: Any = None
         # The replies that are not written yet, while a read of several messages is answered.
-        self._batch: list[bytes] | None = None
+        self._batch: Collected | None = None
         # It is made when something has to wait.
         self._outbox: Outbox | None = None
         # While it is 0, with no session: the handler is not open yet, and nothing has come.
@@ -573,8 +578,9 @@ class EchoProtocol(ConnectionProtocol):
             self._bytes_sent += len(data)
             self.transport.write(data)
 
-    def _send_batch(self, parts: list[bytes]) -> None:
-        """Write the replies collected in `parts`, and clear it."""
+    def _send_batch(self, batch: Collected) -> None:
+        """Write the collected replies, and forget them."""
+        parts: list[bytes] = batch  # type: ignore[assignment] # only a subclass has others
         # Another thread may make the outbox at any moment, which then takes over the list, unless
         # that was just before the list became the batch.
         outbox = self._outbox
@@ -601,14 +607,14 @@ class EchoProtocol(ConnectionProtocol):
         assert self._context is not None
         return partial(self._context.run, function)
 
-    def gather(self) -> tuple[ReplyBatch | Outbox, list[bytes] | None]:
+    def gather(self) -> tuple[ReplyBatch | Outbox, Collected | None]:
         batch = self._outbox or ReplyBatch(self._send_batch)
         outer, self._batch = self._batch, batch.parts
         if outer:
             self._send_batch(outer)
         return batch, outer
 
-    def gathered(self, batch: Batch, outer: list[bytes] | None) -> None:
+    def gathered(self, batch: Batch, outer: Collected | None) -> None:
         batch.flush()
         self._batch = outer
 
@@ -659,11 +665,15 @@ class EchoProtocol(ConnectionProtocol):
     def _open_outbox(self) -> Outbox:
         with opening:
             if self._outbox is None:
-                outbox = Outbox(self, self._batch, self._fastest_write())
+                outbox = Outbox(self, self._handed_over(), self._fastest_write())
                 if self._reason is not None:
                     outbox.end()  # as `_stop` would have, which has passed already
                 self._outbox = outbox
         return self._outbox
+
+    def _handed_over(self) -> list[bytes] | None:
+        """Return the replies that wait: an outbox that is opened takes them over."""
+        return self._batch  # type: ignore[return-value] # as above
 
     def _fastest_write(self) -> Callable[[bytes], None] | None:
         """Return a faster `transmit` for as long as the connection is open, if there is one."""

@@ -68,10 +68,10 @@ if TYPE_CHECKING:
         def in_thread(self, function: Callable[[], object]) -> Callable[[], object]:
             """Return a function that does so in a thread."""
 
-        def gather(self) -> tuple[Batch, list[bytes] | None]:
+        def gather(self) -> tuple[Batch, Any]:
             """Begin to collect pieces; return the batch, and the argument for `gathered`."""
 
-        def gathered(self, batch: Batch, outer: list[bytes] | None) -> None:
+        def gathered(self, batch: Batch, outer: Any) -> None:
             """Write the collected pieces."""
 
         def for_pieces(self) -> Callable[[bytes], None]:

@@ -115,12 +115,15 @@ class DirectFraming(Framing, Protocol):
 
     Attributes:
         tail: all that `encode` puts behind a reply whose last byte is not `last`; None: it does
-            something else.
+            something else, and may raise.
         last: the last byte of `tail`.
     """
 
     tail: bytes | None
     last: int
+
+    def join(self, replies: list[bytes]) -> bytes:
+        """Frame replies that leave together, each as `encode` does."""
 
     def whole(self, data: bytes) -> list[bytes] | None:
         """Return the messages of `data`, which is not empty, in order.
@@ -198,6 +201,12 @@ class Line:
             return reply
         return reply + delimiter
 
+    def join(self, replies: list[bytes]) -> bytes:
+        delimiter = self.delimiter
+        if self.last in b"".join(replies):  # a reply may end with the delimiter
+            return b"".join(map(self.encode, replies))
+        return delimiter.join([*replies, b""])
+
     def encode_line(self, text: bytes) -> bytes:
         return text + self.delimiter
 
@@ -234,6 +243,9 @@ class Fixed:
             unit = plural(self.size, "byte", "bytes")
             raise ValueError(f"a fixed reply has {self.size} {unit}, not {len(reply)}")
         return reply
+
+    def join(self, replies: list[bytes]) -> bytes:
+        return b"".join(map(self.encode, replies))
 
     def encode_line(self, text: bytes) -> bytes:
         missing = -(len(text) + 1) % self.size

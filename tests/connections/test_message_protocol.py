@@ -41,9 +41,8 @@ from echod.concurrency.model import Busy
 from echod.concurrency.models import InPool, InReactor
 from echod.concurrency.pool import WorkerPool
 from echod.connections.admission import Admission
-from echod.connections.direct_protocol import DirectProtocol
+from echod.connections.direct_protocol import LONGEST_TOGETHER, MOST_TOGETHER, DirectProtocol
 from echod.connections.kernel import Taken, unread
-from echod.connections.message_protocol import MOST_BATCHED, OVERHEAD
 from echod.connections.sweeper import URGENT_INTERVAL
 from echod.handlers.client import Client
 from echod.handlers.contract import ConcurrencyModel
@@ -1502,7 +1501,7 @@ def test_a_reply_is_framed_alike_whatever_it_contains_and_however_many_a_read_as
     answer()
 
 
-@pytest.mark.parametrize("size", [0, 100, 1000])
+@pytest.mark.parametrize("size", [0, 100, 1000, LONGEST_TOGETHER, LONGEST_TOGETHER + 1])
 def test_the_replies_of_a_read_are_written_before_they_take_much_memory(size: int) -> None:
     class Counting(Transport):
         def write(self, data: bytes) -> None:
@@ -1516,7 +1515,7 @@ def test_the_replies_of_a_read_are_written_before_they_take_much_memory(size: in
     protocol, _ = connect(factory, Counting())
     protocol.dataReceived(b"\n" * 1000)
     assert sum(written) == 1000
-    assert max(written) * (size + OVERHEAD) <= MOST_BATCHED + PACE * (size + OVERHEAD)
+    assert max(written) <= (MOST_TOGETHER + PACE if size <= LONGEST_TOGETHER else 1)
     lose(protocol)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,18 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 
 import echod
-from echod import Chunk, Client, EchoFactory, EndReason, Handler, Limits, Line, connection_handler
+from echod import (
+    Chunk,
+    Client,
+    EchoFactory,
+    EndReason,
+    Fixed,
+    Handler,
+    Length,
+    Limits,
+    Line,
+    connection_handler,
+)
 from echod.concurrency.pool import WorkerPool
 from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
@@ -597,6 +609,58 @@ async def test_a_push_just_before_a_read_of_several_pieces_comes_before_their_re
         client.send(b"onetwo")
         await client.receive(b"push onetwo")
         assert connection.figures[0] == 2
+
+
+class Asked(Room):
+    """Lets another thread do something with its client while it answers, but for `quiet`."""
+
+    # In the thread, by message.
+    do: ClassVar[dict[bytes, Callable[[Client], object]]] = {}
+
+    def received(self, message: bytes) -> bytes | None:
+        if (do := self.do.get(message)) is not None:
+            thread = threading.Thread(target=do, args=(self.client,))
+            thread.start()
+            thread.join()
+        return None if message == b"quiet" else message
+
+
+@pytest.mark.parametrize(
+    "framing", [Chunk(3), Line(), Length(), Fixed(3)], ids=["chunk", "line", "length", "fixed"]
+)
+@pytest.mark.parametrize("first", [1, 2, 5])
+@pytest_twisted.ensureDeferred
+async def test_what_another_thread_does_amid_a_read_comes_behind_the_replies_so_far(
+    framing: Framing, first: int, monkeypatch: pytest.MonkeyPatch, over: Any
+) -> None:
+    messages = [b"%03d" % number for number in range(8)]
+    monkeypatch.setattr(
+        Asked,
+        "do",
+        {
+            messages[first - 1]: lambda client: client.drained(),  # sends nothing
+            messages[first]: lambda client: client.send(b"one") and client.send(b"two"),
+            messages[7]: lambda client: client.send(b"end"),
+        },
+    )
+    async with serving(handler=Asked, framing=framing, over=over, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"".join(map(framing.encode, messages)))
+        expected = [*messages[:first], b"one", b"two", *messages[first:7], b"end", messages[7]]
+        await client.receive(b"".join(map(framing.encode, expected)))
+        assert (await server.accepted()).figures[0] == 8
+
+
+@pytest.mark.parametrize("message", [b"first", b"quiet"])
+@pytest_twisted.ensureDeferred
+async def test_replies_that_a_thread_takes_over_and_adds_nothing_to_leave_at_the_end_of_the_read(
+    message: bytes, monkeypatch: pytest.MonkeyPatch, over: Any
+) -> None:
+    monkeypatch.setattr(Asked, "do", {message: lambda client: client.drained()})
+    async with serving(handler=Asked, framing=Line(), over=over, banner=b"") as server:
+        client = await server.connect()
+        client.send(b"zero\nfirst\nquiet\n")
+        await client.receive(b"zero\nfirst\n")
 
 
 def take_among_replies(outbox: Any) -> None:

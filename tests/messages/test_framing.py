@@ -308,6 +308,19 @@ def test_a_message_beyond_the_limit_is_not_taken_at_once(framing: DirectFraming)
 
 
 @pytest.mark.parametrize("framing", [Line(), Line(b"\r\n"), Line(b"aa")])
+def test_replies_that_leave_together_are_framed_as_each_alone(framing: Line) -> None:
+    texts = st.lists(st.sampled_from([*b"ab\r\n"]), max_size=6).map(bytes)
+
+    @given(st.lists(texts, max_size=6))
+    def join(replies: list[bytes]) -> None:
+        given = [*replies]
+        assert framing.join(replies) == b"".join(map(framing.encode, replies))
+        assert replies == given
+
+    join()
+
+
+@pytest.mark.parametrize("framing", [Line(), Line(b"\r\n"), Line(b"aa")])
 def test_a_reply_gets_the_tail_unless_it_ends_as_the_tail_does(framing: Line) -> None:
     @given(st.lists(st.sampled_from([*b"ab\r\n"]), max_size=6).map(bytes))
     def frame(reply: bytes) -> None:
