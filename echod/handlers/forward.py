@@ -180,6 +180,7 @@ class ForwardProtocol(Protocol):
             self._give_up(_told(failure))
 
     def _timed_out(self) -> None:
+        self._timer = None  # a timer that has fired keeps its method, and so this object
         seconds = self._settings.timeout
         self._give_up(f"it has not answered within {seconds:g} s")
 

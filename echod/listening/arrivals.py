@@ -397,6 +397,7 @@ class Held(Protocol):
 
     def _let_go(self) -> None:
         cancel_timer(self._timer)
+        self._timer = None  # it keeps its method, and so this object, once it has fired
         self._arrivals.held(self, held=False)
 
 
