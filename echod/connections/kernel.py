@@ -42,11 +42,14 @@ def has_read(transport: object, left: int) -> bool:
 def is_reset(transport: object) -> bool:
     """Return whether the client has reset the connection, which may not be read from."""
     handle = _handle(transport)
-    if handle is None:
-        return False
-    poller = select.poll()
-    poller.register(handle, 0)
-    return any(events & select.POLLERR for _, events in poller.poll(0))
+    return handle is not None and bool(events(handle) & select.POLLERR)
+
+
+def events(handle: socket.socket, asked: int = 0) -> int:
+    """Return the events of poll(2) that hold now: of those `asked`, and any error or hang-up."""
+    poll = select.poll()
+    poll.register(handle, asked)
+    return next((found for _, found in poll.poll(0)), 0)
 
 
 def unsent(transport: object) -> int:
@@ -154,18 +157,12 @@ def queued(transport: Any) -> int:
 def hung_up(transport: object) -> bool:
     """Return whether no more data can move: the connection is lost, or shut down."""
     handle = _handle(transport)
-    if handle is None:
-        return True
-    poll = select.poll()
-    poll.register(handle, 0)  # it always reports an error and a hang-up
-    return bool(poll.poll(0))
+    return handle is None or bool(events(handle))
 
 
 def has_room(handle: socket.socket) -> bool:
     """Return whether the kernel would accept more data to send."""
-    poll = select.poll()
-    poll.register(handle, select.POLLOUT)
-    return bool(poll.poll(0))
+    return bool(events(handle, select.POLLOUT))
 
 
 def reset(handle: socket.socket) -> bool:
@@ -201,9 +198,7 @@ def client_ended(transport: object) -> bool:
 
 def input_ended(handle: socket.socket) -> bool:
     """Return whether the input stream of a socket has ended, after the unread data."""
-    poll = select.poll()
-    poll.register(handle, getattr(select, "POLLRDHUP", 0))
-    return bool(poll.poll(0))
+    return bool(events(handle, getattr(select, "POLLRDHUP", 0)))
 
 
 # `struct tcp_info` of linux/tcp.h, up to tcpi_bytes_acked.

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.addresses import Network
+from echod.connections.kernel import events
 from echod.errors import UserError
 from echod.listening.endpoints import ListenError, Listening
 from echod.listening.last_clients import admit_no_more
@@ -231,9 +232,7 @@ def _send_at_once(listening: socket.socket) -> None:
 
 def is_waited_for(port: Any) -> bool:
     """Return whether a client waits in the kernel's queue of a port."""
-    poll = select.poll()
-    poll.register(port.socket, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(events(port.socket, select.POLLIN))
 
 
 # The usual remedy for an error of `bind`, by its number.
