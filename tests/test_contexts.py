@@ -30,8 +30,6 @@ MADE: ContextVar[object] = ContextVar("made", default=None)
 OPENED: ContextVar[object] = ContextVar("opened", default=None)
 LAST: ContextVar[object] = ContextVar("last", default=None)
 
-LOOP_MODELS = [ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL]
-
 
 class Confidant(Handler):
     """Sets its context variables in each call, and notes their earlier values."""

@@ -481,16 +481,6 @@ async def served(
         await server.stop()
 
 
-# Where it is another thread that waits, or the wait has gaps.
-SELDOM_BY_ITSELF = (
-    by_another_thread,
-    by_another_thread_and_selector,
-    by_select_with_time_outs,
-    by_selector_with_time_outs,
-    by_time_outs,
-)
-
-
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()

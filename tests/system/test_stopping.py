@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -366,9 +366,6 @@ def send_all_it_takes(connection: socket.socket, data: bytes) -> int:
 
 
 # It stops in any situation.
-
-
-Situation = Callable[[Daemon], contextlib.AbstractContextManager[None]]
 
 
 @contextlib.contextmanager
