@@ -55,6 +55,11 @@ def network_at(address: object) -> str:
     return ""
 
 
+def reachable_here(host: str) -> str:
+    """Return by which address a client on this machine reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
+
+
 def host_and_port(host: str, port: int) -> str:
     """Return an IP address and a port as one text."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -38,6 +38,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from echod.addresses import reachable_here
 from echod.connections.transport_layers import hand_over, note_before
 from echod.faults.arrival import ConnectTimeout, Refuse, SlowAccept, at_work, next_change
 from echod.listening.backlog import backlog_of
@@ -335,8 +336,7 @@ class Silent:
         if self._listening.family != socket.AF_UNIX:
             # An end by RST, which leaves nothing in the kernel.
             filler.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            here = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
-            address = (here.get(address[0], address[0]), *address[1:])
+            address = (reachable_here(address[0]), *address[1:])
         if filler.connect_ex(address) == 0:
             return True
         if self._listening.family == socket.AF_UNIX:

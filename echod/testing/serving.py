@@ -25,6 +25,7 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
+from echod.addresses import reachable_here
 from echod.connections.clients import log_failure
 from echod.connections.kernel import client_ended, queued, unsent
 from echod.connections.lifecycle import ConnectionProtocol
@@ -50,13 +51,13 @@ T = TypeVar("T")
 
 # The settings of a test, where they differ from the daemon's: a free port on this machine, no
 # watch over the process, and an end within a test's patience.
-# A test looks at fewer connections than the journal keeps, and at less of what they sent.
 DEFAULTS: dict[str, Any] = {
     "listen": ("tcp:0:interface=127.0.0.1",),
     "stall_threshold": 0.0,
     "slow_handler": 0.0,
     "drain_timeout": 5.0,
 }
+# A test looks at fewer connections than the journal keeps, and at less of what they sent.
 RECORDS: dict[str, Any] = {"journal": 10_000, "journal_bytes": 64 * 1024}
 
 # For how long `Server.connections` lets the server catch up with its clients, in seconds.
@@ -66,10 +67,6 @@ LAST_PATIENCE = 1.0
 HURRY = 0.05
 # After so many turns of the loop, uvloop has made the connection of each accepted client.
 TURNS = 10
-
-
-# By which address a client on this machine reaches a server on all addresses.
-_LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - no server listens by this
 
 
 def serving(
@@ -395,7 +392,7 @@ class Server:
         found: Any = listener.address
         if isinstance(found, UNIXAddress):
             return cast("bytes", found.name).decode()
-        return _LOOPBACKS.get(found.host, found.host), found.port
+        return reachable_here(found.host), found.port
 
     @property
     def ca(self) -> str:
