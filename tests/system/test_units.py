@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import self_signed_pem
-from tests.support.clients import greeted, is_served, receive_all
+from tests.support.clients import connect, greeted, is_served, receive, receive_all
 from tests.support.daemon import Daemon, Start
 from tests.support.needs import needs_root, tool
 from tests.support.paths import ROOT
+from tests.support.programs import SCRIPTS
 
 UNITS = ROOT / "etc" / "systemd"
 
@@ -147,10 +148,50 @@ def test_no_system_call_is_needed_that_the_units_forbid(
         os.kill(process, signal.SIGTERM)
         assert receive_all(connection) == b""
     running.wait()
-    used = set(
-        re.findall(r"^\d+ +(?:<\.\.\. )?([a-z]\w*)(?:\(| resumed)", trace.read_text(), re.M)
-    )
+    used = calls_in(trace)
     assert {"epoll_ctl", "accept4"} <= used
+    assert used <= allowed
+
+
+def calls_in(trace: Path) -> set[str]:
+    """Return the system calls in the output of strace."""
+    lines = trace.read_text()
+    return set(re.findall(r"^\d+ +(?:<\.\.\. )?([a-z]\w*)(?:\(| resumed)", lines, re.M))
+
+
+def test_programs_workers_and_the_control_need_none_either(
+    daemon: Start, tmp_path: Path, allowed: set[str]
+) -> None:
+    trace = tmp_path / "trace"
+    running = daemon(
+        *("--handler", "exec:command=cat", "--workers", "2", "--port", "0"),
+        *("--control", f"unix:{tmp_path}/control", "--status", f"unix:{tmp_path}/status"),
+        # Not as root, which may not run programs for clients.
+        under=[
+            *(tool("unshare"), "--user", "--map-user=1000"),
+            *(tool("strace"), "-f", "-qq", "-o", str(trace), "--signal=none"),
+        ],
+    )
+    running.wait_for("worker [12] .* serves", 2)
+    process = int(trace.read_text().split()[0])
+    os.kill(process, signal.SIGUSR2)
+    running.wait_for("The workers have been replaced")
+    with connect(running) as connection:
+        connection.sendall(b"happy")
+        assert receive(connection, 5) == b"happy"
+        command = [
+            SCRIPTS / "echod",
+            "ctl",
+            "connections",
+            "--control",
+            f"unix:{tmp_path}/control",
+        ]
+        assert "(open)" in run(*command)
+        os.kill(process, signal.SIGTERM)
+        assert receive_all(connection) == b""
+    running.wait()
+    used = calls_in(trace)
+    assert {"execve", "accept4"} <= used
     assert used <= allowed
 
 
