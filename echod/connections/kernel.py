@@ -9,7 +9,6 @@ import select
 import socket
 import struct
 import termios
-from functools import cache
 from typing import Any, NamedTuple
 
 from twisted.internet.abstract import FileDescriptor
@@ -222,12 +221,9 @@ _COUNTED = (int(socket.AF_INET), int(socket.AF_INET6))
 _FIN_GOES = {4, 9, 11}
 
 
-@cache
-def _kernel_counts() -> bool:
-    """Return whether this kernel counts the bytes of TCP connections."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
-        info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TRAFFIC.size)
-    return len(info) >= _TRAFFIC.size
+# Whether this kernel counts, once a connection has been asked: the restrictions of a unit may
+# allow no other TCP socket.
+_counts: list[bool] = []
 
 
 def counts_traffic(transport: object) -> bool:
@@ -242,7 +238,12 @@ def counts_traffic(transport: object) -> bool:
 
 def counts_bytes(handle: socket.socket) -> bool:
     """Return whether the kernel counts the bytes of a socket: see `counted`."""
-    return handle.family in _COUNTED and _kernel_counts()
+    if handle.family not in _COUNTED:
+        return False
+    if not _counts:
+        info = handle.getsockopt(_TCP, _TCP_INFO, _TRAFFIC_SIZE)
+        _counts.append(len(info) >= _TRAFFIC_SIZE)
+    return _counts[0]
 
 
 def traffic(transport: object, *, input_ended: bool) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ import configparser
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -14,8 +15,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import self_signed_pem
-from tests.support.clients import connect, greeted, is_served, receive, receive_all
-from tests.support.daemon import Daemon, Start
+from tests.support.clients import (
+    BANNER,
+    connect,
+    greeted,
+    is_served,
+    receive,
+    receive_all,
+)
+from tests.support.daemon import CONCURRENT, Daemon, Start
 from tests.support.needs import needs_root, tool
 from tests.support.paths import ROOT
 from tests.support.programs import SCRIPTS
@@ -230,3 +238,56 @@ def test_it_runs_without_privileges_in_a_world_that_it_cannot_write(tmp_path: Pa
         assert "Traceback" not in running.log
     finally:
         running.stop()
+
+
+UNIX_ONLY = """
+import ctypes
+import os
+import struct
+import sys
+
+# What RestrictAddressFamilies=AF_UNIX does: socket(2) of another family gets EAFNOSUPPORT.
+SOCKET = {"x86_64": 41, "aarch64": 198}[os.uname().machine]
+LOAD, IF_EQUAL, RETURN = 0x20, 0x15, 0x06
+AF_UNIX, ALLOW, EAFNOSUPPORT = 1, 0x7FFF0000, 0x00050000 | 97
+rules = [
+    (LOAD, 0, 0, 0),
+    (IF_EQUAL, 0, 3, SOCKET),
+    (LOAD, 0, 0, 16),
+    (IF_EQUAL, 1, 0, AF_UNIX),
+    (RETURN, 0, 0, EAFNOSUPPORT),
+    (RETURN, 0, 0, ALLOW),
+]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
+program = struct.pack("HxxxxxxN", len(rules), ctypes.addressof(code))
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+libc = ctypes.CDLL(None)
+libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+assert not libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("model", CONCURRENT)
+def test_the_sockets_of_the_unit_are_served_where_no_other_can_be_made(
+    daemon: Start, tmp_path: Path, model: str
+) -> None:
+    (tmp_path / "unix_only.py").write_text(UNIX_ONLY)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        number = listening.fileno()
+        running = daemon(
+            *("--listen", "systemd:name=echod", "--concurrency", model),
+            env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "echod"},
+            under=[
+                *("bash", "-c", f'exec 3<&{number}; exec "$@"', "bash"),
+                *(sys.executable, str(tmp_path / "unix_only.py")),
+            ],
+            pass_fds=[number],
+        )
+        running.wait_for("Socket now listening")
+        with socket.create_connection(listening.getsockname(), 10) as connection:
+            assert receive(connection, len(BANNER)) == BANNER
+            assert is_served(connection)
+    running.stop()
+    assert "Traceback" not in running.log
