@@ -108,7 +108,8 @@ async def test_what_a_program_writes_before_it_exits_arrives_whole(
         assert await client.receive_all() == bytes(BIG)
         assert client.clean
         await eventually(lambda: not server.factory.connections)
-    assert "handler closed" in ends(log)[0]
+    if way != "Twisted's TLS":  # there the client may end before the program has
+        assert "handler closed" in ends(log)[0]
 
 
 @pytest.mark.parametrize("way", ["clear", "TLS"])
