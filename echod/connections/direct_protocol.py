@@ -40,6 +40,9 @@ _BOTH_ENDED, _CLIENT = State.BOTH_ENDED, EndReason.CLIENT
 MOST_TOGETHER = 32
 LONGEST_TOGETHER = 2048
 
+# Stands for the replies of a read that an outbox has taken over: this object, not its value.
+_TAKEN_OVER = bytes(bytearray(b"taken over"))
+
 
 class DirectProtocol(EchoProtocol):
     """The hot path: chunk framing, and a handler in the event loop.
@@ -217,10 +220,11 @@ class DirectProtocol(EchoProtocol):
             if opening.locked():
                 with opening:
                     pass
-            if self._outbox is not None:
-                self._send_behind(_framed(replies, framing))
-            elif replies:  # nothing is left of them if the session has the rest
-                send(framing.join(replies) if framing else b"".join(replies))
+            if replies:  # nothing is left of them if the session has the rest
+                if replies[0] is _TAKEN_OVER:
+                    self._send_behind(replies, framing)
+                else:
+                    send(framing.join(replies) if framing else b"".join(replies))
         if failure:
             self.fail(failure)
         elif share is not None and length >= LONG:
@@ -268,18 +272,18 @@ class DirectProtocol(EchoProtocol):
         if opening.locked():
             with opening:
                 pass
-        data = _framed(replies, framing)
-        replies.clear()
-        if self._outbox is not None:
-            self._send_behind(data)
-        elif data:
-            send(data)
+        if replies:
+            if replies[0] is _TAKEN_OVER:
+                self._send_behind(replies, framing)
+            else:
+                send(_framed(replies, framing))
+            replies.clear()
         self._batch = batch
 
-    def _send_behind(self, data: bytes) -> None:
-        """Send replies behind the earlier ones that a new outbox has taken over, and those."""
-        if data:
-            self._write(data)
+    def _send_behind(self, replies: list[bytes], framing: DirectFraming | None) -> None:
+        """Send those behind the earlier ones that a new outbox has taken over, and these, too."""
+        if len(replies) > 1:
+            self._write(_framed(replies[1:], framing))
         if self._outbox is not None:
             self._outbox.flush()
 
@@ -299,7 +303,7 @@ class DirectProtocol(EchoProtocol):
             return batch
         replies, framing = batch
         taken = replies[:]
-        del replies[: len(taken)]  # not one that the loop adds meanwhile
+        replies[: len(taken)] = [_TAKEN_OVER]  # not one that the loop adds meanwhile
         return [_framed(taken, framing)] if taken else []
 
     def push(self, data: BytesLike) -> bool:

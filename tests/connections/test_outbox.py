@@ -30,6 +30,7 @@ from echod import (
     connection_handler,
 )
 from echod.concurrency.pool import WorkerPool
+from echod.connections import direct_protocol
 from echod.handlers.contract import ConcurrencyModel
 from echod.messages.framing import Framing
 from tests.support.reactor import reactor
@@ -609,6 +610,30 @@ async def test_a_push_just_before_a_read_of_several_pieces_comes_before_their_re
         client.send(b"onetwo")
         await client.receive(b"push onetwo")
         assert connection.figures[0] == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_push_just_before_the_replies_of_a_read_leave_comes_behind_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Opening:
+        """The lock, at the moment after which an outbox takes over no reply."""
+
+        def locked(self) -> bool:
+            if pushes:
+                thread = threading.Thread(target=to.send, args=(pushes.pop(),))
+                thread.start()
+                thread.join()
+            return False
+
+    async with serving(handler=Room, framing=Chunk(3), banner=b"") as server:
+        client = await server.connect()
+        await eventually(lambda: Room.clients)
+        (to,) = Room.clients
+        pushes = [b"push "]
+        monkeypatch.setattr(direct_protocol, "opening", Opening())
+        client.send(b"onetwo")
+        await client.receive(b"onetwopush ")
 
 
 class Asked(Room):
