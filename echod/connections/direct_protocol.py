@@ -216,7 +216,10 @@ class DirectProtocol(EchoProtocol):
             self._direct_messages += answered
             # In this order: an outbox that another thread opens from here on takes over no reply,
             # and changes `_send`; one that is being opened is waited for.
-            send, self._batch = self._send, outer
+            send = self._send
+            if not self._kernel_counts and not self._tls_counts and self._outbox is None:
+                send = self.transmit  # `_write` would look at an outbox of later
+            self._batch = outer
             if opening.locked():
                 with opening:
                     pass
@@ -268,7 +271,10 @@ class DirectProtocol(EchoProtocol):
 
     def _send_replies(self, replies: list[bytes], framing: DirectFraming | None) -> None:
         """Send, and forget, the replies of a read before its end."""
-        send, batch, self._batch = self._send, self._batch, None  # as at the end of a read
+        send, batch = self._send, self._batch  # as at the end of a read
+        if not self._kernel_counts and not self._tls_counts and self._outbox is None:
+            send = self.transmit
+        self._batch = None
         if opening.locked():
             with opening:
                 pass
