@@ -233,56 +233,57 @@ class ConnectionSocket(OutboxSocket):
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[bytes, list[tuple[int, int, bytes]], int, _RetAddress]:
         end: tuple[bytes, list[tuple[int, int, bytes]], int, _RetAddress] = (b"", [], 0, None)
-        if self.draining:
-            if (left := self._left()) <= 0:
-                self._give_end(bufsize, flags)
-                return end
-            bufsize = min(bufsize, left)
-        received = self._receive(
-            lambda: super(ConnectionSocket, self).recvmsg(bufsize, ancbufsize, flags),
+        return self._receive(
+            lambda size: super(ConnectionSocket, self).recvmsg(size, ancbufsize, flags),
             lambda received: len(received[0]),
+            bufsize,
             flags,
             end,
         )
-        if not received[0]:
-            self._give_end(bufsize, flags)
-        return received
 
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[tuple[int, int, bytes]], int, _RetAddress]:
         end: tuple[int, list[tuple[int, int, bytes]], int, _RetAddress] = (0, [], 0, None)
         views = [memoryview(buffer).cast("B") for buffer in buffers]
-        wanted = sum(view.nbytes for view in views)
+        return self._receive(
+            lambda size: super(ConnectionSocket, self).recvmsg_into(
+                _shortened(views, size), ancbufsize, flags
+            ),
+            lambda received: received[0],
+            sum(view.nbytes for view in views),
+            flags,
+            end,
+        )
+
+    def _receive(
+        self,
+        receive: Callable[[int], _T],
+        count: Callable[[_T], int],
+        wanted: int,
+        flags: int,
+        end: _T,
+    ) -> _T:
+        size = wanted
         if self.draining:
             if (left := self._left()) <= 0:
                 self._give_end(wanted, flags)
                 return end
-            views = _shortened(views, left)
-        received = self._receive(
-            lambda: super(ConnectionSocket, self).recvmsg_into(views, ancbufsize, flags),
-            lambda received: received[0],
-            flags,
-            end,
-        )
-        if not received[0]:
-            self._give_end(wanted, flags)
-        return received
-
-    def _receive(
-        self, receive: Callable[[], _T], count: Callable[[_T], int], flags: int, end: _T
-    ) -> _T:
+            size = min(wanted, left)
         self.receiving = True
         try:
-            received = receive()
+            received = receive(size)
         except BaseException as error:
             if self.ended_by(error):
+                self._give_end(wanted, flags)
                 return end
             self.failed(error)
             raise
         if not flags & _PEEK:
             self.received_bytes += count(received)
         self.receiving = False
+        if not count(received):
+            self._give_end(wanted, flags)
         return received
 
     def failed(self, error: BaseException) -> None:
@@ -487,10 +488,15 @@ class RelayedSocket(ConnectionSocket):
         return super().recv_into(buffer, nbytes, flags)
 
     def _receive(
-        self, receive: Callable[[], _T], count: Callable[[_T], int], flags: int, end: _T
+        self,
+        receive: Callable[[int], _T],
+        count: Callable[[_T], int],
+        wanted: int,
+        flags: int,
+        end: _T,
     ) -> _T:
         self.waits_at = self.received_bytes
-        return super()._receive(receive, count, flags, end)
+        return super()._receive(receive, count, wanted, flags, end)
 
     def shutdown(self, how: int, /) -> None:
         # If this end were shut for reading, input from the client would break the relay, and

@@ -21,7 +21,7 @@ from echod.connections.owner import Owner
 from echod.handlers.calling import greeting_of, overridden
 from echod.handlers.contract import BytesLike
 from echod.messages.closing import State
-from echod.messages.framing import MOST_WHOLE
+from echod.messages.framing import MOST_WHOLE, framed_together
 from echod.messages.session import CLOSED
 from echod.reasons import EndReason
 from echod.turns import FREE, LONG, PACE, Share
@@ -214,11 +214,9 @@ class DirectProtocol(EchoProtocol):
             failure = Failure()
         finally:
             self._direct_messages += answered
-            # In this order: an outbox that another thread opens from here on takes over no reply,
-            # and changes `_send`; one that is being opened is waited for.
-            send = self._send
-            if not self._kernel_counts and not self._tls_counts and self._outbox is None:
-                send = self.transmit  # `_write` would look at an outbox of later
+            # As `_send_replies`, without its calls.
+            fixed = self._kernel_counts or self._tls_counts or self._outbox is not None
+            send = self._send if fixed else self.transmit
             self._batch = outer
             if opening.locked():
                 with opening:
@@ -227,7 +225,7 @@ class DirectProtocol(EchoProtocol):
                 if replies[0] is _TAKEN_OVER:
                     self._send_behind(replies, framing)
                 else:
-                    send(framing.join(replies) if framing else b"".join(replies))
+                    send(framed_together(replies, framing) if framing else b"".join(replies))
         if failure:
             self.fail(failure)
         elif share is not None and length >= LONG:
@@ -270,11 +268,11 @@ class DirectProtocol(EchoProtocol):
             self.fail(Failure())
 
     def _send_replies(self, replies: list[bytes], framing: DirectFraming | None) -> None:
-        """Send, and forget, the replies of a read before its end."""
-        send, batch = self._send, self._batch  # as at the end of a read
-        if not self._kernel_counts and not self._tls_counts and self._outbox is None:
-            send = self.transmit
-        self._batch = None
+        """Send, and forget, the replies of a read so far."""
+        # In this order: an outbox that another thread opens from here on takes over no reply; one
+        # that is being opened is waited for.
+        send = self._write_of_replies()
+        batch, self._batch = self._batch, None
         if opening.locked():
             with opening:
                 pass
@@ -282,22 +280,28 @@ class DirectProtocol(EchoProtocol):
             if replies[0] is _TAKEN_OVER:
                 self._send_behind(replies, framing)
             else:
-                send(_framed(replies, framing))
+                send(framed_together(replies, framing))
             replies.clear()
         self._batch = batch
 
     def _send_behind(self, replies: list[bytes], framing: DirectFraming | None) -> None:
         """Send those behind the earlier ones that a new outbox has taken over, and these, too."""
         if len(replies) > 1:
-            self._write(_framed(replies[1:], framing))
+            self._write(framed_together(replies[1:], framing))
         if self._outbox is not None:
             self._outbox.flush()
+
+    def _write_of_replies(self) -> Callable[[bytes], None]:
+        """Return what writes behind an outbox that is open, and past one that is opened later."""
+        # An outbox has made `_send` be `_write`, which looks for one at each call.
+        fixed = self._kernel_counts or self._tls_counts or self._outbox is not None
+        return self._send if fixed else self.transmit
 
     def _send_batch(self, batch: Collected) -> None:
         if isinstance(batch, tuple):
             self._send_replies(*batch)
             return
-        send = self._send  # before the look at the outbox: that changes it
+        send = self._write_of_replies()  # before the look at the outbox
         if batch and self._outbox is None:
             send(batch.pop(0) if len(batch) == 1 else taken(batch))
         else:
@@ -310,7 +314,7 @@ class DirectProtocol(EchoProtocol):
         replies, framing = batch
         taken = replies[:]
         replies[: len(taken)] = [_TAKEN_OVER]  # not one that the loop adds meanwhile
-        return [_framed(taken, framing)] if taken else []
+        return [framed_together(taken, framing)] if taken else []
 
     def push(self, data: BytesLike) -> bool:
         # With `_direct`, the connection is open and nothing waits; the framing changes nothing.
@@ -484,10 +488,6 @@ class DirectFramedProtocol(DirectProtocol):
 # functions share, which costs each message as much as a call.
 def _cut(data: bytes, size: int) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
-
-
-def _framed(replies: list[bytes], framing: DirectFraming | None) -> bytes:
-    return framing.join(replies) if framing else b"".join(replies)
 
 
 def _discard(data: bytes) -> None:

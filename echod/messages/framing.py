@@ -122,15 +122,27 @@ class DirectFraming(Framing, Protocol):
     tail: bytes | None
     last: int
 
-    def join(self, replies: list[bytes]) -> bytes:
-        """Frame replies that leave together, each as `encode` does."""
-
     def whole(self, data: bytes) -> list[bytes] | None:
         """Return the messages of `data`, which is not empty, in order.
 
         None means that a framer has to look: the data does not end with a message, or one is too
         long. `encode` of each message gives the data back.
         """
+
+
+def framed_together(replies: list[bytes], framing: DirectFraming | None) -> bytes:
+    """Frame replies that leave together, each as `encode` does, and join them.
+
+    Args:
+        replies: as handlers return them.
+        framing: None: it leaves them as they are.
+    """
+    joined = b"".join(replies)
+    if framing is None:
+        return joined
+    if framing.tail is None or framing.last in joined:  # a reply may end with the tail
+        return b"".join(map(framing.encode, replies))
+    return framing.tail.join([*replies, b""])
 
 
 @dataclass(frozen=True)
@@ -201,12 +213,6 @@ class Line:
             return reply
         return reply + delimiter
 
-    def join(self, replies: list[bytes]) -> bytes:
-        delimiter = self.delimiter
-        if self.last in b"".join(replies):  # a reply may end with the delimiter
-            return b"".join(map(self.encode, replies))
-        return delimiter.join([*replies, b""])
-
     def encode_line(self, text: bytes) -> bytes:
         return text + self.delimiter
 
@@ -243,9 +249,6 @@ class Fixed:
             unit = plural(self.size, "byte", "bytes")
             raise ValueError(f"a fixed reply has {self.size} {unit}, not {len(reply)}")
         return reply
-
-    def join(self, replies: list[bytes]) -> bytes:
-        return b"".join(map(self.encode, replies))
 
     def encode_line(self, text: bytes) -> bytes:
         missing = -(len(text) + 1) % self.size

@@ -134,9 +134,6 @@ class Length:
                 f"most {self._most} bytes, not {len(reply)}"
             ) from None
 
-    def join(self, replies: list[Data]) -> Data:
-        return b"".join(map(self.encode, replies))
-
     def encode_line(self, text: Data) -> Data:
         return self.encode(text + b"\n")
 

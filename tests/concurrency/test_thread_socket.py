@@ -104,7 +104,22 @@ def test_it_is_released_though_a_file_is_open(
     file.close()
 
 
-@pytest.mark.parametrize("draining", [False, True])
+@pytest.fixture(params=["shut", "drained"])
+def ended(
+    request: pytest.FixtureRequest,
+    pair: tuple[ConnectionSocket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> ConnectionSocket:
+    """A socket whose input has ended, by its client or by a drain: it may be read five times."""
+    monkeypatch.setattr(thread_socket, "MOST_ENDS", 5)
+    conn, peer = pair
+    if request.param == "drained":
+        conn.drain(0)
+    else:
+        peer.shutdown(socket.SHUT_WR)
+    return conn
+
+
 @pytest.mark.parametrize(
     "read",
     [
@@ -115,27 +130,17 @@ def test_it_is_released_though_a_file_is_open(
     ],
 )
 def test_a_handler_that_reads_nothing_but_the_end_is_ended(
-    pair: tuple[ConnectionSocket, socket.socket],
-    monkeypatch: pytest.MonkeyPatch,
-    read: Callable[[ConnectionSocket], Any],
-    draining: bool,
+    ended: ConnectionSocket, read: Callable[[ConnectionSocket], Any]
 ) -> None:
-    monkeypatch.setattr(thread_socket, "MOST_ENDS", 5)
-    conn, peer = pair
-    if draining:
-        conn.drain(0)
-    else:
-        peer.shutdown(socket.SHUT_WR)
     for _ in range(3):
-        assert not any(read(conn) for _ in range(5))
-        conn.sendall(b"x")  # it may send on, and look for more meanwhile
-    assert not any(read(conn) for _ in range(5))
+        assert not any(read(ended) for _ in range(5))
+        ended.sendall(b"x")  # it may send on, and look for more meanwhile
+    assert not any(read(ended) for _ in range(5))
     with pytest.raises(RuntimeError, match="the handler has read this end 5 times") as caught:
-        read(conn)
-    assert not conn.caused(caught.value)
+        read(ended)
+    assert not ended.caused(caught.value)
 
 
-@pytest.mark.parametrize("draining", [False, True])
 @pytest.mark.parametrize(
     "read",
     [
@@ -150,18 +155,9 @@ def test_a_handler_that_reads_nothing_but_the_end_is_ended(
     ],
 )
 def test_a_look_at_the_end_is_no_read_of_it(
-    pair: tuple[ConnectionSocket, socket.socket],
-    monkeypatch: pytest.MonkeyPatch,
-    read: Callable[[ConnectionSocket], Any],
-    draining: bool,
+    ended: ConnectionSocket, read: Callable[[ConnectionSocket], Any]
 ) -> None:
-    monkeypatch.setattr(thread_socket, "MOST_ENDS", 5)
-    conn, peer = pair
-    if draining:
-        conn.drain(0)
-    else:
-        peer.shutdown(socket.SHUT_WR)
-    assert not any(read(conn) for _ in range(20))
+    assert not any(read(ended) for _ in range(20))
 
 
 def test_a_relayed_socket_gives_the_clients_addresses() -> None:

@@ -17,6 +17,7 @@ from echod.messages.framing import (
     MessageCutShort,
     MessageTooLong,
     encode_greeting,
+    framed_together,
 )
 from echod.messages.prefixed import Length
 from tests.support.framers import cut, fed, messages, outcome
@@ -314,7 +315,7 @@ def test_replies_that_leave_together_are_framed_as_each_alone(framing: Line) -> 
     @given(st.lists(texts, max_size=6))
     def join(replies: list[bytes]) -> None:
         given = [*replies]
-        assert framing.join(replies) == b"".join(map(framing.encode, replies))
+        assert framed_together(replies, framing) == b"".join(map(framing.encode, replies))
         assert replies == given
 
     join()
