@@ -144,9 +144,14 @@ def clipped(text: str, longest: int = 60) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
+def excerpt(text: str, longest: int = 60) -> str:
+    """Return `text` for an error: as one printable line, and not too long."""
+    return escape(clipped(text, longest))
+
+
 def told(error: BaseException) -> str:
     """Return an error of a user's code in one line: its class, and its text, escaped."""
-    return f"{type(error).__name__}: {escape(clipped(str(error), 300))}"
+    return f"{type(error).__name__}: {excerpt(str(error), 300)}"
 
 
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:

@@ -24,7 +24,7 @@ from echod.cli.control_client import (
     Values,
 )
 from echod.printing import printing
-from echod.text import clipped, escape, plural, quoted
+from echod.text import escape, excerpt, plural, quoted
 
 # How many connections are asked for at once.
 PAGE = 1000
@@ -128,7 +128,7 @@ def _in_full(one: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """Yield the lines of a table whose columns are as wide as their longest word."""
-    lines = [heads, *([escape(clipped(word, 100)) for word in row] for row in rows)]
+    lines = [heads, *([excerpt(word, 100) for word in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         words = (f"{word:{width}}" for word, width in zip(line, widths, strict=True))

@@ -34,7 +34,7 @@ from echod.handlers.lookup import ResolvedHandler, adopt
 from echod.handlers.per_thread import close_objects_of_this_thread
 from echod.handlers.remedies import NO_LOOP
 from echod.handlers.service import Service, ServiceDefinition
-from echod.text import clipped, escape
+from echod.text import escape, excerpt
 from echod.user_code import told_with_place
 
 
@@ -236,7 +236,7 @@ class Life:
     def _why(self, failure: Failure) -> str:
         error = failure.value
         assert error is not None
-        name = escape(clipped(self.name))
+        name = excerpt(self.name)
         if isinstance(error, UserError):
             said = escape(str(error))
             return said if said.startswith(f"{name} ") else f"{name}: {said}"

@@ -13,7 +13,7 @@ from echod.daemon.resolve import StartError, check_for_restart, why_refused
 from echod.listening.validity import tell_validity
 from echod.settings.definitions import Settings, differences, reloaded
 from echod.settings.schema import Setting
-from echod.text import clipped, escape
+from echod.text import escape, excerpt
 from echod.turns import go_through
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Reloading:
             self.reload()
 
     def _refuse(self, why: str) -> None:
-        self.refused = escape(clipped(why, 500))
+        self.refused = excerpt(why, 500)
         log.error("Reload refused, nothing has changed: {why}", why=self.refused)
 
     async def prepare(self, wanted: Settings) -> Callable[[], None]:

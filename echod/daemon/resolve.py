@@ -21,7 +21,7 @@ from echod.listening.endpoints import Listening, Words, parse_listen
 from echod.listening.socket_activation import InheritedSockets
 from echod.listening.validity import tell_validity
 from echod.settings.definitions import Settings, is_bad_tls
-from echod.text import clipped, escape
+from echod.text import clipped, escape, excerpt
 from echod.user_code import place_of, told_with_place
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _refuse_useless(settings: Settings, handler: ResolvedHandler) -> None:
     if not (traits.takes_messages or handler.kind is Kind.STREAMS):
         for endpoint in settings.clear_until_starttls:
             raise StartError(
-                f"--listen {escape(clipped(endpoint))} has no effect: {escape(handler.name)} is "
+                f"--listen {excerpt(endpoint)} has no effect: {escape(handler.name)} is "
                 f"{traits.words}, which cannot ask for the certificate of a listener: use tls:, "
                 "or tcp: if it begins TLS by a context of its own"
             )
@@ -267,7 +267,7 @@ def find_token(settings: Settings, environment: Mapping[str, str], folder: Path)
     if re.match(_UNIX, settings.control) or settings.control.startswith("systemd:"):
         return None
     raise StartError(
-        f"--control {escape(clipped(settings.control))} needs a token: give "
+        f"--control {excerpt(settings.control)} needs a token: give "
         f"--control-token-file, or {token.VARIABLE} in the environment; or use unix:"
     )
 

@@ -17,7 +17,7 @@ from echod.faults.silence import NeverAnswer, NeverRead, NoBanner
 from echod.faults.stage import Fault, Rule, Selection
 from echod.faults.times import Bandwidth, Delay, Drip, Slice, Stall
 from echod.faults.tls import Alert, CutHandshake, NoCloseNotify, StallHandshake, WrongCertificate
-from echod.text import clipped, did_you_mean, escape, quoted
+from echod.text import did_you_mean, excerpt, quoted
 
 
 class FaultError(UserError):
@@ -91,7 +91,7 @@ def parse_fault(text: str) -> Rule:
         try:
             values[word] = parse(value)
         except ValueError as error:
-            raise FaultError(f"{name}: {word}={escape(clipped(value))} is not {error}") from None
+            raise FaultError(f"{name}: {word}={excerpt(value)} is not {error}") from None
     _check(name, values)
     fault = kind(**_by_field(kind, values))
     selection = Selection(**_by_field(Selection, values))

@@ -13,7 +13,7 @@ from pathlib import Path
 from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import Kind
 from echod.permissions import is_file
-from echod.text import clipped, escape
+from echod.text import excerpt
 
 # The variables of the daemon that a program gets, besides those about its client.
 PASSED_ON = ("PATH", "LANG")
@@ -81,7 +81,7 @@ class Command:
             for folder in folders.split(os.pathsep):
                 if is_file(there := Path(folder, name)):
                     _check_executable(str(there))
-            where = escape(clipped(folders, 200))
+            where = excerpt(folders, 200)
             raise HandlerError(f"exec: no program in PATH ({where}) is named {_shown(name)}")
         return str(Path(found).absolute())
 
@@ -146,4 +146,4 @@ def _user() -> str:
 
 
 def _shown(text: str) -> str:
-    return escape(clipped(text, 200))
+    return excerpt(text, 200)

@@ -13,7 +13,7 @@ from zope.interface import Interface
 
 from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import class_of
-from echod.text import clipped, escape
+from echod.text import excerpt
 from echod.user_code import told_with_place
 
 log = Logger("echod.handlers")
@@ -59,15 +59,13 @@ def factory_of(name: str, target: Any, arguments: Mapping[str, object]) -> IProt
     except HandlerError:
         raise
     except (Exception, SystemExit) as error:
-        raise HandlerError(
-            f"{escape(clipped(name))} cannot be made: {told_with_place(error)}"
-        ) from error
+        raise HandlerError(f"{excerpt(name)} cannot be made: {told_with_place(error)}") from error
     if IProtocolFactory.providedBy(made):
         return made
     if IProtocol.providedBy(made):
         return _factory_for(make)
     raise HandlerError(
-        f"{escape(clipped(name))} makes a {type(made).__name__}, which is no protocol or factory "
+        f"{excerpt(name)} makes a {type(made).__name__}, which is no protocol or factory "
         "of Twisted's"
     )
 
@@ -88,7 +86,7 @@ def start(name: str, factory: Any) -> None:
         factory.doStart()
     except Exception as error:
         raise HandlerError(
-            f"{escape(clipped(name))}: startFactory failed: {told_with_place(error)}"
+            f"{excerpt(name)}: startFactory failed: {told_with_place(error)}"
         ) from error
 
 

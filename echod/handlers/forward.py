@@ -40,7 +40,7 @@ from echod.handlers.factories import IRelay
 from echod.log.event import LogLine
 from echod.proxy_header import ProxyHeader, encode
 from echod.stacked import write_now
-from echod.text import clipped, escape
+from echod.text import escape, excerpt
 from echod.timers import cancel_timer
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class ForwardProtocol(Protocol):
     def _log(self, line: LogLine, why: str) -> None:
         peer = shown_address(self.transport.getPeer())
         if line.wanted(peer):
-            to = escape(clipped(self._settings.destination.text, 200))
+            to = excerpt(self._settings.destination.text, 200)
             line.write(peer=peer or "a client without an address", to=to, why=why)
 
     def upstream_ready(self, stream: Stream) -> None:
@@ -378,4 +378,4 @@ def _told(failure: Failure) -> str:
         return f"TLS: {escape(str(error))}"
     system = getattr(error, "osError", None)
     words = os.strerror(system) if isinstance(system, int) else str(error)
-    return escape(clipped(words.strip().removesuffix("."), 200)).lower()
+    return excerpt(words.strip().removesuffix("."), 200).lower()

@@ -16,7 +16,7 @@ from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import Parameters, described, keywords_of
 from echod.messages.framing import MOST, Framing
 from echod.messages.guarded import guarded
-from echod.text import clipped, escape
+from echod.text import excerpt
 from echod.user_code import definition_of, place_of, told_with_place
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _parameters_of(name: str, target: object) -> Parameters:
     except UserError:
         raise
     except Exception as error:
-        shown = escape(clipped(name))
+        shown = excerpt(name)
         raise UnusableFraming(f"{shown} cannot be used: {told_with_place(error)}") from error
 
 
@@ -134,7 +134,7 @@ def _made(name: str, target: object, arguments: Mapping[str, object]) -> Framing
     Raises:
         UnusableFraming: it cannot be made, or lacks a part of `echod.Framing`.
     """
-    shown = escape(clipped(name))
+    shown = excerpt(name)
     framing = target
     try:
         if class_of(target) is not None or not hasattr(target, "framer"):
@@ -143,9 +143,7 @@ def _made(name: str, target: object, arguments: Mapping[str, object]) -> Framing
     except UnusableFraming:
         raise
     except ValueError as error:  # an argument's, most likely
-        raise UnusableFraming(
-            f"{shown}: {escape(clipped(str(error), 300))}{place_of(error)}"
-        ) from error
+        raise UnusableFraming(f"{shown}: {excerpt(str(error), 300)}{place_of(error)}") from error
     except (Exception, SystemExit) as error:
         raise UnusableFraming(f"{shown} cannot be made: {told_with_place(error)}") from error
 
@@ -161,17 +159,16 @@ def _checked(name: str, framing: object) -> Framing:
     one = guarded(given)
     if type(one.max_message) is not int or not 1 <= one.max_message <= MOST:
         raise UnusableFraming(
-            f"{escape(clipped(name))} is no framing: max_message is a number from 1 to {MOST}"
+            f"{excerpt(name)} is no framing: max_message is a number from 1 to {MOST}"
         )
     framer = given.framer()
     _check_parts(f"the framer of {name}", framer, _OF_FRAMERS)
     if type(framer.buffered) is not int:
         raise UnusableFraming(
-            f"the framer of {escape(clipped(name))} is no framer: buffered is a number, as of a "
-            "property"
+            f"the framer of {excerpt(name)} is no framer: buffered is a number, as of a property"
         )
     if type(one.encode_line(b"")) is not bytes:
-        raise UnusableFraming(f"{escape(clipped(name))} is no framing: encode_line gives no bytes")
+        raise UnusableFraming(f"{excerpt(name)} is no framing: encode_line gives no bytes")
     return one
 
 
@@ -181,6 +178,6 @@ def _check_parts(name: str, target: object, parts: tuple[str, ...]) -> None:
         hint = "; it is a handler: name it with --handler" if hasattr(target, "received") else ""
         kind = "framer" if parts is _OF_FRAMERS else "framing"
         raise UnusableFraming(
-            f"{escape(clipped(name))} is no {kind}: it lacks {', '.join(missing)}"
+            f"{excerpt(name)} is no {kind}: it lacks {', '.join(missing)}"
             f"{hint or f' (see echod.{kind.capitalize()})'}{definition_of(target)}"
         )

@@ -16,7 +16,7 @@ from pathlib import PurePath
 from types import FrameType, ModuleType
 from typing import TypeVar, cast
 
-from echod.text import clipped, escape
+from echod.text import escape, excerpt
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def _told_after(patience: float, module: str, thread: int) -> Iterator[None]:
 def _tell(module: str, thread: int) -> None:
     place = _place(module, sys._current_frames().get(thread))
     print(  # noqa: T201 - no log is open yet
-        f"echod: {escape(clipped(module))} is still being imported{place}: does it run a server "
+        f"echod: {excerpt(module)} is still being imported{place}: does it run a server "
         'of its own? Put that under `if __name__ == "__main__"`',
         file=sys.stderr,
         flush=True,

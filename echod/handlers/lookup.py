@@ -35,7 +35,7 @@ from echod.handlers.kinds import (
 from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.parameters import described, parameters_of
 from echod.handlers.service import Service
-from echod.text import clipped, escape
+from echod.text import excerpt
 from echod.user_code import told_with_place
 from echod.value import Value
 
@@ -111,12 +111,11 @@ class ResolvedHandler(Value):
             return
         except (Exception, SystemExit) as error:
             raise HandlerError(
-                f"{escape(clipped(self.name))} cannot be made: {told_with_place(error)}"
+                f"{excerpt(self.name)} cannot be made: {told_with_place(error)}"
             ) from error
         if self.kind is Kind.ASYNCIO_PROTOCOL and not is_protocol(made):
             raise HandlerError(
-                f"{escape(clipped(self.name))} makes a {type(made).__name__}, "
-                "which is no asyncio protocol"
+                f"{excerpt(self.name)} makes a {type(made).__name__}, which is no asyncio protocol"
             )
 
     def converse(self, *given: object) -> object:

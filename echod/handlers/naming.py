@@ -28,7 +28,7 @@ from echod.errors import UserError
 from echod.handlers.importing import import_watched
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
 from echod.permissions import is_file
-from echod.text import clipped, escape, quoted
+from echod.text import escape, excerpt, quoted
 from echod.user_code import definition_of, told_with_place
 from echod.value import Value
 
@@ -142,7 +142,7 @@ class Catalogue(NamedTuple):
         if value.startswith(f"{key}=") or value == key:
             return ""
         escaped = re.sub(r"(?<!\\),", r"\,", value)
-        return f"write {escape(clipped(f'{name}:{key}={escaped}', 200))}"
+        return f"write {excerpt(f'{name}:{key}={escaped}', 200)}"
 
     def check_separators(self, spec: Spec, parameters: Collection[str]) -> None:
         r"""Refuse `name:a=1:b=2` if `b` is an argument, too: with `\:` it is part of the value.
@@ -159,7 +159,7 @@ class Catalogue(NamedTuple):
             return
         right = f"{spec.name}:" + wrong.sub(r",\2=", written)
         raise self.error(
-            f"arguments are separated by commas: {escape(clipped(right, 200))} "
+            f"arguments are separated by commas: {excerpt(right, 200)} "
             f"(or, if {found[1]!r} belongs to the value, write \\{escape(found[1])})"
         )
 
@@ -243,7 +243,7 @@ class Catalogue(NamedTuple):
                 "give module:object"
             )
         if claims[0].error:
-            raise self.error(f"{escape(clipped(name))}: {claims[0].error}")
+            raise self.error(f"{excerpt(name)}: {claims[0].error}")
         return claims[0]
 
     def _plugins(self) -> list[Offer]:
@@ -259,7 +259,7 @@ class Catalogue(NamedTuple):
 
     def _misnamed(self, offer: Offer, others: Iterable[Offer]) -> str:
         """Return why a plugin cannot be selected by its name; "" if it can."""
-        instead = f"give {escape(clipped(offer.target))}"
+        instead = f"give {excerpt(offer.target)}"
         if offer.name in self.builtin:
             return f"echod has a built-in {self.noun} {offer.name}; {instead}"
         if any(one.name == offer.name and one != offer for one in others):
@@ -283,15 +283,15 @@ class Catalogue(NamedTuple):
         """Suggest a correction for a name that does not exist."""
         file = Path(f"{_module(name).replace('.', '/')}.py")
         if is_file(file):
-            there = escape(clipped(_module(name)))
-            return f"{escape(clipped(str(file)))} is in this folder: give {there}:{self.example}"
+            there = excerpt(_module(name))
+            return f"{excerpt(str(file))} is in this folder: give {there}:{self.example}"
         if "exec" in self.builtin and is_file(Path(name)):
-            return f"if it is a program, write exec:command={escape(clipped(name))}"
+            return f"if it is a program, write exec:command={excerpt(name)}"
         if close := get_close_matches(name, names, 1):
             return f"did you mean {close[0]}?"
         module, _, attribute = _module(name).rpartition(".")
         if module and attribute:
-            return f"or give module:object, as in {escape(clipped(f'{module}:{attribute}'))}"
+            return f"or give module:object, as in {excerpt(f'{module}:{attribute}')}"
         return "or give module:object"
 
     # The list.
@@ -313,7 +313,7 @@ class Catalogue(NamedTuple):
         return sorted(found, key=lambda one: (one.name, one.error, one.origin))
 
     def _described(self, offer: Offer, describe: Callable[[str, object], Installed]) -> Installed:
-        name = escape(clipped(offer.name))
+        name = excerpt(offer.name)
         if offer.error:
             return Installed(name, "", offer.origin, error=offer.error)
         try:
@@ -338,7 +338,7 @@ class Catalogue(NamedTuple):
         except BaseException as error:  # importing it may raise anything
             hint = self._hint(error, module, attribute)
             raise self.error(
-                f"{escape(clipped(name))} cannot be imported: {told_with_place(error)}"
+                f"{excerpt(name)} cannot be imported: {told_with_place(error)}"
                 f"{hint and f'; {hint}'}"
             ) from error
 
@@ -348,16 +348,16 @@ class Catalogue(NamedTuple):
             return _start_in(Path(module), attribute)
         meant = _module(module)
         if meant != module and isinstance(error, (ModuleNotFoundError, TypeError)):
-            return f"write {escape(clipped(f'{meant}:{attribute}'))}"
+            return f"write {excerpt(f'{meant}:{attribute}')}"
         if isinstance(error, ModuleNotFoundError) and _is_part(error.name, module):
             if module in {*self.builtin, *(offer.name for offer in self.offers())}:
                 if keyed := self._with_key(f"{module}:{attribute}"):
                     return keyed
-                return f"an argument has a value: {escape(clipped(f'{module}:{attribute}'))}=..."
+                return f"an argument has a value: {excerpt(f'{module}:{attribute}')}=..."
             if close := get_close_matches(module, (one.stem for one in Path().glob("*.py")), 1):
                 return f"did you mean {escape(f'{close[0]}:{attribute}')}?"
             return (
-                f"{escape(clipped(module.replace('.', '/')))}.py has to be in "
+                f"{excerpt(module.replace('.', '/'))}.py has to be in "
                 f"{escape(os.getcwd())}, in a folder of PYTHONPATH, or installed"
             )
         if isinstance(error, AttributeError) and module in sys.modules:
@@ -381,7 +381,7 @@ def _right_form(name: str, key: str, text: str, parameters: Sequence[str]) -> st
     close = get_close_matches(key, parameters, 1)
     word = "did you mean" if close else "as in"
     form = f"{name}:{(close or parameters)[0]}={text}"
-    return f"; {word} {escape(clipped(form))}{'?' if close else ''}"
+    return f"; {word} {excerpt(form)}{'?' if close else ''}"
 
 
 def _partial(name: str, target: object, key: str) -> str:
@@ -393,7 +393,7 @@ def _partial(name: str, target: object, key: str) -> str:
         return ""
     return (
         f"; or, for an object, name a partial of it, as in made = functools.partial("
-        f"{escape(clipped(made.__name__))}, {key}=...)"
+        f"{excerpt(made.__name__)}, {key}=...)"
     )
 
 
@@ -401,7 +401,7 @@ def _contested(name: str, plugins: Iterable[Offer]) -> Installed:
     """Return the line of a name that several plugins claim."""
     claims = [offer for offer in plugins if offer.name == name]
     why = f"{len(claims)} plugins have this name; give module:object"
-    return Installed(escape(clipped(name)), "", _origins(claims), error=why)
+    return Installed(excerpt(name), "", _origins(claims), error=why)
 
 
 def _origins(claims: Iterable[Offer]) -> str:
@@ -410,11 +410,11 @@ def _origins(claims: Iterable[Offer]) -> str:
 
 def _start_in(file: Path, attribute: str) -> str:
     """Return the remedy for the path of a file in place of a module."""
-    folder, written = escape(clipped(str(file.parent), 200)), f"{file.stem}:{attribute}"
+    folder, written = excerpt(str(file.parent), 200), f"{file.stem}:{attribute}"
     if file.is_relative_to(Path.cwd()):
         written = f"{_module(str(file.relative_to(Path.cwd())))}:{attribute}"
-        return f"write {escape(clipped(written))}"
-    return f"start in {folder}, or add it to PYTHONPATH, and write {escape(clipped(written))}"
+        return f"write {excerpt(written)}"
+    return f"start in {folder}, or add it to PYTHONPATH, and write {excerpt(written)}"
 
 
 def _module(path: str) -> str:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from echod.errors import UserError
 from echod.handlers.kinds import class_of, given_to, names_of, resolved, within
-from echod.text import clipped, escape, unescape, unescaped
+from echod.text import clipped, escape, excerpt, unescape, unescaped
 
 NUMBERS: Mapping[object, str] = {
     int: r"[+-]?[0-9]+",
@@ -140,7 +140,7 @@ def convert(text: str, parameter: inspect.Parameter) -> object:
         Unconvertible: it is not of that type.
     """
     wanted = _type_of(parameter)
-    shown = f"{parameter.name}={escape(clipped(text))}"
+    shown = f"{parameter.name}={excerpt(text)}"
     if typing.get_origin(wanted) is typing.Literal:
         values = {_shown(value): value for value in typing.get_args(wanted)}
         if text not in values:

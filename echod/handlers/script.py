@@ -35,7 +35,7 @@ from echod.handlers.transcript import (
     parse,
 )
 from echod.log.event import LogLine
-from echod.text import clipped, escape
+from echod.text import escape, excerpt
 from echod.timers import cancel_timer
 
 _mismatch = LogLine(
@@ -62,7 +62,7 @@ class Script(Factory):
         Raises:
             HandlerError: it cannot be read, or a line is wrong.
         """
-        self.file = escape(clipped(file, 200))
+        self.file = excerpt(file, 200)
         try:
             self.steps = parse(Path(file).read_text("utf-8"))
         except ScriptError as error:

@@ -42,7 +42,7 @@ from echod.settings.schema import (
     whole_number,
     without_effect,
 )
-from echod.text import clipped, escape, unescaped
+from echod.text import escape, excerpt, unescaped
 from echod.user_code import told_with_place
 from echod.value import Value
 
@@ -695,7 +695,7 @@ class Settings(Value):
         if self.concurrency is ConcurrencyModel.THREAD_PER_CONNECTION:
             for endpoint in self.clear_until_starttls:
                 raise SettingError(
-                    f"--listen {escape(clipped(endpoint))} has no effect with --concurrency "
+                    f"--listen {excerpt(endpoint)} has no effect with --concurrency "
                     f"{self.concurrency.value}: a handler can begin TLS there only by itself; use "
                     "another model, or tls:"
                 )
@@ -727,7 +727,7 @@ class Settings(Value):
             )
         for endpoint in filter(is_bad_tls, self.endpoints):
             raise SettingError(
-                f"--listen {escape(clipped(endpoint))} and {flag}: each worker would have an "
+                f"--listen {excerpt(endpoint)} and {flag}: each worker would have an "
                 f"authority of its own: leave out {flag}"
             )
 
@@ -745,7 +745,7 @@ class Settings(Value):
                 given = f"{name}={framing.arguments[name]}"
                 raise SettingError(
                     f"--{name.replace('_', '-')} and --framing both give {name}: "
-                    f"leave out {escape(clipped(given))} there"
+                    f"leave out {excerpt(given)} there"
                 )
 
     def _check_faults(self) -> None:
@@ -757,7 +757,7 @@ class Settings(Value):
                 if rule.selection.covers(number, endpoint)
             ]
             if not listeners:
-                wanted = escape(clipped(rule.selection.listener))
+                wanted = excerpt(rule.selection.listener)
                 raise SettingError(
                     f"--fault {rule.fault.name}: listener={wanted} is none of the listeners: "
                     f"{escape(', '.join(self.endpoints))}"
@@ -810,7 +810,7 @@ class Settings(Value):
         changed = replace(self, **taken)
         shown = {name: getattr(defaults, name, None) for name in taken}
         return changed, [
-            by_name[name].key + (f" {escape(clipped(str(text)))}" if text else "")
+            by_name[name].key + (f" {excerpt(str(text))}" if text else "")
             for name, text in shown.items()
         ]
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 
-from echod.text import clipped, escape
+from echod.text import excerpt
 
 # A key and its equals sign, or the head of a table, at the beginning of a line.
 _KEY = re.compile(r"^[ \t]*\[*[ \t]*[\"']?([\w.-]+)[\"']?[ \t]*[=\]]", re.MULTILINE)
@@ -43,12 +43,12 @@ def explain(error: str, text: str, unquoted: Mapping[str, Callable[[str], str]])
     line = _line_at(text, keys[-1].start(1) if keys and at_the_end else position)
     if said.startswith("Expected '=' after a key"):
         words = text[_begin_of_line(text, position) :].split("\n", 1)[0].split()
-        key = escape(clipped(words[0].rstrip(":"))) if words else ""
+        key = excerpt(words[0].rstrip(":")) if words else ""
         return f":{line}: {key}: no = follows the key; write {key} = VALUE"
     if not keys:
         return f":{line}: {said}"
     key = keys[-1][1]
-    return f":{line}: {escape(clipped(key))}: {_mistake(said, text, position, keys, unquoted)}"
+    return f":{line}: {excerpt(key)}: {_mistake(said, text, position, keys, unquoted)}"
 
 
 def _mistake(
@@ -77,12 +77,12 @@ def _mistake(
     if not invalid and not said.startswith("Expected newline"):
         return said
     if value[:1] in ('"', "'", "[", "{"):
-        return f"{escape(clipped(value))} goes on after its end"
+        return f"{excerpt(value)} goes on after its end"
     if key in unquoted and (why := unquoted[key](value)):
         return why
     before = "" if within_array else f"{key} = "
     text = json.dumps(value, ensure_ascii=False)
-    return f"a text needs quotation marks: write {escape(clipped(before + text))}"
+    return f"a text needs quotation marks: write {excerpt(before + text)}"
 
 
 def _position(text: str, line: int, column: int) -> int:

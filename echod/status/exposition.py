@@ -27,7 +27,7 @@ from echod.log.event import LogLine
 from echod.metrics import Histogram
 from echod.status.snapshot import STATES, ListenerFigures, Snapshot, WorkerFigures
 from echod.status.strain import strains
-from echod.text import clipped, escape
+from echod.text import escape, excerpt
 
 One = TypeVar("One", ListenerFigures, WorkerFigures)
 
@@ -320,7 +320,7 @@ class OwnCollector(Collector):
         except Exception:
             log.failure("Collecting the metrics of the handler failed")
         if left_out and _left_out.wanted(""):
-            _left_out.write(names=escape(clipped(", ".join(left_out), 200)), most=MOST_SAMPLES)
+            _left_out.write(names=excerpt(", ".join(left_out), 200), most=MOST_SAMPLES)
 
 
 def expose(now: Snapshot, accept: str, own: Collector | None = None) -> tuple[str, bytes]:

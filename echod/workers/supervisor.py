@@ -52,7 +52,7 @@ from echod.listening.shared import SharedSockets
 from echod.log.observer import LogObserver
 from echod.log.sinks import Line
 from echod.settings.definitions import Settings, differences, reloaded
-from echod.text import clipped, escape, plural
+from echod.text import escape, excerpt, plural
 from echod.timers import cancel_timer
 from echod.tls import Copies
 from echod.turns import go_through
@@ -593,7 +593,7 @@ class Supervisor(Service):
         self._reload_ends(why)
 
     def _reload_ends(self, why: str) -> None:
-        self._refused = escape(clipped(why, 500))
+        self._refused = excerpt(why, 500)
         if why:
             log.error("Reload refused, nothing has changed: {why}", why=self._refused)
         if self._is_ready:
