@@ -16,7 +16,7 @@ from echod.concurrency.models import InReactor
 from echod.connections.kernel import counted, counts_bytes
 from echod.connections.lifecycle import UNSEEN
 from echod.connections.message_protocol import EchoProtocol, opening
-from echod.connections.outbox import Outbox, taken
+from echod.connections.outbox import Outbox, emptied
 from echod.connections.owner import Owner
 from echod.handlers.calling import greeting_of, overridden
 from echod.handlers.contract import BytesLike
@@ -303,7 +303,7 @@ class DirectProtocol(EchoProtocol):
             return
         send = self._write_of_replies()  # before the look at the outbox
         if batch and self._outbox is None:
-            send(batch.pop(0) if len(batch) == 1 else taken(batch))
+            send(batch.pop(0) if len(batch) == 1 else emptied(batch))
         else:
             super()._send_batch(batch)
 

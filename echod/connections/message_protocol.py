@@ -25,7 +25,7 @@ from echod.concurrency.models import Awaited, InPool
 from echod.connections.clients import shown
 from echod.connections.kernel import has_read, is_reset, unread
 from echod.connections.lifecycle import ConnectionProtocol
-from echod.connections.outbox import Errands, Outbox, sendable, taken
+from echod.connections.outbox import Errands, Outbox, emptied, sendable
 from echod.connections.owner import Owner
 from echod.connections.stream import (
     GOES_ON,
@@ -587,7 +587,7 @@ class EchoProtocol(ConnectionProtocol):
         if outbox is not None and outbox.parts is parts:
             outbox.flush()
         elif parts:
-            data = parts.pop(0) if len(parts) == 1 else taken(parts)
+            data = parts.pop(0) if len(parts) == 1 else emptied(parts)
             if outbox is not None:
                 self._write(data)
             elif self._reason is None:  # as in `transmit`, without another call

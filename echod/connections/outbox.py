@@ -72,7 +72,7 @@ def sendable(data: BytesLike) -> bytes:
     return checked(data, "only bytes can be sent")
 
 
-def taken(parts: list[bytes]) -> bytes:
+def emptied(parts: list[bytes]) -> bytes:
     """Empty `parts` and return its contents, joined; a part that a thread adds meanwhile stays."""
     replies = parts[:]
     del parts[: len(replies)]
@@ -351,7 +351,7 @@ class Outbox:
         counted = self._taken
         # A push may have left among the replies of a batch (`EchoProtocol._send_batch`).
         if parts or self._passed != counted:
-            data = parts.pop(0) if len(parts) == 1 else taken(parts)
+            data = parts.pop(0) if len(parts) == 1 else emptied(parts)
             if data:
                 transmit = self.transmit
                 transmit(data)
