@@ -168,8 +168,9 @@ def message_handler(
         return _mark(function, Kind.MESSAGE)
 
     def mark(function: F) -> F:
-        function.__echod_defaults__ = Defaults(framing, concurrency, banner)  # type: ignore[attr-defined]
-        return _mark(function, Kind.MESSAGE)
+        marked = _mark(function, Kind.MESSAGE)
+        marked.__echod_defaults__ = Defaults(framing, concurrency, banner)  # type: ignore[attr-defined]
+        return marked
 
     return mark
 
@@ -183,7 +184,7 @@ def defaults_of(target: object) -> Defaults:
     """
     made = class_of(target)
     if made is None or not hasattr(made, "received"):
-        found = getattr(within(target), "__echod_defaults__", None)
+        found = _marked(target, "__echod_defaults__")
         if not isinstance(found, Defaults):
             return Defaults()
         _refuse_text(found.banner)
@@ -222,8 +223,20 @@ def protocol_factory(function: F) -> F:
 
 
 def _mark(function: F, kind: Kind) -> F:
-    function.__echod_kind__ = kind  # type: ignore[attr-defined]
+    """Mark a function; of one that takes no attributes (a bound method, a builtin), a partial."""
+    try:
+        function.__echod_kind__ = kind  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        return typing.cast(F, _mark(functools.partial(function), kind))
     return function
+
+
+def _marked(target: object, name: str) -> Any:
+    """Return what a decorator has left at `target`, or at the function within a partial."""
+    found = getattr(target, name, None)
+    if found is None and isinstance(target, functools.partial):
+        return _marked(target.func, name)
+    return found
 
 
 def kind_of(target: object) -> Kind | None:
@@ -232,7 +245,7 @@ def kind_of(target: object) -> Kind | None:
     Raises:
         HandlerError: `target` is not a handler.
     """
-    marked = getattr(within(target), "__echod_kind__", None)
+    marked = _marked(target, "__echod_kind__")
     if marked is not None:
         return Kind(marked)
     made = class_of(target)
@@ -363,10 +376,15 @@ def _foreign_kind(one: object) -> Kind | None:
 
 
 def _is_asyncio_protocol(made: type) -> bool:
+    """Return whether asyncio's loops take these for protocols of streams.
+
+    They call `data_received` of any other than a `BufferedProtocol`; pymodbus derives from
+    `BaseProtocol`.
+    """
     protocols = sys.modules.get("asyncio.protocols")
-    return protocols is not None and issubclass(
-        made, (protocols.Protocol, protocols.BufferedProtocol)
-    )
+    if protocols is None or not issubclass(made, protocols.BaseProtocol):
+        return False
+    return issubclass(made, protocols.BufferedProtocol) or hasattr(made, "data_received")
 
 
 def is_protocol(made: object) -> bool:

@@ -121,6 +121,10 @@ async def marked_message_with_a_size(message, size):
 class Server:
     async def handle(self, reader, writer): ...
 
+    def make(self): ...
+
+    def loop(self, conn): ...
+
 
 class CallableStreams:
     async def __call__(self, reader, writer): ...
@@ -156,6 +160,14 @@ def makes_wired() -> Wired:
 
 def makes_a_factory() -> Factory:
     return WiredFactory()
+
+
+class BaseLines(asyncio.BaseProtocol):
+    def data_received(self, data: bytes) -> None: ...
+
+
+def makes_base_lines() -> BaseLines:
+    return BaseLines()
 
 
 @protocol_factory
@@ -255,6 +267,15 @@ def test_a_handler_that_only_greets_needs_no_received() -> None:
             functools.partial(message_handler(lambda message, *, times: message), times=2),
             Kind.MESSAGE,
         ),
+        (
+            message_handler(functools.partial(lambda conn, *, times: conn, times=2)),
+            Kind.MESSAGE,
+        ),
+        (BaseLines, Kind.ASYNCIO_PROTOCOL),
+        (makes_base_lines, Kind.ASYNCIO_PROTOCOL),
+        (protocol_factory(Server().make), Kind.ASYNCIO_PROTOCOL),
+        (connection_handler(Server().loop), Kind.CONNECTION),
+        (message_handler(bytes.upper), Kind.MESSAGE),
         (makes_lines, Kind.ASYNCIO_PROTOCOL),
         (makes_lines_of, Kind.ASYNCIO_PROTOCOL),
         (functools.partial(makes_lines_of, size=7), Kind.ASYNCIO_PROTOCOL),
@@ -352,7 +373,10 @@ def test_a_handler_may_ask_for_settings() -> None:
         def opened(self, client: Client) -> bytes:
             return self.banner.encode()
 
+    asking = message_handler(framing="line")
     assert kind_of(marked) is Kind.MESSAGE
+    assert defaults_of(asking(bytes.upper)) == Defaults("line")
+    assert defaults_of(functools.partial(asking(functools.partial(plain)))) == Defaults("line")
     assert defaults_of(Greeting) == Defaults()
     assert defaults_of(marked) == Defaults("line", "serial", b"")
     assert defaults_of(Asking) == Defaults("line", "serial", b"Hello")
