@@ -11,6 +11,7 @@ from twisted.logger import globalLogBeginner
 
 from echod import __version__
 from echod.collector import importing
+from echod.faults.listing import listing
 from echod.handlers.framings import installed_framings
 from echod.handlers.lookup import installed
 from echod.handlers.naming import Installed
@@ -53,6 +54,14 @@ def list_handlers() -> int:
 def list_framings() -> int:
     """Print the framings that are installed; return 1 if one of them is broken."""
     return _list(installed_framings())
+
+
+def list_faults() -> int:
+    """Print the faults on purpose, with their keys."""
+    with printing():
+        for line in listing():
+            print(line)
+    return 0
 
 
 def _list(found: Sequence[Installed]) -> int:
@@ -108,4 +117,11 @@ def _parser() -> argparse.ArgumentParser:
         "and defaults.",
     )
     framings.set_defaults(run=list_framings)
+    faults = commands.add_parser(
+        "faults",
+        help="list the faults on purpose that --fault can name",
+        description="List the faults on purpose: name, summary, and keys with their defaults and "
+        "meanings. docs/faults.md says what each does to a client.",
+    )
+    faults.set_defaults(run=list_faults)
     return parser

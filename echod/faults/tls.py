@@ -217,7 +217,9 @@ class Alert(_OnTLS):
 
     name = "alert"
     stage = Alerting
-    which: str = key("", parse_alert, "the alert")
+    which: str = key(
+        "", parse_alert, "the alert; without it, handshake_failure, or later bad_record_mac"
+    )
 
     def objection(self, selection: Selection) -> str:
         is_in_stream = selection.message is not None or selection.after != After()

@@ -344,7 +344,7 @@ class Settings(Value):
         (),
         Text(
             "A fault on purpose, to test clients by, as NAME:key=value,...: reset, close, delay, "
-            "stall, slice, corrupt and others, which docs/faults.md lists; repeats, the fault "
+            "stall, slice, corrupt and others (`echod faults` lists them); repeats, the fault "
             "nearest to the client first.",
             fault_rule,
             unset="none",
