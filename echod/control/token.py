@@ -13,6 +13,7 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from echod.errors import UserError
+from echod.files import read_text
 from echod.text import escape
 
 log = Logger("echod")
@@ -55,9 +56,8 @@ def read_token(path: str) -> bytes:
         TokenError: the file cannot be read, or has no usable token.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            text = file.read(LONGEST + 100)
-            mode = Path(path).stat().st_mode
+        text = read_text(path, "utf-8")
+        mode = Path(path).stat().st_mode
     except OSError as error:
         raise TokenError(f"{path}: {error.strerror}") from None
     except ValueError:  # it is not UTF-8, or the path has a NUL

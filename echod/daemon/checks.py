@@ -9,6 +9,7 @@ import _thread
 import os
 import pwd
 import select
+import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -90,6 +91,15 @@ def refusal_of_programs(twistd: Mapping[str, Any], *, uid: int) -> str | None:
 
 def _why_not_written(pidfile: Path) -> str | None:
     """Try to write a new file there; return why it cannot be written, or None."""
+    # A signal could end the process here, and leave the file.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        return _why_not_written_now(pidfile)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _why_not_written_now(pidfile: Path) -> str | None:
     try:
         descriptor = os.open(pidfile, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except FileExistsError:

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -301,6 +302,13 @@ def _settle_pidfile(twistd: Any) -> None:
     try:
         if pidfile.is_symlink():
             return  # which is refused
+        if not stat.S_ISREG(pidfile.stat().st_mode):
+            raise SystemExit(
+                escape(
+                    f"echod: --pidfile {pidfile} is not a file: name another, or none: "
+                    "twistd --pidfile= echod"
+                )
+            )
         if why := checks.why_stale(pidfile):
             log.warn(
                 "Removing the pidfile {pidfile}: {why}", pidfile=escape(str(pidfile)), why=why

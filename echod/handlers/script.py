@@ -7,7 +7,6 @@ a script pauses while its client does not read, so both are bounded.
 from __future__ import annotations
 
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.interfaces import (
@@ -22,6 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.addresses import shown_address
+from echod.files import read_text
 from echod.handlers.contract import HandlerError
 from echod.handlers.factories import IClosedByDrain
 from echod.handlers.transcript import (
@@ -64,7 +64,7 @@ class Script(Factory):
         """
         self.file = excerpt(file, 200)
         try:
-            self.steps = parse(Path(file).read_text("utf-8"))
+            self.steps = parse(read_text(file, "utf-8"))
         except ScriptError as error:
             raise HandlerError(f"script: {self.file}:{escape(str(error))}") from None
         except UnicodeDecodeError:

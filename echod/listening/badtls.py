@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from echod.errors import UserError
+from echod.files import read
 from echod.text import escape
 from echod.threads import NoThreadError, start_thread
 
@@ -158,8 +159,7 @@ class TrustFile:
         try:
             if not path.parent.is_dir():
                 raise BadTLSError(f"{self._option}={self.path}: there is no folder {path.parent}")
-            with path.open(encoding="utf-8", errors="replace") as file:
-                ours = file.readline() == HEAD
+            ours = read(path).startswith(HEAD.encode())
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
@@ -291,6 +291,6 @@ class TrustedEndpoint:
 def _content_of(path: str) -> bytes | None:
     """Return the content of a file; None if there is none."""
     try:
-        return Path(path).read_bytes()
+        return read(path)
     except FileNotFoundError:
         return None

@@ -15,6 +15,7 @@ from twisted.python import usage
 
 from echod import __version__
 from echod.errors import UserError
+from echod.files import read_text
 from echod.printing import printing
 from echod.settings.definitions import ELSEWHERE, SETTINGS, Settings, configure, differences
 from echod.settings.schema import (
@@ -143,7 +144,7 @@ class Options(usage.Options):
         if self.file is None:
             return ""
         try:
-            return self.file.read_text("utf-8-sig")  # some editors begin with a byte order mark
+            return read_text(self.file, "utf-8-sig")  # some editors begin with a byte order mark
         except OSError as error:
             raise SettingError(f"--config {self.file}: {error.strerror}") from None
         except UnicodeDecodeError:

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import time
@@ -164,6 +165,41 @@ def test_a_reload_that_is_refused_changes_nothing(
         running.wait_for("Reloaded; changed: nothing")
         assert is_served(connection)
     assert "Traceback" not in running.log
+
+
+def test_a_reload_does_not_wait_for_the_writer_of_a_fifo(daemon: Start, file: Path) -> None:
+    """Fault 221: A reload of a FIFO that no process writes to is refused, and clients are served
+    again; a device without an end is refused at once.
+    """
+    file.touch()
+    running = daemon("--config", str(file))
+    with greeted(running) as connection:
+        file.unlink()
+        os.mkfifo(file)
+        running.signal(signal.SIGHUP)
+        running.wait_for("Reload refused, .*echod.toml: its end has not come within 5 s$")
+        assert is_served(connection)
+        file.unlink()
+        file.symlink_to("/dev/zero")
+        running.signal(signal.SIGHUP)
+        running.wait_for("Reload refused, .*echod.toml: it is longer than 16 MiB$")
+        assert is_served(connection)
+
+
+def test_settings_from_a_pipe_are_not_lost_at_a_reload(daemon: Start) -> None:
+    """Fault 221: Settings may come from a pipe, as `<(command)` has it; a reload, which finds
+    nothing there, is refused.
+    """
+    reading, writing = os.pipe()
+    os.write(writing, b'banner = "Good day"\n')
+    os.close(writing)
+    running = daemon("--config", f"/dev/fd/{reading}", pass_fds=[reading])
+    os.close(reading)
+    for _ in range(2):
+        with connect(running) as connection:
+            assert receive(connection, 9) == b"Good day\n"
+        running.signal(signal.SIGHUP)
+        running.wait_for("Reload refused, .*: nothing was written to this pipe$")
 
 
 def test_sighup_never_kills(daemon: Start, scale: Scale) -> None:
@@ -521,6 +557,19 @@ def test_a_pidfile_that_is_a_symbolic_link_is_not_written_to(tmp_path: Path) -> 
     (tmp_path / "twistd.pid").symlink_to(tmp_path / "precious")
     assert "is a symbolic link" in run(tmp_path)
     assert not (tmp_path / "precious").exists()
+
+
+def test_a_pidfile_that_is_no_file_is_refused_and_stays(tmp_path: Path) -> None:
+    """Fault 86: A device, a FIFO or a folder is refused as a pidfile, and stays."""
+    needs_root("make a device")
+    null = tmp_path / "null"
+    os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    os.mkfifo(tmp_path / "fifo")
+    for path in (null, tmp_path / "fifo", tmp_path):
+        assert f"--pidfile {path} is not a file: name another, or none" in run(
+            tmp_path, f"--pidfile={path}"
+        )
+    assert null.is_char_device()
 
 
 def test_a_group_alone_is_refused(tmp_path: Path) -> None:
