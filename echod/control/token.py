@@ -13,7 +13,7 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from echod.errors import UserError
-from echod.files import read_text
+from echod.named_files import read_text
 from echod.text import escape
 
 log = Logger("echod")

@@ -21,7 +21,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.addresses import shown_address
-from echod.files import read_text
 from echod.handlers.contract import HandlerError
 from echod.handlers.factories import IClosedByDrain
 from echod.handlers.transcript import (
@@ -35,6 +34,7 @@ from echod.handlers.transcript import (
     parse,
 )
 from echod.log.event import LogLine
+from echod.named_files import read_text
 from echod.text import escape, excerpt
 from echod.timers import cancel_timer
 

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from echod.errors import UserError
-from echod.files import read
+from echod.named_files import read
 from echod.text import escape
 from echod.threads import NoThreadError, start_thread
 

@@ -15,7 +15,7 @@ from twisted.python import usage
 
 from echod import __version__
 from echod.errors import UserError
-from echod.files import read_text
+from echod.named_files import read_text
 from echod.printing import printing
 from echod.settings.definitions import ELSEWHERE, SETTINGS, Settings, configure, differences
 from echod.settings.schema import (

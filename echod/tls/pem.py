@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from echod import files
+from echod import named_files
 from echod.errors import UserError
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----"
@@ -27,7 +27,7 @@ def read(path: str) -> str:
     """
     try:
         # Bytes beyond ASCII have no meaning in PEM, and are no reason to refuse a comment.
-        return files.read_text(path, "ascii", errors="replace")
+        return named_files.read_text(path, "ascii", errors="replace")
     except (OSError, ValueError) as error:  # a path cannot contain NUL
         raise FilesError(f"cannot read {path}: {why(error)}") from error
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from echod import files
-from echod.files import read, read_text
+from echod import named_files
+from echod.named_files import read, read_text
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_fifo_is_read_if_a_writer_comes(fifo: Path) -> None:
 def test_a_fifo_is_not_waited_for_without_an_end(
     fifo: Path, written: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    monkeypatch.setattr(named_files, "PATIENCE", 0.05)
     writing = os.open(fifo, os.O_RDWR)
     if written:
         os.write(writing, b"a beginning")
