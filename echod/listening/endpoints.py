@@ -272,7 +272,7 @@ def _port_number(text: str, behind: str | None) -> int:
         return int(text)
     if re.fullmatch("-?[0-9]+", text):
         raise ListenError(f"{text[:20]} is not a port number from 0 to 65535")
-    listener = _as_listener(f"{text}:{behind}")
+    listener = _as_listener(text if behind is None else f"{text}:{behind}")
     raise ListenError(f"{quoted(text)} is not a number{listener and '; write '}{listener}")
 
 
@@ -304,7 +304,11 @@ def _check_backlog(text: str) -> None:
 
 
 def _as_listener(text: str) -> str:
-    """Return `127.0.0.1:8888`, or the path of a socket, as a listener; "" for anything else."""
+    """Return `127.0.0.1:8888`, or the path of a socket, as a listener; "" for anything else.
+
+    Two slashes may come first, as in a URL.
+    """
+    text = text.removeprefix("//")
     first = text.partition(":")[0]
     if "/" in first or first.endswith(".sock"):
         return f"unix:{text}"
