@@ -17,6 +17,7 @@ from twisted.python import usage
 from twisted.python.util import gidFromString, uidFromString
 from twisted.scripts import twistd
 
+from echod.daemon.file_limit import fill_standard_streams
 from echod.daemon.process import Options
 from echod.errors import UserError
 from echod.printing import printing
@@ -89,6 +90,7 @@ def serve(arguments: Sequence[str]) -> None:
         SystemExit: it cannot start (one line, exit code 1), or has printed what was asked for.
     """
     echod_plugin.take_signals()
+    fill_standard_streams()  # --reactor opens files
     config: Any = _Twistd()
     try:
         with printing():

@@ -104,12 +104,13 @@ def fill_standard_streams() -> list[str]:
     Returns:
         The names of streams whose numbers had been taken before this was called.
     """
-    taken = []
-    for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
+    for number in range(3):  # before a stream takes one of them
         if not is_open(number):
             # `open` takes the lowest free number, which is this one. Children inherit it, as they
             # do any standard stream.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    taken = []
+    for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
         if getattr(sys, name) is None:  # Python found it closed at the start
             stream = Path(os.devnull).open(mode)  # noqa: SIM115 - stays open as long as the process lives
             if not os.path.sameopenfile(number, stream.fileno()):

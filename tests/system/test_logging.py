@@ -243,6 +243,43 @@ def test_the_error_of_a_start_is_written_at_once(tmp_path: Path) -> None:
     assert "take another port\\n" in writes[0]
 
 
+WRITES = """
+import os
+
+def write(message: bytes) -> bytes:
+    os.write(1, b"as a library in C does")
+    os.write(2, b"or a child process")
+    return message
+"""
+
+
+@pytest.mark.parametrize("closed", [(0, 1), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("reactor", [(), ("--reactor=epoll",), ("--reactor=asyncio",)])
+def test_what_code_writes_to_a_closed_stream_reaches_no_file(
+    tmp_path: Path, closed: tuple[int, ...], reactor: tuple[str, ...]
+) -> None:
+    """Fault 82: No file or socket of the daemon takes the number of a closed stream, whichever
+    reactor `echod serve` is given, and a handler may write there.
+    """
+    (tmp_path / "writes.py").write_text(WRITES)
+    path = tmp_path / "socket"
+    command = [SCRIPTS / "echod", "serve", "writes:write", *reactor, "--logfile", "log"]
+    steps = [close(number) for number in closed]
+    with Program([*command, "--listen", f"unix:{path}"], cwd=tmp_path, steps=steps) as ran:
+        try:
+            block_until(lambda: is_listening(path))
+            with connect_to(path) as client:
+                client.sendall(b"happy\n")
+                assert receive(client, 6) == b"happy\n"
+            streams = Path(f"/proc/{ran.pid}/fd")
+            assert [str((streams / str(number)).readlink()) for number in closed] == [
+                os.devnull for _ in closed
+            ]
+        finally:
+            ran.terminate()
+            assert ran.wait(PATIENCE) == -signal.SIGTERM
+
+
 CLOSINGS = [(0,), (1,), (2,), (1, 2), (0, 1, 2)]
 WITH_A_REACTOR = [("-n", "--reactor=epoll"), ("-n", "--reactor=uvloop"), ("--reactor=uvloop",)]
 
