@@ -20,9 +20,11 @@ import itertools
 import os
 import re
 import select
+import socket
 import stat
+import sys
 import syslog
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -34,6 +36,17 @@ CHILD_WAIT_SECONDS = 0.5
 
 # The longest chain of symbolic links: as many as the kernel follows.
 MOST_LINKS = 40
+
+# The socket of the system's log.
+SYSLOG = "/var/run/syslog" if sys.platform == "darwin" else "/dev/log"
+
+_PRIORITIES = {
+    "debug": syslog.LOG_DEBUG,
+    "info": syslog.LOG_INFO,
+    "warn": syslog.LOG_WARNING,
+    "error": syslog.LOG_ERR,
+    "critical": syslog.LOG_CRIT,
+}
 
 # Names of descriptors that are already open. Opening them again fails if they are sockets, such as
 # those that systemd gives to a service.
@@ -274,13 +287,6 @@ class SyslogSink:
     """The system's log; it adds the time itself."""
 
     stamps = True
-    _PRIORITIES = {  # noqa: RUF012 - a constant
-        "debug": syslog.LOG_DEBUG,
-        "info": syslog.LOG_INFO,
-        "warn": syslog.LOG_WARNING,
-        "error": syslog.LOG_ERR,
-        "critical": syslog.LOG_CRIT,
-    }
 
     def __init__(self, prefix: str) -> None:
         """Open the connection.
@@ -288,16 +294,80 @@ class SyslogSink:
         Args:
             prefix: the beginning of each line, twistd's `--prefix`.
         """
+        self._prefix = prefix
         syslog.openlog(prefix, syslog.LOG_PID)
 
     def write(self, lines: Sequence[Line]) -> int:
         for line in lines:
-            for piece in line.text.split("\n"):
-                syslog.syslog(self._PRIORITIES.get(line.level, syslog.LOG_INFO), piece)
+            for priority, piece in _pieces(line):
+                syslog.syslog(priority, piece)
         return len(lines)
 
     def begin_anew(self) -> None:
         pass
 
-    def in_child(self) -> SyslogSink:
+    def in_child(self) -> Sink:
+        return _ImpatientSyslogSink(self._prefix)
+
+
+class _ImpatientSyslogSink:
+    """The system's log for a child, without libc: another thread of the parent may have held
+    libc's lock when the child was forked. Lines that take too long are lost.
+    """
+
+    stamps = True
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._patience = CHILD_WAIT_SECONDS
+
+    def write(self, lines: Sequence[Line]) -> int:
+        written = 0
+        try:
+            with _syslog_socket(self._patience) as log:
+                end = b"\0" if log.type == socket.SOCK_STREAM else b""
+                for line in lines:
+                    for priority, piece in _pieces(line):
+                        head = f"<{syslog.LOG_USER | priority}>{self._prefix}[{os.getpid()}]: "
+                        log.sendall((head + piece).encode("utf-8", "backslashreplace") + end)
+                    written += 1
+        except (TimeoutError, BlockingIOError):
+            self._patience = 0  # from now on write only without waiting
+        except OSError:
+            pass
+        return written
+
+    def begin_anew(self) -> None:
+        pass
+
+    def in_child(self) -> Sink:
         return self
+
+
+def _pieces(line: Line) -> Iterator[tuple[int, str]]:
+    """Return the messages for the system's log, each with its priority."""
+    priority = _PRIORITIES.get(line.level, syslog.LOG_INFO)
+    return ((priority, piece) for piece in line.text.split("\n"))
+
+
+def _syslog_socket(patience: float) -> socket.socket:
+    """Return a connection to the system's log, of the kind that it has.
+
+    Args:
+        patience: how long each step may take, in seconds.
+
+    Raises:
+        OSError: there is none.
+    """
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        log = socket.socket(socket.AF_UNIX, kind)
+        log.settimeout(patience)
+        try:
+            log.connect(SYSLOG)
+        except OSError as error:
+            log.close()
+            if error.errno != errno.EPROTOTYPE:
+                raise
+        else:
+            return log
+    raise OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE), SYSLOG)

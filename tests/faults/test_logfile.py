@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.faults.test_logs import connect_to, daemon_of, is_listening
-from tests.support.clients import receive_all
+from tests.support.clients import receive, receive_all
 from tests.support.daemon import REACTOR
 from tests.support.needs import missing, needs_root, tool
 from tests.support.paths import ROOT
@@ -72,6 +72,7 @@ done
 mkfifo dev/fifo
 ln -s /proc/self/fd/1 dev/stdout
 ln -s null dev/link
+ln -s "$PWD/unread" dev/log
 mount --move dev /dev || exit
 list > before
 "$@"
@@ -79,15 +80,20 @@ list > after
 """
 
 
+def own_devices(folder: Path) -> Sequence[str]:
+    """Return the beginning of a command that runs in `folder` with a /dev of its own."""
+    needs_root("make a /dev of a test's own")
+    (folder / "dev").mkdir()
+    own = (tool("unshare"), "--mount", "sh", "-c", DEVICES, "sh")
+    if subprocess.run([*own, "true"], cwd=folder, capture_output=True, check=False).returncode:
+        missing("no mount namespace can be made")
+    return own
+
+
 @pytest.mark.parametrize("name", ["null", "stdout", "fifo", "link"])
 def test_a_device_is_never_renamed(tmp_path: Path, name: str) -> None:
     """Fault 81: The daemon writes to a device, a FIFO or a link to one, and never renames it."""
-    needs_root("make a /dev of a test's own")
-    (tmp_path / "dev").mkdir()
-    own = (tool("unshare"), "--mount", "sh", "-c", DEVICES, "sh")
-    if subprocess.run([*own, "true"], cwd=tmp_path, capture_output=True, check=False).returncode:
-        missing("no mount namespace can be made")
-    with logging_to(f"/dev/{name}", tmp_path, under=own) as running:
+    with logging_to(f"/dev/{name}", tmp_path, under=own_devices(tmp_path)) as running:
         for _ in range(2):
             running.begin_anew()
             running.visit()
@@ -165,3 +171,52 @@ def test_where_no_new_file_can_be_had_the_log_says_so(tmp_path: Path) -> None:
         block_until(lambda: log.read_bytes().count(b"Disconnected from") == 2)
     assert [path.name for path in log.parent.iterdir()] == [log.name]
     assert f"{log}: Permission denied" in log.read_text()
+
+
+FORKS = """
+import os
+
+def fork(message: bytes) -> bytes:
+    print("x" * 1000)
+    child = os.fork()
+    if not child:
+        print("the child says so")
+        os._exit(0)
+    os.waitpid(child, 0)
+    return message
+"""
+
+
+def fill(log: socket.socket) -> None:
+    """Send to a socket until its queue is full."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(BlockingIOError):
+        sender.setblocking(False)
+        while True:
+            sender.sendto(b"x", log.getsockname())
+
+
+def test_a_child_does_not_wait_for_a_system_log_that_stands_still(tmp_path: Path) -> None:
+    """Fault 15: Clients are served while the system's log stands still, too, and a child that a
+    handler forks waits for that log only for a moment.
+    """
+    (tmp_path / "forks.py").write_text(FORKS)
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(str(tmp_path / "unread"))
+        fill(log)
+        process: Program[str] = Program(
+            [*own_devices(tmp_path), SCRIPTS / "twistd", "-n", "--pidfile=", "--syslog", *REACTOR,
+             "echod", "--handler", "forks:fork", "--listen", f"unix:{path}"],
+            cwd=tmp_path,
+        )  # fmt: skip
+        try:
+            block_until(lambda: is_listening(path))
+            with connect_to(path) as client:
+                daemon = daemon_of(client)
+                client.sendall(b"happy\n")
+                assert receive(client, 6) == b"happy\n"
+            os.kill(daemon, signal.SIGTERM)
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
+            process.wait()

@@ -311,10 +311,47 @@ def test_syslog_gets_each_line_with_its_priority(monkeypatch: pytest.MonkeyPatch
     sink = SyslogSink("echod")
     assert sink.write([Line("one\n\ttwo", "error"), Line("three", "debug")]) == 2
     sink.begin_anew()
-    assert sink.in_child() is sink
     assert calls == [
         ("echod", syslog.LOG_PID),
         (syslog.LOG_ERR, "one"),
         (syslog.LOG_ERR, "\ttwo"),
         (syslog.LOG_DEBUG, "three"),
     ]
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_child_writes_to_the_systems_log_without_libc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: socket.SocketKind
+) -> None:
+    monkeypatch.setattr(logsinks, "SYSLOG", str(tmp_path / "log"))
+    sink = SyslogSink("echod").in_child()
+    lines = [Line("one\n\ttwo", "error"), Line("three", "debug")]
+    assert sink.write(lines) == 0  # there is no such socket
+    with socket.socket(socket.AF_UNIX, kind) as log:
+        log.bind(str(tmp_path / "log"))
+        if kind == socket.SOCK_STREAM:
+            log.listen()
+        assert sink.in_child().write(lines) == 2
+        if kind == socket.SOCK_STREAM:
+            connection, _ = log.accept()
+            with connection:
+                got = connection.recv(1000).split(b"\0")
+                assert got.pop() == b""
+        else:
+            got = [log.recv(1000) for _ in range(3)]
+    sink.begin_anew()
+    own = f"echod[{os.getpid()}]: ".encode()
+    assert got == [b"<11>" + own + b"one", b"<11>" + own + b"\ttwo", b"<15>" + own + b"three"]
+
+
+def test_a_child_does_not_wait_for_long_for_the_systems_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logsinks, "SYSLOG", str(tmp_path / "log"))
+    monkeypatch.setattr(logsinks, "CHILD_WAIT_SECONDS", 0.05)
+    sink = SyslogSink("echod").in_child()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(str(tmp_path / "log"))
+        lines = [Line("x" * 1000, "info")] * 10_000
+        assert 0 < sink.write(lines) < 10_000
+        assert sink.write(lines) == 0
