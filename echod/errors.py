@@ -1,4 +1,8 @@
-"""The base of the errors that an operator can correct: the text of each says how."""
+"""The base of the errors that an operator can correct, and the refusal of a handler's result."""
+
+from __future__ import annotations
+
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -11,3 +15,11 @@ class UserError(Exception):
     Errors of a peer are not among these (`FramingError`, `ProxyError`, `TLSError`, `Busy`): an
     operator cannot correct them, and they end one connection.
     """
+
+
+def refuse(error: Exception) -> NoReturn:
+    """Raise an error about what the user's code has returned.
+
+    Its text says all: a traceback leaves out the lines of echod that led here.
+    """
+    raise error from None

@@ -151,7 +151,8 @@ def excerpt(text: str, longest: int = 60) -> str:
 
 def told(error: BaseException) -> str:
     """Return an error of a user's code in one line: its class, and its text, escaped."""
-    return f"{type(error).__name__}: {excerpt(str(error), 300)}"
+    said = excerpt(str(error), 300)
+    return f"{type(error).__name__}{said and ': '}{said}"
 
 
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:

@@ -13,7 +13,7 @@ from echod.text import escape, told
 _OURS = f"{Path(__file__).parent}/"
 # The handlers that come with echod are treated like any other handler.
 _BUILTIN = f"{_OURS}handlers/builtin.py"
-_CONTRACT = f"{_OURS}handlers/contract.py"
+_REFUSALS = (f"{_OURS}handlers/contract.py", f"{_OURS}errors.py")
 _STDLIB = Path(os.__file__).parent
 _LIBRARY = (str(_STDLIB), str(Path(sys.exec_prefix, sys.platlibdir, _STDLIB.name)))
 # Where packages are installed; also within the folders of Python's library.
@@ -62,9 +62,9 @@ def is_ours(file: str) -> bool:
     return file.startswith(_OURS) and file != _BUILTIN
 
 
-def is_contract(file: str) -> bool:
-    """Return whether a file is where echod refuses what a handler has returned."""
-    return file == _CONTRACT
+def refuses(file: str) -> bool:
+    """Return whether a file is where echod refuses what the user's code has returned."""
+    return file in _REFUSALS
 
 
 def is_users(file: str) -> bool:

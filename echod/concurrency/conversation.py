@@ -10,6 +10,7 @@ from types import GeneratorType
 from typing import Any, cast
 
 from echod.concurrency.thread_socket import ConnectionSocket
+from echod.errors import refuse
 from echod.handlers.calling import call_closed, call_opened, greeting_of
 from echod.handlers.client import Client
 from echod.handlers.contract import (
@@ -65,9 +66,11 @@ class Conversation:
             self.server.meet(conn.getsockname())
             self.handler.converse(conn, conn.getpeername(), self.server)
         elif isinstance(self.handler.converse(conn), BytesLike | Close):
-            raise TypeError(
-                "a connection handler sends by itself, and its return value is ignored; "
-                "mark it with @message_handler if it takes messages"
+            refuse(
+                TypeError(
+                    "a connection handler sends by itself, and its return value is ignored; "
+                    "mark it with @message_handler if it takes messages"
+                )
             )
         return EndReason.DRAINED if conn.draining else EndReason.HANDLER
 

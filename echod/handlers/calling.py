@@ -8,6 +8,7 @@ from types import MethodType
 
 from twisted.internet.defer import Deferred
 
+from echod.errors import refuse
 from echod.handlers.client import Client
 from echod.handlers.contract import Handler, checked
 from echod.messages.framing import Framing, encode_greeting
@@ -64,4 +65,4 @@ def close_in_thread(closed: Callable[[str], object], reason: str) -> None:
         if inspect.iscoroutine(result):
             result.close()
         made = type(result).__name__
-        raise TypeError(f"in a thread, `closed` cannot wait: it has returned a {made}")
+        refuse(TypeError(f"in a thread, `closed` cannot wait: it has returned a {made}"))

@@ -30,7 +30,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from echod.errors import UserError
+from echod.errors import UserError, refuse
 
 if TYPE_CHECKING:
     from echod.handlers.client import Client
@@ -70,7 +70,7 @@ def checked(data: object, rule: str = "a handler returns bytes, None or Close") 
     try:
         return memoryview(data).tobytes()  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{rule}, not {type(data).__name__}") from None
+        refuse(TypeError(f"{rule}, not {type(data).__name__}"))
 
 
 # How often a handler may read the end of the stream, and do nothing else meanwhile.

@@ -56,6 +56,10 @@ class ModulesOnly(str):
         return str, (str(self),)  # in processes of multiprocessing it becomes a plain one
 
 
+# The remedy for a module that is also a program.
+GUARD = 'put what runs it under `if __name__ == "__main__"`'
+
+
 def import_watched(module: str) -> ModuleType:
     """Import a module; name the line on standard error where it is after two seconds.
 

@@ -180,18 +180,23 @@ def defaults_of(target: object) -> Defaults:
     class with a method `received`.
 
     Raises:
-        HandlerError: it asks for a banner that is text.
+        HandlerError: it asks for a banner that is text, or for a framing or a model that is none.
     """
     made = class_of(target)
-    if made is None or not hasattr(made, "received"):
+    asking = target if made is None else made
+    if not hasattr(asking, "received"):
         found = _marked(target, "__echod_defaults__")
         if not isinstance(found, Defaults):
             return Defaults()
         _refuse_text(found.banner)
+        _refuse_object("framing", found.framing)
+        _refuse_object("concurrency", found.concurrency)
         return found
-    framing, concurrency = getattr(made, "framing", None), getattr(made, "concurrency", None)
-    banner = getattr(made, "banner", None)
-    if getattr(made, "opened", None) in (None, Handler.opened):  # else it may be for that
+    framing, concurrency = getattr(asking, "framing", None), getattr(asking, "concurrency", None)
+    if hasattr(framing, "framer"):  # else it may be for something else
+        _refuse_object("framing", framing)
+    banner, opened = getattr(asking, "banner", None), getattr(asking, "opened", None)
+    if getattr(opened, "__func__", opened) in (None, Handler.opened):  # else it may be for that
         _refuse_text(banner)
     return Defaults(
         framing if isinstance(framing, str) else None,
@@ -207,6 +212,17 @@ def _refuse_text(banner: object) -> None:
         )
 
 
+def _refuse_object(setting: str, value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise HandlerError(
+            f"its {setting} is the object {quoted(repr(value))}, and is given by name: "
+            f'write {setting}="{_BY_WORDS[setting]}"'
+        )
+
+
+_BY_WORDS = MappingProxyType({"framing": "line", "concurrency": "defer-to-thread"})
+
+
 def connection_handler(function: F) -> F:
     """Mark a function as called once a connection, with its socket."""
     return _mark(function, Kind.CONNECTION)
@@ -218,12 +234,17 @@ def protocol_factory(function: F) -> F:
     The protocol is an asyncio protocol, unless the annotation of the result says that it is a
     Twisted protocol or factory.
     """
-    made = _result_kind(function)
+    made = _result_kind(function) if callable(function) else None
     return _mark(function, Kind.ASYNCIO_PROTOCOL if made is None else made)
 
 
 def _mark(function: F, kind: Kind) -> F:
     """Mark a function; of one that takes no attributes (a bound method, a builtin), a partial."""
+    if not callable(function):
+        raise TypeError(
+            f"a function is marked, not {function!r}: settings have names, as in "
+            '@message_handler(framing="line")'
+        )
     try:
         function.__echod_kind__ = kind  # type: ignore[attr-defined]
     except (AttributeError, TypeError):

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from echod.errors import UserError
-from echod.handlers.importing import import_watched
+from echod.handlers.importing import GUARD, import_watched
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
 from echod.permissions import is_file
 from echod.text import escape, excerpt, quoted
@@ -189,7 +189,7 @@ class Catalogue(NamedTuple):
             if key in takes.required and key not in texts:
                 raise self.error(
                     f"{name} needs the argument {key!r}: {name}:{key}=..."
-                    f"{_partial(name, target, key)}"
+                    f"{_bound(name, target)}{_partial(name, target, key)}"
                 )
         try:
             return {
@@ -343,7 +343,9 @@ class Catalogue(NamedTuple):
             ) from error
 
     def _hint(self, error: BaseException, module: str, attribute: str) -> str:
-        """Return a remedy for a module, or a name in it, that does not exist."""
+        """Return a remedy for a module that exits, or does not exist, or lacks a name."""
+        if isinstance(error, SystemExit):
+            return f"the module is a program: {GUARD}"
         if module.startswith("/"):
             return _start_in(Path(module), attribute)
         meant = _module(module)
@@ -395,6 +397,16 @@ def _partial(name: str, target: object, key: str) -> str:
         f"; or, for an object, name a partial of it, as in made = functools.partial("
         f"{excerpt(made.__name__)}, {key}=...)"
     )
+
+
+def _bound(name: str, target: object) -> str:
+    """Suggest the method of an object in place of that of a class; "" for anything else."""
+    if not inspect.isfunction(target) or inspect.getargs(target.__code__).args[:1] != ["self"]:
+        return ""
+    module, _, path = name.partition(":")
+    owner, _, method = path.rpartition(".")
+    form = excerpt(f"{module}:made.{method}")
+    return f"; or name the method of an object: {form}, with made = {excerpt(owner)}()"
 
 
 def _contested(name: str, plugins: Iterable[Offer]) -> Installed:

@@ -6,6 +6,7 @@ import re
 import traceback
 from types import CodeType, MappingProxyType
 
+from echod.errors import refuse
 from echod.handlers.calling import greeting_of
 from echod.handlers.contract import Handler
 from echod.handlers.kinds import Kind, class_of, within
@@ -31,6 +32,8 @@ def add_remedy(error: BaseException | None, name: str, target: object = None) ->
     remedy = ""
     if type(error) is NotImplementedError:
         remedy = _about_what_is_missing(error, name)
+    elif type(error) is ValueError and _raised_by(error) is refuse.__code__:
+        remedy = f"This is a reply of the handler {name}{_place_of(target, 'received')}"
     elif type(error) in (AttributeError, RuntimeError, TypeError):
         said = error.args[0] if error.args else None
         remedy = _remedy(error, said, name, target) if type(said) is str else ""
@@ -146,6 +149,7 @@ _WRONG_REPLY = r"a handler returns bytes, None or Close, not (\w+)"
 _REPLIES = MappingProxyType(
     {
         "str": "let it return text.encode()",
+        "type": "make an object of it, as in Close()",
         "coroutine": "await it",
         "Deferred": "only the models reactor and serial wait for it",
         "async_generator": "only the models reactor and serial read it",

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from echod.errors import UserError
 from echod.text import escape_lines, shortened
-from echod.user_code import is_contract, is_ours, is_users, place_of
+from echod.user_code import is_ours, is_users, place_of, refuses
 
 
 def traceback_of(failure: Failure) -> str:
@@ -90,7 +90,7 @@ def _leave_out_ours(shown: traceback.TracebackException) -> None:
         if id(one) not in seen:
             seen.add(id(one))
             others = [i for i, at in enumerate(one.stack) if not is_ours(at.filename)]
-            refused = bool(one.stack) and is_contract(one.stack[-1].filename)
+            refused = bool(one.stack) and refuses(one.stack[-1].filename)
             last = len(one.stack) if refused else max(others, default=0)
             one.stack[:last] = [at for at in one.stack[:last] if not is_ours(at.filename)]
             linked = (one.__cause__, one.__context__, *(one.exceptions or ()))

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+from echod.errors import refuse
 from echod.text import plural
 
 
@@ -247,7 +248,7 @@ class Fixed:
     def encode(self, reply: bytes) -> bytes:
         if len(reply) != self.size:
             unit = plural(self.size, "byte", "bytes")
-            raise ValueError(f"a fixed reply has {self.size} {unit}, not {len(reply)}")
+            refuse(ValueError(f"a fixed reply has {self.size} {unit}, not {len(reply)}"))
         return reply
 
     def encode_line(self, text: bytes) -> bytes:

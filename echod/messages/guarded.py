@@ -10,6 +10,7 @@ A framing that comes with echod does all this by itself, and pays nothing here.
 
 from __future__ import annotations
 
+from echod.errors import refuse
 from echod.messages.framing import Chunk, Fixed, Framer, Framing, Line, MessageTooLong
 
 # How many bytes of a header, or of escapes, a framer may hold besides a message, before the
@@ -46,7 +47,8 @@ class Guarded:
             return framed
         # Later, where several replies are sent at once, it would cost the others too.
         if not isinstance(framed, bytes | bytearray | memoryview):
-            raise TypeError(f"encode returns bytes, not {type(framed).__name__}")
+            name = f"{type(self.framing).__qualname__}.encode"
+            refuse(TypeError(f"{name} returns bytes, not {type(framed).__name__}"))
         return bytes(framed)  # the framing may use its buffer again
 
 
@@ -92,7 +94,8 @@ class GuardedFramer:
                 raise MessageTooLong(self._max_message)
             return None
         if type(message) is not bytes:
-            raise TypeError(f"next_message returns bytes or None, not {type(message).__name__}")
+            name = f"{type(self._framer).__qualname__}.next_message"
+            refuse(TypeError(f"{name} returns bytes or None, not {type(message).__name__}"))
         if len(message) > self._max_message:
             raise MessageTooLong(self._max_message)
         return message

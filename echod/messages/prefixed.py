@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
+from echod.errors import refuse
 from echod.messages.framing import (
     MOST_PREFIXED,
     BufferingFramer,
@@ -129,10 +130,12 @@ class Length:
         try:
             return self.header.pack(len(reply)) + reply
         except (struct.error, OverflowError):
-            raise ValueError(
-                f"a length of {self.bytes} {plural(self.bytes, 'byte', 'bytes')} announces at "
-                f"most {self._most} bytes, not {len(reply)}"
-            ) from None
+            refuse(
+                ValueError(
+                    f"a length of {self.bytes} {plural(self.bytes, 'byte', 'bytes')} announces at "
+                    f"most {self._most} bytes, not {len(reply)}"
+                )
+            )
 
     def encode_line(self, text: Data) -> Data:
         return self.encode(text + b"\n")

@@ -26,6 +26,7 @@ from echod.handlers.kinds import (
     models_for,
     protocol_factory,
 )
+from echod.messages.framing import Line
 
 ANY = tuple(ConcurrencyModel)
 EVENT_LOOP = (ConcurrencyModel.REACTOR, ConcurrencyModel.SERIAL)
@@ -380,6 +381,8 @@ def test_a_handler_may_ask_for_settings() -> None:
     assert defaults_of(Greeting) == Defaults()
     assert defaults_of(marked) == Defaults("line", "serial", b"")
     assert defaults_of(Asking) == Defaults("line", "serial", b"Hello")
+    assert defaults_of(Asking()) == Defaults("line", "serial", b"Hello")
+    assert defaults_of(Greeting()) == Defaults()
     assert defaults_of(Other) == defaults_of(len) == Defaults()
 
 
@@ -388,6 +391,38 @@ def test_a_banner_that_is_text_is_refused() -> None:
         banner = "Hello"
 
     marked = message_handler(banner="Hello")(lambda message: message)  # type: ignore[call-overload]
-    for target in (Asking, marked):
+    for target in (Asking, Asking(), marked):
         with pytest.raises(HandlerError, match="its banner 'Hello' is text, and bytes are sent"):
             defaults_of(target)
+
+
+class Asking(Handler):
+    framing = Line()
+
+
+@message_handler(framing=Line())  # type: ignore[call-overload]
+def asks_by_object(message): ...
+
+
+@message_handler(concurrency=5)  # type: ignore[call-overload]
+def asks_for_five(message): ...
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        (asks_by_object, r'is the object .Line\(.*write framing="line"$'),
+        (asks_for_five, 'write concurrency="defer-to-thread"$'),
+        (Asking, 'write framing="line"$'),
+        (Asking(), 'write framing="line"$'),
+    ],
+)
+def test_a_handler_asks_for_a_framing_and_a_model_by_name(target: object, why: str) -> None:
+    with pytest.raises(HandlerError, match=why):
+        defaults_of(target)
+
+
+@pytest.mark.parametrize("mark", [message_handler, connection_handler, protocol_factory])
+def test_only_a_function_is_marked(mark: Any) -> None:
+    with pytest.raises(TypeError, match=r"not 'line': .* @message_handler\(framing=\"line\"\)"):
+        mark("line")

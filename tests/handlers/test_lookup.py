@@ -216,6 +216,10 @@ def test_an_argument_that_may_be_none_is_converted_too() -> None:
         ),
         ("users_handlers:tag", "needs the argument 'name': users_handlers:tag:name=..."),
         (
+            "users_handlers:NoClient.received",
+            r"; or name the method of an object: users_handlers:made.received, with made = NoCl",
+        ),
+        (
             "users_handlers:deaf",
             r"users_handlers:deaf takes no message: let its parameters be \(message\)",
         ),
@@ -279,8 +283,12 @@ def test_a_handler_is_written_as_it_was() -> None:
 
 def test_a_module_that_exits_when_it_is_imported_says_so(module: str, tmp_path: Path) -> None:
     (tmp_path / "users_script.py").write_text("import sys\nsys.exit()\n")
-    with pytest.raises(HandlerError, match="users_script:f cannot be imported: SystemExit"):
+    with pytest.raises(HandlerError) as raised:
         resolve(parse("users_script:f"), REACTOR)
+    assert str(raised.value) == (
+        f"users_script:f cannot be imported: SystemExit ({tmp_path}/users_script.py, line 2); "
+        'the module is a program: put what runs it under `if __name__ == "__main__"`'
+    )
 
 
 def test_a_connection_handler_without_a_parameter_is_refused(module: str) -> None:

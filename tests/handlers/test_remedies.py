@@ -12,9 +12,10 @@ from twisted.internet.defer import Deferred
 from echod.concurrency.thread_socket import ConnectionSocket
 from echod.handlers.calling import greeting_of
 from echod.handlers.client import Client
-from echod.handlers.contract import Handler, checked
+from echod.handlers.contract import Close, Handler, checked
 from echod.handlers.remedies import add_remedy
-from echod.messages.framing import Chunk
+from echod.messages.framing import Chunk, Fixed
+from echod.messages.prefixed import Length
 
 
 def notes_of(error: BaseException) -> list[str]:
@@ -54,6 +55,20 @@ def test_a_text_as_reply_says_to_encode_it() -> None:
     assert notes_of(raised.value) == [
         "The handler served:mine returned a str: let it return text.encode()"
     ]
+
+
+def test_a_reply_that_does_not_fit_the_framing_names_the_handler() -> None:
+    for framing in (Fixed(size=2), Length(bytes=1)):
+        with pytest.raises(ValueError, match="300") as raised:
+            framing.encode(b"x" * 300)
+        assert notes_of(raised.value) == ["This is a reply of the handler served:mine"]
+
+
+def test_a_class_as_reply_says_to_make_an_object() -> None:
+    with pytest.raises(TypeError) as raised:
+        checked(Close)
+    (note,) = notes_of(raised.value)
+    assert note.endswith("returned a type: make an object of it, as in Close()")
 
 
 def test_a_class_without_received_is_told_of_it() -> None:

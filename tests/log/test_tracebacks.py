@@ -9,14 +9,18 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from echod.awaiting import make_task
 from echod.concurrency.lending import Lender, LentTask
 from echod.errors import UserError
+from echod.handlers.calling import close_in_thread
 from echod.handlers.contract import Close, answer_of
 from echod.log.tracebacks import traceback_of, traceback_of_handler, traceback_of_start
-from echod.messages.framing import Line
+from echod.messages.framing import BufferingFramer, Fixed, Line
+from echod.messages.guarded import Guarded
+from echod.messages.prefixed import Length
 from echod.text import LONGEST
 from tests.support.paths import ROOT
 
@@ -59,6 +63,25 @@ def of_a_group() -> None:
 
 def too_deep() -> None:
     too_deep()
+
+
+class WrongFramer(BufferingFramer):
+    def next_message(self) -> str:  # type: ignore[override]
+        return "text"
+
+
+class Wrong:
+    """A framing whose methods return text."""
+
+    max_message = 100
+
+    def framer(self) -> WrongFramer:
+        return WrongFramer(self.max_message)
+
+    def encode(self, reply: bytes) -> str:
+        return reply.decode()
+
+    encode_line = encode
 
 
 def failure_of(function: Callable[[], None]) -> Failure:
@@ -174,6 +197,24 @@ def test_a_wrong_reply_is_shown_without_the_way_to_it_through_echod() -> None:
     assert of_close.startswith("Traceback (most recent call last):\n")
     assert f'File "{__file__}"' in of_close
     assert PACKAGE not in of_close
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda: close_in_thread(lambda _: Deferred(), "drained"),
+        lambda: Fixed(size=2).encode(b"long"),
+        lambda: Length(bytes=1).encode(b"x" * 300),
+        lambda: Guarded(Wrong()).encode(b"x"),  # type: ignore[arg-type]
+        lambda: Guarded(Wrong()).framer().next_message(),  # type: ignore[arg-type]
+    ],
+)
+def test_a_refusal_of_what_the_users_code_returned_has_no_lines_of_echods(
+    misuse: Callable[[], object],
+) -> None:
+    shown = traceback_of_handler(failure_of(misuse))
+    assert shown.startswith("Traceback (most recent call last):\n")
+    assert PACKAGE not in shown
 
 
 def test_a_failure_without_a_traceback_is_shown_as_it_shows_itself() -> None:

@@ -415,6 +415,8 @@ REFUSED = {
     "--handler nonesuch": "no handler is named 'nonesuch'; installed:",
     "--handler broken:handler": "broken:handler cannot be imported: SyntaxError",
     "--handler raising:handler": "raising:handler cannot be imported: RuntimeError",
+    "--handler program:handler": "SystemExit: 2 (/",  # the file in full
+    "--handler asking:handler": "its framing is the object",
     "--handler served:talk": "it runs with --concurrency thread-per-connection",
     "--concurrency thread-per-connection --handler served:talk --framing line": (
         "--framing has no effect: served:talk is a connection handler, which reads the socket "
@@ -447,6 +449,10 @@ def refusals(
         "import socket\n\ndef talk(conn: socket.socket) -> None: pass\n"
     )
     (directory / "broken.py").write_text("def handler(message:\n")
+    (directory / "program.py").write_text("raise SystemExit(2)\n")
+    (directory / "asking.py").write_text(
+        "import echod\n\n@echod.message_handler(framing=echod.Line())\ndef handler(message): ...\n"
+    )
     (directory / "raising.py").write_text("raise RuntimeError('two\\nlines')\n")
 
     def refusal(arguments: str) -> subprocess.CompletedProcess[str]:
