@@ -105,6 +105,13 @@ def test_twistd_still_ends_by_the_signal_that_the_reactor_got() -> None:
     assert "_exitSignal is not None" in inspect.getsource(twistd.runApp)
 
 
+def test_twistd_still_waits_for_the_other_end_of_its_pipe() -> None:
+    from twisted.scripts._twistd_unix import UnixApplicationRunner
+
+    source = inspect.getsource(UnixApplicationRunner.daemonize)
+    assert "r, w = os.pipe()\n        if os.fork():" in source
+
+
 def names_used() -> set[str]:
     """Return each private name in the sources that they do not define themselves."""
     defined: set[str] = set()

@@ -25,7 +25,7 @@ from twisted.python import usage
 
 from echod.connections.admission import Admission
 from echod.daemon import checks, choose_reactor, file_limit
-from echod.daemon.background import teller, write_error
+from echod.daemon.background import end_with_the_child, teller, why_not_forked, write_error
 from echod.daemon.build import build_service, make_shared
 from echod.daemon.capture import Capture, capturing
 from echod.daemon.file_limit import fit_limits
@@ -227,7 +227,10 @@ def teller_of(options: Options, reactor: Reactor) -> Callable[[UserError], objec
     """Return what tells of an error of the start, if it goes into the background."""
     # Else the excepthook does; `twist` stays in the foreground.
     stays = twistd_options(options).get("nodaemon", True)
-    return (lambda _: None) if stays else teller(reactor)
+    if stays:
+        return lambda _: None
+    end_with_the_child()
+    return teller(reactor)
 
 
 def twistd_options(options: Options) -> Mapping[str, Any]:
@@ -340,6 +343,9 @@ def show_start_errors_in_one_line() -> None:
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, UserError):
             write_error(2, error)  # sys.stderr is the log
+        elif why := why_not_forked(error, trace):
+            log.critical("{why}", why=str(why))
+            write_error(2, why)
         else:
             previous(kind, error, trace)
 

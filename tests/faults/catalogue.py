@@ -125,6 +125,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         192: "A reload reads a folder of a thousand certificates",
         80: "SIGHUP meets an unexpected error, or a file that is being written",
         221: "A FIFO, a device or a pipe in place of a file that the settings name",
+        222: "The process in the background cannot be forked, or is killed while it starts",
         81: "The log's file is a device or a link, or is moved, removed or truncated",
         82: "Standard streams are closed",
         83: "A handler's module has open files, executors or functions of `atexit`",

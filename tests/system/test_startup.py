@@ -21,6 +21,7 @@ import pytest
 from echod.daemon.checks import proviso
 from echod.settings.definitions import SETTINGS
 from echod.settings.schema import Setting, SettingError
+from tests.faults.test_misbehaving import few_processes
 from tests.support.certificates import self_signed_pem
 from tests.support.clients import BANNER, connect, receive, receive_all
 from tests.support.daemon import CONCURRENT, Daemon, Start, starting
@@ -543,6 +544,39 @@ def test_in_the_background_it_serves_until_sigterm(tmp_path: Path) -> None:
     said = log.read_text()
     assert "Server Shut Down" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_start_that_cannot_fork_is_over_and_says_so(tmp_path: Path, count: int) -> None:
+    """Fault 222: The command does not wait for a process in the background that cannot be forked;
+    one line says why.
+    """
+    with few_processes(count) as step:
+        ended = run(tmp_path, SCRIPTS / "twistd", "echod", "--port", "0", steps=[step])
+    assert ended.returncode == 1
+    said = "cannot go into the background: Resource temporarily unavailable"
+    assert f"echod: {said}\n" in ended.stderr
+    assert said in (tmp_path / "twistd.log").read_text()
+
+
+KILLED = """
+import os, signal
+from collections.abc import AsyncIterator
+from echod import Service, service
+
+@service
+async def killed(service: Service) -> AsyncIterator[object]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield None
+"""
+
+
+def test_a_start_that_is_killed_in_the_background_is_over(tmp_path: Path) -> None:
+    """Fault 222: The command ends if the process in the background is killed while it starts."""
+    (tmp_path / "served.py").write_text(KILLED)
+    ended = run(tmp_path, SCRIPTS / "twistd", "echod", "--port", "0", "--handler", "served:killed")
+    assert ended.returncode == 1
+    assert "An error has occurred" in ended.stderr
 
 
 # Handlers from the current directory.
