@@ -145,7 +145,11 @@ class AcceptingPort(tcp.Port):
                 stream = self._transport(skt, address)
                 begun.append((stream, stream.attaching()))
             except Exception:
-                _log.failure("cannot take the connection from {address}", address=address)
+                # Clients of UNIX sockets have no address.
+                _log.failure(
+                    "cannot take the connection from {client}",
+                    client=address or f"a client of {self.getHost()}",
+                )
                 skt.close()
         if failures > BATCH // 2:
             # Clients that reconnect as soon as they are refused must not keep the loop busy.

@@ -23,6 +23,9 @@ _PLAIN_WORDS = (
     ("Unescaped '\\'", r"\ begins an escape within " + "\"...\": write \\\\, or '...' around"),
 )
 
+# The messages about a line that begins with no key.
+_NO_KEY = ("Invalid statement", "Invalid initial character for a key part")
+
 
 def explain(error: str, text: str, unquoted: Mapping[str, Callable[[str], str]]) -> str:
     """Return the line, the key and the mistake, as in `:2: framing: write framing = "line"`.
@@ -45,6 +48,8 @@ def explain(error: str, text: str, unquoted: Mapping[str, Callable[[str], str]])
         words = text[_begin_of_line(text, position) :].split("\n", 1)[0].split()
         key = excerpt(words[0].rstrip(":")) if words else ""
         return f":{line}: {key}: no = follows the key; write {key} = VALUE"
+    if said.startswith(_NO_KEY):
+        return f":{_line_at(text, position)}: this line is no setting: write KEY = VALUE"
     if not keys:
         return f":{line}: {said}"
     key = keys[-1][1]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import globalLogPublisher
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from echod.reactor import port as port_module
@@ -99,6 +99,28 @@ def test_keeps_listening(harness: Harness, monkeypatch: pytest.MonkeyPatch, numb
         harness.run(client)
     assert left == []
     assert 0 < len(events) < 10
+
+
+def test_a_client_of_a_unix_socket_that_cannot_be_taken_is_named_by_the_socket(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def failing(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(port_module, "UNIXServerTransport", failing)
+    path = str(tmp_path / "socket")
+    port = harness.reactor.listenUNIX(path, Factory.forProtocol(Echo))
+
+    def client() -> None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            assert connection.recv(1) == b""
+
+    with logged() as events:
+        harness.run(client)
+    port.stopListening()
+    said = f"cannot take the connection from a client of UNIXAddress({path!r})"
+    assert said in map(formatEvent, events)
 
 
 def test_resting_can_be_cut_short(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

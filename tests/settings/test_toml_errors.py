@@ -52,7 +52,9 @@ def error_of(text: str) -> str:
         ('port = 1\nbanner = """x\n', ":2: banner: the text has no closing quotation mark"),
         ("port = [1, 2\nthreads = 3", ":1: port: the array has no closing bracket: ]"),
         (r'prefix = "C:\x"', r":1: prefix: \ begins an escape within"),
-        ("= 3", ":1: Invalid statement"),
+        ("= 3", ":1: this line is no setting: write KEY = VALUE"),
+        ("port = 3\n\n@@ = 3", ":3: this line is no setting: write KEY = VALUE"),
+        ("port = 3\n[\n", ":2: this line is no setting: write KEY = VALUE"),
     ],
 )
 def test_a_mistake_names_the_line_the_key_and_the_remedy(text: str, why: str) -> None:
