@@ -37,9 +37,12 @@ class Lines(echod.Handler):
 class Nothing: pass
 class Misspelt(echod.Handler):
     def recieved(self, message): return message
+@echod.message_handler(framing=echod.Line())
+def by_object(message): return message
 class Pool(echod.Handler):
     def __init__(self, *, size: int = 0):
         if size < 1: raise ValueError("size must be at least 1")
+    def look(self, message): return message
     def received(self, message): return message
 def f(): return b""
 three = 3
@@ -59,6 +62,13 @@ class Own:
 from twisted.internet import reactor
 reactor.callLater(0.01, reactor.stop)
 reactor.run()
+def handle(message): return message
+""",
+    "program.py": """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--size", required=True)
+parser.parse_args()
 def handle(message): return message
 """,
     "talk.sh": "",
@@ -87,6 +97,9 @@ CAUSES = {
     "f takes no message": ["h:f"],
     "`opened` takes no client": ["h:Lines"],
     "has run the reactor": ["noguard:handle"],
+    "SystemExit: 2": ["program:handle"],
+    "its framing is the object": ["h:by_object"],
+    "Pool.look needs": ["h:Pool.look"],
     "it takes a socket": ["h:loop"],
     "no handler is named 'talk.sh'": ["talk.sh"],
     "handler of asyncio streams": ["h:talk"],
@@ -159,7 +172,7 @@ def test_an_error_of_the_start_is_as_the_page_has_it(home: Path, key: str) -> No
     # The page names one module where the causes have their own.
     wanted = re.escape(said).replace(r"\.\.\.", ".*").replace("/home/me", re.escape(str(home)))
     wanted = re.sub(r"line\\ \d+", r"line\\ \\d+", wanted)
-    wanted = re.sub(r"handlers(?=\\\.py,|:(f|Lines|loop|talk|main|Pool)\b)", r"\\w+", wanted)
+    wanted = re.sub(r"handlers(?=\\\.py,|:(f|Lines|loop|talk|main|made|Pool)\b)", r"\\w+", wanted)
     assert re.search(wanted, ended.stderr), f"{wanted}\n{ended.stderr}"
 
 
