@@ -122,12 +122,17 @@ class Client:
         return answer
 
 
+# A word of an endpoint: up to a colon that is neither escaped nor in brackets, or an empty one.
+_WORD = r"(?:\\.|\[[^]]*]|[^\\:])+|(?<=:)(?=:)"
+
+
 def connection_to(place: str, ca: str | None = None) -> http.client.HTTPConnection:
     r"""Return an HTTP connection, not connected, to an endpoint.
 
     Args:
-        place: `unix:PATH`, `tcp:PORT` or `PORT`, `tcp:HOST:PORT`, `tls:HOST:PORT` or a URL; the
-            options of the daemon's own endpoint string may follow, and `interface=` is used.
+        place: `unix:PATH`, `tcp:PORT` or `PORT`, `tcp:HOST:PORT`, `tls:HOST:PORT` or a URL, or the
+            daemon's own endpoint string, of whose options `interface=` is used. An IPv6 address
+            may stand in brackets.
         ca: a file with the certificates to trust; None for the system's.
 
     Raises:
@@ -135,16 +140,17 @@ def connection_to(place: str, ca: str | None = None) -> http.client.HTTPConnecti
     """
     if re.match("https?://", place):
         return _connection_by_url(place, ca)
-    kind, *words = (
-        re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\\:])+", place) or [""]
-    )
+    kind, *words = (re.sub(r"\\(.)", r"\1", word) for word in re.findall(_WORD, place) or [""])
     if kind.isdecimal():  # as for the daemon's --control
         kind, words = "tcp", [kind, *words]
     options = dict(word.partition("=")[::2] for word in words if "=" in word)
     words = [word for word in words if "=" not in word]
     if kind == "unix" and words:
         return _UNIXConnection(words[0])
-    host = options.get("interface") or (words[0] if len(words) == 2 else "127.0.0.1")
+    inner = words.pop(0) if kind == "tls" and words[:1] in (["tcp"], ["tcp6"]) else kind
+    loopback = "::1" if inner == "tcp6" else "127.0.0.1"
+    host = options.get("interface") or (words[0] if len(words) == 2 else loopback)
+    host = host.removeprefix("[").removesuffix("]")
     if kind not in ("tcp", "tcp6", "tls") or len(words) not in (1, 2) or not words[-1].isdecimal():
         raise ControlError(
             f"{quoted(place)} is no endpoint of a control, as in unix:/run/echod/control.sock, "

@@ -55,7 +55,7 @@ def ctl(arguments: Sequence[str]) -> int:
 def connections(client: Client, parsed: argparse.Namespace) -> Iterator[str]:
     """Show one connection, or list those that are selected."""
     if parsed.id is not None:
-        one = client.ask("GET", f"/connections/{parsed.id}")
+        one = client.ask("GET", f"/connections/{_number(parsed.id)}")
         yield from [json.dumps(one)] if parsed.json else _in_full(one)
         return
     found = list(_pages(client, parsed))
@@ -144,7 +144,7 @@ def disconnect(client: Client, parsed: argparse.Namespace) -> Iterator[str]:
             "say which: numbers of connections, --address or --listener, or --all", USAGE
         )
     how = {"how": "drain"} if parsed.drain else {}
-    paths = [f"/connections/{number}" for number in parsed.ids] or ["/connections"]
+    paths = [f"/connections/{_number(text)}" for text in parsed.ids] or ["/connections"]
     count = 0
     for path in paths:
         query = urlencode({**selected, **how})
@@ -281,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
         "one by its number.",
         selecting,
     )
-    listing.add_argument("id", nargs="?", type=_id, metavar="ID", help="show this connection")
+    listing.add_argument("id", nargs="?", metavar="ID", help="show this connection")
     listing.add_argument(
         "--open", dest="state", action="store_const", const="open", help="only open ones"
     )
@@ -290,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("--reason", help="only those that ended for this reason")
     listing.add_argument("--fault", help="only those in which this fault has happened")
-    listing.add_argument("--limit", type=_id, metavar="N", help="at most so many")
+    listing.add_argument("--limit", type=_limit, metavar="N", help="at most so many")
     ending = add(
         "disconnect",
         disconnect,
@@ -298,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
         "End connections: those of these numbers, those that are selected, or all.",
         selecting,
     )
-    ending.add_argument("ids", nargs="*", type=_id, metavar="ID", help="end this connection")
+    ending.add_argument("ids", nargs="*", metavar="ID", help="end this connection")
     ending.add_argument("--all", action="store_true", help="end every connection")
     ending.add_argument(
         "--drain",
@@ -323,7 +323,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _id(text: str) -> int:
+def _limit(text: str) -> int:
+    try:
+        return _number(text)
+    except ControlError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _number(text: str) -> int:
+    """Return a number; of a connection, only once argparse has refused an unknown option.
+
+    It would take the value of that option for the number of a connection.
+    """
     if not re.fullmatch("[1-9][0-9]{0,14}", text):
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number from 1")
+        raise ControlError(f"{quoted(text)} is not a number from 1", USAGE)
     return int(text)

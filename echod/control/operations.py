@@ -24,6 +24,7 @@ from echod.faults import FaultPlan, Rule, parse_fault
 from echod.journal import Journal, Record
 from echod.limits import HIGHEST_SEED
 from echod.reasons import EndReason
+from echod.text import excerpt, plural
 from echod.web.site import Answer
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ class Operations:
             if looked % SHARE == 0:
                 await self._pause()
         count += len(unnumbered)
-        log.info("Control: disconnected {count} connections", count=count)
+        noun = plural(count, "connection", "connections")
+        log.info("Control: disconnected {count} {noun}", count=count, noun=noun)
         return told(200, {"disconnected": count})
 
     def _unnumbered(self) -> Sequence[Owned]:
@@ -229,7 +231,8 @@ class Operations:
         rules = [] if "fault" not in given else self._faults.rules
         left = [rule for rule in rules if str(rule) != given.get("fault")]
         if "fault" in given and len(left) == len(rules):
-            raise Refused(404, "no fault is written so")
+            there = excerpt(", ".join(map(str, rules)) or "none", 300)
+            raise Refused(404, f"no fault is written so; there are: {there}")
         await self._change(left, None)
         return self._shown_faults()
 

@@ -17,6 +17,12 @@ from echod.cli.control_client import ControlError, connection_to
         (r"tcp6:9465:interface=\:\:", "::1", 9465),
         ("tcp:example.org:9465", "example.org", 9465),
         (r"tcp:\:\:1:9465", "::1", 9465),
+        ("tcp:[::1]:9465", "::1", 9465),
+        ("tcp6:9465", "::1", 9465),
+        ("tcp6:[::1]:9465", "::1", 9465),
+        ("tls:[::1]:9465", "::1", 9465),
+        ("tls:tcp:9465:certificate=a:key=b", "127.0.0.1", 9465),
+        ("tls:tcp6:9465:certificate=a:key=b", "::1", 9465),
         ("tls:example.org:9465", "example.org", 9465),
         ("tls:9465:certificate=a:key=b", "127.0.0.1", 9465),
         ("http://example.org:80", "example.org", 80),
@@ -32,7 +38,19 @@ def test_an_endpoint_may_be_the_daemons_or_a_clients(place: str, host: str, port
 
 
 @pytest.mark.parametrize(
-    "place", ["x", "unix:", "tcp:", "tcp:a:b", "http://", "http://x:y", "tcp:a:b:1", "ssh:1"]
+    "place",
+    [
+        "x",
+        "unix:",
+        "tcp:",
+        "tcp:a:b",
+        "http://",
+        "http://x:y",
+        "tcp:a:b:1",
+        "ssh:1",
+        "tcp6:::1:9465",
+        "tcp:::9465",
+    ],
 )
 def test_an_endpoint_that_makes_no_sense_is_refused(place: str) -> None:
     with pytest.raises(ControlError) as caught:

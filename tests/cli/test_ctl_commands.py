@@ -421,6 +421,8 @@ def test_without_an_endpoint_the_error_says_how_to_name_one(
         (("disconnect", "1", "--all"), "say which"),
         (("disconnect", "--listener", "1", "--all"), "say which"),
         (("disconnect", "x"), "'x' is not a number from 1"),
+        (("connections", "--state", "open"), "unrecognized arguments: --state"),
+        (("disconnect", "--how", "reset"), "unrecognized arguments: --how"),
         (("connections", "0"), "'0' is not a number from 1"),
         (("connections", "--limit", "-1"), "'-1' is not a number from 1"),
         (("nosuch",), "invalid choice"),
