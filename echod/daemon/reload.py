@@ -19,6 +19,7 @@ from echod.turns import go_through
 if TYPE_CHECKING:
     from echod.interfaces import Reactor
     from echod.tls import ServedCertificate, ServerSide
+    from echod.tls.context import Exchange
 
 log = Logger("echod")
 
@@ -123,9 +124,7 @@ class Reloading:
             await go_through(self._reactor, steps)
         except StartError as error:
             raise StartError(self.placed(str(error), wanted)) from error
-        certificates = [
-            await go_through(self._reactor, context.reread()) for context in self._contexts()
-        ]
+        certificates = await go_through(self._reactor, _reread(self._contexts()))
         changed = differences(self.settings, wanted)
         settings = reloaded(self.settings, wanted)
         ready = [part(settings) for part in self.parts]
@@ -177,6 +176,16 @@ class Reloading:
 
     def _served(self) -> list[ServedCertificate]:
         return [one for context in self._contexts() for one in context.served]
+
+
+def _reread(contexts: Iterable[ServerSide]) -> Generator[None, None, list[Exchange]]:
+    """Read the files of each context again, a certificate in each step."""
+    exchanges: list[Exchange] = []
+    for context in contexts:
+        if exchanges:
+            yield
+        exchanges.append((yield from context.reread()))
+    return exchanges
 
 
 def _left_over(

@@ -287,7 +287,7 @@ HOSTS = 6
 
 
 class ManyCertificates:
-    """A service with a folder of certificates.
+    """A service with a folder of certificates, for one listener, or one for each.
 
     Attributes:
         folder: the folder.
@@ -297,10 +297,13 @@ class ManyCertificates:
         after_two: called in the turn after the second one was loaded.
     """
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, listener_for_each: bool
+    ) -> None:
         self.folder = folder
         self.issue()
-        listen = (f"tls:{LOOPBACK}:certificate={folder}",)
+        files = [f"{folder}/{n}.pem" for n in range(HOSTS)] if listener_for_each else [f"{folder}"]
+        listen = tuple(f"tls:{LOOPBACK}:certificate={file}" for file in files)
         self.service = build_service(settings(listen=listen), reactor)
         self.service.startService()
         self.service.reloading.configure = Configured(listen=listen)
@@ -341,12 +344,16 @@ class ManyCertificates:
 
 
 @pytest.fixture
-def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ManyCertificates]:
-    made = ManyCertificates(tmp_path, monkeypatch)
+def many(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ManyCertificates]:
+    listener_for_each = getattr(request, "param", False)
+    made = ManyCertificates(tmp_path, monkeypatch, listener_for_each=listener_for_each)
     yield made
     pytest_twisted.blockon(Deferred.fromCoroutine(made.end()))
 
 
+@pytest.mark.parametrize("many", [False, True], indirect=True)
 @pytest_twisted.ensureDeferred
 async def test_a_reload_loads_one_certificate_in_a_turn_and_applies_all_at_once(
     many: ManyCertificates, log: Log, monkeypatch: pytest.MonkeyPatch
