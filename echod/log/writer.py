@@ -10,6 +10,7 @@ Standard output may be a full pipe, the disk may be full, the reader may be dead
   written with the next lines.
 * Lines are written in the order they were added, many at a time: a line wakes the thread, which
   gathers further lines for `GATHER` seconds.
+* No error ends the thread: the lines that it was writing count as dropped.
 * The thread is a daemon and is never joined without a time-out: a reader that has stopped reading
   cannot keep the process alive.
 """
@@ -31,6 +32,9 @@ MOST_PENDING = 1024 * 1024
 # How long lines are gathered for one write, in seconds: a person who watches the log does not
 # notice it, and a flood costs fifty wake-ups a second instead of one for each line.
 GATHER = 0.02
+
+# How long the thread waits after an error before it tries again, in seconds.
+AGAIN = 1.0
 
 # How long the end of the process may wait for the last lines, in seconds.
 LAST_WAIT = 0.5
@@ -198,14 +202,25 @@ class LogWriter:
             asked = None
             with contextlib.suppress(queue.Empty):
                 asked = self._wake.get(timeout=patience)
-            if asked is None:
-                time.sleep(GATHER)
-            # Clear the flag before reading: that may cost an extra wake-up, but never a line.
-            self._waking = False
+            try:
+                patience = self._take_turn(asked)
+            except Exception:  # memory is short, for example: the log goes on
+                self._waking = False
+                patience = AGAIN
+
+    def _take_turn(self, asked: Callable[[], object] | None) -> float | None:
+        """Write the pending lines, then do what was asked; return when to look again."""
+        if asked is None:
+            time.sleep(GATHER)
+        # Clear the flag before reading: that may cost an extra wake-up, but never a line.
+        self._waking = False
+        try:
             patience = self._look_after()
             self._write_pending()
+        finally:
             if asked is not None:
                 asked()
+        return patience
 
     def _write_pending(self) -> None:
         with self._lock:
@@ -214,12 +229,16 @@ class LogWriter:
         if not lines:
             return
         unreported = dropped - self._reported
-        noticed = [self._notice(unreported)] if unreported else []
-        written = self._sink.write(noticed + lines)
-        if noticed and written:
-            self._reported = dropped
-            written -= 1
-        with self._lock:
-            self._size -= size  # only now, because lines that the sink is writing take room, too
-            self.written += written
-            self.dropped += len(lines) - written
+        written = 0
+        try:
+            noticed = [self._notice(unreported)] if unreported else []
+            written = self._sink.write(noticed + lines)
+            if noticed and written:
+                self._reported = dropped
+                written -= 1
+        finally:
+            with self._lock:
+                # Only now, because lines that the sink is writing take room, too.
+                self._size -= size
+                self.written += written
+                self.dropped += len(lines) - written

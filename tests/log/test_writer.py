@@ -24,12 +24,16 @@ class ListSink:
         self.lines: list[str] = []
         self.writes = 0
         self.full = False
+        self.error: Exception | None = None
         self.open = threading.Event()
         self.open.set()
 
     def write(self, lines: Sequence[Line]) -> int:
         self.open.wait(PATIENCE)
         self.writes += 1
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
         if self.full:
             return 0
         self.lines += [line.text for line in lines]
@@ -61,6 +65,27 @@ def writer(sink: ListSink) -> Iterator[LogWriter]:
     yield made
     sink.open.set()
     made.close()
+
+
+def test_an_error_of_the_sink_loses_its_lines_but_not_the_thread(
+    writer: LogWriter, sink: ListSink
+) -> None:
+    sink.error = MemoryError()
+    writer.start()
+    writer.add(Line("lost", "info"))
+    assert writer.flush(PATIENCE)
+    assert writer.dropped == 1
+    writer.add(Line("x" * logwriter.MOST_PENDING, "info"))  # no room is lost
+    block_until(lambda: len(sink.lines) == 2)
+    assert sink.lines[0] == "lost: 1"
+
+
+def test_a_function_that_fails_does_not_end_the_thread(writer: LogWriter, sink: ListSink) -> None:
+    writer.start()
+    writer.when_written(lambda: [][0])
+    writer.add(Line("after it", "info"))
+    assert writer.flush(PATIENCE)
+    assert sink.lines == ["after it"]
 
 
 def test_a_function_is_called_once_the_lines_before_it_are_written(
