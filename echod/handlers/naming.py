@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from echod.errors import UserError
 from echod.handlers.importing import GUARD, import_watched
+from echod.handlers.kinds import within
 from echod.handlers.parameters import Parameters, Unconvertible, convert, parameters_of
 from echod.permissions import is_file
 from echod.text import escape, excerpt, quoted
@@ -373,7 +374,7 @@ class Catalogue(NamedTuple):
 
 def summary(target: object) -> str:
     """Return the first line of an object's documentation, for the list."""
-    return escape((inspect.getdoc(target) or "").partition("\n")[0])
+    return escape((inspect.getdoc(within(target)) or "").partition("\n")[0])
 
 
 def _right_form(name: str, key: str, text: str, parameters: Sequence[str]) -> str:

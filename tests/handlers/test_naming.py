@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import pytest
@@ -13,7 +14,7 @@ from echod.handlers.contract import HandlerError
 from echod.handlers.framings import NAMES as FRAMING_NAMES
 from echod.handlers.framings import UnusableFraming
 from echod.handlers.lookup import NAMES as HANDLER_NAMES
-from echod.handlers.naming import Catalogue, Installed, Spec
+from echod.handlers.naming import Catalogue, Installed, Spec, summary
 from echod.handlers.plugins import Offer
 
 
@@ -123,3 +124,11 @@ def test_the_list_has_each_object_once_with_its_error() -> None:
         ("pot", "tests.handlers.test_naming:cups (one)", ""),
         ("torn", "three", "its metadata cannot be read"),
     ]
+
+
+def test_the_documentation_of_a_partial_is_that_of_its_function() -> None:
+    def brew(message: bytes, *, cups: int) -> bytes:
+        """Brews tea."""
+        return message * cups
+
+    assert summary(functools.partial(functools.partial(brew), cups=2)) == "Brews tea."
