@@ -1,5 +1,5 @@
 """Whether other users can write to a folder that the daemon imports from or has a socket in, and
-what this user can see.
+what this user can see and enter.
 """
 
 from __future__ import annotations
@@ -45,3 +45,23 @@ def _is_alone_in(gid: int, *uids: int) -> bool:
     except KeyError:
         return False
     return group.gr_name in names and names.issuperset(group.gr_mem)
+
+
+def closed_folder(path: str) -> str:
+    """Return the first folder on the way to a file, links followed, that this user cannot enter.
+
+    Returns:
+        "" if this user can enter all.
+    """
+    folders = (*reversed(Path(path).parents), *reversed(Path(os.path.realpath(path)).parents))
+    closed = (str(one) for one in folders if not os.access(one, os.X_OK, effective_ids=True))
+    return next(closed, "")
+
+
+def user_name() -> str:
+    """Return the name of the user that this process runs as, or its id."""
+    uid = os.geteuid()
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shlex
 import shutil
 import stat
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from echod.handlers.contract import HandlerError
 from echod.handlers.kinds import Kind
-from echod.permissions import is_file
+from echod.permissions import closed_folder, is_file, user_name
 from echod.text import excerpt
 
 # The variables of the daemon that a program gets, besides those about its client.
@@ -100,13 +99,13 @@ def _check_executable(path: str) -> None:
 
 
 def _check_file(path: str, role: str) -> None:
-    shown = f"exec: {_shown(path)}{role}"
+    shown, user = f"exec: {_shown(path)}{role}", _shown(user_name())
     try:
         is_file = stat.S_ISREG(Path(path).stat().st_mode)
     except PermissionError:
-        closed = _shown(_closed_folder(path))
+        closed = _shown(closed_folder(path) or str(Path(path).parent))
         raise HandlerError(
-            f"{shown} cannot be run by the user {_user()}, who cannot enter {closed}: see its "
+            f"{shown} cannot be run by the user {user}, who cannot enter {closed}: see its "
             "permissions, or move the program"
         ) from None
     except (OSError, ValueError) as error:  # a null byte is a ValueError
@@ -115,14 +114,7 @@ def _check_file(path: str, role: str) -> None:
     if not is_file:
         raise HandlerError(f"{shown} is not a file")
     if not os.access(path, os.X_OK, effective_ids=True):
-        raise HandlerError(f"{shown} is not executable by the user {_user()}: see its permissions")
-
-
-def _closed_folder(path: str) -> str:
-    """Return the first folder on the way to a file that the current user cannot enter."""
-    folders = [str(folder) for folder in reversed(Path(path).parents)]
-    closed = (one for one in folders if not os.access(one, os.X_OK, effective_ids=True))
-    return next(closed, folders[-1])
+        raise HandlerError(f"{shown} is not executable by the user {user}: see its permissions")
 
 
 def _interpreter_of(path: str) -> str:
@@ -134,15 +126,6 @@ def _interpreter_of(path: str) -> str:
         return ""
     words = first[2:].split(maxsplit=1) if first.startswith(b"#!") else []
     return os.fsdecode(words[0]) if words else ""
-
-
-def _user() -> str:
-    """Return the name of the user that programs run as, or its id."""
-    uid = os.geteuid()
-    try:
-        return _shown(pwd.getpwuid(uid).pw_name)
-    except KeyError:
-        return str(uid)
 
 
 def _shown(text: str) -> str:

@@ -23,6 +23,7 @@ import errno
 import os
 import secrets
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,7 @@ from echod.listening.listener import bind_error
 from echod.listening.shared import SharedSockets
 from echod.log.observer import LogObserver
 from echod.log.sinks import Line
+from echod.permissions import closed_folder, user_name
 from echod.settings.definitions import Settings, differences, reloaded
 from echod.text import escape, excerpt, plural
 from echod.timers import cancel_timer
@@ -376,7 +378,7 @@ class Supervisor(Service):
             if "block" in order:
                 self._free_blocks.append(child.block)
             child.state = "ended"
-            child.why = f"worker {seat.number} cannot be started: {error.strerror}"
+            child.why = f"worker {seat.number} cannot be started: {_why_not(error)}"
             self._not_started(seat, child)
 
     # News of workers.
@@ -785,3 +787,13 @@ def _stop(child: Child, *, whole: bool = True) -> None:
 def patience_for(settings: Settings) -> float:
     """Return how long the supervisor has for its end: longer than its workers, in seconds."""
     return settings.drain_timeout + 2 * (GRACE + SPARE)
+
+
+def _why_not(error: OSError) -> str:
+    """Return why a worker cannot be started: a new process of Python, by the user of `--uid`."""
+    if isinstance(error, PermissionError) and (closed := closed_folder(sys.executable)):
+        return (
+            f"the user {escape(user_name())} cannot enter {escape(closed)}, and so not run "
+            f"{escape(sys.executable)}: see its permissions, or use a Python elsewhere"
+        )
+    return error.strerror or str(error)

@@ -210,16 +210,21 @@ def test_a_missing_program_is_one_line_at_the_start(daemon: Start) -> None:
     ("mode", "why"),
     [(0o700, "who cannot enter {folder}: see its permissions"), (0o755, "see its permissions")],
 )
+@pytest.mark.parametrize("linked", [False, True])
 def test_a_program_that_the_daemons_user_cannot_run_ends_the_start(
-    daemon: Start, mode: int, why: str
+    daemon: Start, mode: int, why: str, linked: bool
 ) -> None:
     """Fault 140: The start fails once privileges are dropped, and names program and user."""
     needs_root("start a daemon as root")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as links:
         program = Path(folder, "mine")
         program.write_text("#!/bin/sh\n")
         program.chmod(0o755 if mode == 0o700 else 0o700)
         Path(folder).chmod(mode)
+        if linked:
+            Path(links).chmod(0o755)
+            Path(links, "mine").symlink_to(program)
+            program = Path(links, "mine")
         command = f"exec:command={program}"
         running = daemon("--handler", command, options=("--uid=65534", "--gid=65534"))
         running.wait(PATIENCE)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +46,7 @@ from echod.workers.supervisor import (
     patience_for,
 )
 from tests.support.log import Log
+from tests.support.needs import needs_root
 from tests.support.reactor import reactor as real_reactor
 from tests.support.service_manager import managing
 from tests.support.serving import LOOPBACK
@@ -331,6 +334,28 @@ def test_a_system_without_room_for_processes_is_the_reason(make: Make, log: Log)
     with pytest.raises(StartError, match="worker 1 cannot be started: no more processes"):
         served.supervisor.startService()
     assert errors(log)
+
+
+def test_a_python_that_the_user_of_the_workers_cannot_enter_is_named(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    needs_root("become another user")
+    served = make(1)
+    (closed := tmp_path / "closed").mkdir(0o700)
+    (python := Path(tempfile.mkdtemp(), "python")).symlink_to(closed / "python")
+    served.reactor.refusal = PermissionError(errno.EACCES, "Permission denied")
+    served.supervisor.privilegedStartService()
+    monkeypatch.setattr(sys, "executable", str(python))
+    python.parent.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(StartError, match="worker 1 cannot be started: the user ") as raised:
+            served.supervisor.startService()
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(python.parent)
+    assert f", and so not run {python}: see its permissions" in str(raised.value)
+    assert errors(log) == [str(raised.value)]
 
 
 def test_without_memory_for_the_limits_the_start_says_what_to_do(
