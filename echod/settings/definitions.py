@@ -949,6 +949,8 @@ ELSEWHERE = {
     **dict.fromkeys(("v", "verbose", "debug"), "--log-level debug"),
     **dict.fromkeys(("daemon", "daemonize"), "twistd echod, without -n"),
     "p": "--port 8888",
+    "reload": "--reload, an option of echod serve",
+    **{name: f"--{name}" for name in ("config", "check-config", "print-config")},
     **dict.fromkeys(("user", "uid"), "--uid USER, an option of twistd"),
     **dict.fromkeys(("log-file", "logfile"), "--logfile FILE, an option of twistd"),
 }

@@ -178,7 +178,9 @@ class Setting(NamedTuple):
                 return f"{shown} is neither true nor false"
             return f"{shown} is a string: write {value}, without quotation marks"
         wanted = _KINDS[self.native] + (self.text.unit and f" of {self.text.unit}")
-        return f"{shown} is {_KINDS.get(type(value), 'a date or a time')}, but this takes {wanted}"
+        kind = _KINDS.get(type(value), "a date or a time")
+        remedy = f': write "{shown}"' if self.native is str and type(value) in (int, float) else ""
+        return f"{shown} is {kind}, but this takes {wanted}{remedy}"
 
     def unquoted(self, text: str) -> str:
         """Return why this text without quotation marks is no value; "" if it only lacks those."""

@@ -448,6 +448,8 @@ def test_what_a_running_daemon_cannot_take_may_contradict_what_it_can() -> None:
         (b"thread = 1", "echod.toml:1: thread: there is no such key; did you mean threads?"),
         (b"host = 'a'", ":1: host: there is no such key; as a flag, it is --listen tcp:8888:int"),
         (b"tls = true", ":1: tls: there is no such key; as a flag, it is --listen tls:8443:cert"),
+        (b"reload = true", "no such key; as a flag, it is --reload, an option of echod serve"),
+        (b"check-config = true", "no such key; as a flag, it is --check-config"),
         (b"uid = 'nobody'", "no such key; as a flag, it is --uid USER, an option of twistd"),
         (b"handler = 'a=b'", "echod.toml:1: handler: 'a=b' is not of the form NAME"),
         (b"banner = 'a'\nno-banner = true", "echod.toml: --banner and --no-banner contradict"),

@@ -145,6 +145,7 @@ def test_an_empty_file_says_nothing() -> None:
         ("taste = 'salty'", "taste: 'salty' is not one of: sweet, sour"),
         ("taste = 'sweets'", "is not one of: sweet, sour; did you mean sweet?"),
         ("taste = 1979-05-27", "is a date or a time, but this takes a string"),
+        ("taste = 9464", '9464 is a whole number, but this takes a string: write "9464"'),
         ("writing = '\\x1'", "is not text in which"),
         ("icing = 'true'", "'true' is a string: write true, without quotation marks"),
         ("icing = 'yes'", "'yes' is neither true nor false"),
