@@ -6,6 +6,7 @@ asked for it.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from typing import Any
@@ -40,8 +41,9 @@ def choose(*, asked_for: bool = True) -> None:
 
 
 def name_of(reactor: object) -> str:
-    """Return the name of this reactor for `--reactor`."""
-    return type(reactor).__name__.removesuffix("Reactor").lower()
+    """Return the name of this reactor for `--reactor`, if it is one of Twisted's or echod's."""
+    # That of asyncio is its AsyncioSelectorReactor.
+    return re.sub("(Selector)?Reactor$", "", type(reactor).__name__).lower()
 
 
 def _plugins_with_a_reactor() -> list[str]:

@@ -355,7 +355,7 @@ class Supervisor(Service):
             "uid": twistd_options(self._options).get("uid"),
             "folder": str(self._folder),
             "rundir": os.getcwd(),
-            "reactor": name_of(self.reactor),
+            "reactor": self._reactor_name(),
             "stamps": self.log_observer.stamps,
             "files": self.copies.texts,
             "folders": self.copies.folders,
@@ -380,6 +380,11 @@ class Supervisor(Service):
             child.state = "ended"
             child.why = f"worker {seat.number} cannot be started: {_why_not(error)}"
             self._not_started(seat, child)
+
+    def _reactor_name(self) -> str:
+        """Return the name of the reactor: the given one, because a package may choose any."""
+        asked_for = twistd_options(self._options).get("reactor")
+        return asked_for if isinstance(asked_for, str) else name_of(self.reactor)
 
     # News of workers.
 

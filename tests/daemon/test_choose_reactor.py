@@ -5,8 +5,11 @@ import sys
 import time
 
 import pytest
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.pollreactor import PollReactor
+from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock
 from twisted.python import runtime
 
@@ -15,7 +18,16 @@ from echod.reactor import UvloopReactor
 from tests.support.log import Log
 
 
-@pytest.mark.parametrize(("kind", "name"), [(UvloopReactor, "uvloop"), (EPollReactor, "epoll")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (UvloopReactor, "uvloop"),
+        (EPollReactor, "epoll"),
+        (PollReactor, "poll"),
+        (SelectReactor, "select"),
+        (AsyncioSelectorReactor, "asyncio"),
+    ],
+)
 def test_a_reactor_is_named_as_twistd_names_it(kind: type, name: str) -> None:
     assert name_of(kind.__new__(kind)) == name
 

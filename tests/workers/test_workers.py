@@ -17,7 +17,7 @@ import pytest
 from echod.workers.child import backoff
 from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import REACTOR, TERMINATED, Daemon, Start
-from tests.support.needs import needs_root, tool
+from tests.support.needs import needs_root, not_here, tool
 from tests.support.programs import SCRIPTS, run
 from tests.support.proxy_headers import line
 from tests.support.served_workers import (
@@ -43,6 +43,42 @@ def two(daemon: Start, tmp_path: Path) -> Daemon:
     wait_until_served(running, 2)
     assert running.port  # a worker tells it in its log: a stopped one would not
     return running
+
+
+PLUGIN = """
+from twisted.application.reactors import Reactor
+
+mine = Reactor("mine", "own_reactor", "A reactor of another package.")
+"""
+
+OWN_REACTOR = """
+from twisted.internet.main import installReactor
+from twisted.internet.selectreactor import SelectReactor
+
+class OtherReactor(SelectReactor):
+    pass
+
+def install() -> None:
+    installReactor(OtherReactor())
+"""
+
+
+@pytest.mark.parametrize("name", ["asyncio", "poll", "mine"])
+def test_workers_run_on_the_reactor_that_was_asked_for(
+    daemon: Start, tmp_path: Path, name: str
+) -> None:
+    if REACTOR:
+        not_here("all tests run on another reactor")
+    (tmp_path / "own_reactor.py").write_text(OWN_REACTOR)
+    (tmp_path / "twisted" / "plugins").mkdir(parents=True)
+    (tmp_path / "twisted" / "plugins" / "mine.py").write_text(PLUGIN)
+    write_handler(tmp_path)
+    running = daemon(
+        *("--handler", "answers:who", "--workers", "2"),
+        options=(f"--reactor={name}",),
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    wait_until_served(running, 2)
 
 
 def test_each_worker_serves_its_share_of_the_clients(two: Daemon) -> None:
