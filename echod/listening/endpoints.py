@@ -226,6 +226,8 @@ def _endpoint(reactor: Reactor, text: str, inherited: InheritedSockets) -> IStre
         return _tcp_endpoint(reactor, kind, words)
     from twisted.internet.endpoints import serverFromString  # slow to import, and rarely needed
 
+    if (len(text) - len(text.rstrip("\\"))) % 2:
+        raise ListenError(r"\ at its end stands before no character; itself is written \\")
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser raises its own errors

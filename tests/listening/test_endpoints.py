@@ -152,6 +152,8 @@ def test_the_names_of_twisteds_own_ssl_endpoint_will_do(pem: str) -> None:
         ("tcp", "tcp: is not complete; it is written as in tcp:8888:interface=127.0.0.1"),
         ("tcp:1:2:3:4:5", "tcp: has too many words"),
         ("tcp6:0:interface=::1", r"tcp6: has too many words; a colon within one is written \:"),
+        ("\\", r"\ at its end stands before no character; itself is written \\"),
+        ("nosuch:a\\", r"\ at its end stands before no character"),
         ("tcp:99999", "99999 is not a port number from 0 to 65535"),
         ("99999", "99999 is not a port"),
         ("tcp6:-1", "-1 is not a port"),
