@@ -192,15 +192,19 @@ class TrustFile:
     def _put(self, content: bytes, owner: int | None = None) -> None:
         folder = None if self._is_temporary else Path(self.path).parent
         descriptor, made = tempfile.mkstemp(".pem", "echod-", folder)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, self._mode)
-            if self._is_temporary and owner is not None:
-                os.fchown(descriptor, owner, -1)
-            file.write(content)
-        if self._is_temporary:
-            self.path = made
-        else:
-            Path(made).replace(self.path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, self._mode)
+                if self._is_temporary and owner is not None:
+                    os.fchown(descriptor, owner, -1)
+                file.write(content)
+            if self._is_temporary:
+                self.path = made
+            else:
+                Path(made).replace(self.path)
+        except OSError:  # the disk is full, for example
+            Path(made).unlink()
+            raise
 
     def put_back(self) -> None:
         """Undo `write`: the file that was there may be that of another daemon, which serves."""

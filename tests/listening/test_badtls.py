@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import stat
 import sys
 from pathlib import Path
@@ -19,7 +20,9 @@ from echod.listening.proxy import ProxyFactory
 from echod.listening.tcp import IPv6Endpoint, TCPEndpoint
 from echod.listening.unix import UNIXEndpoint
 from echod.tls.mistakes import MistakesContext
+from tests.support.daemon import REACTOR, TWISTD
 from tests.support.log import Log
+from tests.support.programs import limit, run
 from tests.support.reactor import reactor
 from tests.support.serving import no_more_threads
 
@@ -142,6 +145,15 @@ async def test_if_a_file_cannot_be_written_it_does_not_listen(tmp_path: Path) ->
     (tmp_path / "folder").rmdir()
     with pytest.raises(BadTLSError, match="there is no folder"):
         await trusted.listen(Factory())
+
+
+def test_where_there_is_no_room_for_the_file_none_is_left(tmp_path: Path) -> None:
+    """Fault 194: A start that finds no room for a file leaves none behind."""
+    steps = [limit(resource.RLIMIT_FSIZE, 100)]
+    command = (*TWISTD, *REACTOR, "echod", "--listen", "badtls:0:ca=ca.pem")
+    ended = run(tmp_path, *command, steps=steps)
+    assert ended.stderr.endswith(f"ca={tmp_path}/ca.pem: File too large\n")
+    assert not list(tmp_path.iterdir())
 
 
 class Watched:
