@@ -35,6 +35,7 @@ class Options(usage.Options):
         settings: the settings from flags and file.
         flags: the values that were given as flags, by name.
         file: the absolute path of the file; None if none was given.
+        text: its content as it was read last.
         arguments: all words of the command line, to hand on to a worker.
         command: the command whose `--help` shows the flags.
     """
@@ -50,6 +51,7 @@ class Options(usage.Options):
         super().__init__()
         self.flags: dict[str, Any] = {}
         self.file: Path | None = None
+        self.text = ""
         self.arguments: Sequence[str] = ()
         self._only: set[str] = set()
 
@@ -125,7 +127,8 @@ class Options(usage.Options):
         Raises:
             SettingError: the file cannot be read, or something in it is wrong.
         """
-        return self.configure_from(self.read_file())
+        self.text = self.read_file()
+        return self.configure_from(self.text)
 
     def configure_from(self, text: str) -> Settings:
         """Return the settings from the flags, and from this text of the file.

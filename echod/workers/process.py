@@ -84,7 +84,6 @@ class WorkerOptions(Options):
     """The flags of the daemon, and the file's text as the supervisor has read it."""
 
     takes_reload = True
-    text = ""
     # How many workers there are: at a reload the file may say another number.
     count = 1
 

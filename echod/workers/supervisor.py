@@ -149,7 +149,7 @@ class Supervisor(Service):
         self._options = options
         self._settings = options.settings
         # The file of settings at the start, and as it is in force.
-        self._first_text = self._text = options.read_file()
+        self._first_text = self._text = options.text  # a pipe is read once
         self._listeners = listeners
         self._folder = Path.cwd()
         # Several processes of a worker may drain beside the one that serves.

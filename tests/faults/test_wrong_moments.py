@@ -186,14 +186,15 @@ def test_a_reload_does_not_wait_for_the_writer_of_a_fifo(daemon: Start, file: Pa
         assert is_served(connection)
 
 
-def test_settings_from_a_pipe_are_not_lost_at_a_reload(daemon: Start) -> None:
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_settings_from_a_pipe_are_not_lost_at_a_reload(daemon: Start, workers: str) -> None:
     """Fault 221: Settings may come from a pipe, as `<(command)` has it; a reload, which finds
     nothing there, is refused.
     """
     reading, writing = os.pipe()
     os.write(writing, b'banner = "Good day"\n')
     os.close(writing)
-    running = daemon("--config", f"/dev/fd/{reading}", pass_fds=[reading])
+    running = daemon("--config", f"/dev/fd/{reading}", "--workers", workers, pass_fds=[reading])
     os.close(reading)
     for _ in range(2):
         with connect(running) as connection:
