@@ -120,15 +120,22 @@ def parse(text: str) -> tuple[Step, ...]:
     return _Parser(text).parse()
 
 
+def _why_no_line(sign: str, word: str) -> str:
+    """Return why a line that begins with this sign, and this word, is none of a script."""
+    if sign in "<>":
+        return f"a space follows {sign}: write {sign} TEXT"
+    if word == "until":
+        return "until takes a regular expression"
+    if word in ("close", "reset"):
+        return f"{word} stands alone"
+    return "a line begins with >, >-, <, until, wait, close, reset, repeat, end or #"
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
         lines = enumerate(text.split("\n"), 1)
-        kept = ((number, line.rstrip("\r")) for number, line in lines)
-        self._lines = [
-            (number, line)
-            for number, line in kept
-            if line.strip() and not line.lstrip().startswith("#")
-        ]
+        kept = ((number, line.rstrip("\r").lstrip()) for number, line in lines)
+        self._lines = [(number, line) for number, line in kept if line and line[0] != "#"]
         self._at = 0
         # How many groups the last `<` has.
         self._groups = 0
@@ -173,9 +180,7 @@ class _Parser:
             return End(word == "reset")
         if word == "repeat":
             return self._repeat(number, rest)
-        raise ScriptError(
-            f"{number}: a line begins with >, >-, <, until, wait, close, reset, repeat, end or #"
-        )
+        raise ScriptError(f"{number}: {_why_no_line(line[0], word)}")
 
     def _expect(self, number: int, text: str, *, skips: bool = False) -> Expect:
         try:

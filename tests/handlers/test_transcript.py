@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,7 +103,10 @@ def test_a_line_without_end_is_no_more_held_than_it_may_be() -> None:
             "> a\nhello",
             "2: a line begins with >, >-, <, until, wait, close, reset, repeat, end or #",
         ),
-        (">a", "1: a line begins with"),
+        (">a", "1: a space follows >: write > TEXT"),
+        ("  <a", "1: a space follows <: write < TEXT"),
+        ("> a\nuntil", "2: until takes a regular expression"),
+        ("close now", "1: close stands alone"),
         ("< (", "1: not a regular expression"),
         ("> \\1", "1: the last match has no group 1"),
         ("< (.)\n> \\2", "2: the last match has no group 2"),
@@ -121,6 +126,13 @@ def test_a_wrong_line_is_named_by_its_number(text: str, error: str) -> None:
     with pytest.raises(ScriptError) as caught:
         parse(text)
     assert str(caught.value).startswith(error)
+
+
+def test_a_script_may_be_indented() -> None:
+    plain = "repeat any\n< a\n> b \nwait 1\nend\n"
+    indented = "repeat any\n\t< a\n    > b \n  # more\n  wait 1\n end\n"
+    told = [re.sub(r"number=\d+", "", repr(parse(text))) for text in (plain, indented)]
+    assert told[0] == told[1]
 
 
 WORDS = st.sampled_from(
