@@ -80,7 +80,7 @@ def start(name: str, factory: Any) -> None:
     """Tell a factory that a listener begins.
 
     Raises:
-        HandlerError: its `startFactory` has failed.
+        HandlerError: its `startFactory` has failed, or it can make no protocol.
     """
     try:
         factory.doStart()
@@ -88,6 +88,12 @@ def start(name: str, factory: Any) -> None:
         raise HandlerError(
             f"{excerpt(name)}: startFactory failed: {told_with_place(error)}"
         ) from error
+    build = getattr(factory.buildProtocol, "__func__", None)
+    if build is Factory.buildProtocol and factory.protocol is None:
+        raise HandlerError(
+            f"{excerpt(name)} is a factory without a protocol: set its `protocol`, or write "
+            "`buildProtocol`"
+        )
 
 
 def stop(factory: Any) -> None:

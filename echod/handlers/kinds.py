@@ -273,9 +273,11 @@ def kind_of(target: object) -> Kind | None:
     if is_request_handler(target):
         return Kind.CONNECTION
     if foreign := _foreign_kind(target if made is None else made):
+        if made is not None:
+            _check_protocol(made)
         return foreign
     if callable(received := getattr(target if made is None else made, "received", None)):
-        _check_that_it_has_its_own(received, made or type(target))
+        _check_that_it_has_its_own("received", received, made or type(target), Handler)
         return Kind.MESSAGE
     if not callable(target):
         raise HandlerError(_why_not_callable(target))
@@ -291,17 +293,39 @@ def kind_of(target: object) -> Kind | None:
     return _kind_by_annotation(target) or _result_kind(target)
 
 
-def _check_that_it_has_its_own(received: object, made: type) -> None:
-    """Refuse a class that has a method of a similar name, and `received` from `Handler` only."""
-    if getattr(received, "__func__", received) is not Handler.received:
+def _check_that_it_has_its_own(
+    method: str, found: object, made: type, base: type, cutoff: float = 0.8
+) -> None:
+    """Refuse a class that has a method of a similar name, and this one from a base class only.
+
+    Args:
+        method: the method's name.
+        found: the method.
+        made: the class.
+        base: the base class, in which the method does nothing.
+        cutoff: how similar the names are at least; 1 is the same.
+    """
+    if getattr(found, "__func__", found) is not getattr(base, method):
         return
-    names = {name.lower(): name for name in dir(made) if not hasattr(Handler, name)}
-    for close in difflib.get_close_matches("received", names, 1, 0.8):
+    names = {name.lower(): name for name in dir(made) if not hasattr(base, name)}
+    for close in difflib.get_close_matches(method.lower(), names, 1, cutoff):
         if callable(getattr(made, names[close])):
             raise HandlerError(
-                f"the class {made.__qualname__} has no method `received`: "
+                f"the class {made.__qualname__} has no method `{method}`: "
                 f"rename its `{names[close]}`"
             )
+
+
+def _check_protocol(made: type) -> None:
+    """Refuse a class of protocols that takes no data because of a misspelt name."""
+    for module, method in (
+        ("asyncio.protocols", "data_received"),
+        ("twisted.internet.protocol", "dataReceived"),
+    ):
+        base = getattr(sys.modules.get(module), "Protocol", None)
+        if base is not None and issubclass(made, base):
+            # A method for datagrams is not meant.
+            _check_that_it_has_its_own(method, getattr(made, method), made, base, 0.9)
 
 
 def _why_not_callable(target: object) -> str:
@@ -310,6 +334,10 @@ def _why_not_callable(target: object) -> str:
         return (
             f"this {made} serves one connection only: name the class, or a function that makes one"
         )
+    socketserver = sys.modules.get("socketserver")
+    if socketserver is not None and isinstance(target, socketserver.BaseServer):
+        meant = getattr(target.RequestHandlerClass, "__name__", "")
+        return f"this {type(target).__qualname__} listens by itself: name its handler, {meant}"
     return f"{target!r} is not callable, and has no method `received`"
 
 

@@ -772,6 +772,7 @@ def test_a_factory_whose_start_fails_is_one_line() -> None:
 def test_a_factory_whose_stop_fails_is_logged(log: Log) -> None:
     class Failing(Factory):
         noisy = False
+        protocol = Protocol
 
         def stopFactory(self) -> None:
             raise ArithmeticError

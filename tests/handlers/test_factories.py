@@ -8,6 +8,7 @@ import pytest
 from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols import wire
 
+from echod.handlers import factories
 from echod.handlers.contract import ConcurrencyModel, HandlerError
 from echod.handlers.kinds import Kind, protocol_factory
 from echod.handlers.lookup import adopt
@@ -96,3 +97,28 @@ def test_a_twisted_protocol_runs_in_the_reactors_model_only(model: ConcurrencyMo
         HandlerError, match=f"a Twisted protocol: it runs with .* reactor, not {model}"
     ):
         adopt(wire.Echo, model)
+
+
+class Late(Factory):
+    noisy = False
+
+    def startFactory(self) -> None:
+        self.protocol = Protocol
+
+
+class Built(Factory):
+    noisy = False
+
+    def buildProtocol(self, addr: object) -> Protocol:
+        return Protocol()
+
+
+def test_a_factory_without_a_protocol_fails_when_it_starts() -> None:
+    bare = Factory()
+    bare.noisy = False
+    with pytest.raises(HandlerError, match="mine is a factory without a protocol: set its `pro"):
+        factories.start("mine", bare)
+    for whole in (Late(), Built(), Factory.forProtocol(Protocol)):
+        whole.noisy = False
+        factories.start("mine", whole)
+        factories.stop(whole)

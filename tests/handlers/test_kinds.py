@@ -238,6 +238,43 @@ def test_a_received_by_another_name_is_told_at_the_start(name: str) -> None:
             kind_of(target)
 
 
+@pytest.mark.parametrize(
+    ("base", "method", "name"),
+    [
+        (asyncio.Protocol, "data_received", "data_recieved"),
+        (asyncio.Protocol, "data_received", "dataReceived"),
+        (Protocol, "dataReceived", "dataRecieved"),
+        (Protocol, "dataReceived", "data_received"),
+    ],
+)
+def test_a_protocol_that_misspells_its_input_is_told_at_the_start(
+    base: type, method: str, name: str
+) -> None:
+    made = type("Misspelt", (base,), {name: lambda self, data: None})
+    for target in (made, functools.partial(made)):
+        with pytest.raises(HandlerError, match=f"no method `{method}`: rename its `{name}`$"):
+            kind_of(target)
+
+
+def test_a_protocol_may_take_no_input() -> None:
+    class Both(asyncio.Protocol, asyncio.DatagramProtocol):
+        def datagram_received(self, data: bytes, addr: object) -> None: ...
+
+    class Timer(Protocol):
+        def connectionMade(self) -> None: ...
+
+    assert kind_of(Both) is Kind.ASYNCIO_PROTOCOL
+    assert kind_of(Timer) is Kind.TWISTED_PROTOCOL
+
+
+def test_a_server_of_the_standard_library_names_its_handler() -> None:
+    with (
+        socketserver.TCPServer(("127.0.0.1", 0), Stream, bind_and_activate=False) as server,
+        pytest.raises(HandlerError, match="TCPServer listens by itself: name its handler, Str"),
+    ):
+        kind_of(server)
+
+
 def test_a_handler_that_only_greets_needs_no_received() -> None:
     class Greeting(Handler):
         receiver = None
