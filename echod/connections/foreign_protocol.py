@@ -19,7 +19,8 @@ echod's protocol stays the transport's, and calls the user's. A subclass says ho
 * **Drain.** The end of the input may make a protocol drop its work, so it is told of a drain only
   when it is the client's turn: nothing is unread, nothing is unsent, and the client spoke before
   the server did. If both spoke in the same tick of the kernel's clock, that takes a second without
-  a byte. Otherwise the conversation goes on until then, or until the drain's deadline.
+  a byte. Otherwise the conversation goes on until then, or until the drain's deadline. A protocol
+  that goes on at the end of its input has until the deadline, too.
 * **The end.** The protocol is told that its connection is lost as soon as the kernel has all that
   it wrote, and FIN; echod then waits for the client.
 """
@@ -399,12 +400,11 @@ class ForeignProtocol(ConnectionProtocol):
         self._drain_on()
 
     def _drain_on(self) -> None:
-        """While the daemon drains: tell the user's protocol so, if it is the client's turn."""
-        if not self._is_clients_turn():
-            return
-        if self._told_end:  # and it has had the time until this look to end by itself
-            self.close(EndReason.CLIENT if self._input_ended else EndReason.DRAINED)
-        else:
+        """While the daemon drains: tell the user's protocol so, if it is the client's turn.
+
+        One that goes on then, or had gone on when the client ended its stream, ends by itself.
+        """
+        if not self._told_end and self._is_clients_turn():
             self._tell_end(EndReason.DRAINED)
 
     def _is_clients_turn(self) -> bool:

@@ -41,7 +41,7 @@ from echod.connections.foreign_protocol import ForeignProtocol, drop
 from echod.connections.kernel import counts_traffic, queued, traffic
 from echod.connections.transport_layers import tls_of
 from echod.contexts import has_context
-from echod.handlers.factories import IClosedByDrain, IEndless, IRelay
+from echod.handlers.factories import IClosedByDrain, IEndless
 from echod.messages.closing import State
 from echod.reasons import EndReason
 
@@ -235,7 +235,10 @@ class TwistedProtocol(ForeignProtocol):
         self._user.connectionLost(reason)
 
     def _drain_on(self) -> None:
-        if not (self._told_end and IRelay.providedBy(self._user)):
+        closes = self._told_end and IClosedByDrain.providedBy(self._user)
+        if closes and self._is_clients_turn():
+            self.close(EndReason.CLIENT if self._input_ended else EndReason.DRAINED)
+        else:
             super()._drain_on()
 
     def _is_clients_turn(self) -> bool:

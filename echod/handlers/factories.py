@@ -31,12 +31,6 @@ class IEndless(IClosedByDrain):
     """
 
 
-class IRelay(Interface):
-    """Marks a Twisted protocol that waits for another server: once a drain has told it of the end
-    of its input, it ends by itself, or at the drain's deadline.
-    """
-
-
 def factory_of(name: str, target: Any, arguments: Mapping[str, object]) -> IProtocolFactory:
     """Return the factory that makes the protocols of each connection.
 

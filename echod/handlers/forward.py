@@ -36,7 +36,6 @@ from zope.interface import implementer
 
 from echod.addresses import shown_address
 from echod.handlers.contract import HandlerError
-from echod.handlers.factories import IRelay
 from echod.log.event import LogLine
 from echod.proxy_header import ProxyHeader, encode
 from echod.stacked import write_now
@@ -112,7 +111,7 @@ class Forward(Factory):
         return ForwardProtocol(self)
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer, IRelay)
+@implementer(IHalfCloseableProtocol, IPushProducer)
 class ForwardProtocol(Protocol):
     """The client's side of one forwarded connection."""
 

@@ -552,6 +552,42 @@ async def test_a_drain_ends_a_conversation_at_the_clients_turn(
         assert set(ended(server)) == {"drained"}
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("finishes", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_protocol_that_goes_on_at_the_end_of_its_input_ends_by_itself_in_a_drain(
+    way: str, finishes: bool, certificate: Path
+) -> None:
+    """Fault 105: The rest of an answer comes, also to a client that has ended its stream."""
+
+    class Confirms(Recorder):
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(b"confirmed\n")
+
+        def eof_received(self) -> bool:
+            super().eof_received()
+            return True
+
+    async with serving(Confirms, way, certificate) as server:
+        client = await server.connect()
+        client.send(b"work")
+        await client.receive(b"confirmed\n")
+        (protocol,) = Recorder.made
+        if finishes:
+            client.finish()
+            await eventually(lambda: "eof" in protocol.told)
+        drained = server.factory.drain()
+        await eventually(lambda: "eof" in protocol.told)
+        for connection in list(server.factory.connections) * 3:
+            connection.sweep(server.factory.reactor.seconds())
+        protocol.transport.write(b"done\n")
+        protocol.transport.close()
+        assert (await client.receive_all()).endswith(b"done\n")
+        assert client.clean
+        await drained
+        assert ended(server) == {"client closed" if finishes else "drained": 1}
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_resets_is_noticed_while_reading_is_paused(certificate: Path) -> None:
     class Pauses(Recorder):
