@@ -38,7 +38,7 @@ from echod.daemon.process import (
     reload_of_log,
     reload_of_signals,
 )
-from echod.daemon.resolve import why_refused
+from echod.daemon.resolve import StartError, why_refused
 from echod.daemon.signals import GRACE, Signals
 from echod.errors import UserError
 from echod.listening.shared import PassedSockets, close_on_exec
@@ -205,7 +205,7 @@ class Worker:
         """
         order = self._order
         _follow_the_supervisor(order["pid"])
-        os.chdir(order["folder"])
+        _enter(order["folder"])
         self._options.count = order["count"]
         _install_reactor(order["reactor"])
         self._configure(order)
@@ -213,7 +213,7 @@ class Worker:
             self._link.start_writing()
             self._sources.start()
         service = self._make(order)
-        os.chdir(order["rundir"])
+        _enter(order["rundir"])
         service.startService()
         # As twistd does: first of all the service stops.
         self._reactor.addSystemEventTrigger("before", "shutdown", self._stop)
@@ -442,6 +442,20 @@ def _follow_the_supervisor(supervisor: int) -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != supervisor:  # it has ended before
         raise SystemExit(1)
+
+
+def _enter(folder: str) -> None:
+    """Change to the folder of the daemon, which may have been removed since its start.
+
+    Raises:
+        StartError: that fails.
+    """
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise StartError(
+            f"the folder in which the daemon runs, {escape(folder)}: {error.strerror}"
+        ) from None
 
 
 def _install_reactor(name: str) -> None:

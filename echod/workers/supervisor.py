@@ -152,6 +152,8 @@ class Supervisor(Service):
         self._first_text = self._text = options.text  # a pipe is read once
         self._listeners = listeners
         self._folder = Path.cwd()
+        # As twistd has it by the first start; it may be removed later, and made again.
+        self._rundir = ""
         # Several processes of a worker may drain beside the one that serves.
         self._blocks = 4 * self._settings.worker_count + 16
         self._free_blocks = deque(range(self._blocks))
@@ -345,6 +347,7 @@ class Supervisor(Service):
     def _start(self, seat: Seat) -> None:
         """Start the process of a seat, or its successor."""
         seat.later = None
+        self._rundir = self._rundir or os.getcwd()
         child = Child(self, self.reactor, seat.number, self._text)
         order: dict[str, object] = {
             "pid": os.getpid(),
@@ -354,7 +357,7 @@ class Supervisor(Service):
             "arguments": list(self._options.arguments),
             "uid": twistd_options(self._options).get("uid"),
             "folder": str(self._folder),
-            "rundir": os.getcwd(),
+            "rundir": self._rundir,
             "reactor": self._reactor_name(),
             "stamps": self.log_observer.stamps,
             "files": self.copies.texts,

@@ -81,6 +81,30 @@ def test_workers_run_on_the_reactor_that_was_asked_for(
     wait_until_served(running, 2)
 
 
+def test_a_worker_is_replaced_once_the_folder_of_the_daemon_is_there_again(
+    daemon: Start, tmp_path: Path
+) -> None:
+    """Fault 170: If the folder in which the daemon runs has been removed, the log says so, and
+    the successor of a killed worker starts as soon as there is one again.
+    """
+    write_handler(tmp_path)
+    folder = tmp_path / "release"
+    folder.mkdir()
+    running = daemon(
+        *("--handler", "answers:who", "--workers", "1"),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    first = wait_until_served(running, 1)[1]
+    folder.rmdir()
+    os.kill(first, signal.SIGKILL)
+    running.wait_for(f"the folder in which the daemon runs, {folder}: No such file or directory")
+    folder.mkdir()
+    second = wait_until_served(running, 2)[1]
+    with connect(running) as client:
+        assert ask(client) == second != first
+
+
 def test_each_worker_serves_its_share_of_the_clients(two: Daemon) -> None:
     seen: Counter[int] = Counter()
     for _ in range(100):
