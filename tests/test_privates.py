@@ -152,8 +152,9 @@ def test_all_that_is_private_is_in_the_list() -> None:
     listed = {part for place in PRIVATES for part in place.replace(":", ".").split(".")}
     made_by_python = {"_abc_impl", "_is_protocol", "_fields_", "_is_runtime_protocol", "_replace"}
     made_by_python.add("_value_")  # of members of an Enum; documented
-    made_by_enum = {name for name in names_overridden() if name.endswith("_")}
-    used = names_used() | set(names_overridden())
+    overridden = set(names_overridden())
+    made_by_enum = {name for name in overridden if name.endswith("_")}
+    used = names_used() | overridden
     assert used - listed - set(SET) - TYPES - made_by_python - made_by_enum == set()
     assert "_current_frames" in used  # the scan finds something
 

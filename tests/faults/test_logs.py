@@ -293,6 +293,7 @@ def check(path: Path, log_format: str) -> int:
 
 
 LEVELS = {"debug", "info", "warn", "error", "critical", "failure"}
+METHODS = LEVELS | {"emit", "msg", "err"}
 
 
 def formats_that_are_no_literals(source: str) -> list[int]:
@@ -303,7 +304,7 @@ def formats_that_are_no_literals(source: str) -> list[int]:
             continue
         if isinstance(node.func, ast.Name) and node.func.id == "LogLine":
             lines += [] if is_literal(node.args[2]) else [node.lineno]
-        if not isinstance(node.func, ast.Attribute):
+        if not isinstance(node.func, ast.Attribute) or node.func.attr not in METHODS:
             continue
         logger = ast.unparse(node.func.value)
         if not re.fullmatch(r"(.*\.)?_?(log|logger|_log|Logger\(.*\))", logger):
