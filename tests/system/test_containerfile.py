@@ -142,6 +142,8 @@ def test_every_step_works_and_the_image_serves_drains_and_tells_its_health(image
         text=True,
     )
     try:
+        assert running.stdout is not None
+        assert any("Socket now listening" in line for line in running.stdout)
         check = json.loads(only("HEALTHCHECK").split("CMD ", 1)[1])
         block_until(lambda: image.call(*check).returncode == 0)
         talk = "import socket; print(socket.create_connection(('127.0.0.1', 8888)).recv(100))"

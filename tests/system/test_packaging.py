@@ -159,6 +159,12 @@ def installed(folder: Path, wheel: Path, source: Path) -> Environment:
 
 
 @pytest.fixture(scope="module")
+def handlers(installed: Environment) -> dict[str, str]:
+    """The lines of `echod handlers` there, by name."""
+    return installed.listed("handlers")
+
+
+@pytest.fixture(scope="module")
 def editable(folder: Path) -> Environment:
     """A copy of the source, installed as developers do."""
     environment = Environment(folder / "editable")
@@ -232,20 +238,13 @@ def test_twist_finds_echod_from_its_wheel(
     assert answer(started, b"happy\n") == BANNER + b"OK...happy\n"
 
 
-def test_the_echod_command_lists_the_built_in_handlers(installed: Environment) -> None:
-    assert {"echo", "upper", "reverse", "count"} <= set(installed.listed("handlers"))
-
-
-def test_twistd_finds_echod_from_an_editable_install(editable: Environment, daemon: Start) -> None:
-    started = daemon(twistd=editable.bin / "twistd")
-
-    assert answer(started, b"happy\n") == BANNER + b"OK...happy\n"
+def test_the_echod_command_lists_the_built_in_handlers(handlers: dict[str, str]) -> None:
+    assert {"echo", "upper", "reverse", "count"} <= set(handlers)
 
 
 @pytest.mark.parametrize(
     ("kind", "handler", "reply"),
     [
-        ("installed", "shout", b"HAPPY!\n"),
         ("installed", "shout:marks=3", b"HAPPY!!!\n"),
         ("editable", "whisper", b"happy\n"),
     ],
@@ -259,9 +258,7 @@ def test_handlers_of_an_installed_package_run_by_name(
     assert answer(started, b"Happy\n") == reply
 
 
-def test_handlers_of_an_installed_package_are_listed(installed: Environment) -> None:
-    handlers = installed.listed("handlers")
-
+def test_handlers_of_an_installed_package_are_listed(handlers: dict[str, str]) -> None:
     assert handlers["shout"] == (
         "Sends back what it gets in capital letters, with exclamation marks. "
         "[message; every model] (marks: int = 1)"
