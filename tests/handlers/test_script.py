@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-import redis
 
 from echod.connections.factory import EchoFactory
 from echod.handlers.contract import HandlerError
@@ -136,6 +135,8 @@ def test_a_fake_smtp_server_takes_mail_of_smtplib(daemon: Start) -> None:
 
 
 def test_a_fake_redis_answers_redis_py(daemon: Start) -> None:
+    import redis  # each worker of pytest would wait for it
+
     running = daemon("--handler", f"script:file={SCRIPTS}/redis.txt")
     with redis.Redis(
         port=running.port, protocol=2, socket_timeout=20, single_connection_client=True

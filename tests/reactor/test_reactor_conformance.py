@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import coverage
 import pytest
 
 from tests.support.paths import ROOT
@@ -43,7 +42,9 @@ EXCEPTIONS = {
 
 def measured() -> list[str]:
     """Return what goes before a program's name so that its coverage is measured, if ours is."""
-    current = coverage.Coverage.current()
+    from coverage import Coverage  # each worker of pytest would wait for it
+
+    current = Coverage.current()
     if current is None:
         return []
     file = f"--data-file={current.get_option('run:data_file')}"

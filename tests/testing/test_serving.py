@@ -13,7 +13,6 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-import coverage
 import pytest
 import pytest_twisted
 from twisted.internet.endpoints import clientFromString, connectProtocol
@@ -420,6 +419,8 @@ def test_a_process_without_a_reactor_gets_a_thread_for_it_and_ends_by_itself() -
 
 @blocking
 def test_a_second_server_with_its_first_reply_is_quick() -> None:
+    from coverage import Coverage  # each worker of pytest would wait for it
+
     def first_reply() -> float:
         began = time.process_time()
         with serving(shout) as server, server.connect() as client:
@@ -429,7 +430,7 @@ def test_a_second_server_with_its_first_reply_is_quick() -> None:
     # 2 ms on a quiet machine, and 10 are promised. The processor's time, as others may have all of
     # the processors meanwhile; the least of many, as they also slow each other down. The coverage
     # takes as long again.
-    allowed = 0.010 if coverage.Coverage.current() is None else 0.020
+    allowed = 0.010 if Coverage.current() is None else 0.020
     assert min(first_reply() for _ in range(30)) < allowed
 
 
