@@ -95,7 +95,7 @@ def test_connections_that_come_and_go_are_collected_as_ever(process: Process) ->
 
 
 def test_waves_of_connections_leave_nothing_behind(process: Process) -> None:
-    for _ in range(5):  # each collects all that this process has
+    for _ in range(3):  # each collects all that this process has
         process.connect(2 * STEP)
         gc.collect(1)
         process.end(2 * STEP)
