@@ -90,19 +90,27 @@ def test_a_worker_is_replaced_once_the_folder_of_the_daemon_is_there_again(
     write_handler(tmp_path)
     folder = tmp_path / "release"
     folder.mkdir()
-    running = daemon(
-        *("--handler", "answers:who", "--workers", "1"),
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
-    first = wait_until_served(running, 1)[1]
-    folder.rmdir()
-    os.kill(first, signal.SIGKILL)
-    running.wait_for(f"the folder in which the daemon runs, {folder}: No such file or directory")
-    folder.mkdir()
-    second = wait_until_served(running, 2)[1]
-    with connect(running) as client:
-        assert ask(client) == second != first
+    with managing(str(tmp_path / "manager")) as manager:
+        running = daemon(
+            *("--handler", "answers:who", "--workers", "1"),
+            cwd=folder,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(tmp_path),
+                "NOTIFY_SOCKET": manager.address,
+            },
+        )
+        manager.wait_for("READY=1")  # before that, the start would fail
+        first = wait_until_served(running, 1)[1]
+        folder.rmdir()
+        os.kill(first, signal.SIGKILL)
+        running.wait_for(
+            f"the folder in which the daemon runs, {folder}: No such file or directory"
+        )
+        folder.mkdir()
+        second = wait_until_served(running, 2)[1]
+        with connect(running) as client:
+            assert ask(client) == second != first
 
 
 def test_each_worker_serves_its_share_of_the_clients(two: Daemon) -> None:
