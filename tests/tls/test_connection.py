@@ -783,7 +783,8 @@ def cut_off(wire: Wire, *sizes: int) -> bytes:
         wire.client.write(b"x" * size)
     intact = wire.written()
     wire.client.write(b"damaged")
-    return intact + wire.written()[:-1] + b"\0"
+    *damaged, last = wire.written()
+    return intact + bytes([*damaged, last ^ 1])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
