@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from twisted.logger import globalLogBeginner
@@ -103,25 +103,29 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "ctl", help="control a running daemon: list connections, end them, change faults, ..."
     )
-    handlers = commands.add_parser(
+
+    def add(name: str, run: Callable[[], int], summary: str, description: str) -> None:
+        command = commands.add_parser(name, help=summary, description=description)
+        command.set_defaults(run=run)
+
+    add(
         "handlers",
-        help="list the handlers that --handler can name",
-        description="List the installed handlers: name, summary, kind, the concurrency models "
-        "each can run in, and its arguments with their types and defaults.",
+        list_handlers,
+        "list the handlers that --handler can name",
+        "List the installed handlers: name, summary, kind, the concurrency models each can run "
+        "in, and its arguments with their types and defaults.",
     )
-    handlers.set_defaults(run=list_handlers)
-    framings = commands.add_parser(
+    add(
         "framings",
-        help="list the framings that --framing can name",
-        description="List the installed framings: name, summary, and arguments with their types "
-        "and defaults.",
+        list_framings,
+        "list the framings that --framing can name",
+        "List the installed framings: name, summary, and arguments with their types and defaults.",
     )
-    framings.set_defaults(run=list_framings)
-    faults = commands.add_parser(
+    add(
         "faults",
-        help="list the faults on purpose that --fault can name",
-        description="List the faults on purpose: name, summary, and keys with their defaults and "
-        "meanings. docs/faults.md says what each does to a client.",
+        list_faults,
+        "list the faults on purpose that --fault can name",
+        "List the faults on purpose: name, summary, and keys with their defaults and meanings. "
+        "docs/faults.md says what each does to a client.",
     )
-    faults.set_defaults(run=list_faults)
     return parser
