@@ -155,6 +155,7 @@ def test_a_log_file_that_may_not_grow(tmp_path: Path) -> None:
         with connect_to(path) as client:
             os.kill(daemon_of(client), signal.SIGUSR1)
         block_until((tmp_path / "log.1").exists)
+        block_until(log.exists)  # a moment after the former one got its new name
         chat(path, 1)
         block_until(lambda: b"x" * 10_000 in log.read_bytes())
         assert log.read_bytes().count(b"x" * 10_000) == 1
