@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from echod.handlers.kinds import connection_handler, message_handler
 from echod.limits import Limits
 from tests.support.needs import not_here
 from tests.support.reactor import reactor
-from tests.support.serving import eventually, serving
+from tests.support.serving import eventually, serving, together
 
 pytestmark = pytest.mark.long
 
@@ -65,8 +65,8 @@ class Hangs:
             raise
 
 
-def marked(hangs: Hangs, name: str) -> Callable[..., object]:
-    method = getattr(hangs, name)
+def marked(handlers: object, name: str) -> Callable[..., object]:
+    method = getattr(handlers, name)
     if name == "streams":
         if loop_of(reactor) is None:
             not_here("this reactor has no asyncio loop, so such a handler is refused")
@@ -118,6 +118,19 @@ async def test_a_handler_that_makes_no_progress_ends_its_connection(name: str, m
             hangs.go.set()
 
 
+async def on_each(
+    test: Callable[[str, str], Coroutine[Any, Any, None]], *cases: tuple[str, str]
+) -> None:
+    """Run a test with each handler and model at the same time: it waits for long."""
+    await together(
+        *(
+            test(name, model)
+            for name, model in cases
+            if name != "streams" or loop_of(reactor) is not None
+        )
+    )
+
+
 class Slow:
     """Handlers whose whole work takes longer than allowed, but no piece of it."""
 
@@ -146,28 +159,28 @@ class Slow:
             writer.write(b".")
 
 
-@pytest.mark.parametrize(
-    ("name", "model"),
-    [
+@pytest_twisted.ensureDeferred
+async def test_each_piece_begins_the_time_anew() -> None:
+    """Fault 133: A stream that goes on may last as long as it likes."""
+    limits = Limits(handler_timeout=5 * Slow.pause)
+
+    async def read(name: str, model: str) -> None:
+        handler = marked(Slow(), name)
+        async with serving(model, handler=handler, limits=limits, banner=b"") as server:
+            client = await server.connect()
+            client.send(b"go")
+            client.finish()
+            assert await client.receive_all() == b"." * Slow.count, (name, model)
+            assert "handler-timeout" not in server.factory.metrics.ended, (name, model)
+
+    await on_each(
+        read,
         ("stream", "reactor"),
         ("stream", "serial"),
         ("pieces", "defer-to-thread"),
         ("pieces", "thread-per-connection"),
         ("streams", "reactor"),
-    ],
-)
-@pytest_twisted.ensureDeferred
-async def test_each_piece_begins_the_time_anew(name: str, model: str) -> None:
-    """Fault 133: A stream that goes on may last as long as it likes."""
-    slow: Any = Slow()
-    limits = Limits(handler_timeout=5 * Slow.pause)
-    handler = marked(slow, name)
-    async with serving(model, handler=handler, limits=limits, banner=b"") as server:
-        client = await server.connect()
-        client.send(b"go")
-        client.finish()
-        assert await client.receive_all() == b"." * slow.count
-        assert "handler-timeout" not in server.factory.metrics.ended
+    )
 
 
 class Fast:
@@ -203,9 +216,25 @@ class Fast:
             await writer.drain()
 
 
-@pytest.mark.parametrize(
-    ("name", "model"),
-    [
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_does_not_read_has_another_reason() -> None:
+    """Fault 133: The time in which a handler waits for its client to read is the client's, and
+    ends by `write-timeout`.
+    """
+    limits = Limits(handler_timeout=0.3, write_timeout=1.5, linger=0.3)
+
+    async def read_nothing(name: str, model: str) -> None:
+        handler = marked(Fast(), name)
+        async with serving(model, handler=handler, limits=limits, banner=b"") as server:
+            client = await server.connect()
+            client.transport.pauseProducing()
+            client.send(b"go")
+            await eventually(lambda: server.factory.connections)
+            await eventually(lambda: not server.factory.connections)
+            assert dict(server.factory.metrics.ended) == {"write-timeout": 1}, (name, model)
+
+    await on_each(
+        read_nothing,
         ("stream", "reactor"),
         ("drained", "reactor"),
         ("pieces", "reactor"),
@@ -214,22 +243,7 @@ class Fast:
         ("pieces", "thread-per-connection"),
         ("owning", "thread-per-connection"),
         ("streams", "reactor"),
-    ],
-)
-@pytest_twisted.ensureDeferred
-async def test_a_client_that_does_not_read_has_another_reason(name: str, model: str) -> None:
-    """Fault 133: The time in which a handler waits for its client to read is the client's, and
-    ends by `write-timeout`.
-    """
-    limits = Limits(handler_timeout=0.3, write_timeout=1.5, linger=0.3)
-    handler = marked(Fast(), name)  # type: ignore[arg-type]
-    async with serving(model, handler=handler, limits=limits, banner=b"") as server:
-        client = await server.connect()
-        client.transport.pauseProducing()
-        client.send(b"go")
-        await eventually(lambda: server.factory.connections)
-        await eventually(lambda: not server.factory.connections)
-        assert dict(server.factory.metrics.ended) == {"write-timeout": 1}
+    )
 
 
 @pytest_twisted.ensureDeferred

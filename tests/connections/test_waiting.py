@@ -12,14 +12,13 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 
@@ -41,6 +40,7 @@ from tests.support.serving import (
     eventually,
     make_model,
     server_context,
+    together,
 )
 from tests.support.waiting import PATIENCE
 
@@ -414,10 +414,7 @@ class Served:
             if then:
                 client.send(then)
 
-        done = [Deferred.fromCoroutine(exchange(*each)) for each in self.clients.items()]
-        for succeeded, result in await DeferredList(done, consumeErrors=True):
-            if not succeeded:
-                result.raiseException()  # type: ignore[attr-defined]
+        await together(*(exchange(*each) for each in self.clients.items()))
 
 
 @asynccontextmanager
@@ -434,7 +431,7 @@ async def served(
     LEAVE.clear()
     one = Served(handlers, Limits(**limits))  # type: ignore[arg-type]
     if kind.startswith("unix"):
-        path = str(folder / "socket")
+        path = str(folder / kind)
         behind_proxy = kind == "unix behind a proxy"
         port = reactor.listenUNIX(
             path, ProxyFactory(one.factory, one.factory, LOOPBACK) if behind_proxy else one.factory
@@ -645,69 +642,99 @@ def test_where_the_kernel_does_not_tell_the_answer_is_unknown(
     assert is_awaited(1, tasks([ours])) is None
 
 
-LISTENERS = pytest.mark.parametrize("kind", ["tcp", "tls", "proxy", "unix", "unix behind a proxy"])
+KINDS = ("tcp", "tls", "proxy", "unix", "unix behind a proxy")
+LISTENERS = pytest.mark.parametrize("kind", KINDS)
 
 
-@LISTENERS
+async def on_each_listener(
+    talk: Callable[[Served], Coroutine[Any, Any, None]],
+    folder: Path,
+    certificate: Path,
+    handlers: dict[str, Handler],
+    *,
+    first: bytes = b"",
+    **limits: float,
+) -> None:
+    """Serve `handlers` on all listeners at the same time, and `talk` on each.
+
+    For tests that wait for long; their handlers are not asked to work.
+    """
+
+    async def on(kind: str) -> None:
+        try:
+            async with served(kind, folder, certificate, handlers, first=first, **limits) as one:
+                await talk(one)
+        except Exception as error:
+            error.add_note(f"the listener: {kind}")
+            raise
+
+    await together(*map(on, KINDS))
+
+
 @pytest_twisted.ensureDeferred
 async def test_who_says_nothing_is_disconnected_whatever_the_handler_waits_in(
-    kind: str, tmp_path: Path, certificate: Path
+    tmp_path: Path, certificate: Path
 ) -> None:
     """Fault 72: A client that sends nothing is disconnected, without and with TLS, behind a proxy
     and on UNIX sockets, however its handler waits.
     """
-    times = {"first_byte_timeout": 0.6, "linger": 0.5}
-    async with served(kind, tmp_path, certificate, HANDLERS, **times) as one:
+
+    async def say_nothing(one: Served) -> None:
         await one.end()
         assert one.factory.metrics.ended == {"first-byte-timeout": len(HANDLERS)}
 
+    times = {"first_byte_timeout": 0.6, "linger": 0.5}
+    await on_each_listener(say_nothing, tmp_path, certificate, HANDLERS, **times)
 
-@LISTENERS
+
 @pytest_twisted.ensureDeferred
 async def test_who_falls_silent_is_disconnected_whatever_the_handler_waits_in(
-    kind: str, tmp_path: Path, certificate: Path
+    tmp_path: Path, certificate: Path
 ) -> None:
     """Fault 72: A client that was served, and falls silent, is disconnected, however its handler
     waits.
     """
-    times = {"idle_timeout": 0.6, "linger": 0.5}
     first = b"happy\n"
-    async with served(kind, tmp_path, certificate, HANDLERS, first=first, **times) as one:
+
+    async def fall_silent(one: Served) -> None:
         await one.answer(first)
         await one.end()
         assert one.factory.metrics.ended == {"idle-timeout": len(HANDLERS)}
 
+    times = {"idle_timeout": 0.6, "linger": 0.5}
+    await on_each_listener(fall_silent, tmp_path, certificate, HANDLERS, first=first, **times)
 
-@LISTENERS
+
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_has_spoken_may_pause_for_longer_than_before_its_first_byte(
-    kind: str, tmp_path: Path, certificate: Path
+    tmp_path: Path, certificate: Path
 ) -> None:
     """Fault 98: A client that has said something may be silent for longer than one that has not,
     even if its handler, or a child of it, reads through the descriptor.
     """
     handlers = {name: HANDLERS[name] for name in ("by_select", "cat", "cat_in_shell", "detached")}
-    times = {"first_byte_timeout": 0.6, "idle_timeout": 30.0}
     first = b"happy\n"
-    async with served(kind, tmp_path, certificate, handlers, first=first, **times) as one:
+
+    async def pause(one: Served) -> None:
         await one.answer(first)
         await deferLater(reactor, 1.5)
         await one.ask(b"days\n")
         await one.finish()
 
+    times = {"first_byte_timeout": 0.6, "idle_timeout": 30.0}
+    await on_each_listener(pause, tmp_path, certificate, handlers, first=first, **times)
 
-@LISTENERS
+
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_talks_now_and_then_is_not_silent(
-    kind: str, tmp_path: Path, certificate: Path
+    tmp_path: Path, certificate: Path
 ) -> None:
     """Fault 98: A client that says something before each time-out stays connected, even if its
     handler, or a child of it, reads through the descriptor.
     """
-    # A round of all takes a second or two on a busy machine.
-    times = {"first_byte_timeout": 10.0, "idle_timeout": 10.0, "linger": 0.5}
     first = b"happy\n"
-    async with served(kind, tmp_path, certificate, HANDLERS, first=first, **times) as one:
+
+    async def talk_now_and_then(one: Served) -> None:
         await one.answer(first)
         began = reactor.seconds()
         while reactor.seconds() < began + 11:
@@ -715,6 +742,12 @@ async def test_a_client_that_talks_now_and_then_is_not_silent(
             await deferLater(reactor, 1.0)
         await one.ask(b"bye\n")
         await one.finish()
+
+    # A round of all takes a second or two on a busy machine.
+    times = {"first_byte_timeout": 10.0, "idle_timeout": 10.0, "linger": 0.5}
+    await on_each_listener(
+        talk_now_and_then, tmp_path, certificate, HANDLERS, first=first, **times
+    )
 
 
 @LISTENERS
@@ -894,15 +927,15 @@ async def read_the_reply(one: Served) -> None:
         assert await client.receive_all() == b"happy\n", name
 
 
-@LISTENERS
 @pytest_twisted.ensureDeferred
 async def test_at_a_drain_a_client_that_does_not_read_its_reply_holds_up_nothing(
-    kind: str, tmp_path: Path, certificate: Path
+    tmp_path: Path, certificate: Path
 ) -> None:
     """Fault 98: At SIGTERM a client that has not read its last reply does not hold the drain, and
     finds the reply when it reads.
     """
-    async with served(kind, tmp_path, certificate, WORKING, linger=0.5) as one:
+
+    async def drain(one: Served) -> None:
         await leave_a_reply_unread(one)
         drained = one.factory.drain()
         await one.end()
@@ -910,21 +943,25 @@ async def test_at_a_drain_a_client_that_does_not_read_its_reply_holds_up_nothing
         assert one.factory.metrics.ended == {"drained": len(WORKING)}
         await read_the_reply(one)
 
+    await on_each_listener(drain, tmp_path, certificate, WORKING, linger=0.5)
 
-@LISTENERS
+
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_does_not_read_its_reply_is_idle_like_any_other(
-    kind: str, tmp_path: Path, certificate: Path
+    tmp_path: Path, certificate: Path
 ) -> None:
     """Fault 98: A client that does not read its last reply may be silent for as long as any other,
     unless the kernel has no room for more.
     """
-    times = {"idle_timeout": 3.0, "write_timeout": 1.0, "linger": 0.5}
-    async with served(kind, tmp_path, certificate, WORKING, **times) as one:
+
+    async def be_idle(one: Served) -> None:
         await leave_a_reply_unread(one)
         await one.end()
         assert one.factory.metrics.ended == {"idle-timeout": len(WORKING)}
         await read_the_reply(one)
+
+    times = {"idle_timeout": 3.0, "write_timeout": 1.0, "linger": 0.5}
+    await on_each_listener(be_idle, tmp_path, certificate, WORKING, **times)
 
 
 @LISTENERS

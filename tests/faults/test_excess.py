@@ -158,22 +158,31 @@ def test_a_person_who_types_slowly_is_served(daemon: Start) -> None:
             time.sleep(0.4)  # the pace of this client, not a wait
 
 
-@pytest.mark.parametrize("model", CONCURRENT)
-def test_a_silent_client_is_disconnected(daemon: Start, model: str) -> None:
+def test_a_silent_client_is_disconnected(daemon: Start) -> None:
     """Fault 24: A client that has sent nothing yet is disconnected after the first-byte time-out,
     any other silent client after the idle time-out.
     """
     # A busy machine may take a while from the greeting to the first byte.
-    running = daemon("--first-byte-timeout=1", "--idle-timeout=5", "--concurrency", model)
-    with greeted(running) as talking, contextlib.ExitStack() as stack:
-        assert is_served(talking)
-        assert is_over(stack.enter_context(greeted(running)))
-        running.wait_for("Disconnected from .*: first-byte-timeout")
-        spoke = time.monotonic()
-        assert is_served(talking)
-        assert is_over(talking)
-        assert time.monotonic() - spoke >= 4
-    running.wait_for("Disconnected from .*: idle-timeout")
+    times = ("--first-byte-timeout=1", "--idle-timeout=5")
+    running = [daemon(*times, "--concurrency", model) for model in CONCURRENT]
+    with contextlib.ExitStack() as stack:
+        talking = []
+        for each in running:
+            talking.append(stack.enter_context(greeted(each)))
+            assert is_served(talking[-1])
+        for silent in [stack.enter_context(greeted(each)) for each in running]:
+            assert is_over(silent)
+        for each in running:
+            each.wait_for("Disconnected from .*: first-byte-timeout")
+        spoke = []
+        for client in talking:
+            spoke.append(time.monotonic())
+            assert is_served(client)
+        for client, when in zip(talking, spoke, strict=True):
+            assert is_over(client)
+            assert time.monotonic() - when >= 4
+    for each in running:
+        each.wait_for("Disconnected from .*: idle-timeout")
 
 
 BLOCKING = """

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import pytest
 from twisted.internet import ssl
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import clientFromString, connectProtocol, serverFromString
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocolFactory
@@ -144,6 +144,14 @@ async def eventually(condition: Callable[[], object]) -> None:
     while not condition():
         assert reactor.seconds() < deadline, "this has not come true in time"
         await deferLater(reactor, 0.005)
+
+
+async def together(*conversations: Coroutine[Any, Any, object]) -> None:
+    """Have all at the same time, to the end; raise the first error of any."""
+    had = DeferredList([*map(Deferred.fromCoroutine, conversations)], consumeErrors=True)
+    for succeeded, result in await had:
+        if not succeeded:
+            result.raiseException()  # type: ignore[attr-defined]
 
 
 async def turns(count: int) -> None:
