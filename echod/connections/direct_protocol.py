@@ -130,13 +130,67 @@ class DirectProtocol(EchoProtocol):
             elif reply is not None:
                 self._process_directly(reply)
         elif self._direct:
-            size = self._owner.framing.max_message
-            if size < len(data) <= 2 * size:
-                self._answer_all(data, (data[:size], data[size:]))
+            owner, size, length = self._owner, self._direct, len(data)
+            if length <= 2 * size and length < LONG and not owner.turns.shares:
+                self._answer_two(data[:size], data[size:])
             else:
-                self._answer_all(data, _cut(data, size))
+                self._answer_all(data, _cut(data, owner.framing.max_message))
         else:
             self._receive(data)
+
+    def _answer_two(self, first: bytes, second: bytes) -> None:  # noqa: C901 - as below
+        """As `_answer_all`, for a short read of two messages, which needs no share of the turn."""
+        respond = self._respond
+        self._direct_messages += 1
+        try:
+            reply = respond(first)
+        except BaseException:
+            self.fail(Failure())
+            return
+        if (
+            type(reply) is not bytes
+            or self._outbox is not None
+            or self._batch is not None
+            or not self._direct
+        ):
+            if reply is not None:
+                self._process_directly(reply)
+            self._answer_the_last(second)
+            return
+        replies, failure = [reply], None
+        self._batch = (replies, None)
+        self._direct_messages += 1
+        try:
+            reply = respond(second)
+            if type(reply) is bytes:
+                replies.append(reply)
+                reply = None
+        except BaseException:
+            reply, failure = None, Failure()
+        # As `_send_last`, without its calls.
+        fixed = self._kernel_counts or self._tls_counts or self._outbox is not None
+        send = self._send if fixed else self.transmit
+        self._batch = None
+        if opening.locked():
+            with opening:
+                pass
+        if replies:
+            if replies[0] is _TAKEN_OVER:
+                self._send_behind(replies, None)
+            else:
+                send(b"".join(replies))
+        if reply is not None:
+            self._process_directly(reply)
+        elif failure is not None:
+            self.fail(failure)
+
+    def _answer_the_last(self, message: bytes) -> None:
+        """Answer the second message of a read, if the first one has not left together with it."""
+        if self._direct:
+            self._answer(message)
+        else:
+            self._hold().receive(message)
+            self._answer_more()
 
     def _answer_all(  # noqa: C901 - see below
         self, data: bytes, messages: Sequence[bytes], framing: DirectFraming | None = None
@@ -214,18 +268,7 @@ class DirectProtocol(EchoProtocol):
             failure = Failure()
         finally:
             self._direct_messages += answered
-            # As `_send_replies`, without its calls.
-            fixed = self._kernel_counts or self._tls_counts or self._outbox is not None
-            send = self._send if fixed else self.transmit
-            self._batch = outer
-            if opening.locked():
-                with opening:
-                    pass
-            if replies:  # nothing is left of them if the session has the rest
-                if replies[0] is _TAKEN_OVER:
-                    self._send_behind(replies, framing)
-                else:
-                    send(framed_together(replies, framing) if framing else b"".join(replies))
+            self._send_last(replies, framing, outer)
         if failure:
             self.fail(failure)
         elif share is not None and length >= LONG:
@@ -269,10 +312,19 @@ class DirectProtocol(EchoProtocol):
 
     def _send_replies(self, replies: list[bytes], framing: DirectFraming | None) -> None:
         """Send, and forget, the replies of a read so far."""
+        batch = self._batch
+        self._send_last(replies, framing, None)
+        replies.clear()
+        self._batch = batch
+
+    def _send_last(
+        self, replies: list[bytes], framing: DirectFraming | None, outer: Collected | None
+    ) -> None:
+        """Send the last replies of a read, of which none may be left; the batch is `outer` now."""
         # In this order: an outbox that another thread opens from here on takes over no reply; one
         # that is being opened is waited for.
         send = self._write_of_replies()
-        batch, self._batch = self._batch, None
+        self._batch = outer
         if opening.locked():
             with opening:
                 pass
@@ -280,9 +332,7 @@ class DirectProtocol(EchoProtocol):
             if replies[0] is _TAKEN_OVER:
                 self._send_behind(replies, framing)
             else:
-                send(framed_together(replies, framing))
-            replies.clear()
-        self._batch = batch
+                send(framed_together(replies, framing) if framing else b"".join(replies))
 
     def _send_behind(self, replies: list[bytes], framing: DirectFraming | None) -> None:
         """Send those behind the earlier ones that a new outbox has taken over, and these, too."""

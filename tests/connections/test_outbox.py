@@ -676,6 +676,32 @@ async def test_what_another_thread_does_amid_a_read_comes_behind_the_replies_so_
         assert (await server.accepted()).figures[0] == 8
 
 
+@pytest.mark.parametrize("framing", [Chunk(3), Line(), Length()], ids=["chunk", "line", "length"])
+@pytest.mark.parametrize("message", [b"one", b"two"])
+@pytest.mark.parametrize("pushes", [[], [b"push"]], ids=["takes over", "pushes"])
+@pytest_twisted.ensureDeferred
+async def test_what_another_thread_does_amid_two_messages_has_its_place_among_the_replies(
+    framing: Framing,
+    message: bytes,
+    pushes: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    over: Any,
+) -> None:
+    def do(client: Client) -> None:
+        client.drained()
+        for data in pushes:
+            client.send(data)
+
+    monkeypatch.setattr(Asked, "do", {message: do})
+    async with serving(handler=Asked, framing=framing, over=over, banner=b"") as server:
+        client = await server.connect()
+        client.send(framing.encode(b"one") + framing.encode(b"two"))
+        replies = [*pushes, b"one", b"two"] if message == b"one" else [b"one", *pushes, b"two"]
+        await client.receive(b"".join(map(framing.encode, replies)))
+        client.send(framing.encode(b"six"))
+        await client.receive(framing.encode(b"six"))
+
+
 @pytest.mark.parametrize("message", [b"first", b"quiet"])
 @pytest_twisted.ensureDeferred
 async def test_replies_that_a_thread_takes_over_and_adds_nothing_to_leave_at_the_end_of_the_read(

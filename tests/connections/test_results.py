@@ -511,7 +511,9 @@ def test_a_result_of_any_kind_takes_its_place_among_those_of_one_read(way: str, 
         for kind, before, after in itertools.product(ANY, before_it, (0, 2)):
             check(server, [REPLY] * before + [kind] + [REPLY] * after, [], log)
         for kind in () if serial else ANY:
+            check(server, [kind, REPLY], [], log)
             for other in others(kind, way):
+                check(server, [kind, other], [], log)
                 check(server, [REPLY, NOTHING, kind, other, REPLY], [], log)
 
 
