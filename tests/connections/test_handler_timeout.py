@@ -121,13 +121,16 @@ async def test_a_handler_that_makes_no_progress_ends_its_connection(name: str, m
 async def on_each(
     test: Callable[[str, str], Coroutine[Any, Any, None]], *cases: tuple[str, str]
 ) -> None:
-    """Run a test with each handler and model at the same time: it waits for long."""
+    """Run a test, which waits for long, with each handler and model at the same time.
+
+    A handler of asyncio's streams is refused where the reactor has no asyncio loop.
+    """
     await together(
-        *(
-            test(name, model)
+        {
+            f"{name}, {model}": test(name, model)
             for name, model in cases
             if name != "streams" or loop_of(reactor) is not None
-        )
+        }
     )
 
 
@@ -170,8 +173,8 @@ async def test_each_piece_begins_the_time_anew() -> None:
             client = await server.connect()
             client.send(b"go")
             client.finish()
-            assert await client.receive_all() == b"." * Slow.count, (name, model)
-            assert "handler-timeout" not in server.factory.metrics.ended, (name, model)
+            assert await client.receive_all() == b"." * Slow.count
+            assert "handler-timeout" not in server.factory.metrics.ended
 
     await on_each(
         read,
@@ -231,7 +234,7 @@ async def test_a_client_that_does_not_read_has_another_reason() -> None:
             client.send(b"go")
             await eventually(lambda: server.factory.connections)
             await eventually(lambda: not server.factory.connections)
-            assert dict(server.factory.metrics.ended) == {"write-timeout": 1}, (name, model)
+            assert dict(server.factory.metrics.ended) == {"write-timeout": 1}
 
     await on_each(
         read_nothing,

@@ -414,7 +414,7 @@ class Served:
             if then:
                 client.send(then)
 
-        await together(*(exchange(*each) for each in self.clients.items()))
+        await together({name: exchange(name, each) for name, each in self.clients.items()})
 
 
 @asynccontextmanager
@@ -661,14 +661,10 @@ async def on_each_listener(
     """
 
     async def on(kind: str) -> None:
-        try:
-            async with served(kind, folder, certificate, handlers, first=first, **limits) as one:
-                await talk(one)
-        except Exception as error:
-            error.add_note(f"the listener: {kind}")
-            raise
+        async with served(kind, folder, certificate, handlers, first=first, **limits) as one:
+            await talk(one)
 
-    await together(*map(on, KINDS))
+    await together({kind: on(kind) for kind in KINDS})
 
 
 @pytest_twisted.ensureDeferred

@@ -219,7 +219,6 @@ async def test_a_paused_listener_lets_clients_wait_until_no_reason_is_left() -> 
     made.pause("three")
     with socket.create_connection(("127.0.0.1", address.port)):
         await turns(20)
-
         assert len(accepted) == 1
     await made.stop()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from ssl import MemoryBIO, SSLObject, TLSVersion
@@ -146,12 +146,17 @@ async def eventually(condition: Callable[[], object]) -> None:
         await deferLater(reactor, 0.005)
 
 
-async def together(*conversations: Coroutine[Any, Any, object]) -> None:
-    """Have all at the same time, to the end; raise the first error of any."""
-    had = DeferredList([*map(Deferred.fromCoroutine, conversations)], consumeErrors=True)
-    for succeeded, result in await had:
+async def together(conversations: Mapping[str, Coroutine[Any, Any, object]]) -> None:
+    """Hold all conversations at the same time, to their ends.
+
+    The first error of any is raised, with the name of its conversation.
+    """
+    all_of_them = map(Deferred.fromCoroutine, conversations.values())
+    results: Any = await DeferredList([*all_of_them], consumeErrors=True)
+    for name, (succeeded, result) in zip(conversations, results, strict=True):
         if not succeeded:
-            result.raiseException()  # type: ignore[attr-defined]
+            result.value.add_note(name)
+            result.raiseException()
 
 
 async def turns(count: int) -> None:
