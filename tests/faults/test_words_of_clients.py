@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from echod.faults import FAULTS
-from tests.faults.clients import CLIENTS, HANDLER
+from tests.faults.web_clients import CLIENTS, HANDLER
 from tests.support.certificates import Authority
 from tests.support.daemon import Daemon, starting
 from tests.support.paths import ROOT
