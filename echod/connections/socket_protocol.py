@@ -26,7 +26,6 @@ Guarantees, in both cases:
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from contextvars import Context
@@ -43,7 +42,7 @@ from echod.awaiting import fire
 from echod.concurrency.conversation import Conversation
 from echod.concurrency.model import Busy
 from echod.concurrency.socket_outbox import SocketOutbox, end_outbox, outbox_of
-from echod.concurrency.thread_socket import ConnectionSocket, RelayedSocket
+from echod.concurrency.thread_socket import TLS_ENDED, ConnectionSocket, RelayedSocket
 from echod.connections.channels import DirectChannel, RelayChannel, plain_socket
 from echod.connections.kernel import (
     hung_up,
@@ -160,7 +159,7 @@ class SocketProtocol(ConnectionProtocol):
             if self._lost or self._verdict is not None or hung_up(self.transport):
                 return EndReason.LOST
             # TLS around the socket reports an end of the stream as an error, from either side.
-            if conn.detached and isinstance(error, ssl.SSLEOFError) and channel.input_ended():
+            if conn.detached and isinstance(error, TLS_ENDED) and channel.input_ended():
                 return EndReason.DRAINED if conn.draining else EndReason.CLIENT
         return EndReason.HANDLER_ERROR
 
