@@ -18,6 +18,7 @@ from echod.workers.child import backoff
 from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import REACTOR, TERMINATED, Daemon, Start
 from tests.support.needs import needs_root, not_here, tool
+from tests.support.permissions import open_to_all, python_for_all
 from tests.support.programs import SCRIPTS, run
 from tests.support.proxy_headers import line
 from tests.support.served_workers import (
@@ -570,12 +571,12 @@ def test_the_service_manager_hears_one_service(daemon: Start, tmp_path: Path) ->
         assert "STATUS=Serving; workers: 2 of 2" in manager.heard[0]
 
 
-@needs_root
 def test_workers_run_as_the_user_that_the_daemon_becomes(
     daemon: Start, tmp_path: Path, certificate: Path
 ) -> None:
     """Fault 187: A key that only root can read serves the workers, and their successors."""
-    tmp_path.chmod(0o777)
+    needs_root("become another user")
+    open_to_all(tmp_path)
     write_handler(tmp_path)
     key = tmp_path / "key.pem"
     key.write_bytes(certificate.read_bytes())
@@ -584,6 +585,7 @@ def test_workers_run_as_the_user_that_the_daemon_becomes(
         *("--workers", "2", "--handler", "answers:who"),
         *("--listen", f"tls:0:certificate={key}"),
         options=("--uid", "65534", "--gid", "65534"),
+        under=python_for_all(tmp_path),
     )
     for pid in wait_until_served(running, 2).values():
         assert Path(f"/proc/{pid}").stat().st_uid == 65534
