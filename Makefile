@@ -76,7 +76,7 @@ foreign: ## run the tests of Twisted and of programs made with it on both reacto
 install-service: ## install the systemd units (see docs/deploy.md); DESTDIR=, PREFIX=/opt/echod
 	install -d "$(DESTDIR)$(LIBDIR)"/{systemd/system,sysusers.d,tmpfiles.d}
 	set -o pipefail; for unit in etc/systemd/*; do \
-	  sed 's|/opt/echod|$(PREFIX)|g; s|/etc/echod|$(SYSCONFDIR)/echod|g' "$$unit" | \
+	  sed 's|=/opt/echod\(/[^ ]*\)|="$(PREFIX)\1"|; s|/etc/echod|$(SYSCONFDIR)/echod|g' "$$unit" | \
 	    install -m 644 /dev/stdin "$(DESTDIR)$(LIBDIR)/systemd/system/$${unit##*/}" || exit; \
 	done
 	install -m 644 etc/sysusers.d/echod.conf "$(DESTDIR)$(LIBDIR)/sysusers.d"

@@ -73,7 +73,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(directory: Path) -> None:
-    prefix = sysconfig.get_path("data")
+    prefix = directory / "the program"
+    if not prefix.exists():
+        prefix.symlink_to(sysconfig.get_path("data"))
     run(tool("make"), "install-service", f"DESTDIR={directory}", f"PREFIX={prefix}", cwd=ROOT)
 
 
