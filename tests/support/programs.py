@@ -131,7 +131,7 @@ class Program(subprocess.Popen[AnyStr]):
             cwd=os.path.abspath(given["cwd"] or "."),  # noqa: PTH100 - as given
             descriptors=streams | {number: number for number in given["pass_fds"]},
             session=given["start_new_session"],
-            steps=[*self._steps, *_other_limit()],
+            steps=[*_other_limit(), *self._steps],
         )
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
