@@ -52,6 +52,6 @@ def test_whoever_reads_the_output_may_stop_reading(command: str) -> None:
 
 
 def test_a_command_without_standard_output_does_what_it_does() -> None:
-    command = f"exec {SCRIPTS / 'echod'} handlers >&-"
-    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=30)
+    command = ["sh", "-c", 'exec "$0" handlers >&-', SCRIPTS / "echod"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")

@@ -21,7 +21,7 @@ from tests.support.clients import receive
 from tests.support.daemon import CONCURRENT, MODELS
 from tests.support.log import Log
 from tests.support.proxy_headers import line
-from tests.support.tls_peer import VERSIONS, client_context, hello_of
+from tests.support.tls_peer import VERSIONS, Peer, client_context, hello_of
 from tests.support.waiting import PATIENCE
 from tests.testing.test_serving import Upgrading, blocking, shout
 
@@ -386,19 +386,14 @@ def test_a_stream_ends_without_close_notify(
     """Fault 143: With `no-close-notify` the bytes come whole, then FIN, without close_notify."""
     for faults, notified in ((("no-close-notify",), False), ((), True)):
         with serve(way, model, *faults) as here:
-            context = client_context(version)
-            with here.secure(context) as client:
-                client.sendall(b"noop\n")
-                assert client.recv(100).endswith(b"\n")
-                # Python ends a read at FIN alike; OpenSSL tells them apart.
-                client.suppress_ragged_eofs = False
-                socket.socket.shutdown(client, socket.SHUT_WR)
-                try:
-                    assert client.recv(100) == b""
-                    came = True
-                except ssl.SSLEOFError:
-                    came = False
-                assert came is notified
+            with (
+                here.connected() as plain,
+                Peer(over=plain, context=client_context(version)) as client,
+            ):
+                client.send(b"noop\n", "fin")
+                assert client.receive_all().endswith(b"\n")
+                assert client.notified is notified
+                assert client.at_fin()
             assert [one for _, one in here.ended()] == [faults]
 
 

@@ -36,7 +36,7 @@ def shell(script: str) -> str:
 
 
 def python(script: str) -> str:
-    return f"{sys.executable} -c {shlex.quote(script)}"
+    return shlex.join([sys.executable, "-c", script])
 
 
 def no_child() -> bool:

@@ -196,9 +196,8 @@ def test_a_pidfile_of_no_daemon_is_stale(tmp_path: Path, content: str, why: str 
 
 def test_a_pidfile_of_another_twistd_is_not_stale(tmp_path: Path) -> None:
     program = tmp_path / "twistd"
-    program.write_text(f"#!{sys.executable}\nimport signal\nprint(flush=True)\nsignal.pause()\n")
-    program.chmod(0o755)
-    with subprocess.Popen([program], stdout=subprocess.PIPE) as running:
+    program.write_text("import signal\nprint(flush=True)\nsignal.pause()\n")
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
         running.stdout.readline()
         (tmp_path / "pid").write_text(f"{running.pid}\n")

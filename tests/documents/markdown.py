@@ -14,6 +14,7 @@ from pathlib import Path
 
 # Each mark, and whether a text follows it.
 MARKS = {
+    "root": True,
     "skip": True,
     "file": True,
     "in": True,

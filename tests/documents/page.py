@@ -22,7 +22,7 @@ from echod.settings.schema import SettingError
 from tests.documents.comparing import difference, match, match_unordered
 from tests.documents.markdown import Block, Mistake, blocks, commands
 from tests.documents.terminal import Command, Terminal, terminal, write_programs
-from tests.support.needs import not_here, tool
+from tests.support.needs import needs_root, not_here, tool
 from tests.support.paths import ROOT
 from tests.support.programs import SCRIPTS
 
@@ -100,10 +100,12 @@ class Page:
 
     Attributes:
         differences: every block that is not as the page has it, with its place.
+        left_out: the blocks that only root can run, with their places and what they need it for.
     """
 
     def __init__(self, path: Path, terminal: Terminal) -> None:
         self.differences: list[str] = []
+        self.left_out: list[str] = []
         self._path = path
         self._terminal = terminal
         self._clients: list[Command] = []  # they wait for Ctrl-C
@@ -134,6 +136,9 @@ class Page:
 
     def _run(self, block: Block) -> None:
         if "skip" in block.marks:
+            return
+        if "root" in block.marks and os.geteuid() != 0:
+            self.left_out.append(f"{self._path.name}:{block.line}: {block.marks['root']}")
             return
         if "in" in block.marks:
             self._find_in_file(block)
@@ -342,10 +347,14 @@ def check_page(path: Path, scratch: Path) -> None:
         page.run()
     if page.differences:
         pytest.fail("\n\n".join(["", *page.differences]), pytrace=False)
+    if page.left_out:
+        needs_root(f"run these blocks, and all others are right: {'; '.join(page.left_out)}")
 
 
 def verify_unit(name: str, lines: str, directory: Path) -> None:
     """Let systemd check a unit of etc/ with these lines in a drop-in.
+
+    The program of the unit is that of the tests, by a path without a space.
 
     Raises:
         Differs: systemd finds something wrong.
@@ -355,11 +364,12 @@ def verify_unit(name: str, lines: str, directory: Path) -> None:
     shutil.copytree(ROOT / "etc" / "systemd", units, dirs_exist_ok=True)
     drop_in = units / f"{name}.d" / "page.conf"
     drop_in.parent.mkdir()
-    program = str(Path(sys.prefix) / "bin")
+    programs = units / "bin"
+    programs.symlink_to(SCRIPTS)
     for unit in units.glob("echod*.*"):
         if unit.is_file():
-            unit.write_text(unit.read_text().replace("/opt/echod/bin", program))
-    drop_in.write_text(lines.replace("/opt/echod/bin", program))
+            unit.write_text(unit.read_text().replace("/opt/echod/bin", str(programs)))
+    drop_in.write_text(lines.replace("/opt/echod/bin", str(programs)))
     ran = subprocess.run(
         [tool("systemd-analyze"), "verify", str(units / name)],
         stdout=subprocess.PIPE,

@@ -254,6 +254,7 @@ class Terminal:
         } | {
             "HOME": str(scratch),
             "LC_ALL": "C.UTF-8",
+            "NSTAT_HISTORY": str(scratch / ".nstat"),
             "PATH": f"{programs}:{os.environ['PATH']}:/usr/sbin:/sbin",
             "PYTHONUNBUFFERED": "1",
         }

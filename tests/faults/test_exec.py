@@ -24,8 +24,8 @@ from tests.support.needs import needs_root, tool
 from tests.support.tls_peer import client_context
 from tests.support.waiting import PATIENCE, block_until
 
-# Root has to name a user; this one is in every container.
-AS_ROOT = ("--uid=0",)
+# Root has to name a user; this one is in every container. Another user cannot name any.
+AS_THIS_USER = ("--uid=0",) if os.geteuid() == 0 else ()
 
 
 def children(running: Daemon | str) -> list[str]:
@@ -50,7 +50,7 @@ def client(running: Daemon, way: str) -> Iterator[socket.socket]:
 def start(daemon: Start, command: str, *flags: str, way: str = "tcp") -> Daemon:
     listen = "tls:0:certificate=server.pem" if way == "tls" else "tcp:0"
     written = "exec:command=" + command.replace(",", r"\,")
-    return daemon("--listen", listen, "--handler", written, *flags, options=AS_ROOT)
+    return daemon("--listen", listen, "--handler", written, *flags, options=AS_THIS_USER)
 
 
 @pytest.mark.parametrize("way", ["tcp", "tls"])
@@ -78,7 +78,7 @@ def test_as_process_1_the_supervisor_of_workers_reaps_what_their_programs_leave(
     leaves = f"exec 3<&0; ({waits}) & setsid sh -c {shlex.quote(waits)} &"
     running = daemon(
         *("--handler", f"exec:command=sh -c {shlex.quote(leaves)}", "--workers", "1"),
-        options=AS_ROOT,
+        options=AS_THIS_USER,
         under=[tool("unshare"), "--pid", "--fork", "--kill-child", "--mount-proc"],
     )
     running.wait_for("serves")
@@ -167,6 +167,7 @@ def test_a_program_that_complains_without_end_delays_no_other_client(daemon: Sta
 
 def test_as_root_a_program_needs_a_user(daemon: Start) -> None:
     """Fault 49: `exec` does not start as root, unless `--uid` names the user."""
+    needs_root("start a daemon as root")
     running = daemon("--handler", "exec:command=cat")
     running.wait(PATIENCE)
     assert running.process.returncode == 1
@@ -174,6 +175,7 @@ def test_as_root_a_program_needs_a_user(daemon: Start) -> None:
 
 
 def test_a_program_runs_as_the_user_that_uid_names(daemon: Start, tmp_path: Path) -> None:
+    needs_root("become another user")
     running = daemon("--handler", "exec:command=id -u", options=("--uid=65534", "--gid=65534"))
     with connect(running) as each:
         assert receive_all(each) == b"65534\n"
@@ -241,7 +243,7 @@ def test_a_program_behind_python_gets_a_whole_conversation(daemon: Start, tmp_pa
     (tmp_path / "greeter.py").write_text(
         "print('who is there?', flush=True)\nprint('hello', input(), flush=True)\n"
     )
-    running = start(daemon, f"{sys.executable} greeter.py")
+    running = start(daemon, shlex.join([sys.executable, "greeter.py"]))
     with connect(running) as each:
         assert receive(each, 14) == b"who is there?\n"
         each.sendall(b"me\n")

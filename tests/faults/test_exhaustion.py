@@ -9,13 +9,12 @@ import resource
 import select
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support.clients import BANNER, connect, greeted, is_served, receive, receive_all, serves
 from tests.support.daemon import CONCURRENT, Daemon, Start
-from tests.support.needs import missing, not_here
+from tests.support.needs import many_descriptors, not_here
 from tests.support.programs import limit
 from tests.support.waiting import PATIENCE, block_until
 
@@ -99,19 +98,6 @@ def ask_status(running: Daemon, stack: contextlib.ExitStack) -> bytes:
     asking.connect(path)
     asking.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
     return receive_all(asking)
-
-
-@contextlib.contextmanager
-def many_descriptors(count: int) -> Iterator[None]:
-    """Allow this process this many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count and hard < count:
-        missing(f"{count} descriptors are needed, and {hard} allowed: raise `ulimit -Hn`")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.timeout(120)

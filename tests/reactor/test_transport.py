@@ -33,6 +33,7 @@ from zope.interface.verify import verifyObject
 
 from echod.reactor import transport as transport_module
 from echod.reactor.transport import StreamTransport
+from tests.support.needs import many_descriptors
 from tests.support.waiting import PATIENCE, block_until
 
 from .harness import Echo, Harness, dial, read_all
@@ -746,7 +747,8 @@ def test_idle_connection_is_small(harness: Harness) -> None:
 
     tracemalloc.start()
     try:
-        harness.run(client)
+        with many_descriptors(4 * count + 100):
+            harness.run(client)
     finally:
         tracemalloc.stop()
     assert sizes[0] < 2560

@@ -45,15 +45,13 @@ class HAProxy:
 
 
 @contextlib.contextmanager
-def haproxy(
-    directory: Path, text: str, network: Path = Path("/proc/self/ns/net")
-) -> Iterator[HAProxy]:
+def haproxy(directory: Path, text: str, network: Path | None = None) -> Iterator[HAProxy]:
     """Run haproxy.
 
     Args:
         directory: where its configuration is kept.
         text: the configuration; {bind} is where it listens, on any port of 127.0.0.1.
-        network: the file of the network namespace that it runs in.
+        network: the file of the network namespace that it runs in, if not in that of the tests.
     """
     command = tool("haproxy")
     file = directory / "haproxy.cfg"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shutil
+from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
@@ -31,6 +34,19 @@ def needs_root(why: str) -> None:
     """End a test where only root can do what it does: a failure in CI, else a skip."""
     if os.geteuid() != 0:
         missing(f"only root can {why}: run the tests as root, with sudo for instance")
+
+
+@contextlib.contextmanager
+def many_descriptors(count: int) -> Iterator[None]:
+    """Let this process have this many descriptors; a lower hard limit ends the test."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count and hard < count:
+        missing(f"{count} descriptors are needed, and {hard} allowed: raise `ulimit -Hn`")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def not_here(why: str) -> NoReturn:

@@ -70,7 +70,7 @@ class Peer:
 
     def __init__(
         self,
-        port: int,
+        port: int = 0,
         context: ssl.SSLContext | None = None,
         *,
         narrow: bool = False,
@@ -80,7 +80,7 @@ class Peer:
         """Connect.
 
         Args:
-            port: where to, on 127.0.0.1.
+            port: where to, on 127.0.0.1, unless `over` is.
             context: how to shake hands.
             narrow: whether the server's kernel shall not be able to send much ahead.
             server_name: the host that it asks for.

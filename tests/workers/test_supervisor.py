@@ -402,11 +402,12 @@ def test_a_port_that_the_system_chooses_is_told_before_a_worker_serves(
     port = served.sockets.port
     assert log.text.endswith(f"{LOOPBACK} has port {port}")
     known = make()
-    description = f"tcp:{port}:interface=127.0.0.2"
+    # Free there: nothing else uses this address, or can take the port on all while it is taken.
+    description = f"tcp:{port}:interface=127.77.0.2"
     sockets = SharedSockets(parse_listen(real_reactor, description).endpoint, 2)
     known.supervisor._listeners = [(description, sockets)]
     known.supervisor.privilegedStartService()
-    assert "127.0.0.2 has port" not in log.text
+    assert "127.77.0.2 has port" not in log.text
     sockets.close()
 
 
