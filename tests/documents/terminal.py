@@ -14,6 +14,7 @@ forked process gets these, and enters the page's network. As part of a longer co
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shlex
@@ -31,8 +32,9 @@ from tests.support.needs import missing, needs_root
 from tests.support.programs import SCRIPTS, Program, can_be_forked, enter
 from tests.support.waiting import PATIENCE
 
-# The ports that pages name.
-PORTS = ("8888", "8443", "9464")
+# The ports that pages name: each alone, or a series of which a page names the ends.
+SERIES = (("8888",), ("8443",), ("9464",), tuple(map(str, range(7000, 7010))))
+PORTS = tuple(itertools.chain.from_iterable(SERIES))
 
 # Folders of the machine that a page of its installation changes.
 FOLDERS = ("/etc", "/opt", "/run", "/usr/local", "/var")
@@ -50,6 +52,7 @@ _LISTENING = re.compile(r"^ *\d+: \w+:(\w+) \w+:\w+ 0A ", re.MULTILINE)
 # Commands that say no port have to, where it is to be another one.
 _PORT_OF_MAKE = re.compile(r"\bmake run\b")
 _PORT_OF_ECHOD = re.compile(r"\b(twistd( -\S+)* echod\b|echod serve \S+)")
+_CONFIG = re.compile(r" --config (\S+)")
 _PLACES = re.compile(r"--(listen|port|(check|print)-config)\b")
 
 # A command that is one program, which can be forked; it may set variables before.
@@ -169,9 +172,25 @@ def network(layer: Path | None = None) -> Iterator[Network]:
         # Without them, the commands would change the machine itself.
         missing(f"no folders can be put over others here: {said}")
     with contextlib.ExitStack() as stack:
-        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
-        ports = {port: str(one.getsockname()[1]) for port, one in zip(PORTS, free, strict=True)}
+        free = [stack.enter_context(_free_ports(len(each))) for each in SERIES]
+        ports = dict(zip(PORTS, map(str, itertools.chain.from_iterable(free)), strict=True))
     yield Network(None, [], ports)
+
+
+@contextlib.contextmanager
+def _free_ports(count: int) -> Iterator[Sequence[int]]:
+    """Find `count` ports that follow one another, and keep them from others."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            ports = range(port := first.getsockname()[1], port + count)
+            try:
+                for each in ports[1:]:
+                    stack.enter_context(socket.create_server(("127.0.0.1", each)))
+            except (OSError, OverflowError):  # it is taken, or above the last one
+                continue
+            yield ports
+            return
 
 
 def _layers(layer: Path) -> str:
@@ -229,6 +248,7 @@ class Terminal:
         directory: where the reader is.
         patience: how long the reader waits for anything, in seconds.
         server: the command that serves, if one does.
+        forks: whether it forks programs that are a command by themselves.
     """
 
     def __init__(
@@ -242,6 +262,7 @@ class Terminal:
         self.directory = directory
         self.patience = patience
         self.server: Command | None = None
+        self.forks = bool(among.within)
         self._network = among
         self._scratch = scratch
         self._shell = [f"cd {shlex.quote(str(directory))}"]
@@ -313,7 +334,7 @@ class Terminal:
     def _start_alone(self, text: str) -> Command | None:
         """Fork a command that is one program; return None where it is to be executed."""
         alone = _ALONE.fullmatch(text)
-        if alone is None or not self._network.within:
+        if alone is None or not self.forks:
             return None
         variables, program = alone.groups()
         with self._output().open("wb") as output:
@@ -379,9 +400,15 @@ class Terminal:
         """Return a text of the page with the ports that there are."""
         if not self._network.within:
             text = _PORT_OF_MAKE.sub(r"\g<0> PORT=8888", text)
-            if not _PLACES.search(text):
+            if not _PLACES.search(text) and not self._listens_by_a_file(text):
                 text = _PORT_OF_ECHOD.sub(r"\g<0> --port 8888", text)
         return re.sub(rf"\b({'|'.join(PORTS)})\b", lambda port: self._network.ports[port[0]], text)
+
+    def _listens_by_a_file(self, text: str) -> bool:
+        """Return whether a command's file of settings says where to listen."""
+        file = _CONFIG.search(text)
+        path = self.directory / file[1] if file else None
+        return path is not None and path.is_file() and "listen = " in path.read_text()
 
     def _shown(self, text: str) -> str:
         for port, other in self._network.ports.items():

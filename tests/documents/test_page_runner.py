@@ -12,7 +12,7 @@ import pytest
 
 from tests.documents.page import Page, ask_for_tools, verify_unit
 from tests.documents.terminal import Network, Terminal, network, terminal, write_programs
-from tests.support.needs import tool
+from tests.support.needs import missing, tool
 from tests.support.waiting import PATIENCE, block_until
 
 Run = Callable[..., list[str]]
@@ -228,12 +228,15 @@ def test_another_port_is_put_into_commands_that_say_none(
     with network() as among:
         port = among.ports["8888"]
         here = Terminal(tmp_path, tmp_path, among, PATIENCE)
+    first, *others = (int(among.ports[str(each)]) for each in range(7000, 7010))
+    assert others == list(range(first + 1, first + 10))
     assert here.real("nc localhost 8888") == f"nc localhost {port}"
     assert here.real("make run") == f"make run PORT={port}"
     assert here.real("twistd -n echod --no-banner") == f"twistd -n echod --port {port} --no-banner"
     assert here.real("twistd -n echod --port 8888") == f"twistd -n echod --port {port}"
     assert here.real("echod serve m:f --no-banner") == f"echod serve m:f --port {port} --no-banner"
-    for elsewhere in ("--listen unix:echod.sock", "--check-config"):
+    (tmp_path / "a.toml").write_text('listen = ["tcp:8888"]')
+    for elsewhere in ("--listen unix:echod.sock", "--check-config", "--config a.toml"):
         assert here.real(f"twistd -n echod {elsewhere}") == f"twistd -n echod {elsewhere}"
 
 
@@ -279,6 +282,8 @@ def forking(tmp_path: Path, programs: Path) -> Iterator[Terminal]:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "probe.py").write_text(PROBE)
     with terminal(tmp_path, tmp_path, programs=programs) as here:
+        if not here.forks:
+            missing("programs of pages are forked in a network of their own: install iproute2")
         here.run(f"export FACTS={tmp_path}/facts")
         yield here
 

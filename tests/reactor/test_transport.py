@@ -747,7 +747,7 @@ def test_idle_connection_is_small(harness: Harness) -> None:
 
     tracemalloc.start()
     try:
-        with many_descriptors(4 * count + 100):
+        with many_descriptors(4 * count + 1000):
             harness.run(client)
     finally:
         tracemalloc.stop()
