@@ -18,6 +18,7 @@ from typing import cast
 
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.plugin import IPlugin, getCache
+from twisted.python import reflect
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
 
@@ -199,6 +200,9 @@ def _broken_dropin(failure: Failure) -> Offer:
     frames = list(walk_tb(failure.getTracebackObject()))
     written = error.filename if isinstance(error, SyntaxError) else None
     origin = written or frames[-1][0].f_code.co_filename
+    if origin == reflect.__file__ and "pluginModule" in frames[0][0].f_locals:
+        # No code of the dropin has run: that of Twisted alone knows which one it was to be.
+        origin = frames[0][0].f_locals["pluginModule"].filePath.path
     return Offer(PurePath(origin).stem, "", origin, _not_imported(error))
 
 

@@ -304,6 +304,20 @@ def test_a_dropin_that_declares_no_texts_is_said(
     assert error == "its name and its target have to be texts"
 
 
+def test_a_dropin_that_is_no_source_code_is_named(
+    folder: Path, offers: Offers, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    from twisted import plugins
+
+    add_dropin(folder, "binary_plugin", "\0")
+    monkeypatch.setattr(plugins, "__path__", [*plugins.__path__, str(folder / "twisted/plugins")])
+    (error,) = errors().items()
+    path = folder / "twisted" / "plugins" / "binary_plugin.py"
+    assert error[0] == f"binary_plugin ({path})"
+    assert error[1].startswith("cannot be imported: ")
+    assert "null bytes" in log.take_errors()[0]
+
+
 # The programs.
 
 
