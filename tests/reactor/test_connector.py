@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,30 @@ from .test_connection_ends import AUTHORITY, tls_options
 COUNT = 50
 
 
-class Greets(Protocol):
-    """Sends at once, so that data is there when the client begins to read."""
+def greets(ended: Callable[[], None]) -> type[Protocol]:
+    """Return the protocol that sends at once: data is there when the client begins to read."""
 
-    def connectionMade(self) -> None:
-        self.transport.write(b"greeting")
+    class Greets(Protocol):
+        def connectionMade(self) -> None:
+            self.transport.write(b"greeting")
+
+        def connectionLost(self, reason: Any = None) -> None:
+            ended()
+
+    return Greets
+
+
+def end_of_all(reactor: Any) -> Callable[[], None]:
+    """Return what each side of each connection calls at its end: the last stops the reactor."""
+    left = 2 * COUNT
+
+    def ended() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            reactor.stop()
+
+    return ended
 
 
 @implementer(IFileDescriptorReceiver)
@@ -38,6 +58,7 @@ def test_what_connection_made_schedules_comes_before_the_first_data(
 ) -> None:
     """As `callLater(0, ...)` within `connectionMade` is on Twisted's own reactors."""
     reactor = either.reactor
+    ended = end_of_all(reactor)
     orders: list[list[str]] = []
 
     class Client(ReceivesDescriptors if kind == "descriptors" else Protocol):  # type: ignore[misc]
@@ -53,12 +74,11 @@ def test_what_connection_made_schedules_comes_before_the_first_data(
 
         def connectionLost(self, reason: Any = None) -> None:
             orders.append(self.order)
-            if len(orders) == COUNT:
-                reactor.callLater(0.05, reactor.stop)  # when the greeter's side has ended too
-            else:
+            if len(orders) < COUNT:
                 connect()
+            ended()
 
-    greeter: Any = Factory.forProtocol(Greets)
+    greeter: Any = Factory.forProtocol(greets(ended))
     client: Any = ClientFactory.forProtocol(Client)
     greeter.noisy = client.noisy = False
     if kind == "tls":
@@ -90,6 +110,7 @@ def certificate() -> Any:
 def test_a_client_creator_tells_of_the_connection_first(either: Harness) -> None:
     """Twisted's own FTP client sets itself up in what ClientCreator calls."""
     reactor = either.reactor
+    ended = end_of_all(reactor)
     order: list[str] = []
 
     class Client(Protocol):
@@ -98,16 +119,15 @@ def test_a_client_creator_tells_of_the_connection_first(either: Harness) -> None
             self.transport.loseConnection()
 
         def connectionLost(self, reason: Any = None) -> None:
-            if len(order) == 2 * COUNT:
-                reactor.callLater(0.05, reactor.stop)
-            else:
+            if len(order) < 2 * COUNT:
                 connect()
+            ended()
 
     def connect() -> None:
         connecting = ClientCreator(reactor, Client).connectTCP("127.0.0.1", port)
         connecting.addCallback(lambda protocol: order.append("connected"))
 
-    port = either.listen(Greets)
+    port = either.listen(greets(ended))
     reactor.callWhenRunning(connect)
     either.run_until_stopped()
     assert order == ["connected", "data"] * COUNT
@@ -144,7 +164,7 @@ def test_a_client_reads_from_the_start_unless_told_otherwise(
         def connectionLost(self, reason: Any = None) -> None:
             reactor.callLater(0, reactor.stop)
 
-    port = either.listen(Greets)
+    port = either.listen(greets(lambda: None))
     reactor.connectTCP("127.0.0.1", port, ClientFactory.forProtocol(Client))
     either.run_until_stopped()
     assert got == ([b"greeting"] if reads else [])
