@@ -91,8 +91,8 @@ class DirectChannel:
         self._handle.setblocking(False)
         return True
 
-    def drain(self) -> int:
-        """Return how many bytes the client has sent that the thread has not read."""
+    def begin_drain(self) -> int:
+        """Return how many bytes the thread may still read: all that the client has sent."""
         return self.unread()
 
     def end_silence(self, conn: ConnectionSocket) -> None:
@@ -248,7 +248,7 @@ class RelayChannel(Protocol):
                 self._kept.shutdown(socket.SHUT_WR)
         return self._over
 
-    def drain(self) -> int:
+    def begin_drain(self) -> int:
         """Return how many bytes the thread may still read: all that are still relayed."""
         self._to_relay = unread(self._connection.transport)
         return sys.maxsize

@@ -36,7 +36,7 @@ def client() -> Client:
                 return found
         frame = frame.f_back
     raise RuntimeError(
-        "echod.client() is of use while a handler is called: keep the client for later"
+        "echod.client() works only while a handler is called: keep the client for later"
     )
 
 

@@ -309,7 +309,7 @@ class SocketProtocol(ConnectionProtocol):
 
     def _cut_input(self) -> None:
         assert self._channel is not None and self._conn is not None
-        self._conn.drain(self._channel.drain())
+        self._conn.drain(self._channel.begin_drain())
         self._end_silence()
 
     def _end_silence(self) -> None:

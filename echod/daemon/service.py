@@ -391,7 +391,7 @@ class EchoService(Service):
         """
         if not self.suspended and not self.draining:
             self.hold()
-            log.info("Suspended: clients that come wait until it is resumed")
+            log.info("Suspended: new clients wait until it is resumed")
 
     def resume(self) -> None:
         """Accept clients again, those that wait first."""

@@ -194,7 +194,7 @@ class Settings(Value):
             "tcp:8888:interface=127.0.0.1, tcp6:8888, unix:/run/echod/echod.sock or "
             "systemd:name=echod. Put tls: before it for TLS, as in "
             "tls:8443:certificate=cert.pem:key=key.pem, starttls: if the handler begins it, or "
-            "badtls: for certificates with mistakes, by which clients are tested; "
+            "badtls: for certificates with mistakes, to test clients; "
             "and proxy: first behind a proxy that sends PROXY headers, as in proxy:tcp:8888; "
             "repeats.",
             unset="where --port says",
@@ -356,7 +356,7 @@ class Settings(Value):
     fault_seed: int | None = setting(
         None,
         Text(
-            "The number on which all chance of --fault depends: with the same one, clients that "
+            "The number that decides all chance of --fault: with the same one, clients that "
             "connect in the same order get the same faults.",
             whole_number(0, HIGHEST_SEED),
             unset="another one at each start, which is logged",

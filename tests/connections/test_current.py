@@ -80,7 +80,7 @@ async def test_a_coroutine_can_ask_after_it_has_waited() -> None:
 
 
 def test_elsewhere_the_question_is_an_error_in_one_line() -> None:
-    with pytest.raises(RuntimeError, match="is of use while a handler is called"):
+    with pytest.raises(RuntimeError, match="works only while a handler is called"):
         echod.client()
     failed: list[str] = []
 

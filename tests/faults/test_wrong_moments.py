@@ -540,7 +540,7 @@ def test_ctrl_c_that_twisted_swallows_with_an_earlier_plugin_ends_the_start_too(
     assert ended.returncode == -signal.SIGINT
 
 
-# Set-ups that are dangerous without showing it.
+# Set-ups whose danger does not show.
 
 
 def run(directory: Path, *options: str) -> str:
