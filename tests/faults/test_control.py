@@ -16,7 +16,7 @@ import pytest
 from tests.faults.scale import Scale
 from tests.support.clients import BANNER, connect, receive, receive_all
 from tests.support.daemon import CONCURRENT, Daemon, Start
-from tests.support.needs import many_descriptors, tool
+from tests.support.needs import more_descriptors, tool
 from tests.support.waiting import PACE, PATIENCE, block_until
 
 
@@ -141,7 +141,7 @@ def test_thousands_of_connections_are_ended_while_another_client_is_served(
     """Fault 149: Ending thousands of connections at once blocks the event loop at no time."""
     here = controlled("--stall-threshold", "0.5", "--max-connections-per-address", "0")
     count = sum(1 for _ in scale(ci=1000, soak=10_000))
-    with many_descriptors(count + 100), contextlib.ExitStack() as stack:
+    with more_descriptors(count + 100), contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(here.running)) for _ in range(count)]
         for client in clients:
             assert receive(client, len(BANNER)) == BANNER

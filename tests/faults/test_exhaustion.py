@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.clients import BANNER, connect, greeted, is_served, receive, receive_all, serves
 from tests.support.daemon import CONCURRENT, Daemon, Start
-from tests.support.needs import many_descriptors, not_here
+from tests.support.needs import more_descriptors, not_here
 from tests.support.programs import limit
 from tests.support.waiting import PATIENCE, block_until
 
@@ -104,7 +104,7 @@ def ask_status(running: Daemon, stack: contextlib.ExitStack) -> bytes:
 def test_thousands_of_clients_at_once_are_all_served(daemon: Start) -> None:
     """Fault 33: All of them are greeted and answered."""
     running = daemon(steps=[limit(resource.RLIMIT_NOFILE, 8192)])
-    with many_descriptors(8192), contextlib.ExitStack() as stack:
+    with more_descriptors(8192), contextlib.ExitStack() as stack:
         address = ("127.0.0.1", running.port)
         clients = [stack.enter_context(socket.socket()) for _ in range(5000)]
         for each in clients:

@@ -33,7 +33,7 @@ from zope.interface.verify import verifyObject
 
 from echod.reactor import transport as transport_module
 from echod.reactor.transport import StreamTransport
-from tests.support.needs import many_descriptors
+from tests.support.needs import more_descriptors
 from tests.support.waiting import PATIENCE, block_until
 
 from .harness import Echo, Harness, dial, read_all
@@ -747,7 +747,7 @@ def test_idle_connection_is_small(harness: Harness) -> None:
 
     tracemalloc.start()
     try:
-        with many_descriptors(4 * count + 1000):
+        with more_descriptors(4 * count + 100):
             harness.run(client)
     finally:
         tracemalloc.stop()

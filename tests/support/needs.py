@@ -37,8 +37,9 @@ def needs_root(why: str) -> None:
 
 
 @contextlib.contextmanager
-def many_descriptors(count: int) -> Iterator[None]:
-    """Let this process have this many descriptors; a lower hard limit ends the test."""
+def more_descriptors(more: int) -> Iterator[None]:
+    """Let this process open this many descriptors besides its own; a hard limit ends the test."""
+    count = len(os.listdir("/dev/fd")) + more  # noqa: PTH208 - names are enough
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count and hard < count:
         missing(f"{count} descriptors are needed, and {hard} allowed: raise `ulimit -Hn`")
