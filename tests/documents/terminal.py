@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from tests.support.layers import layers
 from tests.support.needs import missing, needs_root
 from tests.support.programs import SCRIPTS, Program, can_be_forked, enter
 from tests.support.waiting import PATIENCE
@@ -142,7 +143,7 @@ def network(layer: Path | None = None) -> Iterator[Network]:
     ]
     if layer is not None:
         needs_root("give a page folders of its own, such as /etc")
-        up = f"{_layers(layer)} && {up}"
+        up = " && ".join([*layers(layer, FOLDERS), up])
         ways = [(["--net", "--mount"], {"net": "--net", "mnt": "--mount"})]
     said = "unshare or nsenter is not installed"
     if not shutil.which("unshare") or not shutil.which("nsenter"):
@@ -191,17 +192,6 @@ def _free_ports(count: int) -> Iterator[Sequence[int]]:
                 continue
             yield ports
             return
-
-
-def _layers(layer: Path) -> str:
-    """Return the commands that put a layer in memory over `FOLDERS`."""
-    layer = Path(shlex.quote(str(layer)))
-    commands = [f"mount -t tmpfs tmpfs {layer}"]
-    for number, folder in enumerate(FOLDERS):
-        upper, work = (layer / f"{number}-{kind}" for kind in ("upper", "work"))
-        options = f"lowerdir={folder},upperdir={upper},workdir={work}"
-        commands += [f"mkdir {upper} {work}", f"mount -t overlay overlay -o {options} {folder}"]
-    return " && ".join(commands)
 
 
 class Command:

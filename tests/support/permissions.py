@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.support.layers import layers
 from tests.support.needs import tool
 from tests.support.paths import ROOT
 
@@ -27,19 +28,15 @@ def python_for_all(scratch: Path) -> list[str]:
     Args:
         scratch: a folder of the test.
     """
-    steps = []
     closed = _closed([Path(sys.executable), Path(sys.executable).resolve(), ROOT / "file"])
-    for number, folder in enumerate(closed):
-        layer = scratch / f"layer-{number}"
-        layer.mkdir()
-        options = f"lowerdir={folder},upperdir={layer}/upper,workdir={layer}/work"
-        steps += [
-            f"mount -t tmpfs tmpfs {shlex.quote(str(layer))}",
-            f"mkdir {shlex.quote(f'{layer}/upper')} {shlex.quote(f'{layer}/work')}",
-            f"mount -t overlay overlay -o {shlex.quote(options)} {shlex.quote(str(folder))}",
-            f"chmod 755 {shlex.quote(str(folder))}",
-        ]
-    return [tool("unshare"), "--mount", "sh", "-c", " && ".join([*steps, 'exec "$@"']), "sh"]
+    layer = scratch / "layer"
+    layer.mkdir()
+    steps = [
+        *layers(layer, closed),
+        *(shlex.join(["chmod", "755", str(folder)]) for folder in closed),
+        'exec "$@"',
+    ]
+    return [tool("unshare"), "--mount", "sh", "-c", " && ".join(steps), "sh"]
 
 
 def _closed(paths: Iterable[Path]) -> list[Path]:
