@@ -109,6 +109,13 @@ def test_all_skips_go_one_way() -> None:
     assert set(skips(TESTS)) == {Path(needs.__file__)}
 
 
+def test_what_a_test_needs_is_no_decorator_which_would_make_it_none() -> None:
+    """With `@needs_root` a test is never run: that is a call, not a way to mark a function."""
+    names = "|".join(name for name, value in vars(needs).items() if callable(value))
+    decorators = re.compile(rf"^\s*@({names})\b", re.MULTILINE)
+    assert [path for path in TESTS.rglob("*.py") if decorators.search(path.read_text())] == []
+
+
 def skips(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*.py"):
         if path != Path(__file__) and re.search(
