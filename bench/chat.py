@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.server import free_port
+
 CLIENTS = 1000
 ROUNDS = 5
 LINES = 60
@@ -31,8 +33,7 @@ SERVICES = Path(__file__).parent.parent / "examples" / "services"
 @contextlib.contextmanager
 def serving() -> Iterator[int]:
     """Serve the chat in a process of its own, and give its port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = free_port()
     program = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
     options = [
         "-n",

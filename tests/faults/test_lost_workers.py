@@ -20,6 +20,7 @@ from tests.faults.scale import Scale, number
 from tests.support.clients import connect
 from tests.support.daemon import Daemon, Start
 from tests.support.needs import tool
+from tests.support.ports import free_address
 from tests.support.served_workers import (
     START,
     Load,
@@ -146,8 +147,7 @@ def test_busy_workers_share_one_queue(daemon: Start, tmp_path: Path, kind: str) 
     if kind == "unix":
         running = daemon(*flags, "--listen", f"unix:{address}")
     else:
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            address = found.getsockname()
+        address = free_address()
         running = daemon(
             *(*flags, "--listen", "systemd:name=here"),
             under=(

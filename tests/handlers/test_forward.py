@@ -31,6 +31,7 @@ from echod.reasons import EndReason
 from echod.settings.definitions import LOOPBACK
 from echod.tls import TLSError, TLSFactory
 from tests.support.log import Log
+from tests.support.ports import free_port
 from tests.support.reactor import reactor
 from tests.support.serving import (
     Server,
@@ -165,12 +166,6 @@ def full_backlog() -> Iterator[int]:
         finally:
             for one in waiting:
                 one.close()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.mark.parametrize("kind", UPSTREAMS)

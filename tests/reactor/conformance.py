@@ -10,16 +10,15 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import json
-import random
-import socket
 import sys
 import unittest
-from pathlib import Path
 from typing import Any
 
 import uvloop
 from twisted.internet.test import connectionmixins
 from twisted.internet.test.reactormixins import ReactorBuilder
+
+from tests.support.ports import free_address
 
 #: Seconds after which a test's reactor is stopped, and after which the process is ended.
 REACTOR_TIMEOUT = 15
@@ -39,33 +38,6 @@ def make_reactor(case: Any) -> Any:
     return UvloopReactor(loop)
 
 
-def find_free_port(
-    interface: str = "127.0.0.1",
-    family: int = socket.AF_INET,
-    type: int = socket.SOCK_STREAM,  # noqa: A002 - the name is Twisted's
-) -> tuple[Any, ...]:
-    """An address that is free, and stays so until a test binds it.
-
-    Twisted's own function lets the kernel choose the port and gives it back, so that the kernel
-    may give it to another process before the test has bound it. This takes one that the kernel
-    assigns to no process.
-    """
-    given = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    first, last = map(int, given)
-    others = [port for port in range(10_000, 1 << 16) if not first <= port <= last]
-    for port in random.sample(others, len(others)):
-        address = socket.getaddrinfo(interface, port, family, type)[0][4]
-        with socket.socket(family, type) as probe:
-            try:
-                probe.bind(address)
-            except OSError:
-                continue
-        # A link-local host goes with its interface, as in Twisted's function.
-        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-        return (socket.getnameinfo(address, numeric)[0], port)
-    raise OSError("every port is in use")
-
-
 class Result(unittest.TestResult):
     """A result that ends the process, with all stacks on stderr, when a test hangs."""
 
@@ -77,7 +49,7 @@ class Result(unittest.TestResult):
 def suite(name: str) -> unittest.TestSuite:
     """All tests of ``twisted.internet.test.test_<name>`` which are built for each reactor."""
     ReactorBuilder._reactors = ["conformance.make_reactor"]
-    connectionmixins.findFreePort = find_free_port
+    connectionmixins.findFreePort = free_address
     module = importlib.import_module(f"twisted.internet.test.test_{name}")
     found = unittest.TestSuite()
     for case in vars(module).values():

@@ -16,6 +16,7 @@ from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import REACTOR, Daemon, Start
 from tests.support.needs import not_here
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE, block_until
 
 
@@ -120,8 +121,7 @@ def test_connections_are_passed_on(service: Start) -> None:
 
 
 def test_its_own_metrics_stand_beside_echods(service: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        status = free.getsockname()[1]
+    status = free_port()
     running = service(
         *("--handler", "measured:shout:times=2"),
         *("--status", f"tcp:{status}:interface=127.0.0.1"),

@@ -19,6 +19,7 @@ import pytest
 from tests.support.clients import BANNER, connect, receive, receive_all, warm_up
 from tests.support.daemon import CONCURRENT, MODELS, Daemon, Start, nothing_kept, starting
 from tests.support.needs import tool
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE
 
 
@@ -403,8 +404,7 @@ def test_the_example_of_the_settings_listens_over_ipv4_and_ipv6(
 ) -> None:
     example = Path(__file__).parents[2] / "etc" / "echod.toml"
     (line,) = re.findall(r"^#(listen = .*)", example.read_text(), re.MULTILINE)
-    with socket.create_server(("127.0.0.1", 0)) as reserved:  # a port that is free, a moment on
-        port = reserved.getsockname()[1]
+    port = free_port()
     (tmp_path / "echod.toml").write_text(line.replace("8888", str(port)))
     running = daemon("--config=echod.toml", listening=True)
     running.wait_for("Socket now listening", 2)

@@ -19,6 +19,7 @@ from tests.support.clients import connect, receive, receive_all
 from tests.support.daemon import REACTOR, TERMINATED, Daemon, Start
 from tests.support.needs import needs_root, not_here, tool
 from tests.support.permissions import open_to_all, python_for_all
+from tests.support.ports import free_port
 from tests.support.programs import SCRIPTS, run
 from tests.support.proxy_headers import line
 from tests.support.served_workers import (
@@ -514,8 +515,7 @@ def test_workers_share_a_unix_socket_and_listeners_behind_a_proxy_and_with_tls(
 def test_workers_share_a_socket_of_systemd(daemon: Start, tmp_path: Path) -> None:
     write_handler(tmp_path)
     activate = tool("systemd-socket-activate")
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    port = free_port()
     running = daemon(
         *("--handler", "answers:who", "--listen", "systemd:name=here", "--workers", "2"),
         under=(activate, f"--listen=127.0.0.1:{port}", "--fdname=here"),
