@@ -6,7 +6,7 @@ reactor adapts it, as in `IReactorUNIX(reactor)`. This file has the types that T
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from twisted.internet.interfaces import IConsumer, IPushProducer, ISystemHandle, ITransport
 
@@ -43,3 +43,10 @@ class Stream(ITransport, IPushProducer, IConsumer, ISystemHandle):
 
     def setTcpKeepAlive(enabled: bool) -> None:
         """Set whether the kernel checks that the peer is there."""
+
+
+class Writer(Protocol):
+    """Takes bytes, and sends them."""
+
+    def write(self, data: bytes, /) -> None:
+        """Send `data`, in order."""

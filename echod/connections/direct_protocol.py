@@ -28,7 +28,7 @@ from echod.turns import FREE, LONG, PACE, Share
 
 if TYPE_CHECKING:
     from echod.connections.message_protocol import Collected
-    from echod.interfaces import Stream
+    from echod.interfaces import Stream, Writer
     from echod.messages.framing import DirectFraming
     from echod.tls import TLSConnection
 
@@ -55,12 +55,14 @@ class DirectProtocol(EchoProtocol):
     # Whether the framing leaves replies as they are.
     _replies_are_plain: ClassVar[bool] = True
 
-    __slots__ = ("_kernel_counts", "_respond", "_send", "_tls_counts")
+    __slots__ = ("_count_below", "_respond", "_writer")
 
     def __init__(self, owner: Owner) -> None:
         EchoProtocol.__init__(self, owner)
-        self._send: Callable[[bytes], None] = self._write
-        self._kernel_counts = self._tls_counts = False
+        # Replies are written to uvloop's transport or to TLS, which count the bytes below, to this
+        # object, or to nothing. (Not by a method of it, which would be one more object.)
+        self._writer: Writer = self
+        self._count_below: Callable[[DirectProtocol], tuple[int, int]] | None = None
         # The handler's `received`. From the first coroutine on it lends a task, too: since then
         # the context of the conversation knows its client, and the loop's lender is known.
         self._respond: Callable[[bytes], object]
@@ -69,9 +71,7 @@ class DirectProtocol(EchoProtocol):
         EchoProtocol._make_handler(self)
         self._respond = self._received
 
-    def connect_directly(
-        self, transport: Stream, write: Callable[[bytes], None]
-    ) -> Callable[[bytes], None]:
+    def connect_directly(self, transport: Stream, writer: Writer) -> Callable[[bytes], None]:
         """Return the function that the uvloop reactor calls for each read, instead of
         `dataReceived`.
 
@@ -80,14 +80,14 @@ class DirectProtocol(EchoProtocol):
 
         Args:
             transport: the transport that `makeConnection` will get.
-            write: the fastest way to write, as long as the connection is open.
+            writer: the fastest way to write, as long as the connection is open.
         """
         own = type(self).dataReceived is DirectProtocol.dataReceived
         handle: Any = transport.getHandle()
         if not own or not counts_bytes(handle):
             return self.dataReceived
-        self._kernel_counts = True
-        self._send = write
+        self._count_below = _counted_by_kernel
+        self._writer = writer
         return self._answer
 
     def connect_over_tls(self, tls: TLSConnection) -> Callable[[bytes], None]:
@@ -101,9 +101,11 @@ class DirectProtocol(EchoProtocol):
         own = type(self).dataReceived is DirectProtocol.dataReceived
         if not own or not tls.has_context:
             return self.dataReceived
-        self._tls_counts = True
-        self._send = tls.write
+        self._count_below = _counted_by_tls
+        self._writer = tls
         return self._answer
+
+    write = EchoProtocol._write  # as its own writer
 
     def dataReceived(self, data: bytes) -> None:
         if self._direct:
@@ -115,9 +117,9 @@ class DirectProtocol(EchoProtocol):
 
     def _answer(self, data: bytes) -> None:
         if len(data) <= self._direct:
-            # This is the whole cost of most messages. So there is no avoidable call, and no
-            # attribute is called like a method, because the interpreter is slower at that.
-            self._direct_messages += 1
+            # This is the whole cost of most messages. So there is no avoidable call, and the
+            # function in `_respond` is not called like a method, which is slower.
+            self._direct_messages += 1.0
             respond = self._respond
             try:
                 reply = respond(data)
@@ -125,8 +127,7 @@ class DirectProtocol(EchoProtocol):
                 self.fail(Failure())
                 return
             if type(reply) is bytes:
-                send = self._send
-                send(reply)
+                self._writer.write(reply)
             elif reply is not None:
                 self._process_directly(reply)
         elif self._direct:
@@ -141,7 +142,7 @@ class DirectProtocol(EchoProtocol):
     def _answer_two(self, first: bytes, second: bytes) -> None:  # noqa: C901 - as below
         """As `_answer_all`, for a short read of two messages, which needs no share of the turn."""
         respond = self._respond
-        self._direct_messages += 1
+        self._direct_messages += 1.0
         try:
             reply = respond(first)
         except BaseException:
@@ -159,7 +160,7 @@ class DirectProtocol(EchoProtocol):
             return
         replies, failure = [reply], None
         self._batch = (replies, None)
-        self._direct_messages += 1
+        self._direct_messages += 1.0
         try:
             reply = respond(second)
             if type(reply) is bytes:
@@ -168,8 +169,8 @@ class DirectProtocol(EchoProtocol):
         except BaseException:
             reply, failure = None, Failure()
         # As `_send_last`, whose calls would make this read take 7 % more instructions.
-        fixed = self._kernel_counts or self._tls_counts or self._outbox is not None
-        send = self._send if fixed else self.transmit
+        fixed = self._count_below is not None or self._outbox is not None
+        writer = self._writer if fixed else None
         self._batch = None
         if opening.locked():
             with opening:
@@ -177,8 +178,10 @@ class DirectProtocol(EchoProtocol):
         if replies:
             if replies[0] is _TAKEN_OVER:
                 self._send_behind(replies, None)
+            elif writer is not None:
+                writer.write(b"".join(replies))
             else:
-                send(b"".join(replies))
+                self.transmit(b"".join(replies))
         if reply is not None:
             self._process_directly(reply)
         elif failure is not None:
@@ -300,7 +303,7 @@ class DirectProtocol(EchoProtocol):
                     self._respond = model.lender.lending(self._received)
                 if type(settled) is bytes:
                     plain = self._replies_are_plain
-                    self._send(settled if plain else self._owner.framing.encode(settled))
+                    self._writer.write(settled if plain else self._owner.framing.encode(settled))
                     return
             if not self._has_replied(settled):
                 self._hold().in_flight = True
@@ -343,9 +346,9 @@ class DirectProtocol(EchoProtocol):
 
     def _write_of_replies(self) -> Callable[[bytes], None]:
         """Return what writes behind an outbox that is open, and past one that is opened later."""
-        # An outbox has made `_send` be `_write`, which looks for one at each call.
-        fixed = self._kernel_counts or self._tls_counts or self._outbox is not None
-        return self._send if fixed else self.transmit
+        # An outbox has made `_writer` be this object, which looks for one at each call.
+        fixed = self._count_below is not None or self._outbox is not None
+        return self._writer.write if fixed else self.transmit
 
     def _send_batch(self, batch: Collected) -> None:
         if isinstance(batch, tuple):
@@ -385,22 +388,24 @@ class DirectProtocol(EchoProtocol):
         ):
             return super().push_here(framed)
         self._seen_activity = -1
-        send = self._send if outbox is None else outbox.transmit
-        send(framed)
+        if outbox is None:
+            self._writer.write(framed)
+        else:
+            outbox.transmit(framed)
         if not self._direct and self.is_blocked:
             self._open_outbox().held = len(framed)
         return True
 
     def _open_outbox(self) -> Outbox:
         outbox = super()._open_outbox()
-        if self._send is not _discard:
-            self._send = self._write
+        if self._writer is not _CLOSED:
+            self._writer = self
         return outbox
 
     def _fastest_write(self) -> Callable[[bytes], None] | None:
-        write = self._send
+        writer = self._writer
         # In this order: with a reason, `_stop` may have replaced it.
-        return write if self._is_counted_below and self._reason is None else None
+        return writer.write if self._is_counted_below and self._reason is None else None
 
     # As in `EchoProtocol`, without the calls that are for a result to wait for, or for a closing
     # in several turns: most connections begin and end like this.
@@ -423,9 +428,8 @@ class DirectProtocol(EchoProtocol):
         self._handler_open = True
         self._direct = self._longest_direct()
         if model.greets and (data := greeting_of(greeting, owner.framing, owner.banner)):
-            send = self._send
-            send(data)
-            if self._kernel_counts:  # otherwise `send` has counted it
+            self._writer.write(data)
+            if self._count_below is _counted_by_kernel:  # otherwise the writer has counted it
                 self._bytes_sent += len(data)
 
     def readConnectionLost(self) -> None:
@@ -434,57 +438,44 @@ class DirectProtocol(EchoProtocol):
         if self._direct and self._outbox is None and self._close_at_once():
             self._input_ended = True
             self._state, self._reason = _BOTH_ENDED, _CLIENT
-            self._session, self._direct, self._send = CLOSED, 0, _discard
+            self._session, self._direct, self._writer = CLOSED, 0, _CLOSED
             self._owner.turns.leave(self, self.transport)
             if not self._direct_messages and self._seen_activity == UNSEEN:
                 # No message and no push: the kernel has counted no more than is counted here.
-                self._kernel_counts = False
+                self._count_below = None
         else:
             super().readConnectionLost()
 
     def _stop(self) -> None:
         # The fastest way is only for open connections, and keeps the transport alive.
-        self._send = self._write
+        self._writer = self
         super()._stop()
 
     def _finish(self) -> None:
-        if self._kernel_counts or self._tls_counts:  # without a call: each connection comes here
-            self._bytes_received, self._bytes_sent = self._moved()
-            self._kernel_counts = self._tls_counts = False
-        self._send = _discard
+        if self._count_below is not None:
+            self._bytes_received, self._bytes_sent = self._count_below(self)
+            self._count_below = None
+        self._writer = _CLOSED
         EchoProtocol._finish(self)
 
     @property
     def figures(self) -> tuple[int, int, int]:
-        messages = self._direct_messages
+        messages = int(self._direct_messages)
         if self._session is not None:
             messages += self._session.messages
-        if self._kernel_counts or self._tls_counts:  # as above
-            return messages, *self._moved()
+        if self._count_below is not None:
+            return messages, *self._count_below(self)
         return messages, self._bytes_received, self._bytes_sent
 
     @property
     def _is_counted_below(self) -> bool:
-        """Whether the kernel or TLS counts the bytes, and `_send` is theirs."""
-        return self._kernel_counts or self._tls_counts
+        """Whether the kernel or TLS counts the bytes, and `_writer` is theirs."""
+        return self._count_below is not None
 
     def _begins_with_tls(self) -> bool:
         # The look at the interface takes noticeable time, and here no layer is above the socket.
-        return not self._kernel_counts and EchoProtocol._begins_with_tls(self)
-
-    def _moved(self) -> tuple[int, int]:
-        """Return the bytes received, without a PROXY header, and sent, as TLS or the kernel counts
-        them.
-        """
-        if self._tls_counts:
-            tls: TLSConnection = self.transport  # type: ignore[assignment]
-            return tls.received, tls.sent
-        # Here no layer is above the socket: see `connect_directly`.
-        handle: Any = self.transport.getHandle()
-        received, sent = counted(handle, input_ended=self._input_ended)
-        if (proxy := self.client.proxy) is not None:
-            received = max(0, received - proxy.size)
-        return received, sent
+        by_kernel = self._count_below is _counted_by_kernel
+        return not by_kernel and EchoProtocol._begins_with_tls(self)
 
 
 class DirectFramedProtocol(DirectProtocol):
@@ -514,7 +505,7 @@ class DirectFramedProtocol(DirectProtocol):
             self._hold().receive(data)
             self._answer_messages()
         elif len(messages) == 1:
-            self._direct_messages += 1
+            self._direct_messages += 1.0
             respond = self._respond
             try:
                 reply = respond(messages[0])
@@ -523,8 +514,7 @@ class DirectFramedProtocol(DirectProtocol):
                 self.fail(Failure())
                 return
             if framed is not None:
-                send = self._send
-                send(framed)
+                self._writer.write(framed)
             elif reply is not None:
                 self._process_directly(reply)
         else:
@@ -540,5 +530,28 @@ def _cut(data: bytes, size: int) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
-def _discard(data: bytes) -> None:
-    """Do nothing, because the connection is closed."""
+class _Closed:
+    """The writer of a connection that is closed."""
+
+    def write(self, data: bytes, /) -> None:
+        """Do nothing."""
+
+
+_CLOSED = _Closed()
+
+
+# Each returns the bytes received, without a PROXY header, and sent.
+
+
+def _counted_by_kernel(connection: DirectProtocol) -> tuple[int, int]:
+    # Here no layer is above the socket: see `connect_directly`.
+    handle: Any = connection.transport.getHandle()
+    received, sent = counted(handle, input_ended=connection._input_ended)
+    if (proxy := connection.client.proxy) is not None:
+        received = max(0, received - proxy.size)
+    return received, sent
+
+
+def _counted_by_tls(connection: DirectProtocol) -> tuple[int, int]:
+    tls: TLSConnection = connection.transport  # type: ignore[assignment]
+    return tls.received, tls.sent

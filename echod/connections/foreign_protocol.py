@@ -56,7 +56,7 @@ from echod.reasons import EndReason
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
-    from echod.interfaces import Stream
+    from echod.interfaces import Stream, Writer
     from echod.tls import Context as TLSContext
 
 T = TypeVar("T")
@@ -196,19 +196,17 @@ class ForeignProtocol(ConnectionProtocol):
 
     # The direct path.
 
-    def connect_directly(
-        self, transport: Stream, write: Callable[[bytes], None]
-    ) -> Callable[[bytes], object]:
+    def connect_directly(self, transport: Stream, writer: Writer) -> Callable[[bytes], object]:
         """Return the function that the uvloop reactor calls for each read.
 
         Args:
             transport: the transport that `makeConnection` will get.
-            write: the fastest way to write, as long as the connection is open.
+            writer: the fastest way to write, as long as the connection is open.
         """
         if not counts_traffic(transport) or not has_context(transport):
             return self.dataReceived
         self._kernel_counts = True
-        self._write_directly = write
+        self._write_directly = writer.write
         try:
             self._user = self._make()
             receiver = self._receiver()

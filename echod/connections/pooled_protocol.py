@@ -29,7 +29,7 @@ class PooledProtocol(EchoProtocol):
             submit, run = cast("InPool", self._owner.model).submit, self._context.run
             arguments = (self._reply_from, self._received, data)
             self._pending = submit(self._answered_directly, run, arguments)
-            self._direct_messages += 1
+            self._direct_messages += 1.0
         except Busy as busy:
             self._turn_away(busy)
 

@@ -12,7 +12,7 @@ from echod.text import clipped, escape
 if TYPE_CHECKING:
     from echod.connections.lifecycle import ConnectionProtocol
     from echod.handlers.client import Client
-    from echod.interfaces import Stream
+    from echod.interfaces import Stream, Writer
     from echod.proxy_header import Address
 
     _Base = ConnectionProtocol
@@ -91,9 +91,7 @@ class _Recording(_Base):
 
     sees_input = True
 
-    def connect_directly(
-        self, transport: Stream, write: Callable[[bytes], None]
-    ) -> Callable[[bytes], None]:
+    def connect_directly(self, transport: Stream, writer: Writer) -> Callable[[bytes], None]:
         """Return the function that the uvloop reactor calls for each read."""
         return self.dataReceived
 

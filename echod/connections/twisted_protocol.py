@@ -47,7 +47,7 @@ from echod.reasons import EndReason
 
 if TYPE_CHECKING:
     from echod.connections.owner import Owner
-    from echod.interfaces import Stream
+    from echod.interfaces import Stream, Writer
 
 
 class TwistedProtocol(ForeignProtocol):
@@ -90,14 +90,12 @@ class TwistedProtocol(ForeignProtocol):
 
     # As the base asks for it.
 
-    def connect_directly(
-        self, transport: Stream, write: Callable[[bytes], None]
-    ) -> Callable[[bytes], object]:
+    def connect_directly(self, transport: Stream, writer: Writer) -> Callable[[bytes], object]:
         if not counts_traffic(transport) or not has_context(transport):
             return self.dataReceived
         # The user's protocol is made later, when the client's address is known.
         self._kernel_counts = self._is_direct = True
-        self._write_directly = write
+        self._write_directly = writer.write
         return self._receive
 
     def _make(self) -> object:

@@ -258,7 +258,7 @@ class StreamTransport:
         self.protocol = protocol
         connect_directly = getattr(protocol, "connect_directly", None)
         if connect_directly is not None:
-            self.data_received = connect_directly(self, self._uv.write)  # type: ignore[method-assign]
+            self.data_received = connect_directly(self, self._uv)  # type: ignore[method-assign]
             self._announce()
         elif self._is_below_tls:
             self._watch_writes()

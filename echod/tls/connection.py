@@ -66,7 +66,7 @@ from echod.tls.hello import ClientHello
 from echod.turns import FREE, LONG, Share, Turns
 
 if TYPE_CHECKING:
-    from echod.interfaces import Stream
+    from echod.interfaces import Stream, Writer
 
 # The largest content of a record (RFC 8446, 5.1): a smaller read would leave the rest in OpenSSL.
 RECORD = 2**14
@@ -240,16 +240,14 @@ class TLSConnection(StackedTransport, TLSLayer):
 
     # From the network.
 
-    def connect_directly(
-        self, transport: Stream, write: Callable[[bytes], None]
-    ) -> Callable[[bytes], None]:
+    def connect_directly(self, transport: Stream, writer: Writer) -> Callable[[bytes], None]:
         """Return the function that the uvloop reactor calls for each read.
 
         Args:
             transport: the transport that `makeConnection` will get.
-            write: the fastest way to write, as long as the connection is open.
+            writer: the fastest way to write, as long as the connection is open.
         """
-        self._pass_on = write
+        self._pass_on = writer.write
         return self.dataReceived
 
     def makeConnection(self, transport: Any) -> None:

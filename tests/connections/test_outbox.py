@@ -555,7 +555,7 @@ async def test_a_push_from_the_loop_counts_as_sent_and_calls_what_a_reply_calls(
         assert taken
         await client.receive(b"happy")
         assert connection.figures[2] == len(b"thread happy" if pushed_before else b"happy")
-        if connection._kernel_counts:
+        if connection._count_below is not None:
             assert {*calls} == {"send", "push", "push_here"}
 
 

@@ -383,7 +383,7 @@ class Server:
             read: Callable[[bytes], None] = protocol.dataReceived
             if self.way.directly:
                 assert isinstance(protocol, DirectProtocol)
-                read = protocol.connect_directly(transport, transport.write)
+                read = protocol.connect_directly(transport, transport)
                 assert read != protocol.dataReceived
             protocol.makeConnection(transport)
             yield protocol, transport, read

@@ -949,8 +949,8 @@ def test_a_protocol_may_be_called_by_uvloop_itself(harness: Harness) -> None:
     class Direct(Remembers):
         events: list[Any] = []  # noqa: RUF012
 
-        def connect_directly(self, transport: Any, write: Any) -> Any:
-            self.direct_write = write
+        def connect_directly(self, transport: Any, writer: Any) -> Any:
+            self.direct_write = writer.write
             return self.answer
 
         def answer(self, data: bytes) -> None:

@@ -8,6 +8,7 @@ import itertools
 import ssl
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1156,7 +1157,8 @@ def test_a_producer_that_comes_when_data_waits_already_is_paused_by_the_transpor
 ) -> None:
     wire = Wire(certificate, Plain())
     directly: list[bytes] = []
-    wire.connection.connect_directly(wire.lower, directly.append)  # type: ignore[arg-type]
+    writer = SimpleNamespace(write=directly.append)
+    wire.connection.connect_directly(wire.lower, writer)  # type: ignore[arg-type]
     wire.connect()
     wire.begin()
     wire.pass_on()
