@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import random
 import re
 import resource
 import selectors
@@ -25,6 +24,8 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from bench.server import free_port
 
 ACTIVE = 1000
 ROUNDS = 11
@@ -63,7 +64,7 @@ class Daemon:
 
     def __init__(self, workers: int) -> None:
         """Start it, and connect the active clients."""
-        self.port, self._status = free_ports()
+        self.port, self._status = free_port(), free_port()
         options = ["--port", str(self.port), "--status", f"tcp:{self._status}:interface=127.0.0.1"]
         options += ["--max-connections", "0", "--max-connections-per-address", "0"]
         options += ["--first-byte-timeout", "0", "--idle-timeout", "0", "--no-banner"]
@@ -145,16 +146,6 @@ class Daemon:
         self.active.close()
         self.process.terminate()
         self.process.wait()
-
-
-def free_ports() -> list[int]:
-    """Return two ports that no client gets for its own end."""
-    ports: list[int] = []
-    while len(ports) < 2:
-        port = random.randrange(10_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(port)
-    return ports
 
 
 def wait_for(port: int) -> None:
