@@ -205,9 +205,12 @@ class ConnectionProtocol(Protocol):
     def _counted_by_kernel(self) -> tuple[int, int] | None:
         """Return the bytes received, without a PROXY header, and sent; None: it does not count."""
         counted = traffic(self.transport, input_ended=self._input_ended)
-        if counted is None or self.client.proxy is None:
-            return counted
-        return max(0, counted[0] - self.client.proxy.size), counted[1]
+        return None if counted is None else self._without_header(counted)
+
+    def _without_header(self, counted: tuple[int, int]) -> tuple[int, int]:
+        """Return the bytes received, without a PROXY header, and sent, of those on the wire."""
+        proxy = self.client.proxy
+        return counted if proxy is None else (max(0, counted[0] - proxy.size), counted[1])
 
     @property
     def faults(self) -> tuple[str, ...]:
