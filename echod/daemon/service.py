@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from twisted.application.service import IServiceCollection, Service
 from twisted.internet.defer import Deferred, DeferredList, succeed
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
@@ -355,7 +355,7 @@ class EchoService(Service):
             self._watch.stop()
             self._watch = None
         if self._watch is None and threshold:
-            self._watch = StallWatch(IReactorFromThreads(self.reactor), threshold, self.metrics)
+            self._watch = StallWatch(IReactorTime(self.reactor), threshold, self.metrics)
             self._watch.start()
 
     def _when_listening(self) -> None:

@@ -1,42 +1,48 @@
 """Detect when the event loop is blocked, and log the code that blocks it.
 
-A thread watches. While the loop waits for events this costs nothing: the thread wakes up a few
-times in each `threshold`, sees that the reactor's thread has used no processor time since, and
-goes back to sleep. When the reactor's thread is at work, the watching thread sends it a call. If
-the call is not answered in time, a handler blocks the loop, and the log shows the current stack of
-the reactor's thread; it is logged again each time the duration has doubled.
+The loop beats: it calls itself twice in each `threshold`, and notes when such a beat was late. A
+thread watches. It wakes up when the beat that it waits for is late, or would be; mostly the loop
+has gone on by then, and the thread waits for a later beat. If it has not, a handler blocks the
+loop, and the log shows the current stack of the reactor's thread; it is logged again each time the
+duration has doubled.
+
+The thread alone could not tell. It needs the interpreter, and a busy loop, which lends it out for
+a moment only, may keep it from the thread for a second without being blocked at all. Each attempt
+to get it disturbs such a loop, so the thread wakes up seldom.
 
 Similar cases are told apart. If the process was stopped (SIGSTOP, a suspended machine) or got no
 processor time, there is no stack to blame. C code that holds the interpreter, such as a regular
-expression, stops the watching thread too: that thread then wakes up late, and finds that the
-reactor's thread has worked in the meantime.
+expression, stops the watching thread too; it is named if that thread gets the interpreter before
+the loop goes on, and it is counted in any case.
 
 Stalls are measured to a quarter of the threshold: a stall that lasts 1.25 times the threshold is
 always seen, and none is reported that was shorter than 0.75 times.
+
+`_due` and `_late` are shared by both threads. Each use of them is one operation, so they need no
+lock: the loop notes that a beat was late before it plans the next one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import queue
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import NamedTuple
 
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from echod.daemon.stacks import Frames, frames_under, from_handler, module_of, shown
 from echod.metrics import Metrics
 from echod.text import plural
+from echod.timers import cancel_timer
 
 log = Logger("echod.stalls")
 
-# If the innermost frame is in one of these, the event loop waits, and no handler is at work. With
-# a reactor that is not listed, the thread asks more often than it needs to.
+# If the innermost frame is in one of these, the event loop waits, and no handler is at work.
 WAITS_IN = frozenset(
     {
         "echod.reactor.reactor",
@@ -61,20 +67,6 @@ LOG_INTERVAL = 10.0
 WORTH_MENTIONING = 1.0
 
 
-class _Waited(NamedTuple):
-    """The result of a wait; times in seconds.
-
-    Attributes:
-        answered: when the reactor answered; None if it did not.
-        held: how long C code in the reactor's thread kept this thread from waking up.
-        paused: how long the process as a whole was kept from running.
-    """
-
-    answered: float | None
-    held: float
-    paused: float
-
-
 class _Stopped(Exception):
     """The watch is over."""
 
@@ -88,7 +80,7 @@ class StallWatch:
 
     def __init__(
         self,
-        reactor: IReactorFromThreads,
+        clock: IReactorTime,
         threshold: float,
         metrics: Metrics,
         seconds: Callable[[], float] = time.monotonic,
@@ -96,19 +88,24 @@ class StallWatch:
         """Set up; nothing runs yet.
 
         Args:
-            reactor: answers through its `callFromThread`.
+            clock: the reactor, for the beats.
             threshold: how long the loop may be blocked, in seconds.
             metrics: the watching thread counts stalls there.
             seconds: a monotonic clock, in seconds.
         """
-        self._reactor = reactor
+        self._timers = clock
         self.threshold = threshold
-        # On average, a stall is noticed half a period after it began.
+        # On average, a stall begins half a period before the beat that it delays was due.
         self._period = threshold / 2
         self._metrics = metrics
         self._seconds = seconds
-        self._answers: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        # When the next beat is due; and of each beat that was late, when it was due, and came.
+        self._due = 0.0
+        self._late: deque[tuple[float, float]] = deque()
+        self._beating: IDelayedCall | None = None
         self._thread: threading.Thread | None = None
+        self._over = threading.Lock()  # released when the watch is over
+        self._over.acquire()
         self._watched = 0
         self._clock = time.CLOCK_MONOTONIC
         self._silent_until = 0.0
@@ -119,10 +116,12 @@ class StallWatch:
         self._watched = threading.get_ident()
         if hasattr(time, "pthread_getcpuclockid"):  # not on macOS
             self._clock = time.pthread_getcpuclockid(self._watched)
+        self._plan_beat()
         thread = threading.Thread(target=self._watch, name="echod-stalls", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:  # no more threads are allowed: serve nevertheless
+            cancel_timer(self._beating)
             log.warn("Stall detection is off: {why}", why=str(error))
         else:
             self._thread = thread
@@ -131,79 +130,100 @@ class StallWatch:
         """Stop watching. Calling it again is harmless."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._answers.put(None)
+            cancel_timer(self._beating)
+            self._over.release()
             thread.join()
+
+    # In the reactor's thread.
+
+    def _plan_beat(self) -> None:
+        self._due = self._seconds() + self._period
+        self._beating = self._timers.callLater(self._period, self._beat)
+
+    def _beat(self) -> None:
+        came = self._seconds()
+        if self._length(self._due, came) >= self.threshold:
+            self._late.append((self._due, came))
+        self._plan_beat()
 
     # In the thread.
 
     def _watch(self) -> None:
-        idle_at = -1.0
         with contextlib.suppress(_Stopped):
             while True:
-                waited = self._wait(self._period)
-                if waited.held:
-                    self._show(waited.held, self._frame())
-                    self._count(waited.held)
-                # Read this before the frame: work that begins in between changes it.
-                used = self._used()
-                if used != idle_at:
-                    if self._frame() is not None:
-                        self._ask()
-                        used = -1.0
-                    idle_at = used
+                self._await_beat(self._due)
 
-    def _used(self) -> float:
-        """Processor time that the reactor's thread has used, in seconds."""
-        return time.clock_gettime(self._clock)
+    def _await_beat(self, due: float) -> None:
+        """Wait for a beat, and show where the loop is if it is late.
 
-    def _wait(self, patience: float) -> _Waited:
-        """Wait for an answer of the reactor's thread, for `patience` seconds.
+        Args:
+            due: when the beat is due.
+        """
+        shown, show_at, paused = False, self.threshold, 0.0
+        patience = self.threshold - self._length(due, self._seconds())
+        while True:
+            paused += self._wait(max(patience, 0.0))
+            if self._due != due:
+                break
+            frame, lasted = self._frame(), self._length(due, self._seconds()) - paused
+            if lasted >= show_at and frame is not None:
+                # At each doubling, so that a call that never returns is named again and again.
+                again = show_at > self.threshold
+                shown = self._show(lasted, frame, again=again) or shown
+                show_at = 2 * lasted
+            patience = self.threshold
+        self._count_stalls(paused, shown=shown)
+
+    def _length(self, due: float, until: float) -> float:
+        """Return how long a stall has lasted, in seconds.
+
+        Args:
+            due: when the beat was due that it delays.
+            until: its end, or now.
+        """
+        return until - due + self._period / 2
+
+    def _count_stalls(self, paused: float, *, shown: bool) -> None:
+        """Count the stalls that have ended.
+
+        Args:
+            paused: for how long the process did not run meanwhile, in seconds.
+            shown: whether the log has shown the stack of the first one.
+        """
+        while self._late:
+            lasted = self._length(*self._late.popleft()) - paused
+            if lasted >= self.threshold:
+                self._metrics.stalls += 1
+                self._metrics.stalled += lasted
+                if shown:
+                    log.warn("The event loop continues after {seconds:.2f} s", seconds=lasted)
+            shown = False
+
+    def _wait(self, patience: float) -> float:
+        """Wait for `patience` seconds.
+
+        Returns:
+            For how long the process did not run meanwhile, at most, in seconds.
 
         Raises:
             _Stopped: the watch is over.
         """
         due, used = self._seconds() + patience, self._used()
-        answered = None
-        with contextlib.suppress(queue.Empty):
-            answered = self._answers.get(timeout=patience)
-            if answered is None:
-                raise _Stopped
+        if self._over.acquire(timeout=patience):
+            raise _Stopped
         late = self._seconds() - due
-        if late < self.threshold:
-            return _Waited(answered, 0.0, 0.0)
-        worked = self._used() - used
-        if worked >= self.threshold:
-            return _Waited(answered, worked, 0.0)
+        if late < self.threshold or self._used() - used >= self.threshold:
+            return 0.0
         if late >= WORTH_MENTIONING:
             log.warn(
                 "The process did not run for {seconds:.1f} s: it was stopped, or got no CPU time",
                 seconds=late,
             )
-        return _Waited(answered, 0.0, late)
+        return patience + late
 
-    def _ask(self) -> None:
-        """Measure how long the current work of the reactor's thread takes."""
-        asked = self._seconds() - self._period / 2
-        self._reactor.callFromThread(self._answer)
-        shown, show_at = False, 0.0
-        waited = self._wait(self.threshold - self._period / 2)
-        while waited.answered is None:
-            asked += waited.paused
-            frame, lasted = self._frame(), self._seconds() - asked
-            if lasted >= show_at and not waited.paused and frame is not None:
-                # At each doubling, so that a call that never returns is named again and again.
-                shown = self._show(lasted, frame, again=show_at > 0) or shown
-                show_at = 2 * lasted
-            waited = self._wait(self.threshold)
-        lag = waited.answered - asked - waited.paused
-        if lag >= self.threshold:
-            self._count(lag)
-            if shown:
-                log.warn("The event loop continues after {seconds:.2f} s", seconds=lag)
-
-    def _answer(self) -> None:
-        """Answer, in the reactor's thread."""
-        self._answers.put(self._seconds())
+    def _used(self) -> float:
+        """Processor time that the reactor's thread has used, in seconds."""
+        return time.clock_gettime(self._clock)
 
     def _frame(self) -> FrameType | None:
         """Return the innermost frame of the reactor's thread; None while it waits for events."""
@@ -211,11 +231,7 @@ class StallWatch:
         waits = frame is None or frame.f_globals.get("__name__") in WAITS_IN
         return None if waits else frame
 
-    def _count(self, seconds: float) -> None:
-        self._metrics.stalls += 1
-        self._metrics.stalled += seconds
-
-    def _show(self, seconds: float, frame: FrameType | None, *, again: bool = False) -> bool:
+    def _show(self, seconds: float, frame: FrameType, *, again: bool) -> bool:
         """Log the stack that blocks the loop, unless a short stall follows another.
 
         Args:

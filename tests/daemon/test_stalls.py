@@ -3,12 +3,11 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import pytest_twisted
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 
 from echod.daemon import stalls
 from echod.daemon.stalls import StallWatch
@@ -24,30 +23,14 @@ THRESHOLD = 0.3
 LONG = 3 * THRESHOLD
 
 
-class Asked:
-    """The reactor, which counts how often it is asked for an answer."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def callFromThread(self, function: Callable[[], Any]) -> None:
-        self.count += 1
-        reactor.callFromThread(function)
-
-
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
 
 
 @pytest.fixture
-def asked() -> Asked:
-    return Asked()
-
-
-@pytest.fixture
-def watch(asked: Asked, metrics: Metrics) -> Iterator[StallWatch]:
-    watching = StallWatch(asked, THRESHOLD, metrics)
+def watch(metrics: Metrics) -> Iterator[StallWatch]:
+    watching = StallWatch(reactor, THRESHOLD, metrics)
     watching.start()
     yield watching
     watching.stop()
@@ -163,10 +146,62 @@ async def test_what_takes_no_longer_than_the_threshold_is_not_mentioned(
     assert log.text.count("event loop") <= 2 * longer
 
 
+async def be_at_work(seconds: float) -> None:
+    """Let the event loop compute, a little in each turn.
+
+    Args:
+        seconds: for how long.
+    """
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        await deferLater(reactor, 0, sum, range(10_000))
+
+
 @pytest_twisted.ensureDeferred
-async def test_a_loop_that_waits_is_left_alone(watch: StallWatch, asked: Asked) -> None:
-    await deferLater(reactor, 5 * THRESHOLD)
-    assert asked.count <= 2
+async def test_a_loop_that_is_busy_is_not_blocked(
+    watch: StallWatch, metrics: Metrics, log: Log
+) -> None:
+    # The watching thread hardly gets the interpreter meanwhile.
+    await be_at_work(10 * THRESHOLD)
+    await deferLater(reactor, 2 * THRESHOLD)
+    assert metrics.stalls == 0
+    assert "The event loop" not in log.text
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_stall_is_measured_to_a_quarter_of_the_threshold(
+    busy: bool, watch: StallWatch, metrics: Metrics
+) -> None:
+    if busy:
+        await be_at_work(2 * THRESHOLD)
+    for _ in range(2):
+        stalls, stalled, began = metrics.stalls, metrics.stalled, time.monotonic()
+        await deferLater(reactor, 0, time.sleep, LONG)
+        await eventually(lambda stalls=stalls: metrics.stalls > stalls)
+        took = time.monotonic() - began
+        assert metrics.stalls == stalls + 1
+        assert (metrics.stalled - stalled - LONG) / THRESHOLD >= -0.26
+        assert metrics.stalled - stalled <= took + 0.26 * THRESHOLD
+
+
+@pytest.mark.parametrize(
+    ("late", "paused", "counted"),
+    [(0.0, 0.0, 0), (0.74, 0.0, 0), (0.76, 0.0, 1), (9.0, 0.0, 1), (9.0, 9.0, 0), (9.0, 8.0, 1)],
+)
+def test_a_late_beat_is_a_stall_that_began_half_a_period_before_unless_the_process_was_paused(
+    metrics: Metrics, late: float, paused: float, counted: int
+) -> None:
+    clock = Clock()
+    watching = StallWatch(clock, 1.0, metrics, seconds=clock.seconds)
+    watching._due = clock.seconds() + late
+    clock.advance(2 * late)
+    watching._beat()
+    (planned,) = clock.getDelayedCalls()
+    assert planned.getTime() == watching._due == clock.seconds() + 0.5
+    watching._count_stalls(paused, shown=False)
+    assert metrics.stalls == counted
+    assert metrics.stalled == pytest.approx((late + 0.25 - paused) * counted)
 
 
 @pytest_twisted.ensureDeferred
@@ -186,7 +221,7 @@ async def test_a_handler_that_is_slow_each_time_does_not_fill_the_log(
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_a_threads_processor_time_cannot_be_had_the_loop_is_asked_more_often(
+async def test_where_a_threads_processor_time_cannot_be_had_nothing_is_taken_for_a_pause(
     metrics: Metrics, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(stalls.time, "pthread_getcpuclockid")  # type: ignore[attr-defined]
@@ -213,7 +248,6 @@ def test_a_process_that_stood_still_blames_nobody(
     times, uses = iter([100.0, 100.0 + 0.05 + late]), iter([5.0, 5.0 + worked])
     watching = StallWatch(reactor, THRESHOLD, metrics, seconds=lambda: next(times))
     monkeypatch.setattr(watching, "_used", lambda: next(uses))
-    waited = watching._wait(0.05)
-    assert waited.held == worked
-    assert (waited.paused > 0) is bool(said)
+    paused = watching._wait(0.05)
+    assert bool(paused) is bool(said)
     assert said in log.text
