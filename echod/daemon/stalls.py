@@ -93,7 +93,7 @@ class StallWatch:
             metrics: the watching thread counts stalls there.
             seconds: a monotonic clock, in seconds.
         """
-        self._timers = clock
+        self._clock = clock
         self.threshold = threshold
         # On average, a stall begins half a period before the beat that it delays was due.
         self._period = threshold / 2
@@ -107,7 +107,7 @@ class StallWatch:
         self._over = threading.Lock()  # released when the watch is over
         self._over.acquire()
         self._watched = 0
-        self._clock = time.CLOCK_MONOTONIC
+        self._processor_clock = time.CLOCK_MONOTONIC
         self._silent_until = 0.0
         self._untold = 0
 
@@ -115,7 +115,7 @@ class StallWatch:
         """Watch the calling thread, which runs the reactor."""
         self._watched = threading.get_ident()
         if hasattr(time, "pthread_getcpuclockid"):  # not on macOS
-            self._clock = time.pthread_getcpuclockid(self._watched)
+            self._processor_clock = time.pthread_getcpuclockid(self._watched)
         self._plan_beat()
         thread = threading.Thread(target=self._watch, name="echod-stalls", daemon=True)
         try:
@@ -138,7 +138,7 @@ class StallWatch:
 
     def _plan_beat(self) -> None:
         self._due = self._seconds() + self._period
-        self._beating = self._timers.callLater(self._period, self._beat)
+        self._beating = self._clock.callLater(self._period, self._beat)
 
     def _beat(self) -> None:
         came = self._seconds()
@@ -223,7 +223,7 @@ class StallWatch:
 
     def _used(self) -> float:
         """Processor time that the reactor's thread has used, in seconds."""
-        return time.clock_gettime(self._clock)
+        return time.clock_gettime(self._processor_clock)
 
     def _frame(self) -> FrameType | None:
         """Return the innermost frame of the reactor's thread; None while it waits for events."""
