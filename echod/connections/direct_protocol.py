@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from operator import length_hint
 from threading import get_ident
@@ -88,7 +88,7 @@ class DirectProtocol(EchoProtocol):
             return self.dataReceived
         self._count_below = _kernel_count
         self._writer = writer
-        return self._answer
+        return self._answer_first
 
     def connect_over_tls(self, tls: TLSConnection) -> Callable[[bytes], None]:
         """Return the function that TLS calls for each record, instead of `dataReceived`.
@@ -114,6 +114,37 @@ class DirectProtocol(EchoProtocol):
             self._answer(data)
         else:
             self._inside(self._answer, data)
+
+    def _answer_first(self, data: bytes) -> None:
+        """Answer the first read; uvloop resumes the generator for each that follows.
+
+        It is made only now, because an idle connection needs none.
+        """
+        answering = self._answering(data)
+        stream: Any = self.transport
+        stream.receiveBy(answering.send)
+        next(answering)
+
+    def _answering(self, data: bytes) -> Generator[None, bytes, None]:
+        """As `_answer`, for read after read: it takes less time to go on than to be called."""
+        while True:
+            if len(data) <= self._direct:
+                self._direct_messages += 1.0
+                respond = self._respond
+                try:
+                    reply = respond(data)
+                except BaseException:
+                    self.fail(Failure())
+                else:
+                    if type(reply) is bytes:
+                        self._writer.write(reply)
+                    elif reply is not None:
+                        self._process_directly(reply)
+                    del reply
+            else:
+                self._answer(data)
+            del data  # an idle connection keeps neither
+            data = yield
 
     def _answer(self, data: bytes) -> None:
         if len(data) <= self._direct:
@@ -515,6 +546,9 @@ class DirectFramedProtocol(DirectProtocol):
                 self._process_directly(reply)
         else:
             self._answer_all(data, messages, framing)
+
+    # A call is a small part of what these reads take.
+    _answer_first = _answer
 
     # The direct one of chunk framing sends what is pushed as it is.
     push = EchoProtocol.push

@@ -549,6 +549,27 @@ async def test_a_subclass_may_look_at_what_comes() -> None:
     assert seen == [b"happy"]
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_a_connection_keeps_no_message_that_is_answered(way: str, certificate: Path) -> None:
+    kept: list[bytes] = []
+
+    def keep(message: bytes) -> bytes:
+        kept.extend((message, reply := b"OK..." + message))
+        return reply
+
+    factory = EchoFactory(reactor, handler=keep, banner=b"")
+    async with server_by(way, factory, certificate) as server:
+        client = await server.connect()
+        for _ in range(3):
+            client.send(b"happy")
+            await client.receive(b"OK...happy")
+        assert len(kept) == 6
+        only_here = [bytes(bytearray(b"happy"))]
+        expected = {sys.getrefcount(each) for each in only_here}
+        await eventually(lambda: {sys.getrefcount(each) for each in kept} == expected)
+
+
 @pytest_twisted.ensureDeferred
 async def test_without_a_thread_in_the_pool_a_client_is_told_so(log: Log) -> None:
     async with serving("defer-to-thread", banner=b"") as server:

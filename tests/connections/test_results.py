@@ -255,8 +255,12 @@ class Narrow(Transport):
         super().__init__()
         self.context = contextvars.copy_context()  # as uvloop's transports have
         self.full = False
+        self.receive: Callable[[bytes], object]
         self._handle = handle
         self._room = self.ROOM
+
+    def receiveBy(self, receive: Callable[[bytes], object]) -> None:
+        self.receive = receive
 
     def getHandle(self) -> socket.socket:
         return self._handle
@@ -373,20 +377,20 @@ class Server:
         assert not self._loop.calls
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[tuple[EchoProtocol, Narrow, Callable[[bytes], None]]]:
-        """Connect a protocol; the last that is given is what takes a read."""
+    def _connected(self) -> Iterator[tuple[EchoProtocol, Narrow]]:
+        """Connect a protocol."""
         protocol = self._factory.buildProtocol(None)
         assert isinstance(protocol, EchoProtocol)
         # The kernel counts for a socket that is connected to nothing, too.
         with socket.socket() as handle:
             transport = Narrow(handle)
-            read: Callable[[bytes], None] = protocol.dataReceived
+            transport.receive = protocol.dataReceived
             if self.way.directly:
                 assert isinstance(protocol, DirectProtocol)
-                read = protocol.connect_directly(transport, transport)
-                assert read != protocol.dataReceived
+                transport.receive = protocol.connect_directly(transport, transport)
+                assert transport.receive != protocol.dataReceived
             protocol.makeConnection(transport)
-            yield protocol, transport, read
+            yield protocol, transport
             assert not self._factory.connections
 
     def converse(
@@ -404,12 +408,12 @@ class Server:
         metrics = self._factory.metrics
         metrics.ended.clear()
         before = metrics.messages
-        with self._connected() as (protocol, wire, read):
+        with self._connected() as (protocol, wire):
             parts = [framed(kind, self.way.framing) for kind in kinds]
             for start, end in itertools.pairwise(sorted({0, len(kinds), *cuts})):
                 if self.way.patient or wire.producerState != "producing":
                     self._go_on(wire)
-                wire.context.run(read, b"".join(parts[start:end]))
+                wire.context.run(wire.receive, b"".join(parts[start:end]))
             if finish:
                 protocol.readConnectionLost()
             self._go_on(wire)
