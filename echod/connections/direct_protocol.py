@@ -126,7 +126,7 @@ class DirectProtocol(EchoProtocol):
         next(answering)
 
     def _answering(self, data: bytes) -> Generator[None, bytes, None]:
-        """As `_answer`, for read after read: to go on takes less time than to be called.
+        """Answer each read that is sent: to go on takes less time than to be called.
 
         This is the whole cost of most messages, so there is no avoidable call or look-up.
         """
